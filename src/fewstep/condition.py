@@ -1,0 +1,75 @@
+"""What a sample is conditioned on: class labels, named tensors (text embeddings), a guidance scale.
+
+One frozen type at the bottom, so that states, denoisers and objectives pass it on without looking inside. The label -1 stands for
+"no class": networks embed it as zero, as EDM does with dropped labels (Karras et al. 2022, App. F).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+NO_CLASS = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """A batch of conditions; every tensor's first dimension is the batch.
+
+    ``labels``: class ids (B,) int64 with -1 for none, or probabilities (B, K). ``context``: named tensors (B, ...).
+    ``guidance``: the scale w of classifier-free guidance (B,), for networks and wrappers that read it.
+    """
+
+    labels: Tensor | None = None
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    guidance: Tensor | None = None
+
+    def __len__(self) -> int:
+        for tensor in self._tensors():
+            return len(tensor)
+        return 0
+
+    def __getitem__(self, index: slice | Tensor) -> Condition:
+        """The condition of some of the samples."""
+        return self._map(lambda value: value[index])
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on another device."""
+        return self._map(lambda value: value.to(device))
+
+    def null(self) -> Condition:
+        """The unconditional counterpart: labels -1 (or zero probabilities), context zero, the same guidance scale."""
+        labels = self.labels
+        if labels is not None:
+            labels = torch.full_like(labels, NO_CLASS) if labels.dtype == torch.int64 else torch.zeros_like(labels)
+        return replace(self, labels=labels, context={k: torch.zeros_like(v) for k, v in self.context.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        """Concatenates batches; all parts must carry the same fields."""
+        first = parts[0]
+        return Condition(
+            None if first.labels is None else torch.cat([p.labels for p in parts if p.labels is not None]),
+            {k: torch.cat([p.context[k] for p in parts]) for k in first.context},
+            None if first.guidance is None else torch.cat([p.guidance for p in parts if p.guidance is not None]),
+        )
+
+    def _tensors(self) -> list[Tensor]:
+        return [v for v in (self.labels, *self.context.values(), self.guidance) if v is not None]
+
+    def _map(self, function) -> Condition:
+        return Condition(
+            None if self.labels is None else function(self.labels),
+            {k: function(v) for k, v in self.context.items()},
+            None if self.guidance is None else function(self.guidance),
+        )
+
+
+def as_condition(value: Condition | Tensor | None) -> Condition:
+    """Accepts what a denoiser accepts: a ``Condition``, a bare label tensor, or None."""
+    if isinstance(value, Condition):
+        return value
+    return Condition(labels=value)

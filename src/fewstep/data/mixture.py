@@ -1,0 +1,34 @@
+"""Gaussian mixtures in the plane, whose exact scores are known: the toy study of DisBack, App. E.2."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fewstep.data.dataset import Dataset
+from fewstep.denoisers import GaussianMixture
+from fewstep.random import Place
+from fewstep.schedule import Schedule
+
+
+def random_mixture(schedule: Schedule, components: int = 10, half_width: float = 4.0, std: float = 0.3, seed: int = 0) -> GaussianMixture:
+    """``components`` equal round Gaussians with means uniform in a square (the paper's "randomly selected 10 Gaussians", App. E.2)."""
+    place = Place(seed, "random-mixture")
+    means = torch.stack([place.uniform("x", components), place.uniform("y", components)], dim=1) * 2 * half_width - half_width
+    return GaussianMixture(schedule, torch.ones(components), means, torch.full((components,), std**2))
+
+
+def ring_mixture(schedule: Schedule, components: int = 8, radius: float = 2.0, std: float = 0.2) -> GaussianMixture:
+    """``components`` equal round Gaussians on a circle, each a class of its own."""
+    angles = torch.arange(components, dtype=torch.float64) * (2 * math.pi / components)
+    means = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.arange(components)
+    return GaussianMixture(schedule, torch.ones(components), means, torch.full((components,), std**2), labels)
+
+
+def sampled(mixture: GaussianMixture, count: int, seed: int = 0) -> Dataset:
+    """``count`` samples of a mixture as a data set without classes; its range is the samples' own."""
+    samples, _ = mixture.sample(count, Place(seed, "mixture-data"))
+    bound = float(samples.abs().max())
+    return Dataset(samples, None, 0, -bound, bound)

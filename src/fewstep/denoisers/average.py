@@ -1,0 +1,86 @@
+r"""The average of a model's weights over training (EMA), kept as a separate copy.
+
+After update number n (from 1) the average moves by 1 - beta(n) towards the weights:
+
+- ``HalfLife(h)``: beta = 0.5^(1 / min(h, ramp n)), an exponential average whose memory halves every h steps and is kept short at the start
+  (Karras et al. 2022, whose ramp-up ratio is 0.05);
+- ``PowerFunction(std)``: beta = (1 - 1 / n)^(gamma + 1), whose memory stays a fixed fraction of the run: its profile over training time is t^gamma,
+  of relative width ``std`` (Karras et al. 2024, Eq. 127: std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))).
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.errors import UserError
+
+
+@dataclass(frozen=True)
+class Decay(abc.ABC):
+    """How fast an average forgets."""
+
+    @abc.abstractmethod
+    def beta(self, update: int) -> float:
+        """The weight of the old average at update number ``update`` (from 1)."""
+
+
+@dataclass(frozen=True)
+class HalfLife(Decay):
+    """Halves its memory every ``steps``; ``ramp`` > 0 bounds the half-life by ramp times the updates so far."""
+
+    steps: float
+    ramp: float = 0.05
+
+    def beta(self, update: int) -> float:
+        if self.steps <= 0:
+            return 0.0
+        return 0.5 ** (1 / min(self.steps, self.ramp * update) if self.ramp > 0 else 1 / self.steps)
+
+
+@dataclass(frozen=True)
+class PowerFunction(Decay):
+    """Profile of relative width ``std`` in (0, 0.28): EDM2's 0.05, 0.10, ..."""
+
+    std: float = 0.1
+
+    @property
+    def gamma(self) -> float:
+        """The positive root of Eq. 127 (Karras et al. 2024, Alg. 2)."""
+        if not 0 < self.std < 0.288:
+            raise UserError(f"PowerFunction: std must be in (0, 0.288), got {self.std}.")
+        inverse = self.std**-2
+        return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+    def beta(self, update: int) -> float:
+        return (1 - 1 / update) ** (self.gamma + 1)
+
+
+class Averaged(nn.Module):
+    """The averaged copy of ``model``; called like it. ``update`` moves it, never a gradient."""
+
+    def __init__(self, model: nn.Module, decay: Decay):
+        super().__init__()
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self.updates = 0
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        return self.average(x, t, condition)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves towards the weights of ``model``, of which it was built; buffers are copied."""
+        self.updates += 1
+        step = 1 - self.decay.beta(self.updates)
+        averages, values = list(self.average.parameters()), list(model.parameters())
+        if averages:
+            torch._foreach_lerp_(averages, values, step)
+        for average, value in zip(self.average.buffers(), model.buffers(), strict=True):
+            average.copy_(value)

@@ -1,0 +1,51 @@
+"""What a denoiser is."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.schedule import Schedule
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Denoiser(nn.Module, abc.ABC):
+    """E[x_0 given x_t]: called as ``denoiser(x (B, *D), t (B,) or (), condition) -> x0 (B, *D)``.
+
+    The condition is a ``Condition``, a bare label tensor, or None. A denoiser never turns gradients off: score identity
+    and adversarial losses differentiate through frozen networks; the caller decides.
+    """
+
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> Schedule:
+        """The forward process whose x_t it takes."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape *D of one sample."""
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> int:
+        """How many classes it can be conditioned on; 0 for none."""
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        """See the class's docstring."""
+
+
+def copy_of(model: Model) -> Model:
+    """An independent trainable copy, with equal weights."""
+    return copy.deepcopy(model).requires_grad_(True)
+
+
+def freeze(model: Model) -> Model:
+    """The same model, in evaluation mode and with gradients to its parameters turned off."""
+    return model.requires_grad_(False).eval()

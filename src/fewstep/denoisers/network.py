@@ -1,0 +1,108 @@
+"""A network as a denoiser: x0 = skip(t) x + out(t) network(scale(t) x, label(t), condition).
+
+skip and out come from the prediction (see ``prediction``); scale and label say what the network wants to be fed. Both pairs are computed
+in float64 and then cast to x's type.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep import cost
+from fewstep.condition import Condition, as_condition
+from fewstep.denoisers.base import Denoiser
+from fewstep.errors import UserError
+from fewstep.prediction import Prediction
+from fewstep.schedule import Schedule, as_time, expand
+
+
+@dataclass(frozen=True)
+class Inputs(abc.ABC):
+    """What a network is fed."""
+
+    @abc.abstractmethod
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(the factor on x, the noise label), each (B,), float64."""
+
+
+@dataclass(frozen=True)
+class EDMInputs(Inputs):
+    """x of unit variance, and log(sigma / alpha) / 4 (Karras et al. 2022, Tab. 1); finite alpha only."""
+
+    sigma_data: float = 0.5
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return 1 / torch.sqrt(sigma**2 + (self.sigma_data * alpha) ** 2), torch.log(sigma / alpha) / 4
+
+
+@dataclass(frozen=True)
+class TimestepInputs(Inputs):
+    """x as it is, and the discrete index count t - 1 (Ho et al. 2020); for flows, count t with ``offset`` 0."""
+
+    count: float = 1000.0
+    offset: float = 1.0
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.count * t - self.offset
+
+
+_INPUTS: dict[str, type[Inputs]] = {"edm": EDMInputs, "timestep": TimestepInputs}
+
+
+def inputs_from(description: Mapping[str, Any]) -> Inputs:
+    """Rebuilds inputs from ``describe_inputs``."""
+    values = dict(description)
+    kind = values.pop("kind", None)
+    if kind not in _INPUTS:
+        raise UserError(f"inputs: unknown kind '{kind}'; it must be one of {', '.join(_INPUTS)}.")
+    return _INPUTS[kind](**values)
+
+
+def describe_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Plain values from which ``inputs_from`` rebuilds it."""
+    kind = next(name for name, cls in _INPUTS.items() if cls is type(inputs))
+    return {"kind": kind, **dataclasses.asdict(inputs)}
+
+
+class NetworkDenoiser(Denoiser):
+    """See the module's docstring. ``network(x, label (B,), Condition)``; ``shape`` is that of one sample."""
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, prediction: Prediction, inputs: Inputs, shape: tuple[int, ...], classes: int = 0
+    ):
+        super().__init__()
+        prediction.check(schedule)
+        self.network = network
+        self.prediction = prediction
+        self.inputs = inputs
+        self._schedule = schedule
+        self._shape = tuple(shape)
+        self._classes = classes
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def classes(self) -> int:
+        return self._classes
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        t = as_time(t).expand(len(x))
+        scale, label = self.inputs.scale_and_label(self._schedule, t)
+        emitted = self.network(expand(scale, x) * x, label.to(x.device, x.dtype), as_condition(condition))
+        cost.report(emitted)
+        # Under autocast the network emits a shorter type; the sum with x stays in x's.
+        return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)

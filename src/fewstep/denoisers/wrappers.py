@@ -1,0 +1,79 @@
+"""Denoisers around denoisers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.condition import Condition, as_condition
+from fewstep.denoisers.base import Denoiser
+from fewstep.errors import UserError
+from fewstep.schedule import Schedule, as_time, expand
+
+
+class _Wrapper(Denoiser):
+    """A denoiser that asks another one, and shares its schedule and shape."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.denoiser.shape
+
+    @property
+    def classes(self) -> int:
+        return self.denoiser.classes
+
+
+class Guided(_Wrapper):
+    """Classifier-free guidance (Ho and Salimans 2022): null + w (conditional - null); w = 1 is the conditional estimate.
+
+    ``scale`` is a number, or None to read w (B,) from the condition's ``guidance``. Two evaluations a call, in one batch.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float | None = None):
+        super().__init__(denoiser)
+        self.scale = scale
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        condition = as_condition(condition)
+        if condition.labels is None and not condition.context:
+            raise UserError("guidance needs a condition to guide towards: give labels or a context.")
+        if self.scale is not None:
+            scale: Tensor | float = self.scale
+        elif condition.guidance is not None:
+            scale = expand(condition.guidance, x)
+        else:
+            raise UserError("guidance without a scale: give Guided a number, or the condition a guidance scale.")
+        t = as_time(t).expand(len(x))
+        both = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), Condition.cat([condition, condition.null()]))
+        conditional, null = both.chunk(2)
+        return null + scale * (conditional - null)
+
+
+class Rescheduled(_Wrapper):
+    """The same denoiser seen under another forward process: x_t is scaled to the old process' at the time of equal signal-to-noise ratio.
+
+    The factor is sigma_old / sigma_new, which at equal ratio is also alpha_old / alpha_new and stays finite where alpha is 0. Ratios beyond the old
+    process' trained range are answered at its end.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule):
+        super().__init__(denoiser)
+        self._schedule = schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        old = self.denoiser.schedule
+        t = as_time(t)
+        there = old.time_of(self._schedule.log_snr(t)).clamp(old.t_min, old.t_max)
+        return self.denoiser(expand(old.sigma(there) / self._schedule.sigma(t), x) * x, there, condition)

@@ -1,0 +1,12 @@
+"""The one exception that speaks to the user.
+
+Everything that a user can mend (a recipe's key, a missing file, a combination that makes no sense) is raised as a
+``UserError`` whose text says in one sentence what is wrong, where, and what to do. The command line prints that sentence and
+exits with 2. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend; ``str(error)`` is one clear sentence."""

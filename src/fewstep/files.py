@@ -1,0 +1,166 @@
+"""Files that are whole or absent, and tensors that prove what they are.
+
+Nothing is written in place: a file is written aside in the same folder, synced, renamed over the old one, and the folder is
+synced, so that a crash at any moment leaves either the old file or the new one.
+
+Tensors are stored as safetensors (no pickle, nothing is executed when reading). All of a file's metadata is one JSON text under
+one key, because the order of several keys is not stable in that format and equal content must give equal bytes. The JSON carries a
+SHA-256 over the names, types, shapes and bytes of the tensors and over the metadata: a flipped byte is found when reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.errors import UserError
+
+_KEY = "fewstep"
+_held: dict[Path, int] = {}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content``, atomically and durably; readable by whom the umask allows.
+
+    Raises ``UserError`` when the disk is full or writing is not permitted; the old file is then untouched.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".aside", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(aside, 0o666 & ~_umask())
+            os.replace(aside, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(_why_not_written(path, error)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_bytes`` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
+    """Writes tensors and JSON metadata to one safetensors file; returns its digest (64 hexadecimal digits).
+
+    The same tensors and metadata give the same bytes, whoever writes them and whenever.
+    """
+    from safetensors.torch import save
+
+    plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    # A tensor that shares storage with another (tied weights, views) would be refused by safetensors.
+    plain = {name: value.clone() for name, value in sorted(plain.items())}
+    digest = digest_of(plain, metadata)
+    text = json.dumps({"digest": digest, **metadata}, sort_keys=True)
+    write_bytes(path, save(plain, metadata={_KEY: text}))
+    return digest
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads what ``write_tensors`` wrote: (tensors on the CPU, metadata without the digest).
+
+    Raises ``UserError`` naming the file when it is missing, cut short, altered, or not one of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; check the path.")
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            header = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is not a readable safetensors file ({error}); it may have been cut short.") from error
+    try:
+        metadata = json.loads(header[_KEY])
+        digest = metadata.pop("digest")
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: was not written by fewstep; its header has no '{_KEY}' entry to rebuild it from.") from error
+    if digest_of(tensors, metadata) != digest:
+        raise UserError(f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy.")
+    return tensors, metadata
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 over metadata, names, types, shapes and bytes, in the order of the names."""
+    sha = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        sha.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process: a second process gets a ``UserError``.
+
+    The lock is the kernel's (flock), so it goes with the process however that ends; the file ``lock`` that stays behind means nothing. A thread that holds a
+    folder may lock it again.
+    """
+    import fcntl
+
+    folder = Path(folder).absolute()
+    if _held.get(folder) == threading.get_ident():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / "lock", "ab")  # noqa: SIM115 (held for as long as the context)
+    except OSError as error:
+        raise UserError(_why_not_written(folder / "lock", error)) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another fewstep process is working in this folder; wait for it or stop it.") from error
+        _held[folder] = threading.get_ident()
+        try:
+            yield
+        finally:
+            del _held[folder]
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _why_not_written(path: Path, error: OSError) -> str:
+    remedy = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EFBIG: "it would exceed the file-size limit; raise the limit (ulimit -f)",
+        errno.EDQUOT: "the disk quota is used up; free some space",
+        errno.EACCES: "writing is not permitted; change the permissions or choose another folder",
+        errno.EPERM: "writing is not permitted; change the permissions or choose another folder",
+        errno.EROFS: "the file system is read-only; choose another folder",
+    }.get(error.errno or 0, f"{error.strerror or error}; choose another folder")
+    return f"{path}: could not be written: {remedy}."

@@ -1,0 +1,72 @@
+r"""The mismatch degree of a teacher (DisBack, Eq. 9): how far its score is from the true score of a distribution.
+
+With the stable target field of reference samples standing for the true score (Eq. 18; see ``denoisers.field``), per noise level,
+
+    d(level) = E | score_teacher(x_t, t) - score_field(x_t, t) |  ,   x_t = alpha x_0 + sigma eps,
+
+the root mean square a dimension, in units in which the score of pure noise has size 1 (times sigma): |D_teacher - D_field| alpha / sigma. Two readings, as Fig. 11 has them:
+
+- ``training_mismatch``: x_0 and references are training data: the teacher's own error, the ideal lower bound;
+- ``assessed_mismatch``: x_0 and references are the samples of a student, which is what Sec. 5.3 describes: how little the teacher's score is the student's.
+
+The references contain the sample's own x_0 (Xu et al. 2022). At levels where the effective sample size 1 / sum w^2 is below 2, the field only repeats that x_0: these are marked unreliable
+and left out of the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.condition import Condition
+from fewstep.data import Dataset
+from fewstep.denoisers import Denoiser, StableTargetField
+from fewstep.random import Place
+
+LEVELS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+
+
+@dataclass(frozen=True)
+class MismatchDegree:
+    """Per level sigma / alpha: the degree, the mean effective sample size, and whether it is at least 2; ``mean`` over reliable levels (all, if none is)."""
+
+    levels: tuple[float, ...]
+    degrees: tuple[float, ...]
+    effective_sizes: tuple[float, ...]
+
+    @property
+    def reliable(self) -> tuple[bool, ...]:
+        """Whether each level's field averages at least two samples."""
+        return tuple(size >= 2 for size in self.effective_sizes)
+
+    @property
+    def mean(self) -> float:
+        """The mean degree over reliable levels."""
+        chosen = [d for d, fine in zip(self.degrees, self.reliable, strict=True) if fine] or list(self.degrees)
+        return sum(chosen) / len(chosen)
+
+
+@torch.no_grad()
+def assessed_mismatch(
+    teacher: Denoiser, samples: Tensor, labels: Tensor | None, place: Place, levels: Sequence[float] = LEVELS
+) -> MismatchDegree:
+    """The teacher's mismatch on samples (N, *D) of a student; each is asked at every level against all of them."""
+    labels = labels if teacher.classes else None
+    field = StableTargetField(teacher.schedule, samples, labels)
+    condition = Condition(labels=labels)
+    degrees, sizes = [], []
+    for level in levels:
+        t = teacher.schedule.time_at_sigma(level).expand(len(samples))
+        x_t = teacher.schedule.add_noise(samples, t, place.normal(f"mismatch-{level}", samples.shape).to(samples))
+        error = (teacher(x_t, t, condition) - field(x_t, t, condition)).double()
+        degrees.append(float(error.square().mean().sqrt()) / level)
+        sizes.append(float(field.effective_size(x_t, t, condition).mean()))
+    return MismatchDegree(tuple(levels), tuple(degrees), tuple(sizes))
+
+
+def training_mismatch(teacher: Denoiser, data: Dataset, place: Place, levels: Sequence[float] = LEVELS) -> MismatchDegree:
+    """The teacher's mismatch on data it was trained on: the lower bound for every student."""
+    return assessed_mismatch(teacher, data.samples, data.labels, place, levels)

@@ -1,0 +1,47 @@
+"""Networks by name, and back: what a weights file needs to rebuild the network it belongs to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fewstep.errors import UserError
+from fewstep.networks.classifier import DigitClassifier
+from fewstep.networks.mlp import LatentMLP, ResidualMLP
+from fewstep.networks.unet import SmallUNet
+
+KINDS: dict[str, type[nn.Module]] = {
+    "small-unet": SmallUNet,
+    "residual-mlp": ResidualMLP,
+    "latent-mlp": LatentMLP,
+    "digit-classifier": DigitClassifier,
+}
+
+
+def build(description: Mapping[str, Any]) -> nn.Module:
+    """A fresh network from ``{"kind": ..., **arguments}``, its description kept as ``network.description``.
+
+    Raises ``UserError`` for an unknown kind or argument.
+    """
+    arguments = dict(description)
+    kind = arguments.pop("kind", None)
+    if kind not in KINDS:
+        raise UserError(f"network: unknown kind '{kind}'; it must be one of {', '.join(KINDS)}.")
+    known = inspect.signature(KINDS[kind].__init__).parameters
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise UserError(f"network '{kind}': unknown argument '{unknown[0]}'; it takes {', '.join(n for n in known if n != 'self')}.")
+    network = KINDS[kind](**arguments)
+    network.description = {"kind": kind, **arguments}  # type: ignore[assignment]
+    return network
+
+
+def describe(network: nn.Module) -> dict[str, Any]:
+    """The description from which ``build`` made the network."""
+    description = getattr(network, "description", None)
+    if not isinstance(description, dict):
+        raise UserError(f"{type(network).__name__} was not made by fewstep.networks.build, so a file could not rebuild it.")
+    return description

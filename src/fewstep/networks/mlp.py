@@ -1,0 +1,52 @@
+"""Multilayer perceptrons for points in the plane: a denoising network, and a generator on latents (DisBack, App. E.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.networks.embedding import NoiseEmbedding, one_hot
+
+
+class ResidualMLP(nn.Module):
+    """(B, dim), noise labels (B,), condition -> (B, dim): residual blocks of width ``width``, each shifted by the noise embedding."""
+
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 4, classes: int = 0):
+        super().__init__()
+        self.classes = classes
+        self.embed = NoiseEmbedding(32)
+        self.condition = nn.Sequential(nn.Linear(32 + classes, width), nn.SiLU(), nn.Linear(width, width))
+        self.enter = nn.Linear(dim, width)
+        self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth))
+        self.leave = nn.Linear(width, dim)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition) -> Tensor:
+        embedded = self.embed(noise_label)
+        if self.classes:
+            embedded = torch.cat([embedded, one_hot(condition, self.classes, len(x), embedded)], dim=1)
+        shared = self.condition(embedded)
+        hidden = self.enter(x)
+        for shift, block in zip(self.shifts, self.blocks, strict=True):
+            hidden = hidden + block(hidden + shift(shared))
+        return self.leave(hidden)
+
+
+class LatentMLP(nn.Module):
+    """Latents (B, latent), condition -> (B, dim): the paper's "simple MLP" generator of the plane, with no notion of noise levels."""
+
+    def __init__(self, latent: int = 2, dim: int = 2, width: int = 64, depth: int = 3, classes: int = 0):
+        super().__init__()
+        self.classes = classes
+        layers: list[nn.Module] = [nn.Linear(latent + classes, width), nn.SiLU()]
+        for _ in range(depth - 1):
+            layers += [nn.Linear(width, width), nn.SiLU()]
+        self.body = nn.Sequential(*layers, nn.Linear(width, dim))
+
+    def forward(self, z: Tensor, condition: Condition) -> Tensor:
+        if self.classes:
+            z = torch.cat([z, one_hot(condition, self.classes, len(z), z)], dim=1)
+        return self.body(z)

@@ -1,0 +1,89 @@
+"""A class-conditional U-Net for images of 8 to 32 pixels on a processor: two resolutions, most of its weight at the lower one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.networks.embedding import NoiseEmbedding, one_hot
+
+
+class _Block(nn.Module):
+    """Two normalised 3x3 convolutions with a residual; scale and shift of the second norm come from the embedding."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.affine = nn.Linear(embedding, 2 * outputs)
+        self.norm2 = nn.GroupNorm(8, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        hidden = self.conv1(self.act(self.norm1(x)))
+        scale, shift = self.affine(embedded)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.norm2(hidden) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(self.act(hidden))
+
+
+class _Attention(nn.Module):
+    """Single-head self-attention over positions in plain operations, so that forward-mode differentiation works."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, channels, height * width).unbind(1)
+        weights = torch.softmax(torch.einsum("bcq,bck->bqk", q, k) / channels**0.5, dim=2)
+        return x + self.out(torch.einsum("bqk,bck->bcq", weights, v).reshape(x.shape))
+
+
+class SmallUNet(nn.Module):
+    """(B, channels, H, W), noise labels (B,), condition -> (B, channels, H, W); H and W even.
+
+    ``width`` channels at full resolution and ``2 width`` at half, ``depth`` blocks in the middle, attention at half resolution.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 32, depth: int = 3, classes: int = 0, embedding: int = 64):
+        super().__init__()
+        wide = 2 * width
+        self.classes = classes
+        self.noise = NoiseEmbedding(32)
+        self.embed = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Linear(classes, embedding, bias=False) if classes else None
+        self.act = nn.SiLU()
+        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        self.fine_in = _Block(width, width, embedding)
+        self.down = nn.Conv2d(width, wide, 2, stride=2)
+        self.middle = nn.ModuleList(_Block(wide, wide, embedding) for _ in range(depth))
+        self.attention = _Attention(wide)
+        self.up = nn.ConvTranspose2d(wide, width, 2, stride=2)
+        self.fine_out = _Block(2 * width, width, embedding)
+        self.norm = nn.GroupNorm(8, width)
+        self.leave = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition) -> Tensor:
+        embedded = self.embed(self.noise(noise_label))
+        if self.label is not None:
+            embedded = embedded + self.label(one_hot(condition, self.classes, len(x), embedded))
+        embedded = self.act(embedded)
+        fine = self.fine_in(self.enter(x), embedded)
+        coarse = self.middle[0](self.down(fine), embedded)
+        coarse = self.attention(coarse)
+        for block in self.middle[1:]:
+            coarse = block(coarse, embedded)
+        hidden = self.fine_out(torch.cat([self.up(coarse), fine], dim=1), embedded)
+        return self.leave(self.act(self.norm(hidden)))

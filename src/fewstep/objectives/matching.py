@@ -1,0 +1,104 @@
+r"""Distribution matching: the gradient of KL(student || target), averaged over noise levels.
+
+With x = G(z), x_t = alpha x + sigma eps, s = (alpha D(x_t, t) - x_t) / sigma^2 for both denoisers, DisBack's Eq. 6 (after Luo et al. 2023) is
+
+    grad_theta = E_{t, z, eps} [ w(t) (s_fake(x_t, t) - s_target(x_t, t)) d x_t / d theta ]
+               = E [ w(t) alpha^2 / sigma^2 (D_fake - D_target) d x / d theta ].
+
+Only the difference of the two estimates of x0 enters, so a weighting is one factor a sample on D_fake - D_target:
+
+- ``PlainWeight``: alpha^2 / sigma^2, Eq. 6 as printed (w = 1), the gradient of the KL divergence itself;
+- ``DiffInstructWeight``: 1, what the published code of Diff-Instruct uses for EDM teachers (its w is sigma^2 / alpha^2);
+- ``DMDWeight``: 1 / mean |x - D_target|, which evens out the gradient's size over levels and samples (Yin et al. 2024, Eq. 8, whose sigma^2 / alpha
+  cancels against the score's).
+
+The gradient is handed to autograd as the scalar mean_b <g_b, x_b> with g held constant: the student runs forward and backward once, both denoisers forward once without gradient.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoisers import Denoiser
+from fewstep.objectives.loss import Loss, Objective
+from fewstep.schedule import Schedule, expand
+from fewstep.states import State, Step
+from fewstep.targets import Target
+from fewstep.times import TimeDistribution
+
+
+@dataclass(frozen=True)
+class MatchingWeight(abc.ABC):
+    """The factor on D_fake - D_target."""
+
+    @abc.abstractmethod
+    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
+        """(B,), from the times (B,), the student's samples (B, *D) and the target's estimates (B, *D)."""
+
+
+@dataclass(frozen=True)
+class PlainWeight(MatchingWeight):
+    """alpha^2 / sigma^2."""
+
+    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
+        return (schedule.alpha(t) / schedule.sigma(t)) ** 2
+
+
+@dataclass(frozen=True)
+class DiffInstructWeight(MatchingWeight):
+    """1."""
+
+    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class DMDWeight(MatchingWeight):
+    """1 / mean over dimensions of |x - D_target|."""
+
+    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
+        return 1 / (x0 - target_x0).abs().flatten(1).mean(1).clamp(min=1e-6)
+
+
+@dataclass(frozen=True, eq=False)
+class DistributionMatching(Objective):
+    """See the module's docstring. ``fake`` is the score of the student's distribution, ``target`` the teacher in force."""
+
+    student: nn.Module
+    fake: Denoiser
+    target: Target
+    times: TimeDistribution
+    weight: MatchingWeight
+
+    def __call__(self, step: Step, state: State) -> Loss:
+        x0 = self.student(state.x, state.t, state.condition)
+        step.keep(self.student, state, x0)
+        gradient, gap = self._gradient(step, x0.detach(), state)
+        total = (gradient * x0).sum() / len(x0)
+        return Loss(total, {"gap": gap, "gradient": gradient.square().mean().sqrt()})
+
+    @torch.no_grad()
+    def _gradient(self, step: Step, x0: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        target = self.target.denoiser
+        schedule = target.schedule
+        t = self.times.draw(schedule, step.place, "matching-time", step.rows, step.start)
+        x_t = schedule.add_noise(x0, t, step.noise_like("matching-noise", x0))
+        fake_x0 = self.fake(x_t, t, state.condition)
+        target_x0 = target(x_t, t, state.condition)
+        difference = fake_x0 - target_x0
+        gap = relative_gap(schedule, t, difference)
+        self.target.observe(schedule.log_snr(t), gap)
+        return expand(self.weight.at(schedule, t, x0, target_x0), x0) * difference, gap.mean()
+
+
+def relative_gap(schedule: Schedule, t: Tensor, difference: Tensor) -> Tensor:
+    """How far two estimates of x0 are apart, (B,): their mean squared difference times 1 + alpha^2 / sigma^2.
+
+    The factor makes levels comparable: at small noise, estimates can differ only by the order of sigma; at large noise, by the order of the data.
+    """
+    rho_squared = (schedule.sigma(t) / schedule.alpha(t)) ** 2
+    return difference.square().flatten(1).mean(1).double() * (1 + 1 / rho_squared)

@@ -1,0 +1,154 @@
+r"""What a raw network emits, as two numbers: x0 = skip(t) x_t + out(t) F.
+
+With a = alpha(t), s = sigma(t), x_t = a x0 + s eps, and sd the data's standard deviation:
+
+==============================  =====================================  ===================================
+the network emits               skip                                   out
+==============================  =====================================  ===================================
+x0                              0                                      1
+eps                             1 / a                                  -s / a
+score = -eps / s                1 / a                                  s^2 / a
+v = a eps - s x0                a / (a^2 + s^2)                        -s / (a^2 + s^2)
+velocity u = a' x0 + s' eps     -s' / (s a' - a s')                    s / (s a' - a s')
+F of EDM                        sd^2 a / (s^2 + sd^2 a^2)              s sd / sqrt(s^2 + sd^2 a^2)
+==============================  =====================================  ===================================
+
+So there are no pairwise converters: any emission gives x0, and ``target`` inverts the same two numbers into what the network should have
+emitted. eps and score say nothing of x0 where a = 0 and are refused there. Sources: Salimans and Ho 2022 (v), Liu et al. 2022
+(velocity), Karras et al. 2022, Eq. 7 (F, here for any alpha).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.schedule import Schedule, expand
+
+
+@dataclass(frozen=True)
+class Prediction(abc.ABC):
+    """See the module's docstring; final classes below."""
+
+    @abc.abstractmethod
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(skip, out), each of t's shape, float64."""
+
+    def to_x0(self, schedule: Schedule, emitted: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """x0 (B, *D) from what the network emitted (B, *D) at x (B, *D) and t (B,)."""
+        skip, out = self.coefficients(schedule, t)
+        return expand(skip, x) * x + expand(out, x) * emitted
+
+    def target(self, schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """What the network should emit at x (B, *D) and t (B,) so that ``to_x0`` gives x0; the inverse in ``emitted``."""
+        skip, out = self.coefficients(schedule, t)
+        return (x0 - expand(skip, x) * x) / expand(out, x)
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ``UserError`` when this prediction cannot be used on the whole of the schedule's range."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values from which ``prediction_from`` rebuilds it."""
+        return {"kind": KIND_OF[type(self)], **dataclasses.asdict(self)}
+
+
+class _NeedsSignal(Prediction):
+    """Predictions from which x0 cannot be told where alpha = 0."""
+
+    def check(self, schedule: Schedule) -> None:
+        if float(schedule.alpha(schedule.t_max)) == 0.0:
+            raise UserError(
+                f"{KIND_OF[type(self)]} prediction cannot be used with {type(schedule).__name__}, whose alpha is 0 at t = "
+                f"{schedule.t_max}: x0 cannot be told from it there; use v, velocity or x0 prediction."
+            )
+
+
+@dataclass(frozen=True)
+class X0(Prediction):
+    """The network emits the clean sample."""
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha = schedule.alpha(t)
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+
+@dataclass(frozen=True)
+class Epsilon(_NeedsSignal):
+    """The network emits the noise (Ho et al. 2020)."""
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha = schedule.alpha(t)
+        return 1 / alpha, -schedule.sigma(t) / alpha
+
+
+@dataclass(frozen=True)
+class Score(_NeedsSignal):
+    """The network emits the gradient of the log density of x_t (Song et al. 2021)."""
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha = schedule.alpha(t)
+        return 1 / alpha, schedule.sigma(t) ** 2 / alpha
+
+
+@dataclass(frozen=True)
+class V(Prediction):
+    """The network emits alpha eps - sigma x0 (Salimans and Ho 2022)."""
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        total = alpha**2 + sigma**2
+        return alpha / total, -sigma / total
+
+
+@dataclass(frozen=True)
+class Velocity(Prediction):
+    """The network emits d x_t / d t = alpha' x0 + sigma' eps (Liu et al. 2022)."""
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        sigma, sigma_rate = schedule.sigma(t), schedule.sigma_rate(t)
+        wronskian = sigma * schedule.alpha_rate(t) - schedule.alpha(t) * sigma_rate
+        return -sigma_rate / wronskian, sigma / wronskian
+
+
+@dataclass(frozen=True)
+class EDM(Prediction):
+    """The network emits EDM's F, of unit variance at every level (Karras et al. 2022, Tab. 1); ``sigma_data`` > 0."""
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise UserError(f"EDM prediction: sigma_data must be positive, got {self.sigma_data}.")
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        total = sigma**2 + (self.sigma_data * alpha) ** 2
+        return self.sigma_data**2 * alpha / total, sigma * self.sigma_data / torch.sqrt(total)
+
+
+KIND_OF: dict[type[Prediction], str] = {X0: "x0", Epsilon: "eps", Score: "score", V: "v", Velocity: "velocity", EDM: "edm"}
+
+
+def prediction_from(description: Mapping[str, Any]) -> Prediction:
+    """Rebuilds a prediction from ``Prediction.describe``; raises ``UserError`` for an unknown kind or field."""
+    values = dict(description)
+    kind = values.pop("kind", None)
+    for cls, name in KIND_OF.items():
+        if name == kind:
+            unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+            if unknown:
+                raise UserError(f"prediction '{kind}': unknown field '{min(unknown)}'.")
+            return cls(**values)
+    raise UserError(f"prediction: unknown kind '{kind}'; it must be one of {', '.join(KIND_OF.values())}.")
+
+
+def score_of(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The score at x (B, *D) of a denoiser's estimate x0 (B, *D) by Tweedie's formula: (alpha x0 - x) / sigma^2."""
+    return (expand(schedule.alpha(t), x) * x0 - x) / expand(schedule.sigma(t) ** 2, x)

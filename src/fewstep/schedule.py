@@ -1,0 +1,265 @@
+r"""The forward process x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I), for t in [0, 1].
+
+alpha(0) = 1 and sigma(0) = 0 exactly: t = 0 is clean data. Networks are called only for t in [t_min, t_max]. The signal-to-noise ratio
+is written as log_snr = log(alpha^2 / sigma^2) (Kingma et al. 2021), which falls strictly with t, and rho = sigma / alpha is
+the noise level of the same process seen as variance exploding.
+
+=================  =========================================  ================================================================
+schedule           alpha(t)                                   sigma(t)
+=================  =========================================  ================================================================
+``KarrasVE``       1                                          sigma_max t (Karras et al. 2022)
+``DiscreteVP``     sqrt of the running product of 1 - beta    sqrt(1 - alpha^2) (Ho et al. 2020); index i is t = (i + 1) / N
+``RectifiedFlow``  1 - t                                      t (Liu et al. 2022)
+=================  =========================================  ================================================================
+
+Every function takes t as a tensor of any shape (or a number) and answers in float64 of the same shape; ``add_noise`` broadcasts t (B,)
+against x (B, *D) and answers in x's type.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """A time as a float64 tensor."""
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """Gives a per-sample value (B,) or a scalar () the dimensions and the type of ``like`` (B, *D)."""
+    return value.to(like.device, like.dtype).reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+@dataclass(frozen=True)
+class Schedule(abc.ABC):
+    """See the module's docstring; final classes below."""
+
+    @property
+    @abc.abstractmethod
+    def t_min(self) -> float:
+        """The smallest time at which networks are called."""
+
+    @property
+    def t_max(self) -> float:
+        """The largest time at which networks are called."""
+        return 1.0
+
+    @abc.abstractmethod
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """The signal's factor, in [0, 1]."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """The noise's factor, >= 0."""
+
+    @abc.abstractmethod
+    def alpha_rate(self, t: Tensor | float) -> Tensor:
+        """d alpha / d t."""
+
+    @abc.abstractmethod
+    def sigma_rate(self, t: Tensor | float) -> Tensor:
+        """d sigma / d t."""
+
+    @abc.abstractmethod
+    def time_of(self, log_snr: Tensor | float) -> Tensor:
+        """The inverse of ``log_snr``."""
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log(alpha^2 / sigma^2): plus infinity at t = 0, minus infinity where alpha = 0."""
+        return 2.0 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
+
+    def rho(self, t: Tensor | float) -> Tensor:
+        """sigma / alpha."""
+        return self.sigma(t) / self.alpha(t)
+
+    def time_at_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The time at which rho = sigma / alpha equals ``sigma`` (for KarrasVE, the noise level itself)."""
+        return self.time_of(-2.0 * torch.log(as_time(sigma)))
+
+    @property
+    def prior_scale(self) -> float:
+        """The standard deviation of the noise from which sampling starts at t_max, for data of unit order."""
+        return float(self.sigma(self.t_max))
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """alpha(t) x0 + sigma(t) noise; x0 and noise (B, *D), t (B,) or ()."""
+        t = as_time(t)
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values from which ``schedule_from`` rebuilds it."""
+        return {"kind": KIND_OF[type(self)], **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class KarrasVE(Schedule):
+    """Variance exploding: sigma = sigma_max t, trained for sigma in [sigma_min, sigma_max] (Karras et al. 2022, Tab. 1)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise UserError(f"KarrasVE: need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min / self.sigma_max
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return torch.ones_like(as_time(t))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return self.sigma_max * as_time(t)
+
+    def alpha_rate(self, t: Tensor | float) -> Tensor:
+        return torch.zeros_like(as_time(t))
+
+    def sigma_rate(self, t: Tensor | float) -> Tensor:
+        return torch.full_like(as_time(t), self.sigma_max)
+
+    def time_of(self, log_snr: Tensor | float) -> Tensor:
+        return torch.exp(-0.5 * as_time(log_snr)) / self.sigma_max
+
+
+@dataclass(frozen=True)
+class DiscreteVP(Schedule):
+    """Variance preserving, from N discrete betas.
+
+    log alpha is piecewise linear between the knots t = (i + 1) / N (beta is constant between them), so that the published indices are met
+    exactly and every time in between is defined. ``betas``: ``linear`` (Ho et al. 2020), ``scaled_linear`` (Stable Diffusion: linear in the
+    square root), ``cosine`` (Nichol and Dhariwal 2021, Eq. 17, betas capped at 0.999; beta_start and beta_end are not used).
+    """
+
+    betas: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise UserError(f"DiscreteVP: need at least 2 steps, got {self.steps}.")
+        if self.betas not in _BETAS:
+            raise UserError(f"DiscreteVP: betas must be one of {', '.join(_BETAS)}, got '{self.betas}'.")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(f"DiscreteVP: need 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}.")
+
+    @property
+    def t_min(self) -> float:
+        return 1.0 / self.steps
+
+    @property
+    def prior_scale(self) -> float:
+        return 1.0
+
+    @functools.cached_property
+    def _log_alphas(self) -> Tensor:
+        """log alpha at t = 0, 1/N, ..., 1; (N + 1,), float64."""
+        betas = _BETAS[self.betas](self)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.cumsum(torch.log1p(-betas), 0)])
+
+    def _cell(self, t: Tensor) -> Tensor:
+        return (t * self.steps).floor().long().clamp(0, self.steps - 1)
+
+    def _log_alpha(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        knots = self._log_alphas.to(t.device)
+        cell = self._cell(t)
+        return torch.lerp(knots[cell], knots[cell + 1], t * self.steps - cell)
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return torch.exp(self._log_alpha(t))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return torch.sqrt(-torch.expm1(2.0 * self._log_alpha(t)))
+
+    def alpha_rate(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        cell = self._cell(t)
+        knots = self._log_alphas.to(t.device)
+        return self.alpha(t) * (knots[cell + 1] - knots[cell]) * self.steps
+
+    def sigma_rate(self, t: Tensor | float) -> Tensor:
+        # alpha^2 + sigma^2 = 1, so sigma sigma' = -alpha alpha'.
+        return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
+
+    def time_of(self, log_snr: Tensor | float) -> Tensor:
+        # alpha^2 = sigmoid(log_snr); then the inverse of a decreasing piecewise linear function.
+        log_alpha = -0.5 * torch.nn.functional.softplus(-as_time(log_snr))
+        knots = self._log_alphas.to(log_alpha.device)
+        cell = (torch.searchsorted(-knots, -log_alpha.contiguous()) - 1).clamp(0, self.steps - 1)
+        return (cell + (log_alpha - knots[cell]) / (knots[cell + 1] - knots[cell])) / self.steps
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """The straight interpolation x_t = (1 - t) x_0 + t eps (Liu et al. 2022); alpha(1) = 0."""
+
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 1:
+            raise UserError(f"RectifiedFlow: need 0 < epsilon < 1, got {self.epsilon}.")
+
+    @property
+    def t_min(self) -> float:
+        return self.epsilon
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return 1.0 - as_time(t)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return as_time(t).clone()
+
+    def alpha_rate(self, t: Tensor | float) -> Tensor:
+        return -torch.ones_like(as_time(t))
+
+    def sigma_rate(self, t: Tensor | float) -> Tensor:
+        return torch.ones_like(as_time(t))
+
+    def time_of(self, log_snr: Tensor | float) -> Tensor:
+        # log((1 - t)^2 / t^2) = log_snr
+        return torch.sigmoid(-0.5 * as_time(log_snr))
+
+
+def _linear(vp: DiscreteVP) -> Tensor:
+    return torch.linspace(vp.beta_start, vp.beta_end, vp.steps, dtype=torch.float64)
+
+
+def _scaled_linear(vp: DiscreteVP) -> Tensor:
+    return torch.linspace(vp.beta_start**0.5, vp.beta_end**0.5, vp.steps, dtype=torch.float64) ** 2
+
+
+def _cosine(vp: DiscreteVP) -> Tensor:
+    knots = torch.arange(vp.steps + 1, dtype=torch.float64) / vp.steps
+    products = torch.cos((knots + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - products[1:] / products[:-1]).clamp(max=0.999)
+
+
+_BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "cosine": _cosine}
+KIND_OF: dict[type[Schedule], str] = {KarrasVE: "karras-ve", DiscreteVP: "discrete-vp", RectifiedFlow: "rectified-flow"}
+
+
+def schedule_from(description: Mapping[str, Any]) -> Schedule:
+    """Rebuilds a schedule from ``Schedule.describe``; raises ``UserError`` for an unknown kind or field."""
+    values = dict(description)
+    kind = values.pop("kind", None)
+    for cls, name in KIND_OF.items():
+        if name == kind:
+            unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+            if unknown:
+                raise UserError(f"schedule '{kind}': unknown field '{min(unknown)}'.")
+            return cls(**values)
+    raise UserError(f"schedule: unknown kind '{kind}'; it must be one of {', '.join(KIND_OF.values())}.")

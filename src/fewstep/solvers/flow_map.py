@@ -1,0 +1,63 @@
+"""Jumps from one time to another: what sampling, rollouts and evaluation take."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.denoisers import Denoiser
+from fewstep.random import Place
+from fewstep.schedule import Schedule, as_time
+from fewstep.solvers.rule import EULER, Rule, solve
+from fewstep.times import Grid, RhoGrid
+
+
+@dataclass(frozen=True, eq=False)
+class FlowMap(abc.ABC):
+    """Called as ``flow_map(x (B, *D) at t, t, s, condition) -> x at s``, for scalar times."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+        """See the class's docstring."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solver(FlowMap):
+    """A solver rule bound to a denoiser: ``steps`` steps on a grid between the two times; to s = 0 the grid ends at t_min before the last step."""
+
+    denoiser: Denoiser
+    steps: int
+    rule: Rule = EULER
+    grid: Grid = field(default_factory=RhoGrid)
+
+    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+        schedule = self.denoiser.schedule
+        if float(s) > 0:
+            times = self.grid.between(schedule, float(t), float(s), self.steps + 1)
+        else:
+            times = self.grid.times(schedule, self.steps, float(t))
+        return solve(self.rule, self.denoiser, x, times, condition)
+
+
+@dataclass(frozen=True, eq=False)
+class Renoise(FlowMap):
+    """A few-step student: jumps to its estimate of x_0 and noises it to s (multistep sampling of consistency models, Song et al. 2023, Alg. 1).
+
+    The noise of the jump to s is a function of ``place`` and of s, from sample ``start`` on.
+    """
+
+    model: nn.Module
+    schedule: Schedule
+    place: Place
+    start: int = 0
+
+    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+        x0 = self.model(x, as_time(t).expand(len(x)), condition)
+        if float(s) == 0:
+            return x0
+        noise = self.place.normal(f"renoise-{float(s):.12g}", x0.shape, self.start).to(x0)
+        return self.schedule.add_noise(x0, torch.full((len(x0),), float(s), dtype=torch.float64), noise)

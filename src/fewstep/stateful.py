@@ -1,0 +1,56 @@
+"""Objects that remember, and how a run finds them.
+
+Objectives and wrappers are frozen values; what changes while a run goes on (a position on a path, a switch rule's window) lives in ``Stateful`` objects. The trainer finds
+them by walking the dataclass fields of the stages it was given, so that a checkpoint misses none, whoever built the stages.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+
+class Stateful(abc.ABC):
+    """Has a state of plain JSON values."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as JSON values."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Returns to a state that ``state_dict`` gave."""
+
+    def figures(self) -> dict[str, float]:
+        """Named numbers worth a line in the log whenever they change; none unless a class has some."""
+        return {}
+
+
+def find_stateful(root: Any) -> dict[str, Stateful]:
+    """Every stateful object reachable from ``root`` through dataclass fields, lists, tuples and mappings, by the first place it was found."""
+    found: dict[str, Stateful] = {}
+    seen: set[int] = set()
+    for place, value in _walk(root, "", seen):
+        if isinstance(value, Stateful):
+            found[place] = value
+    return found
+
+
+def _walk(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (nn.Module, str, bytes, int, float)) or value is None or id(value) in seen:
+        return
+    seen.add(id(value))
+    yield place, value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for item in dataclasses.fields(value):
+            yield from _walk(getattr(value, item.name), f"{place}.{item.name}", seen)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _walk(inner, f"{place}.{key}", seen)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _walk(inner, f"{place}.{index}", seen)

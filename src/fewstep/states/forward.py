@@ -1,0 +1,38 @@
+"""Forward diffusion of data: the states that a diffusion model is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fewstep.condition import NO_CLASS, Condition
+from fewstep.data import Dataset
+from fewstep.schedule import Schedule
+from fewstep.states.state import State, States
+from fewstep.states.step import Step
+from fewstep.times import TimeDistribution
+
+
+@dataclass(frozen=True)
+class ForwardDiffusion(States):
+    """x_t = alpha x_0 + sigma eps, x_0 drawn from ``data`` with replacement, t from ``times``.
+
+    Each label is dropped (set to -1) with probability ``label_dropout`` in [0, 1], so that the network also learns the unconditional estimate which guidance needs.
+    """
+
+    data: Dataset
+    schedule: Schedule
+    times: TimeDistribution
+    label_dropout: float = 0.0
+
+    def draw(self, step: Step) -> State:
+        index = step.place.integers("data-index", step.rows, len(self.data), step.start)
+        x0 = self.data.samples[index]
+        t = self.times.draw(self.schedule, step.place, "data-time", step.rows, step.start)
+        noise = step.noise_like("data-noise", x0)
+        labels = None
+        if self.data.labels is not None:
+            dropped = step.place.uniform("label-dropout", step.rows, step.start) < self.label_dropout
+            labels = torch.where(dropped, NO_CLASS, self.data.labels[index])
+        return State(self.schedule.add_noise(x0, t, noise), t, Condition(labels=labels), x0, noise)

@@ -1,0 +1,47 @@
+"""One step of training, as states and objectives see it: where it stands, and what it has computed already."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.random import Place
+from fewstep.states.state import State, States
+
+
+class Step:
+    """Samples ``start`` to ``start + rows`` of the global batch at a place.
+
+    Terms that name the same states share one draw, and a student's samples are made once: an objective that runs the student with a gradient ``keep``s its
+    samples, and a later phase of the same step that asks for them gets those.
+    """
+
+    def __init__(self, place: Place, rows: int, start: int = 0):
+        self.place = place
+        self.rows = rows
+        self.start = start
+        self._states: dict[int, State] = {}
+        self._samples: dict[tuple[int, int], Tensor] = {}
+
+    def state(self, states: States) -> State:
+        """The draw of ``states`` at this step, made once."""
+        key = id(states)
+        if key not in self._states:
+            self._states[key] = states.draw(self)
+        return self._states[key]
+
+    def sample(self, model: nn.Module, state: State) -> Tensor:
+        """The model's samples (B, *D) at a state, without gradient: what was kept, or made now."""
+        key = (id(model), id(state))
+        if key not in self._samples:
+            with torch.no_grad():
+                self._samples[key] = model(state.x, state.t, state.condition)
+        return self._samples[key]
+
+    def keep(self, model: nn.Module, state: State, samples: Tensor) -> None:
+        """Hands the model's samples at a state to later phases of this step, without their graph."""
+        self._samples[id(model), id(state)] = samples.detach()
+
+    def noise_like(self, purpose: str, x: Tensor) -> Tensor:
+        """Standard normals of x's shape (B, *D), type and device."""
+        return self.place.normal(purpose, x.shape, self.start).to(x.device, x.dtype)

@@ -1,0 +1,20 @@
+"""Targets: which denoiser plays the teacher at this step."""
+
+from fewstep.targets.backtracked import Backtracked
+from fewstep.targets.path import DegradationPath
+from fewstep.targets.record import ByDistance, EverySteps, RecordRule
+from fewstep.targets.switch import Every, Plateau, SwitchRule
+from fewstep.targets.target import Fixed, Target
+
+__all__ = [
+    "Backtracked",
+    "ByDistance",
+    "DegradationPath",
+    "Every",
+    "EverySteps",
+    "Fixed",
+    "Plateau",
+    "RecordRule",
+    "SwitchRule",
+    "Target",
+]

@@ -1,0 +1,73 @@
+"""The target that walks the degradation path backwards (DisBack, Alg. 2, Eq. 8).
+
+Along a path of nodes s'_0 = teacher, ..., s'_N the target starts at s'_{N-1} (the fake score starts at s'_N itself) and moves to s'_{N-2}, ..., s'_0 as the rule decides; there it
+stays. With N = 0 (no path) and with N = 1 it is the teacher from the start: plain distribution matching, with the fake score starting at the teacher or degraded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.denoisers import Denoiser, copy_of, freeze
+from fewstep.stateful import Stateful
+from fewstep.targets.path import DegradationPath, Prefetch
+from fewstep.targets.switch import SwitchRule
+from fewstep.targets.target import Target
+
+
+class Backtracked(Target, Stateful):
+    """See the module's docstring. Enters the path at the first use, so that it may be built before the path is recorded."""
+
+    def __init__(self, path: DegradationPath, switch: SwitchRule):
+        self.path = path
+        self.switch = switch
+        self.node: int | None = None
+        self.steps = 0
+        self._slot: Denoiser | None = None
+        self._prefetch = Prefetch(path)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        if self.node is None:
+            self._enter(max(self.path.last - 1, 0))
+        return self.path.teacher if self._slot is None else self._slot
+
+    def observe(self, log_snr: Tensor, gap: Tensor) -> None:
+        self.switch.observe(log_snr, gap)
+
+    def advance(self, step: int, model: object) -> None:
+        """A hook for the student's phase, called after each of its steps: moves the target when the rule says so."""
+        if self.node is None or self.node == 0:
+            return
+        self.steps += 1
+        if self.switch.done(self.node, self.steps):
+            self.switch.reset()
+            self._enter(self.node - 1)
+
+    def figures(self) -> dict[str, float]:
+        return {} if self.node is None else {"target_node": self.node}
+
+    def _enter(self, node: int) -> None:
+        self.node, self.steps = node, 0
+        if node == 0:
+            self._slot = None
+            return
+        if self._slot is None:
+            self._slot = freeze(copy_of(self.path.teacher))
+        self.path.fill(node, self._slot, self._prefetch.take(node))
+        self._prefetch.start(node - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"node": self.node, "steps": self.steps, "switch": self.switch.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Returns to a node; the path must already be as it was then."""
+        self.switch.load_state_dict(state["switch"])
+        if state["node"] is None:
+            self.node, self._slot = None, None
+        else:
+            self._enter(state["node"])
+        self.steps = state["steps"]

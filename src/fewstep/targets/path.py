@@ -1,0 +1,162 @@
+r"""The degradation path {s'_0 = teacher, s'_1, ..., s'_N} on disk (DisBack, Sec. 4.2).
+
+Node i >= 1 is the file ``node-i.safetensors``; node 0 is the teacher, which the run has anyway. ``manifest.json`` names each node's file, digest and the recording step, and carries what the
+caller wants to remember of how the path was made. A node is added by writing its file first and the manifest after it, so that a
+manifest never names a node that is not whole; files that the manifest does not name are ignored.
+
+Nodes are loaded strictly, one at a time, into a single frozen copy of the teacher: memory does not grow with N.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.denoisers import Denoiser
+from fewstep.denoisers.store import load_strictly
+from fewstep.errors import UserError
+from fewstep.files import digest_of, read_tensors, write_tensors, write_text
+from fewstep.stateful import Stateful
+from fewstep.targets.record import RecordRule
+
+
+class DegradationPath(Stateful):
+    """A path in ``folder`` that starts at ``teacher``; ``origin`` is kept in the manifest (for instance the resolved recipe).
+
+    A new path is empty, and recording replaces what the folder holds; ``DegradationPath.open`` reads a recorded one.
+    """
+
+    def __init__(self, folder: Path | str, teacher: Denoiser, origin: Mapping[str, Any] | None = None):
+        self.folder = Path(folder)
+        self.teacher = teacher
+        self.origin = dict(origin or {})
+        self.nodes: list[dict[str, Any]] = []
+        self.closed = ""
+        self._manifest = self.folder / "manifest.json"
+
+    @classmethod
+    def open(cls, folder: Path | str, teacher: Denoiser) -> DegradationPath:
+        """The path that was recorded in ``folder``; raises ``UserError`` when there is none or its manifest cannot be read."""
+        path = cls(folder, teacher)
+        path._read_manifest()
+        return path
+
+    @property
+    def last(self) -> int:
+        """N, the index of the most degraded node; 0 when nothing was recorded."""
+        return len(self.nodes)
+
+    def record(self, model: Denoiser, step: int) -> None:
+        """Appends the model's weights as the next node, degraded for ``step`` steps."""
+        index = len(self.nodes) + 1
+        path = self.folder / f"node-{index}.safetensors"
+        digest = write_tensors(path, model.state_dict(), {"node": index, "step": step})
+        self.nodes.append({"file": path.name, "digest": digest, "step": step})
+        self._write_manifest()
+
+    def close(self, reason: str) -> None:
+        """Marks the path complete before its planned length, and says why."""
+        self.closed = reason
+        self._write_manifest()
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """The weights of node ``index`` >= 1; raises ``UserError`` naming the file when it is missing, damaged or not the one that was recorded."""
+        node = self.nodes[index - 1]
+        path = self.folder / node["file"]
+        tensors, metadata = read_tensors(path)
+        if digest_of(tensors, metadata) != node["digest"]:
+            raise UserError(f"{path}: is not node {index} of this path; restore it, or record the path again.")
+        return tensors
+
+    def load(self, index: int, into: Denoiser) -> None:
+        """Copies node ``index`` (0 for the teacher) into a model of the teacher's kind, strictly."""
+        self.fill(index, into, self.teacher.state_dict() if index == 0 else self.read(index))
+
+    def fill(self, index: int, into: Denoiser, tensors: Mapping[str, Tensor]) -> None:
+        """``load`` of weights that were read ahead."""
+        load_strictly(into, tensors, f"{self.folder / f'node-{index}.safetensors'}")
+
+    def full(self, nodes: int) -> Callable[[int], bool]:
+        """A stop rule for the recording stage: true once the path has ``nodes`` nodes, the teacher counted, or was closed."""
+        return lambda _steps: bool(self.closed) or self.last >= nodes - 1
+
+    def recorder(self, rule: RecordRule) -> Recorder:
+        """A hook for the degrading phase, which records what the rule says."""
+        return Recorder(self, rule)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"nodes": [dict(node) for node in self.nodes], "closed": self.closed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Returns to an earlier length of the path; nodes recorded after it are forgotten."""
+        self.nodes = [dict(node) for node in state["nodes"]]
+        self.closed = state["closed"]
+        if self.nodes:
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        content = {"format": 1, "origin": self.origin, "nodes": self.nodes, "closed": self.closed}
+        write_text(self._manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def _read_manifest(self) -> None:
+        try:
+            content = json.loads(self._manifest.read_text())
+            nodes, origin, closed = content["nodes"], content["origin"], content["closed"]
+            well_formed = all(set(node) == {"file", "digest", "step"} and Path(node["file"]).name == node["file"] for node in nodes)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._manifest}: is not a readable path manifest ({error}); delete the folder to record again.") from error
+        if not well_formed:
+            raise UserError(f"{self._manifest}: an entry of 'nodes' is malformed; delete the folder to record again.")
+        self.origin, self.nodes, self.closed = origin, nodes, closed
+
+
+class Recorder(Stateful):
+    """Called after each degrading step with (step, model): records a node when its rule says so."""
+
+    def __init__(self, path: DegradationPath, rule: RecordRule):
+        self.path = path
+        self.rule = rule
+
+    def __call__(self, step: int, model: Denoiser) -> None:
+        """``step`` counts the finished steps of the stage, from 1."""
+        decision = self.rule.decide(step, model)
+        if decision.record or (decision.stop and self.path.last == 0):
+            self.path.record(model, step)
+        if decision.stop:
+            self.path.close(decision.stop)
+
+    def figures(self) -> dict[str, float]:
+        return {"path_nodes": self.path.last}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"path": self.path.state_dict(), "rule": self.rule.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.path.load_state_dict(state["path"])
+        self.rule.load_state_dict(state["rule"])
+
+
+class Prefetch:
+    """Reads one node ahead of its use, in a thread; at most one node waits."""
+
+    def __init__(self, path: DegradationPath):
+        self._path = path
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="path")
+        self._waiting: tuple[int, Future[dict[str, Tensor]]] | None = None
+
+    def start(self, index: int) -> None:
+        """Begins to read node ``index``; node 0, the teacher, is in memory already."""
+        self._waiting = (index, self._pool.submit(self._path.read, index)) if index > 0 else None
+
+    def take(self, index: int) -> dict[str, Tensor]:
+        """The weights of node ``index`` >= 1, read ahead or now."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting[0] == index:
+            return waiting[1].result()
+        return self._path.read(index)
+

@@ -1,0 +1,104 @@
+"""When to move the target to the next node, one step nearer to the teacher.
+
+``Every`` is the paper's rule: a fixed number of steps a node. ``Plateau`` looks at the gap between fake score and target, which every distribution-matching step computes anyway: the gap
+falls while the student approaches the node and then levels off at the noise of the two estimates. Gaps are averaged per noise level, since levels differ by orders of magnitude, over two
+successive windows; the target moves on when the second window's mean is no longer below ``1 - improvement`` times the first's, averaged over the levels.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.stateful import Stateful
+
+# Edges of the noise levels sigma / alpha within which gaps are averaged.
+LEVEL_EDGES = (0.1, 0.25, 0.6, 1.5, 4.0)
+
+
+class SwitchRule(Stateful):
+    """Decides after each step of the student whether the target moves on."""
+
+    @abc.abstractmethod
+    def observe(self, log_snr: Tensor, gap: Tensor) -> None:
+        """The levels (B,) and gaps (B,) of one step."""
+
+    @abc.abstractmethod
+    def done(self, node: int, steps: int) -> bool:
+        """Whether to leave ``node`` after ``steps`` steps at it."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Forgets what was seen at the node that was left."""
+
+
+class Every(SwitchRule):
+    """``steps`` at each node; a sequence gives the nodes in the order of use (the most degraded target first), its last entry serving all that remain."""
+
+    def __init__(self, steps: int | Sequence[int]):
+        self.steps = (steps,) if isinstance(steps, int) else tuple(steps)
+        if not self.steps or min(self.steps) < 1:
+            raise UserError(f"switching every {steps} steps: each number must be at least 1.")
+        self._visited = 0
+
+    def observe(self, log_snr: Tensor, gap: Tensor) -> None:
+        return
+
+    def done(self, node: int, steps: int) -> bool:
+        return steps >= self.steps[min(self._visited, len(self.steps) - 1)]
+
+    def reset(self) -> None:
+        self._visited += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"visited": self._visited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._visited = state["visited"]
+
+
+class Plateau(SwitchRule):
+    """See the module's docstring. ``window`` steps a window; at least ``min_steps`` and at most ``max_steps`` a node."""
+
+    def __init__(self, window: int = 20, improvement: float = 0.02, min_steps: int = 20, max_steps: int = 200):
+        if window < 1 or not 0 <= improvement < 1 or not 1 <= min_steps <= max_steps:
+            raise UserError("plateau: need window >= 1, 0 <= improvement < 1 and 1 <= min_steps <= max_steps.")
+        self.window, self.improvement, self.min_steps, self.max_steps = window, improvement, min_steps, max_steps
+        self._sums: list[list[float]] = []
+        self._counts: list[list[int]] = []
+
+    def observe(self, log_snr: Tensor, gap: Tensor) -> None:
+        level = torch.bucketize(-0.5 * log_snr, torch.tensor([math.log(edge) for edge in LEVEL_EDGES], dtype=log_snr.dtype))
+        size = len(LEVEL_EDGES) + 1
+        self._sums.append(torch.zeros(size, dtype=torch.float64).index_add_(0, level, gap.double()).tolist())
+        self._counts.append(torch.bincount(level, minlength=size).tolist())
+        del self._sums[: -2 * self.window], self._counts[: -2 * self.window]
+
+    def done(self, node: int, steps: int) -> bool:
+        if steps >= self.max_steps:
+            return True
+        return steps >= self.min_steps and len(self._sums) >= 2 * self.window and self.ratio() > 1 - self.improvement
+
+    def ratio(self) -> float:
+        """The second window's mean gap over the first's, averaged over the levels that both have seen."""
+        sums, counts = torch.tensor(self._sums, dtype=torch.float64), torch.tensor(self._counts, dtype=torch.float64)
+        older, newer = (sums[half].sum(0) / counts[half].sum(0) for half in (slice(None, self.window), slice(self.window, None)))
+        ratios = newer / older
+        return float(ratios[torch.isfinite(ratios)].mean())
+
+    def reset(self) -> None:
+        self._sums.clear()
+        self._counts.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": [list(row) for row in self._sums], "counts": [list(row) for row in self._counts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums = [list(row) for row in state["sums"]]
+        self._counts = [list(row) for row in state["counts"]]

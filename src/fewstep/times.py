@@ -1,0 +1,132 @@
+"""Which times: decreasing grids for solvers, and distributions for training.
+
+A grid of N steps is N + 1 decreasing times; its last is 0, where x is the clean sample, or any lower bound given. A distribution maps uniform numbers
+to times by its inverse cumulative function, so that a draw is one uniform number a sample (see ``random``).
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.random import Place
+from fewstep.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Grid(abc.ABC):
+    """A rule that places N times between two ends."""
+
+    @abc.abstractmethod
+    def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
+        """``points`` decreasing times from ``first`` to ``last`` > 0, both included (only ``first`` when points = 1); float64."""
+
+    def times(self, schedule: Schedule, steps: int, first: float | None = None) -> Tensor:
+        """A sampling grid: ``steps`` times from ``first`` (t_max unless given) down to t_min, then 0; (steps + 1,), float64."""
+        if steps < 1:
+            raise UserError(f"a time grid needs at least 1 step, got {steps}.")
+        start = schedule.t_max if first is None else first
+        inner = self.between(schedule, start, schedule.t_min, steps)
+        return torch.cat([inner, inner.new_zeros(1)])
+
+
+@dataclass(frozen=True)
+class RhoGrid(Grid):
+    """Uniform in rho^(1/exponent), rho = sigma / alpha (Karras et al. 2022, Eq. 5, exponent 7). Not for alpha(first) = 0."""
+
+    exponent: float = 7.0
+
+    def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
+        rho = schedule.rho(torch.tensor([first, last], dtype=torch.float64))
+        if not torch.isfinite(rho).all():
+            raise UserError(f"a rho grid cannot start where alpha is 0 (t = {first}); use the uniform time grid.")
+        ends = rho ** (1 / self.exponent)
+        levels = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, points, dtype=torch.float64)) ** self.exponent
+        return _with_exact_ends(schedule.time_at_sigma(levels), first, last)
+
+
+@dataclass(frozen=True)
+class LogSNRGrid(Grid):
+    """Uniform in log_snr (Lu et al. 2022). Not for alpha(first) = 0."""
+
+    def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
+        ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
+        if not torch.isfinite(ends).all():
+            raise UserError(f"a log-SNR grid cannot start where alpha is 0 (t = {first}); use the uniform time grid.")
+        levels = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, points, dtype=torch.float64))
+        return _with_exact_ends(schedule.time_of(levels), first, last)
+
+
+@dataclass(frozen=True)
+class UniformGrid(Grid):
+    """Uniform in t."""
+
+    def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
+        return torch.linspace(first, last, points, dtype=torch.float64)
+
+
+def _with_exact_ends(times: Tensor, first: float, last: float) -> Tensor:
+    times[0] = first
+    if len(times) > 1:
+        times[-1] = last
+    return times
+
+
+@dataclass(frozen=True)
+class TimeDistribution(abc.ABC):
+    """A distribution of training times, given by its inverse cumulative function."""
+
+    @abc.abstractmethod
+    def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
+        """Times (B,), float64, in [t_min, t_max], from uniform numbers (B,)."""
+
+    def draw(self, schedule: Schedule, place: Place, purpose: str, rows: int, start: int = 0) -> Tensor:
+        """Times (rows,) for the samples ``start`` ... of the global batch."""
+        return self.quantile(schedule, place.uniform(purpose, rows, start))
+
+
+@dataclass(frozen=True)
+class UniformTimes(TimeDistribution):
+    """Uniform in t between two times (the trained range unless given): DMD's, with low = 0.02 and high = 0.98."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
+        low = schedule.t_min if self.low is None else max(self.low, schedule.t_min)
+        high = schedule.t_max if self.high is None else min(self.high, schedule.t_max)
+        return low + (high - low) * u
+
+
+@dataclass(frozen=True)
+class LogNormalTimes(TimeDistribution):
+    """log rho ~ N(mean, std^2), clipped to the trained range: EDM's, with mean -1.2 and std 1.2 (Karras et al. 2022, Tab. 1)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
+        # ndtri is infinite at 0, which a 53-bit uniform number can be.
+        log_rho = self.mean + self.std * torch.special.ndtri(u.clamp(min=2.0**-54))
+        return schedule.time_of(-2.0 * log_rho).clamp(schedule.t_min, schedule.t_max)
+
+
+@dataclass(frozen=True)
+class RhoTimes(TimeDistribution):
+    """Uniform in rho^(1/exponent) between two noise levels (the trained range unless given): Karras' grid as a distribution."""
+
+    exponent: float = 7.0
+    low: float | None = None
+    high: float | None = None
+
+    def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
+        ends = schedule.rho(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
+        low = ends[0] if self.low is None else torch.tensor(self.low, dtype=torch.float64)
+        high = ends[1] if self.high is None else torch.tensor(self.high, dtype=torch.float64)
+        root = 1 / self.exponent
+        level = torch.lerp(low**root, high**root, u) ** self.exponent
+        return schedule.time_at_sigma(level).clamp(schedule.t_min, schedule.t_max)

@@ -1,0 +1,27 @@
+"""The loop that is the same for every method."""
+
+from fewstep.training.actions import Action, Copy, CopyNode
+from fewstep.training.monitors import Monitor, Reading
+from fewstep.training.optimizer import Adam
+from fewstep.training.phase import Phase, Stage, Term
+from fewstep.training.progress import Bar, Silent, Watcher
+from fewstep.training.trainer import Diverged, Probe, Stopped, Trainer
+
+__all__ = [
+    "Action",
+    "Adam",
+    "Bar",
+    "Copy",
+    "CopyNode",
+    "Diverged",
+    "Monitor",
+    "Phase",
+    "Probe",
+    "Reading",
+    "Silent",
+    "Stage",
+    "Stopped",
+    "Term",
+    "Trainer",
+    "Watcher",
+]

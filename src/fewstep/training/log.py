@@ -1,0 +1,45 @@
+"""The record of a run: ``metrics.jsonl``, one JSON object a line, written as the run goes and cut back when it resumes.
+
+A line is appended with one write, so that an interruption leaves at most one incomplete line, which reading skips.
+Fields named ``seconds`` are the only ones that two equal runs may differ in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import write_text
+
+
+class Log:
+    """The log in ``path``; ``lines`` is how many it holds."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lines = 0
+
+    def cut(self, lines: int) -> None:
+        """Keeps the first ``lines`` lines; what an undisturbed run would not have written yet goes."""
+        kept = self.path.read_text().splitlines(keepends=True)[:lines] if self.path.is_file() else []
+        write_text(self.path, "".join(kept))
+        self.lines = len(kept)
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Adds one line."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        self.lines += 1
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a log."""
+    entries = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries

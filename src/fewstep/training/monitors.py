@@ -1,0 +1,158 @@
+"""Is my run healthy? Readings taken while it goes on, each with a sentence when it is off.
+
+Loss curves of distribution matching say little: the student's has no meaning as a number, and the fake score's falls whether or not the student collapses. These readings do not depend on
+the losses. A monitor is a list of checks; a check gets a step of its own (draws are a function of place, so readings are repeatable) and the means of what training reported lately.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.data import Dataset
+from fewstep.denoisers import Denoiser
+from fewstep.metrics.mismatch import assessed_mismatch
+from fewstep.metrics.spread import outside, spread
+from fewstep.objectives import ScoreMatching
+from fewstep.states import States, Step
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A named value, and a sentence when it is off."""
+
+    name: str
+    value: float
+    warning: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Check(abc.ABC):
+    """One thing to look at."""
+
+    @abc.abstractmethod
+    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
+        """The reading, None when there is nothing to read yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Monitor:
+    """Takes all ``checks`` every ``every`` steps on ``rows`` samples."""
+
+    checks: Sequence[Check]
+    every: int = 200
+    rows: int = 256
+    name: str = "health"
+
+    @torch.no_grad()
+    def read(self, step: Step, recent: Mapping[str, float]) -> list[Reading]:
+        """The readings of one moment."""
+        return [reading for check in self.checks if (reading := check.read(step, recent)) is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class FakeScoreLag(Check):
+    """The fake score's loss on samples made now over its loss in training: above ``limit`` it trails the student and its gradients mislead."""
+
+    objective: ScoreMatching
+    states: States
+    phase: str = "fake"
+    limit: float = 1.5
+
+    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
+        trained = recent.get(f"{self.phase}.denoising")
+        if not trained:
+            return None
+        ratio = float(self.objective.lag(step, step.state(self.states))) / trained
+        warning = f"the fake score trails the student (loss {ratio:.2f} times that in training): update it more often, or lower the student's rate."
+        return Reading("fake_score_lag", ratio, warning if ratio > self.limit else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Gap(Check):
+    """The relative squared distance between fake and target score (``relative_gap``): above ``limit`` the student is far from everything the target knows."""
+
+    phase: str = "student"
+    limit: float = 2.0
+
+    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
+        gap = recent.get(f"{self.phase}.gap")
+        if gap is None:
+            return None
+        warning = f"the scores of student and target are far apart (relative gap {gap:.2f}): the target is out of its depth on these samples; a degradation path or a lower rate helps."
+        return Reading("gap", gap, warning if gap > self.limit else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Mismatch(Check):
+    """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3 does) over ``bound``, its value on data: above ``limit`` the student is off the data."""
+
+    teacher: Denoiser
+    student: nn.Module
+    states: States
+    bound: float
+    limit: float = 4.0
+
+    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
+        state = step.state(self.states)
+        ratio = assessed_mismatch(self.teacher, step.sample(self.student, state), state.condition.labels, step.place).mean / self.bound
+        warning = f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
+        return Reading("mismatch_over_bound", ratio, warning if ratio > self.limit else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Spread(Check):
+    """The samples' spread within their classes over the data's: below ``low`` the student collapses, above ``high`` it scatters."""
+
+    student: nn.Module
+    states: States
+    data: Dataset
+    low: float = 0.75
+    high: float = 1.35
+
+    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
+        state = step.state(self.states)
+        ratio = spread(step.sample(self.student, state), state.condition.labels) / spread(self.data.samples, self.data.labels)
+        warning = ""
+        if ratio < self.low:
+            warning = f"the samples' spread is {ratio:.2f} of the data's: the student may be collapsing; a lower rate or a data term helps."
+        elif ratio > self.high:
+            warning = f"the samples' spread is {ratio:.2f} times the data's: the student scatters."
+        return Reading("spread_over_data", ratio, warning)
+
+
+@dataclass(frozen=True, eq=False)
+class Saturation(Check):
+    """The fraction of values outside the data's range by more than ``margin`` of it: above ``limit`` the student saturates."""
+
+    student: nn.Module
+    states: States
+    data: Dataset
+    margin: float = 0.05
+    limit: float = 0.05
+
+    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
+        samples: Tensor = step.sample(self.student, step.state(self.states))
+        fraction = outside(samples, self.data.low, self.data.high, self.margin)
+        warning = f"{fraction:.0%} of the samples' values lie outside the data's range: the student saturates; a lower guidance scale or thresholding helps."
+        return Reading("saturation", fraction, warning if fraction > self.limit else "")
+
+
+@dataclass(frozen=True, eq=False)
+class GradientNorm(Check):
+    """The mean norm of a phase's gradient before clipping, over its clipping bound: above ``limit`` hardly anything but its direction is left."""
+
+    phase: str
+    clip: float
+    limit: float = 20.0
+
+    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
+        norm = recent.get(f"{self.phase}.gradient_norm")
+        if norm is None:
+            return None
+        warning = f"the gradient of phase '{self.phase}' is {norm / self.clip:.0f} times its clipping bound on average: raise the bound or lower the weight."
+        return Reading(f"{self.phase}_gradient_over_clip", norm / self.clip, warning if norm > self.limit * self.clip else "")

@@ -1,0 +1,313 @@
+"""The loop: stages one after another, phases in turn, everything else at its cadence.
+
+A step draws its states from its place (see ``random``), each phase due runs its terms, backward, clipping, its optimizer and its hook, and the average follows the student. Nothing the loop
+does depends on how often it was interrupted: a run that was killed and resumed ends byte-equal to one that was not, on the same machine and thread count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fewstep.cost import metered
+from fewstep.denoisers import Averaged, HalfLife
+from fewstep.denoisers.average import Decay
+from fewstep.denoisers.store import load_strictly
+from fewstep.errors import UserError
+from fewstep.files import locked
+from fewstep.random import Place
+from fewstep.stateful import find_stateful
+from fewstep.states import Step
+from fewstep.training.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
+from fewstep.training.log import Log
+from fewstep.training.monitors import Monitor
+from fewstep.training.phase import Phase, Stage
+from fewstep.training.progress import Silent, Watcher
+from fewstep.training.signals import StopRequest, stop_requests
+
+
+class Diverged(UserError):
+    """A loss was not a finite number; the last checkpoint is from before it."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved; ``signal`` is the number of the signal."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A measurement of the run: ``measure(global step)`` every ``every`` steps, at the start and at the end; its figures go into the log."""
+
+    name: str
+    every: int
+    measure: Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs to know besides the stages. ``batch``: samples a step; cadences are in steps; ``keep``: how many checkpoints stay."""
+
+    batch: int = 64
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training settings: '{name}' must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass
+class Progress:
+    """Where a run stands: ``stage_step`` steps of stage number ``stage`` are done, ``step`` in all, at ``evaluations`` network evaluations."""
+
+    stage: int = 0
+    stage_step: int = 0
+    step: int = 0
+    evaluations: int = 0
+
+
+class Trainer:
+    """Runs ``stages`` in ``folder`` and keeps the average of the model ``average``.
+
+    ``fit`` returns that averaged model. The folder holds ``metrics.jsonl``, ``checkpoints/`` and a lock.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        stages: Sequence[Stage],
+        average: nn.Module,
+        settings: Settings | None = None,
+        decay: Decay | None = None,
+        probes: Sequence[Probe | Monitor] = (),
+        watcher: Watcher | None = None,
+    ):
+        self.folder = Path(folder)
+        self.stages = list(stages)
+        self.settings = settings or Settings()
+        self.model = average
+        self.average = Averaged(average, decay or HalfLife(200.0))
+        self.probes = list(probes)
+        self.watcher = watcher or Silent()
+        self.progress = Progress()
+        self._log = Log(self.folder / "metrics.jsonl")
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", self.settings.keep)
+        self._networks = _named_networks(self.stages)
+        self._stateful = find_stateful(self.stages)
+        self._sums: dict[str, list[float]] = {}
+        self._recent: dict[str, float] = {}
+        self._figures: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def fit(self, resume: bool = False) -> nn.Module:
+        """Trains to the end; with ``resume`` from the newest whole checkpoint, where there is one.
+
+        Raises ``UserError`` when the folder is in use, ``Diverged`` on a loss that is not finite, ``Stopped`` after SIGTERM or Ctrl-C, having saved.
+        """
+        with locked(self.folder), stop_requests() as stop, self.watcher:
+            optimizers = self._restore() if resume else None
+            if optimizers is None:
+                self._checkpoints.remove_after(-1)
+                self._log.cut(0)
+                self._probe()
+            for _ in range(self.progress.stage, len(self.stages)):
+                self._run_stage(optimizers or {}, stop)
+                optimizers = None
+        return self.average.average
+
+    def _run_stage(self, optimizers: dict[str, torch.optim.Optimizer], stop: StopRequest) -> None:
+        stage, progress = self.stages[self.progress.stage], self.progress
+        if progress.stage_step == 0:
+            for action in stage.begin:
+                action.run()
+        optimizers = optimizers or _optimizers(stage)
+        self.watcher.stage(stage.name, stage.total, progress.stage_step)
+        while not stage.finished(progress.stage_step):
+            self._step(stage, optimizers)
+            if stage.finished(progress.stage_step):
+                break
+            due = progress.step % self.settings.checkpoint_every == 0
+            if due or stop.signal:
+                self._save(optimizers)
+            self._stop_if_asked(stop)
+        self.progress = Progress(progress.stage + 1, 0, progress.step, progress.evaluations)
+        if self.progress.stage == len(self.stages):
+            if self._sums:
+                self._write_log(stage)
+            self._probe(last=True)
+        self._save({})
+        self._stop_if_asked(stop)
+
+    def _step(self, stage: Stage, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        progress, settings = self.progress, self.settings
+        step = Step(Place(settings.seed, stage.name, progress.stage_step), settings.batch)
+        with metered() as meter:
+            for phase in stage.phases:
+                if progress.stage_step % phase.every == 0:
+                    self._run_phase(phase, step, stage, optimizers[phase.name])
+        progress.stage_step += 1
+        progress.step += 1
+        progress.evaluations += meter.evaluations
+        figures = {key: value for found in self._stateful.values() for key, value in found.figures().items()}
+        if progress.step % settings.log_every == 0 or figures != self._figures:
+            self._figures = figures
+            self._write_log(stage)
+        self._probe()
+        self.watcher.step(progress.stage_step, _note(self._figures))
+
+    def _run_phase(self, phase: Phase, step: Step, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros(())
+        for term in phase.terms:
+            state = step.state(term.states)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                loss = term.objective(step, state)
+            name = term.name or type(term.objective).__name__
+            if not bool(torch.isfinite(loss.total)):
+                raise Diverged(
+                    f"the loss of '{name}' in phase '{phase.name}' was {float(loss.total)} at step {self.progress.step + 1} (stage '{stage.name}'); "
+                    "the last checkpoint is from before it: lower the learning rate or change the weighting, and start anew."
+                )
+            total = total + term.weight * loss.total
+            for key, value in loss.terms.items():
+                self._add(f"{phase.name}.{key}", float(value))
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(phase.network.parameters(), phase.clip if phase.clip is not None else float("inf"))
+        self._add(f"{phase.name}.gradient_norm", float(norm))
+        for group in optimizer.param_groups:
+            group["lr"] = phase.optimizer.rate(self.progress.stage_step, stage.total)
+        optimizer.step()
+        if phase.network is self.model:
+            self.average.update(self.model)
+        if phase.after_step is not None:
+            phase.after_step(self.progress.stage_step + 1, phase.network)
+
+    def _add(self, name: str, value: float) -> None:
+        entry = self._sums.setdefault(name, [0.0, 0])
+        entry[0] += value
+        entry[1] += 1
+
+    def _write_log(self, stage: Stage) -> None:
+        progress = self.progress
+        entry: dict[str, Any] = {"step": progress.step, "stage": stage.name, "evaluations": progress.evaluations}
+        if self._sums:
+            self._recent = {name: total / count for name, (total, count) in self._sums.items()}
+        self._log.append({**entry, **self._recent, **self._figures, "seconds": round(time.monotonic() - self._began, 3)})
+        self._sums.clear()
+
+    def _probe(self, last: bool = False) -> None:
+        """Takes the measurements that are due; at the end, those that are not due as well, so that none is taken twice."""
+        for probe in self.probes:
+            if (self.progress.step % probe.every == 0) != last:
+                position = {"step": self.progress.step, "evaluations": self.progress.evaluations}
+                self._log.append({**position, "probe": probe.name, **self._measure(probe)})
+
+    def _measure(self, probe: Probe | Monitor) -> Mapping[str, Any]:
+        if isinstance(probe, Probe):
+            return probe.measure(self.progress.step)
+        readings = probe.read(Step(Place(self.settings.seed, "monitor", self.progress.step), probe.rows), self._recent)
+        warnings = [reading.warning for reading in readings if reading.warning]
+        for warning in warnings:
+            self.watcher.say(f"step {self.progress.step}: {warning}")
+        return {**{reading.name: reading.value for reading in readings}, "warnings": warnings}
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        if stop.signal:
+            raise Stopped(f"stopped and saved at step {self.progress.step}; go on with --resume.", stop.signal)
+
+    def _save(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        tensors = {f"network/{n}/{k}": v for n, network in self._networks.items() for k, v in network.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.average.state_dict().items()}
+        for name, optimizer in optimizers.items():
+            tensors |= optimizer_tensors(optimizer, f"optimizer/{name}")
+        state = {
+            "progress": vars(self.progress),
+            "updates": self.average.updates,
+            "sums": self._sums,
+            "recent": self._recent,
+            "figures": self._figures,
+            "log_lines": self._log.lines,
+            "stateful": {place: found.state_dict() for place, found in self._stateful.items()},
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+        self._checkpoints.save(self.progress.step, tensors, state)
+
+    def _restore(self) -> dict[str, torch.optim.Optimizer] | None:
+        """Returns to the newest checkpoint: the optimizers of its stage, or None when there is no checkpoint."""
+        found = self._checkpoints.newest(self.watcher.say)
+        if found is None:
+            self.watcher.say("no checkpoint to resume from: starting from the beginning.")
+            return None
+        state = found.state
+        self.progress = Progress(**state["progress"])
+        self._checkpoints.remove_after(self.progress.step)
+        self._warn_if_not_exact(state)
+        if set(state["stateful"]) != set(self._stateful):
+            raise UserError(f"{self._checkpoints.folder}: the checkpoint is of another set of stages; it cannot be resumed with these.")
+        for place, value in state["stateful"].items():
+            self._stateful[place].load_state_dict(value)
+        for name, network in self._networks.items():
+            load_strictly(network, _below(found, f"network/{name}/"), f"checkpoint of step {self.progress.step}, network '{name}'")
+        load_strictly(self.average.average, _below(found, "average/"), f"checkpoint of step {self.progress.step}, average")
+        self.average.updates = state["updates"]
+        self._sums, self._recent, self._figures = state["sums"], state["recent"], state["figures"]
+        self._log.cut(state["log_lines"])
+        if self.progress.stage == len(self.stages):
+            return {}
+        optimizers = _optimizers(self.stages[self.progress.stage])
+        if self.progress.stage_step:
+            for name, optimizer in optimizers.items():
+                restore_optimizer(optimizer, f"optimizer/{name}", found.tensors)
+        return optimizers
+
+    def _warn_if_not_exact(self, state: Mapping[str, Any]) -> None:
+        for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
+            if state[what] != now:
+                self.watcher.say(f"resuming with {what} {now}, the run began with {state[what]}: the rest will not be bit for bit the same.")
+
+
+def _optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
+    built = {}
+    for phase in stage.phases:
+        phase.network.requires_grad_(True).train()
+        built[phase.name] = phase.optimizer.build(phase.network.parameters())
+    return built
+
+
+def _named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
+    """Every trained network once, by the name of the first phase that trains it."""
+    named: dict[str, nn.Module] = {}
+    for phase in _phases(stages):
+        if not any(phase.network is network for network in named.values()):
+            if phase.name in named:
+                raise UserError(f"two networks are trained by phases named '{phase.name}'; give the phases different names.")
+            named[phase.name] = phase.network
+    return named
+
+
+def _phases(stages: Sequence[Stage]) -> Iterator[Phase]:
+    for stage in stages:
+        yield from stage.phases
+
+
+def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
+    return {name[len(prefix) :]: value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
+
+
+def _note(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items())
