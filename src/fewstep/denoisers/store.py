@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.denoisers.generator import Generator
 from fewstep.denoisers.network import NetworkDenoiser, describe_inputs, inputs_from
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import build, describe
+from fewstep.networks.store import FORMAT, load_strictly
 from fewstep.prediction import prediction_from
 from fewstep.schedule import schedule_from
-
-FORMAT = 1
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -80,14 +79,3 @@ def load_model(path: Path) -> tuple[NetworkDenoiser | Generator, dict[str, Any]]
     del metadata["format"]
     return model, metadata
 
-
-def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads a state dict whose keys and shapes must be exactly the model's; the error names ``source`` and the first key that differs."""
-    expected = model.state_dict()
-    for problem, keys in (("lacks", set(expected) - set(tensors)), ("has an unknown", set(tensors) - set(expected))):
-        if keys:
-            raise UserError(f"{source}: {problem} tensor '{min(keys)}'; the file does not belong to this network.")
-    for name, value in expected.items():
-        if tensors[name].shape != value.shape:
-            raise UserError(f"{source}: tensor '{name}' has shape {tuple(tensors[name].shape)}, the network needs {tuple(value.shape)}.")
-    model.load_state_dict(dict(tensors))

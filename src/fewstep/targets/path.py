@@ -10,18 +10,20 @@ Nodes are loaded strictly, one at a time, into a single frozen copy of the teach
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fewstep.denoisers import Denoiser
-from fewstep.denoisers.store import load_strictly
+from fewstep.networks.store import load_strictly
 from fewstep.errors import UserError
 from fewstep.files import digest_of, read_tensors, write_tensors, write_text
 from fewstep.stateful import Stateful
+from fewstep.stopping import StopRule
 from fewstep.targets.record import RecordRule
 
 
@@ -37,6 +39,7 @@ class DegradationPath(Stateful):
         self.origin = dict(origin or {})
         self.nodes: list[dict[str, Any]] = []
         self.closed = ""
+        self.steps = 0
         self._manifest = self.folder / "manifest.json"
 
     @classmethod
@@ -81,21 +84,26 @@ class DegradationPath(Stateful):
         """``load`` of weights that were read ahead."""
         load_strictly(into, tensors, f"{self.folder / f'node-{index}.safetensors'}")
 
-    def full(self, nodes: int) -> Callable[[int], bool]:
-        """A stop rule for the recording stage: true once the path has ``nodes`` nodes, the teacher counted, or was closed."""
-        return lambda _steps: bool(self.closed) or self.last >= nodes - 1
+    def full(self, nodes: int) -> StopRule:
+        """Ends the recording stage once the path has ``nodes`` nodes, the teacher counted, or was closed."""
+        return _Full(self, nodes)
+
+    def rest(self, total: int, least: int = 1) -> StopRule:
+        """Ends the stage after the recording one when both have ``total`` steps together, but not before it has ``least``."""
+        return _Rest(self, total, least)
 
     def recorder(self, rule: RecordRule) -> Recorder:
         """A hook for the degrading phase, which records what the rule says."""
         return Recorder(self, rule)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"nodes": [dict(node) for node in self.nodes], "closed": self.closed}
+        return {"nodes": [dict(node) for node in self.nodes], "closed": self.closed, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Returns to an earlier length of the path; nodes recorded after it are forgotten."""
         self.nodes = [dict(node) for node in state["nodes"]]
         self.closed = state["closed"]
+        self.steps = state["steps"]
         if self.nodes:
             self._write_manifest()
 
@@ -115,6 +123,33 @@ class DegradationPath(Stateful):
         self.origin, self.nodes, self.closed = origin, nodes, closed
 
 
+@dataclass(frozen=True, eq=False)
+class _Full(StopRule):
+    path: DegradationPath
+    nodes: int
+
+    def finished(self, steps: int) -> bool:
+        return bool(self.path.closed) or self.path.last >= self.nodes - 1
+
+    @property
+    def total(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Rest(StopRule):
+    path: DegradationPath
+    together: int
+    least: int
+
+    def finished(self, steps: int) -> bool:
+        return steps >= self.total
+
+    @property
+    def total(self) -> int:
+        return max(self.together - self.path.steps, self.least)
+
+
 class Recorder(Stateful):
     """Called after each degrading step with (step, model): records a node when its rule says so."""
 
@@ -124,6 +159,7 @@ class Recorder(Stateful):
 
     def __call__(self, step: int, model: Denoiser) -> None:
         """``step`` counts the finished steps of the stage, from 1."""
+        self.path.steps = step
         decision = self.rule.decide(step, model)
         if decision.record or (decision.stop and self.path.last == 0):
             self.path.record(model, step)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fewstep.denoisers import Denoiser
-from fewstep.denoisers.store import load_strictly
+from fewstep.networks.store import load_strictly
 from fewstep.targets import DegradationPath
 
 

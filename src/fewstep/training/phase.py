@@ -11,6 +11,7 @@ from torch import nn
 from fewstep.errors import UserError
 from fewstep.objectives import Objective
 from fewstep.states import States
+from fewstep.stopping import StopRule
 from fewstep.training.actions import Action
 from fewstep.training.optimizer import Adam
 
@@ -53,7 +54,7 @@ class Stage:
     """Phases that run together, in order, until a number of steps or a stop rule; ``begin`` actions run once before the first step."""
 
     name: str
-    until: int | Callable[[int], bool]
+    until: int | StopRule
     phases: Sequence[Phase]
     begin: Sequence[Action] = ()
 
@@ -69,8 +70,8 @@ class Stage:
     @property
     def total(self) -> int | None:
         """The number of steps, where it is known."""
-        return self.until if isinstance(self.until, int) else None
+        return self.until if isinstance(self.until, int) else self.until.total
 
     def finished(self, steps: int) -> bool:
         """Whether the stage ends after ``steps`` steps."""
-        return steps >= self.until if isinstance(self.until, int) else self.until(steps)
+        return steps >= self.until if isinstance(self.until, int) else self.until.finished(steps)

@@ -18,7 +18,7 @@ from torch import nn
 from fewstep.cost import metered
 from fewstep.denoisers import Averaged, HalfLife
 from fewstep.denoisers.average import Decay
-from fewstep.denoisers.store import load_strictly
+from fewstep.networks.store import load_strictly
 from fewstep.errors import UserError
 from fewstep.files import locked
 from fewstep.random import Place

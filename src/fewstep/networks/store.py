@@ -1,0 +1,44 @@
+"""Raw networks in files: weights, and the description to rebuild the network around them.
+
+Loading is strict: a key that is missing, left over or of another shape is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.files import read_tensors, write_tensors
+from fewstep.networks.build import build, describe
+
+FORMAT = 1
+
+
+def save_network(path: Path, network: nn.Module) -> str:
+    """Writes a network that ``build`` made; returns the file's digest."""
+    return write_tensors(path, network.state_dict(), {"format": FORMAT, "network": describe(network)})
+
+
+def load_network(path: Path) -> nn.Module:
+    """Reads what ``save_network`` wrote. Raises ``UserError`` naming the file and what is wrong in it."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT or not isinstance(metadata.get("network"), dict):
+        raise UserError(f"{path}: is not a network file of format {FORMAT}; it may come from another version or be another kind of file.")
+    network = build(metadata["network"])
+    load_strictly(network, tensors, str(path))
+    return network
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Loads a state dict whose keys and shapes must be exactly the model's; the error names ``source`` and the first key that differs."""
+    expected = model.state_dict()
+    for problem, keys in (("lacks", set(expected) - set(tensors)), ("has an unknown", set(tensors) - set(expected))):
+        if keys:
+            raise UserError(f"{source}: {problem} tensor '{min(keys)}'; the file does not belong to this network.")
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
+            raise UserError(f"{source}: tensor '{name}' has shape {tuple(tensors[name].shape)}, the network needs {tuple(value.shape)}.")
+    model.load_state_dict(dict(tensors))

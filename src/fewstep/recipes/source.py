@@ -1,0 +1,218 @@
+"""From a name or a YAML file, with overrides, to a recipe; and from a mistake in either to one sentence.
+
+``--set training.steps=N`` also scales the counts of steps that are shares of the run (see ``config.Share``), so that a short run keeps the recipe's proportions; each
+stays at least 1, and the total grows where that needs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fewstep.errors import UserError
+from fewstep.recipes.config import DistillRecipe, PretrainRecipe, Recipe, Share
+
+_TASKS: dict[str, type[DistillRecipe] | type[PretrainRecipe]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
+_MAX_BYTES = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without anchors (a few lines of them can expand to gigabytes) and with YAML 1.2's floats (1e-5 is a number)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed in recipes", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)|[-+]?([0-9]*\.[0-9]+|[0-9]+\.[0-9]*)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    list("-+0123456789."),
+)
+
+
+def shipped_names() -> list[str]:
+    """The names of the recipes that ship, sorted."""
+    folder = resources.files("fewstep.recipes") / "library"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def shipped_text(name: str) -> str:
+    """The YAML of a shipped recipe."""
+    if name not in shipped_names():
+        close = difflib.get_close_matches(name, shipped_names(), 1)
+        hint = f"did you mean '{close[0]}'?" if close else "'fewstep recipes' lists those that ship."
+        raise UserError(f"there is no recipe '{name}'; {hint}")
+    return (resources.files("fewstep.recipes") / "library" / f"{name}.yaml").read_text()
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a shipped name or a YAML file and applies ``a.b=value`` overrides; raises ``UserError`` that names file, key and remedy."""
+    values, where = _read(source)
+    given: dict[str, Any] = {}
+    for text in overrides:
+        key, value = _override(text)
+        _assign(values, key, value)
+        given[key] = value
+    recipe = validate(values, where, given)
+    if "training.steps" in given:
+        original, _ = _read(source)
+        before = original.get("training", {}).get("steps") if isinstance(original.get("training"), dict) else None
+        if isinstance(before, int) and before > 0:
+            recipe = _scaled(recipe, recipe.training.steps / before, set(given))
+    return recipe
+
+
+def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from plain values; ``where`` names their source, ``given`` the dotted keys that came from the command line."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: a recipe is a mapping of sections, got {type(values).__name__}.")
+    task = values.get("task")
+    if not isinstance(task, str) or task not in _TASKS:
+        raise UserError(f"{where}: 'task' must be one of {', '.join(_TASKS)}, got {task!r}.")
+    try:
+        return _TASKS[task].model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error, _TASKS[task], where, given or {})) from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: every value spelled out, in the order of the sections."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def _read(source: str | Path) -> tuple[dict[str, Any], str]:
+    name = str(source)
+    path = Path(source)
+    if isinstance(source, Path) or name.endswith((".yaml", ".yml")) or "/" in name:
+        if not path.is_file():
+            raise UserError(f"{name}: there is no such recipe file; 'fewstep recipes' lists those that ship.")
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{name}: is larger than {_MAX_BYTES} bytes, which no recipe is.")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{name}: cannot be read as text ({error}).") from error
+    else:
+        text = shipped_text(name)
+    try:
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{name}: is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: a recipe is a mapping of sections, got {type(values).__name__}.")
+    return values, name
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text}: must be of the form section.key=value, for example --set training.steps=40.")
+    try:
+        return key, yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not valid YAML.") from error
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for index, parent in enumerate(parents):
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {key}: '{'.'.join(parents[: index + 1])}' is a value, not a section.")
+        values = inner
+    values[last] = value
+
+
+def _scaled(recipe: Recipe, factor: float, fixed: set[str]) -> Recipe:
+    """The recipe with every ``Share`` scaled, except keys that the user gave."""
+
+    def scale(section: BaseModel, prefix: str) -> BaseModel:
+        changes: dict[str, Any] = {}
+        for name, field in type(section).model_fields.items():
+            value, key = getattr(section, name), f"{prefix}{name}"
+            if isinstance(value, BaseModel):
+                changes[name] = scale(value, key + ".")
+            elif key not in fixed and _is_share(field.metadata, field.annotation):
+                changes[name] = [max(1, round(v * factor)) for v in value] if isinstance(value, list) else max(1, round(value * factor))
+        return section.model_copy(update=changes)
+
+    scaled = scale(recipe, "")
+    assert isinstance(scaled, (DistillRecipe, PretrainRecipe))
+    return scaled
+
+
+def _is_share(metadata: Sequence[Any], annotation: Any) -> bool:
+    inner = (argument for part in typing.get_args(annotation) for argument in getattr(part, "__metadata__", ()))
+    return any(isinstance(mark, Share) for mark in [*metadata, *inner])
+
+
+def _sentence(error: ValidationError, root: type[BaseModel], where: str, given: Mapping[str, Any]) -> str:
+    """The first problem in words: source, key, what is wrong, what to do."""
+    problem = error.errors()[0]
+    keys = list(_plain_keys(root, problem["loc"]))
+    dotted = ".".join(keys)
+    source = next((f"--set {key}" for key in given if dotted == key or dotted.startswith(key + ".") or key.startswith(dotted + ".")), where)
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = [name for section in _sections(root, problem["loc"][:-1]) for name in section.model_fields]
+        close = difflib.get_close_matches(keys[-1], known, 1)
+        return f"{source}: unknown key '{dotted}'; " + (f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}.")
+    if kind == "missing":
+        return f"{source}: the key '{dotted}' is missing; add it."
+    if kind == "union_tag_not_found":
+        return f"{source}: '{dotted}' must say its 'kind'; one of {_tags(root, problem['loc'])}."
+    if kind == "union_tag_invalid":
+        return f"{source}: '{dotted}.kind' is '{context['tag']}'; it must be one of {context['expected_tags']}."
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{source}: '{dotted}' is {problem['input']!r}: {message}."
+
+
+def _plain_keys(root: type[BaseModel], location: Sequence[int | str]) -> Iterator[str]:
+    """The keys as the user wrote them: without the tags that pydantic puts in for chosen kinds."""
+    sections: list[type[BaseModel]] = [root]
+    for part in location:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if fields:
+            yield str(part)
+            sections = [inner for field in fields for inner in _models(field.annotation)]
+        elif isinstance(part, int):
+            yield str(part)
+        elif not any(_kind(section) == part for section in sections) and "[" not in part and part not in ("int", "constrained-int"):
+            yield str(part)
+        else:
+            sections = [section for section in sections if _kind(section) == part] or sections
+
+
+def _sections(root: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:
+    sections: list[type[BaseModel]] = [root]
+    for part in location:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [inner for field in fields for inner in _models(field.annotation)] or [s for s in sections if _kind(s) == part] or sections
+    return sections
+
+
+def _tags(root: type[BaseModel], location: Sequence[int | str]) -> str:
+    return ", ".join(f"'{kind}'" for section in _sections(root, location) if (kind := _kind(section)))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models(part)]
+
+
+def _kind(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("kind")
+    options = typing.get_args(field.annotation) if field is not None else ()
+    return options[0] if len(options) == 1 else None
+

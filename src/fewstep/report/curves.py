@@ -1,0 +1,119 @@
+"""Which charts a run has: the distance over its cost, what training reported, and the health readings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from fewstep.report.chart import Band, Chart, Drawing, Level, Mark, Series, draw
+from fewstep.report.gather import Run
+from fewstep.report.history import Entry, History
+from fewstep.report.scale import wants_log
+from fewstep.report.words import is_number, number
+
+Axis = Literal["step", "evaluations"]
+_LABEL: dict[Axis, str] = {"step": "steps", "evaluations": "network evaluations of one sample"}
+_SMALL = (350, 190)
+_RECORDING = "the degradation path is being recorded"
+
+# A reading's title, what it means, and the value that it should be near, where there is one.
+_READINGS = {
+    "fake_score_lag": ("Lag of the fake score", "Its loss on samples made now, over its loss in training: well above 1 it trails the student.", 1.0),
+    "gap": ("Gap between the scores", "The relative squared distance between fake and target score.", None),
+    "mismatch_over_bound": ("Mismatch degree", "The teacher's on the student's samples, over its value on data: 1 is as good as data.", 1.0),
+    "spread_over_data": ("Spread within classes", "The samples' over the data's: below 1 the student collapses, above it scatters.", 1.0),
+    "saturation": ("Saturation", "The fraction of values outside the data's range.", None),
+}
+
+
+def main_charts(run: Run) -> list[Drawing]:
+    """Distance and class accuracy over evaluations; denoising losses and gap over steps."""
+    history = run.history
+    distance = _series(history.evaluation, ["fd"], "evaluations", {"fd": "student"})
+    accuracy = _series(history.evaluation, ["accuracy"], "evaluations", {"accuracy": "student"})
+    return [
+        *_chart(history, "Frechet distance", "evaluations", distance, levels=_distance_levels(run)),
+        *_chart(history, "Class accuracy", "evaluations", accuracy, may_be_log=False),
+        *_chart(history, "Denoising loss", "step", _series(history.training, _ending(history, "denoising"), "step")),
+        *_chart(history, "Gap between fake and target score", "step", _series(history.training, _ending(history, "gap"), "step")),
+    ]
+
+
+def other_charts(history: History) -> list[Drawing]:
+    """Everything else that training reported, one small chart a name; gradient norms are together."""
+    norms = _ending(history, "gradient_norm")
+    shown = {*norms, *_ending(history, "denoising"), *_ending(history, "gap")}
+    charts = _chart(history, "Gradient norm before clipping", "step", _series(history.training, norms, "step"), size=_SMALL)
+    for name in history.names():
+        if name not in shown:
+            charts += _chart(history, name.replace("_", " "), "step", _series(history.training, [name], "step"), size=_SMALL)
+    return charts
+
+
+def health_charts(history: History) -> list[Drawing]:
+    """One small chart a reading."""
+    charts = []
+    for name in history.readings():
+        title, meaning, ideal = _READINGS.get(name, (name.replace("_", " ").capitalize(), "", None))
+        levels = (Level(ideal, ""),) if ideal is not None else ()
+        charts += _chart(history, title, "step", _series(history.health, [name], "step", {name: title}), levels=levels, size=_SMALL, note=meaning)
+    return charts
+
+
+def marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
+    """The target's switches along an axis."""
+    return tuple(Mark(switch.step if axis == "step" else switch.evaluations, switch.name, switch.step) for switch in history.switches())
+
+
+def bands_over(history: History, axis: Axis) -> tuple[Band, ...]:
+    """The recording stage along an axis."""
+    index = 0 if axis == "step" else 1
+    return tuple(Band(stage.first[index], stage.last[index], _RECORDING) for stage in history.stages() if stage.name == "record")
+
+
+def _chart(
+    history: History,
+    title: str,
+    axis: Axis,
+    series: tuple[Series, ...],
+    levels: tuple[Level, ...] = (),
+    size: tuple[int, int] = (480, 290),
+    note: str = "",
+    may_be_log: bool = True,
+) -> list[Drawing]:
+    """The chart, or nothing when there is nothing to draw."""
+    if not series:
+        return []
+    values = [y for line in series for _, y in line.points] + [level.y for level in levels]
+    log = may_be_log and wants_log(values)
+    marks, bands = marks_over(history, axis), bands_over(history, axis)
+    if size == _SMALL:
+        marks, bands = (), ()
+    return [draw(Chart(title, _LABEL[axis], series, marks, bands, levels, log, size, note))]
+
+
+def _series(entries: Sequence[Entry], keys: Sequence[str], axis: Axis, names: dict[str, str] | None = None) -> tuple[Series, ...]:
+    """A line for each key that has finite values."""
+    found = []
+    for key in keys:
+        points = tuple((float(entry[axis]), float(entry[key])) for entry in entries if is_number(entry.get(key)))
+        if points:
+            found.append(Series((names or {}).get(key) or key.partition(".")[0].replace("_", " "), points))
+    return tuple(found)
+
+
+def _ending(history: History, name: str) -> list[str]:
+    return [key for key in history.names() if key.partition(".")[2] == name]
+
+
+def _distance_levels(run: Run) -> tuple[Level, ...]:
+    """The teacher's distances, and that between the halves of the data."""
+    levels = []
+    for row in run.evaluated:
+        distance = row.figures.get("fd")
+        if row.model == "teacher" and is_number(distance):
+            levels.append(Level(float(distance), f"teacher, {row.steps} step{'s' * (row.steps != 1)}: {number(distance)}"))
+    halves = run.reference.get("halves_fd")
+    if is_number(halves):
+        levels.append(Level(float(halves), f"two halves of the data: {number(halves)}"))
+    return tuple(levels)

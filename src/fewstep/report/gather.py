@@ -1,0 +1,140 @@
+"""Reads a run folder into one value. Only ``recipe.yaml`` and ``metrics.jsonl`` must be there; for the rest ``missing`` says, in a sentence, what is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.report.history import History
+from fewstep.report.pictures import Picture, evenly, read_picture
+from fewstep.training.log import read_log
+
+_STEP = re.compile(r"step-(\d+)\.png")
+_IN_STRIP = 8
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One row of ``evaluation.json``: a model at a number of steps; figures are as the file has them, None where it has not."""
+
+    model: str
+    steps: int
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. ``samples`` are (step, picture); ``nodes`` the steps at which the path's nodes were recorded; ``missing`` maps a part to why it is not there."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    history: History
+    evaluated: tuple[Evaluated, ...]
+    reference: Mapping[str, Any]
+    samples: tuple[tuple[int, Picture], ...]
+    path_picture: Picture | None
+    path_rows: tuple[str, ...]
+    nodes: tuple[Any, ...]
+    closed: str
+    pictures: tuple[Picture, ...]
+    missing: Mapping[str, str]
+
+
+def gather(folder: Path) -> Run:
+    """Reads a run folder; raises ``UserError`` when it holds no run."""
+    text, recipe = _recipe(folder / "recipe.yaml")
+    if not (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{folder}: has no metrics.jsonl, so nothing was run here yet; train first, or name another folder.")
+    history = History.of(read_log(folder / "metrics.jsonl"))
+    missing: dict[str, str] = {}
+    evaluation = _json(folder / "evaluation.json", "evaluation", "The run was not evaluated yet", missing)
+    manifest = _json(folder / "path" / "manifest.json", "path", "No degradation path was recorded", missing)
+    samples, picture = _samples(folder, history), read_picture(folder / "samples" / "path.png")
+    if not samples:
+        missing["samples"] = "No samples were kept while the run went on."
+    if picture is None:
+        missing["path_picture"] = "There is no picture of the path's nodes (samples/path.png)."
+    nodes, reference = manifest.get("nodes"), evaluation.get("reference")
+    return Run(
+        name=str(recipe.get("name") or folder.resolve().name),
+        recipe=recipe,
+        recipe_text=text,
+        history=history,
+        evaluated=_evaluated(evaluation),
+        reference=reference if isinstance(reference, dict) else {},
+        samples=samples,
+        path_picture=picture,
+        path_rows=_row_names(folder / "samples" / "path.json"),
+        nodes=tuple(node.get("step") for node in nodes if isinstance(node, dict)) if isinstance(nodes, list) else (),
+        closed=str(manifest.get("closed") or ""),
+        pictures=_others(folder / "samples"),
+        missing=missing,
+    )
+
+
+def _recipe(path: Path) -> tuple[str, dict[str, Any]]:
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"{path.parent}: is not a run folder (it has no recipe.yaml); check the path.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it from a copy.") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path}: is not a recipe, which is a mapping of settings; restore it from a copy.")
+    return text, recipe
+
+
+def _json(path: Path, part: str, absent: str, missing: dict[str, str]) -> dict[str, Any]:
+    """The object in a JSON file; an empty one, with a sentence in ``missing``, when there is none."""
+    place = f"{path.parent.name}/{path.name}" if part == "path" else path.name
+    if not path.is_file():
+        missing[part] = f"{absent} (there is no {place})."
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        missing[part] = f"{place} could not be read; write it anew."
+        return {}
+    return content
+
+
+def _evaluated(evaluation: Mapping[str, Any]) -> tuple[Evaluated, ...]:
+    """Teacher before student, many steps before few."""
+    found = []
+    for model in ("teacher", "student"):
+        by_steps = evaluation.get(model)
+        rows = by_steps.items() if isinstance(by_steps, dict) else ()
+        known = [Evaluated(model, int(steps), figures) for steps, figures in rows if steps.isdecimal() and isinstance(figures, dict)]
+        found += sorted(known, key=lambda row: -row.steps)
+    return tuple(found)
+
+
+def _samples(folder: Path, history: History) -> tuple[tuple[int, Picture], ...]:
+    """Those that the log names, or, when it names none, those that lie there; a few, evenly chosen."""
+    logged = [str(entry.get("file", "")) for entry in history.samples]
+    names = sorted({Path(name).name for name in logged} or {path.name for path in (folder / "samples").glob("step-*.png")})
+    found = [(int(match[1]), folder / "samples" / name) for name in names if (match := _STEP.fullmatch(name))]
+    there = evenly(sorted(item for item in found if item[1].is_file()), _IN_STRIP)
+    return tuple((step, picture) for step, path in there if (picture := read_picture(path)) is not None)
+
+
+def _row_names(path: Path) -> tuple[str, ...]:
+    content = _json(path, "rows", "", {})
+    rows = content.get("rows")
+    return tuple(str(row) for row in rows) if isinstance(rows, list) else ()
+
+
+def _others(folder: Path) -> tuple[Picture, ...]:
+    paths = sorted(path for path in folder.glob("*.png") if path.name != "path.png" and not _STEP.fullmatch(path.name))
+    return tuple(picture for path in paths if (picture := read_picture(path)) is not None)

@@ -1,0 +1,9 @@
+"""What one does with a run."""
+
+from fewstep.runs.compare import Comparison, compare
+from fewstep.runs.distill import distill, pretrain
+from fewstep.runs.evaluate import evaluate
+from fewstep.runs.folder import RunFolder
+from fewstep.runs.sampler import StudentSampler, TeacherSampler, load, load_teacher
+
+__all__ = ["Comparison", "RunFolder", "StudentSampler", "TeacherSampler", "compare", "distill", "evaluate", "load", "load_teacher", "pretrain"]

@@ -1,0 +1,77 @@
+"""Runs beside one another: how many network evaluations each needs to reach the others' level."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.runs.folder import RunFolder
+from fewstep.training.log import read_log
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The curve of one run: Frechet distance ``fd`` at ``steps`` and ``evaluations``; ``level`` is the median of its last quarter, never a minimum."""
+
+    name: str
+    steps: tuple[int, ...]
+    evaluations: tuple[int, ...]
+    fd: tuple[float, ...]
+
+    @property
+    def level(self) -> float:
+        """The median distance over the last quarter of the run's steps."""
+        return statistics.median(fd for step, fd in zip(self.steps, self.fd, strict=True) if step >= 0.75 * self.steps[-1])
+
+    def reaches(self, level: float) -> tuple[int, int] | None:
+        """(steps, evaluations) from which the distance stays at or below a level for two measurements in a row (or at the last), None if it never does."""
+        for index, fd in enumerate(self.fd):
+            if fd <= level and all(later <= level for later in self.fd[index + 1 : index + 2]):
+                return self.steps[index], self.evaluations[index]
+        return None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The curves of several runs."""
+
+    runs: tuple[Measured, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """``{run: {"level", "steps", "evaluations", "reaches": {other: {"steps", "evaluations"} or None}}}``."""
+        return {
+            run.name: {
+                "level": run.level,
+                "steps": run.steps[-1],
+                "evaluations": run.evaluations[-1],
+                "reaches": {other.name: _pair(run.reaches(other.level)) for other in self.runs if other is not run},
+            }
+            for run in self.runs
+        }
+
+
+def _pair(reached: tuple[int, int] | None) -> dict[str, int] | None:
+    return None if reached is None else {"steps": reached[0], "evaluations": reached[1]}
+
+
+def compare(runs: Sequence[Path | str]) -> Comparison:
+    """Reads the measurements that the runs took while they trained; raises ``UserError`` for a folder without any."""
+    if len({str(run) for run in runs}) < 2:
+        raise UserError("compare needs at least two different runs.")
+    return Comparison(tuple(measured(Path(run)) for run in runs))
+
+
+def measured(run: Path) -> Measured:
+    """The curve of one run, named by its folder."""
+    folder = RunFolder(run)
+    folder.read_recipe()
+    points = [entry for entry in read_log(folder.log) if entry.get("probe") == "evaluation"]
+    if len(points) < 2:
+        raise UserError(f"{run}: has fewer than two measurements in metrics.jsonl; train longer or lower 'evaluation.every'.")
+    columns = (tuple(point[key] for point in points) for key in ("step", "evaluations", "fd"))
+    steps, evaluations, fd = columns
+    return Measured(str(run), steps, evaluations, fd)

@@ -1,0 +1,163 @@
+"""Runs recipes: what ``fewstep distill`` and ``fewstep pretrain`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.denoisers import Generator, NetworkDenoiser, copy_of, freeze, save_model
+from fewstep.errors import UserError
+from fewstep.files import locked, write_text
+from fewstep.metrics.quality import Evaluator
+from fewstep.networks.store import save_network
+from fewstep.random import Place
+from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, dump, load_recipe
+from fewstep.recipes.matching import Distillation, build_distillation
+from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
+from fewstep.recipes.pretrain import build_pretraining
+from fewstep.runs.folder import RunFolder
+from fewstep.runs.paths import write_path_picture
+from fewstep.runs.pictures import write_samples
+from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
+from fewstep.solvers import RULES
+from fewstep.training import Probe, Silent, Trainer, Watcher
+
+PICTURE_ROWS = 80
+
+
+def distill(
+    source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None
+) -> Path:
+    """Runs a distillation recipe (a shipped name or a YAML file) and returns its run folder.
+
+    ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on; ``training.steps`` alone may be raised.
+    """
+    folder = _folder(source, out)
+    with locked(folder.path):
+        recipe = _settle(folder, source, overrides, resume, DistillRecipe)
+        parts = build_distillation(recipe, folder.path)
+        trainer = _trainer(folder, recipe, parts, watcher or Silent())
+        student = trainer.fit(resume)
+        assert isinstance(student, (NetworkDenoiser, Generator))
+        save_model(folder.student, student, _how_to_sample(parts))
+        if parts.path is not None and parts.path.last:
+            write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
+        sampler = StudentSampler(student, parts.prior, parts.data.low, parts.data.high)
+        write_samples(folder.samples / "final.png", _picture(sampler.draw, parts), parts.data.low, parts.data.high)
+    return folder.path
+
+
+def pretrain(
+    source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None
+) -> Path:
+    """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
+    folder = _folder(source, out)
+    with locked(folder.path):
+        recipe = _settle(folder, source, overrides, resume, PretrainRecipe)
+        parts = build_pretraining(recipe)
+        probes = []
+        if isinstance(parts.model, NetworkDenoiser):
+            evaluator = build_evaluator(recipe.evaluation, parts.data)
+
+            def measure(_step: int) -> Mapping[str, float]:
+                sampler = _teacher_sampler(trainer.average.average, recipe, parts.data.low, parts.data.high)
+                return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, recipe.evaluation.teacher_steps[0]), 1)
+
+            probes.append(Probe("evaluation", recipe.evaluation.every, measure))
+        trainer = Trainer(
+            folder.path, parts.stages, parts.model, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher
+        )
+        model = trainer.fit(resume)
+        if isinstance(model, NetworkDenoiser):
+            save_model(folder.model, model)
+        else:
+            save_network(folder.model, model)
+    return folder.path
+
+
+def _folder(source: str | Path, out: Path | str | None) -> RunFolder:
+    return RunFolder(Path(out) if out is not None else Path("runs") / Path(str(source)).stem)
+
+
+def _settle(folder: RunFolder, source: str | Path, overrides: Sequence[str], resume: bool, kind: type[Any]) -> Any:
+    """The recipe of this run, written into its folder; refuses to overwrite a run or to resume another one."""
+    recipe = load_recipe(source, overrides)
+    if not isinstance(recipe, kind):
+        command = "pretrain" if isinstance(recipe, PretrainRecipe) else "distill"
+        raise UserError(f"{source}: is a recipe for 'fewstep {command}', not for this command.")
+    if folder.recipe.is_file():
+        if not resume:
+            raise UserError(f"{folder.path}: holds a run already; go on with --resume, or choose another folder with --out.")
+        recipe = _resumed(folder, recipe, source, overrides)
+    write_text(folder.recipe, dump(recipe))
+    return recipe
+
+
+def _resumed(folder: RunFolder, recipe: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
+    saved = folder.read_recipe()
+    if recipe == saved:
+        return saved
+    steps = recipe.training.steps
+    if steps < saved.training.steps:
+        raise UserError(f"--resume: 'training.steps' is {steps}, but the run in {folder.path} is for {saved.training.steps}; it can only be raised.")
+    # The shares of the stages stay as they were: only the end moves.
+    same = load_recipe(source, [*overrides, f"training.steps={saved.training.steps}"])
+    if same != saved:
+        key = _first_difference(same.model_dump(), saved.model_dump())
+        raise UserError(f"--resume: the run in {folder.path} has another recipe ('{key}' differs); only 'training.steps' may be raised.")
+    return saved.model_copy(update={"training": saved.training.model_copy(update={"steps": steps})})
+
+
+def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    for key in [*a, *(k for k in b if k not in a)]:
+        if a.get(key) != b.get(key):
+            inner, other = a.get(key), b.get(key)
+            return f"{key}.{_first_difference(inner, other)}" if isinstance(inner, dict) and isinstance(other, dict) else key
+    return ""
+
+
+def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watcher: Watcher) -> Trainer:
+    evaluator = build_evaluator(recipe.evaluation, parts.data)
+
+    def sampler() -> StudentSampler:
+        return StudentSampler(trainer.average.average, parts.prior, parts.data.low, parts.data.high)
+
+    def measure(_step: int) -> Mapping[str, float]:
+        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels), 1)
+
+    def picture(step: int) -> Mapping[str, Any]:
+        name = f"step-{step:08d}.png"
+        write_samples(folder.samples / name, _picture(sampler().draw, parts), parts.data.low, parts.data.high)
+        return {"file": f"samples/{name}"}
+
+    every = recipe.evaluation.every
+    probes = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
+    trainer = Trainer(
+        folder.path, parts.stages, parts.student, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher
+    )
+    return trainer
+
+
+def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], draws: int) -> dict[str, float]:
+    low, high = evaluator.data.low, evaluator.data.high
+    quality = evaluator.measure(lambda place, n, labels: draw(place, n, labels).clamp(low, high), draws)
+    return {"fd": quality.fd, **({} if quality.accuracy is None else {"accuracy": quality.accuracy})}
+
+
+def _picture(draw: Callable[[Place, int, Tensor | None], Tensor], parts: Distillation) -> Tensor:
+    rows = PICTURE_ROWS if len(parts.data.shape) == 3 else 2000
+    return draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes))
+
+
+def _how_to_sample(parts: Distillation) -> dict[str, Any]:
+    return {"prior": {"time": parts.prior.time, "scale": parts.prior.std}, "range": [parts.data.low, parts.data.high]}
+
+
+def _teacher_sampler(model: nn.Module, recipe: PretrainRecipe, low: float, high: float) -> TeacherSampler:
+    assert isinstance(model, NetworkDenoiser)
+    solver = recipe.evaluation.solver
+    return TeacherSampler(freeze(copy_of(model)), low, high, RULES[solver.rule], build_grid(solver.grid))
+

@@ -1,0 +1,59 @@
+"""The layout of a run on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.errors import UserError
+from fewstep.recipes import DistillRecipe, Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``path`` and the names in it."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        """A line a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def student(self) -> Path:
+        """The averaged student, with what is needed to rebuild it."""
+        return self.path / "student.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """What a pretraining made."""
+        return self.path / "model.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures."""
+        return self.path / "samples"
+
+    @property
+    def evaluation(self) -> Path:
+        """What ``evaluate`` found."""
+        return self.path / "evaluation.json"
+
+    def read_recipe(self) -> Recipe:
+        """The recipe of an existing run; raises ``UserError`` when the folder is no run."""
+        if not self.recipe.is_file():
+            raise UserError(f"{self.path}: is not a run folder (it has no recipe.yaml); give the folder that 'fewstep distill' wrote.")
+        return load_recipe(self.recipe)
+
+    def read_distill_recipe(self) -> DistillRecipe:
+        """The recipe of an existing distillation."""
+        recipe = self.read_recipe()
+        if not isinstance(recipe, DistillRecipe):
+            raise UserError(f"{self.path}: is a pretraining run; this needs a run of 'fewstep distill'.")
+        return recipe

@@ -1,0 +1,143 @@
+"""Samplers: a number of samples in, a tensor of samples out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.data import Dataset
+from fewstep.denoisers import Denoiser, Generator, Guided, freeze, load_model
+from fewstep.errors import UserError
+from fewstep.random import Place
+from fewstep.recipes.parts import build_data, build_grid, build_teacher
+from fewstep.runs.folder import RunFolder
+from fewstep.schedule import KarrasVE, Schedule
+from fewstep.solvers import RULES, Renoise, Rule, solve
+from fewstep.states import Prior
+from fewstep.times import Grid, RhoGrid
+
+BATCH = 500
+
+
+@dataclass(frozen=True, eq=False)
+class StudentSampler:
+    """Called as ``sampler(n, seed=0, classes=None, steps=1) -> (n, *shape)`` in the data's range.
+
+    ``classes``: an int for all, ids (n,), or None for classes in turn (0, 1, 2, ...). With more than one step the student's estimate is noised again, to levels on Karras' grid from
+    its first level down. Sample i of a seed is the same whatever n is.
+    """
+
+    model: nn.Module
+    prior: Prior
+    low: float
+    high: float
+
+    def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int = 1) -> Tensor:
+        labels = labels_for(n, classes, self.prior.classes)
+        return self.draw(Place(seed, "sample"), n, labels, steps).clamp(self.low, self.high)
+
+    @torch.no_grad()
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int = 1) -> Tensor:
+        """Samples of a place, not clamped."""
+        times = self._times(steps)
+        parts = []
+        for start in range(0, n, BATCH):
+            rows = min(BATCH, n - start)
+            part = None if labels is None else labels[start : start + rows]
+            state = self.prior.at(place, "prior", rows, part, start)
+            jump, x = Renoise(self.model, self.prior.schedule, place, start), state.x
+            for t, s in zip(times[:-1], times[1:], strict=True):
+                x = jump(x, t, s, state.condition)
+            parts.append(x)
+        return torch.cat(parts)
+
+    def _times(self, steps: int) -> Tensor:
+        if steps < 1:
+            raise UserError(f"the number of steps must be at least 1, got {steps}.")
+        if steps > 1 and isinstance(self.model, Generator):
+            raise UserError("this student is a generator on latents, which makes samples in 1 step only.")
+        inner = RhoGrid().between(self.prior.schedule, self.prior.time, self.prior.schedule.t_min, steps + 1)[:-1]
+        return torch.cat([inner, inner.new_zeros(1)])
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherSampler:
+    """Called like a ``StudentSampler``; ``steps`` (35 unless given) are steps of the solver rule on the grid."""
+
+    denoiser: Denoiser
+    low: float
+    high: float
+    rule: Rule
+    grid: Grid
+
+    def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int = 35) -> Tensor:
+        labels = labels_for(n, classes, self.denoiser.classes)
+        return self.draw(Place(seed, "sample"), n, labels, steps).clamp(self.low, self.high)
+
+    @torch.no_grad()
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int = 35) -> Tensor:
+        """Samples of a place, not clamped."""
+        schedule = self.denoiser.schedule
+        times = self.grid.times(schedule, steps)
+        parts = []
+        for start in range(0, n, BATCH):
+            rows = min(BATCH, n - start)
+            noise = place.normal("prior", (rows, *self.denoiser.shape), start)
+            condition = Condition(labels=None if labels is None else labels[start : start + rows])
+            parts.append(solve(self.rule, self.denoiser, schedule.prior_scale * noise, times, condition))
+        return torch.cat(parts)
+
+
+def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | None:
+    """Labels (n,) from what a sampler takes."""
+    if n < 1:
+        raise UserError(f"the number of samples must be at least 1, got {n}.")
+    if known == 0:
+        if classes is not None:
+            raise UserError("this model knows no classes; leave the class out.")
+        return None
+    if classes is None:
+        return torch.arange(n) % known
+    labels = torch.full((n,), classes) if isinstance(classes, int) else classes.long()
+    if labels.shape != (n,) or int(labels.min()) < 0 or int(labels.max()) >= known:
+        raise UserError(f"classes must be in [0, {known - 1}], one or {n} of them.")
+    return labels
+
+
+def load(run: Path | str) -> StudentSampler:
+    """The student of a run (or of a ``student.safetensors``) as a sampler."""
+    path = Path(run)
+    path = RunFolder(path).student if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{run}: has no student.safetensors; the run may not have ended, or is a pretraining: go on with 'fewstep distill ... --resume'.")
+    model, extra = load_model(path)
+    try:
+        prior, (low, high) = extra["prior"], extra["range"]
+        # A generator has no schedule; any serves for a prior of given scale.
+        schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
+        shape = model.latent_shape if isinstance(model, Generator) else model.shape
+        return StudentSampler(freeze(model), Prior(schedule, shape, prior["time"], prior["scale"], model.classes), low, high)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: holds a model but not how to sample it ({error}); it is not a student's file.") from error
+
+
+def student_sampler(model: nn.Module, prior: Prior, data: Dataset) -> StudentSampler:
+    """The sampler of a student in training."""
+    return StudentSampler(model, prior, data.low, data.high)
+
+
+def load_teacher(run: Path | str, guidance: float = 1.0) -> TeacherSampler:
+    """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1."""
+    recipe = RunFolder(Path(run)).read_distill_recipe()
+    data = build_data(recipe.data)
+    teacher: Denoiser = build_teacher(recipe.teacher, data)
+    solver = recipe.evaluation.solver
+    if guidance != 1.0:
+        if not teacher.classes:
+            raise UserError("guidance needs a teacher with classes; this one has none.")
+        teacher = Guided(teacher, guidance)
+    return TeacherSampler(teacher, data.low, data.high, RULES[solver.rule], build_grid(solver.grid))

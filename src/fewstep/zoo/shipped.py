@@ -1,0 +1,40 @@
+"""The weights in ``zoo/weights``."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from fewstep.denoisers import NetworkDenoiser, freeze, load_model
+from fewstep.errors import UserError
+from fewstep.networks import DigitClassifier
+from fewstep.networks.store import load_network
+
+SHIPPED_DENOISERS = ("digits", "mixture2d")
+
+
+def shipped_denoiser(name: str) -> NetworkDenoiser:
+    """A shipped teacher by name, frozen."""
+    if name not in SHIPPED_DENOISERS:
+        raise UserError(f"there is no shipped teacher '{name}'; it must be one of {', '.join(SHIPPED_DENOISERS)}.")
+    with resources.as_file(resources.files("fewstep.zoo") / "weights" / f"{name}.safetensors") as path:
+        model, _ = load_model(path)
+    assert isinstance(model, NetworkDenoiser)
+    return freeze(model)
+
+
+def digits() -> NetworkDenoiser:
+    """The teacher of 8x8 handwritten digits, (B, 1, 8, 8) in [-1, 1], 10 classes; made by ``digits-teacher``."""
+    return shipped_denoiser("digits")
+
+
+def mixture2d() -> NetworkDenoiser:
+    """The teacher of ten Gaussians in the plane, (B, 2); made by ``mixture2d-teacher``."""
+    return shipped_denoiser("mixture2d")
+
+
+def digit_features() -> DigitClassifier:
+    """The classifier of digits whose last hidden layer is the feature space of the Frechet distance; made by ``digits-features``."""
+    with resources.as_file(resources.files("fewstep.zoo") / "weights" / "digits-features.safetensors") as path:
+        network = load_network(path)
+    assert isinstance(network, DigitClassifier)
+    return freeze(network)
