@@ -1,1 +1,31 @@
-"""fewstep: pretrained diffusion models turned into generators of one to four steps. The README shows how it reads."""
+"""fewstep: pretrained diffusion models turned into generators of one to four steps.
+
+``import fewstep as fs`` is quick; ``fs.zoo``, ``fs.states`` and the other packages are imported when they are first named, as are ``fs.load``, ``fs.distill``, ``fs.pretrain``,
+``fs.evaluate`` and ``fs.compare``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_MODULES = frozenset(
+    "condition cost data denoisers errors metrics networks objectives prediction random recipes report runs schedule solvers states targets times training zoo".split()
+)
+_FUNCTIONS = frozenset({"compare", "distill", "evaluate", "load", "load_teacher", "pretrain"})
+
+__all__ = ["__version__", *sorted(_MODULES), *sorted(_FUNCTIONS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"fewstep.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module("fewstep.runs"), name)
+    raise AttributeError(f"module 'fewstep' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

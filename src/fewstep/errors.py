@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user.
+"""The exceptions that speak to the user.
 
 Everything that a user can mend (a recipe's key, a missing file, a combination that makes no sense) is raised as a
 ``UserError`` whose text says in one sentence what is wrong, where, and what to do. The command line prints that sentence and
@@ -10,3 +10,11 @@ from __future__ import annotations
 
 class UserError(Exception):
     """Something the user can mend; ``str(error)`` is one clear sentence."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop by signal number ``signal``, and has saved."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -127,6 +127,8 @@ class RhoTimes(TimeDistribution):
         ends = schedule.rho(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
         low = ends[0] if self.low is None else torch.tensor(self.low, dtype=torch.float64)
         high = ends[1] if self.high is None else torch.tensor(self.high, dtype=torch.float64)
+        if not bool(torch.isfinite(high)):
+            raise UserError(f"rho times cannot reach where alpha is 0 (t = {schedule.t_max}); give an upper noise level, or use uniform times.")
         root = 1 / self.exponent
         level = torch.lerp(low**root, high**root, u) ** self.exponent
         return schedule.time_at_sigma(level).clamp(schedule.t_min, schedule.t_max)

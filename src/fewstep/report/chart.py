@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fewstep.report.scale import Scale, fitted
 from fewstep.report.words import compact, number
 
-_LETTER = 6.8
+_LETTER = 7.4
 _ROW = 15
 _DOTTED = 40
 _MOST_POINTS = 300
@@ -81,17 +81,19 @@ class Placed:
 
 @dataclass(frozen=True)
 class Line:
-    """A line's SVG points, its colour's number and its dots."""
+    """A line's SVG points, its dots, and the numbers of its colour and of its dashes (those repeat after eight lines)."""
 
     name: str
     colour: int
+    dashes: int
     points: str
     dots: tuple[Placed, ...]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart in coordinates: the plot lies between ``left`` and ``right``, ``top`` and ``bottom``. ``text`` says in words what is to be seen."""
+    """A chart in coordinates: the plot lies between ``left`` and ``right``, ``top`` and ``bottom``. Each point is the mean of up to ``pooled`` lines of the log.
+    ``text`` says in words what is to be seen."""
 
     chart: Chart
     left: float
@@ -104,12 +106,18 @@ class Drawing:
     marks: tuple[Placed, ...]
     bands: tuple[Placed, ...]
     levels: tuple[Placed, ...]
+    pooled: int
     text: str
+
+
+def pool(length: int, most: int = _MOST_POINTS) -> int:
+    """How many neighbours make one point, so that at most ``most`` points remain."""
+    return max(1, -(-length // most))
 
 
 def thinned(points: tuple[tuple[float, float], ...], most: int = _MOST_POINTS) -> tuple[tuple[float, float], ...]:
     """At most ``most`` points, each the mean of its neighbours'."""
-    size = -(-len(points) // most)
+    size = pool(len(points), most)
     if size <= 1:
         return points
     groups = [points[i : i + size] for i in range(0, len(points), size)]
@@ -122,7 +130,7 @@ def draw(chart: Chart) -> Drawing:
     x_scale = _x_scale([x for x, _ in points] + [mark.x for mark in chart.marks] + [end for band in chart.bands for end in (band.low, band.high)])
     y_scale = fitted([y for _, y in points] + [level.y for level in chart.levels], chart.log)
     width, height = chart.size
-    y_values = y_scale.ticks(5 if height > 200 else 3)
+    y_values = y_scale.ticks(5 if height > 200 else 4)
     left = 14 + _LETTER * max((len(compact(value)) for value in y_values), default=1)
     frame = _Frame(x_scale, y_scale, left, width - 12.0, 10.0, height - 40.0)
     marks, rows = frame.marks(chart.marks)
@@ -139,6 +147,7 @@ def draw(chart: Chart) -> Drawing:
         marks=marks,
         bands=tuple(Placed(frame.x(band.low), frame.top, band.label, width=_short(frame.x(band.high) - frame.x(band.low))) for band in chart.bands),
         levels=frame.levels(chart.levels),
+        pooled=max(pool(len(series.points)) for series in chart.series),
         text=_in_words(chart),
     )
 
@@ -163,7 +172,7 @@ class _Frame:
     def line(self, series: Series, index: int) -> Line:
         points = thinned(series.points)
         dots = [Placed(self.x(x), self.y(y), hint=f"{series.name} {number(y)} at {compact(round(x, 1))}") for x, y in points] if len(points) <= _DOTTED else []
-        return Line(series.name, index % 8, " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points), tuple(dots))
+        return Line(series.name, index % 8, index // 8 % 3, " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points), tuple(dots))
 
     def marks(self, marks: Iterable[Mark]) -> tuple[tuple[Placed, ...], int]:
         """The marks and how many rows their labels take; a label that fits in none of three rows is left to the hint."""
@@ -181,11 +190,11 @@ class _Frame:
         return tuple(placed), len(ends)
 
     def levels(self, levels: Iterable[Level]) -> tuple[Placed, ...]:
-        """The levels from high to low on the page; ``width`` is where the label stands, moved down where it would cover the one before."""
+        """The levels from the lowest up; ``width`` is where the label stands, moved up where it would cover the one below."""
         placed: list[Placed] = []
-        for level in sorted(levels, key=lambda level: -level.y):
+        for level in sorted(levels, key=lambda level: level.y):
             y = self.y(level.y)
-            label_y = max(y - 4, placed[-1].width + 13) if placed else y - 4
+            label_y = min(y - 4, placed[-1].width - 13) if placed else y - 4
             placed.append(Placed(self.left + 6, y, level.label, width=_short(label_y)))
         return tuple(placed)
 
@@ -205,6 +214,6 @@ def _in_words(chart: Chart) -> str:
     for series in chart.series:
         values = [y for _, y in series.points]
         parts.append(f"{series.name}: from {number(values[0])} to {number(values[-1])}, lowest {number(min(values))}, highest {number(max(values))}.")
-    parts += [f"{level.label}." for level in chart.levels]
+    parts += [f"{level.label}." for level in chart.levels if level.label]
     parts += [f"The target is {mark.label} from step {mark.step:,}." for mark in chart.marks]
     return " ".join(parts)

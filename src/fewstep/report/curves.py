@@ -54,10 +54,17 @@ def health_charts(history: History) -> list[Drawing]:
     """One small chart a reading."""
     charts = []
     for name in history.readings():
-        title, meaning, ideal = _READINGS.get(name, (name.replace("_", " ").capitalize(), "", None))
+        title, meaning, ideal = _READINGS.get(name) or _other_reading(name)
         levels = (Level(ideal, ""),) if ideal is not None else ()
         charts += _chart(history, title, "step", _series(history.health, [name], "step", {name: title}), levels=levels, size=_SMALL, note=meaning)
     return charts
+
+
+def _other_reading(name: str) -> tuple[str, str, float | None]:
+    phase, is_gradient, _ = name.partition("_gradient_over_clip")
+    if is_gradient:
+        return f"Gradient of {phase}", "Its mean norm before clipping, over the clipping bound.", None
+    return name.replace("_", " ").capitalize(), "", None
 
 
 def marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
@@ -76,6 +83,7 @@ def _chart(
     title: str,
     axis: Axis,
     series: tuple[Series, ...],
+    *,
     levels: tuple[Level, ...] = (),
     size: tuple[int, int] = (480, 290),
     note: str = "",

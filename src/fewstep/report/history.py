@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from fewstep.report.words import is_number
+from fewstep.report.words import is_number, listed
 
 Entry = Mapping[str, Any]
 
@@ -53,6 +53,10 @@ class Warned:
 
     text: str
     steps: tuple[int, ...]
+
+    @property
+    def listed(self) -> str:
+        return listed([f"{step:,}" for step in self.steps])
 
 
 @dataclass(frozen=True)

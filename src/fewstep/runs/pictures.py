@@ -20,6 +20,15 @@ def write_samples(path: Path, samples: Tensor, low: float, high: float, columns:
         write_bytes(path, _grid(samples, low, high, columns))
 
 
+def write_array(path: Path, samples: Tensor) -> None:
+    """Writes the samples as the array ``samples`` of a compressed .npz."""
+    import numpy as np
+
+    stream = io.BytesIO()
+    np.savez_compressed(stream, samples=samples.numpy())
+    write_bytes(path, stream.getvalue())
+
+
 def _grid(samples: Tensor, low: float, high: float, columns: int) -> bytes:
     from PIL import Image
 

@@ -20,27 +20,28 @@ class Step:
         self.place = place
         self.rows = rows
         self.start = start
-        self._states: dict[int, State] = {}
-        self._samples: dict[tuple[int, int], Tensor] = {}
+        # Keys are identities, which only hold while the objects live: each entry keeps its own.
+        self._states: dict[int, tuple[States, State]] = {}
+        self._samples: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
 
     def state(self, states: States) -> State:
         """The draw of ``states`` at this step, made once."""
         key = id(states)
         if key not in self._states:
-            self._states[key] = states.draw(self)
-        return self._states[key]
+            self._states[key] = states, states.draw(self)
+        return self._states[key][1]
 
     def sample(self, model: nn.Module, state: State) -> Tensor:
         """The model's samples (B, *D) at a state, without gradient: what was kept, or made now."""
         key = (id(model), id(state))
         if key not in self._samples:
             with torch.no_grad():
-                self._samples[key] = model(state.x, state.t, state.condition)
-        return self._samples[key]
+                self._samples[key] = model, state, model(state.x, state.t, state.condition)
+        return self._samples[key][2]
 
     def keep(self, model: nn.Module, state: State, samples: Tensor) -> None:
         """Hands the model's samples at a state to later phases of this step, without their graph."""
-        self._samples[id(model), id(state)] = samples.detach()
+        self._samples[id(model), id(state)] = model, state, samples.detach()
 
     def noise_like(self, purpose: str, x: Tensor) -> Tensor:
         """Standard normals of x's shape (B, *D), type and device."""

@@ -76,7 +76,7 @@ class ByDistance(RecordRule):
             self._last = now
         spread = float(_spread(now) / self._unit)
         if spread < self.floor:
-            return Decision(record, f"collapse was near: the estimates' spread fell to {spread:.2f} of the teacher's after {step} steps")
+            return Decision(False, f"collapse was near: the estimates' spread fell to {spread:.2f} of the teacher's after {step} steps")
         if step >= self.max_steps:
             return Decision(record, f"the limit of {self.max_steps} steps was reached")
         return Decision(record)

@@ -5,7 +5,7 @@ from fewstep.training.monitors import Monitor, Reading
 from fewstep.training.optimizer import Adam
 from fewstep.training.phase import Phase, Stage, Term
 from fewstep.training.progress import Bar, Silent, Watcher
-from fewstep.training.trainer import Diverged, Probe, Stopped, Trainer
+from fewstep.training.trainer import Diverged, Probe, Settings, Trainer
 
 __all__ = [
     "Action",
@@ -18,9 +18,9 @@ __all__ = [
     "Phase",
     "Probe",
     "Reading",
+    "Settings",
     "Silent",
     "Stage",
-    "Stopped",
     "Term",
     "Trainer",
     "Watcher",

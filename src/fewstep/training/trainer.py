@@ -6,6 +6,7 @@ does depends on how often it was interrupted: a run that was killed and resumed 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fewstep.cost import metered
 from fewstep.denoisers import Averaged, HalfLife
 from fewstep.denoisers.average import Decay
 from fewstep.networks.store import load_strictly
-from fewstep.errors import UserError
+from fewstep.errors import Stopped, UserError
 from fewstep.files import locked
 from fewstep.random import Place
 from fewstep.stateful import find_stateful
@@ -34,14 +35,6 @@ from fewstep.training.signals import StopRequest, stop_requests
 
 class Diverged(UserError):
     """A loss was not a finite number; the last checkpoint is from before it."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved; ``signal`` is the number of the signal."""
-
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,9 +170,10 @@ class Trainer:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16"):
                 loss = term.objective(step, state)
             name = term.name or type(term.objective).__name__
-            if not bool(torch.isfinite(loss.total)):
+            value = float(loss.total.detach())
+            if not math.isfinite(value):
                 raise Diverged(
-                    f"the loss of '{name}' in phase '{phase.name}' was {float(loss.total)} at step {self.progress.step + 1} (stage '{stage.name}'); "
+                    f"the loss of '{name}' in phase '{phase.name}' was {value} at step {self.progress.step + 1} (stage '{stage.name}'); "
                     "the last checkpoint is from before it: lower the learning rate or change the weighting, and start anew."
                 )
             total = total + term.weight * loss.total

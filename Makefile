@@ -1,0 +1,45 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests; each sets up all it needs in .venv.
+# PIP_ARGS passes options on to pip, for example an index of CPU-only builds of torch.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+.PHONY: demo test lint weights clean
+
+demo: .venv/.core
+	$(BIN)/fewstep distill digits-disback --out runs/demo --resume
+	$(BIN)/fewstep evaluate runs/demo
+	@echo "the report: runs/demo/report.html   the samples: runs/demo/samples/final.png"
+
+test: .venv/.test lint
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Trains the shipped weights anew, by the recipes that made them (half an hour of two cores).
+weights: .venv/.core
+	for name in digits-features digits-teacher mixture2d-teacher; do $(BIN)/fewstep pretrain $$name --out runs/$$name --resume || exit; done
+	cp runs/digits-features/model.safetensors src/fewstep/zoo/weights/digits-features.safetensors
+	cp runs/digits-teacher/model.safetensors src/fewstep/zoo/weights/digits.safetensors
+	cp runs/mixture2d-teacher/model.safetensors src/fewstep/zoo/weights/mixture2d.safetensors
+
+.venv/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fewstep needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.core: .venv/.python pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+.venv/.test: .venv/.core
+	$(PIP) -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

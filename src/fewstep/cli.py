@@ -1,0 +1,204 @@
+"""The command line. Every command is one Python call (see ``fewstep.runs``); what is heavy is imported inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fewstep.errors import Stopped, UserError
+
+app = typer.Typer(
+    name="fewstep",
+    help="Turns a pretrained diffusion model into a generator of one to four steps.\n\nExample: fewstep distill digits-disback && fewstep report runs/digits-disback",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as training.steps=40; repeatable.")]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/NAME unless given.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder; training.steps alone may be raised.")]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; all unless given. Exact resume needs the same number.")]
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None) -> None:
+    """Lists the recipes that ship, or prints one.
+
+    Example: fewstep recipes digits-disback > mine.yaml
+    """
+    from fewstep.recipes.source import shipped_names, shipped_text
+
+    if name is not None:
+        typer.echo(shipped_text(name), nl=False)
+        return
+    for each in shipped_names():
+        typer.echo(f"{each:<28} {shipped_text(each).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def pretrain(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = None, resume: ResumeOption = False, threads: ThreadsOption = None) -> None:  # noqa: B006
+    """Trains a teacher or a feature network from scratch.
+
+    Example: fewstep pretrain digits-teacher --set training.steps=200 --out runs/my-teacher
+    """
+    _use_threads(threads)
+    from fewstep.runs import pretrain as run
+    from fewstep.training import Bar
+
+    folder = run(recipe, settings, out, resume, Bar())
+    typer.echo(f"{folder}/model.safetensors")
+
+
+@app.command()
+def distill(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = None, resume: ResumeOption = False, threads: ThreadsOption = None) -> None:  # noqa: B006
+    """Distils a teacher into a few-step student.
+
+    Example: fewstep distill digits-disback --set training.steps=400 --out runs/quick
+    """
+    _use_threads(threads)
+    from fewstep.report import write_run_report
+    from fewstep.runs import distill as run
+    from fewstep.training import Bar
+
+    folder = run(recipe, settings, out, resume, Bar())
+    write_run_report(folder)
+    typer.echo(f"{folder}: student.safetensors, samples/final.png and report.html are there; 'fewstep evaluate {folder}' measures them.")
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps; 1 for the student and 35 for the teacher unless given.")] = None,
+    class_id: Annotated[int | None, typer.Option("--class", min=0, help="One class for all samples; all classes in turn unless given.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Sample i of a seed is always the same.")] = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 80,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
+    guidance: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance of the teacher.")] = 1.0,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="The picture; RUN/samples/sample.png unless given.")] = None,
+    npz: Annotated[Path | None, typer.Option("--npz", metavar="FILE.npz", help="Also write the samples as an array.")] = None,
+) -> None:
+    """Draws samples into a PNG grid, and optionally an .npz.
+
+    Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
+    """
+    from fewstep.runs import load, load_teacher
+    from fewstep.runs.pictures import write_array, write_samples
+
+    if guidance != 1.0 and not teacher:
+        raise UserError("--guidance: only the teacher can be guided; add --teacher or leave it out.")
+    sampler = load_teacher(run, guidance) if teacher else load(run)
+    samples = sampler(n, seed, class_id, steps or (35 if teacher else 1))
+    picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
+    write_samples(picture, samples, sampler.low, sampler.high)
+    if npz is not None:
+        write_array(npz, samples)
+    typer.echo(str(picture))
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    as_json: JsonOption = False,
+    draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws; the recipe's unless given.")] = None,
+    teacher_steps: Annotated[list[int], typer.Option("--teacher-steps", min=1, help="Steps of the teacher; repeatable.")] = [],  # noqa: B006
+    student_steps: Annotated[list[int], typer.Option("--student-steps", min=1, help="Steps of the student; repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Measures teacher and student: Frechet distance, class accuracy, network evaluations and milliseconds an image.
+
+    Example: fewstep evaluate runs/digits-disback --json
+    """
+    from fewstep.report import write_run_report
+    from fewstep.runs import evaluate as measure
+    from fewstep.training import Bar
+
+    result = measure(run, teacher_steps, student_steps, draws, Bar())
+    write_run_report(run)
+    typer.echo(json.dumps(result) if as_json else _evaluation_table(result))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two or more run folders.")],
+    as_json: JsonOption = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The plot.")] = Path("comparison.png"),
+) -> None:
+    """Shows how many steps and network evaluations each run needs to reach the others' level, with a plot.
+
+    Example: fewstep compare runs/digits-disback runs/digits-diff-instruct
+    """
+    from fewstep.report import Curve, plot_curves
+    from fewstep.runs import compare as look
+
+    comparison = look(runs)
+    curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
+    plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
+    typer.echo(json.dumps(comparison.as_json()) if as_json else f"{_comparison_table(comparison.as_json())}\n{out}")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Writes report.html into the run folder: settings, curves, samples, the path, health and cost.
+
+    Example: fewstep report runs/digits-disback
+    """
+    from fewstep.report import write_run_report
+
+    typer.echo(str(write_run_report(run)))
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _evaluation_table(result: dict[str, Any]) -> str:
+    lines = [f"{'':<22} {'Frechet distance':>18} {'class accuracy':>15} {'evaluations':>12} {'ms/image':>9}"]
+    for name in ("teacher", "student"):
+        for steps, entry in result[name].items():
+            distance = f"{entry['fd']:.2f} +- {entry['fd_spread']:.2f}"
+            accuracy = f"{entry['accuracy']:.1%}" if "accuracy" in entry else "-"
+            label = f"{name}, {steps} step" + ("s" if steps != "1" else "")
+            lines.append(f"{label:<22} {distance:>18} {accuracy:>15} {entry['nfe']:>12.0f} {entry['ms_per_image']:>9.2f}")
+    reference = result["reference"]
+    lines.append(f"two halves of the data {reference['halves_fd']:>18.2f}   ({reference['samples']} samples a draw, {reference['draws']} draws)")
+    return "\n".join(lines)
+
+
+def _comparison_table(comparison: dict[str, Any]) -> str:
+    width = max(len(name) for name in comparison) + 2
+    lines = [f"{'run':<{width}} {'level':>8} {'steps':>8} {'evaluations':>12}   reaches"]
+    for name, entry in comparison.items():
+        reached = "; ".join(
+            f"{other}: " + ("never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations")
+            for other, found in entry["reaches"].items()
+        )
+        lines.append(f"{name:<{width}} {entry['level']:>8.2f} {entry['steps']:>8} {entry['evaluations']:>12}   {reached}")
+    return "\n".join(lines)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    typer.echo(f"fewstep: {sentence}", err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """The entry point: an error that the user can mend is one sentence and exit code 2; a run stopped by signal S has saved and exits with 128 + S."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted.", 130)
+    except Stopped as stopped:
+        _fail(str(stopped), 128 + stopped.signal)

@@ -1,0 +1,44 @@
+"""Runs the command line as a user does, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from fewstep.recipes import shipped_text
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def fewstep(*arguments: str | Path, cwd: Path | None = None, preexec=None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """``python -m fewstep ARGUMENTS``, its output captured."""
+    command = [sys.executable, "-m", "fewstep", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, preexec_fn=preexec, timeout=timeout, check=False)
+
+
+def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """The same, left running."""
+    return subprocess.Popen([sys.executable, "-m", "fewstep", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
+
+
+def small_recipe(path: Path, **training: int) -> Path:
+    """DisBack on the mixture, small enough for a test: 3 nodes recorded over 18 steps, a line a step, a checkpoint every 4."""
+    values = yaml.safe_load(shipped_text("mixture2d-disback"))
+    values["target"].update(nodes=4, record={"kind": "every", "steps": 6}, switch={"kind": "every", "steps": 5})
+    values["training"].update({"steps": 40, "batch": 32, "log_every": 1, "checkpoint_every": 4, "health_every": 1000, **training})
+    values["evaluation"].update(samples=200, draws=2, every=1000, teacher_steps=[5, 1])
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def failed(result: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence of a refused command, having checked that it is one, on stderr, with exit code 2 and no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("fewstep: ")
+    return lines[0]

@@ -1,0 +1,190 @@
+"""Laws of metrics: closed forms, an independent implementation, and what must happen as samples grow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from law_kit import SCHEDULES, normals, three_gaussians
+from torch import Tensor, nn
+
+from fewstep.data import Dataset
+from fewstep.denoisers import StableTargetField
+from fewstep.errors import UserError
+from fewstep.metrics import FeatureStatistics, MismatchDegree, assessed_mismatch, frechet_distance, outside, spread, training_mismatch
+from fewstep.metrics.frechet import features_of
+from fewstep.random import Place
+from fewstep.schedule import KarrasVE, Schedule
+
+# The Frechet distance
+
+
+def _diagonal(mean: Tensor, variances: Tensor) -> FeatureStatistics:
+    return FeatureStatistics(mean, torch.diag(variances), 100)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 16, 64])
+def test_diagonal_gaussians_have_the_closed_form(dim: int) -> None:
+    means, variances = normals(2, dim), normals(2, dim, seed=1).square()
+    expected = (means[0] - means[1]).square().sum() + (variances[0].sqrt() - variances[1].sqrt()).square().sum()
+    found = frechet_distance(_diagonal(means[0], variances[0]), _diagonal(means[1], variances[1]))
+    assert found == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("dim", [2, 16])
+def test_turning_both_changes_nothing_and_the_order_neither(dim: int) -> None:
+    a, b = (FeatureStatistics.of(normals(300, dim, seed=seed) @ normals(dim, dim, seed=seed + 10)) for seed in (0, 1))
+    turn = torch.linalg.qr(normals(dim, dim, seed=5))[0]
+    turned = [FeatureStatistics(turn @ s.mean, turn @ s.covariance @ turn.T, s.count) for s in (a, b)]
+    assert frechet_distance(*turned) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [5, 20, 500])
+def test_it_is_zero_on_itself(count: int) -> None:
+    """Also where the covariance is singular, as with fewer vectors than dimensions."""
+    statistics = FeatureStatistics.of(normals(count, 12))
+    assert abs(frechet_distance(statistics, statistics)) < 1e-6
+    shifted = FeatureStatistics(statistics.mean + 0.5, statistics.covariance, count)
+    assert frechet_distance(statistics, shifted) == pytest.approx(12 * 0.25, rel=1e-6)
+
+
+def test_it_agrees_with_torchmetrics() -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Features(nn.Module):
+        num_features = 12
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tanh(images.flatten(1)[:, :12].double() + 0.3 * images.flatten(1)[:, 12:24].double())
+
+    features = Features()
+    real, fake = normals(400, 1, 5, 5), 0.7 * normals(300, 1, 5, 5, seed=1) + 0.2
+    theirs = FrechetInceptionDistance(feature=features)
+    theirs.set_dtype(torch.float64)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    ours = frechet_distance(*(FeatureStatistics.of(features_of(images, features, batch=64)) for images in (real, fake)))
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-5)
+    assert ours > 0.1
+
+
+def test_statistics_are_the_unbiased_ones() -> None:
+    features = normals(50, 3, dtype=torch.float32)
+    statistics = FeatureStatistics.of(features)
+    centred = features.double() - features.double().mean(0)
+    torch.testing.assert_close(statistics.mean, features.double().mean(0), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(statistics.covariance, centred.T @ centred / 49, rtol=1e-12, atol=1e-14)
+    assert statistics.count == 50
+    single = FeatureStatistics.of(features[:, :1])
+    assert single.covariance.shape == (1, 1)
+    assert float(single.covariance) == pytest.approx(float(features[:, 0].double().var()), rel=1e-12)
+
+
+@pytest.mark.parametrize("features", [torch.zeros(1, 3), torch.zeros(5), torch.zeros(2, 3, 4)])
+def test_too_few_vectors_are_refused(features: Tensor) -> None:
+    with pytest.raises(UserError, match="at least 2 vectors"):
+        FeatureStatistics.of(features)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40, 1000])
+def test_features_do_not_depend_on_the_batches(batch: int) -> None:
+    samples = normals(40, 2, 3)
+    assert torch.equal(features_of(samples, lambda x: x.flatten(1).sin(), batch), samples.flatten(1).sin())
+
+
+# The mismatch degree
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULES["karras-ve"], SCHEDULES["vp-linear"], SCHEDULES["flow"]], ids=["karras-ve", "vp-linear", "flow"])
+def test_the_exact_teachers_own_mismatch_falls_with_the_batch(schedule: Schedule) -> None:
+    """At levels above the spacing of the data the field tends to the truth, so what is left falls as 1 / sqrt(n)."""
+    mixture, levels = three_gaussians(schedule), (0.8, 1.6, 3.2)
+    degrees = []
+    for size in (100, 900):
+        found = [assessed_mismatch(mixture, mixture.sample(size, Place(seed, "own"))[0], None, Place(seed), levels) for seed in range(3)]
+        assert all(all(mismatch.reliable) for mismatch in found)
+        degrees.append(torch.tensor([mismatch.degrees for mismatch in found], dtype=torch.float64).square().mean(0).sqrt())
+    slopes = torch.log(degrees[1] / degrees[0]) / math.log(9)
+    assert bool((slopes < -0.3).all())
+    assert bool((slopes > -0.75).all())
+
+
+def test_a_student_elsewhere_is_seen_at_every_level_and_more_the_further_it_is() -> None:
+    mixture = three_gaussians(KarrasVE())
+    own = mixture.sample(800, Place(0, "own"))[0]
+    levels = (0.8, 1.6, 3.2)
+    degrees = [assessed_mismatch(mixture, own + shift, None, Place(0), levels) for shift in (0.0, 0.5, 1.5)]
+    for less, more in zip(degrees[:-1], degrees[1:], strict=True):
+        assert all(a < b for a, b in zip(less.degrees, more.degrees, strict=True))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_degrees_are_differences_of_scores_in_units_of_pure_noise(schedule: Schedule) -> None:
+    """sigma (s_teacher - s_field), root mean square a dimension, from the definition of the score."""
+    mixture, place, level = three_gaussians(schedule), Place(0), 0.8
+    samples = mixture.sample(60, Place(0, "own"))[0] + 0.3
+    found = assessed_mismatch(mixture, samples, None, place, (level,))
+    t = schedule.time_at_sigma(level)
+    x_t = schedule.add_noise(samples, t.expand(60), place.normal(f"mismatch-{level}", (60, 2)))
+    field = StableTargetField(schedule, samples)
+    scores = [(schedule.alpha(t) * denoiser(x_t, t).double() - x_t) / schedule.sigma(t) ** 2 for denoiser in (mixture, field)]
+    assert found.degrees[0] == pytest.approx(float((schedule.sigma(t) * (scores[0] - scores[1])).square().mean().sqrt()), rel=1e-5)
+    assert found.effective_sizes[0] == pytest.approx(float(field.effective_size(x_t, t).mean()), rel=1e-9)
+
+
+def test_two_isolated_samples_are_marked_unreliable() -> None:
+    mixture = three_gaussians(KarrasVE())
+    far = torch.tensor([[-50.0, 0.0], [50.0, 0.0]])
+    found = assessed_mismatch(mixture, far, None, Place(0), (0.1, 1000.0))
+    assert found.effective_sizes[0] == pytest.approx(1.0)
+    assert found.effective_sizes[1] == pytest.approx(2.0, rel=0.02)
+    assert not found.reliable[0]
+
+
+def test_training_mismatch_is_the_assessed_one_of_the_data() -> None:
+    mixture = three_gaussians(KarrasVE())
+    samples, components = mixture.sample(200, Place(0, "own"))
+    data = Dataset(samples, mixture.labels[components], 2)
+    assert training_mismatch(mixture, data, Place(1)) == assessed_mismatch(mixture, samples, data.labels, Place(1))
+    # With labels, each sample is asked against its class.
+    assert training_mismatch(mixture, data, Place(1)) != assessed_mismatch(mixture, samples, None, Place(1))
+
+
+def test_the_mean_is_over_reliable_levels_or_all() -> None:
+    assert MismatchDegree((0.1, 1.0, 3.0), (5.0, 1.0, 2.0), (1.2, 2.0, 30.0)).mean == 1.5
+    assert MismatchDegree((0.1, 1.0), (5.0, 1.0), (1.2, 1.9)).mean == 3.0
+
+
+# Spread and saturation
+
+
+def test_spread_of_two_points_is_half_their_distance_a_dimension() -> None:
+    points = torch.tensor([[0.0, 0.0], [6.0, 8.0]])
+    assert spread(points) == pytest.approx(5 / math.sqrt(2))
+    assert spread(points[:1].expand(10, 2)) == 0.0
+
+
+def test_spread_is_the_standard_deviation_within_classes() -> None:
+    samples = 0.7 * normals(40_000, 1, 2, 2)
+    assert spread(samples) == pytest.approx(0.7, rel=0.01)
+    assert spread(samples) == pytest.approx(float((samples - samples.mean(0)).square().mean().sqrt()), rel=1e-12)
+    labels = torch.arange(40_000) % 4
+    moved = samples + 10.0 * labels[:, None, None, None]
+    assert spread(moved, labels) == pytest.approx(spread(samples, labels), rel=1e-9)
+    # Between four means 10 apart the variance is 125.
+    assert spread(moved) == pytest.approx(math.sqrt(125 + 0.49), rel=0.01)
+
+
+def test_spread_weighs_classes_by_their_size_and_skips_empty_ones() -> None:
+    samples = torch.tensor([[0.0], [2.0], [10.0], [10.0], [10.0], [10.0]])
+    assert spread(samples, torch.tensor([0, 0, 3, 3, 3, 3])) == pytest.approx(math.sqrt(2 / 6))
+
+
+def test_outside_counts_what_lies_beyond_the_margin() -> None:
+    samples = torch.tensor([[-1.3, -1.05, -1.0, 0.0], [1.0, 1.05, 1.2, 9.0]])
+    assert outside(samples, -1.0, 1.0, 0.0) == 5 / 8
+    assert outside(samples, -1.0, 1.0, 0.05) == 3 / 8
+    assert outside(samples, -1.0, 1.0, 10.0) == 0.0
+    assert outside(normals(200_000, 1), -1.0, 1.0, 0.0) == pytest.approx(0.3173, abs=0.004)
