@@ -12,11 +12,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = frozenset(
-    "condition cost data denoisers errors metrics networks objectives prediction random recipes report runs schedule solvers states targets times training zoo".split()
+    {"condition", "cost", "data", "denoisers", "errors", "metrics", "networks", "objectives", "prediction", "random", "recipes"}
+    | {"report", "runs", "schedule", "solvers", "states", "targets", "times", "training", "zoo"}
 )
 _FUNCTIONS = frozenset({"compare", "distill", "evaluate", "load", "load_teacher", "pretrain"})
-
-__all__ = ["__version__", *sorted(_MODULES), *sorted(_FUNCTIONS)]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +27,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return ["__version__", *sorted(_MODULES), *sorted(_FUNCTIONS)]

@@ -179,10 +179,7 @@ def _comparison_table(comparison: dict[str, Any]) -> str:
     width = max(len(name) for name in comparison) + 2
     lines = [f"{'run':<{width}} {'level':>8} {'steps':>8} {'evaluations':>12}   reaches"]
     for name, entry in comparison.items():
-        reached = "; ".join(
-            f"{other}: " + ("never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations")
-            for other, found in entry["reaches"].items()
-        )
+        reached = "; ".join(f"{other}: " + ("never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations") for other, found in entry["reaches"].items())
         lines.append(f"{name:<{width}} {entry['level']:>8.2f} {entry['steps']:>8} {entry['evaluations']:>12}   {reached}")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ One frozen type at the bottom, so that states, denoisers and objectives pass it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -60,7 +60,7 @@ class Condition:
     def _tensors(self) -> list[Tensor]:
         return [v for v in (self.labels, *self.context.values(), self.guidance) if v is not None]
 
-    def _map(self, function) -> Condition:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         return Condition(
             None if self.labels is None else function(self.labels),
             {k: function(v) for k, v in self.context.items()},

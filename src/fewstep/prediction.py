@@ -52,7 +52,8 @@ class Prediction(abc.ABC):
         return (x0 - expand(skip, x) * x) / expand(out, x)
 
     def check(self, schedule: Schedule) -> None:
-        """Raises ``UserError`` when this prediction cannot be used on the whole of the schedule's range."""
+        """Raises ``UserError`` when this prediction cannot be used on the whole of the schedule's range; most can."""
+        return
 
     def describe(self) -> dict[str, Any]:
         """Plain values from which ``prediction_from`` rebuilds it."""

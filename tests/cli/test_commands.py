@@ -65,7 +65,8 @@ def test_a_run_folder_holds_what_it_promises(run):
 def test_four_steps_means_at_least_one_for_each_stage_and_node(run):
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     nodes = [entry["target_node"] for entry in entries if "target_node" in entry]
-    assert nodes == [3, 2, 1, 0] or set(nodes) == {3, 2, 1, 0}
+    # One step at each of nodes 3, 2, 1 and one at the teacher; a line tells where its step left the target.
+    assert nodes == [2, 1, 0, 0]
 
 
 def test_the_students_file_names_no_date_path_or_run(run, tmp_path):

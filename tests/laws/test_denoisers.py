@@ -89,6 +89,8 @@ def test_a_class_is_the_mixture_of_its_components(schedule: Schedule) -> None:
         assert not torch.allclose(mixture(x, t, labels), mixture(x, t), rtol=1e-3)
     for none in (None, torch.full((16,), -1), Condition()):
         assert torch.equal(mixture(x, t, none), mixture(x, t))
+    with pytest.raises(UserError, match="no component of a class"):
+        mixture(x, t, torch.full((16,), 2))
     mixed = torch.tensor([0, 1, -1, 0] * 4)
     rows = torch.cat([mixture(x[i : i + 1], t[i : i + 1], mixed[i : i + 1]) for i in range(16)])
     torch.testing.assert_close(mixture(x, t, mixed), rows, rtol=1e-12, atol=1e-12)
@@ -471,5 +473,5 @@ def test_a_file_of_another_kind_is_refused_by_name(edit: dict, tmp_path: Path) -
     tensors, metadata = read_tensors(path)
     metadata = {**metadata, **edit} if set(edit) & {"format", "model"} else {**metadata, "model": {**metadata["model"], **edit}}
     write_tensors(path, tensors, metadata)
-    with pytest.raises(UserError, match="model.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         load_model(path)

@@ -122,29 +122,23 @@ def _refused_or_equal(path: Path, content: bytes, original: tuple[dict, dict]) -
     path.write_bytes(content)
     try:
         tensors, metadata = read_tensors(path)
-    except UserError as error:
-        assert path.name in str(error)
+    except UserError:
         return True
     assert _same(tensors, original[0])
     assert metadata == original[1]
     return False
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80])
-def test_a_flipped_byte_is_never_read_as_something_else(small: Path, mask: int) -> None:
+@pytest.mark.parametrize(("mask", "stride"), [(0x01, 1), (0x20, 5), (0x80, 5), (0xFF, 97)])
+def test_a_flipped_byte_is_never_read_as_something_else(small: Path, mask: int, stride: int) -> None:
     content, original = small.read_bytes(), read_tensors(small)
-    refused = 0
-    for place in range(len(content)):
-        damaged = bytearray(content)
-        damaged[place] ^= mask
-        refused += _refused_or_equal(small, bytes(damaged), original)
-    # What is tolerated is white space of the header.
-    assert refused >= 0.97 * len(content)
     data = len(content) - 40 * 4 - 6 * 8
-    for place in range(data, len(content)):
+    for place in range(0, len(content), stride):
         damaged = bytearray(content)
         damaged[place] ^= mask
-        assert _refused_or_equal(small, bytes(damaged), original)
+        refused = _refused_or_equal(small, bytes(damaged), original)
+        # What is tolerated is white space of the header.
+        assert refused or (place < data and content[place : place + 1].isspace())
 
 
 def test_a_file_cut_short_or_grown_is_refused(small: Path) -> None:
@@ -174,7 +168,7 @@ def _foreign(kind: str, path: Path) -> None:
 def test_foreign_files_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     _foreign(kind, path)
-    with pytest.raises(UserError, match="foreign.safetensors"):
+    with pytest.raises(UserError, match=r"foreign\.safetensors"):
         read_tensors(path)
 
 

@@ -93,7 +93,7 @@ def test_uniforms_are_uniform() -> None:
     u = Place(5).uniform("x", 60_000)
     assert u.dtype == torch.float64
     assert kstest(u.numpy(), "uniform").pvalue > 1e-3
-    assert 0 <= float(u.min())
+    assert float(u.min()) >= 0
     assert float(u.max()) < 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -69,7 +70,7 @@ def test_heun_on_karras_grid_is_algorithm_1() -> None:
 
     with torch.no_grad():
         x = start
-        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, then in itertools.pairwise(sigmas):
             slope = (x - estimate(x, now)) / now
             end = x + (then - now) * slope
             if then != 0:

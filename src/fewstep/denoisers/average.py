@@ -79,7 +79,8 @@ class Averaged(nn.Module):
         """Moves towards the weights of ``model``, of which it was built; buffers are copied."""
         self.updates += 1
         step = 1 - self.decay.beta(self.updates)
-        averages, values = list(self.average.parameters()), list(model.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
+        values: list[Tensor] = list(model.parameters())
         if averages:
             torch._foreach_lerp_(averages, values, step)
         for average, value in zip(self.average.buffers(), model.buffers(), strict=True):

@@ -22,6 +22,9 @@ from fewstep.schedule import Schedule, as_time
 class StableTargetField(Denoiser):
     """``references`` (N, *D), and optionally their class ids ``labels`` (N,): a condition with a label then asks only references of that class."""
 
+    references: Tensor
+    labels: Tensor | None
+
     def __init__(self, schedule: Schedule, references: Tensor, labels: Tensor | None = None):
         super().__init__()
         self._schedule = schedule

@@ -25,6 +25,12 @@ class GaussianMixture(Denoiser):
     A condition with a label restricts the mixture to the components of that class; -1 or no label does not.
     """
 
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+    vectors: Tensor
+    labels: Tensor
+
     def __init__(self, schedule: Schedule, weights: Tensor, means: Tensor, covariances: Tensor, labels: Tensor | None = None):
         super().__init__()
         means = means.to(torch.float64)
@@ -87,4 +93,7 @@ class GaussianMixture(Denoiser):
         if condition.labels is None or not self._classes:
             return logits
         wanted = condition.labels[:, None]
-        return logits.masked_fill((wanted != self.labels) & (wanted >= 0), -torch.inf)
+        other = (wanted != self.labels) & (wanted >= 0)
+        if bool(other.all(1).any()):
+            raise UserError(f"the mixture has no component of a class that was asked for: it knows {self._classes} classes.")
+        return logits.masked_fill(other, -torch.inf)

@@ -75,9 +75,7 @@ def describe_inputs(inputs: Inputs) -> dict[str, Any]:
 class NetworkDenoiser(Denoiser):
     """See the module's docstring. ``network(x, label (B,), Condition)``; ``shape`` is that of one sample."""
 
-    def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction: Prediction, inputs: Inputs, shape: tuple[int, ...], classes: int = 0
-    ):
+    def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, inputs: Inputs, shape: tuple[int, ...], classes: int = 0):
         super().__init__()
         prediction.check(schedule)
         self.network = network

@@ -78,4 +78,3 @@ def load_model(path: Path) -> tuple[NetworkDenoiser | Generator, dict[str, Any]]
     load_strictly(model, tensors, str(path))
     del metadata["format"]
     return model, metadata
-

@@ -50,9 +50,7 @@ class MismatchDegree:
 
 
 @torch.no_grad()
-def assessed_mismatch(
-    teacher: Denoiser, samples: Tensor, labels: Tensor | None, place: Place, levels: Sequence[float] = LEVELS
-) -> MismatchDegree:
+def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None, place: Place, levels: Sequence[float] = LEVELS) -> MismatchDegree:
     """The teacher's mismatch on samples (N, *D) of a student; each is asked at every level against all of them."""
     labels = labels if teacher.classes else None
     field = StableTargetField(teacher.schedule, samples, labels)

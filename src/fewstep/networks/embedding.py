@@ -14,6 +14,8 @@ from fewstep.errors import UserError
 class NoiseEmbedding(nn.Module):
     """Sines and cosines of a noise label (B,) at geometric frequencies from 1 to ``highest``; gives (B, channels)."""
 
+    frequencies: Tensor
+
     def __init__(self, channels: int, highest: float = 64.0):
         super().__init__()
         half = channels // 2
@@ -37,3 +39,9 @@ def one_hot(condition: Condition, classes: int, rows: int, like: Tensor) -> Tens
     if labels.numel() and (int(labels.max()) >= classes or int(labels.min()) < -1):
         raise UserError(f"a class label is outside [0, {classes - 1}]: the network knows {classes} classes.")
     return (labels[:, None] == torch.arange(classes, device=labels.device)).to(like.dtype)
+
+
+def start_at_zero(layer: nn.Module) -> None:
+    """Sets a layer's weights and biases to zero, so that the branch it ends adds nothing at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.networks.embedding import NoiseEmbedding, one_hot
+from fewstep.networks.embedding import NoiseEmbedding, one_hot, start_at_zero
 
 
 class ResidualMLP(nn.Module):
@@ -21,8 +21,7 @@ class ResidualMLP(nn.Module):
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth))
         self.leave = nn.Linear(width, dim)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        start_at_zero(self.leave)
 
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition) -> Tensor:
         embedded = self.embed(noise_label)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.networks.embedding import NoiseEmbedding, one_hot
+from fewstep.networks.embedding import NoiseEmbedding, one_hot, start_at_zero
 
 
 class _Block(nn.Module):
@@ -19,8 +19,7 @@ class _Block(nn.Module):
         self.affine = nn.Linear(embedding, 2 * outputs)
         self.norm2 = nn.GroupNorm(8, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        start_at_zero(self.conv2)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.act = nn.SiLU()
 
@@ -39,8 +38,7 @@ class _Attention(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -72,8 +70,7 @@ class SmallUNet(nn.Module):
         self.fine_out = _Block(2 * width, width, embedding)
         self.norm = nn.GroupNorm(8, width)
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        start_at_zero(self.leave)
 
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition) -> Tensor:
         embedded = self.embed(self.noise(noise_label))

@@ -19,7 +19,8 @@ class Classification(Objective):
     noise_std: float = 0.1
 
     def __call__(self, step: Step, state: State) -> Loss:
-        assert state.x0 is not None and state.condition.labels is not None, "classification needs labelled data"
+        assert state.x0 is not None, "classification needs clean data"
+        assert state.condition.labels is not None, "classification needs labelled data"
         noisy = state.x0 + self.noise_std * step.noise_like("classifier-noise", state.x0)
         total = functional.cross_entropy(self.classifier(noisy), state.condition.labels)
         return Loss(total, {"cross_entropy": total.detach()})

@@ -33,6 +33,7 @@ class Distillation:
 
     teacher: NetworkDenoiser
     student: NetworkDenoiser | Generator
+    fake: NetworkDenoiser
     prior: Prior
     data: Dataset
     stages: list[Stage]
@@ -59,7 +60,7 @@ def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
             until = path.rest(recipe.training.steps, _least_steps(recipe.target))
     begin = [CopyNode(path, fake)] if path is not None and stages else []
     stages.append(Stage("distill", until, _phases(recipe, student, fake, target, fake_objective, prior), begin))
-    return Distillation(teacher, student, prior, data, stages, _monitor(recipe, teacher, student, fake_objective, prior, data), path)
+    return Distillation(teacher, student, fake, prior, data, stages, _monitor(recipe, teacher, student, fake_objective, prior, data), path)
 
 
 def _fake_objective(recipe: DistillRecipe, fake: Denoiser, student: NetworkDenoiser | Generator) -> ScoreMatching:
@@ -67,9 +68,7 @@ def _fake_objective(recipe: DistillRecipe, fake: Denoiser, student: NetworkDenoi
     return ScoreMatching(fake, student, build_times(choice.times), build_denoising_weight(choice.weighting))
 
 
-def _phases(
-    recipe: DistillRecipe, student: NetworkDenoiser | Generator, fake: Denoiser, target: Target, fake_objective: ScoreMatching, prior: Prior
-) -> list[Phase]:
+def _phases(recipe: DistillRecipe, student: NetworkDenoiser | Generator, fake: Denoiser, target: Target, fake_objective: ScoreMatching, prior: Prior) -> list[Phase]:
     method, fake_choice = recipe.method, recipe.method.fake.optimizer
     matching = DistributionMatching(student, fake, target, build_times(method.times), build_matching_weight(method.weighting))
     hook = target.advance if isinstance(target, Backtracked) else None
@@ -79,9 +78,7 @@ def _phases(
     ]
 
 
-def _recording(
-    recipe: DistillRecipe, choice: BacktrackedTarget, path: DegradationPath, fake: Denoiser, objective: ScoreMatching, prior: Prior
-) -> Stage:
+def _recording(recipe: DistillRecipe, choice: BacktrackedTarget, path: DegradationPath, fake: Denoiser, objective: ScoreMatching, prior: Prior) -> Stage:
     recorder = path.recorder(_record_rule(choice, path.teacher, objective, prior))
     phase = Phase("degrade", fake, [Term(objective, prior, name="degradation")], build_optimizer(choice.optimizer), 1, choice.optimizer.clip, recorder)
     return Stage("record", path.full(choice.nodes), [phase])
@@ -118,9 +115,7 @@ def _least_steps(choice: BacktrackedTarget) -> int:
     return sum((each + each[-1:] * nodes)[:nodes]) + 1
 
 
-def _monitor(
-    recipe: DistillRecipe, teacher: Denoiser, student: NetworkDenoiser | Generator, objective: ScoreMatching, prior: Prior, data: Dataset
-) -> Monitor:
+def _monitor(recipe: DistillRecipe, teacher: Denoiser, student: NetworkDenoiser | Generator, objective: ScoreMatching, prior: Prior, data: Dataset) -> Monitor:
     rows = 256
     subset = Dataset(data.samples[:rows], None if data.labels is None else data.labels[:rows], data.classes, data.low, data.high)
     bound = training_mismatch(teacher, subset, Place(0, "mismatch-bound")).mean
@@ -132,4 +127,4 @@ def _monitor(
         Saturation(student, prior, data),
         *([] if recipe.method.optimizer.clip is None else [GradientNorm("student", recipe.method.optimizer.clip)]),
     ]
-    return Monitor(checks, recipe.training.health_every, rows)
+    return Monitor(checks, recipe.training.health_every, rows, warn_from=recipe.training.steps // 4)

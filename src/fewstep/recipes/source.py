@@ -185,9 +185,7 @@ def _plain_keys(root: type[BaseModel], location: Sequence[int | str]) -> Iterato
         if fields:
             yield str(part)
             sections = [inner for field in fields for inner in _models(field.annotation)]
-        elif isinstance(part, int):
-            yield str(part)
-        elif not any(_kind(section) == part for section in sections) and "[" not in part and part not in ("int", "constrained-int"):
+        elif isinstance(part, int) or (not any(_kind(section) == part for section in sections) and "[" not in part and part not in ("int", "constrained-int")):
             yield str(part)
         else:
             sections = [section for section in sections if _kind(section) == part] or sections
@@ -215,4 +213,3 @@ def _kind(section: type[BaseModel]) -> str | None:
     field = section.model_fields.get("kind")
     options = typing.get_args(field.annotation) if field is not None else ()
     return options[0] if len(options) == 1 else None
-

@@ -21,16 +21,15 @@ from fewstep.recipes.pretrain import build_pretraining
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.paths import write_path_picture
 from fewstep.runs.pictures import write_samples
+from fewstep.runs.plane import DATA, GENERATED, write_directions
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.solvers import RULES
-from fewstep.training import Probe, Silent, Trainer, Watcher
+from fewstep.training import Monitor, Probe, Silent, Trainer, Watcher
 
 PICTURE_ROWS = 80
 
 
-def distill(
-    source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None
-) -> Path:
+def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None) -> Path:
     """Runs a distillation recipe (a shipped name or a YAML file) and returns its run folder.
 
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on; ``training.steps`` alone may be raised.
@@ -46,13 +45,13 @@ def distill(
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
         sampler = StudentSampler(student, parts.prior, parts.data.low, parts.data.high)
-        write_samples(folder.samples / "final.png", _picture(sampler.draw, parts), parts.data.low, parts.data.high)
+        _write_picture(folder.samples / "final.png", sampler, parts)
+        if parts.data.shape == (2,):
+            _write_directions(folder, sampler, parts)
     return folder.path
 
 
-def pretrain(
-    source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None
-) -> Path:
+def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None) -> Path:
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
     with locked(folder.path):
@@ -67,9 +66,7 @@ def pretrain(
                 return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, recipe.evaluation.teacher_steps[0]), 1)
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
-        trainer = Trainer(
-            folder.path, parts.stages, parts.model, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher
-        )
+        trainer = Trainer(folder.path, parts.stages, parts.model, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher)
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
             save_model(folder.model, model)
@@ -130,14 +127,12 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
-        write_samples(folder.samples / name, _picture(sampler().draw, parts), parts.data.low, parts.data.high)
+        _write_picture(folder.samples / name, sampler(), parts)
         return {"file": f"samples/{name}"}
 
     every = recipe.evaluation.every
-    probes = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
-    trainer = Trainer(
-        folder.path, parts.stages, parts.student, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher
-    )
+    probes: list[Probe | Monitor] = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
+    trainer = Trainer(folder.path, parts.stages, parts.student, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher)
     return trainer
 
 
@@ -147,9 +142,18 @@ def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], T
     return {"fd": quality.fd, **({} if quality.accuracy is None else {"accuracy": quality.accuracy})}
 
 
-def _picture(draw: Callable[[Place, int, Tensor | None], Tensor], parts: Distillation) -> Tensor:
-    rows = PICTURE_ROWS if len(parts.data.shape) == 3 else 2000
-    return draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes))
+def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> None:
+    """Samples on noise that is the same for every picture of every run; points over the data's."""
+    plane = parts.data.shape == (2,)
+    rows = 2000 if plane else PICTURE_ROWS
+    samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes))
+    write_samples(path, samples, parts.data.low, parts.data.high, data=parts.data.samples[:rows] if plane else None)
+
+
+def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
+    samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes))
+    panels = [("teacher's score, training data", parts.teacher, parts.data.samples[:1000], DATA), ("fake score, student's samples", parts.fake, samples, GENERATED)]
+    write_directions(folder.samples / "directions.png", panels)
 
 
 def _how_to_sample(parts: Distillation) -> dict[str, Any]:
@@ -160,4 +164,3 @@ def _teacher_sampler(model: nn.Module, recipe: PretrainRecipe, low: float, high:
     assert isinstance(model, NetworkDenoiser)
     solver = recipe.evaluation.solver
     return TeacherSampler(freeze(copy_of(model)), low, high, RULES[solver.rule], build_grid(solver.grid))
-

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from fewstep.files import write_bytes
+from fewstep.runs.plane import scatter_png
 
 
-def write_samples(path: Path, samples: Tensor, low: float, high: float, columns: int = 10) -> None:
-    """Writes images (N, C, H, W) as a grid of enlarged tiles, or points (N, 2) as a scatter plot; values in [low, high]."""
+def write_samples(path: Path, samples: Tensor, low: float, high: float, columns: int = 10, data: Tensor | None = None) -> None:
+    """Writes images (N, C, H, W) as a grid of enlarged tiles, or points (N, 2) as a scatter plot, over those of ``data`` (M, 2) if given; values in [low, high]."""
     if samples.ndim == 2:
-        write_bytes(path, _scatter(samples, low, high))
+        write_bytes(path, scatter_png(samples, low, high, data))
     else:
         write_bytes(path, _grid(samples, low, high, columns))
 
@@ -45,17 +46,4 @@ def _grid(samples: Tensor, low: float, high: float, columns: int) -> bytes:
     array = canvas[0].numpy() if channels == 1 else canvas.permute(1, 2, 0).contiguous().numpy()
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def _scatter(samples: Tensor, low: float, high: float) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2, 3.2), dpi=100)
-    axes = figure.add_axes((0.1, 0.08, 0.87, 0.87))
-    axes.scatter(samples[:, 0], samples[:, 1], s=2, alpha=0.5, linewidths=0)
-    axes.set(xlim=(low, high), ylim=(low, high))
-    axes.tick_params(labelsize=7)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ class StudentSampler:
             part = None if labels is None else labels[start : start + rows]
             state = self.prior.at(place, "prior", rows, part, start)
             jump, x = Renoise(self.model, self.prior.schedule, place, start), state.x
-            for t, s in zip(times[:-1], times[1:], strict=True):
+            for t, s in pairwise(times):
                 x = jump(x, t, s, state.condition)
             parts.append(x)
         return torch.cat(parts)

@@ -35,12 +35,13 @@ class Solver(FlowMap):
     grid: Grid = field(default_factory=RhoGrid)
 
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
-        schedule = self.denoiser.schedule
-        if float(s) > 0:
-            times = self.grid.between(schedule, float(t), float(s), self.steps + 1)
-        else:
-            times = self.grid.times(schedule, self.steps, float(t))
+        times = self._times(self.denoiser.schedule, float(t), float(s))
         return solve(self.rule, self.denoiser, x, times, condition)
+
+    def _times(self, schedule: Schedule, first: float, last: float) -> Tensor:
+        if last > 0:
+            return self.grid.between(schedule, first, last, self.steps + 1)
+        return self.grid.times(schedule, self.steps, first)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ With y = x / alpha and rho = sigma / alpha, every schedule has the same ODE (Kar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,7 +50,6 @@ DPM2M = Rule("dpm2m", 2, memory=True)
 RULES = {rule.name: rule for rule in (EULER, HEUN, DPM2M)}
 
 
-
 def solve(rule: Rule, denoiser: Denoiser, x: Tensor, times: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
     """Carries x (B, *D) from ``times[0]`` to ``times[-1]`` through decreasing (or, for inversion, increasing) times (N + 1,), float64.
 
@@ -57,7 +57,7 @@ def solve(rule: Rule, denoiser: Denoiser, x: Tensor, times: Tensor, condition: C
     """
     schedule = denoiser.schedule
     previous: tuple[Tensor, Tensor] | None = None
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x0 = denoiser(x, t, condition)
         estimate = _extrapolated(schedule, x0, t, s, previous) if rule.memory else x0
         end = ddim_step(schedule, x, estimate, t, s)

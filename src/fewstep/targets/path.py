@@ -19,9 +19,9 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.denoisers import Denoiser
-from fewstep.networks.store import load_strictly
 from fewstep.errors import UserError
 from fewstep.files import digest_of, read_tensors, write_tensors, write_text
+from fewstep.networks.store import load_strictly
 from fewstep.stateful import Stateful
 from fewstep.stopping import StopRule
 from fewstep.targets.record import RecordRule
@@ -195,4 +195,3 @@ class Prefetch:
         if waiting is not None and waiting[0] == index:
             return waiting[1].result()
         return self._path.read(index)
-

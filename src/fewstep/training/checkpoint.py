@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one checksummed file.
 
-A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every ``Stateful`` object. No random
-state is needed: draws are a function of place (see ``random``). The newest ``keep`` files stay; a file that is cut short or damaged is passed over, with a warning, for the one before it.
+A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
+``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). The newest ``keep`` files stay; a file that is cut short or damaged is passed over, with a warning, for
+the one before it.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ class Checkpoints:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """An optimizer's per-parameter state as flat named tensors."""
-    return {
-        f"{prefix}/{index}/{key}": value for index, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()
-    }
+    return {f"{prefix}/{index}/{key}": value for index, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:

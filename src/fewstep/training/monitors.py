@@ -41,11 +41,12 @@ class Check(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Monitor:
-    """Takes all ``checks`` every ``every`` steps on ``rows`` samples."""
+    """Takes all ``checks`` every ``every`` steps on ``rows`` samples; warns only from step ``warn_from`` on, since an untrained student is off in every way."""
 
     checks: Sequence[Check]
     every: int = 200
     rows: int = 256
+    warn_from: int = 0
     name: str = "health"
 
     @torch.no_grad()

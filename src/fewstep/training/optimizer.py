@@ -33,9 +33,7 @@ class Adam:
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimizer of the parameters."""
         # The fused implementation updates all parameters in one pass; it exists for CPU and CUDA.
-        return torch.optim.AdamW(
-            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, step: int, total: int | None) -> float:
         """The learning rate of step ``step`` (from 0) of a stage of ``total`` steps, None when its length is not known."""

@@ -66,7 +66,8 @@ class Bar(Watcher):
             disable=not self.console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._name, self._total, self._tenth = "", None, -1
+        self._name, self._tenth = "", -1
+        self._total: int | None = None
 
     def stage(self, name: str, total: int | None, done: int) -> None:
         self._name, self._total, self._tenth = name, total, -1

@@ -19,9 +19,9 @@ from torch import nn
 from fewstep.cost import metered
 from fewstep.denoisers import Averaged, HalfLife
 from fewstep.denoisers.average import Decay
-from fewstep.networks.store import load_strictly
 from fewstep.errors import Stopped, UserError
 from fewstep.files import locked
+from fewstep.networks.store import load_strictly
 from fewstep.random import Place
 from fewstep.stateful import find_stateful
 from fewstep.states import Step
@@ -177,8 +177,8 @@ class Trainer:
                     "the last checkpoint is from before it: lower the learning rate or change the weighting, and start anew."
                 )
             total = total + term.weight * loss.total
-            for key, value in loss.terms.items():
-                self._add(f"{phase.name}.{key}", float(value))
+            for key, figure in loss.terms.items():
+                self._add(f"{phase.name}.{key}", float(figure))
         total.backward()
         norm = nn.utils.clip_grad_norm_(phase.network.parameters(), phase.clip if phase.clip is not None else float("inf"))
         self._add(f"{phase.name}.gradient_norm", float(norm))
@@ -214,7 +214,7 @@ class Trainer:
         if isinstance(probe, Probe):
             return probe.measure(self.progress.step)
         readings = probe.read(Step(Place(self.settings.seed, "monitor", self.progress.step), probe.rows), self._recent)
-        warnings = [reading.warning for reading in readings if reading.warning]
+        warnings = [reading.warning for reading in readings if reading.warning and self.progress.step >= probe.warn_from]
         for warning in warnings:
             self.watcher.say(f"step {self.progress.step}: {warning}")
         return {**{reading.name: reading.value for reading in readings}, "warnings": warnings}

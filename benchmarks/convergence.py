@@ -1,0 +1,167 @@
+"""Does the path help? DisBack, Diff-Instruct and the warm ablation at the same budget of network evaluations; then the path's length, fixed against automatic rules.
+
+    python benchmarks/convergence.py --out runs/convergence            # everything: about an hour of two cores at the stated budget
+    python benchmarks/convergence.py --out runs/convergence --study main --seeds 5
+
+Every run is `fewstep distill` of a shipped recipe with overrides, one thread each, `--jobs` at a time; a run that is there already is not repeated, and one that was cut off goes on. The
+budget counts network evaluations of one sample (a forward 1, a backward 2) and includes the path's. Seeds are paired: seed s draws the same noise, and evaluation noise is the same for all.
+Reported: the final averaged student (three draws of 5,000), the median of the last quarter of the run's own measurements (one draw each), and the evaluations from which a run stays at or
+below Diff-Instruct's level of the same seed. Medians over seeds, with the range over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BATCH = 64
+MATCHING, RECORDING = 8, 4
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe with overrides; ``recorded`` steps of recording are paid from the budget (the most it can take, for automatic rules)."""
+
+    name: str
+    recipe: str
+    recorded: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self, budget: int, seed: int) -> list[str]:
+        """The ``--set`` arguments that spend ``budget`` evaluations."""
+        steps = self.recorded + (budget // BATCH - RECORDING * self.recorded) // MATCHING
+        values = {"training.batch": BATCH, "training.seed": seed, "training.health_every": 10_000, "evaluation.every": 50, **self.overrides}
+        # Shares are given in full, so that none is scaled.
+        return [argument for key, value in {**values, "training.steps": steps}.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def path(nodes: int, every: int, switch: int) -> dict[str, Any]:
+    """A path of fixed rules."""
+    return {"target.nodes": nodes, "target.record.steps": every, "target.switch.steps": switch}
+
+
+def disback(name: str, nodes: int, every: int, switch: int) -> Method:
+    """DisBack with a path of fixed rules."""
+    return Method(name, "digits-disback", every * (nodes - 1), path(nodes, every, switch))
+
+
+AUTOMATIC = {
+    "target.nodes": 5,
+    "target.record": {"kind": "distance", "distance": 0.02, "floor": 0.5, "max_steps": 80},
+    "target.switch": {"kind": "plateau", "window": 10, "improvement": 0.02, "min_steps": 10, "max_steps": 60},
+}
+DIFF_INSTRUCT = Method("diff-instruct", "digits-diff-instruct")
+WARM = Method("warm", "digits-diff-instruct-warm", 40, path(2, 40, 1))
+DISBACK = disback("disback", 5, 10, 20)
+STUDIES: dict[str, tuple[Method, ...]] = {
+    "main": (DIFF_INSTRUCT, WARM, DISBACK),
+    "nodes": (
+        DIFF_INSTRUCT,
+        WARM,
+        disback("3 nodes", 3, 20, 20),
+        DISBACK,
+        disback("11 nodes", 11, 4, 20),
+        disback("11 nodes, path 10 times too long", 11, 40, 20),
+    ),
+    "rules": (DIFF_INSTRUCT, DISBACK, Method("5 nodes, automatic rules", "digits-disback", 80, AUTOMATIC)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/convergence"))
+    parser.add_argument("--study", choices=[*STUDIES, "all"], default="all")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=int, default=900 * MATCHING * BATCH, help="network evaluations of one sample, a run")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    for study in STUDIES if options.study == "all" else [options.study]:
+        methods, seeds = STUDIES[study], range(options.seeds)
+        run_all(methods, seeds, options)
+        table = [summary(method, seeds, options) for method in methods]
+        show(study, table, options)
+        options.results.mkdir(parents=True, exist_ok=True)
+        content = {"study": study, "budget": options.budget, "seeds": options.seeds, "rows": table}
+        (options.results / f"convergence-{study}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def folder_of(method: Method, seed: int, options: argparse.Namespace) -> Path:
+    return options.out / f"{options.budget}" / f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def run_all(methods: Sequence[Method], seeds: Sequence[int], options: argparse.Namespace) -> None:
+    """Seed by seed, so that an early stop leaves whole comparisons."""
+    jobs = [(method, seed) for seed in seeds for method in methods if not (folder_of(method, seed, options) / "student.safetensors").is_file()]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done, (method, seed) in enumerate(pool.map(lambda job: run_one(*job, options), jobs), 1):
+            print(f"[{done}/{len(jobs)}] {method.name}, seed {seed}", flush=True)
+
+
+def run_one(method: Method, seed: int, options: argparse.Namespace) -> tuple[Method, int]:
+    folder = folder_of(method, seed, options)
+    command = [sys.executable, "-m", "fewstep", "distill", method.recipe, "--out", str(folder), "--resume", "--threads", "1"]
+    result = subprocess.run([*command, *method.settings(options.budget, seed)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{folder}: {result.stderr.splitlines()[-1]}")
+    return method, seed
+
+
+def final_distance(folder: Path) -> float:
+    """The final averaged student over three draws; kept beside the run."""
+    kept = folder / "final.json"
+    if not kept.is_file():
+        from fewstep.recipes.parts import build_data, build_evaluator
+        from fewstep.runs import RunFolder, load
+
+        recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
+        evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
+        quality = evaluator.measure(lambda place, n, labels: sampler.draw(place, n, labels).clamp(sampler.low, sampler.high), 3)
+        kept.write_text(json.dumps({"fd": quality.fd}))
+    return float(json.loads(kept.read_text())["fd"])
+
+
+def summary(method: Method, seeds: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
+    """One method's figures over the seeds."""
+    from fewstep.runs.compare import measured
+
+    folders = [folder_of(method, seed, options) for seed in seeds]
+    curves = [measured(folder) for folder in folders]
+    levels = [measured(folder_of(DIFF_INSTRUCT, seed, options)).level for seed in seeds]
+    reached = [curve.reaches(level) for curve, level in zip(curves, levels, strict=True)]
+    return {
+        "method": method.name,
+        "steps": [curve.steps[-1] for curve in curves],
+        "evaluations": [curve.evaluations[-1] for curve in curves],
+        "final": [final_distance(folder) for folder in folders],
+        "level": [curve.level for curve in curves],
+        "evaluations_to_diff_instruct_level": [None if found is None else found[1] for found in reached],
+        "curves": [{"evaluations": curve.evaluations, "fd": curve.fd} for curve in curves],
+    }
+
+
+def show(study: str, rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    print(f"\n{study}: {options.seeds} seeds, {options.budget} network evaluations a run")
+    print(f"{'method':<34} {'final student':>22} {'last quarter':>22} {'better than DI on':>18} {'evaluations to DI level':>30}")
+    baseline = rows[0]["final"]
+    for row in rows:
+        wins = sum(ours < theirs for ours, theirs in zip(row["final"], baseline, strict=True))
+        found = [value for value in row["evaluations_to_diff_instruct_level"] if value is not None]
+        reached = "never" if not found else f"{statistics.median(found):.0f} ({len(found)}/{len(baseline)} seeds)"
+        print(f"{row['method']:<34} {spread(row['final']):>22} {spread(row['level']):>22} {f'{wins}/{len(baseline)}':>18} {reached:>30}")
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()
