@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
+
 NO_CLASS = -1
 
 
@@ -49,12 +51,14 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """Concatenates batches; all parts must carry the same fields."""
-        first = parts[0]
+        """Concatenates batches; raises ``UserError`` unless all parts carry the same fields."""
+        fields = {(part.labels is None, frozenset(part.context), part.guidance is None) for part in parts}
+        if len(fields) != 1:
+            raise UserError("conditions cannot be concatenated: some carry labels, a context or a guidance scale that others lack; give all the same fields.")
         return Condition(
-            None if first.labels is None else torch.cat([p.labels for p in parts if p.labels is not None]),
-            {k: torch.cat([p.context[k] for p in parts]) for k in first.context},
-            None if first.guidance is None else torch.cat([p.guidance for p in parts if p.guidance is not None]),
+            _cat([part.labels for part in parts if part.labels is not None]),
+            {key: torch.cat([part.context[key] for part in parts]) for key in parts[0].context},
+            _cat([part.guidance for part in parts if part.guidance is not None]),
         )
 
     def _tensors(self) -> list[Tensor]:
@@ -66,6 +70,10 @@ class Condition:
             {k: function(v) for k, v in self.context.items()},
             None if self.guidance is None else function(self.guidance),
         )
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor | None:
+    return torch.cat(list(tensors)) if tensors else None
 
 
 def as_condition(value: Condition | Tensor | None) -> Condition:

@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,20 +29,20 @@ _held: dict[Path, int] = {}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``, atomically and durably; readable by whom the umask allows.
+    """Replaces ``path`` by ``content``, atomically and durably, with the permissions that the umask allows.
 
     Raises ``UserError`` when the disk is full or writing is not permitted; the old file is then untouched.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".aside", dir=path.parent)
+        aside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}.aside"
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(aside, 0o666 & ~_umask())
             os.replace(aside, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -138,12 +137,6 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             del _held[folder]
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _sync_folder(folder: Path) -> None:

@@ -63,7 +63,7 @@ class Place:
 
     def _uniform(self, purpose: str, rows: int, a_row: int, start: int) -> np.ndarray:
         blocks = -(-a_row // _WORDS_A_BLOCK)
-        text = f"{self.seed}|{self.stage}|{self.step}|{purpose}".encode()
+        text = repr((self.seed, self.stage, self.step, purpose)).encode()
         key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
         words = np.random.Philox(key=key, counter=start * blocks).random_raw(rows * blocks * _WORDS_A_BLOCK)
         words = words.reshape(rows, blocks * _WORDS_A_BLOCK)[:, :a_row]

@@ -111,8 +111,8 @@ class KarrasVE(Schedule):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise UserError(f"KarrasVE: need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise UserError(f"KarrasVE: need 0 < sigma_min < sigma_max < infinity, got {self.sigma_min} and {self.sigma_max}.")
 
     @property
     def t_min(self) -> float:

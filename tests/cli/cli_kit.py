@@ -11,7 +11,9 @@ import yaml
 
 from fewstep.recipes import shipped_text
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+# Absolute, since some commands run in another folder.
+_PATH = os.pathsep.join(str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def fewstep(*arguments: str | Path, cwd: Path | None = None, preexec=None, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -95,9 +95,9 @@ def test_a_newest_checkpoint_cut_short_is_passed_over_with_a_warning(undisturbed
 
 def test_a_finished_run_resumes_to_itself(undisturbed):
     recipe, reference = undisturbed
-    before = (reference / "student.safetensors").read_bytes(), (reference / "metrics.jsonl").read_bytes()
+    before = (reference / "student.safetensors").read_bytes(), lines_of(reference)
     assert fewstep("distill", recipe, "--out", reference, "--resume").returncode == 0
-    assert before == ((reference / "student.safetensors").read_bytes(), (reference / "metrics.jsonl").read_bytes())
+    assert before == ((reference / "student.safetensors").read_bytes(), lines_of(reference))
 
 
 def test_steps_may_be_raised_and_nothing_else(undisturbed, tmp_path):
@@ -112,6 +112,10 @@ def test_steps_may_be_raised_and_nothing_else(undisturbed, tmp_path):
     assert result.returncode == 0, result.stderr
     steps = [entry["step"] for entry in lines_of(folder) if "stage" in entry]
     assert steps == list(range(1, 45))
+    # The same command again, or without the number, is the same run; less is refused.
+    for settings in (["--set", "training.steps=44"], []):
+        assert fewstep("distill", recipe if settings else folder / "recipe.yaml", "--out", folder, *settings, "--resume").returncode == 0
+    assert "can only be raised" in failed(fewstep("distill", recipe, "--out", folder, "--set", "training.steps=40", "--resume"))
 
 
 def test_two_processes_on_one_run_the_second_is_refused(undisturbed, tmp_path):

@@ -27,6 +27,10 @@ from fewstep.schedule import Schedule, as_time, expand
 class Inputs(abc.ABC):
     """What a network is fed."""
 
+    def check(self, schedule: Schedule) -> None:
+        """Raises ``UserError`` when these inputs are not finite on the whole of the schedule's range; most are."""
+        return
+
     @abc.abstractmethod
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         """(the factor on x, the noise label), each (B,), float64."""
@@ -37,6 +41,10 @@ class EDMInputs(Inputs):
     """x of unit variance, and log(sigma / alpha) / 4 (Karras et al. 2022, Tab. 1); finite alpha only."""
 
     sigma_data: float = 0.5
+
+    def check(self, schedule: Schedule) -> None:
+        if float(schedule.alpha(schedule.t_max)) == 0.0:
+            raise UserError(f"EDM's inputs cannot be used with {type(schedule).__name__}: log(sigma / alpha) is infinite where alpha is 0; use TimestepInputs.")
 
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -78,6 +86,7 @@ class NetworkDenoiser(Denoiser):
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, inputs: Inputs, shape: tuple[int, ...], classes: int = 0):
         super().__init__()
         prediction.check(schedule)
+        inputs.check(schedule)
         self.network = network
         self.prediction = prediction
         self.inputs = inputs

@@ -39,6 +39,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         if keys:
             raise UserError(f"{source}: {problem} tensor '{min(keys)}'; the file does not belong to this network.")
     for name, value in expected.items():
-        if tensors[name].shape != value.shape:
-            raise UserError(f"{source}: tensor '{name}' has shape {tuple(tensors[name].shape)}, the network needs {tuple(value.shape)}.")
+        found = tensors[name]
+        if found.shape != value.shape or found.dtype != value.dtype:
+            raise UserError(f"{source}: tensor '{name}' is {found.dtype} {tuple(found.shape)}, the network needs {value.dtype} {tuple(value.shape)}.")
     model.load_state_dict(dict(tensors))

@@ -283,9 +283,10 @@ AverageChoice = Annotated[HalfLifeAverage | PowerAverage, Field(discriminator="k
 
 
 class Training(Section):
-    """``steps``: of all stages together. Cadences are in steps."""
+    """``steps``: of all stages together. Cadences are in steps. ``laid_out_for``: the steps that the shares of stages and nodes were made for, when a resumed run was given more."""
 
     steps: Count
+    laid_out_for: Count | None = None
     batch: Count = 64
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"

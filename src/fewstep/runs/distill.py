@@ -94,18 +94,25 @@ def _settle(folder: RunFolder, source: str | Path, overrides: Sequence[str], res
 
 
 def _resumed(folder: RunFolder, recipe: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
+    """The saved recipe, with as many steps as are asked for now; the shares of its stages stay as they were laid out, only the end moves."""
     saved = folder.read_recipe()
     if recipe == saved:
         return saved
-    steps = recipe.training.steps
+    asked = any(override.startswith("training.steps=") for override in overrides)
+    steps = recipe.training.steps if asked else max(recipe.training.steps, saved.training.steps)
     if steps < saved.training.steps:
         raise UserError(f"--resume: 'training.steps' is {steps}, but the run in {folder.path} is for {saved.training.steps}; it can only be raised.")
-    # The shares of the stages stay as they were: only the end moves.
-    same = load_recipe(source, [*overrides, f"training.steps={saved.training.steps}"])
-    if same != saved:
-        key = _first_difference(same.model_dump(), saved.model_dump())
+    planned = saved.training.laid_out_for or saved.training.steps
+    as_planned = _with_steps(saved, planned, None)
+    same = load_recipe(source, [*overrides, f"training.steps={planned}"])
+    if as_planned not in (same, recipe):
+        key = _first_difference(same.model_dump(), as_planned.model_dump())
         raise UserError(f"--resume: the run in {folder.path} has another recipe ('{key}' differs); only 'training.steps' may be raised.")
-    return saved.model_copy(update={"training": saved.training.model_copy(update={"steps": steps})})
+    return _with_steps(saved, steps, planned if steps > planned else None)
+
+
+def _with_steps(recipe: Recipe, steps: int, laid_out_for: int | None) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps, "laid_out_for": laid_out_for})})
 
 
 def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

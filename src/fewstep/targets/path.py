@@ -26,6 +26,8 @@ from fewstep.stateful import Stateful
 from fewstep.stopping import StopRule
 from fewstep.targets.record import RecordRule
 
+FORMAT = 1
+
 
 class DegradationPath(Stateful):
     """A path in ``folder`` that starts at ``teacher``; ``origin`` is kept in the manifest (for instance the resolved recipe).
@@ -108,19 +110,21 @@ class DegradationPath(Stateful):
             self._write_manifest()
 
     def _write_manifest(self) -> None:
-        content = {"format": 1, "origin": self.origin, "nodes": self.nodes, "closed": self.closed}
+        content = {"format": FORMAT, "origin": self.origin, "nodes": self.nodes, "closed": self.closed, "steps": self.steps}
         write_text(self._manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _read_manifest(self) -> None:
         try:
             content = json.loads(self._manifest.read_text())
-            nodes, origin, closed = content["nodes"], content["origin"], content["closed"]
+            nodes, origin, closed, steps = content["nodes"], content["origin"], content["closed"], content["steps"]
+            if content["format"] != FORMAT:
+                raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
             well_formed = all(set(node) == {"file", "digest", "step"} and Path(node["file"]).name == node["file"] for node in nodes)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._manifest}: is not a readable path manifest ({error}); delete the folder to record again.") from error
         if not well_formed:
             raise UserError(f"{self._manifest}: an entry of 'nodes' is malformed; delete the folder to record again.")
-        self.origin, self.nodes, self.closed = origin, nodes, closed
+        self.origin, self.nodes, self.closed, self.steps = origin, nodes, closed, steps
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,7 +90,9 @@ class Plateau(SwitchRule):
         sums, counts = torch.tensor(self._sums, dtype=torch.float64), torch.tensor(self._counts, dtype=torch.float64)
         older, newer = (sums[half].sum(0) / counts[half].sum(0) for half in (slice(None, self.window), slice(self.window, None)))
         ratios = newer / older
-        return float(ratios[torch.isfinite(ratios)].mean())
+        ratios = ratios[torch.isfinite(ratios)]
+        # No finite ratio: the gap is exactly 0, which is as flat as it gets.
+        return float(ratios.mean()) if len(ratios) else 1.0
 
     def reset(self) -> None:
         self._sums.clear()

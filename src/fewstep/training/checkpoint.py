@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one checksummed file.
 
 A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
-``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). The newest ``keep`` files stay; a file that is cut short or damaged is passed over, with a warning, for
-the one before it.
+``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). The newest ``keep`` files stay; a file that is cut short or damaged is passed over,
+with a warning, for the one before it.
 """
 
 from __future__ import annotations

@@ -137,13 +137,19 @@ class Trainer:
             if due or stop.signal:
                 self._save(optimizers)
             self._stop_if_asked(stop)
+        if progress.stage == len(self.stages) - 1:
+            self._finish(stage, optimizers)
+            return
         self.progress = Progress(progress.stage + 1, 0, progress.step, progress.evaluations)
-        if self.progress.stage == len(self.stages):
-            if self._sums:
-                self._write_log(stage)
-            self._probe(last=True)
         self._save({})
         self._stop_if_asked(stop)
+
+    def _finish(self, stage: Stage, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        """The last checkpoint stands at the end of the last stage, with its optimizers, so that a run can be extended; what comes after it is done again by a resumed run."""
+        self._save(optimizers)
+        if self._sums:
+            self._write_log(stage)
+        self._probe(last=True)
 
     def _step(self, stage: Stage, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         progress, settings = self.progress, self.settings
@@ -261,8 +267,6 @@ class Trainer:
         self.average.updates = state["updates"]
         self._sums, self._recent, self._figures = state["sums"], state["recent"], state["figures"]
         self._log.cut(state["log_lines"])
-        if self.progress.stage == len(self.stages):
-            return {}
         optimizers = _optimizers(self.stages[self.progress.stage])
         if self.progress.stage_step:
             for name, optimizer in optimizers.items():
