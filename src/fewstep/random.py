@@ -63,7 +63,9 @@ class Place:
 
     def _uniform(self, purpose: str, rows: int, a_row: int, start: int) -> np.ndarray:
         blocks = -(-a_row // _WORDS_A_BLOCK)
-        text = repr((self.seed, self.stage, self.step, purpose)).encode()
+        # Escaped, so that no stage and purpose can together spell another pair.
+        stage, purpose = (part.replace("\\", "\\\\").replace("|", "\\|") for part in (self.stage, purpose))
+        text = f"{self.seed}|{stage}|{self.step}|{purpose}".encode()
         key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
         words = np.random.Philox(key=key, counter=start * blocks).random_raw(rows * blocks * _WORDS_A_BLOCK)
         words = words.reshape(rows, blocks * _WORDS_A_BLOCK)[:, :a_row]

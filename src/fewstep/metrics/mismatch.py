@@ -49,6 +49,14 @@ class MismatchDegree:
         return sum(chosen) / len(chosen)
 
 
+def comparable_means(a: MismatchDegree, b: MismatchDegree) -> tuple[float, float]:
+    """Both degrees' means over the levels that are reliable in both (all, if none is): means over different levels say nothing, since degrees fall with the level."""
+    both = [fine and other for fine, other in zip(a.reliable, b.reliable, strict=True)]
+    chosen = [index for index, fine in enumerate(both) if fine] or list(range(len(both)))
+    first, second = (sum(m.degrees[index] for index in chosen) / len(chosen) for m in (a, b))
+    return first, second
+
+
 @torch.no_grad()
 def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None, place: Place, levels: Sequence[float] = LEVELS) -> MismatchDegree:
     """The teacher's mismatch on samples (N, *D) of a student; each is asked at every level against all of them."""

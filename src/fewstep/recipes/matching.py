@@ -118,7 +118,7 @@ def _least_steps(choice: BacktrackedTarget) -> int:
 def _monitor(recipe: DistillRecipe, teacher: Denoiser, student: NetworkDenoiser | Generator, objective: ScoreMatching, prior: Prior, data: Dataset) -> Monitor:
     rows = 256
     subset = Dataset(data.samples[:rows], None if data.labels is None else data.labels[:rows], data.classes, data.low, data.high)
-    bound = training_mismatch(teacher, subset, Place(0, "mismatch-bound")).mean
+    bound = training_mismatch(teacher, subset, Place(0, "mismatch-bound"))
     checks: Sequence[Check] = [
         FakeScoreLag(objective, prior),
         Gap(),

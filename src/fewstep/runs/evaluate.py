@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fewstep.cost import metered
+from fewstep.data import Dataset
+from fewstep.denoisers import Denoiser
 from fewstep.files import write_text
+from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, training_mismatch
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, load, load_teacher
 from fewstep.training import Silent, Watcher
+
+MISMATCH_ROWS = 1000
 
 
 def evaluate(
@@ -53,8 +59,29 @@ def evaluate(
                 watcher.step(done, f"{name} at {steps}")
 
             result[name][str(steps)] = _measure(evaluator, sampler, steps, draws, report)
+    result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
     write_text(folder.evaluation, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict[str, Any]:
+    """Both readings of DisBack's Eq. 9 per noise level, from equally many samples (Fig. 11)."""
+    rows = min(len(data), MISMATCH_ROWS)
+    place = Place(0, "mismatch")
+    order = place.permutation("subset", len(data))[:rows]
+    subset = replace(data, samples=data.samples[order], labels=None if data.labels is None else data.labels[order])
+    training = training_mismatch(teacher, subset, place)
+    labels = subset.labels if student.prior.classes else None
+    assessed = assessed_mismatch(teacher, student.draw(place, rows, labels), labels, place)
+    assessed_mean, training_mean = comparable_means(assessed, training)
+    return {
+        "levels": training.levels,
+        "training": training.degrees,
+        "assessed": assessed.degrees,
+        "reliable": [a and b for a, b in zip(training.reliable, assessed.reliable, strict=True)],
+        "training_mean": training_mean,
+        "assessed_mean": assessed_mean,
+    }
 
 
 def _measure(evaluator: Evaluator, sampler: StudentSampler | TeacherSampler, steps: int, draws: int, report: Callable[[], None]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser
-from fewstep.metrics.mismatch import assessed_mismatch
+from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means
 from fewstep.metrics.spread import outside, spread
 from fewstep.objectives import ScoreMatching
 from fewstep.states import States, Step
@@ -95,12 +95,14 @@ class Mismatch(Check):
     teacher: Denoiser
     student: nn.Module
     states: States
-    bound: float
+    bound: MismatchDegree
     limit: float = 4.0
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         state = step.state(self.states)
-        ratio = assessed_mismatch(self.teacher, step.sample(self.student, state), state.condition.labels, step.place).mean / self.bound
+        assessed = assessed_mismatch(self.teacher, step.sample(self.student, state), state.condition.labels, step.place)
+        degree, bound = comparable_means(assessed, self.bound)
+        ratio = degree / bound
         warning = f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
         return Reading("mismatch_over_bound", ratio, warning if ratio > self.limit else "")
 

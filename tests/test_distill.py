@@ -1,0 +1,65 @@
+"""End to end on digits: a short distillation moves the one-step student far towards the data, and the health readings see a student that collapses."""
+
+from __future__ import annotations
+
+import torch
+
+import fewstep as fs
+from fewstep.random import Place
+from fewstep.states import Prior, Step
+from fewstep.training.log import read_log
+from fewstep.training.monitors import Saturation, Spread
+
+SHORT = ["training.batch=32", "evaluation.samples=1000", "training.health_every=1000", "training.average.steps=10"]
+
+
+def distances(folder) -> list[float]:
+    return [entry["fd"] for entry in read_log(folder / "metrics.jsonl") if entry.get("probe") == "evaluation"]
+
+
+def test_sixty_steps_of_disback_leave_less_than_a_third_of_the_distance(tmp_path):
+    folder = fs.distill("digits-disback", [*SHORT, "training.steps=60", "target.record.steps=2", "target.switch.steps=3"], tmp_path / "run")
+    first, *_, last = distances(folder)
+    assert last < first / 3
+    sampler = fs.load(folder)
+    samples = sampler(200, seed=1)
+    assert samples.shape == (200, 1, 8, 8)
+    correct = fs.zoo.digit_features()(samples).argmax(1) == torch.arange(200) % 10
+    assert float(correct.double().mean()) > 0.9
+
+
+def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
+    folder = fs.distill("digits-diff-instruct", [*SHORT, "training.steps=2"], tmp_path / "run")
+    result = fs.evaluate(folder, teacher_steps=[2], draws=1)
+    mismatch = result["mismatch"]
+    assert len(mismatch["levels"]) == len(mismatch["training"]) == len(mismatch["assessed"]) == len(mismatch["reliable"])
+    # Fig. 11: on an untrained student's samples the teacher is further from the true score than on data, most of all at low noise.
+    assert any(mismatch["reliable"])
+    assert mismatch["assessed_mean"] > 1.1 * mismatch["training_mean"]
+    excess = [a - t for a, t in zip(mismatch["assessed"], mismatch["training"], strict=True)]
+    assert min(excess) > 0
+    assert max(excess) == excess[0]
+
+
+def test_monitors_see_collapse_and_saturation():
+    data = fs.data.digits()
+    prior = Prior(fs.zoo.digits().schedule, (1, 8, 8), 0.03, classes=10)
+    step = Step(Place(0), 256)
+
+    class Student(torch.nn.Module):
+        """Gives samples of the data with their spread within the class scaled, or everything scaled."""
+
+        def __init__(self, spread: float, scale: float):
+            super().__init__()
+            self.spread, self.scale = spread, scale
+
+        def forward(self, x, t, condition):
+            means = torch.stack([data.samples[data.labels == k].mean(0) for k in range(10)])
+            picks = torch.stack([data.samples[data.labels == k][i % 170] for i, k in enumerate(condition.labels)])
+            centre = means[condition.labels]
+            return (centre + self.spread * (picks - centre)) * self.scale
+
+    for spread, scale, collapsed, saturated in ((1.0, 1.0, False, False), (0.3, 1.0, True, False), (1.0, 1.3, False, True)):
+        student = Student(spread, scale)
+        assert bool(Spread(student, prior, data).read(step, {}).warning and spread < 1) is collapsed
+        assert bool(Saturation(student, prior, data).read(step, {}).warning) is saturated
