@@ -124,7 +124,7 @@ def final_distance(folder: Path) -> float:
 
         recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
         evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
-        quality = evaluator.measure(lambda place, n, labels: sampler.draw(place, n, labels).clamp(sampler.low, sampler.high), 3)
+        quality = evaluator.measure(lambda place, n, labels: sampler.draw(place, n, labels, 1).clamp(sampler.low, sampler.high), 3)
         kept.write_text(json.dumps({"fd": quality.fd}))
     return float(json.loads(kept.read_text())["fd"])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.training.trainer import Stage
+from fewstep.training import Stage
 
 BATCH = 64
 

@@ -96,7 +96,7 @@ def sample(
     if guidance != 1.0 and not teacher:
         raise UserError("--guidance: only the teacher can be guided; add --teacher or leave it out.")
     sampler = load_teacher(run, guidance) if teacher else load(run)
-    samples = sampler(n, seed, class_id, steps or (35 if teacher else 1))
+    samples = sampler(n, seed, class_id, steps)
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     write_samples(picture, samples, sampler.low, sampler.high)
     if npz is not None:

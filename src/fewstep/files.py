@@ -57,6 +57,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to an existing file with one write. Raises ``UserError`` when the disk is full, writing is not permitted, or the file is gone."""
+    try:
+        with open(path, "r+b") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.write(line.encode() + b"\n")
+    except OSError as error:
+        raise UserError(_why_not_written(path, error)) from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
     """Writes tensors and JSON metadata to one safetensors file; returns its digest (64 hexadecimal digits).
 
@@ -154,6 +164,7 @@ def _why_not_written(path: Path, error: OSError) -> str:
         errno.EDQUOT: "the disk quota is used up; free some space",
         errno.EACCES: "writing is not permitted; change the permissions or choose another folder",
         errno.EPERM: "writing is not permitted; change the permissions or choose another folder",
+        errno.ENOENT: "it, or its folder, has been removed meanwhile; start the run anew",
         errno.EROFS: "the file system is read-only; choose another folder",
     }.get(error.errno or 0, f"{error.strerror or error}; choose another folder")
     return f"{path}: could not be written: {remedy}."

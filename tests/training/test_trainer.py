@@ -218,3 +218,17 @@ def test_resuming_with_other_threads_warns(small_run):
     finally:
         torch.set_num_threads(threads)
     assert any(f"threads {threads + 1}" in sentence for sentence in watcher.said)
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_one_sentence(small_run):
+    import shutil
+
+    run = small_run("gone")
+
+    def remove(step: int) -> dict[str, float]:
+        if step == 5:
+            shutil.rmtree(run.folder)
+        return {}
+
+    with pytest.raises(UserError, match=r"metrics.jsonl: could not be written: it, or its folder, has been removed"):
+        run.trainer(probes=[Probe("remove", 5, remove)]).fit()

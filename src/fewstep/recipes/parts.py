@@ -23,7 +23,7 @@ from fewstep.schedule import KarrasVE, schedule_from
 from fewstep.states import Prior
 from fewstep.times import Grid, LogNormalTimes, LogSNRGrid, RhoGrid, RhoTimes, TimeDistribution, UniformGrid, UniformTimes
 from fewstep.training import Adam
-from fewstep.training.trainer import Settings
+from fewstep.training.settings import Settings
 from fewstep.zoo import digit_features, shipped_denoiser
 
 _MATCHING_WEIGHTS: Mapping[str, MatchingWeight] = {"dmd": DMDWeight(), "diff-instruct": DiffInstructWeight(), "plain": PlainWeight()}

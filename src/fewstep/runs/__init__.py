@@ -4,6 +4,6 @@ from fewstep.runs.compare import Comparison, compare
 from fewstep.runs.distill import distill, pretrain
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.folder import RunFolder
-from fewstep.runs.sampler import StudentSampler, TeacherSampler, load, load_teacher
+from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, load, load_teacher
 
-__all__ = ["Comparison", "RunFolder", "StudentSampler", "TeacherSampler", "compare", "distill", "evaluate", "load", "load_teacher", "pretrain"]
+__all__ = ["Comparison", "RunFolder", "Sampler", "StudentSampler", "TeacherSampler", "compare", "distill", "evaluate", "load", "load_teacher", "pretrain"]

@@ -44,7 +44,7 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
         save_model(folder.student, student, _how_to_sample(parts))
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
-        sampler = StudentSampler(student, parts.prior, parts.data.low, parts.data.high)
+        sampler = StudentSampler(parts.data.low, parts.data.high, student, parts.prior)
         _write_picture(folder.samples / "final.png", sampler, parts)
         if parts.data.shape == (2,):
             _write_directions(folder, sampler, parts)
@@ -127,10 +127,10 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
     evaluator = build_evaluator(recipe.evaluation, parts.data)
 
     def sampler() -> StudentSampler:
-        return StudentSampler(trainer.average.average, parts.prior, parts.data.low, parts.data.high)
+        return StudentSampler(parts.data.low, parts.data.high, trainer.average.average, parts.prior)
 
     def measure(_step: int) -> Mapping[str, float]:
-        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels), 1)
+        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels, 1), 1)
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
@@ -153,12 +153,12 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> 
     """Samples on noise that is the same for every picture of every run; points over the data's."""
     plane = parts.data.shape == (2,)
     rows = 2000 if plane else PICTURE_ROWS
-    samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes))
+    samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), 1)
     write_samples(path, samples, parts.data.low, parts.data.high, data=parts.data.samples[:rows] if plane else None)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
-    samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes))
+    samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), 1)
     panels = [("teacher's score, training data", parts.teacher, parts.data.samples[:1000], DATA), ("fake score, student's samples", parts.fake, samples, GENERATED)]
     write_directions(folder.samples / "directions.png", panels)
 
@@ -170,4 +170,4 @@ def _how_to_sample(parts: Distillation) -> dict[str, Any]:
 def _teacher_sampler(model: nn.Module, recipe: PretrainRecipe, low: float, high: float) -> TeacherSampler:
     assert isinstance(model, NetworkDenoiser)
     solver = recipe.evaluation.solver
-    return TeacherSampler(freeze(copy_of(model)), low, high, RULES[solver.rule], build_grid(solver.grid))
+    return TeacherSampler(low, high, freeze(copy_of(model)), RULES[solver.rule], build_grid(solver.grid))

@@ -20,7 +20,7 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.runs.folder import RunFolder
-from fewstep.runs.sampler import StudentSampler, TeacherSampler, load, load_teacher
+from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
 from fewstep.training import Silent, Watcher
 
 MISMATCH_ROWS = 1000
@@ -44,7 +44,7 @@ def evaluate(
     draws = draws or choice.draws
     watcher = watcher or Silent()
     student, teacher = load(folder.path), load_teacher(folder.path)
-    jobs: list[tuple[str, StudentSampler | TeacherSampler, int]] = [("teacher", teacher, steps) for steps in teacher_steps or choice.teacher_steps]
+    jobs: list[tuple[str, Sampler, int]] = [("teacher", teacher, steps) for steps in teacher_steps or choice.teacher_steps]
     jobs += [("student", student, steps) for steps in student_steps or choice.student_steps]
     result: dict[str, Any] = {"teacher": {}, "student": {}}
     result["reference"] = {"halves_fd": evaluator.halves(), "samples": evaluator.samples, "draws": draws}
@@ -72,7 +72,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     subset = replace(data, samples=data.samples[order], labels=None if data.labels is None else data.labels[order])
     training = training_mismatch(teacher, subset, place)
     labels = subset.labels if student.prior.classes else None
-    assessed = assessed_mismatch(teacher, student.draw(place, rows, labels), labels, place)
+    assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, 1), labels, place)
     assessed_mean, training_mean = comparable_means(assessed, training)
     return {
         "levels": training.levels,
@@ -84,7 +84,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     }
 
 
-def _measure(evaluator: Evaluator, sampler: StudentSampler | TeacherSampler, steps: int, draws: int, report: Callable[[], None]) -> dict[str, Any]:
+def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, report: Callable[[], None]) -> dict[str, Any]:
     spent = 0.0
 
     def sample(place: Place, n: int, labels: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     rows = []
     for node in range(path.last + 1):
         path.load(node, model)
-        sampler = TeacherSampler(model, -1.0, 1.0, RULES[evaluation.solver.rule], build_grid(evaluation.solver.grid))
+        sampler = TeacherSampler(-1.0, 1.0, model, RULES[evaluation.solver.rule], build_grid(evaluation.solver.grid))
         rows.append(sampler.draw(Place(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS))
     write_samples(folder / "path.png", torch.cat(rows), -1.0, 1.0, columns=10)
     write_text(folder / "path.json", json.dumps({"rows": ["teacher", *(f"node {i}" for i in range(1, path.last + 1))]}) + "\n")

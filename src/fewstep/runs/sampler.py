@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, Generator, Guided, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
@@ -25,25 +25,51 @@ BATCH = 500
 
 
 @dataclass(frozen=True, eq=False)
-class StudentSampler:
-    """Called as ``sampler(n, seed=0, classes=None, steps=1) -> (n, *shape)`` in the data's range.
+class Sampler(abc.ABC):
+    """Called as ``sampler(n, seed=0, classes=None, steps=None) -> (n, *shape)`` in the data's range [``low``, ``high``].
 
-    ``classes``: an int for all, ids (n,), or None for classes in turn (0, 1, 2, ...). With more than one step the student's estimate is noised again, to levels on Karras' grid from
-    its first level down. Sample i of a seed is the same whatever n is.
+    ``classes``: an int for all, ids (n,), or None for classes in turn (0, 1, 2, ...). ``steps``: ``usual_steps`` unless given. Sample i of a seed is the same whatever n is.
     """
 
-    model: nn.Module
-    prior: Prior
     low: float
     high: float
 
-    def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int = 1) -> Tensor:
-        labels = labels_for(n, classes, self.prior.classes)
-        return self.draw(Place(seed, "sample"), n, labels, steps).clamp(self.low, self.high)
+    def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int | None = None) -> Tensor:
+        labels = labels_for(n, classes, self.classes)
+        return self.draw(Place(seed, "sample"), n, labels, self.usual_steps if steps is None else steps).clamp(self.low, self.high)
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> int:
+        """How many classes it knows; 0 for none."""
+
+    @property
+    @abc.abstractmethod
+    def usual_steps(self) -> int:
+        """The steps taken unless told otherwise."""
+
+    @abc.abstractmethod
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
+        """Samples (n, *shape) of a place, without gradient, not clamped; labels (n,) or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudentSampler(Sampler):
+    """One step unless told otherwise. With more, the student's estimate is noised again, to levels on Karras' grid from its first level down."""
+
+    model: nn.Module
+    prior: Prior
+
+    @property
+    def classes(self) -> int:
+        return self.prior.classes
+
+    @property
+    def usual_steps(self) -> int:
+        return 1
 
     @torch.no_grad()
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int = 1) -> Tensor:
-        """Samples of a place, not clamped."""
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
         times = self._times(steps)
         parts = []
         for start in range(0, n, BATCH):
@@ -66,22 +92,23 @@ class StudentSampler:
 
 
 @dataclass(frozen=True, eq=False)
-class TeacherSampler:
-    """Called like a ``StudentSampler``; ``steps`` (35 unless given) are steps of the solver rule on the grid."""
+class TeacherSampler(Sampler):
+    """``steps`` steps (35 unless told otherwise) of the solver rule on the grid, from t_max."""
 
     denoiser: Denoiser
-    low: float
-    high: float
     rule: Rule
     grid: Grid
 
-    def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int = 35) -> Tensor:
-        labels = labels_for(n, classes, self.denoiser.classes)
-        return self.draw(Place(seed, "sample"), n, labels, steps).clamp(self.low, self.high)
+    @property
+    def classes(self) -> int:
+        return self.denoiser.classes
+
+    @property
+    def usual_steps(self) -> int:
+        return 35
 
     @torch.no_grad()
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int = 35) -> Tensor:
-        """Samples of a place, not clamped."""
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
         schedule = self.denoiser.schedule
         times = self.grid.times(schedule, steps)
         parts = []
@@ -121,14 +148,9 @@ def load(run: Path | str) -> StudentSampler:
         # A generator has no schedule; any serves for a prior of given scale.
         schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
         shape = model.latent_shape if isinstance(model, Generator) else model.shape
-        return StudentSampler(freeze(model), Prior(schedule, shape, prior["time"], prior["scale"], model.classes), low, high)
+        return StudentSampler(low, high, freeze(model), Prior(schedule, shape, prior["time"], prior["scale"], model.classes))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: holds a model but not how to sample it ({error}); it is not a student's file.") from error
-
-
-def student_sampler(model: nn.Module, prior: Prior, data: Dataset) -> StudentSampler:
-    """The sampler of a student in training."""
-    return StudentSampler(model, prior, data.low, data.high)
 
 
 def load_teacher(run: Path | str, guidance: float = 1.0) -> TeacherSampler:
@@ -141,4 +163,4 @@ def load_teacher(run: Path | str, guidance: float = 1.0) -> TeacherSampler:
         if not teacher.classes:
             raise UserError("guidance needs a teacher with classes; this one has none.")
         teacher = Guided(teacher, guidance)
-    return TeacherSampler(teacher, data.low, data.high, RULES[solver.rule], build_grid(solver.grid))
+    return TeacherSampler(data.low, data.high, teacher, RULES[solver.rule], build_grid(solver.grid))

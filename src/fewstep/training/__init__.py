@@ -5,7 +5,8 @@ from fewstep.training.monitors import Monitor, Reading
 from fewstep.training.optimizer import Adam
 from fewstep.training.phase import Phase, Stage, Term
 from fewstep.training.progress import Bar, Silent, Watcher
-from fewstep.training.trainer import Diverged, Probe, Settings, Trainer
+from fewstep.training.settings import Probe, Settings
+from fewstep.training.trainer import Diverged, Trainer
 
 __all__ = [
     "Action",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import write_text
+from fewstep.files import append_line, write_text
 
 
 class Log:
@@ -29,8 +29,7 @@ class Log:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Adds one line."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        append_line(self.path, json.dumps(entry))
         self.lines += 1
 
 

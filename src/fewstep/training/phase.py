@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.errors import UserError
@@ -75,3 +76,28 @@ class Stage:
     def finished(self, steps: int) -> bool:
         """Whether the stage ends after ``steps`` steps."""
         return steps >= self.until if isinstance(self.until, int) else self.until.finished(steps)
+
+
+def build_optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
+    """Fresh optimizers of a stage, by phase; its networks are made trainable."""
+    built = {}
+    for phase in stage.phases:
+        phase.network.requires_grad_(True).train()
+        built[phase.name] = phase.optimizer.build(phase.network.parameters())
+    return built
+
+
+def named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
+    """Every trained network once, by the name of the first phase that trains it."""
+    named: dict[str, nn.Module] = {}
+    for phase in _phases(stages):
+        if not any(phase.network is network for network in named.values()):
+            if phase.name in named:
+                raise UserError(f"two networks are trained by phases named '{phase.name}'; give the phases different names.")
+            named[phase.name] = phase.network
+    return named
+
+
+def _phases(stages: Sequence[Stage]) -> Iterator[Phase]:
+    for stage in stages:
+        yield from stage.phases

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,49 +27,14 @@ from fewstep.states import Step
 from fewstep.training.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
 from fewstep.training.log import Log
 from fewstep.training.monitors import Monitor
-from fewstep.training.phase import Phase, Stage
+from fewstep.training.phase import Phase, Stage, build_optimizers, named_networks
 from fewstep.training.progress import Silent, Watcher
+from fewstep.training.settings import Probe, Progress, Settings
 from fewstep.training.signals import StopRequest, stop_requests
 
 
 class Diverged(UserError):
     """A loss was not a finite number; the last checkpoint is from before it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """A measurement of the run: ``measure(global step)`` every ``every`` steps, at the start and at the end; its figures go into the log."""
-
-    name: str
-    every: int
-    measure: Callable[[int], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the loop needs to know besides the stages. ``batch``: samples a step; cadences are in steps; ``keep``: how many checkpoints stay."""
-
-    batch: int = 64
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training settings: '{name}' must be at least 1, got {getattr(self, name)}.")
-
-
-@dataclass
-class Progress:
-    """Where a run stands: ``stage_step`` steps of stage number ``stage`` are done, ``step`` in all, at ``evaluations`` network evaluations."""
-
-    stage: int = 0
-    stage_step: int = 0
-    step: int = 0
-    evaluations: int = 0
 
 
 class Trainer:
@@ -99,7 +63,7 @@ class Trainer:
         self.progress = Progress()
         self._log = Log(self.folder / "metrics.jsonl")
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self.settings.keep)
-        self._networks = _named_networks(self.stages)
+        self._networks = named_networks(self.stages)
         self._stateful = find_stateful(self.stages)
         self._sums: dict[str, list[float]] = {}
         self._recent: dict[str, float] = {}
@@ -127,7 +91,7 @@ class Trainer:
         if progress.stage_step == 0:
             for action in stage.begin:
                 action.run()
-        optimizers = optimizers or _optimizers(stage)
+        optimizers = optimizers or build_optimizers(stage)
         self.watcher.stage(stage.name, stage.total, progress.stage_step)
         while not stage.finished(progress.stage_step):
             self._step(stage, optimizers)
@@ -267,7 +231,7 @@ class Trainer:
         self.average.updates = state["updates"]
         self._sums, self._recent, self._figures = state["sums"], state["recent"], state["figures"]
         self._log.cut(state["log_lines"])
-        optimizers = _optimizers(self.stages[self.progress.stage])
+        optimizers = build_optimizers(self.stages[self.progress.stage])
         if self.progress.stage_step:
             for name, optimizer in optimizers.items():
                 restore_optimizer(optimizer, f"optimizer/{name}", found.tensors)
@@ -277,30 +241,6 @@ class Trainer:
         for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
             if state[what] != now:
                 self.watcher.say(f"resuming with {what} {now}, the run began with {state[what]}: the rest will not be bit for bit the same.")
-
-
-def _optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
-    built = {}
-    for phase in stage.phases:
-        phase.network.requires_grad_(True).train()
-        built[phase.name] = phase.optimizer.build(phase.network.parameters())
-    return built
-
-
-def _named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
-    """Every trained network once, by the name of the first phase that trains it."""
-    named: dict[str, nn.Module] = {}
-    for phase in _phases(stages):
-        if not any(phase.network is network for network in named.values()):
-            if phase.name in named:
-                raise UserError(f"two networks are trained by phases named '{phase.name}'; give the phases different names.")
-            named[phase.name] = phase.network
-    return named
-
-
-def _phases(stages: Sequence[Stage]) -> Iterator[Phase]:
-    for stage in stages:
-        yield from stage.phases
 
 
 def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,45 @@
+"""What the loop is told, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fewstep.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A measurement of the run: ``measure(global step)`` every ``every`` steps, at the start and at the end; its figures go into the log."""
+
+    name: str
+    every: int
+    measure: Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs to know besides the stages. ``batch``: samples a step; cadences are in steps; ``keep``: how many checkpoints stay."""
+
+    batch: int = 64
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training settings: '{name}' must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass
+class Progress:
+    """Where a run stands: ``stage_step`` steps of stage number ``stage`` are done, ``step`` in all, at ``evaluations`` network evaluations."""
+
+    stage: int = 0
+    stage_step: int = 0
+    step: int = 0
+    evaluations: int = 0
