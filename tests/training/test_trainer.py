@@ -207,6 +207,15 @@ def test_stages_are_checked_when_built(small_run):
             build()
 
 
+def test_a_folder_that_holds_a_run_is_not_overwritten(small_run):
+    run = small_run("kept", steps=6)
+    run.trainer().fit()
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        small_run("kept", steps=6).trainer().fit()
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+
+
 def test_resuming_with_other_threads_warns(small_run):
     run = small_run("threads", steps=6)
     run.trainer().fit()

@@ -42,6 +42,7 @@ class DegradationPath(Stateful):
         self.nodes: list[dict[str, Any]] = []
         self.closed = ""
         self.steps = 0
+        self._rule: RecordRule | None = None
         self._manifest = self.folder / "manifest.json"
 
     @classmethod
@@ -96,6 +97,7 @@ class DegradationPath(Stateful):
 
     def recorder(self, rule: RecordRule) -> Recorder:
         """A hook for the degrading phase, which records what the rule says."""
+        self._rule = rule
         return Recorder(self, rule)
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,7 +139,7 @@ class _Full(StopRule):
 
     @property
     def total(self) -> int | None:
-        return None
+        return None if self.path._rule is None else self.path._rule.expected_steps(self.nodes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,10 @@ class RecordRule(Stateful):
     def decide(self, step: int, model: Denoiser) -> Decision:
         """``step`` counts the finished steps, from 1; ``model`` is the degrading teacher."""
 
+    def expected_steps(self, nodes: int) -> int | None:
+        """How many steps a path of ``nodes`` nodes, the teacher counted, will take, where that is known beforehand."""
+        return None
+
 
 class EverySteps(RecordRule):
     """A node every ``steps`` steps."""
@@ -48,6 +52,9 @@ class EverySteps(RecordRule):
 
     def decide(self, step: int, model: Denoiser) -> Decision:
         return Decision(step % self.steps == 0)
+
+    def expected_steps(self, nodes: int) -> int | None:
+        return self.steps * (nodes - 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

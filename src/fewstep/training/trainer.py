@@ -78,13 +78,19 @@ class Trainer:
         with locked(self.folder), stop_requests() as stop, self.watcher:
             optimizers = self._restore() if resume else None
             if optimizers is None:
-                self._checkpoints.remove_after(-1)
-                self._log.cut(0)
-                self._probe()
+                self._start()
             for _ in range(self.progress.stage, len(self.stages)):
                 self._run_stage(optimizers or {}, stop)
                 optimizers = None
         return self.average.average
+
+    def _start(self) -> None:
+        """Begins a run; what one without a checkpoint left behind is begun again, a run with one is not touched."""
+        if self._checkpoints.newest(self.watcher.say) is not None:
+            raise UserError(f"{self.folder}: holds a run already; go on with it (resume), or choose another folder.")
+        self._checkpoints.remove_after(-1)
+        self._log.cut(0)
+        self._probe()
 
     def _run_stage(self, optimizers: dict[str, torch.optim.Optimizer], stop: StopRequest) -> None:
         stage, progress = self.stages[self.progress.stage], self.progress
@@ -215,7 +221,8 @@ class Trainer:
         """Returns to the newest checkpoint: the optimizers of its stage, or None when there is no checkpoint."""
         found = self._checkpoints.newest(self.watcher.say)
         if found is None:
-            self.watcher.say("no checkpoint to resume from: starting from the beginning.")
+            if self._log.path.is_file():
+                self.watcher.say("there is no checkpoint to resume from: starting from the beginning.")
             return None
         state = found.state
         self.progress = Progress(**state["progress"])
