@@ -90,6 +90,7 @@ def main() -> None:
         table = [summary(method, seeds, options) for method in methods]
         show(study, table, options)
         options.results.mkdir(parents=True, exist_ok=True)
+        plot(study, table, options.results / f"convergence-{study}.png")
         content = {"study": study, "budget": options.budget, "seeds": options.seeds, "rows": table}
         (options.results / f"convergence-{study}.json").write_text(json.dumps(content, indent=1) + "\n")
 
@@ -157,6 +158,18 @@ def show(study: str, rows: Sequence[dict[str, Any]], options: argparse.Namespace
         found = [value for value in row["evaluations_to_diff_instruct_level"] if value is not None]
         reached = "never" if not found else f"{statistics.median(found):.0f} ({len(found)}/{len(baseline)} seeds)"
         print(f"{row['method']:<34} {spread(row['final']):>22} {spread(row['level']):>22} {f'{wins}/{len(baseline)}':>18} {reached:>30}")
+
+
+def plot(study: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The median curve over the seeds of each method; seeds are measured at the same steps."""
+    from fewstep.report import Curve, plot_curves
+
+    curves = []
+    for row in rows:
+        evaluations = row["curves"][0]["evaluations"]
+        medians = [statistics.median(values) for values in zip(*(curve["fd"] for curve in row["curves"]), strict=True)]
+        curves.append(Curve(row["method"], range(len(medians)), evaluations, medians))
+    plot_curves(curves, path, {"Diff-Instruct, last quarter": statistics.median(rows[0]["level"])})
 
 
 def spread(values: Sequence[float]) -> str:
