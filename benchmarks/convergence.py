@@ -22,23 +22,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BATCH = 64
-MATCHING, RECORDING = 8, 4
+RECORDING = 4
 
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe with overrides; ``recorded`` steps of recording are paid from the budget (the most it can take, for automatic rules)."""
+    """A recipe with overrides; ``recorded`` steps of recording are paid from the budget (the most it can take, for automatic rules); a later step costs ``matching`` evaluations a sample."""
 
     name: str
     recipe: str
     recorded: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
+    batch: int = 64
+    matching: int = 8
+    every: int = 50
 
     def settings(self, budget: int, seed: int) -> list[str]:
         """The ``--set`` arguments that spend ``budget`` evaluations."""
-        steps = self.recorded + (budget // BATCH - RECORDING * self.recorded) // MATCHING
-        values = {"training.batch": BATCH, "training.seed": seed, "training.health_every": 10_000, "evaluation.every": 50, **self.overrides}
+        steps = self.recorded + (budget // self.batch - RECORDING * self.recorded) // self.matching
+        values = {"training.batch": self.batch, "training.seed": seed, "training.health_every": 10_000, "evaluation.every": self.every, **self.overrides}
+        if self.recipe.startswith("mixture2d"):
+            values["student.seed"] = seed
         # Shares are given in full, so that none is scaled.
         return [argument for key, value in {**values, "training.steps": steps}.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
 
@@ -61,6 +65,13 @@ AUTOMATIC = {
 DIFF_INSTRUCT = Method("diff-instruct", "digits-diff-instruct")
 WARM = Method("warm", "digits-diff-instruct-warm", 40, path(2, 40, 1))
 DISBACK = disback("disback", 5, 10, 20)
+
+
+def toy(name: str, recorded: int, **target: Any) -> Method:
+    """The plane: a generator on z from random weights, far from everything the teacher knows. The student is updated at every other step, so a step costs (8 + 4) / 2."""
+    return Method(name, "mixture2d-disback", recorded, {f"target.{key}": value for key, value in target.items()}, batch=256, matching=6, every=100)
+
+
 STUDIES: dict[str, tuple[Method, ...]] = {
     "main": (DIFF_INSTRUCT, WARM, DISBACK),
     "nodes": (
@@ -71,6 +82,11 @@ STUDIES: dict[str, tuple[Method, ...]] = {
         disback("11 nodes", 11, 4, 20),
         disback("11 nodes, path 10 times too long", 11, 40, 20),
     ),
+    "toy": (
+        Method("diff-instruct", "mixture2d-disback", 0, {"target": {"kind": "fixed"}}, batch=256, matching=6, every=100),
+        toy("warm", 160, nodes=2, **{"record.steps": 160, "switch.steps": 1}),
+        toy("disback", 160, nodes=5, **{"record.steps": 40, "switch.steps": 50}),
+    ),
     "rules": (DIFF_INSTRUCT, DISBACK, Method("5 nodes, automatic rules", "digits-disback", 80, AUTOMATIC)),
 }
 
@@ -80,14 +96,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/convergence"))
     parser.add_argument("--study", choices=[*STUDIES, "all"], default="all")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--budget", type=int, default=900 * MATCHING * BATCH, help="network evaluations of one sample, a run")
+    parser.add_argument("--budget", type=int, default=358_400, help="network evaluations of one sample, a run; the toy study has 6 times as many")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    for study in STUDIES if options.study == "all" else [options.study]:
+    chosen = [*STUDIES] if options.study == "all" else [options.study]
+    # The toy comes last: its budget is another one.
+    for study in sorted(chosen, key="toy".__eq__):
+        if study == "toy":
+            options.budget *= 6
+            options.out = options.out / "toy"
         methods, seeds = STUDIES[study], range(options.seeds)
         run_all(methods, seeds, options)
-        table = [summary(method, seeds, options) for method in methods]
+        table = [summary(study, method, seeds, options) for method in methods]
         show(study, table, options)
         options.results.mkdir(parents=True, exist_ok=True)
         plot(study, table, options.results / f"convergence-{study}.png")
@@ -130,13 +151,13 @@ def final_distance(folder: Path) -> float:
     return float(json.loads(kept.read_text())["fd"])
 
 
-def summary(method: Method, seeds: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
+def summary(study: str, method: Method, seeds: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
     """One method's figures over the seeds."""
     from fewstep.runs.compare import measured
 
     folders = [folder_of(method, seed, options) for seed in seeds]
     curves = [measured(folder) for folder in folders]
-    levels = [measured(folder_of(DIFF_INSTRUCT, seed, options)).level for seed in seeds]
+    levels = [measured(folder_of(STUDIES[study][0], seed, options)).level for seed in seeds]
     reached = [curve.reaches(level) for curve, level in zip(curves, levels, strict=True)]
     return {
         "method": method.name,
