@@ -132,6 +132,9 @@ def test_a_share_that_the_user_gives_stays_as_given():
     recipe = load_recipe("digits-disback", ["training.steps=40", "target.switch.steps=7"])
     assert isinstance(recipe, DistillRecipe)
     assert recipe.target.switch.steps == 7
+    whole = load_recipe("digits-disback", ["training.steps=40", "target.record={kind: distance, max_steps: 80}"])
+    assert isinstance(whole, DistillRecipe)
+    assert whole.target.record.max_steps == 80
 
 
 def test_steps_in_a_users_own_file_scale_nothing(tmp_path):

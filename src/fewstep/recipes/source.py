@@ -142,13 +142,18 @@ def _scaled(recipe: Recipe, factor: float, fixed: set[str]) -> Recipe:
             value, key = getattr(section, name), f"{prefix}{name}"
             if isinstance(value, BaseModel):
                 changes[name] = scale(value, key + ".")
-            elif key not in fixed and _is_share(field.metadata, field.annotation):
+            elif not _given(key, fixed) and _is_share(field.metadata, field.annotation):
                 changes[name] = [max(1, round(v * factor)) for v in value] if isinstance(value, list) else max(1, round(value * factor))
         return section.model_copy(update=changes)
 
     scaled = scale(recipe, "")
     assert isinstance(scaled, (DistillRecipe, PretrainRecipe))
     return scaled
+
+
+def _given(key: str, given: set[str]) -> bool:
+    """Whether the user gave this key, or a section that holds it."""
+    return any(key == each or key.startswith(each + ".") for each in given)
 
 
 def _is_share(metadata: Sequence[Any], annotation: Any) -> bool:
