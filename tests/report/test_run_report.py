@@ -285,3 +285,16 @@ def test_equal_folders_give_equal_bytes(tmp_path: Path) -> None:
     first, second = (write_run_report(write_run(tmp_path / parent / "run")).read_bytes() for parent in "ab")
     assert first == second
     assert write_run_report(tmp_path / "a" / "run").read_bytes() == first
+
+
+def test_the_mismatch_degree_is_shown_by_level_and_unreliable_levels_are_marked(tmp_path):
+    folder = write_run(tmp_path)
+    path = folder / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["mismatch"] = {"levels": [0.1, 1.6], "training": [0.581, 0.075], "assessed": [0.975, 0.098], "reliable": [False, True]}
+    path.write_text(json.dumps(evaluation))
+    page = write_run_report(folder).read_text()
+    section = page[page.index("Mismatch degree by noise level") :]
+    places = [section.index(text) for text in ("0.581", "0.975", "unreliable", "0.075", "0.098")]
+    assert places == sorted(places)
+    assert section.count("unreliable:") == 1

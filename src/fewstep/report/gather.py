@@ -37,6 +37,7 @@ class Run:
     history: History
     evaluated: tuple[Evaluated, ...]
     reference: Mapping[str, Any]
+    mismatch: Mapping[str, Any]
     samples: tuple[tuple[int, Picture], ...]
     path_picture: Picture | None
     path_rows: tuple[str, ...]
@@ -60,7 +61,7 @@ def gather(folder: Path) -> Run:
         missing["samples"] = "No samples were kept while the run went on."
     if picture is None:
         missing["path_picture"] = "There is no picture of the path's nodes (samples/path.png)."
-    nodes, reference = manifest.get("nodes"), evaluation.get("reference")
+    nodes, reference, mismatch = manifest.get("nodes"), evaluation.get("reference"), evaluation.get("mismatch")
     return Run(
         name=str(recipe.get("name") or folder.resolve().name),
         recipe=recipe,
@@ -68,6 +69,7 @@ def gather(folder: Path) -> Run:
         history=history,
         evaluated=_evaluated(evaluation),
         reference=reference if isinstance(reference, dict) else {},
+        mismatch=mismatch if isinstance(mismatch, dict) else {},
         samples=samples,
         path_picture=picture,
         path_rows=_row_names(folder / "samples" / "path.json"),

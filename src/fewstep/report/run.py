@@ -31,6 +31,7 @@ def _page(run: Run) -> str:
         summary=story.summary(run),
         tiles=story.tiles(run),
         evaluation=story.evaluation_rows(run),
+        mismatch=story.mismatch_rows(run),
         reading=story.reading_of_table(run),
         path=story.path(run),
         charts=curves.main_charts(run),

@@ -145,6 +145,15 @@ def evaluation_rows(run: Run) -> list[dict[str, str]]:
     return rows
 
 
+def mismatch_rows(run: Run) -> list[dict[str, Any]]:
+    """The mismatch degree by noise level: the teacher on data, and on the student's samples (DisBack, Fig. 11)."""
+    columns = [run.mismatch.get(name) for name in ("levels", "training", "assessed", "reliable")]
+    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns if column is not None}) != 1:
+        return []
+    rows = zip(*(column for column in columns if column is not None), strict=True)
+    return [{"level": number(level), "training": number(training), "assessed": number(assessed), "reliable": bool(fine)} for level, training, assessed, fine in rows]
+
+
 def reading_of_table(run: Run) -> str:
     """How the table is to be read."""
     samples, draws = run.reference.get("samples"), run.reference.get("draws")
