@@ -1,4 +1,4 @@
-"""How large is the mismatch that a degradation path is there to mitigate? The teacher's mismatch degree (DisBack, Eq. 9) on data and on the untrained student's samples, for both shipped teachers.
+"""How large is the mismatch that a degradation path mitigates? The mismatch degree (DisBack, Eq. 9) on data and on the untrained student's samples, for both shipped teachers.
 
     python benchmarks/mismatch.py
 

@@ -288,7 +288,7 @@ def test_equal_folders_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_the_mismatch_degree_is_shown_by_level_and_unreliable_levels_are_marked(tmp_path):
-    folder = write_run(tmp_path)
+    folder = write_run(tmp_path / "digits")
     path = folder / "evaluation.json"
     evaluation = json.loads(path.read_text())
     evaluation["mismatch"] = {"levels": [0.1, 1.6], "training": [0.581, 0.075], "assessed": [0.975, 0.098], "reliable": [False, True]}
