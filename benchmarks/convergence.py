@@ -27,7 +27,10 @@ RECORDING = 4
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe with overrides; ``recorded`` steps of recording are paid from the budget (a guess, for automatic rules: the table says what a run really took); a later step costs ``matching`` evaluations a sample."""
+    """A recipe with overrides.
+
+    ``recorded`` steps of recording are paid from the budget (a guess for automatic rules: the table says what a run really took); a later step costs ``matching`` evaluations a sample.
+    """
 
     name: str
     recipe: str
