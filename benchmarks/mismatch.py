@@ -15,7 +15,7 @@ from pathlib import Path
 from fewstep.metrics import MismatchDegree, assessed_mismatch, training_mismatch
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe
-from fewstep.recipes.matching import build_distillation
+from fewstep.recipes.distillation import build_distillation
 from fewstep.states import Step
 
 ROWS = 1000

@@ -6,7 +6,8 @@ import torch
 
 import fewstep as fs
 from fewstep.random import Place
-from fewstep.states import Prior, Step
+from fewstep.solvers import Renoise
+from fewstep.states import Generated, Prior, Step
 from fewstep.training.log import read_log
 from fewstep.training.monitors import Saturation, Spread
 
@@ -60,6 +61,6 @@ def test_monitors_see_collapse_and_saturation():
             return (centre + self.spread * (picks - centre)) * self.scale
 
     for spread, scale, collapsed, saturated in ((1.0, 1.0, False, False), (0.3, 1.0, True, False), (1.0, 1.3, False, True)):
-        student = Student(spread, scale)
-        assert bool(Spread(student, prior, data).read(step, {}).warning and spread < 1) is collapsed
-        assert bool(Saturation(student, prior, data).read(step, {}).warning) is saturated
+        samples = Generated(Renoise(Student(spread, scale), prior.schedule, Place(0)), prior, (prior.time, 0.0))
+        assert bool(Spread(samples, data).read(step, {}).warning and spread < 1) is collapsed
+        assert bool(Saturation(samples, data).read(step, {}).warning) is saturated

@@ -30,13 +30,20 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Pro
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None) -> None:
-    """Lists the recipes that ship, or prints one.
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Print what goes with what; with a name, also why not.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists the recipes that ship, prints one, or shows which states, targets, students and thresholds each method goes with.
 
     Example: fewstep recipes digits-disback > mine.yaml
     """
     from fewstep.recipes.source import shipped_names, shipped_text
 
+    if matrix:
+        typer.echo(_matrix(name, as_json))
+        return
     if name is not None:
         typer.echo(shipped_text(name), nl=False)
         return
@@ -153,6 +160,28 @@ def report(run: RunArgument) -> None:
     from fewstep.report import write_run_report
 
     typer.echo(str(write_run_report(run)))
+
+
+def _matrix(name: str | None, as_json: bool) -> str:
+    from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
+    from fewstep.recipes.legality import COLUMNS, row
+
+    names = shipped_names() if name is None else [name]
+    loaded = [(each, load_recipe(each)) for each in names]
+    rows = [row(each, recipe.method) for each, recipe in loaded if isinstance(recipe, DistillRecipe)]
+    if not rows:
+        raise UserError(f"{name}: is a recipe for 'fewstep pretrain', which has no axes; give one for 'fewstep distill'.")
+    if as_json:
+        return json.dumps({each.name: each.cells for each in rows})
+    width = max(len(each.name) for each in rows) + 2
+    short = [column.split()[1] for column in COLUMNS]
+    lines = [
+        " " * width + "  ".join(short),
+        *(f"{each.name:<{width}}" + "  ".join(f"{'yes' if each.cells[c] is None else '-':<{len(s)}}" for c, s in zip(COLUMNS, short, strict=True)) for each in rows),
+    ]
+    if name is not None:
+        lines += [f"- {reason}" for reason in rows[0].cells.values() if reason is not None]
+    return "\n".join(lines)
 
 
 def _use_threads(threads: int | None) -> None:

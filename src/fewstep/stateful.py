@@ -11,11 +11,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Stateful(abc.ABC):
-    """Has a state of plain JSON values."""
+    """Has a state of plain JSON values, and of named tensors where those are many (a buffer of samples)."""
 
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -24,6 +24,14 @@ class Stateful(abc.ABC):
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Returns to a state that ``state_dict`` gave."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The part of the state that is tensors; none unless a class has some."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Returns to what ``tensors`` gave; called after ``load_state_dict``."""
+        return
 
     def figures(self) -> dict[str, float]:
         """Named numbers worth a line in the log whenever they change; none unless a class has some."""

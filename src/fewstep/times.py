@@ -2,12 +2,16 @@
 
 A grid of N steps is N + 1 decreasing times; its last is 0, where x is the clean sample, or any lower bound given. A distribution maps uniform numbers
 to times by its inverse cumulative function, so that a draw is one uniform number a sample (see ``random``).
+
+The grids of few-step students are nested: N + 1 points from the first time to t_min, the last of them replaced by 0 (``nested_times``). A grid that is uniform in a warped time then
+has the grid of N / 2 steps as its every second point, as progressive distillation needs: one step of its student is two of its teacher's (Salimans and Ho 2022, Alg. 2).
 """
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,6 +71,18 @@ class UniformGrid(Grid):
 
     def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
         return torch.linspace(first, last, points, dtype=torch.float64)
+
+
+def nested_times(grid: Grid, schedule: Schedule, first: float, steps: int) -> Tensor:
+    """A few-step student's grid: ``grid.between(schedule, first, t_min, steps + 1)`` with 0 in the place of t_min; (steps + 1,), float64.
+
+    The grid of ``steps`` is every second point of the grid of 2 ``steps``, unlike ``Grid.times``, which ends ..., t_min, 0. Raises ``UserError`` for fewer than 1 step.
+    """
+    if steps < 1:
+        raise UserError(f"a nested time grid needs at least 1 step, got {steps}.")
+    times = grid.between(schedule, first, schedule.t_min, steps + 1).clone()
+    times[-1] = 0.0
+    return times
 
 
 def _with_exact_ends(times: Tensor, first: float, last: float) -> Tensor:
@@ -132,3 +148,20 @@ class RhoTimes(TimeDistribution):
         root = 1 / self.exponent
         level = torch.lerp(low**root, high**root, u) ** self.exponent
         return schedule.time_at_sigma(level).clamp(schedule.t_min, schedule.t_max)
+
+
+@dataclass(frozen=True)
+class GridTimes(TimeDistribution):
+    """Uniform over some times, given decreasing and > 0: the inner points of a few-step student's grid. Raises ``UserError`` for others, and for times outside the trained range."""
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.times or self.times[-1] <= 0 or any(s >= t for t, s in pairwise(self.times)):
+            raise UserError(f"GridTimes: needs one or more decreasing times above 0 (a network is not called at 0), got {self.times}.")
+
+    def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
+        if self.times[-1] < schedule.t_min or self.times[0] > schedule.t_max:
+            raise UserError(f"GridTimes: times must be in the schedule's trained range [{schedule.t_min:g}, {schedule.t_max:g}], got {self.times}.")
+        rising = torch.tensor(self.times[::-1], dtype=torch.float64, device=u.device)
+        return rising[(u * len(rising)).long().clamp(max=len(rising) - 1)]

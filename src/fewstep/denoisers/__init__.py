@@ -2,28 +2,47 @@
 
 from fewstep.denoisers.average import Averaged, HalfLife, PowerFunction
 from fewstep.denoisers.base import Denoiser, copy_of, freeze
+from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.field import StableTargetField
 from fewstep.denoisers.generator import Generator
+from fewstep.denoisers.headed import FrozenTrunk, Headed
+from fewstep.denoisers.lora import load_adapter, merged, save_adapter
 from fewstep.denoisers.mixture import GaussianMixture
-from fewstep.denoisers.network import EDMInputs, NetworkDenoiser, TimestepInputs
+from fewstep.denoisers.network import EDMInputs, NetworkDenoiser, TimestepInputs, grown_denoiser
 from fewstep.denoisers.store import load_model, save_model
-from fewstep.denoisers.wrappers import Guided, Rescheduled
+from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, StraightThrough
+from fewstep.denoisers.trajectory import EndJump, TrajectoryDenoiser, trajectory_of
+from fewstep.denoisers.wrappers import Guided, Reflected, Rescheduled
 
 __all__ = [
     "Averaged",
+    "Boundary",
     "Denoiser",
+    "DynamicThreshold",
     "EDMInputs",
+    "EndJump",
+    "FrozenTrunk",
     "GaussianMixture",
     "Generator",
     "Guided",
     "HalfLife",
+    "Headed",
     "NetworkDenoiser",
     "PowerFunction",
+    "Reflected",
     "Rescheduled",
     "StableTargetField",
+    "StaticThreshold",
+    "StraightThrough",
     "TimestepInputs",
+    "TrajectoryDenoiser",
     "copy_of",
     "freeze",
+    "grown_denoiser",
+    "load_adapter",
     "load_model",
+    "merged",
+    "save_adapter",
     "save_model",
+    "trajectory_of",
 ]

@@ -65,11 +65,19 @@ class PowerFunction(Decay):
 class Averaged(nn.Module):
     """The averaged copy of ``model``; called like it. ``update`` moves it, never a gradient."""
 
+    count: Tensor
+
     def __init__(self, model: nn.Module, decay: Decay):
         super().__init__()
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
-        self.updates = 0
+        # A buffer, so that the state dict is all that a checkpoint needs.
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def updates(self) -> int:
+        """How often it was updated."""
+        return int(self.count)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         return self.average(x, t, condition)
@@ -77,7 +85,7 @@ class Averaged(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Moves towards the weights of ``model``, of which it was built; buffers are copied."""
-        self.updates += 1
+        self.count += 1
         step = 1 - self.decay.beta(self.updates)
         averages: list[Tensor] = list(self.average.parameters())
         values: list[Tensor] = list(model.parameters())

@@ -19,6 +19,8 @@ from fewstep import cost
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.base import Denoiser
 from fewstep.errors import UserError
+from fewstep.networks.base import DenoisingNetwork
+from fewstep.networks.grow import grown
 from fewstep.prediction import Prediction
 from fewstep.schedule import Schedule, as_time, expand
 
@@ -108,8 +110,28 @@ class NetworkDenoiser(Denoiser):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         t = as_time(t).expand(len(x))
-        scale, label = self.inputs.scale_and_label(self._schedule, t)
-        emitted = self.network(expand(scale, x) * x, label.to(x.device, x.dtype), as_condition(condition))
+        emitted = self.network(*self._fed(x, t), as_condition(condition))
         cost.report(emitted)
         # Under autocast the network emits a shorter type; the sum with x stays in x's.
         return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)
+
+    def features(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        """The network's innermost activations (B, bottleneck, ...) where ``forward`` would use it; counted as an evaluation.
+
+        Raises ``UserError`` for a network that is no ``DenoisingNetwork``.
+        """
+        if not isinstance(self.network, DenoisingNetwork):
+            raise UserError(f"{type(self.network).__name__} has no features to put a critic's head on: use a network that derives from DenoisingNetwork.")
+        found = self.network.features(*self._fed(x, as_time(t).expand(len(x))), as_condition(condition))
+        cost.report(found)
+        return found.to(x.dtype)
+
+    def _fed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        scale, label = self.inputs.scale_and_label(self._schedule, t)
+        return expand(scale, x) * x, label.to(x.device, x.dtype)
+
+
+def grown_denoiser(denoiser: NetworkDenoiser, **changes: bool) -> NetworkDenoiser:
+    """The same denoiser around ``grown(denoiser.network, **changes)``; its estimates are bit for bit the old ones until the new branches are trained."""
+    network = grown(denoiser.network, **changes)
+    return NetworkDenoiser(network, denoiser.schedule, denoiser.prediction, denoiser.inputs, denoiser.shape, denoiser.classes)

@@ -6,27 +6,37 @@ another shape is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fewstep.denoisers.base import Denoiser
+from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.generator import Generator
-from fewstep.denoisers.network import NetworkDenoiser, describe_inputs, inputs_from
+from fewstep.denoisers.network import Inputs, NetworkDenoiser, describe_inputs, inputs_from
+from fewstep.denoisers.threshold import threshold_from
+from fewstep.denoisers.trajectory import TrajectoryDenoiser
+from fewstep.denoisers.wrappers import Reflected, Rescheduled
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import build, describe
 from fewstep.networks.store import FORMAT, load_strictly
-from fewstep.prediction import prediction_from
-from fewstep.schedule import schedule_from
+from fewstep.prediction import Prediction, prediction_from
+from fewstep.schedule import Schedule, schedule_from
+
+_DEEPEST = 8
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Plain values from which ``model_from`` rebuilds a ``NetworkDenoiser`` or a ``Generator``, without its weights."""
-    if isinstance(model, NetworkDenoiser):
+    """Plain values from which ``model_from`` rebuilds a model, without its weights: a generator, a denoiser or trajectory around a network, or wrappers of these.
+
+    Raises ``UserError`` for a model of another type, and for one with an adapter that is not ``merged``.
+    """
+    if isinstance(model, (NetworkDenoiser, TrajectoryDenoiser)):
         return {
-            "kind": "denoiser",
+            "kind": "denoiser" if isinstance(model, NetworkDenoiser) else "trajectory",
             "network": describe(model.network),
             "schedule": model.schedule.describe(),
             "prediction": model.prediction.describe(),
@@ -42,22 +52,76 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
             "shape": list(model.shape),
             "classes": model.classes,
         }
-    raise UserError(f"{type(model).__name__} cannot be stored in a file: only network denoisers and generators can.")
+    if isinstance(model, Rescheduled):
+        return {"kind": "rescheduled", "schedule": model.schedule.describe(), "of": describe_model(model.denoiser)}
+    if isinstance(model, Reflected):
+        return {"kind": "reflected", "threshold": model.threshold.describe(), "of": describe_model(model.denoiser)}
+    if isinstance(model, Boundary):
+        return {"kind": "boundary", "of": describe_model(model.denoiser)}
+    raise UserError(f"{type(model).__name__} cannot be stored in a file: only {', '.join(_KINDS)} can.")
 
 
-def model_from(description: Mapping[str, Any]) -> NetworkDenoiser | Generator:
-    """A fresh model from ``describe_model``."""
+def model_from(description: Mapping[str, Any]) -> Denoiser | Generator:
+    """A fresh model from ``describe_model``. Raises ``UserError`` for an unknown kind, a malformed description, and wrappers nested deeper than 8."""
+    return _model_from(description, _DEEPEST)
+
+
+def _model_from(description: Mapping[str, Any], levels: int) -> Denoiser | Generator:
     try:
-        network = build(description["network"])
-        shape, classes = tuple(description["shape"]), description["classes"]
-        if description["kind"] == "generator":
-            return Generator(network, tuple(description["latent_shape"]), shape, classes)
-        if description["kind"] == "denoiser":
-            schedule, prediction = schedule_from(description["schedule"]), prediction_from(description["prediction"])
-            return NetworkDenoiser(network, schedule, prediction, inputs_from(description["inputs"]), shape, classes)
-    except (KeyError, TypeError) as error:
+        kind = description["kind"]
+        if kind not in _KINDS:
+            raise UserError(f"unknown kind of model '{kind}'; it must be one of {', '.join(_KINDS)}.")
+        return _KINDS[kind](description, levels)
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the description of a model is incomplete or malformed ({error}).") from error
-    raise UserError(f"unknown kind of model '{description['kind']}'; it must be 'denoiser' or 'generator'.")
+
+
+def _generator(d: Mapping[str, Any], levels: int) -> Generator:
+    return Generator(build(d["network"]), tuple(d["latent_shape"]), tuple(d["shape"]), d["classes"])
+
+
+def _denoiser(d: Mapping[str, Any], levels: int) -> NetworkDenoiser:
+    return NetworkDenoiser(build(d["network"]), *_settings(d))
+
+
+def _trajectory(d: Mapping[str, Any], levels: int) -> TrajectoryDenoiser:
+    return TrajectoryDenoiser(build(d["network"]), *_settings(d))
+
+
+def _settings(d: Mapping[str, Any]) -> tuple[Schedule, Prediction, Inputs, tuple[int, ...], int]:
+    return schedule_from(d["schedule"]), prediction_from(d["prediction"]), inputs_from(d["inputs"]), tuple(d["shape"]), d["classes"]
+
+
+def _rescheduled(d: Mapping[str, Any], levels: int) -> Rescheduled:
+    return Rescheduled(_inner(d, levels), schedule_from(d["schedule"]))
+
+
+def _reflected(d: Mapping[str, Any], levels: int) -> Reflected:
+    return Reflected(_inner(d, levels), threshold_from(d["threshold"]))
+
+
+def _boundary(d: Mapping[str, Any], levels: int) -> Boundary:
+    return Boundary(_inner(d, levels))
+
+
+def _inner(d: Mapping[str, Any], levels: int) -> Denoiser:
+    """What a wrapper is around."""
+    if levels == 0:
+        raise UserError(f"the description of a model nests more than {_DEEPEST} wrappers, which no model of ours does.")
+    model = _model_from(d["of"], levels - 1)
+    if isinstance(model, Generator):
+        raise UserError(f"the description of a model wraps a generator as '{d['kind']}'; only denoisers can be wrapped.")
+    return model
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], int], Denoiser | Generator]] = {
+    "denoiser": _denoiser,
+    "generator": _generator,
+    "trajectory": _trajectory,
+    "rescheduled": _rescheduled,
+    "reflected": _reflected,
+    "boundary": _boundary,
+}
 
 
 def save_model(path: Path, model: nn.Module, extra: Mapping[str, Any] | None = None) -> str:
@@ -66,7 +130,7 @@ def save_model(path: Path, model: nn.Module, extra: Mapping[str, Any] | None = N
     return write_tensors(path, model.state_dict(), metadata)
 
 
-def load_model(path: Path) -> tuple[NetworkDenoiser | Generator, dict[str, Any]]:
+def load_model(path: Path) -> tuple[Denoiser | Generator, dict[str, Any]]:
     """Reads what ``save_model`` wrote: (model, the extra values). Raises ``UserError`` naming the file and what is wrong in it."""
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT or "model" not in metadata:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.base import Denoiser
+from fewstep.denoisers.threshold import StaticThreshold, Threshold
 from fewstep.errors import UserError
 from fewstep.schedule import Schedule, as_time, expand
 
@@ -77,3 +78,17 @@ class Rescheduled(_Wrapper):
         t = as_time(t)
         there = old.time_of(self._schedule.log_snr(t)).clamp(old.t_min, old.t_max)
         return self.denoiser(expand(old.sigma(there) / self._schedule.sigma(t), x) * x, there, condition)
+
+
+class Reflected(_Wrapper):
+    """The estimate, kept to the data's support (reflected diffusion, Lou and Ermon 2023; DDIL, Garrepalli et al. 2024, Sec. 4.3).
+
+    ``bound`` is a ``Threshold``, or a number b for a clamp to [-b, b] (``StaticThreshold``). On a student give ``StraightThrough(...)``: a clamp has no gradient where it bites.
+    """
+
+    def __init__(self, denoiser: Denoiser, bound: Threshold | float = 1.0):
+        super().__init__(denoiser)
+        self.threshold = bound if isinstance(bound, Threshold) else StaticThreshold(float(bound))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        return self.threshold.apply(self.denoiser(x, t, condition))

@@ -10,6 +10,8 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.networks.classifier import DigitClassifier
+from fewstep.networks.critic import FeatureHead
+from fewstep.networks.lora import has_adapter
 from fewstep.networks.mlp import LatentMLP, ResidualMLP
 from fewstep.networks.unet import SmallUNet
 
@@ -18,6 +20,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "residual-mlp": ResidualMLP,
     "latent-mlp": LatentMLP,
     "digit-classifier": DigitClassifier,
+    "feature-head": FeatureHead,
 }
 
 
@@ -40,8 +43,10 @@ def build(description: Mapping[str, Any]) -> nn.Module:
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
-    """The description from which ``build`` made the network."""
+    """The description from which ``build`` made the network. Raises ``UserError`` for one that it did not make, or whose weights carry an adapter."""
     description = getattr(network, "description", None)
     if not isinstance(description, dict):
         raise UserError(f"{type(network).__name__} was not made by fewstep.networks.build, so a file could not rebuild it.")
+    if has_adapter(network):
+        raise UserError(f"{type(network).__name__} carries an adapter, whose weights are not the network's own: fold it in by 'merged', or save the adapter by 'save_adapter'.")
     return description

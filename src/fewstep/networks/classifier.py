@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 
 class DigitClassifier(nn.Module):
-    """(B, 1, 8, 8) -> class logits (B, classes); ``features`` gives the last hidden layer (B, features)."""
+    """(B, 1, 8, 8) -> class logits (B, classes); ``features`` gives the last hidden layer (B, features).
+
+    ``stage_channels`` are the channels of what ``stages`` gives.
+    """
 
     def __init__(self, classes: int = 10, width: int = 32, features: int = 64):
         super().__init__()
@@ -22,10 +25,20 @@ class DigitClassifier(nn.Module):
             nn.SiLU(),
         )
         self.head = nn.Linear(features, classes)
+        self.stage_channels = (width, 2 * width, 2 * width, features)
 
     def features(self, x: Tensor) -> Tensor:
         """The last hidden layer, (B, features)."""
         return self.body(x)
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """The activations after each convolution, (B, C, 8, 8), (B, C, 4, 4), (B, C, 2, 2), and the features (B, features): what a projected critic looks at."""
+        activations = []
+        for layer in self.body:
+            x = layer(x)
+            if isinstance(layer, nn.SiLU):
+                activations.append(x)
+        return activations
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))

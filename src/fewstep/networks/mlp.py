@@ -6,15 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.networks.embedding import NoiseEmbedding, one_hot, start_at_zero
+from fewstep.networks.base import DenoisingNetwork
+from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
 
 
-class ResidualMLP(nn.Module):
-    """(B, dim), noise labels (B,), condition -> (B, dim): residual blocks of width ``width``, each shifted by the noise embedding."""
+class ResidualMLP(DenoisingNetwork):
+    """(B, dim), noise labels (B,), condition -> (B, dim): residual blocks of width ``width``, each shifted by the noise embedding.
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 4, classes: int = 0):
+    ``guidance`` and ``end``: see ``SideLabels``.
+    """
+
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 4, classes: int = 0, guidance: bool = False, end: bool = False):
         super().__init__()
         self.classes = classes
+        self.bottleneck = width
         self.embed = NoiseEmbedding(32)
         self.condition = nn.Sequential(nn.Linear(32 + classes, width), nn.SiLU(), nn.Linear(width, width))
         self.enter = nn.Linear(dim, width)
@@ -22,16 +27,22 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth))
         self.leave = nn.Linear(width, dim)
         start_at_zero(self.leave)
+        # Last, so that the other weights are drawn alike with and without it.
+        self.side = SideLabels(width, guidance, end)
 
-    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        return self.leave(self.features(x, noise_label, condition, end_label))
+
+    def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        """The hidden layer after the last block, (B, width)."""
         embedded = self.embed(noise_label)
         if self.classes:
             embedded = torch.cat([embedded, one_hot(condition, self.classes, len(x), embedded)], dim=1)
-        shared = self.condition(embedded)
+        shared = self.side(self.condition(embedded), condition, end_label)
         hidden = self.enter(x)
         for shift, block in zip(self.shifts, self.blocks, strict=True):
             hidden = hidden + block(hidden + shift(shared))
-        return self.leave(hidden)
+        return hidden
 
 
 class LatentMLP(nn.Module):

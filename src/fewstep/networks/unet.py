@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.networks.embedding import NoiseEmbedding, one_hot, start_at_zero
+from fewstep.networks.base import DenoisingNetwork
+from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
 
 
 class _Block(nn.Module):
@@ -47,16 +48,17 @@ class _Attention(nn.Module):
         return x + self.out(torch.einsum("bqk,bck->bcq", weights, v).reshape(x.shape))
 
 
-class SmallUNet(nn.Module):
+class SmallUNet(DenoisingNetwork):
     """(B, channels, H, W), noise labels (B,), condition -> (B, channels, H, W); H and W even.
 
-    ``width`` channels at full resolution and ``2 width`` at half, ``depth`` blocks in the middle, attention at half resolution.
+    ``width`` channels at full resolution and ``2 width`` at half, ``depth`` blocks in the middle, attention at half resolution. ``guidance`` and ``end``: see ``SideLabels``.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32, depth: int = 3, classes: int = 0, embedding: int = 64):
+    def __init__(self, channels: int = 1, width: int = 32, depth: int = 3, classes: int = 0, embedding: int = 64, guidance: bool = False, end: bool = False):
         super().__init__()
         wide = 2 * width
         self.classes = classes
+        self.bottleneck = wide
         self.noise = NoiseEmbedding(32)
         self.embed = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = nn.Linear(classes, embedding, bias=False) if classes else None
@@ -71,16 +73,30 @@ class SmallUNet(nn.Module):
         self.norm = nn.GroupNorm(8, width)
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
         start_at_zero(self.leave)
+        # Last, so that the other weights are drawn alike with and without it.
+        self.side = SideLabels(embedding, guidance, end)
 
-    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        embedded = self._embedded(len(x), noise_label, condition, end_label)
+        fine, coarse = self._descended(x, embedded)
+        hidden = self.fine_out(torch.cat([self.up(coarse), fine], dim=1), embedded)
+        return self.leave(self.act(self.norm(hidden)))
+
+    def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        """The activations after the middle blocks, (B, 2 width, H / 2, W / 2)."""
+        return self._descended(x, self._embedded(len(x), noise_label, condition, end_label))[1]
+
+    def _embedded(self, rows: int, noise_label: Tensor, condition: Condition, end_label: Tensor | None) -> Tensor:
         embedded = self.embed(self.noise(noise_label))
         if self.label is not None:
-            embedded = embedded + self.label(one_hot(condition, self.classes, len(x), embedded))
-        embedded = self.act(embedded)
+            embedded = embedded + self.label(one_hot(condition, self.classes, rows, embedded))
+        return self.act(self.side(embedded, condition, end_label))
+
+    def _descended(self, x: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations at full resolution on the way down, and at half after the middle."""
         fine = self.fine_in(self.enter(x), embedded)
         coarse = self.middle[0](self.down(fine), embedded)
         coarse = self.attention(coarse)
         for block in self.middle[1:]:
             coarse = block(coarse, embedded)
-        hidden = self.fine_out(torch.cat([self.up(coarse), fine], dim=1), embedded)
-        return self.leave(self.act(self.norm(hidden)))
+        return fine, coarse

@@ -1,22 +1,68 @@
 """Objectives: the learning signal, and the only place that runs the student with a gradient."""
 
+from fewstep.objectives.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, View
+from fewstep.objectives.balanced import Balanced
 from fewstep.objectives.classification import Classification
+from fewstep.objectives.consistency import ConsistencyDistillation, UnitWeight
+from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
+from fewstep.objectives.fakes import Delta, FakeScore, FieldOfSamples, Learned
+from fewstep.objectives.flow import VelocityRegression, straightness
+from fewstep.objectives.identity import ScoreIdentity
+from fewstep.objectives.imitation import Imitation
+from fewstep.objectives.ladder import Ladder
 from fewstep.objectives.loss import Loss, Objective
-from fewstep.objectives.matching import DiffInstructWeight, DistributionMatching, DMDWeight, MatchingWeight, PlainWeight
+from fewstep.objectives.matching import DiffInstructWeight, DistributionMatching, DMDWeight, ExponentialWeight, MatchingWeight, PlainWeight, SDSWeight
+from fewstep.objectives.progressive import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
+from fewstep.objectives.regression import EndpointRegression
 from fewstep.objectives.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
+from fewstep.objectives.trajectory import SoftConsistency
 
 __all__ = [
+    "L1",
+    "AdversarialCritic",
+    "AdversarialGenerator",
+    "Balanced",
     "Classification",
+    "Clean",
+    "CleanCritic",
+    "ConsistencyDistillation",
+    "Critic",
     "DMDWeight",
+    "Delta",
     "Denoising",
     "DenoisingWeight",
     "DiffInstructWeight",
+    "Distance",
     "DistributionMatching",
     "EDMWeight",
+    "EndpointRegression",
+    "ExponentialWeight",
+    "FakeScore",
+    "FieldOfSamples",
+    "GANLoss",
+    "Hinge",
+    "Imitation",
+    "Ladder",
+    "Learned",
     "Loss",
     "MatchingWeight",
+    "Noised",
+    "NonSaturating",
     "Objective",
+    "Perceptual",
     "PlainWeight",
+    "ProgressiveDistillation",
+    "PseudoHuber",
+    "SDSWeight",
+    "SNRPlusOne",
+    "ScoreIdentity",
     "ScoreMatching",
     "ScoreWeight",
+    "SoftConsistency",
+    "SquaredL2",
+    "TruncatedSNR",
+    "UnitWeight",
+    "VelocityRegression",
+    "View",
+    "straightness",
 ]

@@ -10,7 +10,14 @@ Only the difference of the two estimates of x0 enters, so a weighting is one fac
 - ``PlainWeight``: alpha^2 / sigma^2, Eq. 6 as printed (w = 1), the gradient of the KL divergence itself;
 - ``DiffInstructWeight``: 1, what the published code of Diff-Instruct uses for EDM teachers (its w is sigma^2 / alpha^2);
 - ``DMDWeight``: 1 / mean |x - D_target|, which evens out the gradient's size over levels and samples (Yin et al. 2024, Eq. 8, whose sigma^2 / alpha
-  cancels against the score's).
+  cancels against the score's);
+- ``SDSWeight``: alpha sigma, with a ``Delta`` as fake score: SDS (Poole et al. 2022, Eq. 3), E [ w(t) (eps_target - eps) d x / d theta ] with their w = sigma^2,
+  since x_t = alpha x + sigma eps = alpha D_target + sigma eps_target makes eps_target - eps = alpha / sigma (x - D_target);
+- ``ExponentialWeight``: 2 alpha, with a ``Delta``: ADD's distillation loss E c(t) |x - sg(D_target)|^2 (Sauer et al. 2023) with c = alpha, whose gradient is
+  2 c (x - D_target) d x / d theta. Equal gradients make SDS the same loss with c = alpha / (2 sigma) w(t).
+
+``fake`` is exchangeable (``fakes``): a learned denoiser, a delta, a stable target field of samples. The gap between scores that a step reports means convergence only
+for the first.
 
 The gradient is handed to autograd as the scalar mean_b <g_b, x_b> with g held constant: the student runs forward and backward once, both denoisers forward once without gradient.
 """
@@ -24,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers import Denoiser
+from fewstep.objectives.fakes import FakeScore, as_fake
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.schedule import Schedule, expand
 from fewstep.states import State, Step
@@ -64,19 +72,34 @@ class DMDWeight(MatchingWeight):
         return 1 / (x0 - target_x0).abs().flatten(1).mean(1).clamp(min=1e-6)
 
 
+@dataclass(frozen=True)
+class SDSWeight(MatchingWeight):
+    """alpha sigma."""
+
+    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
+        return schedule.alpha(t) * schedule.sigma(t)
+
+
+@dataclass(frozen=True)
+class ExponentialWeight(MatchingWeight):
+    """2 alpha: more noise counts less in variance preserving and flow; in variance exploding it is 2 throughout."""
+
+    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
+        return 2 * schedule.alpha(t)
+
+
 @dataclass(frozen=True, eq=False)
 class DistributionMatching(Objective):
-    """See the module's docstring. ``fake`` is the score of the student's distribution, ``target`` the teacher in force."""
+    """See the module's docstring. ``fake`` is the score of the student's distribution (a bare denoiser is a ``Learned`` one), ``target`` the teacher in force."""
 
     student: nn.Module
-    fake: Denoiser
+    fake: Denoiser | FakeScore
     target: Target
     times: TimeDistribution
     weight: MatchingWeight
 
     def __call__(self, step: Step, state: State) -> Loss:
-        x0 = self.student(state.x, state.t, state.condition)
-        step.keep(self.student, state, x0)
+        x0 = step.run(self.student, state)
         gradient, gap = self._gradient(step, x0.detach(), state)
         total = (gradient * x0).sum() / len(x0)
         return Loss(total, {"gap": gap, "gradient": gradient.square().mean().sqrt()})
@@ -87,7 +110,7 @@ class DistributionMatching(Objective):
         schedule = target.schedule
         t = self.times.draw(schedule, step.place, "matching-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("matching-noise", x0))
-        fake_x0 = self.fake(x_t, t, state.condition)
+        fake_x0 = as_fake(self.fake).estimate(step, schedule, x_t, t, x0, state.condition)
         target_x0 = target(x_t, t, state.condition)
         difference = fake_x0 - target_x0
         gap = relative_gap(schedule, t, difference)

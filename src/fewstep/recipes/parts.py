@@ -10,24 +10,44 @@ from torch import nn
 
 from fewstep.data import Dataset, digits, random_mixture
 from fewstep.data.mixture import sampled
-from fewstep.denoisers import EDMInputs, Generator, HalfLife, NetworkDenoiser, PowerFunction, TimestepInputs, copy_of, freeze, load_model
+from fewstep.denoisers import EDMInputs, HalfLife, NetworkDenoiser, PowerFunction, TimestepInputs, freeze, load_model
 from fewstep.denoisers.average import Decay
 from fewstep.errors import UserError
-from fewstep.metrics.features import fourier_features
+from fewstep.metrics.features import Features, fourier_features
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import build
-from fewstep.objectives import DenoisingWeight, DiffInstructWeight, DMDWeight, EDMWeight, MatchingWeight, PlainWeight, ScoreWeight
+from fewstep.objectives import (
+    L1,
+    DenoisingWeight,
+    DiffInstructWeight,
+    Distance,
+    DMDWeight,
+    EDMWeight,
+    ExponentialWeight,
+    MatchingWeight,
+    Perceptual,
+    PlainWeight,
+    PseudoHuber,
+    ScoreWeight,
+    SDSWeight,
+    SquaredL2,
+)
 from fewstep.prediction import prediction_from
 from fewstep.recipes import config
 from fewstep.schedule import KarrasVE, schedule_from
-from fewstep.states import Prior
-from fewstep.times import Grid, LogNormalTimes, LogSNRGrid, RhoGrid, RhoTimes, TimeDistribution, UniformGrid, UniformTimes
+from fewstep.solvers.sampling import GRIDS
+from fewstep.times import Grid, LogNormalTimes, RhoTimes, TimeDistribution, UniformTimes
 from fewstep.training import Adam
 from fewstep.training.settings import Settings
 from fewstep.zoo import digit_features, shipped_denoiser
 
-_MATCHING_WEIGHTS: Mapping[str, MatchingWeight] = {"dmd": DMDWeight(), "diff-instruct": DiffInstructWeight(), "plain": PlainWeight()}
-_GRIDS: Mapping[str, Grid] = {"rho": RhoGrid(), "log-snr": LogSNRGrid(), "uniform": UniformGrid()}
+_MATCHING_WEIGHTS: Mapping[str, MatchingWeight] = {
+    "dmd": DMDWeight(),
+    "diff-instruct": DiffInstructWeight(),
+    "plain": PlainWeight(),
+    "sds": SDSWeight(),
+    "exponential": ExponentialWeight(),
+}
 
 
 def build_times(choice: config.LogNormal | config.Uniform | config.RhoUniform) -> TimeDistribution:
@@ -41,7 +61,7 @@ def build_times(choice: config.LogNormal | config.Uniform | config.RhoUniform) -
 
 def build_grid(name: str) -> Grid:
     """A time grid for sampling."""
-    return _GRIDS[name]
+    return GRIDS[name]
 
 
 def build_denoising_weight(choice: config.EDMWeighting | config.ScoreWeighting) -> DenoisingWeight:
@@ -49,9 +69,9 @@ def build_denoising_weight(choice: config.EDMWeighting | config.ScoreWeighting) 
     return EDMWeight(choice.sigma_data) if isinstance(choice, config.EDMWeighting) else ScoreWeight()
 
 
-def build_matching_weight(choice: config.MatchingWeighting) -> MatchingWeight:
+def build_matching_weight(name: str) -> MatchingWeight:
     """A weight of distribution matching."""
-    return _MATCHING_WEIGHTS[choice.kind]
+    return _MATCHING_WEIGHTS[name]
 
 
 def build_optimizer(choice: config.Optimizer) -> Adam:
@@ -113,38 +133,25 @@ def build_teacher(choice: config.ShippedTeacher | config.FileTeacher, data: Data
     return teacher
 
 
-def build_student(choice: config.CopyStudent | config.LatentStudent, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser | Generator, Prior]:
-    """The student and the prior it starts from."""
-    schedule = teacher.schedule
-    if isinstance(choice, config.CopyStudent):
-        time = float(schedule.time_at_sigma(choice.first_sigma))
-        if not schedule.t_min <= time <= schedule.t_max:
-            raise UserError(f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for.")
-        return copy_of(teacher), Prior(schedule, teacher.shape, time, classes=teacher.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(choice.seed)
-        network = build(
-            {
-                "kind": "latent-mlp",
-                "latent": choice.latent,
-                "dim": teacher.shape[0],
-                "width": choice.width,
-                "depth": choice.depth,
-                "classes": teacher.classes,
-            }
-        )
-    if len(teacher.shape) != 1:
-        raise UserError("'student.kind: latent-mlp' makes points; this teacher makes images: use 'copy'.")
-    generator = Generator(network, (choice.latent,), teacher.shape, teacher.classes)
-    return generator, Prior(schedule, (choice.latent,), schedule.t_max, scale=1.0, classes=teacher.classes)
+def build_distance(choice: config.DistanceChoice, features: Features, data: Dataset) -> Distance:
+    """A distance between samples; ``features`` for the perceptual one."""
+    if isinstance(choice, config.PseudoHuberDistance):
+        return PseudoHuber(0.00054 * data.samples[0].numel() ** 0.5 if choice.c is None else choice.c)
+    if isinstance(choice, config.PerceptualDistance):
+        return Perceptual(features)
+    return L1() if isinstance(choice, config.L1Distance) else SquaredL2()
+
+
+def build_features(choice: config.FeaturesChoice, data: Dataset) -> Features:
+    """The feature space in which samples are compared."""
+    if isinstance(choice, config.FourierFeatures):
+        return fourier_features(data.samples[0].numel(), choice.count, choice.bandwidth, choice.seed)
+    if data.shape != (1, 8, 8):
+        raise UserError("'evaluation.features.kind: digits-features' reads 8x8 digits; use 'fourier' for this data.")
+    return digit_features().features
 
 
 def build_evaluator(choice: config.Evaluation, data: Dataset) -> Evaluator:
     """What measures samples."""
-    if isinstance(choice.features, config.FourierFeatures):
-        features = fourier_features(data.samples[0].numel(), choice.features.count, choice.features.bandwidth, choice.features.seed)
-        return Evaluator(data, features, None, choice.samples, choice.seed)
-    if data.shape != (1, 8, 8):
-        raise UserError("'evaluation.features.kind: digits-features' reads 8x8 digits; use 'fourier' for this data.")
-    network = digit_features()
-    return Evaluator(data, network.features, network, choice.samples, choice.seed)
+    classifier = None if isinstance(choice.features, config.FourierFeatures) else digit_features()
+    return Evaluator(data, build_features(choice.features, data), classifier, choice.samples, choice.seed)

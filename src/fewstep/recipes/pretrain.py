@@ -10,8 +10,8 @@ from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.objectives import Classification, Denoising
-from fewstep.recipes.config import ClassificationMethod, PretrainRecipe
 from fewstep.recipes.parts import build_data, build_denoising_weight, build_model, build_optimizer, build_times
+from fewstep.recipes.recipe import ClassificationPretraining, PretrainRecipe
 from fewstep.schedule import KarrasVE
 from fewstep.states import ForwardDiffusion
 from fewstep.times import UniformTimes
@@ -32,9 +32,9 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
     data = build_data(recipe.data)
     model = build_model(recipe.model, data, recipe.training.seed)
     method = recipe.method
-    if isinstance(method, ClassificationMethod) != (recipe.model.kind == "classifier"):
+    if isinstance(method, ClassificationPretraining) != (recipe.model.kind == "classifier"):
         raise UserError("'method' and 'model' do not fit: 'denoising' trains a 'denoiser', 'classification' a 'classifier'.")
-    if isinstance(method, ClassificationMethod):
+    if isinstance(method, ClassificationPretraining):
         # Clean labelled samples; the times play no part.
         term = Term(Classification(model, method.noise_std), ForwardDiffusion(data, KarrasVE(), UniformTimes()), name="classification")
     else:

@@ -18,7 +18,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fewstep.errors import UserError
-from fewstep.recipes.config import DistillRecipe, PretrainRecipe, Recipe, Share
+from fewstep.recipes.config import Share
+from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
 
 _TASKS: dict[str, type[DistillRecipe] | type[PretrainRecipe]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
 _MAX_BYTES = 1_000_000

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.denoisers import Generator, NetworkDenoiser, copy_of, freeze, save_model
+from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, freeze, merged, save_adapter, save_model
 from fewstep.errors import UserError
 from fewstep.files import locked, write_text
 from fewstep.metrics.quality import Evaluator
+from fewstep.networks import adapter_of
 from fewstep.networks.store import save_network
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, dump, load_recipe
-from fewstep.recipes.matching import Distillation, build_distillation
+from fewstep.recipes.config import LowRankStudent
+from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
 from fewstep.recipes.pretrain import build_pretraining
 from fewstep.runs.folder import RunFolder
@@ -40,11 +42,11 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
         parts = build_distillation(recipe, folder.path)
         trainer = _trainer(folder, recipe, parts, watcher or Silent())
         student = trainer.fit(resume)
-        assert isinstance(student, (NetworkDenoiser, Generator))
-        save_model(folder.student, student, _how_to_sample(parts))
+        assert isinstance(student, (Denoiser, Generator))
+        _save(folder, recipe, student, parts)
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
-        sampler = StudentSampler(parts.data.low, parts.data.high, student, parts.prior)
+        sampler = StudentSampler(parts.data.low, parts.data.high, student, parts.prior, parts.sampling)
         _write_picture(folder.samples / "final.png", sampler, parts)
         if parts.data.shape == (2,):
             _write_directions(folder, sampler, parts)
@@ -127,10 +129,12 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
     evaluator = build_evaluator(recipe.evaluation, parts.data)
 
     def sampler() -> StudentSampler:
-        return StudentSampler(parts.data.low, parts.data.high, trainer.average.average, parts.prior)
+        student = parts.average.average
+        assert isinstance(student, (Denoiser, Generator))
+        return StudentSampler(parts.data.low, parts.data.high, student, parts.prior, parts.sampling)
 
     def measure(_step: int) -> Mapping[str, float]:
-        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels, 1), 1)
+        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels, parts.sampling.steps), 1)
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
@@ -139,8 +143,7 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
 
     every = recipe.evaluation.every
     probes: list[Probe | Monitor] = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
-    trainer = Trainer(folder.path, parts.stages, parts.student, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher)
-    return trainer
+    return Trainer(folder.path, parts.stages, parts.average, build_settings(recipe.training), probes=probes, watcher=watcher)
 
 
 def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], draws: int) -> dict[str, float]:
@@ -153,18 +156,25 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> 
     """Samples on noise that is the same for every picture of every run; points over the data's."""
     plane = parts.data.shape == (2,)
     rows = 2000 if plane else PICTURE_ROWS
-    samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), 1)
+    samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), parts.sampling.steps)
     write_samples(path, samples, parts.data.low, parts.data.high, data=parts.data.samples[:rows] if plane else None)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
-    samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), 1)
-    panels = [("teacher's score, training data", parts.teacher, parts.data.samples[:1000], DATA), ("fake score, student's samples", parts.fake, samples, GENERATED)]
+    samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), parts.sampling.steps)
+    panels: list[tuple[str, Denoiser, Tensor, str]] = [("teacher's score, training data", parts.teacher, parts.data.samples[:1000], DATA)]
+    if parts.fake is not None:
+        panels.append(("fake score, student's samples", parts.fake, samples, GENERATED))
     write_directions(folder.samples / "directions.png", panels)
 
 
-def _how_to_sample(parts: Distillation) -> dict[str, Any]:
-    return {"prior": {"time": parts.prior.time, "scale": parts.prior.std}, "range": [parts.data.low, parts.data.high]}
+def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generator, parts: Distillation) -> None:
+    """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape."""
+    extra = {"prior": {"time": parts.prior.time, "scale": parts.prior.std}, "range": [parts.data.low, parts.data.high], "sampling": parts.sampling.describe()}
+    if isinstance(recipe.student, LowRankStudent):
+        save_adapter(folder.adapter, adapter_of(student), {"teacher": recipe.teacher.model_dump(mode="json"), **extra})
+        student = merged(student)
+    save_model(folder.student, student, extra)
 
 
 def _teacher_sampler(model: nn.Module, recipe: PretrainRecipe, low: float, high: float) -> TeacherSampler:

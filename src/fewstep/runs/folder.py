@@ -31,6 +31,11 @@ class RunFolder:
         return self.path / "student.safetensors"
 
     @property
+    def adapter(self) -> Path:
+        """The low-rank adapter of a student that is one, alone."""
+        return self.path / "adapter.safetensors"
+
+    @property
     def model(self) -> Path:
         """What a pretraining made."""
         return self.path / "model.safetensors"

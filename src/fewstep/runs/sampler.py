@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, Generator, Guided, freeze, load_model
@@ -17,9 +16,10 @@ from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_grid, build_teacher
 from fewstep.runs.folder import RunFolder
 from fewstep.schedule import KarrasVE, Schedule
-from fewstep.solvers import RULES, Renoise, Rule, solve
+from fewstep.solvers import RULES, Rule, solve
+from fewstep.solvers.sampling import Sampling, carry
 from fewstep.states import Prior
-from fewstep.times import Grid, RhoGrid
+from fewstep.times import Grid
 
 BATCH = 500
 
@@ -55,10 +55,11 @@ class Sampler(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class StudentSampler(Sampler):
-    """One step unless told otherwise. With more, the student's estimate is noised again, to levels on Karras' grid from its first level down."""
+    """As many steps as it was trained for unless told otherwise, by the jump it was trained for (see ``Sampling``)."""
 
-    model: nn.Module
+    model: Denoiser | Generator
     prior: Prior
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def classes(self) -> int:
@@ -66,20 +67,23 @@ class StudentSampler(Sampler):
 
     @property
     def usual_steps(self) -> int:
-        return 1
+        return self.sampling.steps
+
+    @property
+    def schedule(self) -> Schedule:
+        """The student's forward process; any serves for a generator, which has none."""
+        return self.model.schedule if isinstance(self.model, Denoiser) else self.prior.schedule
 
     @torch.no_grad()
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
         times = self._times(steps)
+        flow_map = self.sampling.flow_map(self.model, self.schedule)
         parts = []
         for start in range(0, n, BATCH):
             rows = min(BATCH, n - start)
             part = None if labels is None else labels[start : start + rows]
             state = self.prior.at(place, "prior", rows, part, start)
-            jump, x = Renoise(self.model, self.prior.schedule, place, start), state.x
-            for t, s in pairwise(times):
-                x = jump(x, t, s, state.condition)
-            parts.append(x)
+            parts.append(carry(flow_map.at(place, start), state.x, times, self.sampling.condition(state.condition, rows)))
         return torch.cat(parts)
 
     def _times(self, steps: int) -> Tensor:
@@ -87,8 +91,7 @@ class StudentSampler(Sampler):
             raise UserError(f"the number of steps must be at least 1, got {steps}.")
         if steps > 1 and isinstance(self.model, Generator):
             raise UserError("this student is a generator on latents, which makes samples in 1 step only.")
-        inner = RhoGrid().between(self.prior.schedule, self.prior.time, self.prior.schedule.t_min, steps + 1)[:-1]
-        return torch.cat([inner, inner.new_zeros(1)])
+        return self.sampling.times(self.schedule, self.prior.time, steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +139,8 @@ def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | Non
     return labels
 
 
-def load(run: Path | str) -> StudentSampler:
-    """The student of a run (or of a ``student.safetensors``) as a sampler."""
+def load(run: Path | str, guidance: float | None = None) -> StudentSampler:
+    """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale for a student that was conditioned on one, its usual one unless given."""
     path = Path(run)
     path = RunFolder(path).student if path.is_dir() else path
     if not path.is_file():
@@ -148,9 +151,15 @@ def load(run: Path | str) -> StudentSampler:
         # A generator has no schedule; any serves for a prior of given scale.
         schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
         shape = model.latent_shape if isinstance(model, Generator) else model.shape
-        return StudentSampler(low, high, freeze(model), Prior(schedule, shape, prior["time"], prior["scale"], model.classes))
+        start = Prior(schedule, shape, prior["time"], prior["scale"], model.classes)
+        sampling = Sampling(**extra["sampling"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: holds a model but not how to sample it ({error}); it is not a student's file.") from error
+    if guidance is not None:
+        if sampling.guidance is None:
+            raise UserError(f"{path}: this student was not conditioned on a guidance scale; leave the guidance out.")
+        sampling = replace(sampling, guidance=guidance)
+    return StudentSampler(low, high, freeze(model), start, sampling)
 
 
 def load_teacher(run: Path | str, guidance: float = 1.0) -> TeacherSampler:

@@ -1,6 +1,9 @@
 """Solvers of the probability-flow ODE, and the flow maps of few-step students."""
 
 from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
+from fewstep.solvers.gamma import Gamma
+from fewstep.solvers.rescaled import Rescaled
 from fewstep.solvers.rule import DPM2M, EULER, HEUN, RULES, Rule, solve
+from fewstep.solvers.transition import ddim_between, teacher_step, x0_of_transition
 
-__all__ = ["DPM2M", "EULER", "HEUN", "RULES", "FlowMap", "Renoise", "Rule", "Solver", "solve"]
+__all__ = ["DPM2M", "EULER", "HEUN", "RULES", "FlowMap", "Gamma", "Renoise", "Rescaled", "Rule", "Solver", "ddim_between", "solve", "teacher_step", "x0_of_transition"]

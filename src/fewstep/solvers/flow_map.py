@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ class FlowMap(abc.ABC):
     @abc.abstractmethod
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
         """See the class's docstring."""
+
+    def at(self, place: Place, start: int = 0) -> FlowMap:
+        """The same map with what it draws bound to a place, for samples ``start`` ... of the global batch; itself, for a map that draws nothing."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,3 +66,6 @@ class Renoise(FlowMap):
             return x0
         noise = self.place.normal(f"renoise-{float(s):.12g}", x0.shape, self.start).to(x0)
         return self.schedule.add_noise(x0, torch.full((len(x0),), float(s), dtype=torch.float64), noise)
+
+    def at(self, place: Place, start: int = 0) -> Renoise:
+        return replace(self, place=place, start=start)

@@ -12,8 +12,9 @@ from fewstep.states.state import State, States
 class Step:
     """Samples ``start`` to ``start + rows`` of the global batch at a place.
 
-    Terms that name the same states share one draw, and a student's samples are made once: an objective that runs the student with a gradient ``keep``s its
-    samples, and a later phase of the same step that asks for them gets those.
+    Terms that name the same states share one draw, and a student's samples are made once: ``run`` makes them with a graph, which all terms of one phase share, and
+    a later phase of the same step that asks for them by ``sample`` gets those. A phase adds its terms' losses before it goes backward, which frees the graph: whoever
+    goes backward calls ``forget_graphs`` after it.
     """
 
     def __init__(self, place: Place, rows: int, start: int = 0):
@@ -23,6 +24,7 @@ class Step:
         # Keys are identities, which only hold while the objects live: each entry keeps its own.
         self._states: dict[int, tuple[States, State]] = {}
         self._samples: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
+        self._graphs: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
 
     def state(self, states: States) -> State:
         """The draw of ``states`` at this step, made once."""
@@ -38,6 +40,19 @@ class Step:
             with torch.no_grad():
                 self._samples[key] = model, state, model(state.x, state.t, state.condition)
         return self._samples[key][2]
+
+    def run(self, model: nn.Module, state: State) -> Tensor:
+        """The model's samples (B, *D) at a state with their graph, made once for all terms of a phase, and kept."""
+        key = (id(model), id(state))
+        if key not in self._graphs:
+            with torch.enable_grad():
+                self._graphs[key] = model, state, model(state.x, state.t, state.condition)
+            self.keep(model, state, self._graphs[key][2])
+        return self._graphs[key][2]
+
+    def forget_graphs(self) -> None:
+        """Called after a phase's backward: the next phase that ``run``s a model makes its samples anew. What ``sample`` hands out stays."""
+        self._graphs.clear()
 
     def keep(self, model: nn.Module, state: State, samples: Tensor) -> None:
         """Hands the model's samples at a state to later phases of this step, without their graph."""

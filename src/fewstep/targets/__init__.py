@@ -3,6 +3,7 @@
 from fewstep.targets.backtracked import Backtracked
 from fewstep.targets.path import DegradationPath
 from fewstep.targets.record import ByDistance, EverySteps, RecordRule
+from fewstep.targets.reflected import ReflectedTarget
 from fewstep.targets.switch import Every, Plateau, SwitchRule
 from fewstep.targets.target import Fixed, Target
 
@@ -15,6 +16,7 @@ __all__ = [
     "Fixed",
     "Plateau",
     "RecordRule",
+    "ReflectedTarget",
     "SwitchRule",
     "Target",
 ]

@@ -1,14 +1,22 @@
-"""What a stage may do before its first step. An action only writes weights, so that running it again after an interruption gives the same."""
+"""What a stage may do before its first step. An action only writes (weights, a file of pairs), so that running it again after an interruption gives the same."""
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.denoisers import Denoiser
 from fewstep.networks.store import load_strictly
+from fewstep.random import Place
+from fewstep.solvers import FlowMap
+from fewstep.states import Prior, Step
+from fewstep.states.pairs import write_pairs
 from fewstep.targets import DegradationPath
 
 
@@ -19,6 +27,11 @@ class Action(abc.ABC):
     @abc.abstractmethod
     def run(self) -> None:
         """Does it."""
+
+    @property
+    def writes(self) -> Sequence[nn.Module]:
+        """The models whose weights it writes; a checkpoint holds them."""
+        return ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +44,10 @@ class Copy(Action):
     def run(self) -> None:
         load_strictly(self.target, self.source.state_dict(), type(self.source).__name__)
 
+    @property
+    def writes(self) -> Sequence[nn.Module]:
+        return (self.target,)
+
 
 @dataclass(frozen=True, eq=False)
 class CopyNode(Action):
@@ -41,3 +58,38 @@ class CopyNode(Action):
 
     def run(self) -> None:
         self.path.load(self.path.last, self.target)
+
+    @property
+    def writes(self) -> Sequence[nn.Module]:
+        return (self.target,)
+
+
+@dataclass(frozen=True, eq=False)
+class MakePairs(Action):
+    """Draws ``count`` starts of the prior, carries each to t = 0 and stores both in ``path`` (knowledge distillation, reflow, DMD's regression).
+
+    ``seed`` and ``purpose`` say which starts.
+    """
+
+    flow_map: FlowMap
+    prior: Prior
+    count: int
+    path: Path
+    seed: int = 0
+    purpose: str = "pairs"
+    batch: int = 500
+
+    @torch.no_grad()
+    def run(self) -> None:
+        place, starts, ends, labels = Place(self.seed, self.purpose), [], [], []
+        for start in range(0, self.count, self.batch):
+            state = self.prior.draw(Step(place, min(self.batch, self.count - start), start))
+            starts.append(state.x)
+            ends.append(self.flow_map.at(place, start)(state.x, self.prior.time, 0.0, state.condition))
+            if state.condition.labels is not None:
+                labels.append(state.condition.labels)
+        write_pairs(self.path, torch.cat(starts), torch.cat(ends), torch.cat(labels) if labels else None, self._origin())
+
+    def _origin(self) -> dict[str, Any]:
+        """Which pairs these are; ``Pairs`` checks the time."""
+        return {"seed": self.seed, "purpose": self.purpose, "time": self.prior.time, "schedule": self.prior.schedule.describe()}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser
@@ -93,14 +93,13 @@ class Mismatch(Check):
     """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3 does) over ``bound``, its value on data: above ``limit`` the student is off the data."""
 
     teacher: Denoiser
-    student: nn.Module
-    states: States
+    samples: States
     bound: MismatchDegree
     limit: float = 4.0
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
-        state = step.state(self.states)
-        assessed = assessed_mismatch(self.teacher, step.sample(self.student, state), state.condition.labels, step.place)
+        state = step.state(self.samples)
+        assessed = assessed_mismatch(self.teacher, state.x, state.condition.labels, step.place)
         degree, bound = comparable_means(assessed, self.bound)
         ratio = degree / bound
         warning = f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
@@ -111,15 +110,14 @@ class Mismatch(Check):
 class Spread(Check):
     """The samples' spread within their classes over the data's: below ``low`` the student collapses, above ``high`` it scatters."""
 
-    student: nn.Module
-    states: States
+    samples: States
     data: Dataset
     low: float = 0.75
     high: float = 1.35
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
-        state = step.state(self.states)
-        ratio = spread(step.sample(self.student, state), state.condition.labels) / spread(self.data.samples, self.data.labels)
+        state = step.state(self.samples)
+        ratio = spread(state.x, state.condition.labels) / spread(self.data.samples, self.data.labels)
         warning = ""
         if ratio < self.low:
             warning = f"the samples' spread is {ratio:.2f} of the data's: the student may be collapsing; a lower rate or a data term helps."
@@ -132,14 +130,13 @@ class Spread(Check):
 class Saturation(Check):
     """The fraction of values outside the data's range by more than ``margin`` of it: above ``limit`` the student saturates."""
 
-    student: nn.Module
-    states: States
+    samples: States
     data: Dataset
     margin: float = 0.05
     limit: float = 0.05
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
-        samples: Tensor = step.sample(self.student, step.state(self.states))
+        samples: Tensor = step.state(self.samples).x
         fraction = outside(samples, self.data.low, self.data.high, self.margin)
         warning = f"{fraction:.0%} of the samples' values lie outside the data's range: the student saturates; a lower guidance scale or thresholding helps."
         return Reading("saturation", fraction, warning if fraction > self.limit else "")

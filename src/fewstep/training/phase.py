@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.denoisers import Averaged
 from fewstep.errors import UserError
 from fewstep.objectives import Objective
 from fewstep.states import States
@@ -32,7 +33,7 @@ class Phase:
     """One network, one optimizer, a cadence, and terms.
 
     ``every``: runs at steps 0, every, 2 every, ... of its stage. ``clip``: the largest norm of the gradient, None for no clipping. ``after_step(steps finished, network)`` is
-    called after each optimizer step.
+    called after each optimizer step. ``averages`` follow the network. ``trainable``: the part of the network that is trained (an adapter), all of it unless given.
     """
 
     name: str
@@ -42,6 +43,13 @@ class Phase:
     every: int = 1
     clip: float | None = 1.0
     after_step: Callable[[int, Any], None] | None = None
+    averages: Sequence[Averaged] = ()
+    trainable: nn.Module | None = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """What the optimizer moves."""
+        return self.network if self.trainable is None else self.trainable
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -82,20 +90,29 @@ def build_optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
     """Fresh optimizers of a stage, by phase; its networks are made trainable."""
     built = {}
     for phase in stage.phases:
-        phase.network.requires_grad_(True).train()
-        built[phase.name] = phase.optimizer.build(phase.network.parameters())
+        phase.network.train()
+        built[phase.name] = phase.optimizer.build(phase.trained.requires_grad_(True).parameters())
     return built
 
 
 def named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
-    """Every trained network once, by the name of the first phase that trains it."""
+    """Everything that training or an action writes, once each: trained networks by the name of the first phase that trains them, then averages and what actions write."""
     named: dict[str, nn.Module] = {}
     for phase in _phases(stages):
-        if not any(phase.network is network for network in named.values()):
+        if not _known(phase.network, named):
             if phase.name in named:
                 raise UserError(f"two networks are trained by phases named '{phase.name}'; give the phases different names.")
             named[phase.name] = phase.network
+    for stage in stages:
+        for phase in stage.phases:
+            named |= {f"{stage.name}.{phase.name}.average-{i}": average for i, average in enumerate(phase.averages) if not _known(average, named)}
+        for index, action in enumerate(stage.begin):
+            named |= {f"{stage.name}.begin-{index}": network for network in action.writes if not _known(network, named)}
     return named
+
+
+def _known(network: nn.Module, named: dict[str, nn.Module]) -> bool:
+    return any(network is other for other in named.values())
 
 
 def _phases(stages: Sequence[Stage]) -> Iterator[Phase]:

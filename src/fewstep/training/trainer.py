@@ -38,9 +38,9 @@ class Diverged(UserError):
 
 
 class Trainer:
-    """Runs ``stages`` in ``folder`` and keeps the average of the model ``average``.
+    """Runs ``stages`` in ``folder`` and keeps the average of the model ``average``; or keeps an ``Averaged`` which the phases move themselves.
 
-    ``fit`` returns that averaged model. The folder holds ``metrics.jsonl``, ``checkpoints/`` and a lock.
+    ``fit`` returns the averaged model. The folder holds ``metrics.jsonl``, ``checkpoints/`` and a lock.
     """
 
     def __init__(
@@ -57,13 +57,15 @@ class Trainer:
         self.stages = list(stages)
         self.settings = settings or Settings()
         self.model = average
-        self.average = Averaged(average, decay or HalfLife(200.0))
+        self.average = average if isinstance(average, Averaged) else Averaged(average, decay or HalfLife(200.0))
         self.probes = list(probes)
         self.watcher = watcher or Silent()
         self.progress = Progress()
         self._log = Log(self.folder / "metrics.jsonl")
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self.settings.keep)
         self._networks = named_networks(self.stages)
+        if not any(self.average is network for network in self._networks.values()):
+            self._networks["average"] = self.average
         self._stateful = find_stateful(self.stages)
         self._sums: dict[str, list[float]] = {}
         self._recent: dict[str, float] = {}
@@ -95,8 +97,10 @@ class Trainer:
     def _run_stage(self, optimizers: dict[str, torch.optim.Optimizer], stop: StopRequest) -> None:
         stage, progress = self.stages[self.progress.stage], self.progress
         if progress.stage_step == 0:
-            for action in stage.begin:
-                action.run()
+            with metered() as meter:
+                for action in stage.begin:
+                    action.run()
+            progress.evaluations += meter.evaluations
         optimizers = optimizers or build_optimizers(stage)
         self.watcher.stage(stage.name, stage.total, progress.stage_step)
         while not stage.finished(progress.stage_step):
@@ -156,13 +160,16 @@ class Trainer:
             for key, figure in loss.terms.items():
                 self._add(f"{phase.name}.{key}", float(figure))
         total.backward()
-        norm = nn.utils.clip_grad_norm_(phase.network.parameters(), phase.clip if phase.clip is not None else float("inf"))
+        step.forget_graphs()
+        norm = nn.utils.clip_grad_norm_(phase.trained.parameters(), phase.clip if phase.clip is not None else float("inf"))
         self._add(f"{phase.name}.gradient_norm", float(norm))
         for group in optimizer.param_groups:
             group["lr"] = phase.optimizer.rate(self.progress.stage_step, stage.total)
         optimizer.step()
         if phase.network is self.model:
-            self.average.update(self.model)
+            self.average.update(phase.network)
+        for average in phase.averages:
+            average.update(phase.network)
         if phase.after_step is not None:
             phase.after_step(self.progress.stage_step + 1, phase.network)
 
@@ -201,12 +208,11 @@ class Trainer:
 
     def _save(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         tensors = {f"network/{n}/{k}": v for n, network in self._networks.items() for k, v in network.state_dict().items()}
-        tensors |= {f"average/{k}": v for k, v in self.average.average.state_dict().items()}
+        tensors |= {f"stateful/{place}/{k}": v for place, found in self._stateful.items() for k, v in found.tensors().items()}
         for name, optimizer in optimizers.items():
             tensors |= optimizer_tensors(optimizer, f"optimizer/{name}")
         state = {
             "progress": vars(self.progress),
-            "updates": self.average.updates,
             "sums": self._sums,
             "recent": self._recent,
             "figures": self._figures,
@@ -232,10 +238,9 @@ class Trainer:
             raise UserError(f"{self._checkpoints.folder}: the checkpoint is of another set of stages; it cannot be resumed with these.")
         for place, value in state["stateful"].items():
             self._stateful[place].load_state_dict(value)
+            self._stateful[place].load_tensors(_below(found, f"stateful/{place}/"))
         for name, network in self._networks.items():
             load_strictly(network, _below(found, f"network/{name}/"), f"checkpoint of step {self.progress.step}, network '{name}'")
-        load_strictly(self.average.average, _below(found, "average/"), f"checkpoint of step {self.progress.step}, average")
-        self.average.updates = state["updates"]
         self._sums, self._recent, self._figures = state["sums"], state["recent"], state["figures"]
         self._log.cut(state["log_lines"])
         optimizers = build_optimizers(self.stages[self.progress.stage])

@@ -1,0 +1,28 @@
+"""What a denoising network is: the type on which the denoisers' features and the heads of critics rely."""
+
+from __future__ import annotations
+
+import abc
+
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+
+
+class DenoisingNetwork(nn.Module, abc.ABC):
+    """Called as ``network(x (B, *D), noise_label (B,), condition, end_label (B,) or None) -> (B, *D)``.
+
+    ``end_label`` is the noise label of the time at which a trajectory's jump ends; a network either always needs it or always refuses it. ``bottleneck`` is the number of
+    channels of its ``features``, ``leave`` the last layer.
+    """
+
+    bottleneck: int
+    leave: nn.Linear | nn.Conv2d
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        """See the class's docstring."""
+
+    @abc.abstractmethod
+    def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        """The innermost activations, (B, bottleneck, ...), without computing what comes after them. Called like ``forward``."""

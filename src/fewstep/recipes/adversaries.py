@@ -1,0 +1,104 @@
+"""Critics as a recipe asks for them: where they get their features, and which phase trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fewstep.denoisers import FrozenTrunk, Headed, NetworkDenoiser
+from fewstep.errors import UserError
+from fewstep.networks import DenoisingNetwork, FeatureHead, ProjectedCritic
+from fewstep.objectives.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, View
+from fewstep.recipes import config
+from fewstep.recipes.axes import forward_states
+from fewstep.recipes.context import Context
+from fewstep.recipes.methods.base import trained
+from fewstep.recipes.parts import build_times
+from fewstep.states import States
+from fewstep.training import Phase, Term
+from fewstep.zoo import digit_features
+
+
+class _Adversary(config.Section):
+    """``weight``: the generator's term's. ``r1``: the factor of R1 on what the critic sees. ``width``: of the critic's hidden layer."""
+
+    weight: config.Positive = 0.01
+    loss: Literal["non-saturating", "hinge"] = "non-saturating"
+    r1: float = Field(0.0, ge=0)
+    width: config.Count = 64
+
+
+class FakeTrunk(_Adversary):
+    """A head on the bottleneck of the fake score, trained as a second term of its phase, on noised samples (DMD2). ``critic_weight``: that term's."""
+
+    kind: Literal["fake-trunk"]
+    critic_weight: config.Positive = 0.03
+    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+
+
+class TeacherTrunk(_Adversary):
+    """A head on the bottleneck of the frozen teacher, in a phase of its own, on noised samples."""
+
+    kind: Literal["teacher-trunk"]
+    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    optimizer: config.Optimizer = config.Optimizer()
+
+
+class ClassifierFeatures(_Adversary):
+    """Heads on the layers of the frozen classifier of digits, in a phase of their own, on clean samples (projected GAN). The Frechet distance is measured in that network's features:
+    a student trained so looks better there than it is.
+    """
+
+    kind: Literal["classifier-features"]
+    optimizer: config.Optimizer = config.Optimizer()
+
+
+AdversarialChoice = Annotated[FakeTrunk | TeacherTrunk | ClassifierFeatures, Field(discriminator="kind")]
+
+
+def build_adversary(choice: AdversarialChoice, context: Context, states: States, phases: Sequence[Phase], student: nn.Module | None = None) -> tuple[Term, list[Phase]]:
+    """The student's adversarial term, and the phases with the critic's training put in.
+
+    ``phases`` holds the fake score's, if there is one; ``student`` makes the samples, the run's unless given.
+    """
+    model = context.student.model if student is None else student
+    loss: GANLoss = Hinge() if choice.loss == "hinge" else NonSaturating()
+    real = forward_states(context, context.student_times())
+    critic, view = _critic(choice, context, phases)
+    trains = Term(AdversarialCritic(critic, model, real, loss, view, choice.r1), states, choice.critic_weight if isinstance(choice, FakeTrunk) else 1.0, "critic")
+    fools = Term(AdversarialGenerator(model, critic, loss, view), states, choice.weight, "adversarial")
+    if isinstance(choice, FakeTrunk):
+        assert isinstance(critic, Headed)
+        return fools, [replace(phase, network=critic, terms=[*phase.terms, trains]) if phase.name == "fake" else phase for phase in phases]
+    assert isinstance(critic, nn.Module)
+    return fools, [*phases, trained("critic", critic, [trains], choice.optimizer)]
+
+
+def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]) -> tuple[Critic, View]:
+    classes = context.original.classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.training.seed)
+        if isinstance(choice, ClassifierFeatures):
+            if context.data.shape != (1, 8, 8):
+                raise UserError("'method.adversarial.kind: classifier-features' reads 8x8 digits; use 'teacher-trunk' for this data.")
+            network = digit_features()
+            with torch.no_grad():
+                channels = [features.shape[1] for features in network.stages(context.data.samples[:1])]
+            return CleanCritic(ProjectedCritic(network.stages, channels, classes, choice.width)), Clean()
+        view = Noised(context.original.schedule, build_times(choice.times))
+        trunk = context.original.network
+        assert isinstance(trunk, DenoisingNetwork)
+        head = FeatureHead(trunk.bottleneck, classes, choice.width)
+    if isinstance(choice, TeacherTrunk):
+        return FrozenTrunk(context.original, head), view
+    fake = next((phase.network for phase in phases if phase.name == "fake"), None)
+    if not isinstance(fake, NetworkDenoiser) or any(phase.trainable is not None for phase in phases):
+        raise UserError(
+            "'method.adversarial.kind: fake-trunk' needs a learned fake score whose whole network is trained; use 'method.fake.kind: learned', or 'adversarial.kind: teacher-trunk'."
+        )
+    return Headed(fake, head), view

@@ -1,0 +1,204 @@
+"""The axes of a distillation: teacher, student, target, states, thresholds, data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fewstep.recipes.config.base import Count, Optimizer, Positive, Section, Share, Steps
+
+
+class ShippedTeacher(Section):
+    kind: Literal["shipped"]
+    name: Literal["digits", "mixture2d"]
+
+
+class FileTeacher(Section):
+    kind: Literal["file"]
+    path: str
+
+
+TeacherChoice = Annotated[ShippedTeacher | FileTeacher, Field(discriminator="kind")]
+
+
+class CopyStudent(Section):
+    """A copy of the teacher. ``first_sigma``: the noise level sigma / alpha at which its samples start."""
+
+    kind: Literal["copy"]
+    first_sigma: Positive = 2.5
+
+
+class LowRankStudent(Section):
+    """The teacher with a low-rank adapter (LoRA), which alone is trained."""
+
+    kind: Literal["lora"]
+    rank: Count = 8
+    scale: Positive = 1.0
+    first_sigma: Positive = 2.5
+    seed: int = 0
+
+
+class LatentStudent(Section):
+    """A multilayer perceptron on a latent, which knows no noise levels (App. E.2)."""
+
+    kind: Literal["latent-mlp"]
+    latent: Count = 2
+    width: Count = 64
+    depth: Count = 3
+    seed: int = 0
+
+
+StudentChoice = Annotated[CopyStudent | LowRankStudent | LatentStudent, Field(discriminator="kind")]
+
+
+class FixedTarget(Section):
+    kind: Literal["fixed"]
+
+
+class RecordEvery(Section):
+    kind: Literal["every"]
+    steps: Steps
+
+
+class RecordByDistance(Section):
+    """``distance`` and ``floor`` relative to the teacher's spread over the probes."""
+
+    kind: Literal["distance"]
+    distance: Positive = 0.1
+    floor: float = Field(0.5, ge=0, lt=1)
+    max_steps: Steps = 200
+
+
+RecordChoice = Annotated[RecordEvery | RecordByDistance, Field(discriminator="kind")]
+
+
+class SwitchEvery(Section):
+    """``steps`` at each node, or a list in the order of use whose last entry serves all that remain."""
+
+    kind: Literal["every"]
+    steps: Steps | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), Share()]
+
+
+class SwitchAtPlateau(Section):
+    kind: Literal["plateau"]
+    window: Steps = 20
+    improvement: float = Field(0.02, ge=0, lt=1)
+    min_steps: Steps = 20
+    max_steps: Steps = 200
+
+
+SwitchChoice = Annotated[SwitchEvery | SwitchAtPlateau, Field(discriminator="kind")]
+
+
+class BacktrackedTarget(Section):
+    """``nodes`` counts the teacher. ``optimizer`` degrades the teacher."""
+
+    kind: Literal["backtracked"]
+    nodes: Count
+    record: RecordChoice
+    switch: SwitchChoice
+    optimizer: Optimizer = Optimizer()
+
+
+TargetChoice = Annotated[FixedTarget | BacktrackedTarget, Field(discriminator="kind")]
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class UsualStates(Section):
+    """What the method is trained on in its paper."""
+
+    kind: Literal["usual"]
+
+
+class PriorStates(Section):
+    """Pure noise: one-step students."""
+
+    kind: Literal["prior"]
+
+
+class ForwardStates(Section):
+    """Forward diffusion of data, at the student's times."""
+
+    kind: Literal["forward"]
+
+
+class RolloutStates(Section):
+    """The student's own backward trajectory (DMD2's backward simulation)."""
+
+    kind: Literal["rollout"]
+
+
+class DDILStates(Section):
+    """DDIL's aggregated data set (Alg. 2 and 3): ``collected`` of the states come from a bounded collection of trajectories in which a transition is the student's with probability
+    ``student``; the rest is forward diffusion of data. From the share ``first_part`` of a stage on, the ``later`` values hold (App. A: 25 % and 15 %, then 50 % and 80 %).
+    ``collect`` fresh states are added a step.
+    """
+
+    kind: Literal["ddil"]
+    collected: Probability = 0.25
+    student: Probability = 0.15
+    later_collected: Probability = 0.5
+    later_student: Probability = 0.8
+    first_part: float = Field(0.6, gt=0, lt=1)
+    capacity: Count = 4096
+    collect: Count = 16
+    keep: Literal["reservoir", "ring"] = "ring"
+
+
+class PerBatchStates(Section):
+    """DDIL's Algorithm 1 as printed: one source for a whole batch, of data, the teacher's trajectory and the student's, with these weights."""
+
+    kind: Literal["per-batch"]
+    data: float = Field(0.5, ge=0)
+    teacher: float = Field(0.0, ge=0)
+    student: float = Field(0.5, ge=0)
+
+
+StatesChoice = Annotated[UsualStates | PriorStates | ForwardStates | RolloutStates | DDILStates | PerBatchStates, Field(discriminator="kind")]
+
+Role = Literal["teacher", "target", "fake", "student"]
+
+
+class NotReflected(Section):
+    kind: Literal["none"]
+
+
+class StaticReflected(Section):
+    """Estimates clamped to [-bound, bound] (the data's range unless given). ``on``: whose, those that DDIL thresholds for the method unless given."""
+
+    kind: Literal["static"]
+    bound: Positive | None = None
+    on: list[Role] | None = None
+
+
+class DynamicReflected(Section):
+    """Clamped at each sample's own percentile of absolute values where that is beyond the bound, and scaled back (Saharia et al. 2022)."""
+
+    kind: Literal["dynamic"]
+    bound: Positive | None = None
+    percentile: float = Field(0.995, gt=0, le=1)
+    on: list[Role] | None = None
+
+
+ReflectedChoice = Annotated[NotReflected | StaticReflected | DynamicReflected, Field(discriminator="kind")]
+
+
+class DigitsData(Section):
+    kind: Literal["digits"]
+
+
+class MixtureData(Section):
+    """``components`` round Gaussians with means uniform in a square (App. E.2); ``samples`` of them stand for the data set."""
+
+    kind: Literal["random-mixture"]
+    components: Count = 10
+    half_width: Positive = 4.0
+    std: Positive = 0.3
+    samples: int = Field(10_000, ge=2)
+    seed: int = 0
+
+
+DataChoice = Annotated[DigitsData | MixtureData, Field(discriminator="kind")]

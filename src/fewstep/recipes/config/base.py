@@ -1,0 +1,99 @@
+"""What sections of a recipe are made of: strict models, counts that scale with the run, optimizers, times and weights.
+
+A number of steps that is a share of the whole run is marked ``Share``: overriding ``training.steps`` scales it along.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, and values are not coerced from other types beyond int to float."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Share:
+    """Marks a count of steps that keeps its proportion to ``training.steps``."""
+
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=1), Share()]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class LogNormal(Section):
+    kind: Literal["log-normal"]
+    mean: float = -1.2
+    std: Positive = 1.2
+
+
+class Uniform(Section):
+    kind: Literal["uniform"]
+    low: float | None = Field(None, ge=0, le=1)
+    high: float | None = Field(None, ge=0, le=1)
+
+
+class RhoUniform(Section):
+    kind: Literal["rho"]
+    exponent: Positive = 7.0
+    low: Positive | None = None
+    high: Positive | None = None
+
+
+TimesChoice = Annotated[LogNormal | Uniform | RhoUniform, Field(discriminator="kind")]
+
+
+class EDMWeighting(Section):
+    kind: Literal["edm"]
+    sigma_data: Positive = 0.5
+
+
+class ScoreWeighting(Section):
+    kind: Literal["score"]
+
+
+DenoisingWeighting = Annotated[EDMWeighting | ScoreWeighting, Field(discriminator="kind")]
+
+
+class Optimizer(Section):
+    """Adam; see ``fewstep.training.Adam``. ``clip``: bound on the gradient's norm, null for none."""
+
+    lr: Positive = 1e-4
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.999], min_length=2, max_length=2)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0)
+    decay: float = Field(0.0, ge=0, le=1)
+    clip: Positive | None = None
+
+
+class SquaredL2Distance(Section):
+    kind: Literal["l2"]
+
+
+class L1Distance(Section):
+    kind: Literal["l1"]
+
+
+class PseudoHuberDistance(Section):
+    """``c``: 0.00054 times the root of the number of dimensions unless given (Song and Dhariwal 2023)."""
+
+    kind: Literal["pseudo-huber"]
+    c: Positive | None = None
+
+
+class PerceptualDistance(Section):
+    """In the feature space of the evaluation."""
+
+    kind: Literal["perceptual"]
+
+
+DistanceChoice = Annotated[SquaredL2Distance | L1Distance | PseudoHuberDistance | PerceptualDistance, Field(discriminator="kind")]
+
+
+class SolverChoice(Section):
+    rule: Literal["euler", "heun", "dpm2m"] = "dpm2m"
+    grid: Literal["rho", "log-snr", "uniform"] = "rho"

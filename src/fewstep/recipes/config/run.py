@@ -1,0 +1,65 @@
+"""How long, how often, and how it is measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fewstep.recipes.config.base import Count, Positive, Section, SolverChoice
+
+
+class HalfLifeAverage(Section):
+    kind: Literal["half-life"]
+    steps: float = Field(200.0, ge=0)
+    ramp: float = Field(0.05, ge=0)
+
+
+class PowerAverage(Section):
+    kind: Literal["power"]
+    std: float = Field(0.1, gt=0, lt=0.288)
+
+
+AverageChoice = Annotated[HalfLifeAverage | PowerAverage, Field(discriminator="kind")]
+
+
+class Training(Section):
+    """``steps``: of all stages together. Cadences are in steps. ``laid_out_for``: the steps that the shares of stages and nodes were made for, when a resumed run was given more."""
+
+    steps: Count
+    laid_out_for: Count | None = None
+    batch: Count = 64
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    average: AverageChoice = HalfLifeAverage(kind="half-life")
+    log_every: Count = 20
+    checkpoint_every: Count = 500
+    keep: Count = 2
+    health_every: Count = 200
+
+
+class DigitFeatures(Section):
+    kind: Literal["digits-features"]
+
+
+class FourierFeatures(Section):
+    kind: Literal["fourier"]
+    count: Count = 64
+    bandwidth: Positive = 1.0
+    seed: int = 0
+
+
+FeaturesChoice = Annotated[DigitFeatures | FourierFeatures, Field(discriminator="kind")]
+
+
+class Evaluation(Section):
+    """``every``: steps between quick measurements (one draw) of the student while it trains; ``samples`` a draw."""
+
+    features: FeaturesChoice
+    samples: int = Field(5000, ge=2)
+    draws: Count = 3
+    seed: int = 0
+    every: Count = 200
+    teacher_steps: list[Count] = Field([35, 1])
+    student_steps: list[Count] = Field([1])
+    solver: SolverChoice = SolverChoice()

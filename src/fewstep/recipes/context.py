@@ -1,0 +1,85 @@
+"""What a method's builder is given: the parts that every distillation has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fewstep.data import Dataset
+from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
+from fewstep.denoisers.threshold import Threshold
+from fewstep.metrics.features import Features
+from fewstep.recipes import config
+from fewstep.schedule import Schedule
+from fewstep.solvers import FlowMap
+from fewstep.solvers.sampling import Sampling
+from fewstep.states import Prior
+
+if TYPE_CHECKING:
+    from fewstep.recipes.methods.base import Method
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """``model``: what objectives run, what is averaged and saved; ``trainable``: the part of it that is trained (an adapter), None for all."""
+
+    model: Denoiser | Generator
+    trainable: nn.Module | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same, thresholded where the recipe says so. Both frozen.
+
+    ``prior`` is where the student's samples start, ``sampling`` how they go on; ``average`` follows ``student.model`` and is the run's result. ``features``: the evaluation's feature space.
+    """
+
+    method: Method
+    student_choice: config.StudentChoice
+    target: config.TargetChoice
+    states: config.StatesChoice
+    training: config.Training
+    folder: Path
+    data: Dataset
+    features: Features
+    original: NetworkDenoiser
+    teacher: Denoiser
+    student: Student
+    prior: Prior
+    sampling: Sampling
+    average: Averaged
+    threshold: Threshold | None
+    roles: frozenset[str]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The student's forward process; for a generator, which has none, the teacher's."""
+        return self.student.model.schedule if isinstance(self.student.model, Denoiser) else self.original.schedule
+
+    @property
+    def denoising_student(self) -> Denoiser:
+        """The student of a method that cannot have a generator (which ``legality`` refuses)."""
+        assert isinstance(self.student.model, Denoiser)
+        return self.student.model
+
+    @property
+    def averaged(self) -> Denoiser:
+        """The averaged student of such a method."""
+        assert isinstance(self.average.average, Denoiser)
+        return self.average.average
+
+    @property
+    def student_map(self) -> FlowMap:
+        """The student as it generates."""
+        return self.sampling.flow_map(self.student.model, self.schedule)
+
+    def student_times(self, steps: int | None = None) -> tuple[float, ...]:
+        """The student's times, from the prior's down to 0."""
+        return tuple(self.sampling.times(self.schedule, self.prior.time, steps).tolist())
+
+    def reflected(self, denoiser: Denoiser, role: config.Role) -> Denoiser:
+        """The denoiser, thresholded if the recipe says so of its role."""
+        return denoiser if self.threshold is None or role not in self.roles else Reflected(denoiser, self.threshold)

@@ -1,0 +1,106 @@
+"""What goes with what. One rule, asked when a recipe is built and when the matrix is printed.
+
+A refusal names the two parts, says why, and what to use instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fewstep.errors import UserError
+from fewstep.recipes import config
+from fewstep.recipes.methods.base import Method
+
+STATES = ("prior", "forward", "rollout", "ddil", "per-batch")
+STUDENTS = ("copy", "lora", "latent-mlp")
+ROLES: tuple[config.Role, ...] = ("teacher", "target", "fake", "student")
+
+_STATES_REASON = {
+    "prior": "it is trained along trajectories, of which pure noise is only the start",
+    "forward": "its student is only ever asked at pure noise",
+    "rollout": "a student of one step has no trajectory to roll out",
+    "ddil": "a student of one step has no trajectory to collect",
+    "per-batch": "a student of one step has no trajectory to mix",
+}
+
+
+def states_refusal(method: Method, kind: str) -> str | None:
+    """Why the method is not trained on these states, None where it can be."""
+    traits = method.in_force
+    if kind == "usual" or kind in traits.states:
+        return None
+    reason = traits.because.get(kind, _STATES_REASON[kind])
+    able = ", ".join(f"'{k}'" for k in ("usual", *STATES) if k == "usual" or k in traits.states)
+    return f"'method.kind: {_name(method)}' and 'states.kind: {kind}' cannot be combined: {reason}; use states of kind {able}."
+
+
+def target_refusal(method: Method, kind: str) -> str | None:
+    """Why the method does not take this target, None where it does."""
+    if kind == "fixed" or method.in_force.scores:
+        return None
+    reason = "it learns the jumps of the teacher's own trajectories, and those of a degraded teacher end in degraded samples"
+    return f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use 'target.kind: fixed', or a method that follows scores."
+
+
+def student_refusal(method: Method, kind: str, states: str = "usual", target: str = "fixed", roles: Sequence[str] = ()) -> str | None:
+    """Why the method cannot train this student, None where it can."""
+    if kind not in method.in_force.students:
+        reason = method.in_force.because.get(kind, _STUDENT_REASON[kind])
+        able = ", ".join(f"'{k}'" for k in STUDENTS if k in method.in_force.students)
+        return f"'method.kind: {_name(method)}' and 'student.kind: {kind}' cannot be combined: {reason}; use a student of kind {able}."
+    if kind == "latent-mlp" and states not in ("usual", "prior"):
+        return (
+            f"'student.kind: {kind}' and 'states.kind: {states}' cannot be combined: a generator on latents knows no noise levels; use 'states.kind: prior', or a student that is a 'copy'."
+        )
+    if kind == "latent-mlp" and "student" in roles:
+        return f"'student.kind: {kind}' and 'reflected.on: student' cannot be combined: only estimates of denoisers are thresholded; leave 'student' out of 'reflected.on'."
+    return None
+
+
+_STUDENT_REASON = {
+    "copy": "its student has another shape",
+    "lora": "its student has inputs that the teacher's network has not, so more than an adapter must be trained",
+    "latent-mlp": "a generator on latents knows no noise levels",
+}
+
+
+def role_refusal(method: Method, role: str) -> str | None:
+    """Why this role's estimates cannot be thresholded, None where they can."""
+    if role in method.in_force.roles:
+        return None
+    able = ", ".join(f"'{r}'" for r in method.in_force.roles)
+    return f"'method.kind: {_name(method)}' and 'reflected.on: {role}' cannot be combined: the method has no estimates of that role to threshold; use {able}."
+
+
+def check(method: Method, student: str, target: str, states: str, roles: Sequence[str]) -> None:
+    """Raises ``UserError`` with the first refusal."""
+    refusals = [target_refusal(method, target), states_refusal(method, states), student_refusal(method, student, states, target, roles)]
+    refusals += [role_refusal(method, role) for role in roles]
+    for refusal in refusals:
+        if refusal is not None:
+            raise UserError(refusal)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one recipe's method goes with: ``cells`` by column, None where it does, else the refusal."""
+
+    name: str
+    cells: dict[str, str | None]
+
+
+COLUMNS = (*(f"states {kind}" for kind in STATES), "target backtracked", *(f"student {kind}" for kind in STUDENTS), *(f"reflected {role}" for role in ROLES))
+
+
+def row(name: str, method: Method) -> Row:
+    """The method against every choice of every axis, one at a time, by the rule that recipes are checked with."""
+    cells = {f"states {kind}": states_refusal(method, kind) for kind in STATES}
+    cells["target backtracked"] = target_refusal(method, "backtracked")
+    cells |= {f"student {kind}": student_refusal(method, kind) for kind in STUDENTS}
+    cells |= {f"reflected {role}": role_refusal(method, role) for role in ROLES}
+    return Row(name, cells)
+
+
+def _name(method: Method) -> str:
+    return str(method.model_dump()["kind"])

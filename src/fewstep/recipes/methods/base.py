@@ -1,0 +1,103 @@
+"""What a method is to a recipe: its settings, what it can be combined with, and the stages it makes of the parts."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fewstep.denoisers import Averaged, Denoiser, NetworkDenoiser
+from fewstep.objectives import ScoreMatching
+from fewstep.recipes import config
+from fewstep.recipes.context import Context
+from fewstep.recipes.parts import build_optimizer
+from fewstep.solvers.sampling import Sampling
+from fewstep.states import Prior, States
+from fewstep.targets import DegradationPath
+from fewstep.training import Phase, Stage, Term
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method goes with. ``states``: besides the usual ones; ``scores``: whether it follows the target's scores, so that the target may be a degraded one;
+    ``students``: kinds; ``roles``: whose estimates may be thresholded (all of them, unless the recipe names some). ``because``: the reason of a refusal by the refused kind, where the
+    general one does not fit.
+    """
+
+    states: frozenset[str]
+    scores: bool
+    students: frozenset[str] = frozenset({"copy", "lora"})
+    roles: tuple[config.Role, ...] = ("teacher",)
+    because: Mapping[str, str] = field(default_factory=dict)
+
+
+class Method(config.Section, abc.ABC):
+    """A section ``method`` of a recipe."""
+
+    traits: ClassVar[Traits]
+    optimizer: config.Optimizer = config.Optimizer()
+
+    @property
+    def in_force(self) -> Traits:
+        """The traits under these settings; the class's, unless a setting changes them."""
+        return self.traits
+
+    @property
+    def steps_of_student(self) -> int:
+        """The number of steps for which the student is trained."""
+        return 1
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its students make samples."""
+        return Sampling(steps=self.steps_of_student)
+
+    def grown(self, copy: NetworkDenoiser) -> Denoiser:
+        """The student's network, from a copy of the teacher; methods whose students take more inputs grow it."""
+        return copy
+
+    def wrapped(self, student: Denoiser) -> Denoiser:
+        """What the method puts around the student's network."""
+        return student
+
+    def prior(self, student: Denoiser, first_sigma: float) -> Prior:
+        """Where samples of a denoising student start: noise at level ``first_sigma``."""
+        schedule = student.schedule
+        return Prior(schedule, student.shape, float(schedule.time_at_sigma(first_sigma)), classes=student.classes)
+
+    def guided(self, states: States) -> States:
+        """The states with a guidance scale, for methods whose students take one."""
+        return states
+
+    @abc.abstractmethod
+    def build(self, context: Context) -> Built:
+        """The stages of the method."""
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """``stages``; where there is one, the recorded ``path``, and the fake score's objective ``fake`` with the ``states`` it is trained on, for the monitors and pictures."""
+
+    stages: list[Stage]
+    path: DegradationPath | None = None
+    fake: ScoreMatching | None = None
+    states: States | None = None
+
+
+Hook = Callable[[int, Any], None]
+
+
+def student_phase(context: Context, terms: Sequence[Term], every: int = 1, hook: Hook | None = None, averages: Sequence[Averaged] = (), warmup: int | None = None) -> Phase:
+    """The phase that trains the student; the run's average follows it, and ``averages`` besides."""
+    choice = context.method.optimizer
+    optimizer = build_optimizer(choice if warmup is None else choice.model_copy(update={"warmup": warmup}))
+    student = context.student
+    return Phase("student", student.model, terms, optimizer, every, choice.clip, hook, (context.average, *averages), student.trainable)
+
+
+def trained(name: str, network: nn.Module, terms: Sequence[Term], choice: config.Optimizer, trainable: nn.Module | None = None) -> Phase:
+    """A phase of another network than the student's."""
+    return Phase(name, network, terms, build_optimizer(choice), clip=choice.clip, trainable=trainable)

@@ -1,0 +1,92 @@
+"""Consistency distillation (Song et al. 2023), latent consistency (LCM, Luo et al. 2023): the student gives the same end for neighbouring points of the teacher's trajectory.
+
+LCM is this with a ``skip`` of several grid steps and a ``guidance`` range: the teacher is guided, the student is told the scale. On a flow teacher it is the slides' "combine CD and RF".
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from fewstep.denoisers import Averaged, Boundary, Denoiser, Guided, HalfLife, NetworkDenoiser, grown_denoiser
+from fewstep.objectives import ConsistencyDistillation, Ladder
+from fewstep.recipes import config
+from fewstep.recipes.axes import Transitions, build_states, forward_states
+from fewstep.recipes.context import Context
+from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.methods.progressive import GuidanceRange
+from fewstep.recipes.parts import build_distance, build_grid
+from fewstep.solvers import RULES
+from fewstep.solvers.sampling import Sampling
+from fewstep.states import States, WithGuidance
+from fewstep.targets import Fixed
+from fewstep.training import Stage, Term
+
+
+class ConsistencyMethod(Method):
+    """``points``: steps of the training grid from the first level to t_min. ``skip``: how many a teacher's step takes. ``ema``: half-life in steps of the average that makes the target, 0
+    for the student itself. ``intervals``: consistency within each of so many equal parts of the grid (Heek et al. 2024). ``steps``: for sampling.
+    """
+
+    kind: Literal["consistency"]
+    points: int = Field(18, ge=2)
+    skip: config.Count = 1
+    rule: Literal["euler", "heun"] = "heun"
+    grid: Literal["rho", "log-snr", "uniform"] = "rho"
+    distance: config.DistanceChoice = config.PseudoHuberDistance(kind="pseudo-huber")
+    ema: float = Field(20.0, ge=0)
+    intervals: config.Count = 1
+    guidance: GuidanceRange | None = None
+    steps: config.Count = 2
+    rollout_steps: list[config.Count] = Field([3, 4, 5], min_length=1)
+
+    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"))
+
+    @model_validator(mode="after")
+    def _intervals_fit(self) -> ConsistencyMethod:
+        if self.points % self.intervals or max(self.rollout_steps) > self.points:
+            raise ValueError(f"'points' ({self.points}) must be a multiple of 'intervals' ({self.intervals}), and at least the largest of 'rollout_steps'")
+        return self
+
+    @property
+    def in_force(self) -> Traits:
+        states = self.traits.states if self.intervals == 1 else frozenset({"forward"})
+        because = dict.fromkeys(("rollout", "ddil", "per-batch"), "with several intervals its samples are no consistency model's multistep samples") if self.intervals > 1 else {}
+        return Traits(states, False, self.traits.students if self.guidance is None else frozenset({"copy"}), self.traits.roles, because)
+
+    @property
+    def steps_of_student(self) -> int:
+        return self.intervals if self.intervals > 1 else self.steps
+
+    @property
+    def sampling(self) -> Sampling:
+        guidance = None if self.guidance is None else self.guidance.sample_at
+        return Sampling("ddim" if self.intervals > 1 else "renoise", self.grid, self.steps_of_student, guidance=guidance)
+
+    def grown(self, copy: NetworkDenoiser) -> Denoiser:
+        return copy if self.guidance is None else grown_denoiser(copy, guidance=True)
+
+    def wrapped(self, student: Denoiser) -> Denoiser:
+        return Boundary(student)
+
+    def guided(self, states: States) -> States:
+        return states if self.guidance is None else WithGuidance(states, self.guidance.low, self.guidance.high)
+
+    def build(self, context: Context) -> Built:
+        student, schedule = context.denoising_student, context.schedule
+        grid = build_grid(self.grid)
+        times = tuple(grid.between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
+        edges = (0.0, *sorted(times[round(index * self.points / self.intervals)] for index in range(1, self.intervals)))
+        ladder = Ladder(times, self.skip, edges)
+        target = Averaged(student, HalfLife(self.ema, ramp=0.0))
+        averaged = target.average
+        assert isinstance(averaged, Denoiser)
+        teacher = context.teacher if self.guidance is None else Guided(context.teacher)
+        distance = build_distance(self.distance, context.features, context.data)
+        objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, RULES[self.rule], distance)
+        # The nearest times of the training grid, on which the states must stand.
+        grids = {n: (*(times[round(index * self.points / n)] for index in range(n)), 0.0) for n in self.rollout_steps}
+        transitions = Transitions(ladder.starts, context.student_map, grids=grids)
+        states = build_states(context, forward_states(context, ladder.starts), transitions)
+        return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="consistency")], averages=[target])])])

@@ -1,0 +1,90 @@
+"""Rectified flow (Liu et al. 2022; InstaFlow, Liu et al. 2023): reflow straightens the teacher's trajectories, then a regression distils them into one step.
+
+The student is a flow (``Rescheduled`` around a copy of the teacher, whatever its schedule), so any teacher will do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fewstep.denoisers import Denoiser, Rescheduled
+from fewstep.objectives import EndpointRegression, VelocityRegression
+from fewstep.recipes import config
+from fewstep.recipes.context import Context
+from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.parts import build_distance, build_grid
+from fewstep.recipes.shares import divided
+from fewstep.schedule import RectifiedFlow
+from fewstep.solvers import RULES, FlowMap, Rescaled, Solver
+from fewstep.solvers.sampling import Sampling
+from fewstep.states import Pairs, Prior
+from fewstep.times import UniformGrid
+from fewstep.training import Stage, Term
+from fewstep.training.actions import MakePairs
+
+
+class RectifiedFlowMethod(Method):
+    """``reflows`` rounds of reflow on ``pairs`` couplings each, the first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler steps of the flow.
+    ``distil``: the share of the run that the last stage takes, which makes a one-step student of the flow; 0 for none: the student is then the flow, for ``steps`` Euler steps.
+    """
+
+    kind: Literal["rectified-flow"]
+    reflows: config.Count = 1
+    pairs: config.Count = 20_000
+    solver: config.SolverChoice = config.SolverChoice(rule="heun")
+    solver_steps: config.Count = 18
+    flow_steps: config.Count = 20
+    distil: float = Field(0.4, ge=0, lt=1)
+    distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
+    steps: config.Count = 1
+
+    traits: ClassVar[Traits] = Traits(
+        frozenset(),
+        False,
+        roles=("teacher", "student"),
+        because=dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "it is trained on couplings of noise and sample that a flow has made"),
+    )
+
+    @property
+    def steps_of_student(self) -> int:
+        return 1 if self.distil > 0 else self.steps
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling("ddim", "uniform", self.steps_of_student)
+
+    def wrapped(self, student: Denoiser) -> Denoiser:
+        return Rescheduled(student, RectifiedFlow())
+
+    def prior(self, student: Denoiser, first_sigma: float) -> Prior:
+        # A flow starts where no signal is left.
+        return Prior(student.schedule, student.shape, 1.0, 1.0, student.classes)
+
+    def build(self, context: Context) -> Built:
+        distils = self.distil > 0
+        lengths = divided(context.training.steps, [(1 - self.distil) / self.reflows] * self.reflows + ([self.distil] if distils else []))
+        stages = []
+        for index, length in enumerate(lengths[: self.reflows]):
+            flow_map = self._of_teacher(context) if index == 0 else self._of_flow(context)
+            pairs, action = self._couple(context, flow_map, f"pairs-{index + 1}")
+            term = Term(VelocityRegression(context.denoising_student), pairs, name="velocity")
+            stages.append(Stage(f"reflow-{index + 1}", length, [student_phase(context, [term])], [action]))
+        if distils:
+            pairs, action = self._couple(context, self._of_flow(context), "pairs-last")
+            objective = EndpointRegression(context.student.model, build_distance(self.distance, context.features, context.data))
+            stages.append(Stage("distill", lengths[-1], [student_phase(context, [Term(objective, pairs, name="regression")])], [action]))
+        return Built(stages)
+
+    def _couple(self, context: Context, flow_map: FlowMap, name: str) -> tuple[Pairs, MakePairs]:
+        path = context.folder / f"{name}.safetensors"
+        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, self.pairs, path, context.training.seed, name)
+
+    def _of_teacher(self, context: Context) -> FlowMap:
+        schedule = context.original.schedule
+        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], build_grid(self.solver.grid))
+        return Rescaled(solver, schedule.prior_scale, schedule.t_max)
+
+    def _of_flow(self, context: Context) -> FlowMap:
+        return Solver(context.averaged, self.flow_steps, grid=UniformGrid())

@@ -1,0 +1,51 @@
+"""Score identity distillation (SiD, Zhou et al. 2024): distribution matching by the Fisher divergence, its gradient taken through both networks."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fewstep.denoisers import copy_of
+from fewstep.objectives import ScoreIdentity, ScoreMatching
+from fewstep.recipes import config
+from fewstep.recipes.axes import trajectory_states
+from fewstep.recipes.backtracking import build_target
+from fewstep.recipes.context import Context
+from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
+from fewstep.recipes.methods.matching import LearnedFake, MatchingWeighting, several_steps
+from fewstep.recipes.parts import build_denoising_weight, build_matching_weight, build_times
+from fewstep.training import Stage, Term
+
+
+class IdentityMethod(Method):
+    """``alpha``: of Eq. 23; the paper uses 1 and 1.2. ``steps``: the student's."""
+
+    kind: Literal["sid"]
+    alpha: float = Field(1.2, ge=0)
+    weighting: MatchingWeighting = MatchingWeighting(kind="dmd")
+    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    fake: LearnedFake = LearnedFake(kind="learned")
+    steps: config.Count = 1
+
+    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "latent-mlp"}), ("teacher", "fake", "student"))
+
+    @property
+    def in_force(self) -> Traits:
+        return self.traits if self.steps == 1 else several_steps(self.traits)
+
+    @property
+    def steps_of_student(self) -> int:
+        return self.steps
+
+    def build(self, context: Context) -> Built:
+        student, fake = context.student.model, copy_of(context.original)
+        states = trajectory_states(context, self.steps)
+        learning = ScoreMatching(fake, student, build_times(self.fake.times), build_denoising_weight(self.fake.weighting))
+        target = build_target(context, fake, learning, states, fake)
+        objective = ScoreIdentity(student, context.reflected(fake, "fake"), target.target, build_times(self.times), self.alpha, build_matching_weight(self.weighting.kind))
+        phases = [
+            student_phase(context, [Term(objective, states, name="identity")], self.fake.updates, target.hook),
+            trained("fake", fake, [Term(learning, states, name="fake score")], self.fake.optimizer),
+        ]
+        return Built([*target.record, Stage("distill", target.until, phases, target.begin)], target.path, learning, states)

@@ -1,0 +1,74 @@
+"""Knowledge distillation (Luhman and Luhman 2021): regression on the end of the teacher's trajectory, on pairs made once and stored, or on the fly."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from fewstep.objectives import EndpointRegression
+from fewstep.recipes import config
+from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.context import Context
+from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.parts import build_distance, build_grid
+from fewstep.solvers import RULES, Solver
+from fewstep.states import Pairs
+from fewstep.training import Stage, Term
+from fewstep.training.actions import MakePairs
+
+
+class StoredPairs(config.Section):
+    """``count`` pairs, made before the first step and kept in the run's folder."""
+
+    kind: Literal["stored"]
+    count: config.Count = 20_000
+
+
+class PairsOnTheFly(config.Section):
+    """A solver run for every training state; any states will do."""
+
+    kind: Literal["on-the-fly"]
+
+
+PairsChoice = Annotated[StoredPairs | PairsOnTheFly, Field(discriminator="kind")]
+
+
+class KnowledgeMethod(Method):
+    """``solver_steps``: of the teacher, for one sample of the student. ``steps``: the student's, of which stored pairs allow only 1."""
+
+    kind: Literal["knowledge"]
+    pairs: PairsChoice = StoredPairs(kind="stored")
+    solver: config.SolverChoice = config.SolverChoice(rule="heun")
+    solver_steps: config.Count = 18
+    distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
+    steps: config.Count = 1
+
+    traits: ClassVar[Traits] = Traits(frozenset(), False)
+
+    @property
+    def in_force(self) -> Traits:
+        because = dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "stored pairs start from pure noise, as the usual states do; pairs made 'on-the-fly' start anywhere")
+        if isinstance(self.pairs, StoredPairs):
+            return Traits(frozenset(), False, roles=("teacher", "student"), because=because)
+        states = frozenset({"prior"}) if self.steps == 1 else frozenset({"forward", "rollout", "ddil", "per-batch"})
+        return Traits(states, False, roles=("teacher", "student"), because={"prior": "a student of several steps is trained at all of its times"})
+
+    @property
+    def steps_of_student(self) -> int:
+        return 1 if isinstance(self.pairs, StoredPairs) else self.steps
+
+    def build(self, context: Context) -> Built:
+        student = context.student.model
+        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], build_grid(self.solver.grid))
+        distance = build_distance(self.distance, context.features, context.data)
+        if isinstance(self.pairs, StoredPairs):
+            path = context.folder / "pairs.safetensors"
+            begin = [MakePairs(solver, context.prior, self.pairs.count, path, context.training.seed)]
+            term = Term(EndpointRegression(student, distance), Pairs(path, context.schedule, context.prior.time), name="regression")
+            return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])
+        times = context.student_times()
+        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), whole=True)
+        states = build_states(context, context.prior if self.steps == 1 else forward_states(context, times), transitions)
+        term = Term(EndpointRegression(student, distance, solver), states, name="regression")
+        return Built([Stage("distill", context.training.steps, [student_phase(context, [term])])])

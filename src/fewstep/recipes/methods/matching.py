@@ -1,0 +1,179 @@
+"""Distribution matching: SDS, the unbiased estimate, VSD, Diff-Instruct, DMD and DMD2 are one method, told apart by the fake score and by what is added to it.
+
+==================  ================  =======================  ==========================================
+method              ``fake``          ``steps``                added
+==================  ================  =======================  ==========================================
+SDS                 ``delta``         1                        -
+unbiased estimate   ``field``         1                        -
+VSD                 ``lora``          1                        -
+Diff-Instruct       ``learned``       1                        -
+DMD                 ``learned``       1                        ``regression`` on pairs, weighting ``dmd``
+DMD2                ``learned``       1 to 4, own rollouts     ``adversarial``, several updates of the fake score
+==================  ================  =======================  ==========================================
+
+With ``target.kind: backtracked`` each is DisBack's version of it; with ``fixed`` it is the method itself. One node equals the fixed target bit for bit, two nodes are the warm ablation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fewstep.denoisers import NetworkDenoiser, copy_of
+from fewstep.networks import add_adapter, build, describe
+from fewstep.objectives import DistributionMatching, EndpointRegression, ScoreMatching
+from fewstep.objectives.fakes import Delta, FakeScore, FieldOfSamples, Learned
+from fewstep.recipes import config
+from fewstep.recipes.adversaries import AdversarialChoice, build_adversary
+from fewstep.recipes.axes import trajectory_states
+from fewstep.recipes.backtracking import build_target
+from fewstep.recipes.context import Context
+from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
+from fewstep.recipes.parts import build_denoising_weight, build_distance, build_grid, build_matching_weight, build_times
+from fewstep.solvers import RULES, Solver
+from fewstep.states import Pairs, States
+from fewstep.training import Phase, Stage, Term
+from fewstep.training.actions import Action, MakePairs
+
+
+class MatchingWeighting(config.Section):
+    kind: Literal["dmd", "diff-instruct", "plain", "sds", "exponential"]
+
+
+class LearnedFake(config.Section):
+    """A denoiser of the student's distribution, from the teacher or from random weights. ``updates``: of it, for one of the student."""
+
+    kind: Literal["learned"]
+    start: Literal["teacher", "random"] = "teacher"
+    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
+    optimizer: config.Optimizer = config.Optimizer()
+    updates: config.Count = 1
+
+
+class LowRankFake(config.Section):
+    """The teacher with a low-rank adapter, which alone is trained (VSD). Its base is its own: it stays when the target moves."""
+
+    kind: Literal["lora"]
+    rank: config.Count = 8
+    scale: config.Positive = 1.0
+    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
+    optimizer: config.Optimizer = config.Optimizer()
+    updates: config.Count = 1
+
+
+class DeltaFake(config.Section):
+    """The sample itself (SDS)."""
+
+    kind: Literal["delta"]
+
+
+class FieldFake(config.Section):
+    """The stable target field of ``samples``: the sample itself and fresh ones (the unbiased estimate)."""
+
+    kind: Literal["field"]
+    samples: config.Count = 64
+
+
+FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(discriminator="kind")]
+
+
+class Regression(config.Section):
+    """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs`` made once by ``steps`` steps of the solver."""
+
+    weight: config.Positive = 0.25
+    pairs: config.Count = 5000
+    steps: config.Count = 18
+    solver: config.SolverChoice = config.SolverChoice(rule="heun")
+    distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
+
+
+class DistributionMatchingMethod(Method):
+    """See the module's docstring."""
+
+    kind: Literal["distribution-matching"]
+    weighting: MatchingWeighting = MatchingWeighting(kind="dmd")
+    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    fake: FakeChoice = LearnedFake(kind="learned")
+    steps: config.Count = 1
+    regression: Regression | None = None
+    adversarial: AdversarialChoice | None = None
+
+    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "latent-mlp"}), ("teacher", "fake", "student"))
+
+    @property
+    def in_force(self) -> Traits:
+        traits = self.traits if self.steps == 1 else several_steps(self.traits)
+        if not isinstance(self.fake, (LearnedFake, LowRankFake)):
+            traits = replace(traits, roles=("teacher", "student"))
+        if self.regression is not None or self.adversarial is not None:
+            because = {**traits.because, "latent-mlp": "pairs of noise and sample, and data at the student's times, need a student that is a denoiser"}
+            traits = replace(traits, students=traits.students - {"latent-mlp"}, because=because)
+        return traits
+
+    @property
+    def steps_of_student(self) -> int:
+        return self.steps
+
+    def build(self, context: Context) -> Built:
+        student = context.student.model
+        states = trajectory_states(context, self.steps)
+        fake, phases, objective = self._fake(context, states)
+        degraded = objective.fake if objective is not None else copy_of(context.original)
+        assert isinstance(degraded, NetworkDenoiser)
+        recorded_by = objective or ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
+        target = build_target(context, degraded, recorded_by, states, None if objective is None else degraded)
+        matching = DistributionMatching(student, fake, target.target, build_times(self.times), build_matching_weight(self.weighting.kind))
+        terms, begin = [Term(matching, states, name="matching")], list(target.begin)
+        if self.regression is not None:
+            term, action = self._regression(context, self.regression)
+            terms.append(term)
+            begin.append(action)
+        if self.adversarial is not None:
+            generator_term, phases = build_adversary(self.adversarial, context, states, phases)
+            terms.append(generator_term)
+        updates = self.fake.updates if isinstance(self.fake, (LearnedFake, LowRankFake)) else 1
+        stage = Stage("distill", target.until, [student_phase(context, terms, updates, target.hook), *phases], begin)
+        return Built([*target.record, stage], target.path, objective, states)
+
+    def _fake(self, context: Context, states: States) -> tuple[FakeScore, list[Phase], ScoreMatching | None]:
+        choice, student = self.fake, context.student.model
+        if isinstance(choice, DeltaFake):
+            return Delta(), [], None
+        if isinstance(choice, FieldFake):
+            return FieldOfSamples(student, states, choice.samples), [], None
+        network = copy_of(context.original)
+        adapter: nn.Module | None = None
+        if isinstance(choice, LowRankFake):
+            adapter = add_adapter(network, choice.rank, choice.scale, context.training.seed)
+        elif choice.start == "random":
+            network = fresh(context.original, context.training.seed)
+        objective = ScoreMatching(network, student, build_times(choice.times), build_denoising_weight(choice.weighting))
+        phase = trained("fake", network, [Term(objective, states, name="fake score")], choice.optimizer, adapter)
+        return Learned(context.reflected(network, "fake")), [phase], objective
+
+    def _regression(self, context: Context, choice: Regression) -> tuple[Term, Action]:
+        path = context.folder / "pairs.safetensors"
+        solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], build_grid(choice.solver.grid))
+        pairs = Pairs(path, context.schedule, context.prior.time)
+        term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.data), None), pairs, choice.weight, "regression")
+        return term, MakePairs(solver, context.prior, choice.pairs, path, context.training.seed)
+
+
+def several_steps(traits: Traits) -> Traits:
+    """The traits of such a method when its student takes several steps."""
+    because = {"prior": "a student of several steps is trained at all of its times", "latent-mlp": "a student of several steps must be a denoiser"}
+    return replace(traits, states=frozenset({"forward", "rollout", "ddil", "per-batch"}), students=traits.students - {"latent-mlp"}, because=because)
+
+
+def fresh(model: NetworkDenoiser, seed: int) -> NetworkDenoiser:
+    """A denoiser of the same kind with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(describe(model.network))
+    return NetworkDenoiser(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)

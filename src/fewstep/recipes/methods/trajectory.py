@@ -1,0 +1,89 @@
+"""Consistency trajectory models (CTM, Kim et al. 2024): a student that jumps between any two times, by soft consistency, denoising and an adversarial term."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fewstep.denoisers import Averaged, Denoiser, EndJump, HalfLife, NetworkDenoiser, TrajectoryDenoiser
+from fewstep.errors import UserError
+from fewstep.networks import DenoisingNetwork, grown
+from fewstep.objectives import Balanced, Denoising, Objective, SoftConsistency
+from fewstep.recipes import config
+from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, build_adversary
+from fewstep.recipes.axes import Transitions, build_states, forward_states
+from fewstep.recipes.context import Context
+from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.parts import build_denoising_weight, build_distance, build_grid, build_times
+from fewstep.solvers import RULES
+from fewstep.solvers.sampling import Sampling
+from fewstep.states import ForwardDiffusion
+from fewstep.targets import Fixed
+from fewstep.training import Phase, Stage, Term
+
+
+class DenoisingTerm(config.Section):
+    """Denoising of g(x, t, t) on data, so that the student stays a denoiser on the way; ``weight`` 0 leaves it out."""
+
+    weight: float = Field(1.0, ge=0)
+    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
+
+
+class TrajectoryMethod(Method):
+    """``points``: steps of the training grid; ``max_steps``: the teacher's at most in one state (its u is drawn among them); ``ema``: half-life in steps of the target's average;
+    ``adversarial``: balanced by gradients against the soft consistency, from step ``adversarial_after`` on. ``gamma`` and ``steps``: for sampling.
+    """
+
+    kind: Literal["trajectory"]
+    points: int = Field(18, ge=2)
+    max_steps: config.Count = 3
+    rule: Literal["euler", "heun"] = "heun"
+    grid: Literal["rho", "log-snr", "uniform"] = "rho"
+    distance: config.DistanceChoice = config.PseudoHuberDistance(kind="pseudo-huber")
+    ema: float = Field(20.0, ge=0)
+    denoising: DenoisingTerm = DenoisingTerm()
+    adversarial: AdversarialChoice | None = None
+    adversarial_after: int = Field(0, ge=0)
+    gamma: float = Field(0.0, ge=0, le=1)
+    steps: config.Count = 2
+
+    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))
+
+    @property
+    def steps_of_student(self) -> int:
+        return self.steps
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling("gamma", self.grid, self.steps, self.gamma)
+
+    def grown(self, copy: NetworkDenoiser) -> Denoiser:
+        return TrajectoryDenoiser(grown(copy.network, end=True), copy.schedule, copy.prediction, copy.inputs, copy.shape, copy.classes)
+
+    def build(self, context: Context) -> Built:
+        student, schedule = context.student.model, context.schedule
+        assert isinstance(student, TrajectoryDenoiser)
+        times = tuple(build_grid(self.grid).between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
+        target = Averaged(student, HalfLife(self.ema, ramp=0.0))
+        averaged = target.average
+        assert isinstance(averaged, TrajectoryDenoiser)
+        distance = build_distance(self.distance, context.features, context.data)
+        objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
+        grid = (*(times[round(index * self.points / self.steps)] for index in range(self.steps)), 0.0)
+        states = build_states(context, forward_states(context, times[:-1]), Transitions(times[:-1], context.student_map, grids={self.steps: grid}))
+        critics: list[Phase] = []
+        if self.adversarial is not None:
+            if isinstance(self.adversarial, FakeTrunk):
+                raise UserError(
+                    "'method.kind: trajectory' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'."
+                )
+            assert isinstance(student.network, DenoisingNetwork)
+            fools, critics = build_adversary(self.adversarial, context, states, [], EndJump(student))
+            objective = Balanced(objective, fools.objective, next(student.network.leave.parameters()), self.adversarial_after)
+        terms = [Term(objective, states, name="soft consistency")]
+        if self.denoising.weight > 0:
+            data = ForwardDiffusion(context.data, schedule, build_times(self.denoising.times))
+            terms.append(Term(Denoising(student, build_denoising_weight(self.denoising.weighting)), data, self.denoising.weight, "denoising"))
+        return Built([Stage("distill", context.training.steps, [student_phase(context, terms, averages=[target]), *critics])])

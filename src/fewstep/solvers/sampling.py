@@ -1,0 +1,75 @@
+"""How a few-step student makes samples: by which jump, along which times. Plain values, so that a student's file can carry them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.errors import UserError
+from fewstep.random import Place
+from fewstep.schedule import Schedule
+from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
+from fewstep.solvers.gamma import Gamma
+from fewstep.times import Grid, LogSNRGrid, RhoGrid, UniformGrid, nested_times
+
+GRIDS: Mapping[str, Grid] = {"rho": RhoGrid(), "log-snr": LogSNRGrid(), "uniform": UniformGrid()}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """``jump``: ``renoise`` (to the estimate of x_0, and noised again: consistency models, DMD2), ``ddim`` (deterministic: progressive distillation, flows) or ``gamma`` (trajectory
+    models; ``gamma`` in [0, 1]). ``grid``: of the nested times; ``steps``: how many unless told otherwise; ``guidance``: the scale given to a student that was conditioned on it.
+    """
+
+    jump: str = "renoise"
+    grid: str = "rho"
+    steps: int = 1
+    gamma: float = 0.0
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.jump not in _JUMPS or self.grid not in GRIDS or self.steps < 1 or not 0 <= self.gamma <= 1:
+            raise UserError(
+                f"sampling: 'jump' must be one of {', '.join(_JUMPS)}, 'grid' one of {', '.join(GRIDS)}, 'steps' at least 1 and 'gamma' in [0, 1], "
+                f"got {self.jump}, {self.grid}, {self.steps} and {self.gamma}."
+            )
+
+    def flow_map(self, model: nn.Module, schedule: Schedule) -> FlowMap:
+        """The student as a flow map."""
+        return _JUMPS[self.jump](model, schedule, self)
+
+    def times(self, schedule: Schedule, first: float, steps: int | None = None) -> Tensor:
+        """Decreasing times (steps + 1,) from ``first`` to 0; the grid of N / 2 steps is every second point of the grid of N."""
+        return nested_times(GRIDS[self.grid], schedule, first, self.steps if steps is None else steps)
+
+    def condition(self, condition: Condition, rows: int) -> Condition:
+        """The condition of ``rows`` samples with the guidance scale, for a student that was conditioned on one."""
+        if self.guidance is None:
+            return condition
+        return dataclasses.replace(condition, guidance=torch.full((rows,), self.guidance))
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values from which ``Sampling(**values)`` rebuilds it."""
+        return dataclasses.asdict(self)
+
+
+_JUMPS: Mapping[str, Callable[[Any, Schedule, Sampling], FlowMap]] = {
+    "renoise": lambda model, schedule, _: Renoise(model, schedule, Place(0)),
+    # A single step has no inner points, so that any grid does; the uniform one exists everywhere.
+    "ddim": lambda model, _, __: Solver(model, 1, grid=UniformGrid()),
+    "gamma": lambda model, _, sampling: Gamma(model, sampling.gamma),
+}
+
+
+def carry(flow_map: FlowMap, x: Tensor, times: Tensor, condition: Condition) -> Tensor:
+    """x (B, *D) carried along decreasing times, jump by jump."""
+    for t, s in pairwise(times):
+        x = flow_map(x, t, s, condition)
+    return x
