@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from fewstep.errors import Stopped, UserError
+from fewstep.tables import comparison_table, evaluation_table, matrix_table, shift_table
 
 app = typer.Typer(
     name="fewstep",
@@ -42,7 +43,7 @@ def recipes(
     from fewstep.recipes.source import shipped_names, shipped_text
 
     if matrix:
-        typer.echo(_matrix(name, as_json))
+        typer.echo(matrix_table(name, as_json))
         return
     if name is not None:
         typer.echo(shipped_text(name), nl=False)
@@ -89,7 +90,7 @@ def sample(
     seed: Annotated[int, typer.Option("--seed", help="Sample i of a seed is always the same.")] = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 80,
     teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
-    guidance: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance of the teacher.")] = 1.0,
+    guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="Classifier-free guidance of the teacher, or the scale for a student that was conditioned on it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="The picture; RUN/samples/sample.png unless given.")] = None,
     npz: Annotated[Path | None, typer.Option("--npz", metavar="FILE.npz", help="Also write the samples as an array.")] = None,
 ) -> None:
@@ -97,12 +98,10 @@ def sample(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
-    from fewstep.runs import load, load_teacher
+    from fewstep.runs import load_guided, load_teacher
     from fewstep.runs.pictures import write_array, write_samples
 
-    if guidance != 1.0 and not teacher:
-        raise UserError("--guidance: only the teacher can be guided; add --teacher or leave it out.")
-    sampler = load_teacher(run, guidance) if teacher else load(run)
+    sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
     samples = sampler(n, seed, class_id, steps)
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     write_samples(picture, samples, sampler.low, sampler.high)
@@ -118,8 +117,9 @@ def evaluate(
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws; the recipe's unless given.")] = None,
     teacher_steps: Annotated[list[int], typer.Option("--teacher-steps", min=1, help="Steps of the teacher; repeatable.")] = [],  # noqa: B006
     student_steps: Annotated[list[int], typer.Option("--student-steps", min=1, help="Steps of the student; repeatable.")] = [],  # noqa: B006
+    guidance: Annotated[list[float], typer.Option("--guidance", min=0, metavar="W", help="Also at this guidance scale; repeatable.")] = [],  # noqa: B006
 ) -> None:
-    """Measures teacher and student: Frechet distance, class accuracy, network evaluations and milliseconds an image.
+    """Measures teacher and student: Frechet distance, class accuracy, recall, diversity, network evaluations and milliseconds an image.
 
     Example: fewstep evaluate runs/digits-disback --json
     """
@@ -127,9 +127,30 @@ def evaluate(
     from fewstep.runs import evaluate as measure
     from fewstep.training import Bar
 
-    result = measure(run, teacher_steps, student_steps, draws, Bar())
+    result = measure(run, teacher_steps, student_steps, draws, Bar(), guidance)
     write_run_report(run)
-    typer.echo(json.dumps(result) if as_json else _evaluation_table(result))
+    typer.echo(json.dumps(result) if as_json else evaluation_table(result))
+
+
+@app.command()
+def shift(
+    run: RunArgument,
+    teacher_steps: Annotated[int | None, typer.Option("--teacher-steps", min=1, help="DDIM steps of the teacher; 8 for each of the student's unless given.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=6, help="Samples a row; the recipe's unless given.")] = None,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Draws a row.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Shows where the errors of a student of several steps arise: generations shared by teacher and student (DDIL, Tables 5 to 7), and each step's sensitivity.
+
+    Example: fewstep shift runs/digits-pd --samples 2000
+    """
+    from fewstep.report import write_run_report
+    from fewstep.runs import measure_shift
+    from fewstep.training import Bar
+
+    result = measure_shift(run, teacher_steps, samples, draws, Bar())
+    write_run_report(run)
+    typer.echo(json.dumps(result) if as_json else shift_table(result))
 
 
 @app.command()
@@ -148,7 +169,7 @@ def compare(
     comparison = look(runs)
     curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
     plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
-    typer.echo(json.dumps(comparison.as_json()) if as_json else f"{_comparison_table(comparison.as_json())}\n{out}")
+    typer.echo(json.dumps(comparison.as_json()) if as_json else f"{comparison_table(comparison.as_json())}\n{out}")
 
 
 @app.command()
@@ -162,55 +183,11 @@ def report(run: RunArgument) -> None:
     typer.echo(str(write_run_report(run)))
 
 
-def _matrix(name: str | None, as_json: bool) -> str:
-    from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
-    from fewstep.recipes.legality import COLUMNS, row
-
-    names = shipped_names() if name is None else [name]
-    loaded = [(each, load_recipe(each)) for each in names]
-    rows = [row(each, recipe.method) for each, recipe in loaded if isinstance(recipe, DistillRecipe)]
-    if not rows:
-        raise UserError(f"{name}: is a recipe for 'fewstep pretrain', which has no axes; give one for 'fewstep distill'.")
-    if as_json:
-        return json.dumps({each.name: each.cells for each in rows})
-    width = max(len(each.name) for each in rows) + 2
-    short = [column.split()[1] for column in COLUMNS]
-    lines = [
-        " " * width + "  ".join(short),
-        *(f"{each.name:<{width}}" + "  ".join(f"{'yes' if each.cells[c] is None else '-':<{len(s)}}" for c, s in zip(COLUMNS, short, strict=True)) for each in rows),
-    ]
-    if name is not None:
-        lines += [f"- {reason}" for reason in rows[0].cells.values() if reason is not None]
-    return "\n".join(lines)
-
-
 def _use_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _evaluation_table(result: dict[str, Any]) -> str:
-    lines = [f"{'':<22} {'Frechet distance':>18} {'class accuracy':>15} {'evaluations':>12} {'ms/image':>9}"]
-    for name in ("teacher", "student"):
-        for steps, entry in result[name].items():
-            distance = f"{entry['fd']:.2f} +- {entry['fd_spread']:.2f}"
-            accuracy = f"{entry['accuracy']:.1%}" if "accuracy" in entry else "-"
-            label = f"{name}, {steps} step" + ("s" if steps != "1" else "")
-            lines.append(f"{label:<22} {distance:>18} {accuracy:>15} {entry['nfe']:>12.0f} {entry['ms_per_image']:>9.2f}")
-    reference = result["reference"]
-    lines.append(f"two halves of the data {reference['halves_fd']:>18.2f}   ({reference['samples']} samples a draw, {reference['draws']} draws)")
-    return "\n".join(lines)
-
-
-def _comparison_table(comparison: dict[str, Any]) -> str:
-    width = max(len(name) for name in comparison) + 2
-    lines = [f"{'run':<{width}} {'level':>8} {'steps':>8} {'evaluations':>12}   reaches"]
-    for name, entry in comparison.items():
-        reached = "; ".join(f"{other}: " + ("never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations") for other, found in entry["reaches"].items())
-        lines.append(f"{name:<{width}} {entry['level']:>8.2f} {entry['steps']:>8} {entry['evaluations']:>12}   {reached}")
-    return "\n".join(lines)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

@@ -196,6 +196,13 @@ def test_words_are_as_frequent_as_independent_choices_a_sample_make_them(schedul
         assert abs(count - rows * share) < 4 * math.sqrt(rows * share * (1 - share)), word
 
 
+def test_choices_belong_to_the_samples_indices_and_to_the_transition() -> None:
+    whole = Stochastic(0.5).teaches(PLACE, 500, 0, 1)
+    assert torch.equal(torch.cat([Stochastic(0.5).teaches(PLACE, 250, start, 1) for start in (0, 250)]), whole)
+    assert not torch.equal(whole[:250], whole[250:])
+    assert not torch.equal(Stochastic(0.5).teaches(PLACE, 500, 0, 2), whole)
+
+
 def test_what_the_teacher_takes_it_also_takes_at_larger_probabilities() -> None:
     chosen = torch.stack([Stochastic(p).teaches(PLACE, 500, 0, 1) for p in PROBABILITIES])
     assert bool((chosen[1:] >= chosen[:-1]).all())
@@ -223,7 +230,10 @@ def test_the_teacher_is_called_only_where_it_is_needed(selection: Selection, exp
 
 
 def test_samples_carry_no_gradient() -> None:
-    assert not mixed_sampler(_relay(KarrasVE()), Stochastic(0.5))(PLACE, 20, torch.arange(20) % 2).requires_grad
+    relay, student = _relay(KarrasVE()), tiny_denoiser(classes=2)
+    assert student(relay.times.new_zeros(1, 2).float(), relay.times[0], None).requires_grad
+    trained = Relay(relay.teacher, Solver(student, 1), relay.prior, relay.times, relay.fine)
+    assert not mixed_sampler(trained, Stochastic(0.5))(PLACE, 20, torch.arange(20) % 2).requires_grad
 
 
 # The tables

@@ -39,14 +39,14 @@ class TargetParts:
         return None if self.backtracked is None else self.backtracked.advance
 
 
-def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMatching, states: States, start: NetworkDenoiser | None) -> TargetParts:
+def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMatching, states: States, start: NetworkDenoiser | None, learned: bool) -> TargetParts:
     """The recipe's target. A backtracked one is recorded by training ``degraded`` (whose weights are the teacher's) by ``objective`` on the untrained student's samples;
-    the distillation begins by copying its last node into ``start``, the fake score, where the method has one.
+    the distillation begins by copying its last node into ``start``, the fake score, unless that is None. ``learned``: whether the method has a learned fake score.
     """
     choice, steps = context.target, context.training.steps
     if isinstance(choice, config.FixedTarget):
         return TargetParts(Fixed(context.teacher), [], [], steps, None, None)
-    if start is None and isinstance(choice.switch, config.SwitchAtPlateau):
+    if not learned and isinstance(choice.switch, config.SwitchAtPlateau):
         raise UserError("'target.switch.kind: plateau' watches the gap between the target and a fake score that is learned, which this method has not; use 'target.switch.kind: every'.")
     path = DegradationPath(context.folder / "path", context.original, {"method": context.method.model_dump(mode="json"), "target": choice.model_dump(mode="json")})
     backtracked = Backtracked(path, _switch_rule(choice.switch))

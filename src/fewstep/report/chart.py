@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fewstep.report.scale import Scale, fitted
 from fewstep.report.words import compact, number
@@ -28,11 +29,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at ``x``; ``label`` stands above it, ``step`` is the step that it marks."""
+    """A vertical line at ``x``; ``label`` stands above it, ``step`` is the step that it marks. ``what`` begins there: the "target" moves to the label, or a "stage" of that name begins."""
 
     x: float
     label: str
     step: int
+    what: Literal["target", "stage"] = "target"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ class Drawing:
     pooled: int
     text: str
 
+    @property
+    def marked(self) -> str:
+        """What the marks are, for the legend."""
+        return "" if not self.chart.marks else {"target": "the target moves", "stage": "a stage begins"}[self.chart.marks[0].what]
+
 
 def pool(length: int, most: int = _MOST_POINTS) -> int:
     """How many neighbours make one point, so that at most ``most`` points remain."""
@@ -182,7 +189,7 @@ class _Frame:
             half = _LETTER * len(mark.label) / 2
             middle = min(max(self.x(mark.x), self.left + half), self.right - half)
             row = next((i for i, end in enumerate(ends) if middle - half >= end + 4), len(ends))
-            hint = f"target: {mark.label}, from step {mark.step:,}"
+            hint = f"{mark.what}: {mark.label}, from step {mark.step:,}"
             if row < 3:
                 ends[row : row + 1] = [middle + half]
             label = mark.label if row < 3 else ""
@@ -215,5 +222,5 @@ def _in_words(chart: Chart) -> str:
         values = [y for _, y in series.points]
         parts.append(f"{series.name}: from {number(values[0])} to {number(values[-1])}, lowest {number(min(values))}, highest {number(max(values))}.")
     parts += [f"{level.label}." for level in chart.levels if level.label]
-    parts += [f"The target is {mark.label} from step {mark.step:,}." for mark in chart.marks]
+    parts += [f"The {mark.what} is {mark.label} from step {mark.step:,}." for mark in chart.marks]
     return " ".join(parts)

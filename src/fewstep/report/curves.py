@@ -27,27 +27,41 @@ _READINGS = {
 
 
 def main_charts(run: Run) -> list[Drawing]:
-    """Distance and class accuracy over evaluations; denoising losses and gap over steps."""
+    """Distance and class accuracy over evaluations; over steps the losses of denoising, the gap between the scores, and the student's own terms, whichever the method has."""
     history = run.history
     distance = _series(history.evaluation, ["fd"], "evaluations", {"fd": "student"})
     accuracy = _series(history.evaluation, ["accuracy"], "evaluations", {"accuracy": "student"})
-    return [
+    charts = [
         *_chart(history, "Frechet distance", "evaluations", distance, levels=_distance_levels(run)),
         *_chart(history, "Class accuracy", "evaluations", accuracy, may_be_log=False),
         *_chart(history, "Denoising loss", "step", _series(history.training, _ending(history, "denoising"), "step")),
         *_chart(history, "Gap between fake and target score", "step", _series(history.training, _ending(history, "gap"), "step")),
     ]
+    for name in _own_terms(history):
+        charts += _chart(history, f"{_term(name).capitalize()} loss of the student", "step", _series(history.training, [name], "step"))
+    return charts
 
 
 def other_charts(history: History) -> list[Drawing]:
     """Everything else that training reported, one small chart a name; gradient norms are together."""
     norms = _ending(history, "gradient_norm")
-    shown = {*norms, *_ending(history, "denoising"), *_ending(history, "gap")}
+    shown = {*norms, *_ending(history, "denoising"), *_ending(history, "gap"), *_own_terms(history)}
     charts = _chart(history, "Gradient norm before clipping", "step", _series(history.training, norms, "step"), size=_SMALL)
     for name in history.names():
         if name not in shown:
-            charts += _chart(history, name.replace("_", " "), "step", _series(history.training, [name], "step"), size=_SMALL)
+            title = f"{name.partition('.')[0].replace('_', ' ').capitalize()}: {_term(name)}"
+            charts += _chart(history, title, "step", _series(history.training, [name], "step"), size=_SMALL)
     return charts
+
+
+def _own_terms(history: History) -> list[str]:
+    """The student's loss terms that have no chart of their kind: what methods other than distribution matching train by."""
+    shared = ("denoising", "gap", "gradient", "gradient_norm")
+    return [name for name in history.names() if name.startswith("student.") and name.partition(".")[2] not in shared]
+
+
+def _term(name: str) -> str:
+    return name.partition(".")[2].replace("_", " ")
 
 
 def health_charts(history: History) -> list[Drawing]:
@@ -68,8 +82,13 @@ def _other_reading(name: str) -> tuple[str, str, float | None]:
 
 
 def marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
-    """The target's switches along an axis."""
-    return tuple(Mark(switch.step if axis == "step" else switch.evaluations, switch.name, switch.step) for switch in history.switches())
+    """The target's switches along an axis; where it has none, the stages of a run that has several."""
+    index = 0 if axis == "step" else 1
+    switches = history.switches()
+    if switches:
+        return tuple(Mark(switch.step if axis == "step" else switch.evaluations, switch.name, switch.step) for switch in switches)
+    stages = [stage for stage in history.stages() if stage.name != "record"]
+    return tuple(Mark(stage.first[index], stage.name, stage.first[0], "stage") for stage in stages) if len(stages) > 1 else ()
 
 
 def bands_over(history: History, axis: Axis) -> tuple[Band, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
+from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.report.history import History
 from fewstep.report.pictures import Picture, evenly, read_picture
 from fewstep.training.log import read_log
@@ -20,16 +21,18 @@ _IN_STRIP = 8
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One row of ``evaluation.json``: a model at a number of steps; figures are as the file has them, None where it has not."""
+    """One row of ``evaluation.json``: a model at a number of steps, and at a scale of guidance where there is one; figures are as the file has them."""
 
     model: str
     steps: int
     figures: Mapping[str, Any]
+    guidance: str = ""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. ``samples`` are (step, picture); ``nodes`` the steps at which the path's nodes were recorded; ``missing`` maps a part to why it is not there."""
+    """A run folder. ``samples`` are (step, picture); ``nodes`` the steps at which the path's nodes were recorded; ``missing`` maps a part to why it is not there. ``student_steps``: for how
+    many it was trained, None where the recipe does not tell; ``backtracked``: whether there is a degradation path to speak of."""
 
     name: str
     recipe: Mapping[str, Any]
@@ -38,6 +41,10 @@ class Run:
     evaluated: tuple[Evaluated, ...]
     reference: Mapping[str, Any]
     mismatch: Mapping[str, Any]
+    guided: tuple[Evaluated, ...]
+    shift: Mapping[str, Any]
+    student_steps: int | None
+    backtracked: bool
     samples: tuple[tuple[int, Picture], ...]
     path_picture: Picture | None
     path_rows: tuple[str, ...]
@@ -61,6 +68,7 @@ def gather(folder: Path) -> Run:
         missing["samples"] = "No samples were kept while the run went on."
     if picture is None:
         missing["path_picture"] = "There is no picture of the path's nodes (samples/path.png)."
+    shift = _json(folder / "shift.json", "shift", "The covariate shift was not measured", missing)
     nodes, reference, mismatch = manifest.get("nodes"), evaluation.get("reference"), evaluation.get("mismatch")
     return Run(
         name=str(recipe.get("name") or folder.resolve().name),
@@ -70,6 +78,10 @@ def gather(folder: Path) -> Run:
         evaluated=_evaluated(evaluation),
         reference=reference if isinstance(reference, dict) else {},
         mismatch=mismatch if isinstance(mismatch, dict) else {},
+        guided=_guided(evaluation.get("guidance")),
+        shift=shift,
+        student_steps=_student_steps(folder / "recipe.yaml"),
+        backtracked=bool(manifest) or picture is not None or bool(history.switches()) or not _is_fixed(recipe),
         samples=samples,
         path_picture=picture,
         path_rows=_row_names(folder / "samples" / "path.json"),
@@ -111,15 +123,36 @@ def _json(path: Path, part: str, absent: str, missing: dict[str, str]) -> dict[s
     return content
 
 
-def _evaluated(evaluation: Mapping[str, Any]) -> tuple[Evaluated, ...]:
+def _student_steps(path: Path) -> int | None:
+    """Of the recipe's student; None for a recipe that is not of this version."""
+    try:
+        recipe = load_recipe(path)
+    except UserError:
+        return None
+    return recipe.method.steps_of_student if isinstance(recipe, DistillRecipe) else None
+
+
+def _is_fixed(recipe: Mapping[str, Any]) -> bool:
+    """Whether the recipe says that the target is the teacher throughout."""
+    target = recipe.get("target")
+    return isinstance(target, dict) and target.get("kind") == "fixed"
+
+
+def _evaluated(evaluation: Mapping[str, Any], guidance: str = "") -> tuple[Evaluated, ...]:
     """Teacher before student, many steps before few."""
     found = []
     for model in ("teacher", "student"):
         by_steps = evaluation.get(model)
         rows = by_steps.items() if isinstance(by_steps, dict) else ()
-        known = [Evaluated(model, int(steps), figures) for steps, figures in rows if steps.isdecimal() and isinstance(figures, dict)]
+        known = [Evaluated(model, int(steps), figures, guidance) for steps, figures in rows if steps.isdecimal() and isinstance(figures, dict)]
         found += sorted(known, key=lambda row: -row.steps)
     return tuple(found)
+
+
+def _guided(by_scale: Any) -> tuple[Evaluated, ...]:
+    """The same at each scale of guidance."""
+    scales = by_scale.items() if isinstance(by_scale, dict) else ()
+    return tuple(row for scale, models in scales if isinstance(models, dict) for row in _evaluated(models, str(scale)))
 
 
 def _samples(folder: Path, history: History) -> tuple[tuple[int, Picture], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.files import write_text
-from fewstep.report import curves, story
+from fewstep.report import curves, measured, story
 from fewstep.report.gather import Run, gather
 from fewstep.report.page import render
 
@@ -30,9 +30,12 @@ def _page(run: Run) -> str:
         target=story.target(run),
         summary=story.summary(run),
         tiles=story.tiles(run),
-        evaluation=story.evaluation_rows(run),
-        mismatch=story.mismatch_rows(run),
-        reading=story.reading_of_table(run),
+        facts=story.facts(run),
+        evaluation=measured.evaluation_table(run),
+        mismatch=measured.mismatch_rows(run),
+        reading=measured.reading_of_table(run),
+        shift=measured.shift_tables(run),
+        shift_reading=measured.reading_of_shift(run),
         path=story.path(run),
         charts=curves.main_charts(run),
         more_charts=curves.other_charts(history),

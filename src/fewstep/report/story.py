@@ -8,7 +8,8 @@ from typing import Any
 
 from fewstep.report.gather import Evaluated, Run
 from fewstep.report.history import History, StageCost
-from fewstep.report.words import count, duration, is_number, listed, number, percent, with_spread
+from fewstep.report.measured import distance, title
+from fewstep.report.words import count, duration, is_number, listed, number, percent
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,21 @@ def verdict(history: History) -> Verdict:
 
 
 def method(recipe: Mapping[str, Any]) -> str:
-    """What the recipe calls its method."""
-    return _word(_sought(recipe, "method")) or "not named in the recipe"
+    """What the recipe calls its method, with the fake score that tells the methods of distribution matching apart."""
+    section = _sought(recipe, "method")
+    fake = _word(section["fake"]) if isinstance(section, dict) and "fake" in section else ""
+    return (_word(section) + (f", fake score: {fake}" if fake else "")) or "not named in the recipe"
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What else tells this run from others: the student's steps, and states and thresholds where they are not the usual ones."""
+    found = [] if run.student_steps is None else [("Student", count(run.student_steps, "step"))]
+    for name, label, usual in (("states", "States", "usual"), ("reflected", "Thresholds", "none")):
+        section = run.recipe.get(name)
+        word = _word(section) if isinstance(section, dict) and "kind" in section else ""
+        if word and word != usual:
+            found.append((label, word))
+    return found
 
 
 def target(run: Run) -> str:
@@ -78,9 +92,11 @@ def summary(run: Run) -> str:
     """The outcome in one sentence."""
     teachers, students = _rows(run, "teacher"), _rows(run, "student")
     if students:
-        student = students[-1]
-        reached = f"In {count(student.steps, 'step')} the student reaches a Frechet distance of {_distance(student)}"
-        beside = listed([f"{_distance(row)} in {count(row.steps, 'step')}" for row in teachers])
+        # The steps it was trained for, or else the fewest.
+        usual = next((row for row in students if row.steps == run.student_steps), students[-1])
+        others = listed([f"{distance(row)} in {count(row.steps, 'step')}" for row in students if row is not usual])
+        reached = f"In {count(usual.steps, 'step')} the student reaches a Frechet distance of {distance(usual)}" + (f" ({others})" if others else "")
+        beside = listed([f"{distance(row)} in {count(row.steps, 'step')}" for row in teachers])
         return f"{reached}; the teacher has {beside}." if beside else f"{reached}."
     checked = _checked(run.history)
     if checked:
@@ -91,7 +107,7 @@ def summary(run: Run) -> str:
 def tiles(run: Run) -> list[Tile]:
     """The headline's figures: student, teacher, cost, health."""
     stages, state = run.history.stages(), verdict(run.history)
-    shown = [Tile(_title(row), _distance(row), _detail(row)) for row in [*reversed(_rows(run, "student")), *_rows(run, "teacher")]]
+    shown = [Tile(title(row), distance(row), _detail(row)) for row in [*reversed(_rows(run, "student")), *_rows(run, "teacher")]]
     if not _rows(run, "student"):
         checked = _checked(run.history)
         shown.insert(0, Tile("Student, newest check", number(checked[-1][1]) if checked else "–", "Frechet distance"))
@@ -125,40 +141,6 @@ def _cost(stage: StageCost, evaluations: int) -> CostRow:
         per_step=number(round(stage.evaluations / steps)),
         ms_per_step="–" if stage.seconds is None else number(1000.0 * stage.seconds / steps),
     )
-
-
-def evaluation_rows(run: Run) -> list[dict[str, str]]:
-    """The table of ``evaluation.json``; the halves of the data come last, for reference."""
-    rows = [
-        {
-            "model": _title(row),
-            "role": row.model,
-            "fd": _distance(row),
-            "accuracy": percent(row.figures.get("accuracy")),
-            "nfe": number(row.figures.get("nfe")),
-            "ms": number(row.figures.get("ms_per_image")),
-        }
-        for row in run.evaluated
-    ]
-    if is_number(run.reference.get("halves_fd")):
-        rows.append({"model": "Two halves of the data", "role": "reference", "fd": number(run.reference["halves_fd"]), "accuracy": "–", "nfe": "–", "ms": "–"})
-    return rows
-
-
-def mismatch_rows(run: Run) -> list[dict[str, Any]]:
-    """The mismatch degree by noise level: the teacher on data, and on the student's samples (DisBack, Fig. 11)."""
-    columns = [run.mismatch.get(name) for name in ("levels", "training", "assessed", "reliable")]
-    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns if column is not None}) != 1:
-        return []
-    rows = zip(*(column for column in columns if column is not None), strict=True)
-    return [{"level": number(level), "training": number(training), "assessed": number(assessed), "reliable": bool(fine)} for level, training, assessed, fine in rows]
-
-
-def reading_of_table(run: Run) -> str:
-    """How the table is to be read."""
-    samples, draws = run.reference.get("samples"), run.reference.get("draws")
-    size = f" Each is measured on {number(samples)} samples" + (f", and ± is the spread over {number(draws)} draws." if is_number(draws) else ".")
-    return "Lower distances are better." + (size if is_number(samples) else "")
 
 
 def path(run: Run) -> str:
@@ -208,14 +190,6 @@ def _word(value: Any) -> str:
 
 def _rows(run: Run, model: str) -> list[Evaluated]:
     return [row for row in run.evaluated if row.model == model]
-
-
-def _title(row: Evaluated) -> str:
-    return f"{row.model.capitalize()}, {count(row.steps, 'step')}"
-
-
-def _distance(row: Evaluated) -> str:
-    return with_spread(row.figures.get("fd"), row.figures.get("fd_spread"))
 
 
 def _detail(row: Evaluated) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,21 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.guidance import guided_samplers
 from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
 from fewstep.training import Silent, Watcher
 
 MISMATCH_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model to be measured at a number of steps; ``into`` takes what is found."""
+
+    name: str
+    sampler: Sampler
+    steps: int
+    into: dict[str, Any]
 
 
 def evaluate(
@@ -32,36 +43,50 @@ def evaluate(
     student_steps: Sequence[int] | None = None,
     draws: int | None = None,
     watcher: Watcher | None = None,
+    guidance: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Frechet distance, class accuracy, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
+    """Quality, breadth, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
 
-    Steps and draws default to the recipe's. Teacher and student are measured on the same noise and classes.
+    Steps and draws default to the recipe's. Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
+    scales, ``result["guidance"][str(scale)]`` has the same for the guided teacher at its most steps and, where it was conditioned on the scale, for the student at its usual steps.
     """
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
     choice = recipe.evaluation
     evaluator = build_evaluator(choice, build_data(recipe.data))
     draws = draws or choice.draws
-    watcher = watcher or Silent()
     student, teacher = load(folder.path), load_teacher(folder.path)
-    jobs: list[tuple[str, Sampler, int]] = [("teacher", teacher, steps) for steps in teacher_steps or choice.teacher_steps]
-    jobs += [("student", student, steps) for steps in student_steps or choice.student_steps]
     result: dict[str, Any] = {"teacher": {}, "student": {}}
+    teacher_steps = teacher_steps or choice.teacher_steps
+    jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
+    jobs += [_Job("student", student, steps, result["student"]) for steps in student_steps or choice.student_steps]
     result["reference"] = {"halves_fd": evaluator.halves(), "samples": evaluator.samples, "draws": draws}
-    with watcher:
-        watcher.stage("evaluate", len(jobs) * draws, 0)
-        done = 0
-        for name, sampler, steps in jobs:
-
-            def report(name: str = name, steps: int = steps) -> None:
-                nonlocal done
-                done += 1
-                watcher.step(done, f"{name} at {steps}")
-
-            result[name][str(steps)] = _measure(evaluator, sampler, steps, draws, report)
+    if guidance:
+        result["guidance"] = {}
+        for scale, samplers in guided_samplers(folder.path, student, guidance).items():
+            result["guidance"][scale] = {name: {} for name in samplers}
+            for name, sampler in samplers.items():
+                steps = max(teacher_steps) if name == "teacher" else student.usual_steps
+                jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
+    _work_off(jobs, evaluator, draws, watcher or Silent())
     result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
     write_text(folder.evaluation, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _work_off(jobs: Sequence[_Job], evaluator: Evaluator, draws: int, watcher: Watcher) -> None:
+    """Measures each job into its dictionary."""
+    with watcher:
+        watcher.stage("evaluate", len(jobs) * draws, 0)
+        done = 0
+        for job in jobs:
+
+            def report(note: str = f"{job.name} at {job.steps}") -> None:
+                nonlocal done
+                done += 1
+                watcher.step(done, note)
+
+            job.into[str(job.steps)] = _measure(evaluator, job.sampler, job.steps, draws, report)
 
 
 def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict[str, Any]:
@@ -72,7 +97,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     subset = replace(data, samples=data.samples[order], labels=None if data.labels is None else data.labels[order])
     training = training_mismatch(teacher, subset, place)
     labels = subset.labels if student.prior.classes else None
-    assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, 1), labels, place)
+    assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, student.usual_steps), labels, place)
     assessed_mean, training_mean = comparable_means(assessed, training)
     return {
         "levels": training.levels,
@@ -96,9 +121,10 @@ def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, rep
         return samples
 
     with metered() as meter:
-        quality = evaluator.measure(sample, draws)
+        found = evaluator.describe(sample, draws)
+    quality = found.quality
     images = draws * evaluator.samples
     entry: dict[str, Any] = {"fd": quality.fd, "fd_spread": quality.fd_spread}
     if quality.accuracy is not None:
         entry["accuracy"] = quality.accuracy
-    return {**entry, "nfe": meter.evaluations / images, "ms_per_image": 1e3 * spent / images}
+    return {**entry, **asdict(found.breadth), "nfe": meter.evaluations / images, "ms_per_image": 1e3 * spent / images}

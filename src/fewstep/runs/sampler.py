@@ -17,7 +17,7 @@ from fewstep.recipes.parts import build_data, build_grid, build_teacher
 from fewstep.runs.folder import RunFolder
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import RULES, Rule, solve
-from fewstep.solvers.sampling import Sampling, carry
+from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.times import Grid
 
@@ -77,13 +77,13 @@ class StudentSampler(Sampler):
     @torch.no_grad()
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
         times = self._times(steps)
-        flow_map = self.sampling.flow_map(self.model, self.schedule)
         parts = []
         for start in range(0, n, BATCH):
             rows = min(BATCH, n - start)
             part = None if labels is None else labels[start : start + rows]
             state = self.prior.at(place, "prior", rows, part, start)
-            parts.append(carry(flow_map.at(place, start), state.x, times, self.sampling.condition(state.condition, rows)))
+            begin = state.x, self.sampling.condition(state.condition, rows)
+            parts.append(self.sampling.sample(self.model, place, start, begin, self.schedule, times))
         return torch.cat(parts)
 
     def _times(self, steps: int) -> Tensor:

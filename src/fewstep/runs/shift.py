@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Relay:
 
     ``fine`` (N + 1,): the teacher's times, of which every (N / n)-th is the student's (``times.nested_times`` with N and with n steps gives both). The student is a
     ``FlowMap`` from one of its times to the next: ``Solver(student, 1)`` for a DDIM student, ``Renoise`` for a consistency model. Raises ``UserError`` for grids that are not nested.
+    ``guidance``: the scale that the condition carries, for a student that was conditioned on one; the teacher is then ``Guided`` and reads the same.
     """
 
     teacher: Denoiser
@@ -47,6 +48,7 @@ class Relay:
     prior: Prior
     times: Tensor
     fine: Tensor
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         steps, fine_steps = len(self.times) - 1, len(self.fine) - 1
@@ -69,6 +71,11 @@ class Relay:
     def ratio(self) -> int:
         """The teacher's steps to one of the student's, N / n."""
         return (len(self.fine) - 1) // (len(self.times) - 1)
+
+    def starts(self, place: Place, rows: int, labels: Tensor | None, start: int) -> tuple[Tensor, Condition]:
+        """Noise (rows, *D) of the samples ``start`` ... of a place, as the student's own sampler draws it, and their condition."""
+        state = self.prior.at(place, "prior", rows, labels, start)
+        return state.x, state.condition if self.guidance is None else replace(state.condition, guidance=torch.full((rows,), self.guidance))
 
     def taught(self, x: Tensor, transition: int, condition: Condition) -> Tensor:
         """x (B, *D) carried over a transition in [0, n) by the teacher."""
@@ -130,11 +137,10 @@ def mixed_sampler(relay: Relay, selection: Selection) -> Sample:
         for start in range(0, rows, BATCH):
             count = min(BATCH, rows - start)
             part = None if labels is None else labels[start : start + count]
-            state = relay.prior.at(place, "prior", count, part, start)
-            student, x = relay.student.at(place, start), state.x
+            student, (x, condition) = relay.student.at(place, start), relay.starts(place, count, part, start)
             for index in range(relay.transitions):
                 teaches = selection.teaches(place, count, start, index)
-                x = _carried(relay, student, x, index, teaches, state.condition)
+                x = _carried(relay, student, x, index, teaches, condition)
             parts.append(x)
         return torch.cat(parts)
 
@@ -163,23 +169,24 @@ class ShiftRow:
     diversity: float
 
 
-def mixing(relay: Relay, evaluator: Evaluator, probabilities: Sequence[float] = PROBABILITIES, draws: int = 1) -> tuple[ShiftRow, ...]:
-    """A row for each probability of the teacher."""
-    return tuple(_row(relay, evaluator, Stochastic(probability), probability, draws) for probability in probabilities)
-
-
-def teacher_then_student(relay: Relay, evaluator: Evaluator, draws: int = 1) -> tuple[ShiftRow, ...]:
-    """A row for each of the student's times, at which it takes over: the first is the student alone, the last (t = 0) the teacher."""
-    return tuple(_row(relay, evaluator, TeacherFirst(index), float(time), draws) for index, time in enumerate(relay.times))
-
-
-def student_then_teacher(relay: Relay, evaluator: Evaluator, draws: int = 1) -> tuple[ShiftRow, ...]:
-    """A row for each of the student's times, at which the teacher takes over: the first is the teacher alone, the last (t = 0) the student."""
-    return tuple(_row(relay, evaluator, StudentFirst(index), float(time), draws) for index, time in enumerate(relay.times))
-
-
-def _row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float, draws: int) -> ShiftRow:
+def row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float, draws: int = 1) -> ShiftRow:
+    """The quality of one selection's samples, clamped to the data's range."""
     sampler, data = mixed_sampler(relay, selection), evaluator.data
     found = evaluator.describe(lambda place, rows, labels: sampler(place, rows, labels).clamp(data.low, data.high), draws)
     quality, breadth = found.quality, found.breadth
     return ShiftRow(float(setting), quality.fd, quality.fd_spread, quality.accuracy, breadth.recall, breadth.diversity)
+
+
+def mixing(relay: Relay, evaluator: Evaluator, probabilities: Sequence[float] = PROBABILITIES, draws: int = 1) -> tuple[ShiftRow, ...]:
+    """A row for each probability of the teacher."""
+    return tuple(row(relay, evaluator, Stochastic(probability), probability, draws) for probability in probabilities)
+
+
+def teacher_then_student(relay: Relay, evaluator: Evaluator, draws: int = 1) -> tuple[ShiftRow, ...]:
+    """A row for each of the student's times, at which it takes over: the first is the student alone, the last (t = 0) the teacher."""
+    return tuple(row(relay, evaluator, TeacherFirst(index), float(time), draws) for index, time in enumerate(relay.times))
+
+
+def student_then_teacher(relay: Relay, evaluator: Evaluator, draws: int = 1) -> tuple[ShiftRow, ...]:
+    """A row for each of the student's times, at which the teacher takes over: the first is the teacher alone, the last (t = 0) the student."""
+    return tuple(row(relay, evaluator, StudentFirst(index), float(time), draws) for index, time in enumerate(relay.times))

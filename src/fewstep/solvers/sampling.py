@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.schedule import Schedule
 from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
 from fewstep.solvers.gamma import Gamma
+from fewstep.solvers.rule import RULES, solve
 from fewstep.times import Grid, LogSNRGrid, RhoGrid, UniformGrid, nested_times
 
 GRIDS: Mapping[str, Grid] = {"rho": RhoGrid(), "log-snr": LogSNRGrid(), "uniform": UniformGrid()}
@@ -26,6 +28,7 @@ GRIDS: Mapping[str, Grid] = {"rho": RhoGrid(), "log-snr": LogSNRGrid(), "uniform
 class Sampling:
     """``jump``: ``renoise`` (to the estimate of x_0, and noised again: consistency models, DMD2), ``ddim`` (deterministic: progressive distillation, flows) or ``gamma`` (trajectory
     models; ``gamma`` in [0, 1]). ``grid``: of the nested times; ``steps``: how many unless told otherwise; ``guidance``: the scale given to a student that was conditioned on it.
+    ``rule``: the solver of whole samples for ``ddim``, ``euler`` (DDIM itself) or ``dpm2m``, as DDIL samples its students (App. A).
     """
 
     jump: str = "renoise"
@@ -33,8 +36,11 @@ class Sampling:
     steps: int = 1
     gamma: float = 0.0
     guidance: float | None = None
+    rule: str = "euler"
 
     def __post_init__(self) -> None:
+        if self.rule not in ("euler", "dpm2m") or (self.rule != "euler" and self.jump != "ddim"):
+            raise UserError(f"sampling: 'rule' must be 'euler', or 'dpm2m' with the jump 'ddim', got '{self.rule}' with '{self.jump}'.")
         if self.jump not in _JUMPS or self.grid not in GRIDS or self.steps < 1 or not 0 <= self.gamma <= 1:
             raise UserError(
                 f"sampling: 'jump' must be one of {', '.join(_JUMPS)}, 'grid' one of {', '.join(GRIDS)}, 'steps' at least 1 and 'gamma' in [0, 1], "
@@ -44,6 +50,17 @@ class Sampling:
     def flow_map(self, model: nn.Module, schedule: Schedule) -> FlowMap:
         """The student as a flow map."""
         return _JUMPS[self.jump](model, schedule, self)
+
+    def sample(self, model: nn.Module, place: Place, start: int, state: tuple[Tensor, Condition], schedule: Schedule, times: Tensor) -> Tensor:
+        """x_0 (B, *D), not clamped, from a start (x, condition) at ``times[0]``; noise is a function of the place, from sample ``start`` of it on."""
+        x, condition = state
+        if self.rule != "euler":
+            assert isinstance(model, Denoiser)
+            return solve(RULES[self.rule], model, x, times, condition)
+        flow_map = self.flow_map(model, schedule).at(place, start)
+        for t, s in pairwise(times):
+            x = flow_map(x, t, s, condition)
+        return x
 
     def times(self, schedule: Schedule, first: float, steps: int | None = None) -> Tensor:
         """Decreasing times (steps + 1,) from ``first`` to 0; the grid of N / 2 steps is every second point of the grid of N."""
@@ -66,10 +83,3 @@ _JUMPS: Mapping[str, Callable[[Any, Schedule, Sampling], FlowMap]] = {
     "ddim": lambda model, _, __: Solver(model, 1, grid=UniformGrid()),
     "gamma": lambda model, _, sampling: Gamma(model, sampling.gamma),
 }
-
-
-def carry(flow_map: FlowMap, x: Tensor, times: Tensor, condition: Condition) -> Tensor:
-    """x (B, *D) carried along decreasing times, jump by jump."""
-    for t, s in pairwise(times):
-        x = flow_map(x, t, s, condition)
-    return x

@@ -82,7 +82,8 @@ class ConsistencyMethod(Method):
         target = Averaged(student, HalfLife(self.ema, ramp=0.0))
         averaged = target.average
         assert isinstance(averaged, Denoiser)
-        teacher = context.teacher if self.guidance is None else Guided(context.teacher)
+        # The guided estimate is what leaves the data's range, so the threshold comes after it.
+        teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
         distance = build_distance(self.distance, context.features, context.data)
         objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, RULES[self.rule], distance)
         # The nearest times of the training grid, on which the states must stand.

@@ -39,7 +39,7 @@ class IdentityMethod(Method):
         return self.steps
 
     def build(self, context: Context) -> Built:
-        student, fake = context.student.model, copy_of(context.original)
+        student, fake = context.student.model, start_of(self.fake, context)
         states = trajectory_states(context, self.steps)
         learning = ScoreMatching(fake, student, build_times(self.fake.times), build_denoising_weight(self.fake.weighting))
         target = build_target(context, fake, learning, states, fake)

@@ -124,10 +124,8 @@ class DistributionMatchingMethod(Method):
         student = context.student.model
         states = trajectory_states(context, self.steps)
         fake, phases, objective = self._fake(context, states)
-        degraded = objective.fake if objective is not None else copy_of(context.original)
-        assert isinstance(degraded, NetworkDenoiser)
-        recorded_by = objective or ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
-        target = build_target(context, degraded, recorded_by, states, None if objective is None else degraded)
+        degraded, recorded_by, start = self._recorded(context, objective)
+        target = build_target(context, degraded, recorded_by, states, start, objective is not None)
         matching = DistributionMatching(student, fake, target.target, build_times(self.times), build_matching_weight(self.weighting.kind))
         terms, begin = [Term(matching, states, name="matching")], list(target.begin)
         if self.regression is not None:
@@ -156,6 +154,21 @@ class DistributionMatchingMethod(Method):
         objective = ScoreMatching(network, student, build_times(choice.times), build_denoising_weight(choice.weighting))
         phase = trained("fake", network, [Term(objective, states, name="fake score")], choice.optimizer, adapter)
         return Learned(context.reflected(network, "fake")), [phase], objective
+
+    def _recorded(self, context: Context, objective: ScoreMatching | None) -> tuple[NetworkDenoiser, ScoreMatching, NetworkDenoiser | None]:
+        """For a backtracked target: what is degraded, by which objective, and what takes the last node's weights.
+
+        A fake score that starts as the teacher is degraded itself. Of one with an adapter the base takes the last node; one that starts at random weights does not.
+        """
+        if objective is not None and isinstance(self.fake, LearnedFake) and self.fake.start == "teacher":
+            assert isinstance(objective.fake, NetworkDenoiser)
+            return objective.fake, objective, objective.fake
+        degraded = copy_of(context.original)
+        if objective is None:
+            weight = build_denoising_weight(config.EDMWeighting(kind="edm"))
+            return degraded, ScoreMatching(degraded, context.student.model, build_times(self.times), weight), None
+        start = base_of(objective.fake, context.original) if isinstance(self.fake, LowRankFake) else None
+        return degraded, replace(objective, fake=degraded), start
 
     def _regression(self, context: Context, choice: Regression) -> tuple[Term, Action]:
         path = context.folder / "pairs.safetensors"

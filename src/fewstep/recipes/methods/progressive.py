@@ -37,6 +37,7 @@ Power = Annotated[int, Field(ge=1)]
 class ProgressiveMethod(Method):
     """From ``start`` steps of the teacher to ``steps`` of the student, both powers of two. ``growth``: each round is this much longer than the one before. ``parts`` 2 splits each round
     in two, the second with a new warm-up (DDIL's protocol). ``convert``: the student emits another prediction, for which it is first trained (``prepare``, a share of the run).
+    ``sample_with``: DDIM steps, or DPM-Solver++ 2M as DDIL does (App. A).
     """
 
     kind: Literal["progressive"]
@@ -48,6 +49,7 @@ class ProgressiveMethod(Method):
     convert: Literal["x0", "eps", "v"] | None = None
     guidance: GuidanceRange | None = None
     prepare: float = Field(0.15, gt=0, lt=1)
+    sample_with: Literal["euler", "dpm2m"] = "euler"
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student"))
 
@@ -69,7 +71,7 @@ class ProgressiveMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("ddim", steps=self.steps, guidance=None if self.guidance is None else self.guidance.sample_at)
+        return Sampling("ddim", steps=self.steps, guidance=None if self.guidance is None else self.guidance.sample_at, rule=self.sample_with)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         if self.convert is not None:
@@ -80,8 +82,9 @@ class ProgressiveMethod(Method):
         rounds = list(self._rounds())
         prepares = self.convert is not None or self.guidance is not None
         total = context.training.steps
-        lengths = divided(total, [*([self.prepare * sum(self.growth**i for i in range(len(rounds)))] if prepares else []), *(self.growth**i for i in range(len(rounds)))])
-        teacher: Denoiser = context.teacher if self.guidance is None else Guided(context.teacher)
+        shares = [self.growth**index for index in range(len(rounds))]
+        lengths = divided(total, [self.prepare / (1 - self.prepare) * sum(shares), *shares] if prepares else shares)
+        teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
         stages = []
         if prepares:
             stages.append(self._prepare(context, teacher, lengths.pop(0)))

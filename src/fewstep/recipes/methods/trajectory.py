@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -45,7 +45,7 @@ class TrajectoryMethod(Method):
     ema: float = Field(20.0, ge=0)
     denoising: DenoisingTerm = DenoisingTerm()
     adversarial: AdversarialChoice | None = None
-    adversarial_after: int = Field(0, ge=0)
+    adversarial_after: Annotated[int, Field(ge=0), config.Share()] = 0
     gamma: float = Field(0.0, ge=0, le=1)
     steps: config.Count = 2
 

@@ -1,0 +1,116 @@
+"""Does training on the student's own states help, and thresholding? PD, LCM and DMD2 on digits: plain, + reflected, + DDIL, + both.
+
+    python benchmarks/ddil.py --out runs/ddil                  # some four hours of two cores
+    python benchmarks/ddil.py --out runs/ddil --seeds 2 --only pd4
+
+Every run of a task gets the same number of network evaluations (collecting trajectories is paid from them). Seeds are paired, and so is the evaluation's noise: the gain of a setting is
+the mean over seeds of log(plain / setting) in the Frechet distance at the student's own number of steps, given as a percentage with Student's 95 % interval. Beside it the paper's gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runner import Job, measured, run_all
+
+REFLECTED = {"reflected": {"kind": "static", "bound": 1.0}}
+# Student's t at 97.5 % by degrees of freedom.
+T_VALUES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 9: 2.26, 11: 2.20, 15: 2.13, 19: 2.09}
+
+
+@dataclass(frozen=True)
+class Task:
+    """``recipe``, and the same with DDIL's states; a step of training costs ``cost`` evaluations of one sample, with DDIL ``ddil_cost``. ``paper``: its gains by setting."""
+
+    name: str
+    recipe: str
+    own: int
+    cost: float
+    ddil_cost: float
+    paper: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 64
+    collect: int = 16
+
+    def job(self, setting: str, budget: int, seed: int, out: Path) -> Job:
+        ddil = setting in ("ddil", "both")
+        values: dict[str, Any] = {"training.seed": seed, "training.batch": self.batch, "training.health_every": 100_000, "evaluation.every": 100_000, **self.settings}
+        if setting in ("reflected", "both"):
+            values |= REFLECTED
+        if ddil:
+            values["states.collect"] = self.collect
+        values["training.steps"] = round(budget / (self.batch * (self.ddil_cost if ddil else self.cost)))
+        return Job(out / str(budget) / f"{self.name}-{setting}-{seed}", f"{self.recipe}-ddil" if ddil else self.recipe, values)
+
+
+SETTINGS = ("plain", "reflected", "ddil", "both")
+PD, LCM, DMD2 = {"ddil": "+3.9"}, {"both": "+6.3"}, {"both": "+12.7"}
+TASKS = (
+    Task("pd4", "digits-pd", 4, 5, 8, PD),
+    Task("pd2", "digits-pd", 2, 5, 8, {"ddil": "+8.7"}, {"method.steps": 2}),
+    Task("lcm4", "digits-lcm", 4, 6, 6.75, LCM),
+    Task("dmd2-4", "digits-dmd2-4step", 4, 16.5, 15.1, DMD2),
+    Task("dmd2-4-small", "digits-dmd2-4step", 4, 16.5, 15.1, DMD2, batch=8, collect=2),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/ddil"))
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--budget", type=int, default=400_000)
+    parser.add_argument("--only", nargs="*", default=[task.name for task in TASKS])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    tasks = [task for task in TASKS if task.name in options.only]
+    # Seed by seed, so that an early stop leaves whole comparisons.
+    planned = [(task, task.job(setting, options.budget, seed, options.out)) for seed in range(options.seeds) for task in tasks for setting in SETTINGS]
+    own = {job.folder: task.own for task, job in planned}
+    run_all([job for _, job in planned], options.jobs, lambda job: measured(job.folder, [own[job.folder]]))
+    rows = [row for task in tasks for row in summary(task, options)]
+    show(rows, options)
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / "ddil.json").write_text(json.dumps({"budget": options.budget, "seeds": options.seeds, "rows": rows}, indent=1) + "\n")
+
+
+def summary(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a setting: figures over seeds, and the paired gain over the plain run."""
+    found = {setting: [measured(task.job(setting, options.budget, seed, options.out).folder, [task.own])[str(task.own)] for seed in range(options.seeds)] for setting in SETTINGS}
+    rows = []
+    for setting in SETTINGS:
+        gains = [math.log(a["fd"] / b["fd"]) for a, b in zip(found["plain"], found[setting], strict=True)]
+        keys = ("fd", "accuracy", "recall", "diversity")
+        rows.append({"task": task.name, "setting": setting, **{key: [each[key] for each in found[setting]] for key in keys}, "gain": interval(gains), "paper": task.paper.get(setting, "")})
+    return rows
+
+
+def interval(logs: Sequence[float]) -> dict[str, float | None]:
+    """The mean gain in per cent, 1 - exp(-mean), and the ends of its 95 % interval; no ends for a single seed."""
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return {"mean": 100 * -math.expm1(-mean), "low": None, "high": None}
+    width = T_VALUES.get(len(logs) - 1, 2.0) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return {"mean": 100 * -math.expm1(-mean), "low": 100 * -math.expm1(-(mean - width)), "high": 100 * -math.expm1(-(mean + width))}
+
+
+def show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    print(f"\n{options.seeds} seeds, {options.budget} network evaluations a run")
+    print(f"{'task':<12} {'setting':<10} {'distance (range)':>22} {'accuracy':>9} {'recall':>7} {'diversity':>10} {'gain over plain, 95 %':>28} {'paper':>10}")
+    for row in rows:
+        gain = row["gain"]
+        shown = "" if row["setting"] == "plain" else f"{gain['mean']:+.1f} %" + ("" if gain["low"] is None else f" ({gain['low']:+.1f} to {gain['high']:+.1f})")
+        distance = f"{statistics.median(row['fd']):.2f} ({min(row['fd']):.2f}-{max(row['fd']):.2f})"
+        figures = [statistics.median(row[key]) for key in ("accuracy", "recall", "diversity")]
+        print(f"{row['task']:<12} {row['setting']:<10} {distance:>22} {figures[0]:>9.1%} {figures[1]:>7.3f} {figures[2]:>10.3f} {shown:>28} {row['paper']:>10}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The whole family on digits, from one teacher, at equal network evaluations: quality at 1, 2 and 4 steps, cost and memory; beside the teacher's own solvers.
+
+    python benchmarks/family.py --out runs/family                  # three seeds: some four hours of two cores
+    python benchmarks/family.py --out runs/family --seeds 1 --only cd dmd2
+
+Every method gets ``--budget`` network evaluations of one sample (a forward 1, a backward 2), with its pairs and its path paid from them: its recipe's steps are set to what that buys,
+all its proportions kept. The evaluations that a run really took stand in the table. Seeds are paired, evaluation noise is the same for all. One draw of 5,000 samples a seed; medians over
+seeds, with the range. The teacher's best: of Euler, Heun and DPM-Solver++ 2M, from sigma 80 and from 10, the one of the smallest distance at that many network evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from runner import Job, kept, measured, run_all
+
+STEPS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Method:
+    """``cost``: network evaluations of one sample at each step of training; ``fixed``: those spent besides (pairs); ``own``: the number of steps its student is made for."""
+
+    name: str
+    cost: float
+    own: int = 1
+    fixed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> str:
+        return f"digits-{self.name}"
+
+    def job(self, budget: int, seed: int, out: Path) -> Job:
+        steps = round((budget - self.fixed) / (64 * self.cost))
+        settings = {"training.seed": seed, "training.health_every": 10_000, "evaluation.every": 10_000, **self.settings, "training.steps": steps}
+        return Job(out / str(budget) / f"{self.name}-{seed}", self.recipe, settings)
+
+
+PAIRS, REGRESSION_PAIRS = 5_000, 1_500
+METHODS = (
+    Method("kd", 3, fixed=PAIRS * 23, settings={"method.pairs.count": PAIRS}),
+    Method("pd", 5, own=4),
+    # Pairs of the teacher (23 evaluations), of the first flow and of the second (10 each).
+    Method("reflow", 3, fixed=3_000 * 43, settings={"method.pairs": 3_000}),
+    Method("cd", 6, own=2),
+    Method("lcm", 6, own=4),
+    Method("ctm", 19, own=2),
+    Method("sds", 4),
+    Method("stf", 8),
+    Method("vsd", 8),
+    Method("diff-instruct", 8),
+    Method("disback", 8),
+    Method("dmd", 11, fixed=REGRESSION_PAIRS * 23, settings={"method.regression.pairs": REGRESSION_PAIRS}),
+    Method("dmd2", 13.5),
+    Method("dmd2-4step", 16.5, own=4),
+    Method("disback-dmd2", 13.5),
+    Method("sid", 12),
+    Method("add", 11, own=4),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=400_000)
+    parser.add_argument("--only", nargs="*", default=[method.name for method in METHODS])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    methods = [method for method in METHODS if method.name in options.only]
+    # Seed by seed, so that an early stop leaves whole comparisons.
+    jobs = [method.job(options.budget, seed, options.out) for seed in range(options.seeds) for method in methods]
+    run_all(jobs, options.jobs, lambda job: measured(job.folder, STEPS))
+    teacher = kept(options.out / "teacher.json", solvers)
+    rows = [summary(method, options) for method in methods]
+    show(rows, teacher, options)
+    options.results.mkdir(parents=True, exist_ok=True)
+    content = {"budget": options.budget, "seeds": options.seeds, "teacher": teacher, "rows": rows}
+    (options.results / "family.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def summary(method: Method, options: argparse.Namespace) -> dict[str, Any]:
+    """One method's figures, a list over seeds by number of steps; cost and memory of the first seed."""
+    folders = [method.job(options.budget, seed, options.out).folder for seed in range(options.seeds)]
+    found = [measured(folder, STEPS) for folder in folders]
+    by_steps = {str(steps): {key: [each[str(steps)][key] for each in found] for key in found[0][str(steps)]} for steps in STEPS}
+    return {"method": method.name, "own": method.own, "steps": by_steps, **cost(folders[0])}
+
+
+def cost(folder: Path) -> dict[str, Any]:
+    """Steps and evaluations from the run's log, milliseconds a step (the median between log lines), and the bytes of weights, gradients, optimizers and averages."""
+    from fewstep.recipes.distillation import build_distillation
+    from fewstep.runs import RunFolder
+    from fewstep.training.log import read_log
+    from fewstep.training.memory import state_bytes
+
+    lines = [entry for entry in read_log(folder / "metrics.jsonl") if "evaluations" in entry and "seconds" in entry]
+    rates = [1e3 * (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(lines) if b["step"] > a["step"]]
+    parts = build_distillation(RunFolder(folder).read_distill_recipe(), folder)
+    return {"training_steps": lines[-1]["step"], "evaluations": lines[-1]["evaluations"], "ms_per_step": statistics.median(rates), "state_bytes": state_bytes(parts.stages, parts.teacher)}
+
+
+def solvers() -> dict[str, Any]:
+    """The teacher by network evaluations: the best of the rules and first levels, and each."""
+    import torch
+
+    from fewstep.metrics.quality import Evaluator
+    from fewstep.recipes import DistillRecipe, load_recipe
+    from fewstep.recipes.parts import build_data, build_evaluator, build_teacher
+    from fewstep.solvers import RULES, Solver
+    from fewstep.states import Prior
+
+    recipe = load_recipe("digits-cd")
+    assert isinstance(recipe, DistillRecipe)
+    data = build_data(recipe.data)
+    teacher = build_teacher(recipe.teacher, data)
+    evaluator: Evaluator = build_evaluator(recipe.evaluation, data)
+    found: dict[str, Any] = {}
+    for evaluations in (1, 2, 4, 8, 16, 35):
+        rows = []
+        for name, rule in RULES.items():
+            # Heun's last step is a DDIM step: 2 n - 1 evaluations.
+            steps = (evaluations + 1) // 2 if name == "heun" else evaluations
+            if rule.evaluations(steps) > evaluations:
+                continue
+            for sigma in (80.0, 10.0):
+                prior = Prior(teacher.schedule, teacher.shape, float(teacher.schedule.time_at_sigma(sigma)), classes=teacher.classes)
+                solver = Solver(teacher, steps, rule)
+
+                @torch.no_grad()
+                def sample(place: Any, n: int, labels: Any, prior: Prior = prior, solver: Solver = solver) -> Any:
+                    parts = []
+                    for start in range(0, n, 500):
+                        state = prior.at(place, "prior", min(500, n - start), labels[start : start + 500], start)
+                        parts.append(solver(state.x, prior.time, 0.0, state.condition).clamp(data.low, data.high))
+                    return torch.cat(parts)
+
+                full = evaluator.describe(sample, 1)
+                rows.append({"rule": name, "first_sigma": sigma, "fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)})
+        found[str(evaluations)] = {"best": min(rows, key=lambda row: row["fd"]), "all": rows}
+    return found
+
+
+def show(rows: Sequence[dict[str, Any]], teacher: Mapping[str, Any], options: argparse.Namespace) -> None:
+    print(f"\n{options.seeds} seeds, {options.budget} network evaluations a run; * the student's own number of steps; distances are medians over seeds (range)")
+    print(f"{'method':<16} {'1 step':>22} {'2 steps':>22} {'4 steps':>22} {'accuracy':>9} {'recall':>7} {'diversity':>10} {'evaluations':>12} {'ms/step':>8} {'MB':>6}")
+    for row in sorted(rows, key=lambda row: statistics.median(row["steps"][str(row["own"])]["fd"])):
+        own = row["steps"][str(row["own"])]
+        cells = [spread(row["steps"][str(steps)]["fd"]) + ("*" if steps == row["own"] else " ") for steps in STEPS]
+        figures = [statistics.median(own[key]) for key in ("accuracy", "recall", "diversity")]
+        print(
+            f"{row['method']:<16} " + " ".join(f"{cell:>22}" for cell in cells) + f" {figures[0]:>9.1%} {figures[1]:>7.3f} {figures[2]:>10.3f}"
+            f" {row['evaluations']:>12} {row['ms_per_step']:>8.0f} {row['state_bytes'] / 1e6:>6.1f}"
+        )
+    print("\nthe teacher's best solver by network evaluations")
+    for evaluations, entry in teacher.items():
+        best = entry["best"]
+        figures = f"accuracy {best['accuracy']:.1%}, recall {best['recall']:.3f}, diversity {best['diversity']:.3f}"
+        print(f"{evaluations:>3}: {best['fd']:8.2f}  {best['rule']} from sigma {best['first_sigma']:g}; {figures}")
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()

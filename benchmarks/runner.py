@@ -1,0 +1,93 @@
+"""Runs of shipped recipes with overrides, each `fewstep distill` on one thread, several at a time; one that is there is not repeated, one that was cut off goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with overrides, in a folder; ``seconds``: how long it took, from its log, when it is done."""
+
+    folder: Path
+    recipe: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether its student is there."""
+        return (self.folder / "student.safetensors").is_file()
+
+    def run(self) -> None:
+        """Runs it in a process of its own; ends the benchmark with its last line of error if it fails."""
+        command = [sys.executable, "-m", "fewstep", "distill", self.recipe, "--out", str(self.folder), "--resume", "--threads", "1"]
+        # training.steps is given in full beside all shares, so that none is scaled.
+        command += [argument for key, value in self.settings.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            sys.exit(f"{self.folder}: {result.stderr.splitlines()[-1]}")
+
+
+def run_all(jobs: Sequence[Job], at_a_time: int, then: Callable[[Job], Any] | None = None) -> None:
+    """Runs what is not there, in order, and calls ``then`` on each job (also on those that were there)."""
+
+    def one(job: Job) -> Job:
+        if not job.done:
+            job.run()
+        if then is not None:
+            then(job)
+        return job
+
+    with ThreadPoolExecutor(at_a_time) as pool:
+        for done, job in enumerate(pool.map(one, jobs), 1):
+            print(f"[{done}/{len(jobs)}] {job.folder.name}", flush=True)
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``path`` holds, made and written when it is not there."""
+    if not path.is_file():
+        value = make()
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps(value))
+        aside.replace(path)
+    return json.loads(path.read_text())
+
+
+def measured(folder: Path, steps: Sequence[int], draws: int = 1) -> dict[str, Any]:
+    """Quality and breadth of a run's student by number of steps, in a process of its own, on one thread; kept beside the run."""
+
+    def make() -> dict[str, Any]:
+        command = [sys.executable, __file__, str(folder), str(draws), *map(str, steps)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            sys.exit(f"{folder}: {result.stderr.splitlines()[-1]}")
+        return json.loads(result.stdout)
+
+    return kept(folder / f"measured-{'-'.join(map(str, steps))}-{draws}.json", make)
+
+
+def _measure(folder: Path, draws: int, steps: Sequence[int]) -> dict[str, Any]:
+    import torch
+
+    from fewstep.recipes.parts import build_data, build_evaluator
+    from fewstep.runs import RunFolder, load
+
+    torch.set_num_threads(1)
+    recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
+    evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
+    found: dict[str, Any] = {}
+    for number in steps:
+        full = evaluator.describe(lambda place, n, labels, number=number: sampler.draw(place, n, labels, number).clamp(sampler.low, sampler.high), draws)
+        found[str(number)] = {"fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)}
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(Path(sys.argv[1]), int(sys.argv[2]), [int(number) for number in sys.argv[3:]])))

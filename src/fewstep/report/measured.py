@@ -1,0 +1,140 @@
+"""The tables of what was measured: ``evaluation.json`` and ``shift.json`` in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.report.gather import Evaluated, Run
+from fewstep.report.words import ABSENT, count, is_number, number, percent, with_spread
+
+BREADTH = ("precision", "recall", "density", "coverage", "diversity")
+_SHARED = (("fd", "Frechet distance"), ("accuracy", "Class accuracy"), ("recall", "Recall"), ("diversity", "Diversity"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: ``name``, ``cells`` as texts, and a ``role`` for its looks."""
+
+    name: str
+    cells: tuple[str, ...]
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """``columns``: the first is of the rows' names, the others of their cells."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def title(row: Evaluated) -> str:
+    """Student, 4 steps."""
+    return f"{row.model.capitalize()}, {count(row.steps, 'step')}" + (f", guided by {row.guidance}" if row.guidance else "")
+
+
+def distance(row: Evaluated) -> str:
+    """The Frechet distance with its spread."""
+    return with_spread(row.figures.get("fd"), row.figures.get("fd_spread"))
+
+
+def evaluation_table(run: Run) -> Table | None:
+    """The table of ``evaluation.json``, the halves of the data last for reference; columns of breadth only where it was measured. None without figures."""
+    evaluated = (*run.evaluated, *run.guided)
+    breadth = [name for name in BREADTH if any(is_number(row.figures.get(name)) for row in evaluated)]
+    columns = ("Model", "Frechet distance", "Class accuracy", *(name.capitalize() for name in breadth), "Network evaluations an image", "ms an image")
+    rows = [Row(title(row), (distance(row), percent(row.figures.get("accuracy")), *_figures(row.figures, (*breadth, "nfe", "ms_per_image"))), row.model) for row in evaluated]
+    if is_number(run.reference.get("halves_fd")):
+        rows.append(Row("Two halves of the data", (number(run.reference["halves_fd"]), *[ABSENT] * (len(columns) - 2)), "reference"))
+    return Table("Evaluation", columns, tuple(rows)) if rows else None
+
+
+def mismatch_rows(run: Run) -> list[dict[str, Any]]:
+    """The mismatch degree by noise level: the teacher on data, and on the student's samples (DisBack, Fig. 11)."""
+    columns = [run.mismatch.get(name) for name in ("levels", "training", "assessed", "reliable")]
+    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns if column is not None}) != 1:
+        return []
+    rows = zip(*(column for column in columns if column is not None), strict=True)
+    return [{"level": number(level), "training": number(training), "assessed": number(assessed), "reliable": bool(fine)} for level, training, assessed, fine in rows]
+
+
+def reading_of_table(run: Run) -> str:
+    """How the table is to be read."""
+    samples, draws = run.reference.get("samples"), run.reference.get("draws")
+    size = f" Each is measured on {number(samples)} samples" + (f", and ± is the spread over {number(draws)} draws." if is_number(draws) else ".")
+    reading = "Lower distances are better." + (size if is_number(samples) else "")
+    if any(is_number(row.figures.get("recall")) for row in run.evaluated):
+        reading += (
+            " Precision and density say how much of what is generated is like data, recall and coverage how much of the data is reached; "
+            "diversity is the distance within classes over the data's own. They are of the first draw."
+        )
+    return reading
+
+
+def shift_tables(run: Run) -> list[Table]:
+    """DDIL's Tables 5 to 7, and what each step does to a sample; none without ``shift.json``. Parts that are not as they should be are left out."""
+    levels = _levels(run.shift)
+    found = [
+        _shared(run.shift.get("mixing"), "probability", "Teacher with probability", {}),
+        _shared(run.shift.get("teacher_then_student"), "time", "Teacher down to sigma / alpha, then student", levels),
+        _shared(run.shift.get("student_then_teacher"), "time", "Student down to sigma / alpha, then teacher", levels),
+        _sensitivity(run.shift.get("sensitivity"), levels),
+    ]
+    return [table for table in found if table is not None]
+
+
+def reading_of_shift(run: Run) -> str:
+    """How those tables are to be read."""
+    teacher, student, samples = (number(run.shift.get(name)) for name in ("teacher_steps", "student_steps", "samples"))
+    return (
+        f"Teacher and student share each generation: {student} transitions, of which the teacher makes its own in {teacher} DDIM steps in all; {samples} samples a row, the same noise in "
+        "each (DDIL, Tables 5 to 7). Where the teacher helps most, the student's errors arise; what it cannot mend later comes from states that it would not visit."
+    )
+
+
+def _shared(rows: Any, setting: str, name: str, levels: Mapping[float, str]) -> Table | None:
+    if not _objects(rows):
+        return None
+    columns = [(key, label) for key, label in _SHARED if any(is_number(row.get(key)) for row in rows)]
+    shown = tuple(Row(_named(row.get(setting), levels), tuple(_cell(row, key) for key, _ in columns)) for row in rows)
+    return Table(name, (name, *(label for _, label in columns)), shown)
+
+
+def _sensitivity(found: Any, levels: Mapping[float, str]) -> Table | None:
+    if not isinstance(found, dict):
+        return None
+    columns = [column for name in ("times", "student_once", "teacher_once") if isinstance(column := found.get(name), list)]
+    if len(columns) != 3 or len({len(column) for column in columns}) != 1:
+        return None
+    rows = [Row(_named(time, levels), (number(once), number(spared))) for time, once, spared in zip(*columns, strict=True)]
+    rows.append(Row("Student throughout", (number(found.get("student")), ABSENT)))
+    return Table("Distance from the teacher's sample", ("Step from sigma / alpha", "Student in this step only", "Teacher in this step only"), tuple(rows))
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    if key == "fd":
+        return with_spread(row.get("fd"), row.get("fd_spread"))
+    return percent(row.get(key)) if key == "accuracy" else number(row.get(key))
+
+
+def _figures(figures: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(number(figures.get(name)) for name in names)
+
+
+def _levels(shift: Mapping[str, Any]) -> dict[float, str]:
+    """The noise level of each time, in words."""
+    times, levels = shift.get("times"), shift.get("levels")
+    if not isinstance(times, list) or not isinstance(levels, list) or len(times) != len(levels):
+        return {}
+    return {time: "pure noise" if level is None else number(level) for time, level in zip(times, levels, strict=True) if is_number(time)}
+
+
+def _named(setting: Any, levels: Mapping[float, str]) -> str:
+    return levels.get(setting, number(setting)) if is_number(setting) else number(setting)
+
+
+def _objects(rows: Any) -> bool:
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)

@@ -1,0 +1,197 @@
+"""What the matrix says goes together, runs; what it refuses, is refused in its words.
+
+For every variant of every method the legal combinations of states, target, student and thresholds are covered in pairs: each two values of two axes that go together are in some run.
+The runs are generated from the rule itself (``legality.check``), so that a 'yes' that does not run and a '-' that would are both found. The helpers serve the other tests of recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fewstep.denoisers import Denoiser, Generator
+from fewstep.errors import UserError
+from fewstep.random import Place
+from fewstep.recipes import DistillRecipe
+from fewstep.recipes.distillation import Distillation, build_distillation
+from fewstep.recipes.legality import COLUMNS, ROLES, STATES, STUDENTS, check, role_refusal, row, states_refusal, student_refusal, target_refusal
+from fewstep.recipes.methods import Method
+from fewstep.recipes.parts import build_settings
+from fewstep.recipes.source import validate
+from fewstep.runs.sampler import StudentSampler, labels_for
+from fewstep.training import Silent, Trainer
+
+OPTIMIZER = {"lr": 1e-3, "betas": [0.0, 0.99]}
+LEARNED = {"kind": "learned", "optimizer": OPTIMIZER}
+TEACHER_TRUNK = {"kind": "teacher-trunk", "optimizer": OPTIMIZER}
+MATCHING = {"kind": "distribution-matching", "fake": LEARNED, "optimizer": OPTIMIZER}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "knowledge": {"kind": "knowledge", "pairs": {"kind": "stored", "count": 8}, "solver_steps": 2},
+    "knowledge on the fly": {"kind": "knowledge", "pairs": {"kind": "on-the-fly"}, "solver_steps": 2},
+    "knowledge on the fly, 2 steps": {"kind": "knowledge", "pairs": {"kind": "on-the-fly"}, "solver_steps": 2, "steps": 2},
+    "progressive": {"kind": "progressive", "start": 4, "steps": 2},
+    "progressive, 2 parts": {"kind": "progressive", "start": 4, "steps": 2, "parts": 2},
+    "progressive, converted": {"kind": "progressive", "start": 4, "steps": 2, "convert": "eps"},
+    "rectified flow": {"kind": "rectified-flow", "pairs": 8, "solver_steps": 2, "flow_steps": 2},
+    "rectified flow, no distillation": {"kind": "rectified-flow", "pairs": 8, "solver_steps": 2, "flow_steps": 2, "distil": 0.0, "reflows": 2, "steps": 3},
+    "consistency": {"kind": "consistency", "points": 8, "rollout_steps": [2, 3]},
+    "consistency, 2 intervals": {"kind": "consistency", "points": 8, "intervals": 2, "rollout_steps": [2]},
+    "trajectory": {"kind": "trajectory", "points": 6},
+    "trajectory, critic": {"kind": "trajectory", "points": 6, "adversarial": TEACHER_TRUNK, "adversarial_after": 1},
+    "matching": MATCHING,
+    "matching, random start": {**MATCHING, "fake": {**LEARNED, "start": "random"}},
+    "matching, low rank": {**MATCHING, "fake": {"kind": "lora", "rank": 2, "optimizer": OPTIMIZER}},
+    "matching, delta": {**MATCHING, "fake": {"kind": "delta"}, "weighting": {"kind": "sds"}},
+    "matching, field": {**MATCHING, "fake": {"kind": "field", "samples": 4}},
+    "matching, 2 steps": {**MATCHING, "steps": 2, "fake": {**LEARNED, "updates": 2}},
+    "matching, low rank, 2 steps": {**MATCHING, "fake": {"kind": "lora", "rank": 2, "optimizer": OPTIMIZER}, "steps": 2},
+    "matching, delta, 2 steps": {**MATCHING, "fake": {"kind": "delta"}, "steps": 2},
+    "matching, field, 2 steps": {**MATCHING, "fake": {"kind": "field", "samples": 4}, "steps": 2},
+    "matching, regression": {**MATCHING, "regression": {"pairs": 8, "steps": 2}},
+    "matching, regression, 2 steps": {**MATCHING, "regression": {"pairs": 8, "steps": 2}, "steps": 2},
+    "matching, fake trunk": {**MATCHING, "adversarial": {"kind": "fake-trunk"}},
+    "matching, fake trunk, 2 steps": {**MATCHING, "adversarial": {"kind": "fake-trunk", "r1": 0.1}, "steps": 2},
+    "matching, teacher trunk": {**MATCHING, "adversarial": TEACHER_TRUNK},
+    "matching, teacher trunk, delta": {**MATCHING, "fake": {"kind": "delta"}, "adversarial": TEACHER_TRUNK},
+    "sid": {"kind": "sid", "fake": LEARNED},
+    "sid, 2 steps": {"kind": "sid", "fake": LEARNED, "steps": 2},
+    "adversarial diffusion": {"kind": "adversarial-diffusion", "steps": 2},
+    "adversarial diffusion, 1 step": {"kind": "adversarial-diffusion", "steps": 1, "weighting": "sds"},
+}
+# Guidance needs classes, and classifier features need digits.
+ON_DIGITS: dict[str, dict[str, Any]] = {
+    "progressive, guided": {"kind": "progressive", "start": 4, "steps": 2, "guidance": {"low": 1.0, "high": 3.0}},
+    "consistency, guided": {"kind": "consistency", "points": 4, "rollout_steps": [2], "guidance": {"low": 1.0, "high": 3.0}},
+    "matching, classifier features": {**MATCHING, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
+    "trajectory, classifier features": {"kind": "trajectory", "points": 4, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
+    "adversarial diffusion, classifier features": {"kind": "adversarial-diffusion", "steps": 2, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
+}
+
+STATES_SETTINGS: dict[str, dict[str, Any]] = {"ddil": {"capacity": 16, "collect": 4}, "per-batch": {"data": 0.4, "teacher": 0.2, "student": 0.4}}
+STUDENT_SETTINGS: dict[str, dict[str, Any]] = {"copy": {}, "lora": {"rank": 2}, "latent-mlp": {"width": 8, "depth": 1}}
+BACKTRACKED = {"kind": "backtracked", "nodes": 3, "record": {"kind": "every", "steps": 1}, "switch": {"kind": "every", "steps": 1}, "optimizer": OPTIMIZER}
+
+
+def tiny(
+    method: dict[str, Any], states: Any = "usual", target: Any = "fixed", student: Any = "copy", role: str | None = None, steps: int = 4, digits: bool = False, **others: Any
+) -> DistillRecipe:
+    """A recipe small enough for a test; each axis by its kind, or by a whole section; ``role``: whose estimates are clamped to half the data's range; ``others``: of the training."""
+    data: dict[str, Any] = {"kind": "digits"} if digits else {"kind": "random-mixture", "samples": 64}
+    values = {
+        "task": "distill",
+        "teacher": {"kind": "shipped", "name": "digits" if digits else "mixture2d"},
+        "student": {"kind": student, **STUDENT_SETTINGS[student]} if isinstance(student, str) else student,
+        "method": {"optimizer": OPTIMIZER, **method},
+        "target": (BACKTRACKED if target == "backtracked" else {"kind": target}) if isinstance(target, str) else target,
+        "states": {"kind": states, **STATES_SETTINGS.get(states, {})} if isinstance(states, str) else states,
+        "reflected": {"kind": "none"} if role is None else {"kind": "static", "bound": 0.5 if digits else 2.0, "on": [role]},
+        "data": data,
+        "training": {"steps": steps, "batch": 4, "log_every": 1, "checkpoint_every": 1000, "health_every": 1000, **others},
+        "evaluation": {"features": {"kind": "digits-features"} if digits else {"kind": "fourier"}, "samples": 20, "draws": 1},
+    }
+    recipe = validate(values, "test")
+    assert isinstance(recipe, DistillRecipe)
+    return recipe
+
+
+def trained(recipe: DistillRecipe, folder: Path) -> tuple[Distillation, Trainer]:
+    """The recipe's run, without measurements."""
+    parts = build_distillation(recipe, folder)
+    trainer = Trainer(folder, parts.stages, parts.average, build_settings(recipe.training), watcher=Silent())
+    trainer.fit()
+    return parts, trainer
+
+
+def sampler_of(parts: Distillation) -> StudentSampler:
+    student = parts.average.average
+    assert isinstance(student, (Denoiser, Generator))
+    return StudentSampler(parts.data.low, parts.data.high, student, parts.prior, parts.sampling)
+
+
+Combination = tuple[str, str, str, str | None]
+"""(states, target, student, role)"""
+AXES: tuple[tuple[str | None, ...], ...] = (("usual", *STATES), ("fixed", "backtracked"), STUDENTS, (None, *ROLES))
+
+
+def method_of(values: dict[str, Any]) -> Method:
+    """The method, by the way of a recipe."""
+    return tiny(values).method
+
+
+def refusal(method: Method, combination: Combination) -> str | None:
+    """What the rule says to a combination."""
+    states, target, student, role = combination
+    try:
+        check(method, student, target, states, () if role is None else (role,))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def covering(method: Method) -> list[Combination]:
+    """Legal combinations in which every pair of values that is in some legal combination occurs, chosen greedily."""
+    legal = [combination for combination in product(*AXES) if refusal(method, combination) is None]
+    left = {pair for combination in legal for pair in _pairs(combination)}
+    chosen = []
+    while left:
+        best = max(legal, key=lambda combination: len(left & _pairs(combination)))
+        chosen.append(best)
+        left -= _pairs(best)
+    return chosen
+
+
+def _pairs(combination: tuple[Any, ...]) -> set[Any]:
+    return set(combinations(enumerate(combination), 2))
+
+
+def _cases(variants: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    for name, values in variants.items():
+        for combination in covering(method_of(values)):
+            yield pytest.param(values, combination, id=f"{name}: {', '.join(str(value) for value in combination)}")
+
+
+def runs(values: dict[str, Any], combination: Combination, folder: Path, digits: bool = False) -> None:
+    """At least three steps move the student, which stays finite and can be sampled; nothing frozen moves."""
+    states, target, student, role = combination
+    recipe = tiny(values, states, target, student, role, digits=digits)
+    before = build_distillation(recipe, folder)
+    parts, trainer = trained(recipe, folder)
+    assert trainer.progress.step >= 3
+    trainable = [name for name, value in before.student.state_dict().items() if not torch.equal(value, parts.student.state_dict()[name])]
+    assert trainable
+    assert all(".low_rank." in name for name in trainable) if student == "lora" else all(".low_rank." not in name for name in trainable)
+    for network in (parts.student, parts.average):
+        assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    assert all(torch.equal(value, before.teacher.state_dict()[name]) for name, value in parts.teacher.state_dict().items())
+    sampler = sampler_of(parts)
+    labels = labels_for(3, None, sampler.classes)
+    samples = sampler.draw(Place(0, "test"), 3, labels, sampler.usual_steps)
+    assert samples.shape == (3, *parts.data.shape)
+    assert torch.isfinite(samples).all()
+
+
+@pytest.mark.parametrize(("values", "combination"), _cases(VARIANTS))
+def test_what_goes_together_runs(values, combination, tmp_path):
+    runs(values, combination, tmp_path)
+
+
+def _digits_cases() -> Iterator[Any]:
+    """Each value of each axis once, the others as usual: digits are slow."""
+    for name, values in ON_DIGITS.items():
+        method = method_of(values)
+        usual: Combination = ("usual", "fixed", "copy", None)
+        changed = dict.fromkeys(tuple(value if i == axis else usual[i] for i in range(4)) for axis, options in enumerate(AXES) for value in options)
+        for combination in changed:
+            if refusal(method, combination) is None and combination[2] != "latent-mlp":
+                yield pytest.param(values, combination, id=f"{name}: {', '.join(str(value) for value in combination)}")
+
+
+@pytest.mark.parametrize(("values", "combination"), _digits_cases())
+def test_what_goes_together_on_digits_runs(values, combination, tmp_path):
+    runs(values, combination, tmp_path, digits=True)
