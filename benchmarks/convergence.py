@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from runner import Job, run_all
 
 RECORDING = 4
 
@@ -40,14 +39,14 @@ class Method:
     matching: int = 8
     every: int = 50
 
-    def settings(self, budget: int, seed: int) -> list[str]:
-        """The ``--set`` arguments that spend ``budget`` evaluations."""
+    def settings(self, budget: int, seed: int) -> dict[str, Any]:
+        """The overrides that spend ``budget`` evaluations."""
         steps = self.recorded + (budget // self.batch - RECORDING * self.recorded) // self.matching
         values = {"training.batch": self.batch, "training.seed": seed, "training.health_every": 10_000, "evaluation.every": self.every, **self.overrides}
         if self.recipe.startswith("mixture2d"):
             values["student.seed"] = seed
         # Shares are given in full, so that none is scaled.
-        return [argument for key, value in {**values, "training.steps": steps}.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
+        return {**values, "training.steps": steps}
 
 
 def path(nodes: int, every: int, switch: int) -> dict[str, Any]:
@@ -110,7 +109,8 @@ def main() -> None:
             options.budget *= 6
             options.out = options.out / "toy"
         methods, seeds = STUDIES[study], range(options.seeds)
-        run_all(methods, seeds, options)
+        # Seed by seed, so that an early stop leaves whole comparisons.
+        run_all([Job(folder_of(method, seed, options), method.recipe, method.settings(options.budget, seed)) for seed in seeds for method in methods], options.jobs)
         table = [summary(study, method, seeds, options) for method in methods]
         show(study, table, options)
         options.results.mkdir(parents=True, exist_ok=True)
@@ -121,23 +121,6 @@ def main() -> None:
 
 def folder_of(method: Method, seed: int, options: argparse.Namespace) -> Path:
     return options.out / f"{options.budget}" / f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
-
-
-def run_all(methods: Sequence[Method], seeds: Sequence[int], options: argparse.Namespace) -> None:
-    """Seed by seed, so that an early stop leaves whole comparisons."""
-    jobs = [(method, seed) for seed in seeds for method in methods if not (folder_of(method, seed, options) / "student.safetensors").is_file()]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for done, (method, seed) in enumerate(pool.map(lambda job: run_one(*job, options), jobs), 1):
-            print(f"[{done}/{len(jobs)}] {method.name}, seed {seed}", flush=True)
-
-
-def run_one(method: Method, seed: int, options: argparse.Namespace) -> tuple[Method, int]:
-    folder = folder_of(method, seed, options)
-    command = [sys.executable, "-m", "fewstep", "distill", method.recipe, "--out", str(folder), "--resume", "--threads", "1"]
-    result = subprocess.run([*command, *method.settings(options.budget, seed)], capture_output=True, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"{folder}: {result.stderr.splitlines()[-1]}")
-    return method, seed
 
 
 def final_distance(folder: Path) -> float:

@@ -1,0 +1,81 @@
+"""Teachers of other schedules than Karras': every method runs on a variance-preserving and on a flow teacher, as from a file of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs, save_model
+from fewstep.networks import build
+from fewstep.prediction import Epsilon, Velocity
+from fewstep.recipes import DistillRecipe
+from fewstep.recipes.distillation import build_distillation
+from fewstep.recipes.parts import build_settings
+from fewstep.recipes.source import load_recipe, validate
+from fewstep.runs.sampler import StudentSampler
+from fewstep.schedule import DiscreteVP, RectifiedFlow
+from fewstep.training import Trainer
+
+RECIPES = ("kd", "pd", "cd", "ctm", "reflow", "dmd2-4step", "sid", "add")
+
+
+def teacher_file(path: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    network = build({"kind": "residual-mlp", "dim": 2, "width": 16, "depth": 1, "classes": 0})
+    torch.nn.init.normal_(network.leave.weight, std=0.1)
+    if kind == "vp":
+        model = NetworkDenoiser(network, DiscreteVP("cosine"), Epsilon(), EDMInputs(2.0), (2,))
+    else:
+        model = NetworkDenoiser(network, RectifiedFlow(), Velocity(), TimestepInputs(offset=0.0), (2,))
+    save_model(path, model)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["vp", "flow"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_method_trains_on_a_teacher_of_another_schedule(tmp_path, kind, name):
+    values = load_recipe(f"mixture2d-{name}").model_dump(mode="json")
+    values["teacher"] = {"kind": "file", "path": str(teacher_file(tmp_path / "teacher.safetensors", kind))}
+    values["student"] = {"kind": "copy", "first_sigma": 20.0}
+    values["training"] |= {"steps": 8, "batch": 4, "health_every": 1000}
+    if "pairs" in values["method"]:
+        values["method"]["pairs"] = {"kind": "stored", "count": 8} if name == "kd" else 8
+    if (name, kind) == ("reflow", "flow"):
+        # A flow starts where alpha is 0, at which a grid in sigma / alpha cannot.
+        values["method"]["solver"]["grid"] = "uniform"
+    recipe = validate(values, "test")
+    assert isinstance(recipe, DistillRecipe)
+    parts = build_distillation(recipe, tmp_path)
+    before = [parameter.detach().clone() for parameter in parts.student.parameters()]
+    student = Trainer(tmp_path, parts.stages, parts.average, build_settings(recipe.training)).fit()
+    assert any(not torch.equal(a, b) for a, b in zip(before, parts.student.parameters(), strict=True))
+    sampler = StudentSampler(-9.0, 9.0, student, parts.prior, parts.sampling)
+    samples = sampler(6)
+    assert samples.shape == (6, 2)
+    assert bool(torch.isfinite(samples).all())
+
+
+def test_the_first_flow_of_a_teacher_is_coupled_by_its_own_trajectories(tmp_path):
+    """Reflow's first pairs are unit noise and what the teacher's solver makes of that noise at its own scale, whatever the teacher's schedule."""
+    from fewstep.random import Place
+    from fewstep.solvers import HEUN, Solver
+    from fewstep.states import Step
+
+    values = load_recipe("mixture2d-reflow").model_dump(mode="json")
+    values["teacher"] = {"kind": "file", "path": str(teacher_file(tmp_path / "teacher.safetensors", "vp"))}
+    values["training"] |= {"steps": 8, "batch": 4, "health_every": 1000}
+    values["method"]["pairs"] = 8
+    recipe = validate(values, "test")
+    assert isinstance(recipe, DistillRecipe)
+    parts = build_distillation(recipe, tmp_path)
+    first = parts.stages[0]
+    with torch.no_grad():
+        first.begin[0].run()
+    state = first.phases[0].terms[0].states.draw(Step(Place(0, "x"), 4))
+    schedule = parts.teacher.schedule
+    with torch.no_grad():
+        made = Solver(parts.teacher, 18, HEUN)(schedule.prior_scale * state.x, schedule.t_max, 0.0, state.condition)
+    assert bool((state.t == 1).all())
+    torch.testing.assert_close(made, state.x0, rtol=1e-5, atol=1e-5)
