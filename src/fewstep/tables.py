@@ -39,7 +39,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
     for scale, models in result.get("guidance", {}).items():
         lines += [_quality(f"{name}, {_steps(steps)}, guided by {scale}", entry) for name, found in models.items() for steps, entry in found.items()]
     reference = result["reference"]
-    lines.append(f"{'two halves of the data':<34} {reference['halves_fd']:>18.2f}   ({reference['samples']} samples a draw, {reference['draws']} draws)")
+    lines.append(f"{'two halves of the data':<34} {reference['halves_fd']:>18.2f}   ({reference['samples']} samples a draw, {_draws(reference['draws'])})")
     return "\n".join(lines)
 
 
@@ -54,7 +54,7 @@ def shift_table(result: dict[str, Any]) -> str:
     for time, once, spared in zip(found["times"], found["student_once"], found["teacher_once"], strict=True):
         lines.append(f"{_level(levels[time]):<28} {once:>18.4f} {spared:>18.4f}")
     lines.append(f"{'student throughout':<28} {found['student']:>18.4f}   (distance from the teacher's sample of the same noise, in feature space)")
-    size = f"teacher: {result['teacher_steps']} DDIM steps, student: {result['student_steps']}; {result['samples']} samples a draw, {result['draws']} draw{'s' * (result['draws'] != 1)}"
+    size = f"teacher: {result['teacher_steps']} DDIM steps, student: {result['student_steps']}; {result['samples']} samples a draw, {_draws(result['draws'])}"
     guided = "" if result["guidance"] is None else f", guidance {result['guidance']:g}"
     return "\n\n".join([*tables, "\n".join(lines), size + guided])
 
@@ -79,6 +79,10 @@ def _accuracy(entry: dict[str, Any]) -> str:
 
 def _level(level: float | None) -> str:
     return "pure noise" if level is None else f"{level:.3g}"
+
+
+def _draws(draws: int) -> str:
+    return f"{draws} draw" + ("s" if draws != 1 else "")
 
 
 def _steps(steps: str) -> str:

@@ -220,6 +220,20 @@ def test_a_ratio_beyond_the_trained_range_is_answered_at_its_end(old: str) -> No
     torch.testing.assert_close(Rescheduled(inner, RectifiedFlow())(z, one), inner(float(schedule.sigma(1.0)) * z, one), rtol=1e-12, atol=1e-12)
 
 
+def test_below_the_trained_range_a_rescheduled_denoiser_keeps_the_signal() -> None:
+    """A flow is asked at less noise than a Karras teacher was trained for: the answer is x itself up to that noise, not x scaled to the noise that the teacher expects."""
+    schedule = KarrasVE(sigma_min=0.002, sigma_max=80.0)
+    inner, flow = three_gaussians(schedule), RectifiedFlow(epsilon=1e-4)
+    seen = Rescheduled(inner, flow)
+    x0, t = normals(50, 2), torch.full((50,), 2e-4, dtype=torch.float64)
+    estimate = seen(flow.add_noise(x0, t, normals(50, 2, seed=1)), t)
+    assert float((estimate - x0).abs().max()) < 0.002
+    # At the end of the range itself both ratios agree.
+    edge = flow.time_at_sigma(0.002).expand(50)
+    x = flow.add_noise(x0, edge, normals(50, 2, seed=1))
+    torch.testing.assert_close(seen(x, edge), inner(x / (1 - edge[:, None]), schedule.time_at_sigma(0.002)), rtol=1e-9, atol=1e-9)
+
+
 def test_wrappers_keep_shape_and_classes() -> None:
     denoiser = tiny_denoiser(classes=3)
     for wrapped in (Guided(denoiser, 2.0), Rescheduled(denoiser, RectifiedFlow())):

@@ -82,8 +82,8 @@ def describe_inputs(inputs: Inputs) -> dict[str, Any]:
     return {"kind": kind, **dataclasses.asdict(inputs)}
 
 
-class NetworkDenoiser(Denoiser):
-    """See the module's docstring. ``network(x, label (B,), Condition)``; ``shape`` is that of one sample."""
+class _Networked(Denoiser, abc.ABC):
+    """A denoiser that holds one network and what it is fed and emits; see the two kinds, ``NetworkDenoiser`` and ``TrajectoryDenoiser``."""
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, inputs: Inputs, shape: tuple[int, ...], classes: int = 0):
         super().__init__()
@@ -108,6 +108,14 @@ class NetworkDenoiser(Denoiser):
     def classes(self) -> int:
         return self._classes
 
+    def _fed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        scale, label = self.inputs.scale_and_label(self._schedule, t)
+        return expand(scale, x) * x, label.to(x.device, x.dtype)
+
+
+class NetworkDenoiser(_Networked):
+    """See the module's docstring. ``network(x, label (B,), Condition)``; ``shape`` is that of one sample."""
+
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         t = as_time(t).expand(len(x))
         emitted = self.network(*self._fed(x, t), as_condition(condition))
@@ -125,10 +133,6 @@ class NetworkDenoiser(Denoiser):
         found = self.network.features(*self._fed(x, as_time(t).expand(len(x))), as_condition(condition))
         cost.report(found)
         return found.to(x.dtype)
-
-    def _fed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        scale, label = self.inputs.scale_and_label(self._schedule, t)
-        return expand(scale, x) * x, label.to(x.device, x.dtype)
 
 
 def grown_denoiser(denoiser: NetworkDenoiser, **changes: bool) -> NetworkDenoiser:

@@ -14,47 +14,22 @@ there the labels of many networks tend to infinity, and nothing can be told apar
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep import cost
 from fewstep.condition import Condition, as_condition
-from fewstep.denoisers.base import Denoiser
-from fewstep.denoisers.network import Inputs, NetworkDenoiser
+from fewstep.denoisers.network import NetworkDenoiser, _Networked
 from fewstep.denoisers.transition import ddim_between
 from fewstep.denoisers.wrappers import _Wrapper
 from fewstep.networks.grow import grown
-from fewstep.prediction import Prediction
-from fewstep.schedule import Schedule, as_time, expand
+from fewstep.schedule import as_time
 
 
-class TrajectoryDenoiser(Denoiser):
+class TrajectoryDenoiser(_Networked):
     """See the module's docstring. ``network(x, label (B,), Condition, end_label (B,))``; ``shape`` is that of one sample.
 
     Called as a denoiser it is g(x, t, t). Raises ``UserError`` for predictions and inputs that the schedule does not allow, as ``NetworkDenoiser`` does.
     """
-
-    def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, inputs: Inputs, shape: tuple[int, ...], classes: int = 0):
-        super().__init__()
-        prediction.check(schedule)
-        inputs.check(schedule)
-        self.network = network
-        self.prediction = prediction
-        self.inputs = inputs
-        self._schedule = schedule
-        self._shape = tuple(shape)
-        self._classes = classes
-
-    @property
-    def schedule(self) -> Schedule:
-        return self._schedule
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    @property
-    def classes(self) -> int:
-        return self._classes
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         return self.estimate(x, t, t, condition)
@@ -62,9 +37,9 @@ class TrajectoryDenoiser(Denoiser):
     def estimate(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
         """g(x, t, s), (B, *D), from x (B, *D), t in [t_min, t_max] and s in [0, t_max], each (B,) or ()."""
         t, s = as_time(t).expand(len(x)), as_time(s).expand(len(x))
-        scale, label = self.inputs.scale_and_label(self._schedule, t)
+        fed, label = self._fed(x, t)
         _, end_label = self.inputs.scale_and_label(self._schedule, s.clamp(min=self._schedule.t_min))
-        emitted = self.network(expand(scale, x) * x, label.to(x.device, x.dtype), as_condition(condition), end_label.to(x.device, x.dtype))
+        emitted = self.network(fed, label, as_condition(condition), end_label.to(x.device, x.dtype))
         cost.report(emitted)
         return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)
 

@@ -62,7 +62,7 @@ class Rescheduled(_Wrapper):
     """The same denoiser seen under another forward process: x_t is scaled to the old process' at the time of equal signal-to-noise ratio.
 
     The factor is sigma_old / sigma_new, which at equal ratio is also alpha_old / alpha_new and stays finite where alpha is 0. Ratios beyond the old
-    process' trained range are answered at its end.
+    process' trained range are answered at its end, with noise of its size above it and with a signal of its size below it.
     """
 
     def __init__(self, denoiser: Denoiser, schedule: Schedule):
@@ -76,8 +76,11 @@ class Rescheduled(_Wrapper):
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         old = self.denoiser.schedule
         t = as_time(t)
-        there = old.time_of(self._schedule.log_snr(t)).clamp(old.t_min, old.t_max)
-        return self.denoiser(expand(old.sigma(there) / self._schedule.sigma(t), x) * x, there, condition)
+        wanted = old.time_of(self._schedule.log_snr(t))
+        there = wanted.clamp(old.t_min, old.t_max)
+        # Where the noise is below all that was trained, x is nearly clean: then the signal must keep its size, not the noise.
+        factor = torch.where(wanted < old.t_min, old.alpha(there) / self._schedule.alpha(t), old.sigma(there) / self._schedule.sigma(t))
+        return self.denoiser(expand(factor, x) * x, there, condition)
 
 
 class Reflected(_Wrapper):

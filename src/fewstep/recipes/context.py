@@ -38,7 +38,6 @@ class Context:
     """
 
     method: Method
-    student_choice: config.StudentChoice
     target: config.TargetChoice
     states: config.StatesChoice
     training: config.Training

@@ -53,11 +53,12 @@ def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
     check(method, recipe.student.kind, recipe.target.kind, recipe.states.kind, roles)
     data = build_data(recipe.data)
     original = build_teacher(recipe.teacher, data)
+    if method.sampling.guidance is not None and not original.classes:
+        raise UserError("'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher.")
     threshold = build_threshold(choice, max(abs(data.low), abs(data.high)))
     student, prior = _student(recipe, original, threshold if "student" in roles else None)
     context = Context(
         method=method,
-        student_choice=recipe.student,
         target=recipe.target,
         states=recipe.states,
         training=recipe.training,

@@ -179,6 +179,9 @@ def _sentence(error: ValidationError, root: type[BaseModel], where: str, given: 
         return f"{source}: '{dotted}' must say its 'kind'; one of {_tags(root, problem['loc'])}."
     if kind == "union_tag_invalid":
         return f"{source}: '{dotted}.kind' is '{context['tag']}'; it must be one of {context['expected_tags']}."
+    if kind == "value_error":
+        # A section's own check, which says what it was given.
+        return f"{source}: in '{dotted}' {context['error']}."
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return f"{source}: '{dotted}' is {problem['input']!r}: {message}."
 

@@ -64,7 +64,8 @@ def mismatch_rows(run: Run) -> list[dict[str, Any]]:
 def reading_of_table(run: Run) -> str:
     """How the table is to be read."""
     samples, draws = run.reference.get("samples"), run.reference.get("draws")
-    size = f" Each is measured on {number(samples)} samples" + (f", and ± is the spread over {number(draws)} draws." if is_number(draws) else ".")
+    spread = f", and ± is the spread over {number(draws)} draws." if is_number(draws) and draws > 1 else "."
+    size = f" Each is measured on {number(samples)} samples{spread}"
     reading = "Lower distances are better." + (size if is_number(samples) else "")
     if any(is_number(row.figures.get("recall")) for row in run.evaluated):
         reading += (
@@ -91,7 +92,7 @@ def reading_of_shift(run: Run) -> str:
     teacher, student, samples = (number(run.shift.get(name)) for name in ("teacher_steps", "student_steps", "samples"))
     return (
         f"Teacher and student share each generation: {student} transitions, of which the teacher makes its own in {teacher} DDIM steps in all; {samples} samples a row, the same noise in "
-        "each (DDIL, Tables 5 to 7). Where the teacher helps most, the student's errors arise; what it cannot mend later comes from states that it would not visit."
+        "each (DDIL, Tables 5 to 7). Where the teacher's help lowers the distance most, the student's errors arise; the third table shows which of them the teacher mends afterwards."
     )
 
 

@@ -92,8 +92,7 @@ def summary(run: Run) -> str:
     """The outcome in one sentence."""
     teachers, students = _rows(run, "teacher"), _rows(run, "student")
     if students:
-        # The steps it was trained for, or else the fewest.
-        usual = next((row for row in students if row.steps == run.student_steps), students[-1])
+        usual = _usual(run, students)
         others = listed([f"{distance(row)} in {count(row.steps, 'step')}" for row in students if row is not usual])
         reached = f"In {count(usual.steps, 'step')} the student reaches a Frechet distance of {distance(usual)}" + (f" ({others})" if others else "")
         beside = listed([f"{distance(row)} in {count(row.steps, 'step')}" for row in teachers])
@@ -107,8 +106,12 @@ def summary(run: Run) -> str:
 def tiles(run: Run) -> list[Tile]:
     """The headline's figures: student, teacher, cost, health."""
     stages, state = run.history.stages(), verdict(run.history)
-    shown = [Tile(title(row), distance(row), _detail(row)) for row in [*reversed(_rows(run, "student")), *_rows(run, "teacher")]]
-    if not _rows(run, "student"):
+    students = _rows(run, "student")
+    if students:
+        usual = _usual(run, students)
+        students = [usual, *(row for row in students if row is not usual)]
+    shown = [Tile(title(row), distance(row), _detail(row)) for row in [*students, *_rows(run, "teacher")]]
+    if not students:
         checked = _checked(run.history)
         shown.insert(0, Tile("Student, newest check", number(checked[-1][1]) if checked else "–", "Frechet distance"))
     spent = total(stages)
@@ -190,6 +193,11 @@ def _word(value: Any) -> str:
 
 def _rows(run: Run, model: str) -> list[Evaluated]:
     return [row for row in run.evaluated if row.model == model]
+
+
+def _usual(run: Run, students: list[Evaluated]) -> Evaluated:
+    """The student at the steps it was trained for, or else at the fewest."""
+    return next((row for row in students if row.steps == run.student_steps), students[-1])
 
 
 def _detail(row: Evaluated) -> str:

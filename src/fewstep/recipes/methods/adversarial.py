@@ -43,7 +43,7 @@ class AdversarialDiffusionMethod(Method):
         states = build_states(context, forward_states(context, times), transitions)
         degraded = copy_of(context.original)
         recorded_by = ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
-        target = build_target(context, degraded, recorded_by, states, None)
+        target = build_target(context, degraded, recorded_by, states, None, learned=False)
         matching = DistributionMatching(student, Delta(), target.target, build_times(self.times), build_matching_weight(self.weighting))
         fools, critics = build_adversary(self.adversarial, context, states, [])
         terms = [Term(matching, states, self.distillation, "distillation"), fools]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fewstep.denoisers import Denoiser, Rescheduled
 from fewstep.objectives import EndpointRegression, VelocityRegression
@@ -47,9 +47,15 @@ class RectifiedFlowMethod(Method):
         because=dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "it is trained on couplings of noise and sample that a flow has made"),
     )
 
+    @model_validator(mode="after")
+    def _distilled_is_one_step(self) -> RectifiedFlowMethod:
+        if self.distil > 0 and self.steps > 1:
+            raise ValueError(f"'steps' ({self.steps}) must be 1 where the flow is distilled; set 'distil' to 0 for several steps")
+        return self
+
     @property
     def steps_of_student(self) -> int:
-        return 1 if self.distil > 0 else self.steps
+        return self.steps
 
     @property
     def sampling(self) -> Sampling:

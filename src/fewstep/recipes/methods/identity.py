@@ -6,14 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.denoisers import copy_of
 from fewstep.objectives import ScoreIdentity, ScoreMatching
 from fewstep.recipes import config
 from fewstep.recipes.axes import trajectory_states
 from fewstep.recipes.backtracking import build_target
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
-from fewstep.recipes.methods.matching import LearnedFake, MatchingWeighting, several_steps
+from fewstep.recipes.methods.matching import LearnedFake, MatchingWeighting, recorded, several_steps, started
 from fewstep.recipes.parts import build_denoising_weight, build_matching_weight, build_times
 from fewstep.training import Stage, Term
 
@@ -39,10 +38,11 @@ class IdentityMethod(Method):
         return self.steps
 
     def build(self, context: Context) -> Built:
-        student, fake = context.student.model, start_of(self.fake, context)
+        student, fake = context.student.model, started(self.fake, context)
         states = trajectory_states(context, self.steps)
         learning = ScoreMatching(fake, student, build_times(self.fake.times), build_denoising_weight(self.fake.weighting))
-        target = build_target(context, fake, learning, states, fake)
+        degraded, recorded_by, start = recorded(self.fake, learning, context)
+        target = build_target(context, degraded, recorded_by, states, start, learned=True)
         objective = ScoreIdentity(student, context.reflected(fake, "fake"), target.target, build_times(self.times), self.alpha, build_matching_weight(self.weighting.kind))
         phases = [
             student_phase(context, [Term(objective, states, name="identity")], self.fake.updates, target.hook),

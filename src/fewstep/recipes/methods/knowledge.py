@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fewstep.objectives import EndpointRegression
 from fewstep.recipes import config
@@ -46,6 +46,12 @@ class KnowledgeMethod(Method):
 
     traits: ClassVar[Traits] = Traits(frozenset(), False)
 
+    @model_validator(mode="after")
+    def _stored_are_for_one_step(self) -> KnowledgeMethod:
+        if isinstance(self.pairs, StoredPairs) and self.steps > 1:
+            raise ValueError(f"'steps' ({self.steps}) must be 1 with stored pairs, which have no states on the way; make them 'on-the-fly'")
+        return self
+
     @property
     def in_force(self) -> Traits:
         because = dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "stored pairs start from pure noise, as the usual states do; pairs made 'on-the-fly' start anywhere")
@@ -56,7 +62,7 @@ class KnowledgeMethod(Method):
 
     @property
     def steps_of_student(self) -> int:
-        return 1 if isinstance(self.pairs, StoredPairs) else self.steps
+        return self.steps
 
     def build(self, context: Context) -> Built:
         student = context.student.model

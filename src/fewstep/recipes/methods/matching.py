@@ -16,6 +16,7 @@ With ``target.kind: backtracked`` each is DisBack's version of it; with ``fixed`
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser, copy_of
 from fewstep.networks import add_adapter, build, describe
+from fewstep.networks.lora import fold_adapter
 from fewstep.objectives import DistributionMatching, EndpointRegression, ScoreMatching
 from fewstep.objectives.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.recipes import config
@@ -124,8 +126,12 @@ class DistributionMatchingMethod(Method):
         student = context.student.model
         states = trajectory_states(context, self.steps)
         fake, phases, objective = self._fake(context, states)
-        degraded, recorded_by, start = self._recorded(context, objective)
-        target = build_target(context, degraded, recorded_by, states, start, objective is not None)
+        if objective is not None and not isinstance(self.fake, (DeltaFake, FieldFake)):
+            degraded, recorded_by, start = recorded(self.fake, objective, context)
+        else:
+            degraded, start = copy_of(context.original), None
+            recorded_by = ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
+        target = build_target(context, degraded, recorded_by, states, start, learned=objective is not None)
         matching = DistributionMatching(student, fake, target.target, build_times(self.times), build_matching_weight(self.weighting.kind))
         terms, begin = [Term(matching, states, name="matching")], list(target.begin)
         if self.regression is not None:
@@ -145,30 +151,15 @@ class DistributionMatchingMethod(Method):
             return Delta(), [], None
         if isinstance(choice, FieldFake):
             return FieldOfSamples(student, states, choice.samples), [], None
-        network = copy_of(context.original)
         adapter: nn.Module | None = None
         if isinstance(choice, LowRankFake):
+            network = copy_of(context.original)
             adapter = add_adapter(network, choice.rank, choice.scale, context.training.seed)
-        elif choice.start == "random":
-            network = fresh(context.original, context.training.seed)
+        else:
+            network = started(choice, context)
         objective = ScoreMatching(network, student, build_times(choice.times), build_denoising_weight(choice.weighting))
         phase = trained("fake", network, [Term(objective, states, name="fake score")], choice.optimizer, adapter)
         return Learned(context.reflected(network, "fake")), [phase], objective
-
-    def _recorded(self, context: Context, objective: ScoreMatching | None) -> tuple[NetworkDenoiser, ScoreMatching, NetworkDenoiser | None]:
-        """For a backtracked target: what is degraded, by which objective, and what takes the last node's weights.
-
-        A fake score that starts as the teacher is degraded itself. Of one with an adapter the base takes the last node; one that starts at random weights does not.
-        """
-        if objective is not None and isinstance(self.fake, LearnedFake) and self.fake.start == "teacher":
-            assert isinstance(objective.fake, NetworkDenoiser)
-            return objective.fake, objective, objective.fake
-        degraded = copy_of(context.original)
-        if objective is None:
-            weight = build_denoising_weight(config.EDMWeighting(kind="edm"))
-            return degraded, ScoreMatching(degraded, context.student.model, build_times(self.times), weight), None
-        start = base_of(objective.fake, context.original) if isinstance(self.fake, LowRankFake) else None
-        return degraded, replace(objective, fake=degraded), start
 
     def _regression(self, context: Context, choice: Regression) -> tuple[Term, Action]:
         path = context.folder / "pairs.safetensors"
@@ -184,9 +175,33 @@ def several_steps(traits: Traits) -> Traits:
     return replace(traits, states=frozenset({"forward", "rollout", "ddil", "per-batch"}), students=traits.students - {"latent-mlp"}, because=because)
 
 
-def fresh(model: NetworkDenoiser, seed: int) -> NetworkDenoiser:
-    """A denoiser of the same kind with random weights."""
+def started(choice: LearnedFake, context: Context) -> NetworkDenoiser:
+    """A learned fake score as it starts: a copy of the teacher, or of the same kind with random weights."""
+    if choice.start == "teacher":
+        return copy_of(context.original)
+    model = context.original
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(context.training.seed)
         network = build(describe(model.network))
     return NetworkDenoiser(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
+
+
+def recorded(choice: LearnedFake | LowRankFake, objective: ScoreMatching, context: Context) -> tuple[NetworkDenoiser, ScoreMatching, NetworkDenoiser | None]:
+    """For a backtracked target of a method with a learned fake score: what is degraded, by which objective, and what takes the last node's weights.
+
+    A fake score that starts as the teacher is degraded itself. Of one with an adapter the base takes the last node; one that starts at random weights takes none.
+    """
+    fake = objective.fake
+    assert isinstance(fake, NetworkDenoiser)
+    if isinstance(choice, LearnedFake) and choice.start == "teacher":
+        return fake, objective, fake
+    degraded = copy_of(context.original)
+    return degraded, replace(objective, fake=degraded), base_of(fake) if isinstance(choice, LowRankFake) else None
+
+
+def base_of(adapted: NetworkDenoiser) -> NetworkDenoiser:
+    """A denoiser with a fresh adapter, without that adapter but with the same parameters: what is written into it is written into the other's base."""
+    base = copy.deepcopy(adapted, {id(parameter): parameter for parameter in adapted.parameters()})
+    # A fresh adapter adds 0, so that this leaves the weights as they are.
+    fold_adapter(base)
+    return base

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fewstep.denoisers import Averaged, Denoiser, EndJump, HalfLife, NetworkDenoiser, TrajectoryDenoiser
+from fewstep.denoisers import Averaged, Denoiser, EndJump, HalfLife, NetworkDenoiser, TrajectoryDenoiser, trajectory_of
 from fewstep.errors import UserError
-from fewstep.networks import DenoisingNetwork, grown
+from fewstep.networks import DenoisingNetwork
 from fewstep.objectives import Balanced, Denoising, Objective, SoftConsistency
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, build_adversary
@@ -51,6 +51,12 @@ class TrajectoryMethod(Method):
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))
 
+    @model_validator(mode="after")
+    def _steps_fit(self) -> TrajectoryMethod:
+        if self.steps > self.points:
+            raise ValueError(f"'points' ({self.points}) must be at least 'steps' ({self.steps}), whose times are among the training grid's")
+        return self
+
     @property
     def steps_of_student(self) -> int:
         return self.steps
@@ -60,7 +66,7 @@ class TrajectoryMethod(Method):
         return Sampling("gamma", self.grid, self.steps, self.gamma)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
-        return TrajectoryDenoiser(grown(copy.network, end=True), copy.schedule, copy.prediction, copy.inputs, copy.shape, copy.classes)
+        return trajectory_of(copy)
 
     def build(self, context: Context) -> Built:
         student, schedule = context.student.model, context.schedule
