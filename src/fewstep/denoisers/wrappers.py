@@ -84,7 +84,7 @@ class Rescheduled(_Wrapper):
 
 
 class Reflected(_Wrapper):
-    """The estimate, kept to the data's support (reflected diffusion, Lou and Ermon 2023; DDIL, Garrepalli et al. 2024, Sec. 4.3).
+    """The estimate, kept to the data's support (reflected diffusion, Lou and Ermon 2023; DDIL, Garrepalli et al. 2024, Sec. 4.1).
 
     ``bound`` is a ``Threshold``, or a number b for a clamp to [-b, b] (``StaticThreshold``). On a student give ``StraightThrough(...)``: a clamp has no gradient where it bites.
     """

@@ -4,8 +4,8 @@ With p a parameter that both reach, the last layer of what they train,
 
     lambda = |d L_main / d p| / (|d L_other / d p| + 1e-6),
 
-clipped to ``largest`` and held constant, so that both push equally hard on p whatever their units. It costs a backward of each loss down to p; a last layer makes that
-the loss' own networks only.
+clipped to ``largest``, times ``weight``, and held constant, so that at weight 1 both push equally hard on p whatever their units. It costs a backward of each loss down to p; a last
+layer makes that the loss' own networks only.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Balanced(Objective):
     parameter: nn.Parameter
     start_after: int = 0
     largest: float = 1e4
+    weight: float = 1.0
 
     def __call__(self, step: Step, state: State) -> Loss:
         main = self.main(step, state)
@@ -41,7 +42,7 @@ class Balanced(Objective):
         shared = set(main.terms) & set(other.terms)
         if shared:
             raise UserError(f"balanced losses: both report '{min(shared)}', which the log could not tell apart; balance objectives of different kinds.")
-        factor = (self._push(main, self.main) / (self._push(other, self.other) + 1e-6)).clamp(max=self.largest)
+        factor = (self._push(main, self.main) / (self._push(other, self.other) + 1e-6)).clamp(max=self.largest) * self.weight
         return Loss(main.total + factor * other.total, {**main.terms, **other.terms, "balance": factor})
 
     def _push(self, loss: Loss, objective: Objective) -> Tensor:

@@ -18,15 +18,15 @@ from fewstep.times import GridTimes
 
 @dataclass(frozen=True)
 class Transitions:
-    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the student by ``student``, the teacher by ``teacher``, None where the two must not be mixed.
+    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the student by ``student``, the teacher by ``teacher``.
 
     ``whole``: a trajectory is wholly the student's or wholly the teacher's (DMD2), rather than alternating (progressive distillation).
-    ``grids``: the times of each number of steps, of which one is drawn at random for a trajectory (consistency distillation).
+    ``grids``: the times of each number of steps, of which one is drawn at random for a trajectory; trajectories are then the student's alone (consistency distillation).
     """
 
     times: tuple[float, ...]
     student: FlowMap
-    teacher: FlowMap | None = None
+    teacher: FlowMap
     whole: bool = False
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
@@ -89,8 +89,7 @@ def _per_batch(context: Context, choice: config.PerBatchStates, transitions: Tra
     sources: dict[str, States] = {"data": forward_states(context, transitions.times), "student": _rollout(context, transitions.student, transitions)}
     weights = {"data": choice.data, "student": choice.student}
     if choice.teacher > 0:
-        teacher = transitions.teacher or teacher_transition(context.teacher, 2, context)
-        sources["teacher"], weights["teacher"] = Rollout(teacher, _prior(context), transitions.times[:-1]), choice.teacher
+        sources["teacher"], weights["teacher"] = Rollout(transitions.teacher, _prior(context), transitions.times[:-1]), choice.teacher
     return PerBatch(sources, Constant(weights))
 
 
@@ -98,7 +97,7 @@ def _aggregated(context: Context, choice: config.DDILStates, transitions: Transi
     steps = max(1, round(length * choice.first_part))
     student, collected = _moving(choice.student, choice.later_student, part, steps), _moving(choice.collected, choice.later_collected, part, steps)
     data = forward_states(context, transitions.times)
-    if transitions.grids or transitions.teacher is None:
+    if transitions.grids:
         trajectories = _rollout(context, transitions.student, transitions)
     elif transitions.whole:
         sources = {"student": _rollout(context, transitions.student, transitions), "teacher": Rollout(transitions.teacher, _prior(context), transitions.times[:-1])}

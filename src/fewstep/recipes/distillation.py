@@ -80,8 +80,9 @@ def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
 
 
 def _usual_roles(method: Method, student: str) -> Sequence[str]:
-    """All that the method has, but for a generator, whose output is no denoiser's."""
-    return [role for role in method.in_force.roles if not (role == "student" and student == "latent-mlp")]
+    """Those that DDIL thresholds for the method; of a generator, whose output is no denoiser's, not the student's."""
+    traits = method.in_force
+    return [role for role in (traits.roles if traits.usual_roles is None else traits.usual_roles) if not (role == "student" and student == "latent-mlp")]
 
 
 def _student(recipe: DistillRecipe, teacher: NetworkDenoiser, threshold: Threshold | None) -> tuple[Student, Prior]:
@@ -119,7 +120,8 @@ def _monitor(context: Context, built: Built) -> Monitor:
     # A collection grows when it is drawn from, which a monitor must not make it do.
     if built.fake is not None and built.states is not None and not find_stateful(built.states):
         checks.append(FakeScoreLag(built.fake, built.states))
-    if context.method.in_force.scores:
+    # Against a fake score that is not learned the gap says nothing about convergence.
+    if built.fake is not None:
         checks.append(Gap())
     checks += [Mismatch(context.original, samples, bound), Spread(samples, data), Saturation(samples, data)]
     if clip is not None:

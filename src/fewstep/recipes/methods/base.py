@@ -23,7 +23,8 @@ from fewstep.training import Phase, Stage, Term
 @dataclass(frozen=True)
 class Traits:
     """What a method goes with. ``states``: besides the usual ones; ``scores``: whether it follows the target's scores, so that the target may be a degraded one;
-    ``students``: kinds; ``roles``: whose estimates may be thresholded (all of them, unless the recipe names some). ``because``: the reason of a refusal by the refused kind, where the
+    ``students``: kinds; ``roles``: whose estimates may be thresholded; ``usual_roles``: whose are
+    unless the recipe names some, all if None. ``because``: the reason of a refusal by the refused kind, where the
     general one does not fit.
     """
 
@@ -31,6 +32,7 @@ class Traits:
     scores: bool
     students: frozenset[str] = frozenset({"copy", "lora"})
     roles: tuple[config.Role, ...] = ("teacher",)
+    usual_roles: tuple[config.Role, ...] | None = None
     because: Mapping[str, str] = field(default_factory=dict)
 
 

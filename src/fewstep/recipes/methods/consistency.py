@@ -5,6 +5,7 @@ LCM is this with a ``skip`` of several grid steps and a ``guidance`` range: the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ from pydantic import Field, model_validator
 from fewstep.denoisers import Averaged, Boundary, Denoiser, Guided, HalfLife, NetworkDenoiser, grown_denoiser
 from fewstep.objectives import ConsistencyDistillation, Ladder
 from fewstep.recipes import config
-from fewstep.recipes.axes import Transitions, build_states, forward_states
+from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
 from fewstep.recipes.methods.progressive import GuidanceRange
@@ -41,7 +42,7 @@ class ConsistencyMethod(Method):
     steps: config.Count = 2
     rollout_steps: list[config.Count] = Field([3, 4, 5], min_length=1)
 
-    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"))
+    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"), usual_roles=("teacher", "target"))
 
     @model_validator(mode="after")
     def _intervals_fit(self) -> ConsistencyMethod:
@@ -53,7 +54,7 @@ class ConsistencyMethod(Method):
     def in_force(self) -> Traits:
         states = self.traits.states if self.intervals == 1 else frozenset({"forward"})
         because = dict.fromkeys(("rollout", "ddil", "per-batch"), "with several intervals its samples are no consistency model's multistep samples") if self.intervals > 1 else {}
-        return Traits(states, False, self.traits.students if self.guidance is None else frozenset({"copy"}), self.traits.roles, because)
+        return replace(self.traits, states=states, students=self.traits.students if self.guidance is None else frozenset({"copy"}), because=because)
 
     @property
     def steps_of_student(self) -> int:
@@ -88,6 +89,6 @@ class ConsistencyMethod(Method):
         objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, RULES[self.rule], distance)
         # The nearest times of the training grid, on which the states must stand.
         grids = {n: (*(times[round(index * self.points / n)] for index in range(n)), 0.0) for n in self.rollout_steps}
-        transitions = Transitions(ladder.starts, context.student_map, grids=grids)
+        transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), grids=grids)
         states = build_states(context, forward_states(context, ladder.starts), transitions)
         return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="consistency")], averages=[target])])])

@@ -44,6 +44,7 @@ class RectifiedFlowMethod(Method):
         frozenset(),
         False,
         roles=("teacher", "student"),
+        usual_roles=("teacher",),
         because=dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "it is trained on couplings of noise and sample that a flow has made"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -44,7 +45,13 @@ class KnowledgeMethod(Method):
     distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
     steps: config.Count = 1
 
-    traits: ClassVar[Traits] = Traits(frozenset(), False)
+    traits: ClassVar[Traits] = Traits(frozenset(), False, roles=("teacher", "student"), usual_roles=("teacher",))
+
+    @model_validator(mode="after")
+    def _one_step_from_pairs(self) -> KnowledgeMethod:
+        if self.steps > 1 and isinstance(self.pairs, StoredPairs):
+            raise ValueError(f"'steps' is {self.steps}, but stored pairs start from pure noise and make students of 1 step; use 'pairs.kind: on-the-fly'")
+        return self
 
     @model_validator(mode="after")
     def _stored_are_for_one_step(self) -> KnowledgeMethod:
@@ -56,9 +63,9 @@ class KnowledgeMethod(Method):
     def in_force(self) -> Traits:
         because = dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "stored pairs start from pure noise, as the usual states do; pairs made 'on-the-fly' start anywhere")
         if isinstance(self.pairs, StoredPairs):
-            return Traits(frozenset(), False, roles=("teacher", "student"), because=because)
+            return replace(self.traits, because=because)
         states = frozenset({"prior"}) if self.steps == 1 else frozenset({"forward", "rollout", "ddil", "per-batch"})
-        return Traits(states, False, roles=("teacher", "student"), because={"prior": "a student of several steps is trained at all of its times"})
+        return replace(self.traits, states=states, because={"prior": "a student of several steps is trained at all of its times"})
 
     @property
     def steps_of_student(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -24,7 +25,10 @@ from fewstep.training import Copy, Stage, Term
 
 
 class GuidanceRange(config.Section):
-    """The guidance scale w, uniform in [low, high] and embedded. Meng et al.: 2 to 14. ``sample_at``: the scale used unless told otherwise."""
+    """The guidance scale w, uniform in [low, high] and embedded; w = 1 is the conditional estimate, so that Meng et al.'s 2 to 14 is 3 to 15 here.
+
+    ``sample_at``: the scale used unless told otherwise.
+    """
 
     low: float = Field(2.0, ge=0)
     high: float = Field(14.0, ge=0)
@@ -51,7 +55,7 @@ class ProgressiveMethod(Method):
     prepare: float = Field(0.15, gt=0, lt=1)
     sample_with: Literal["euler", "dpm2m"] = "euler"
 
-    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student"))
+    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student"), usual_roles=("teacher",))
 
     @model_validator(mode="after")
     def _halves(self) -> ProgressiveMethod:
@@ -63,7 +67,7 @@ class ProgressiveMethod(Method):
     def in_force(self) -> Traits:
         if self.convert is None and self.guidance is None:
             return self.traits
-        return Traits(self.traits.states, False, frozenset({"copy"}), self.traits.roles)
+        return replace(self.traits, students=frozenset({"copy"}))
 
     @property
     def steps_of_student(self) -> int:
@@ -113,7 +117,8 @@ class ProgressiveMethod(Method):
         objective = ProgressiveDistillation(student, Fixed(teacher), times, context.student_times(2 * steps), self._weight())
         transitions = Transitions(times, context.student_map, teacher_transition(teacher, 2, context))
         stages = []
-        for part, share in enumerate(divided(length, [0.6, 0.4]) if self.parts == 2 else [length]):
+        first = context.states.first_part if isinstance(context.states, config.DDILStates) else 0.6
+        for part, share in enumerate(divided(length, [first, 1 - first]) if self.parts == 2 else [length]):
             states = build_states(context, forward_states(context, times), transitions, part if self.parts == 2 else None, length)
             name = f"{steps}-steps" + (f"-{part + 1}" if self.parts == 2 else "")
             stages.append(Stage(name, share, [student_phase(context, [Term(objective, states, name="progressive")])], begin if part == 0 else []))

@@ -12,7 +12,7 @@ from fewstep.networks import DenoisingNetwork
 from fewstep.objectives import Balanced, Denoising, Objective, SoftConsistency
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, build_adversary
-from fewstep.recipes.axes import Transitions, build_states, forward_states
+from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
 from fewstep.recipes.parts import build_denoising_weight, build_distance, build_grid, build_times
@@ -78,7 +78,9 @@ class TrajectoryMethod(Method):
         distance = build_distance(self.distance, context.features, context.data)
         objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
         grid = (*(times[round(index * self.points / self.steps)] for index in range(self.steps)), 0.0)
-        states = build_states(context, forward_states(context, times[:-1]), Transitions(times[:-1], context.student_map, grids={self.steps: grid}))
+        states = build_states(
+            context, forward_states(context, times[:-1]), Transitions((*times[:-1], 0.0), context.student_map, teacher_transition(context.teacher, 2, context), grids={self.steps: grid})
+        )
         critics: list[Phase] = []
         if self.adversarial is not None:
             if isinstance(self.adversarial, FakeTrunk):
@@ -87,7 +89,7 @@ class TrajectoryMethod(Method):
                 )
             assert isinstance(student.network, DenoisingNetwork)
             fools, critics = build_adversary(self.adversarial, context, states, [], EndJump(student))
-            objective = Balanced(objective, fools.objective, next(student.network.leave.parameters()), self.adversarial_after)
+            objective = Balanced(objective, fools.objective, next(student.network.leave.parameters()), self.adversarial_after, weight=self.adversarial.weight)
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
             data = ForwardDiffusion(context.data, schedule, build_times(self.denoising.times))
