@@ -5,15 +5,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
 from torch import nn
 
 from fewstep.denoisers import Averaged, Denoiser, NetworkDenoiser
 from fewstep.objectives import ScoreMatching
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
-from fewstep.recipes.parts import build_optimizer
+from fewstep.recipes.parts import build_grid, build_optimizer
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior, States
 from fewstep.targets import DegradationPath
@@ -77,6 +78,28 @@ class Method(config.Section, abc.ABC):
     @abc.abstractmethod
     def build(self, context: Context) -> Built:
         """The stages of the method."""
+
+
+class GridMethod(Method, abc.ABC):
+    """Of methods that learn jumps along a grid: ``points`` steps of it, from the first level to t_min; the teacher's ``rule``; ``ema``: half-life in steps of the average that makes the
+    target, 0 for the student itself; ``steps``: for sampling.
+    """
+
+    points: int = Field(18, ge=2)
+    rule: Literal["euler", "heun"] = "heun"
+    grid: Literal["rho", "log-snr", "uniform"] = "rho"
+    distance: config.DistanceChoice = config.PseudoHuberDistance(kind="pseudo-huber")
+    ema: float = Field(20.0, ge=0)
+    steps: config.Count = 2
+
+    def grid_times(self, context: Context) -> tuple[float, ...]:
+        """The grid, (points + 1,)."""
+        schedule = context.schedule
+        return tuple(build_grid(self.grid).between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
+
+    def coarse(self, times: Sequence[float], steps: int) -> tuple[float, ...]:
+        """The times of a trajectory of ``steps`` steps, down to 0: the nearest of the grid's, on which the states must stand."""
+        return (*(times[round(index * self.points / steps)] for index in range(steps)), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

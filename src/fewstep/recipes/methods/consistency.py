@@ -15,9 +15,9 @@ from fewstep.objectives import ConsistencyDistillation, Ladder
 from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.methods.base import Built, GridMethod, Traits, student_phase
 from fewstep.recipes.methods.progressive import GuidanceRange
-from fewstep.recipes.parts import build_distance, build_grid
+from fewstep.recipes.parts import build_distance
 from fewstep.solvers import RULES
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
@@ -25,21 +25,15 @@ from fewstep.targets import Fixed
 from fewstep.training import Stage, Term
 
 
-class ConsistencyMethod(Method):
-    """``points``: steps of the training grid from the first level to t_min. ``skip``: how many a teacher's step takes. ``ema``: half-life in steps of the average that makes the target, 0
-    for the student itself. ``intervals``: consistency within each of so many equal parts of the grid (Heek et al. 2024). ``steps``: for sampling.
+class ConsistencyMethod(GridMethod):
+    """``skip``: how many of the ``points`` a teacher's step takes. ``intervals``: consistency within each of so many equal parts of the grid (Heek et al. 2024). ``rollout_steps``: of the
+    student's own trajectories, one of these numbers each.
     """
 
     kind: Literal["consistency"]
-    points: int = Field(18, ge=2)
     skip: config.Count = 1
-    rule: Literal["euler", "heun"] = "heun"
-    grid: Literal["rho", "log-snr", "uniform"] = "rho"
-    distance: config.DistanceChoice = config.PseudoHuberDistance(kind="pseudo-huber")
-    ema: float = Field(20.0, ge=0)
     intervals: config.Count = 1
     guidance: GuidanceRange | None = None
-    steps: config.Count = 2
     rollout_steps: list[config.Count] = Field([3, 4, 5], min_length=1)
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"), usual_roles=("teacher", "target"))
@@ -75,9 +69,7 @@ class ConsistencyMethod(Method):
         return states if self.guidance is None else WithGuidance(states, self.guidance.low, self.guidance.high)
 
     def build(self, context: Context) -> Built:
-        student, schedule = context.denoising_student, context.schedule
-        grid = build_grid(self.grid)
-        times = tuple(grid.between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
+        student, times = context.denoising_student, self.grid_times(context)
         edges = (0.0, *sorted(times[round(index * self.points / self.intervals)] for index in range(1, self.intervals)))
         ladder = Ladder(times, self.skip, edges)
         target = Averaged(student, HalfLife(self.ema, ramp=0.0))
@@ -87,8 +79,7 @@ class ConsistencyMethod(Method):
         teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
         distance = build_distance(self.distance, context.features, context.data)
         objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, RULES[self.rule], distance)
-        # The nearest times of the training grid, on which the states must stand.
-        grids = {n: (*(times[round(index * self.points / n)] for index in range(n)), 0.0) for n in self.rollout_steps}
+        grids = {steps: self.coarse(times, steps) for steps in self.rollout_steps}
         transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), grids=grids)
         states = build_states(context, forward_states(context, ladder.starts), transitions)
         return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="consistency")], averages=[target])])])

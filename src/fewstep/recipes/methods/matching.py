@@ -46,27 +46,28 @@ class MatchingWeighting(config.Section):
     kind: Literal["dmd", "diff-instruct", "plain", "sds", "exponential"]
 
 
-class LearnedFake(config.Section):
-    """A denoiser of the student's distribution, from the teacher or from random weights. ``updates``: of it, for one of the student."""
+class _TrainedFake(config.Section):
+    """``times`` and ``weighting``: of its denoising. ``updates``: of it, for one of the student."""
 
-    kind: Literal["learned"]
-    start: Literal["teacher", "random"] = "teacher"
     times: config.TimesChoice = config.LogNormal(kind="log-normal")
     weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
     optimizer: config.Optimizer = config.Optimizer()
     updates: config.Count = 1
 
 
-class LowRankFake(config.Section):
+class LearnedFake(_TrainedFake):
+    """A denoiser of the student's distribution, from the teacher or from random weights."""
+
+    kind: Literal["learned"]
+    start: Literal["teacher", "random"] = "teacher"
+
+
+class LowRankFake(_TrainedFake):
     """The teacher with a low-rank adapter, which alone is trained (VSD). Its base is its own: it stays when the target moves."""
 
     kind: Literal["lora"]
     rank: config.Count = 8
     scale: config.Positive = 1.0
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
-    weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
-    optimizer: config.Optimizer = config.Optimizer()
-    updates: config.Count = 1
 
 
 class DeltaFake(config.Section):
@@ -111,7 +112,7 @@ class DistributionMatchingMethod(Method):
     @property
     def in_force(self) -> Traits:
         traits = self.traits if self.steps == 1 else several_steps(self.traits)
-        if not isinstance(self.fake, (LearnedFake, LowRankFake)):
+        if not isinstance(self.fake, _TrainedFake):
             traits = replace(traits, roles=("teacher", "student"))
         if self.regression is not None or self.adversarial is not None:
             because = {**traits.because, "latent-mlp": "pairs of noise and sample, and data at the student's times, need a student that is a denoiser"}
@@ -141,7 +142,7 @@ class DistributionMatchingMethod(Method):
         if self.adversarial is not None:
             generator_term, phases = build_adversary(self.adversarial, context, states, phases)
             terms.append(generator_term)
-        updates = self.fake.updates if isinstance(self.fake, (LearnedFake, LowRankFake)) else 1
+        updates = self.fake.updates if isinstance(self.fake, _TrainedFake) else 1
         stage = Stage("distill", target.until, [student_phase(context, terms, updates, target.hook), *phases], begin)
         return Built([*target.record, stage], target.path, objective, states)
 

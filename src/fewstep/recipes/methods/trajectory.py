@@ -14,8 +14,8 @@ from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, build_adversary
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
-from fewstep.recipes.parts import build_denoising_weight, build_distance, build_grid, build_times
+from fewstep.recipes.methods.base import Built, GridMethod, Traits, student_phase
+from fewstep.recipes.parts import build_denoising_weight, build_distance, build_times
 from fewstep.solvers import RULES
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion
@@ -31,23 +31,17 @@ class DenoisingTerm(config.Section):
     weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
 
 
-class TrajectoryMethod(Method):
-    """``points``: steps of the training grid; ``max_steps``: the teacher's at most in one state (its u is drawn among them); ``ema``: half-life in steps of the target's average;
-    ``adversarial``: balanced by gradients against the soft consistency, from step ``adversarial_after`` on. ``gamma`` and ``steps``: for sampling.
+class TrajectoryMethod(GridMethod):
+    """``max_steps``: the teacher's at most in one state (its u is drawn among them). ``adversarial``: balanced by gradients against the soft consistency, from step ``adversarial_after``
+    on. ``gamma``: for sampling.
     """
 
     kind: Literal["trajectory"]
-    points: int = Field(18, ge=2)
     max_steps: config.Count = 3
-    rule: Literal["euler", "heun"] = "heun"
-    grid: Literal["rho", "log-snr", "uniform"] = "rho"
-    distance: config.DistanceChoice = config.PseudoHuberDistance(kind="pseudo-huber")
-    ema: float = Field(20.0, ge=0)
     denoising: DenoisingTerm = DenoisingTerm()
     adversarial: AdversarialChoice | None = None
     adversarial_after: Annotated[int, Field(ge=0), config.Share()] = 0
     gamma: float = Field(0.0, ge=0, le=1)
-    steps: config.Count = 2
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))
 
@@ -69,18 +63,16 @@ class TrajectoryMethod(Method):
         return trajectory_of(copy)
 
     def build(self, context: Context) -> Built:
-        student, schedule = context.student.model, context.schedule
+        student, times = context.student.model, self.grid_times(context)
         assert isinstance(student, TrajectoryDenoiser)
-        times = tuple(build_grid(self.grid).between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
         target = Averaged(student, HalfLife(self.ema, ramp=0.0))
         averaged = target.average
         assert isinstance(averaged, TrajectoryDenoiser)
         distance = build_distance(self.distance, context.features, context.data)
         objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
-        grid = (*(times[round(index * self.points / self.steps)] for index in range(self.steps)), 0.0)
-        states = build_states(
-            context, forward_states(context, times[:-1]), Transitions((*times[:-1], 0.0), context.student_map, teacher_transition(context.teacher, 2, context), grids={self.steps: grid})
-        )
+        teacher = teacher_transition(context.teacher, 2, context)
+        transitions = Transitions((*times[:-1], 0.0), context.student_map, teacher, grids={self.steps: self.coarse(times, self.steps)})
+        states = build_states(context, forward_states(context, times[:-1]), transitions)
         critics: list[Phase] = []
         if self.adversarial is not None:
             if isinstance(self.adversarial, FakeTrunk):
@@ -92,6 +84,6 @@ class TrajectoryMethod(Method):
             objective = Balanced(objective, fools.objective, next(student.network.leave.parameters()), self.adversarial_after, weight=self.adversarial.weight)
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
-            data = ForwardDiffusion(context.data, schedule, build_times(self.denoising.times))
+            data = ForwardDiffusion(context.data, context.schedule, build_times(self.denoising.times))
             terms.append(Term(Denoising(student, build_denoising_weight(self.denoising.weighting)), data, self.denoising.weight, "denoising"))
         return Built([Stage("distill", context.training.steps, [student_phase(context, terms, averages=[target]), *critics])])
