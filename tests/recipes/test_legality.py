@@ -106,7 +106,7 @@ def test_the_matrix_as_the_family_is_understood(name, columns):
         ("digits-lcm", ["method.points=7", "method.intervals=2"], r"'points' \(7\) must be a multiple of 'intervals' \(2\)"),
         ("digits-lcm", ["method.points=4"], r"at least the largest of 'rollout_steps'"),
         ("digits-ctm", ["method.points=3", "method.steps=4"], r"'points' \(3\) must be at least 'steps' \(4\)"),
-        ("digits-kd", ["method.steps=2"], r"'steps' \(2\) must be 1 with stored pairs"),
+        ("digits-kd", ["method.steps=2"], r"'steps' is 2, but stored pairs start from pure noise"),
         ("digits-reflow", ["method.steps=2"], r"'steps' \(2\) must be 1 where the flow is distilled; set 'distil' to 0"),
     ],
 )

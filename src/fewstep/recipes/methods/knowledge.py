@@ -48,9 +48,9 @@ class KnowledgeMethod(Method):
     traits: ClassVar[Traits] = Traits(frozenset(), False, roles=("teacher", "student"), usual_roles=("teacher",))
 
     @model_validator(mode="after")
-    def _stored_are_for_one_step(self) -> KnowledgeMethod:
-        if isinstance(self.pairs, StoredPairs) and self.steps > 1:
-            raise ValueError(f"'steps' ({self.steps}) must be 1 with stored pairs, which have no states on the way; make them 'on-the-fly'")
+    def _one_step_from_pairs(self) -> KnowledgeMethod:
+        if self.steps > 1 and isinstance(self.pairs, StoredPairs):
+            raise ValueError(f"'steps' is {self.steps}, but stored pairs start from pure noise and make students of 1 step; use 'pairs.kind: on-the-fly'")
         return self
 
     @property
