@@ -13,7 +13,7 @@ demo: .venv/.core
 	@echo "the report: runs/demo/report.html   the samples: runs/demo/samples/final.png"
 
 test: .venv/.test lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.test
 	$(BIN)/ruff check .
