@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/ddil"))
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--budget", type=int, default=400_000)
+    parser.add_argument("--budget", type=int, default=200_000)
     parser.add_argument("--only", nargs="*", default=[task.name for task in TASKS])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))

@@ -52,7 +52,7 @@ METHODS = (
     Method("reflow", 3, fixed=3_000 * 43, settings={"method.pairs": 3_000}),
     Method("cd", 6, own=2),
     Method("lcm", 6, own=4),
-    Method("ctm", 19, own=2),
+    Method("ctm", 15, own=2),
     Method("sds", 4),
     Method("stf", 8),
     Method("vsd", 8),

@@ -18,7 +18,7 @@ from fewstep.training import Stage, Term
 
 
 class AdversarialDiffusionMethod(Method):
-    """``distillation``: the weight of the distillation's term (the paper's lambda, 2.5, against an adversarial weight of 1); ``weighting``: the paper's two."""
+    """``distillation``: the weight of the distillation's term, a mean over dimensions (the paper's lambda, 2.5, against an adversarial weight of 1); ``weighting``: the paper's two."""
 
     kind: Literal["adversarial-diffusion"]
     weighting: Literal["exponential", "sds"] = "exponential"
@@ -46,6 +46,7 @@ class AdversarialDiffusionMethod(Method):
         target = build_target(context, degraded, recorded_by, states, None, learned=False)
         matching = DistributionMatching(student, Delta(), target.target, build_times(self.times), build_matching_weight(self.weighting))
         fools, critics = build_adversary(self.adversarial, context, states, [])
-        terms = [Term(matching, states, self.distillation, "distillation"), fools]
+        # Distribution matching sums over dimensions; the paper's distance, which lambda weighs against logits, is a mean.
+        terms = [Term(matching, states, self.distillation / context.data.samples[0].numel(), "distillation"), fools]
         stage = Stage("distill", target.until, [student_phase(context, terms, 1, target.hook), *critics], target.begin)
         return Built([*target.record, stage], target.path)
