@@ -5,7 +5,7 @@
 
 Every method gets ``--budget`` network evaluations of one sample (a forward 1, a backward 2), with its pairs and its path paid from them: its recipe's steps are set to what that buys,
 all its proportions kept. The evaluations that a run really took stand in the table. Seeds are paired, evaluation noise is the same for all. One draw of 5,000 samples a seed; medians over
-seeds, with the range. The teacher's best: of Euler, Heun and DPM-Solver++ 2M, from sigma 80 and from 10, the one of the smallest distance at that many network evaluations.
+seeds, with the range. The teacher's best at so many network evaluations: of Euler, Heun and DPM-Solver++ 2M, from several first levels, on Karras' grid and on the students'.
 """
 
 from __future__ import annotations
@@ -110,44 +110,49 @@ def cost(folder: Path) -> dict[str, Any]:
 
 
 def solvers() -> dict[str, Any]:
-    """The teacher by network evaluations: the best of the rules and first levels, and each."""
-    import torch
-
-    from fewstep.metrics.quality import Evaluator
+    """The teacher by network evaluations: the best of rules, first levels and grids, and each."""
     from fewstep.recipes import DistillRecipe, load_recipe
     from fewstep.recipes.parts import build_data, build_evaluator, build_teacher
-    from fewstep.solvers import RULES, Solver
-    from fewstep.states import Prior
 
     recipe = load_recipe("digits-cd")
     assert isinstance(recipe, DistillRecipe)
     data = build_data(recipe.data)
-    teacher = build_teacher(recipe.teacher, data)
-    evaluator: Evaluator = build_evaluator(recipe.evaluation, data)
+    teacher, evaluator = build_teacher(recipe.teacher, data), build_evaluator(recipe.evaluation, data)
     found: dict[str, Any] = {}
     for evaluations in (1, 2, 4, 8, 16, 35):
-        rows = []
-        for name, rule in RULES.items():
-            # Heun's last step is a DDIM step: 2 n - 1 evaluations.
-            steps = (evaluations + 1) // 2 if name == "heun" else evaluations
-            if rule.evaluations(steps) > evaluations:
-                continue
-            for sigma in (80.0, 10.0):
-                prior = Prior(teacher.schedule, teacher.shape, float(teacher.schedule.time_at_sigma(sigma)), classes=teacher.classes)
-                solver = Solver(teacher, steps, rule)
-
-                @torch.no_grad()
-                def sample(place: Any, n: int, labels: Any, prior: Prior = prior, solver: Solver = solver) -> Any:
-                    parts = []
-                    for start in range(0, n, 500):
-                        state = prior.at(place, "prior", min(500, n - start), labels[start : start + 500], start)
-                        parts.append(solver(state.x, prior.time, 0.0, state.condition).clamp(data.low, data.high))
-                    return torch.cat(parts)
-
-                full = evaluator.describe(sample, 1)
-                rows.append({"rule": name, "first_sigma": sigma, "fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)})
+        # Few evaluations want a low first level, and a grid that does not spend one of them at t_min.
+        few = evaluations <= 8
+        settings = [(rule, sigma, nested) for rule in ("euler", "heun", "dpm2m") for sigma in ((80.0, 10.0, 2.5) if few else (80.0, 10.0)) for nested in ((False, True) if few else (False,))]
+        rows = [row for rule, sigma, nested in settings if (row := solved(teacher, evaluator, evaluations, rule, sigma, nested)) is not None]
         found[str(evaluations)] = {"best": min(rows, key=lambda row: row["fd"]), "all": rows}
     return found
+
+
+def solved(teacher: Any, evaluator: Any, evaluations: int, rule: str, sigma: float, nested: bool) -> dict[str, Any] | None:
+    """One draw by a solver with at most so many evaluations; None where its steps do not come out at that number."""
+    import torch
+
+    from fewstep.solvers import RULES, solve
+    from fewstep.states import Prior
+    from fewstep.times import RhoGrid, nested_times
+
+    # Heun's last step is a DDIM step: 2 n - 1 evaluations.
+    steps = (evaluations + 1) // 2 if rule == "heun" else evaluations
+    if RULES[rule].evaluations(steps) != evaluations and not (rule == "heun" and RULES[rule].evaluations(steps) == evaluations - 1):
+        return None
+    prior = Prior(teacher.schedule, teacher.shape, float(teacher.schedule.time_at_sigma(sigma)), classes=teacher.classes)
+    times = nested_times(RhoGrid(), teacher.schedule, prior.time, steps) if nested else RhoGrid().times(teacher.schedule, steps, prior.time)
+
+    @torch.no_grad()
+    def sample(place: Any, n: int, labels: Any) -> Any:
+        parts = []
+        for start in range(0, n, 500):
+            state = prior.at(place, "prior", min(500, n - start), labels[start : start + 500], start)
+            parts.append(solve(RULES[rule], teacher, state.x, times, state.condition).clamp(evaluator.data.low, evaluator.data.high))
+        return torch.cat(parts)
+
+    full = evaluator.describe(sample, 1)
+    return {"rule": rule, "first_sigma": sigma, "nested": nested, "fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)}
 
 
 def show(rows: Sequence[dict[str, Any]], teacher: Mapping[str, Any], options: argparse.Namespace) -> None:

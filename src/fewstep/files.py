@@ -102,7 +102,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         metadata = json.loads(header[_KEY])
         digest = metadata.pop("digest")
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: was not written by fewstep; its header has no '{_KEY}' entry to rebuild it from.") from error
     if digest_of(tensors, metadata) != digest:
         raise UserError(f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy.")

@@ -172,6 +172,13 @@ def test_foreign_files_are_refused_by_name(kind: str, tmp_path: Path) -> None:
         read_tensors(path)
 
 
+def test_metadata_nested_too_deep_to_read_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "deep.safetensors"
+    _foreign("[" * 100_000 + "]" * 100_000, path)
+    with pytest.raises(UserError, match=r"deep\.safetensors"):
+        read_tensors(path)
+
+
 # Writing
 
 
