@@ -27,10 +27,11 @@ T_VALUES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 9: 2
 
 @dataclass(frozen=True)
 class Task:
-    """``recipe``, and the same with DDIL's states; a step of training costs ``cost`` evaluations of one sample, with DDIL ``ddil_cost``. ``paper``: its gains by setting."""
+    """``recipe``, and ``ddil_recipe``, the same with DDIL's states; a step of training costs ``cost`` evaluations of one sample, with DDIL ``ddil_cost``. ``paper``: its gains by setting."""
 
     name: str
     recipe: str
+    ddil_recipe: str
     own: int
     cost: float
     ddil_cost: float
@@ -47,17 +48,17 @@ class Task:
         if ddil:
             values["states.collect"] = self.collect
         values["training.steps"] = round(budget / (self.batch * (self.ddil_cost if ddil else self.cost)))
-        return Job(out / str(budget) / f"{self.name}-{setting}-{seed}", f"{self.recipe}-ddil" if ddil else self.recipe, values)
+        return Job(out / str(budget) / f"{self.name}-{setting}-{seed}", self.ddil_recipe if ddil else self.recipe, values)
 
 
 SETTINGS = ("plain", "reflected", "ddil", "both")
 PD, LCM, DMD2 = {"ddil": "+3.9"}, {"both": "+6.3"}, {"both": "+12.7"}
 TASKS = (
-    Task("pd4", "digits-pd", 4, 5, 8, PD),
-    Task("pd2", "digits-pd", 2, 5, 8, {"ddil": "+8.7"}, {"method.steps": 2}),
-    Task("lcm4", "digits-lcm", 4, 6, 6.75, LCM),
-    Task("dmd2-4", "digits-dmd2-4step", 4, 16.5, 15.1, DMD2),
-    Task("dmd2-4-small", "digits-dmd2-4step", 4, 16.5, 15.1, DMD2, batch=8, collect=2),
+    Task("pd4", "digits-pd", "digits-pd-ddil", 4, 5, 8, PD),
+    Task("pd2", "digits-pd", "digits-pd-ddil", 2, 5, 8, {"ddil": "+8.7"}, {"method.steps": 2}),
+    Task("lcm4", "digits-lcm", "digits-lcm-ddil", 4, 6, 6.75, LCM),
+    Task("dmd2-4", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 15.1, DMD2),
+    Task("dmd2-4-small", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 15.1, DMD2, batch=8, collect=2),
 )
 
 

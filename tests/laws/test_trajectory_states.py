@@ -34,6 +34,7 @@ from fewstep.states import (
     Prior,
     RandomRollout,
     Rollout,
+    Started,
     State,
     States,
     Step,
@@ -660,3 +661,22 @@ def test_impossible_buffers_are_refused() -> None:
     changing = Dagger(PerBatch({"a": _prior(), "b": WithGuidance(_prior(), 1, 2)}, Linear({"a": 1, "b": 0}, {"a": 0, "b": 1}, 1)), 4, 2, "ring")
     with pytest.raises(UserError, match="keep the same fields"):
         _run(changing, range(2))
+
+
+def test_started_states_are_the_priors_at_its_time_and_the_sources_elsewhere() -> None:
+    prior = Prior(SCHEDULES["karras-ve"], (2,), 0.03, classes=2)
+    data = Dataset(normals(40, 2, dtype=torch.float32) + 5.0, torch.arange(40) % 2, 2, -9.0, 9.0)
+    source = ForwardDiffusion(data, prior.schedule, GridTimes((0.03, 0.01, 0.001)))
+    step = Step(Place(0, "started", 3), 300)
+    inner, state = step.state(source), Started(source, prior).draw(step)
+    first = inner.t == prior.time
+    assert 60 < int(first.sum()) < 140
+    assert torch.equal(state.t, inner.t)
+    assert torch.equal(state.condition.labels, inner.condition.labels)
+    assert torch.equal(state.x[~first], inner.x[~first])
+    # Pure noise of the prior's size: nothing of data with mean 5 is left.
+    assert abs(float(state.x[first].mean())) < 0.5
+    assert abs(float(state.x[first].std()) / prior.std - 1) < 0.15
+    assert state.x0 is None
+    part = Started(source, prior).draw(Step(Place(0, "started", 3), 100, 150))
+    torch.testing.assert_close(part.x, state.x[150:250])

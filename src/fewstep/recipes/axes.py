@@ -11,14 +11,14 @@ from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.solvers import FlowMap, Solver
 from fewstep.solvers.sampling import GRIDS
-from fewstep.states import Alternate, Constant, Dagger, ForwardDiffusion, Linear, Mixture, PerBatch, RandomRollout, Rollout, States
+from fewstep.states import Alternate, Constant, Dagger, ForwardDiffusion, Linear, Mixture, PerBatch, RandomRollout, Rollout, Started, States
 from fewstep.states.weights import Weights
 from fewstep.times import GridTimes
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the student by ``student``, the teacher by ``teacher``.
+    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the student by ``student``, the teacher by ``teacher``; ``data``: forward diffusion at these times.
 
     ``whole``: a trajectory is wholly the student's or wholly the teacher's (DMD2), rather than alternating (progressive distillation).
     ``grids``: the times of each number of steps, of which one is drawn at random for a trajectory; trajectories are then the student's alone (consistency distillation).
@@ -27,6 +27,7 @@ class Transitions:
     times: tuple[float, ...]
     student: FlowMap
     teacher: FlowMap
+    data: States
     whole: bool = False
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
@@ -44,6 +45,11 @@ def forward_states(context: Context, times: tuple[float, ...]) -> States:
     return context.method.guided(ForwardDiffusion(context.data, context.schedule, GridTimes(tuple(t for t in times if t > 0))))
 
 
+def started_states(context: Context, times: tuple[float, ...]) -> States:
+    """The same, but at the first of the student's times the noise that its samples start from: for methods that train the student on its own samples."""
+    return Started(forward_states(context, times), context.prior)
+
+
 def build_states(context: Context, usual: States, transitions: Transitions, part: int | None = None, length: int | None = None) -> States:
     """The states that the recipe asks for. ``part`` 0 or 1: the part of a stage with two parts, whose weights are then constant; None: one part, whose weights move from the one to the other
     over its ``length`` (the whole run unless given).
@@ -54,7 +60,7 @@ def build_states(context: Context, usual: States, transitions: Transitions, part
     if isinstance(choice, config.PriorStates):
         return context.method.guided(context.prior)
     if isinstance(choice, config.ForwardStates):
-        return forward_states(context, transitions.times)
+        return transitions.data
     if isinstance(choice, config.RolloutStates):
         return _rollout(context, transitions.student, transitions)
     if isinstance(choice, config.PerBatchStates):
@@ -70,7 +76,7 @@ def trajectory_states(context: Context, steps: int) -> States:
     if steps == 1:
         return context.prior
     times = context.student_times(steps)
-    transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), whole=True)
+    transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), started_states(context, times), whole=True)
     return build_states(context, _rollout(context, context.student_map, transitions), transitions)
 
 
@@ -86,7 +92,7 @@ def _rollout(context: Context, flow_map: FlowMap, transitions: Transitions) -> S
 
 
 def _per_batch(context: Context, choice: config.PerBatchStates, transitions: Transitions) -> States:
-    sources: dict[str, States] = {"data": forward_states(context, transitions.times), "student": _rollout(context, transitions.student, transitions)}
+    sources: dict[str, States] = {"data": transitions.data, "student": _rollout(context, transitions.student, transitions)}
     weights = {"data": choice.data, "student": choice.student}
     if choice.teacher > 0:
         sources["teacher"], weights["teacher"] = Rollout(transitions.teacher, _prior(context), transitions.times[:-1]), choice.teacher
@@ -96,7 +102,6 @@ def _per_batch(context: Context, choice: config.PerBatchStates, transitions: Tra
 def _aggregated(context: Context, choice: config.DDILStates, transitions: Transitions, part: int | None, length: int) -> States:
     steps = max(1, round(length * choice.first_part))
     student, collected = _moving(choice.student, choice.later_student, part, steps), _moving(choice.collected, choice.later_collected, part, steps)
-    data = forward_states(context, transitions.times)
     if transitions.grids:
         trajectories = _rollout(context, transitions.student, transitions)
     elif transitions.whole:
@@ -106,7 +111,7 @@ def _aggregated(context: Context, choice: config.DDILStates, transitions: Transi
         alternate = Alternate({"student": transitions.student, "teacher": transitions.teacher}, _named(student, "student", "teacher"))
         trajectories = Rollout(alternate, _prior(context), transitions.times[:-1])
     kept = Dagger(trajectories, choice.capacity, choice.collect, choice.keep)
-    return Mixture({"data": data, "collected": kept}, _named(collected, "collected", "data"))
+    return Mixture({"data": transitions.data, "collected": kept}, _named(collected, "collected", "data"))
 
 
 def _moving(early: float, late: float, part: int | None, steps: int) -> tuple[float, float, int]:

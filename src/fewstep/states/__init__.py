@@ -9,6 +9,7 @@ from fewstep.states.mixture import Mixture, PerBatch
 from fewstep.states.pairs import Pairs, write_pairs
 from fewstep.states.prior import Prior
 from fewstep.states.rollout import RandomRollout, Rollout
+from fewstep.states.started import Started
 from fewstep.states.state import State, States
 from fewstep.states.step import Step
 from fewstep.states.weights import Constant, Linear, Weights
@@ -26,6 +27,7 @@ __all__ = [
     "Prior",
     "RandomRollout",
     "Rollout",
+    "Started",
     "State",
     "States",
     "Step",

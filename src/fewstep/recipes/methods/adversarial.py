@@ -9,7 +9,7 @@ from fewstep.errors import UserError
 from fewstep.objectives import Delta, DistributionMatching, ScoreMatching
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, TeacherTrunk, build_adversary
-from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.axes import Transitions, build_states, started_states, teacher_transition
 from fewstep.recipes.backtracking import build_target
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
@@ -39,8 +39,8 @@ class AdversarialDiffusionMethod(Method):
                 "'method.kind: adversarial-diffusion' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'."
             )
         student, times = context.student.model, context.student_times()
-        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), whole=True)
-        states = build_states(context, forward_states(context, times), transitions)
+        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), started_states(context, times), whole=True)
+        states = build_states(context, transitions.data, transitions)
         degraded = copy_of(context.original)
         recorded_by = ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
         target = build_target(context, degraded, recorded_by, states, None, learned=False)

@@ -80,6 +80,6 @@ class ConsistencyMethod(GridMethod):
         distance = build_distance(self.distance, context.features, context.data)
         objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, RULES[self.rule], distance)
         grids = {steps: self.coarse(times, steps) for steps in self.rollout_steps}
-        transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), grids=grids)
-        states = build_states(context, forward_states(context, ladder.starts), transitions)
+        transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), forward_states(context, ladder.starts), grids=grids)
+        states = build_states(context, transitions.data, transitions)
         return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="consistency")], averages=[target])])])

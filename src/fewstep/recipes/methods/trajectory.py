@@ -71,8 +71,8 @@ class TrajectoryMethod(GridMethod):
         distance = build_distance(self.distance, context.features, context.data)
         objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
         teacher = teacher_transition(context.teacher, 2, context)
-        transitions = Transitions((*times[:-1], 0.0), context.student_map, teacher, grids={self.steps: self.coarse(times, self.steps)})
-        states = build_states(context, forward_states(context, times[:-1]), transitions)
+        transitions = Transitions((*times[:-1], 0.0), context.student_map, teacher, forward_states(context, times[:-1]), grids={self.steps: self.coarse(times, self.steps)})
+        states = build_states(context, transitions.data, transitions)
         critics: list[Phase] = []
         if self.adversarial is not None:
             if isinstance(self.adversarial, FakeTrunk):
