@@ -38,7 +38,7 @@ class Task:
     paper: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 64
-    collect: int = 16
+    ddil_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def job(self, setting: str, budget: int, seed: int, out: Path) -> Job:
         ddil = setting in ("ddil", "both")
@@ -46,7 +46,7 @@ class Task:
         if setting in ("reflected", "both"):
             values |= REFLECTED
         if ddil:
-            values["states.collect"] = self.collect
+            values |= self.ddil_settings
         values["training.steps"] = round(budget / (self.batch * (self.ddil_cost if ddil else self.cost)))
         return Job(out / str(budget) / f"{self.name}-{setting}-{seed}", self.ddil_recipe if ddil else self.recipe, values)
 
@@ -57,8 +57,8 @@ TASKS = (
     Task("pd4", "digits-pd", "digits-pd-ddil", 4, 5, 8, PD),
     Task("pd2", "digits-pd", "digits-pd-ddil", 2, 5, 8, {"ddil": "+8.7"}, {"method.steps": 2}),
     Task("lcm4", "digits-lcm", "digits-lcm-ddil", 4, 6, 6.75, LCM),
-    Task("dmd2-4", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 15.1, DMD2),
-    Task("dmd2-4-small", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 15.1, DMD2, batch=8, collect=2),
+    Task("dmd2-4", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 19.3, DMD2),
+    Task("dmd2-4-small", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 19.3, DMD2, batch=8, ddil_settings={"states.capacity": 8, "states.collect": 8}),
 )
 
 

@@ -134,7 +134,8 @@ class RolloutStates(Section):
 class DDILStates(Section):
     """DDIL's aggregated data set (Alg. 2 and 3): ``collected`` of the states come from a bounded collection of trajectories in which a transition is the student's with probability
     ``student`` (methods whose trajectories are the student's alone do not use it); the rest is forward diffusion of data. From the share ``first_part`` of a stage on, the ``later`` values
-    hold (App. A: 25 % and 15 %, then 50 % and 80 %). ``collect`` fresh states are added a step.
+    hold (App. A: 25 % and 15 %, then 50 % and 80 %). ``collect`` fresh states are added a step; with ``capacity``
+    equal to it there is no collection, and states are always today's student's (DMD2).
     """
 
     kind: Literal["ddil"]
