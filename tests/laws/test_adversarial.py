@@ -386,6 +386,16 @@ def test_balanced_losses_push_equally_hard() -> None:
     assert set(loss.terms) == {"main", "other", "balance"}
 
 
+def test_a_weight_of_balanced_losses_multiplies_the_push_beyond_its_bound() -> None:
+    main, other = normals(3, 2, seed=1), 1e3 * normals(3, 2, seed=2)
+    parameter, first, second = _pair(main, other)
+    loss = Balanced(first, second, parameter, weight=0.25)(*_at(0))
+    (found,) = torch.autograd.grad(loss.total, parameter)
+    torch.testing.assert_close((found - main).norm(), 0.25 * main.norm(), rtol=1e-8, atol=0)
+    bounded = Balanced(first, second, parameter, largest=1e-9, weight=0.5)(*_at(1))
+    assert float(bounded.terms["balance"]) == 0.5e-9
+
+
 def test_the_balance_is_bounded_and_starts_late() -> None:
     parameter, first, second = _pair(normals(3, 2, seed=1), 1e-9 * normals(3, 2, seed=2))
     objective = Balanced(first, second, parameter, start_after=5, largest=7.0)

@@ -227,7 +227,7 @@ def test_what_does_not_go_together_is_refused_in_the_rules_words_before_anything
     method, refused = method_of(values), 0
     for combination in product(*AXES):
         states, target, student, role = combination
-        rules = [target_refusal(method, target), states_refusal(method, states), student_refusal(method, student, states, target, [role] if role else [])]
+        rules = [target_refusal(method, target), states_refusal(method, states), student_refusal(method, student, states, [role] if role else [])]
         rules += [role_refusal(method, role)] if role else []
         sentences = [sentence for sentence in rules if sentence is not None]
         assert (refusal(method, combination) is None) == (not sentences)

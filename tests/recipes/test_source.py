@@ -144,3 +144,14 @@ def test_steps_in_a_users_own_file_scale_nothing(tmp_path):
     path.write_text(yaml.safe_dump(values))
     recipe = load_recipe(path)
     assert recipe.target.record.steps == values["target"]["record"]["steps"]
+
+
+def test_words_that_yaml_once_took_for_booleans_are_words(tmp_path):
+    """``on`` is a key of the section ``reflected``; only true and false are booleans, as in YAML 1.2."""
+    recipe = load_recipe("digits-pd", ["reflected={kind: static, on: [teacher]}"])
+    assert recipe.reflected.on == ["teacher"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(shipped_text("digits-pd").replace("reflected: {kind: none}", "reflected:\n  kind: static\n  on: [teacher, student]"))
+    assert load_recipe(path).reflected.on == ["teacher", "student"]
+    path.write_text(dump(recipe))
+    assert load_recipe(path) == recipe

@@ -9,6 +9,7 @@ from fewstep.denoisers import Denoiser
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, Threshold
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
+from fewstep.recipes.shares import planned
 from fewstep.solvers import FlowMap, Solver
 from fewstep.solvers.sampling import GRIDS
 from fewstep.states import Alternate, Constant, Dagger, ForwardDiffusion, Linear, Mixture, PerBatch, RandomRollout, Rollout, Started, States
@@ -65,7 +66,7 @@ def build_states(context: Context, usual: States, transitions: Transitions, part
         return _rollout(context, transitions.student, transitions)
     if isinstance(choice, config.PerBatchStates):
         return _per_batch(context, choice, transitions)
-    return _aggregated(context, choice, transitions, part, length or context.training.steps)
+    return _aggregated(context, choice, transitions, part, length or planned(context.training))
 
 
 def trajectory_states(context: Context, steps: int) -> States:

@@ -43,7 +43,7 @@ def target_refusal(method: Method, kind: str) -> str | None:
     return f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use 'target.kind: fixed', or a method that follows scores."
 
 
-def student_refusal(method: Method, kind: str, states: str = "usual", target: str = "fixed", roles: Sequence[str] = ()) -> str | None:
+def student_refusal(method: Method, kind: str, states: str = "usual", roles: Sequence[str] = ()) -> str | None:
     """Why the method cannot train this student, None where it can."""
     if kind not in method.in_force.students:
         reason = method.in_force.because.get(kind, _STUDENT_REASON[kind])
@@ -75,7 +75,7 @@ def role_refusal(method: Method, role: str) -> str | None:
 
 def check(method: Method, student: str, target: str, states: str, roles: Sequence[str]) -> None:
     """Raises ``UserError`` with the first refusal."""
-    refusals = [target_refusal(method, target), states_refusal(method, states), student_refusal(method, student, states, target, roles)]
+    refusals = [target_refusal(method, target), states_refusal(method, states), student_refusal(method, student, states, roles)]
     refusals += [role_refusal(method, role) for role in roles]
     for refusal in refusals:
         if refusal is not None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+from fewstep.recipes import config
+from fewstep.training import Stage
 
 
 def divided(total: int, shares: Sequence[float]) -> list[int]:
@@ -13,3 +17,15 @@ def divided(total: int, shares: Sequence[float]) -> list[int]:
     for index in remainders[: total - sum(counts)]:
         counts[index] += 1
     return [max(1, count) for count in counts]
+
+
+def planned(training: config.Training) -> int:
+    """The steps that stages are laid out for: those of the run's beginning, where a resumed run was given more."""
+    return training.laid_out_for or training.steps
+
+
+def extended(stages: Sequence[Stage], training: config.Training) -> list[Stage]:
+    """Stages that were laid out for ``planned(training)``, the last one longer by what a resumed run was given besides; what was done before stays as it was."""
+    last = stages[-1]
+    assert isinstance(last.until, int)
+    return [*stages[:-1], replace(last, until=last.until + training.steps - planned(training))]

@@ -15,7 +15,7 @@ from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
 from fewstep.recipes.parts import build_distance, build_grid
-from fewstep.recipes.shares import divided
+from fewstep.recipes.shares import divided, extended, planned
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import RULES, FlowMap, Rescaled, Solver
 from fewstep.solvers.sampling import Sampling
@@ -71,7 +71,7 @@ class RectifiedFlowMethod(Method):
 
     def build(self, context: Context) -> Built:
         distils = self.distil > 0
-        lengths = divided(context.training.steps, [(1 - self.distil) / self.reflows] * self.reflows + ([self.distil] if distils else []))
+        lengths = divided(planned(context.training), [(1 - self.distil) / self.reflows] * self.reflows + ([self.distil] if distils else []))
         stages = []
         for index, length in enumerate(lengths[: self.reflows]):
             flow_map = self._of_teacher(context) if index == 0 else self._of_flow(context)
@@ -82,7 +82,7 @@ class RectifiedFlowMethod(Method):
             pairs, action = self._couple(context, self._of_flow(context), "pairs-last")
             objective = EndpointRegression(context.student.model, build_distance(self.distance, context.features, context.data))
             stages.append(Stage("distill", lengths[-1], [student_phase(context, [Term(objective, pairs, name="regression")])], [action]))
-        return Built(stages)
+        return Built(extended(stages, context.training))
 
     def _couple(self, context: Context, flow_map: FlowMap, name: str) -> tuple[Pairs, MakePairs]:
         path = context.folder / f"{name}.safetensors"

@@ -17,7 +17,7 @@ from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
-from fewstep.recipes.shares import divided
+from fewstep.recipes.shares import divided, extended, planned
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
@@ -85,7 +85,7 @@ class ProgressiveMethod(Method):
     def build(self, context: Context) -> Built:
         rounds = list(self._rounds())
         prepares = self.convert is not None or self.guidance is not None
-        total = context.training.steps
+        total = planned(context.training)
         shares = [self.growth**index for index in range(len(rounds))]
         lengths = divided(total, [self.prepare / (1 - self.prepare) * sum(shares), *shares] if prepares else shares)
         teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
@@ -99,7 +99,7 @@ class ProgressiveMethod(Method):
             begin = [] if first else [Copy(context.average.average, slot), Copy(context.average.average, context.student.model)]
             in_force = teacher if first else context.reflected(slot, "teacher")
             stages += self._round(context, in_force, steps, length, begin)
-        return Built(stages)
+        return Built(extended(stages, context.training))
 
     def _rounds(self) -> Iterator[int]:
         steps = self.start

@@ -1,0 +1,51 @@
+"""How a run's steps are divided among stages, and that raising them moves the end of the last stage alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fewstep.recipes import DistillRecipe
+from fewstep.recipes.distillation import build_distillation
+from fewstep.recipes.shares import divided
+from fewstep.recipes.source import load_recipe, validate
+
+
+@pytest.mark.parametrize(("total", "shares"), [(100, [1, 1.25, 1.5625]), (7, [1, 1, 1]), (1000, [0.6, 0.4]), (3, [1, 1, 1])])
+def test_steps_are_divided_in_proportion_and_none_is_lost(total, shares):
+    counts = divided(total, shares)
+    assert sum(counts) == total
+    assert all(abs(count - total * share / sum(shares)) < 1 for count, share in zip(counts, shares, strict=True))
+
+
+def test_each_stage_has_a_step_even_where_there_are_too_few():
+    assert divided(2, [1, 1, 1, 1]) == [1, 1, 1, 1]
+    assert divided(10, [1000, 1]) == [10, 1]
+
+
+def stages(name: str, folder: Path, **training: int) -> list[tuple[str, int]]:
+    values = load_recipe(name).model_dump(mode="json")
+    values["training"] |= training
+    recipe = validate(values, "test")
+    assert isinstance(recipe, DistillRecipe)
+    return [(stage.name, stage.until) for stage in build_distillation(recipe, folder).stages]
+
+
+@pytest.mark.parametrize("name", ["mixture2d-pd", "mixture2d-pd-ddil", "mixture2d-reflow"])
+def test_a_raised_run_keeps_its_stages_and_lengthens_the_last(tmp_path, name):
+    before = stages(name, tmp_path, steps=600)
+    after = stages(name, tmp_path, steps=1000, laid_out_for=600)
+    assert len(before) > 2
+    assert after[:-1] == before[:-1]
+    assert after[-1] == (before[-1][0], before[-1][1] + 400)
+
+
+def test_the_first_part_of_a_round_is_as_long_as_ddil_asks(tmp_path):
+    values = load_recipe("mixture2d-pd-ddil").model_dump(mode="json")
+    values["states"]["first_part"] = 0.25
+    values["training"]["steps"] = 800
+    values["method"] |= {"start": 8, "steps": 4}
+    recipe = validate(values, "test")
+    assert isinstance(recipe, DistillRecipe)
+    assert [stage.until for stage in build_distillation(recipe, tmp_path).stages] == [200, 600]
