@@ -155,3 +155,25 @@ def test_words_that_yaml_once_took_for_booleans_are_words(tmp_path):
     assert load_recipe(path).reflected.on == ["teacher", "student"]
     path.write_text(dump(recipe))
     assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "sentence"),
+    [
+        ("digits-pd-ddil", ["states.capacity=8", "states.collect=16"], r"'states' 'capacity' \(8\) must be at least 'collect' \(16\)"),
+        ("digits-pd", ["states={kind: per-batch, data: 0, teacher: 0, student: 0}"], r"'states' one of 'data', 'teacher' and 'student' must be positive"),
+        ("digits-lcm", ["method.guidance.low=9", "method.guidance.high=3"], r"'method\.guidance' 'low' \(9(\.0)?\) must not exceed 'high' \(3(\.0)?\)"),
+        ("digits-cd", ["method.intervals=3"], r"'method' 'steps' is 2, but with 3 'intervals' a sample takes one step in each"),
+    ],
+)
+def test_values_that_contradict_each_other_name_the_section_and_both(name, overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_recipe(name, overrides)
+
+
+def test_with_several_intervals_the_steps_need_not_be_said(tmp_path):
+    recipe = load_recipe("digits-cd", ["method={kind: consistency, points: 18, intervals: 3}"])
+    assert recipe.method.steps == recipe.method.sampling.steps == 3
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump(recipe))
+    assert load_recipe(path) == recipe

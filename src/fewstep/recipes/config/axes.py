@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fewstep.recipes.config.base import Count, Optimizer, Positive, Section, Share, Steps
 
@@ -148,6 +148,12 @@ class DDILStates(Section):
     collect: Count = 16
     keep: Literal["reservoir", "ring"] = "ring"
 
+    @model_validator(mode="after")
+    def _holds_what_it_collects(self) -> DDILStates:
+        if self.collect > self.capacity:
+            raise ValueError(f"'capacity' ({self.capacity}) must be at least 'collect' ({self.collect}), the states that are added at a step")
+        return self
+
 
 class PerBatchStates(Section):
     """DDIL's Algorithm 1 as printed: one source for a whole batch, of data, the teacher's trajectory and the student's, with these weights."""
@@ -156,6 +162,12 @@ class PerBatchStates(Section):
     data: float = Field(0.5, ge=0)
     teacher: float = Field(0.0, ge=0)
     student: float = Field(0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> PerBatchStates:
+        if self.data + self.teacher + self.student == 0:
+            raise ValueError("one of 'data', 'teacher' and 'student' must be positive: with all at 0 there is no source to draw states from")
+        return self
 
 
 StatesChoice = Annotated[UsualStates | PriorStates | ForwardStates | RolloutStates | DDILStates | PerBatchStates, Field(discriminator="kind")]

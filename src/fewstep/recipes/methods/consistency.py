@@ -6,7 +6,7 @@ LCM is this with a ``skip`` of several grid steps and a ``guidance`` range: the 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,17 @@ class ConsistencyMethod(GridMethod):
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"), usual_roles=("teacher", "target"))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_step_an_interval(cls, values: Any) -> Any:
+        """With several intervals a sample takes a step in each, so that ``steps`` need not be said, and cannot be anything else."""
+        intervals = values.get("intervals", 1) if isinstance(values, dict) else 1
+        if not isinstance(intervals, int) or intervals < 2:
+            return values
+        if values.get("steps", intervals) != intervals:
+            raise ValueError(f"'steps' is {values['steps']}, but with {intervals} 'intervals' a sample takes one step in each; leave 'steps' out, or set it to {intervals}")
+        return {**values, "steps": intervals}
+
     @model_validator(mode="after")
     def _intervals_fit(self) -> ConsistencyMethod:
         if self.points % self.intervals or max(self.rollout_steps) > self.points:
@@ -52,7 +63,7 @@ class ConsistencyMethod(GridMethod):
 
     @property
     def steps_of_student(self) -> int:
-        return self.intervals if self.intervals > 1 else self.steps
+        return self.steps
 
     @property
     def sampling(self) -> Sampling:

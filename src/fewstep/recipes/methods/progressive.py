@@ -34,6 +34,12 @@ class GuidanceRange(config.Section):
     high: float = Field(14.0, ge=0)
     sample_at: float = Field(2.0, ge=0)
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> GuidanceRange:
+        if self.low > self.high:
+            raise ValueError(f"'low' ({self.low}) must not exceed 'high' ({self.high})")
+        return self
+
 
 Power = Annotated[int, Field(ge=1)]
 
