@@ -2,13 +2,14 @@
 
 from fewstep.training.actions import Action, Copy, CopyNode
 from fewstep.training.monitors import Monitor, Reading
-from fewstep.training.optimizer import Adam
+from fewstep.training.optimizer import SGD, Adam, Optimizer
 from fewstep.training.phase import Phase, Stage, Term
 from fewstep.training.progress import Bar, Silent, Watcher
 from fewstep.training.settings import Probe, Settings
 from fewstep.training.trainer import Diverged, Trainer
 
 __all__ = [
+    "SGD",
     "Action",
     "Adam",
     "Bar",
@@ -16,6 +17,7 @@ __all__ = [
     "CopyNode",
     "Diverged",
     "Monitor",
+    "Optimizer",
     "Phase",
     "Probe",
     "Reading",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,27 +14,29 @@ from fewstep.errors import UserError
 
 
 @dataclass(frozen=True)
-class Adam:
-    """Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019).
+class Optimizer(abc.ABC):
+    """The rate rises linearly over ``warmup`` steps, stays at ``lr``, and over the last ``decay`` fraction of a stage of known length falls to 0 along half a cosine.
 
-    The rate rises linearly over ``warmup`` steps, stays at ``lr``, and over the last ``decay`` fraction of a stage of known length falls to 0 along half a cosine.
+    ``weight_decay`` is decoupled from the gradient (Loshchilov and Hutter 2019) in Adam, and a penalty in plain gradient descent, where the two are one.
     """
 
     lr: float = 1e-4
-    betas: tuple[float, float] = (0.0, 0.999)
-    eps: float = 1e-8
     weight_decay: float = 0.0
     warmup: int = 0
     decay: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
-            raise UserError(f"Adam: need lr > 0, warmup >= 0 and decay in [0, 1], got {self.lr}, {self.warmup} and {self.decay}.")
+            raise UserError(f"{type(self).__name__}: need lr > 0, warmup >= 0 and decay in [0, 1], got {self.lr}, {self.warmup} and {self.decay}.")
 
+    @property
+    @abc.abstractmethod
+    def moments(self) -> int:
+        """How many numbers it keeps for each parameter."""
+
+    @abc.abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimizer of the parameters."""
-        # The fused implementation updates all parameters in one pass; it exists for CPU and CUDA.
-        return torch.optim.AdamW(list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, step: int, total: int | None) -> float:
         """The learning rate of step ``step`` (from 0) of a stage of ``total`` steps, None when its length is not known."""
@@ -43,3 +46,31 @@ class Adam:
             if step > begin:
                 rate *= 0.5 * (1 + math.cos(math.pi * (step - begin) / (total - begin)))
         return rate
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015)."""
+
+    betas: tuple[float, float] = (0.0, 0.999)
+    eps: float = 1e-8
+
+    @property
+    def moments(self) -> int:
+        return 2
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        # The fused implementation updates all parameters in one pass; it exists for CPU and CUDA.
+        return torch.optim.AdamW(list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Gradient descent, w <- w - lr (g + weight_decay w), without momentum: what DisBack trains its LSUN generators with (App. B.2)."""
+
+    @property
+    def moments(self) -> int:
+        return 0
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(list(parameters), lr=self.lr, weight_decay=self.weight_decay)

@@ -15,7 +15,7 @@ from fewstep.objectives import Objective
 from fewstep.states import States
 from fewstep.stopping import StopRule
 from fewstep.training.actions import Action
-from fewstep.training.optimizer import Adam
+from fewstep.training.optimizer import Adam, Optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Phase:
     name: str
     network: nn.Module
     terms: Sequence[Term]
-    optimizer: Adam = field(default_factory=Adam)
+    optimizer: Optimizer = field(default_factory=Adam)
     every: int = 1
     clip: float | None = 1.0
     after_step: Callable[[int, Any], None] | None = None

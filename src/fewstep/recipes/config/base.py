@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -60,14 +60,21 @@ DenoisingWeighting = Annotated[EDMWeighting | ScoreWeighting, Field(discriminato
 
 
 class Optimizer(Section):
-    """Adam; see ``fewstep.training.Adam``. ``clip``: bound on the gradient's norm, null for none."""
+    """See ``fewstep.training.optimizer``; ``betas`` are Adam's. ``clip``: bound on the gradient's norm, null for none."""
 
+    kind: Literal["adam", "sgd"] = "adam"
     lr: Positive = 1e-4
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.999], min_length=2, max_length=2)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0)
     decay: float = Field(0.0, ge=0, le=1)
     clip: Positive | None = None
+
+    @model_validator(mode="after")
+    def _betas_are_adams(self) -> Optimizer:
+        if self.kind == "sgd" and self.betas != [0.0, 0.999]:
+            raise ValueError(f"'betas' are {self.betas}, but 'kind: sgd' has none; leave them out")
+        return self
 
 
 class SquaredL2Distance(Section):

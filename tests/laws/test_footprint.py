@@ -1,0 +1,81 @@
+"""What a network takes, found without running it, against a real pass and counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.condition import Condition
+from fewstep.networks import build
+from fewstep.networks.footprint import Kept, bytes_of, measure
+
+NETWORKS = {
+    "unet": ({"kind": "small-unet", "channels": 1, "width": 8, "depth": 2, "classes": 3}, (1, 8, 8)),
+    "mlp": ({"kind": "residual-mlp", "dim": 2, "width": 16, "depth": 2, "classes": 3}, (2,)),
+}
+
+
+def call(network, shape, rows):
+    # Class probabilities: what is on the meta device has no values to be checked against a range.
+    return network(torch.zeros(rows, *shape), torch.zeros(rows), Condition(labels=torch.zeros(rows, 3)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_kept_without_computing_is_what_is_kept(name):
+    description, shape = NETWORKS[name]
+    with torch.device("meta"):
+        network = build(description)
+        found = measure(network, lambda rows: call(network, shape, rows))
+    real = build(description)
+    kept = []
+    for rows in (3, 5):
+        with Kept(real) as watched:
+            emitted = call(real, shape, rows)
+            kept.append(watched.now)
+        assert watched.peak == watched.now
+        emitted.sum().backward()
+        assert watched.now == 0
+    assert found.kept == (kept[1] - kept[0]) / 2 > 0
+    assert found.parameters == found.trained == sum(p.numel() for p in real.parameters())
+    assert found.weights == bytes_of(real)
+
+
+def test_counts_by_hand():
+    """Two layers: 2 (3 x 5 + 5 x 4) operations; kept are the input, 3 numbers, and the activations, 5, before and after the ReLU, of which torch keeps the result."""
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+        found = measure(network, lambda rows: network(torch.zeros(rows, 3)))
+    assert found.operations == 2 * (3 * 5 + 5 * 4)
+    assert found.kept == 4 * (3 + 5)
+    assert found.parameters == 3 * 5 + 5 + 5 * 4 + 4
+    assert found.largest == 4 * (5 * 4 + 4)
+
+
+def test_frozen_weights_want_no_gradient():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4)).requires_grad_(False)
+        network[1].requires_grad_(True)
+        found = measure(network, lambda rows: network(torch.zeros(rows, 3)))
+    assert (found.trained, found.kept) == (5 * 4 + 4, 4 * 5)
+
+
+def test_the_peak_is_of_what_is_alive_together():
+    layer = nn.Linear(2, 3)
+    with Kept(layer) as kept:
+        for _ in range(4):
+            layer(torch.zeros(7, 2)).sum().backward()
+        one = kept.peak
+        together = [layer(torch.zeros(7, 2)) for _ in range(4)]
+        assert (one, kept.peak) == (4 * 7 * 2, 4 * one)
+        del together
+        assert kept.now == 0
+
+
+def test_a_tensor_that_is_saved_twice_counts_once():
+    x = torch.ones(5, requires_grad=True)
+    with Kept() as kept:
+        product = x * x
+        assert kept.now == 5 * 4
+        del product
+    assert kept.now == 0
