@@ -112,7 +112,8 @@ def cost(folder: Path) -> dict[str, Any]:
 def solvers() -> dict[str, Any]:
     """The teacher by network evaluations: the best of rules, first levels and grids, and each."""
     from fewstep.recipes import DistillRecipe, load_recipe
-    from fewstep.recipes.parts import build_data, build_evaluator, build_teacher
+    from fewstep.recipes.parts import build_data, build_evaluator
+    from fewstep.recipes.teachers import build_teacher
 
     recipe = load_recipe("digits-cd")
     assert isinstance(recipe, DistillRecipe)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from fewstep.metrics import MismatchDegree, assessed_mismatch, training_mismatch
@@ -40,7 +39,7 @@ def measure(name: str) -> tuple[MismatchDegree, MismatchDegree]:
     parts = build_distillation(recipe, Path("unused"))
     place = Place(0, "mismatch-benchmark")
     order = place.permutation("subset", len(parts.data))[:ROWS]
-    data = replace(parts.data, samples=parts.data.samples[order], labels=None if parts.data.labels is None else parts.data.labels[order])
+    data = parts.data.subset(order)
     step = Step(place, ROWS)
     state = parts.prior.at(place, "prior", ROWS, data.labels)
     samples = step.sample(parts.student, state)

@@ -1,4 +1,4 @@
-"""Runs of shipped recipes with overrides, each `fewstep distill` on one thread, several at a time; one that is there is not repeated, one that was cut off goes on."""
+"""Runs of shipped recipes with overrides, each `fewstep distill` or `fewstep pretrain` on one thread, several at a time; one that is there is not repeated, one that was cut off goes on."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with overrides, in a folder; ``seconds``: how long it took, from its log, when it is done."""
+    """A recipe with overrides, in a folder; ``task``: the recipe's."""
 
     folder: Path
     recipe: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "distill"
+
+    @property
+    def model(self) -> Path:
+        """The file it ends with."""
+        return self.folder / ("student.safetensors" if self.task == "distill" else "model.safetensors")
 
     @property
     def done(self) -> bool:
-        """Whether its student is there."""
-        return (self.folder / "student.safetensors").is_file()
+        """Whether that is there."""
+        return self.model.is_file()
 
     def run(self) -> None:
         """Runs it in a process of its own; ends the benchmark with its last line of error if it fails."""
-        command = [sys.executable, "-m", "fewstep", "distill", self.recipe, "--out", str(self.folder), "--resume", "--threads", "1"]
+        command = [sys.executable, "-m", "fewstep", self.task, self.recipe, "--out", str(self.folder), "--resume", "--threads", "1"]
         # training.steps is given in full beside all shares, so that none is scaled.
         command += [argument for key, value in self.settings.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -61,7 +67,7 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured(folder: Path, steps: Sequence[int], draws: int = 1) -> dict[str, Any]:
-    """Quality and breadth of a run's student by number of steps, in a process of its own, on one thread; kept beside the run."""
+    """Quality and breadth of a run's student, or of the generator of a pretraining, by number of steps, in a process of its own, on one thread; kept beside the run."""
 
     def make() -> dict[str, Any]:
         command = [sys.executable, __file__, str(folder), str(draws), *map(str, steps)]
@@ -76,11 +82,13 @@ def measured(folder: Path, steps: Sequence[int], draws: int = 1) -> dict[str, An
 def _measure(folder: Path, draws: int, steps: Sequence[int]) -> dict[str, Any]:
     import torch
 
+    from fewstep.recipes import DistillRecipe
     from fewstep.recipes.parts import build_data, build_evaluator
     from fewstep.runs import RunFolder, load
 
     torch.set_num_threads(1)
-    recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
+    recipe = RunFolder(folder).read_recipe()
+    sampler = load(folder if isinstance(recipe, DistillRecipe) else RunFolder(folder).model)
     evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
     found: dict[str, Any] = {}
     for number in steps:

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fewstep.errors import Stopped, UserError
-from fewstep.tables import comparison_table, evaluation_table, matrix_table, shift_table
+from fewstep.tables import comparison_table, evaluation_table, images_table, matrix_table, measurement_table, plan_table, shift_table
 
 app = typer.Typer(
     name="fewstep",
@@ -20,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+data = typer.Typer(name="data", help="Makes and shows image sets.\n\nExample: fewstep data emoji emoji32.zip --size 32", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data)
 
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as training.steps=40; repeatable.")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/NAME unless given.")]
@@ -133,6 +136,34 @@ def evaluate(
 
 
 @app.command()
+def measure(
+    run: RunArgument,
+    samples: Annotated[int, typer.Option("--samples", min=10, help="How many samples.")] = 50_000,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes, each on one thread; the result is the same for any number.")] = 1,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Measure the run's teacher instead.")] = False,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps; the student's own and 35 for the teacher unless given.")] = None,
+    reference: Annotated[Path | None, typer.Option("--reference", metavar="FILE", help="Statistics of the data: .npz with mu and sigma, or what --write-reference wrote.")] = None,
+    metric: Annotated[list[str], typer.Option("--metric", help="fd, kid, is, breadth or accuracy; repeatable; all that the feature space allows unless given.")] = [],  # noqa: B006
+    batch: Annotated[int, typer.Option("--batch", min=1, max=500, help="Samples in memory at a time, in each process.")] = 500,
+    write: Annotated[Path | None, typer.Option("--write-reference", metavar="FILE", help="Write the statistics of the run's data to a file, and do nothing else.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measures student or teacher on many samples, over processes: Frechet and kernel distance, inception score, precision, recall, density, coverage, diversity, class accuracy.
+
+    Example: fewstep measure runs/digits-disback --samples 50000 --processes 2
+    """
+    from fewstep.runs import Workers, measure_many, write_reference
+    from fewstep.training import Bar
+
+    workers = Workers(processes, batch)
+    if write is not None:
+        typer.echo(str(write_reference(run, write, workers, Bar())))
+        return
+    result = measure_many(run, samples, "teacher" if teacher else "student", steps, reference, metric or None, workers, Bar())
+    typer.echo(json.dumps(result) if as_json else measurement_table(result))
+
+
+@app.command()
 def shift(
     run: RunArgument,
     teacher_steps: Annotated[int | None, typer.Option("--teacher-steps", min=1, help="DDIM steps of the teacher; 8 for each of the student's unless given.")] = None,
@@ -173,6 +204,26 @@ def compare(
 
 
 @app.command()
+def plan(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="At most so many GPUs.")] = 1,
+    memory: Annotated[float | None, typer.Option("--memory", min=0.1, metavar="GB", help="Memory of a GPU in GiB; what fits is marked.")] = None,
+    tflops: Annotated[float, typer.Option("--tflops", min=0.001, help="A GPU's bf16 TFLOP/s, for the hours; half of it is taken in fp32.")] = 312.0,
+    reached: Annotated[float, typer.Option("--reached", min=0.001, max=1, help="The share of them that is reached.")] = 0.3,
+    as_json: JsonOption = False,
+) -> None:
+    """Says whether a recipe will fit and how long it will take, without its weights, data or a GPU.
+
+    Example: fewstep plan imagenet64-disback --gpus 8 --memory 80
+    """
+    from fewstep.runs import plan_recipe
+
+    found = plan_recipe(recipe, settings, gpus, memory, tflops, reached).as_json()
+    typer.echo(json.dumps(found) if as_json else plan_table(found, memory))
+
+
+@app.command()
 def report(run: RunArgument) -> None:
     """Writes report.html into the run folder: settings, curves, samples, the path, health and cost.
 
@@ -181,6 +232,57 @@ def report(run: RunArgument) -> None:
     from fewstep.report import write_run_report
 
     typer.echo(str(write_run_report(run)))
+
+
+@data.command(name="zip")
+def data_zip(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images, its sub-folders being the classes; or another zip.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.zip", help="The zip to write.")],
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Pixels a side, of the centred square; images stay as they are unless given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Packs a folder of images into a zip of EDM's format.
+
+    Example: fewstep data zip photos photos64.zip --size 64
+    """
+    from fewstep.runs.data import make_zip
+
+    described = make_zip(source, out, size)
+    typer.echo(json.dumps(described) if as_json else images_table(described))
+
+
+@data.command(name="emoji")
+def data_emoji(
+    out: Annotated[Path, typer.Argument(metavar="OUT.zip", help="The zip to write.")],
+    size: Annotated[int, typer.Option("--size", min=1, help="Pixels a side.")] = 32,
+    font: Annotated[Path | None, typer.Option("--font", metavar="FILE.ttf", help="NotoColorEmoji.ttf; where Debian's fonts-noto-color-emoji puts it unless given.")] = None,
+    names: Annotated[Path | None, typer.Option("--names", metavar="FILE.txt", help="emoji-test.txt; where Debian's unicode-data puts it unless given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draws the colour emoji: some 3,600 RGB images in nine classes. Font: SIL Open Font License 1.1; names: Unicode License.
+
+    Example: fewstep data emoji emoji32.zip --size 32
+    """
+    from fewstep.runs.data import make_emoji
+
+    described = make_emoji(out, size, font, names)
+    typer.echo(json.dumps(described) if as_json else images_table(described))
+
+
+@data.command(name="show")
+def data_show(
+    source: Annotated[Path, typer.Argument(metavar="ZIP", help="A zip or a folder of images.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="Also write a contact sheet.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Says how many images of which size and classes there are.
+
+    Example: fewstep data show emoji32.zip --out sheet.png
+    """
+    from fewstep.runs.data import describe_images
+
+    described = describe_images(source, out)
+    typer.echo(json.dumps(described) if as_json else images_table(described))
 
 
 def _use_threads(threads: int | None) -> None:

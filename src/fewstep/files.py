@@ -18,7 +18,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -28,10 +28,11 @@ _KEY = "fewstep"
 _held: dict[Path, int] = {}
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``, atomically and durably, with the permissions that the umask allows.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content replaces ``path`` when the context ends well, atomically and durably, with the permissions that the umask allows.
 
-    Raises ``UserError`` when the disk is full or writing is not permitted; the old file is then untouched.
+    Raises ``UserError`` when the disk is full or writing is not permitted; the old file is then untouched, as it is after any other error.
     """
     path = Path(path)
     try:
@@ -40,7 +41,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(aside, path)
@@ -50,6 +51,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(_why_not_written(path, error)) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content`` as ``replacing`` does."""
+    with replacing(path) as stream:
+        stream.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

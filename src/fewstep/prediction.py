@@ -8,12 +8,14 @@ the network emits               skip                                   out
 x0                              0                                      1
 eps                             1 / a                                  -s / a
 score = -eps / s                1 / a                                  s^2 / a
+s score = -eps                  1 / a                                  s / a
 v = a eps - s x0                a / (a^2 + s^2)                        -s / (a^2 + s^2)
 velocity u = a' x0 + s' eps     -s' / (s a' - a s')                    s / (s a' - a s')
 F of EDM                        sd^2 a / (s^2 + sd^2 a^2)              s sd / sqrt(s^2 + sd^2 a^2)
+F of consistency models         sd^2 / (a ((r - r_min)^2 + sd^2))      (r - r_min) sd / sqrt(r^2 + sd^2)
 ==============================  =====================================  ===================================
 
-So there are no pairwise converters: any emission gives x0, and ``target`` inverts the same two numbers into what the network should have
+In the last row r = s / a. There are no pairwise converters: any emission gives x0, and ``target`` inverts the same two numbers into what the network should have
 emitted. eps and score say nothing of x0 where a = 0 and are refused there. Sources: Salimans and Ho 2022 (v), Liu et al. 2022
 (velocity), Karras et al. 2022, Eq. 7 (F, here for any alpha).
 """
@@ -99,6 +101,15 @@ class Score(_NeedsSignal):
 
 
 @dataclass(frozen=True)
+class ScaledScore(_NeedsSignal):
+    """The network emits sigma times the score, the noise with its sign turned, as NCSN++ does (Song et al. 2021; Karras et al. 2022, Tab. 1, VE)."""
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha = schedule.alpha(t)
+        return 1 / alpha, schedule.sigma(t) / alpha
+
+
+@dataclass(frozen=True)
 class V(Prediction):
     """The network emits alpha eps - sigma x0 (Salimans and Ho 2022)."""
 
@@ -134,7 +145,24 @@ class EDM(Prediction):
         return self.sigma_data**2 * alpha / total, sigma * self.sigma_data / torch.sqrt(total)
 
 
-KIND_OF: dict[type[Prediction], str] = {X0: "x0", Epsilon: "eps", Score: "score", V: "v", Velocity: "velocity", EDM: "edm"}
+@dataclass(frozen=True)
+class Consistency(_NeedsSignal):
+    """The network emits F of a consistency model (Song et al. 2023, App. C): x0 is x / alpha itself at sigma / alpha = ``sigma_min``, where ``target`` is therefore not defined."""
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+
+    def __post_init__(self) -> None:
+        if not (self.sigma_data > 0 and self.sigma_min > 0):
+            raise UserError(f"consistency prediction: sigma_data and sigma_min must be positive, got {self.sigma_data} and {self.sigma_min}.")
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha, rho = schedule.alpha(t), schedule.rho(t)
+        above = rho - self.sigma_min
+        return self.sigma_data**2 / (alpha * (above**2 + self.sigma_data**2)), above * self.sigma_data / torch.sqrt(rho**2 + self.sigma_data**2)
+
+
+KIND_OF: dict[type[Prediction], str] = {X0: "x0", Epsilon: "eps", Score: "score", ScaledScore: "scaled-score", V: "v", Velocity: "velocity", EDM: "edm", Consistency: "consistency"}
 
 
 def prediction_from(description: Mapping[str, Any]) -> Prediction:

@@ -7,6 +7,18 @@ from typing import Any
 
 from fewstep.errors import UserError
 
+_MEASURED = {
+    "fd": "Frechet distance",
+    "kid": "kernel distance",
+    "is": "inception score",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "diversity": "diversity",
+    "accuracy": "class accuracy",
+}
+
 
 def matrix_table(name: str | None, as_json: bool) -> str:
     """What goes with what: a line a recipe, or one recipe and its reasons; raises ``UserError`` for a recipe without axes."""
@@ -31,6 +43,14 @@ def matrix_table(name: str | None, as_json: bool) -> str:
     return "\n".join(lines)
 
 
+def images_table(described: dict[str, Any]) -> str:
+    """What an image set holds: a line, and one a class."""
+    channels, height, width = described["shape"]
+    lines = [f"{described['path']}: {described['images']} images of {width} x {height}, {'RGB' if channels == 3 else 'grey'}, {len(described['classes']) or 'no'} classes"]
+    lines += [f"  {each['images']:>7} {each['name']}" for each in described["classes"]]
+    return "\n".join([*lines, *([described["sheet"]] if "sheet" in described else [])])
+
+
 def evaluation_table(result: dict[str, Any]) -> str:
     """What ``evaluate`` found: a line a model and number of steps, and below one a guidance scale."""
     lines = [f"{'':<34} {'Frechet distance':>18} {'class accuracy':>15} {'recall':>7} {'diversity':>10} {'evaluations':>12} {'ms/image':>9}"]
@@ -40,6 +60,18 @@ def evaluation_table(result: dict[str, Any]) -> str:
         lines += [_quality(f"{name}, {_steps(steps)}, guided by {scale}", entry) for name, found in models.items() for steps, entry in found.items()]
     reference = result["reference"]
     lines.append(f"{'two halves of the data':<34} {reference['halves_fd']:>18.2f}   ({reference['samples']} samples a draw, {_draws(reference['draws'])})")
+    return "\n".join(lines)
+
+
+def measurement_table(result: dict[str, Any]) -> str:
+    """What ``measure`` found: a line a number."""
+    reference = result["reference"]
+    against = "the data" if reference["file"] is None else reference["file"]
+    lines = [f"{result['model']}, {_steps(str(result['steps']))}, {result['samples']} samples, in the space '{result['space']}', against {against}"]
+    for key, name in _MEASURED.items():
+        if key in result:
+            value = result[key]
+            lines.append(f"{name:<28} " + (f"{value['mean']:.4g} +- {value['spread']:.2g}" if isinstance(value, dict) else f"{value:.4g}"))
     return "\n".join(lines)
 
 
@@ -97,3 +129,52 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         reached = "; ".join(f"{other}: " + ("never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations") for other, found in entry["reaches"].items())
         lines.append(f"{name:<{width}} {entry['level']:>8.2f} {entry['steps']:>8} {entry['evaluations']:>12}   {reached}")
     return "\n".join(lines)
+
+
+def plan_table(plan: dict[str, Any], memory: float | None) -> str:
+    """A plan: networks, what a step takes, and a line a setting."""
+    parts = [f"  {each['role']:<30}{each['kind']:<16}{_count(each['parameters']):>9} parameters{_size(each['bytes']):>12}" for each in plan["parts"]]
+    steps = ", ".join(f"{name} {count:,}" for name, count in plan["steps"].items())
+    lines = [
+        f"{plan['recipe']}: {sum(plan['steps'].values()):,} steps ({steps}), batch {plan['batch']}",
+        *parts,
+        f"  a forward keeps {_size(plan['kept']).strip()} a sample for the backward, at most {plan['graphs']:.1f} of them at once",
+        f"  on disk: the path {_size(plan['path_bytes']).strip()}, each checkpoint {_size(plan['checkpoint_bytes']).strip()}",
+        f"  work: {plan['evaluations']:.3g} network evaluations of {plan['operations']:.3g} operations",
+        "",
+        f"{'setting':<34}{'batch a GPU':>12}{'state':>12}{'activations':>13}{'memory':>12}" + (f"{'fits':>6}{'most':>7}" if memory else "") + f"{'time':>9}",
+        *(_setting_line(each, plan["cheapest"], memory) for each in plan["settings"]),
+    ]
+    if memory and plan["cheapest"] is None:
+        most = max(each["largest_batch"] * each["gpus"] for each in plan["settings"])
+        lines.append(f"nothing fits into {memory:g} GiB; " + (f"with --set training.batch={most} the leanest of these does." if most else "more GPUs, or larger ones, are needed."))
+    elif plan["cheapest"] is not None:
+        lines.append(f"* the fewest GPU-hours of those that {'fit' if memory else 'there are'}: {_advice(plan['cheapest'])}")
+    return "\n".join(lines)
+
+
+def _setting_line(setting: dict[str, Any], cheapest: dict[str, Any] | None, memory: float | None) -> str:
+    how = f"{setting['gpus']} x " if setting["gpus"] > 1 else ""
+    name = f"{how}{setting['mode']}, {setting['precision']}{', recomputed' if setting['recompute'] else ''}"
+    mark = "*" if setting == cheapest else " "
+    fits = f"{'yes' if setting['memory'] <= memory * 2**30 else 'no':>6}{setting['largest_batch']:>7}" if memory else ""
+    sizes = f"{_size(setting['state']):>12}{_size(setting['activations']):>13}{_size(setting['memory']):>12}"
+    return f"{mark} {name:<32}{setting['batch']:>12}{sizes}{fits}{_duration(setting['hours']):>9}"
+
+
+def _advice(setting: dict[str, Any]) -> str:
+    options = [f"--set training.precision={setting['precision']}", *(["--set training.recompute=true"] if setting["recompute"] else [])]
+    gpus = "one GPU" if setting["gpus"] == 1 else f"{setting['gpus']} GPUs by {setting['mode']}"
+    return f"{gpus}, {' '.join(options)}"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _count(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"

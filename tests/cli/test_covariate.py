@@ -21,7 +21,8 @@ from fewstep.metrics import manifold_scores
 from fewstep.metrics.mismatch import assessed_mismatch
 from fewstep.random import Place
 from fewstep.recipes import shipped_text
-from fewstep.recipes.parts import build_data, build_evaluator, build_teacher
+from fewstep.recipes.parts import build_data, build_evaluator
+from fewstep.recipes.teachers import build_teacher
 from fewstep.report import write_run_report
 from fewstep.runs import distill, evaluate, load, load_guided, measure_shift
 from fewstep.runs.covariate import build_relay

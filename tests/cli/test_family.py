@@ -22,7 +22,8 @@ from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names, shipped_text
 from fewstep.recipes.legality import COLUMNS, row
-from fewstep.recipes.parts import build_data, build_teacher
+from fewstep.recipes.parts import build_data
+from fewstep.recipes.teachers import build_teacher
 from fewstep.runs import distill, load_teacher
 
 

@@ -12,7 +12,7 @@ import torch
 from law_kit import normals
 from torch import Tensor
 
-from fewstep.data import Dataset
+from fewstep.data import InMemory
 from fewstep.errors import UserError
 from fewstep.metrics import ManifoldScores, class_diversity, expected_coverage, manifold_scores, relative_diversity
 from fewstep.metrics.diversity import diversities
@@ -238,12 +238,12 @@ def test_what_has_no_diversity_is_refused() -> None:
 # An evaluator's breadth
 
 
-def _data(rows: int, classes: int = 3) -> Dataset:
+def _data(rows: int, classes: int = 3) -> InMemory:
     """Unequal classes in mixed order: sample i's first value is its class."""
     labels = (torch.arange(rows) * 7 % 10).div(4, rounding_mode="floor").clamp(max=classes - 1)
     samples = normals(rows, 3, dtype=torch.float32)
     samples[:, 0] = labels.float()
-    return Dataset(samples, labels, classes)
+    return InMemory(samples, labels, classes)
 
 
 def _sample(place: Place, rows: int, labels: Tensor | None) -> Tensor:
@@ -302,7 +302,7 @@ def test_at_most_so_many_are_taken_in_the_proportions_of_classes(rows: int, samp
 
 
 def test_breadth_needs_no_classes() -> None:
-    data = Dataset(normals(2500, 2, dtype=torch.float32), None, 0)
+    data = InMemory(normals(2500, 2, dtype=torch.float32), None, 0)
     found = Evaluator(data, lambda x: x, samples=2500).breadth(lambda place, rows, _labels: place.normal("own", (rows, 2)))
     assert found.coverage == pytest.approx(expected_coverage(BREADTH_ROWS, BREADTH_ROWS), abs=0.02)
     assert found.density == pytest.approx(1.0, abs=0.05)

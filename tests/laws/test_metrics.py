@@ -10,7 +10,7 @@ import torch
 from law_kit import SCHEDULES, normals, three_gaussians
 from torch import Tensor, nn
 
-from fewstep.data import Dataset
+from fewstep.data import InMemory
 from fewstep.denoisers import StableTargetField
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, MismatchDegree, assessed_mismatch, frechet_distance, outside, spread, training_mismatch
@@ -155,7 +155,7 @@ def test_two_isolated_samples_are_marked_unreliable() -> None:
 def test_training_mismatch_is_the_assessed_one_of_the_data() -> None:
     mixture = three_gaussians(KarrasVE())
     samples, components = mixture.sample(200, Place(0, "own"))
-    data = Dataset(samples, mixture.labels[components], 2)
+    data = InMemory(samples, mixture.labels[components], 2)
     assert training_mismatch(mixture, data, Place(1)) == assessed_mismatch(mixture, samples, data.labels, Place(1))
     # With labels, each sample is asked against its class.
     assert training_mismatch(mixture, data, Place(1)) != assessed_mismatch(mixture, samples, None, Place(1))

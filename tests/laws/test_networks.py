@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_grown_network_keeps_its_weights_and_is_silent(kind: str, changes: dic
     state = torch.get_rng_state()
     new = grown(old, **changes)
     assert torch.equal(torch.get_rng_state(), state)
-    assert describe(new) == {**DESCRIPTIONS[kind], **changes}
+    assert describe(new) == {**describe(old), **changes}
     fresh = set(new.state_dict()) - set(old.state_dict())
     assert len(fresh) == 2 * len(changes)
     assert all(key.startswith("side.") for key in fresh)
@@ -320,3 +321,14 @@ def test_a_frozen_trunk_trains_its_head_only() -> None:
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert all(p.grad is not None for p in critic.parameters())
     assert torch.equal(copy_of(critic)(x, t, labels), critic(x, t, labels))
+
+
+@every_kind
+def test_a_description_is_spelled_out_and_rebuilds_the_network(kind: str) -> None:
+    """A file of a network says all of it, whether or not whoever made it did: files made before an argument existed describe the same network as new ones."""
+    short = DESCRIPTIONS[kind]
+    full = describe(build(short))
+    assert full.items() >= short.items()
+    assert set(full) > set(short)
+    assert describe(build(full)) == full
+    assert json.loads(json.dumps(full)) == full

@@ -12,7 +12,7 @@ from law_kit import SCHEDULES, normals, three_gaussians, tiny_denoiser
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.data import Dataset
+from fewstep.data import InMemory
 from fewstep.denoisers import GaussianMixture
 from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator
@@ -240,7 +240,7 @@ def test_samples_carry_no_gradient() -> None:
 
 
 def _evaluator(samples: int, std: float = STD, bound: float = 50.0) -> Evaluator:
-    return Evaluator(Dataset(std * normals(samples, 2, dtype=torch.float32), None, 0, -bound, bound), lambda x: x, samples=samples)
+    return Evaluator(InMemory(std * normals(samples, 2, dtype=torch.float32), None, 0, -bound, bound), lambda x: x, samples=samples)
 
 
 def test_distances_by_probability_have_the_closed_form() -> None:

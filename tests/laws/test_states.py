@@ -8,14 +8,14 @@ from law_kit import SCHEDULES, normals, tiny_denoiser
 
 from fewstep import cost
 from fewstep.condition import NO_CLASS
-from fewstep.data import Dataset
+from fewstep.data import InMemory
 from fewstep.random import Place
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.states import ForwardDiffusion, Prior, State, States, Step
 from fewstep.times import UniformTimes
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-DATA = Dataset(normals(50, 2, dtype=torch.float32), torch.arange(50) % 3, 3)
+DATA = InMemory(normals(50, 2, dtype=torch.float32), torch.arange(50) % 3, 3)
 
 
 def _sources(schedule: Schedule) -> list[States]:

@@ -14,7 +14,7 @@ from law_kit import SCHEDULES, normals, one_gaussian, three_gaussians, tiny_deno
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.data import Dataset
+from fewstep.data import InMemory
 from fewstep.errors import UserError
 from fewstep.files import write_tensors
 from fewstep.random import Place
@@ -48,7 +48,7 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCH
 GRIDS: dict[str, Grid] = {"rho": RhoGrid(), "rho-3": RhoGrid(3.0), "log-snr": LogSNRGrid(), "uniform": UniformGrid()}
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 VE = KarrasVE()
-DATA = Dataset(normals(50, 2, dtype=torch.float32), torch.arange(50) % 3, 3)
+DATA = InMemory(normals(50, 2, dtype=torch.float32), torch.arange(50) % 3, 3)
 TIMES = (1.0, 0.3, 0.1, 0.02, 0.0)
 PLACE = Place(3, "stage", 5)
 
@@ -665,7 +665,7 @@ def test_impossible_buffers_are_refused() -> None:
 
 def test_started_states_are_the_priors_at_its_time_and_the_sources_elsewhere() -> None:
     prior = Prior(SCHEDULES["karras-ve"], (2,), 0.03, classes=2)
-    data = Dataset(normals(40, 2, dtype=torch.float32) + 5.0, torch.arange(40) % 2, 2, -9.0, 9.0)
+    data = InMemory(normals(40, 2, dtype=torch.float32) + 5.0, torch.arange(40) % 2, 2, -9.0, 9.0)
     source = ForwardDiffusion(data, prior.schedule, GridTimes((0.03, 0.01, 0.001)))
     step = Step(Place(0, "started", 3), 300)
     inner, state = step.state(source), Started(source, prior).draw(step)

@@ -77,11 +77,20 @@ ON_DIGITS: dict[str, dict[str, Any]] = {
     "consistency, guided": {"kind": "consistency", "points": 4, "rollout_steps": [2], "guidance": {"low": 1.0, "high": 3.0}},
     "matching, classifier features": {**MATCHING, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
     "trajectory, classifier features": {"kind": "trajectory", "points": 4, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
+    "matching, images": MATCHING,
+    "sid, images": {"kind": "sid", "fake": LEARNED},
     "adversarial diffusion, classifier features": {"kind": "adversarial-diffusion", "steps": 2, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
 }
 
 STATES_SETTINGS: dict[str, dict[str, Any]] = {"ddil": {"capacity": 16, "collect": 4}, "per-batch": {"data": 0.4, "teacher": 0.2, "student": 0.4}}
-STUDENT_SETTINGS: dict[str, dict[str, Any]] = {"copy": {}, "lora": {"rank": 2}, "latent-mlp": {"width": 8, "depth": 1}}
+STUDENT_SETTINGS: dict[str, dict[str, Any]] = {
+    "copy": {},
+    "network": {"network": {"kind": "residual-mlp", "width": 8, "depth": 2}},
+    "lora": {"rank": 2},
+    "latent-mlp": {"width": 8, "depth": 1},
+    "fastgan": {"latent": 4, "width": 4},
+}
+IMAGE_NETWORK = {"network": {"kind": "small-unet", "width": 8, "depth": 2, "embedding": 8}}
 BACKTRACKED = {"kind": "backtracked", "nodes": 3, "record": {"kind": "every", "steps": 1}, "switch": {"kind": "every", "steps": 1}, "optimizer": OPTIMIZER}
 
 
@@ -111,10 +120,11 @@ def tiny(
 ) -> DistillRecipe:
     """A recipe small enough for a test; each axis by its kind, or by a whole section; ``role``: whose estimates are clamped to half the data's range; ``others``: of the training."""
     data: dict[str, Any] = {"kind": "digits"} if digits else {"kind": "random-mixture", "samples": 16}
+    students = {**STUDENT_SETTINGS, "network": IMAGE_NETWORK} if digits else STUDENT_SETTINGS
     values = {
         "task": "distill",
         "teacher": {"kind": "file", "path": str(teacher_file(digits))},
-        "student": {"kind": student, **STUDENT_SETTINGS[student]} if isinstance(student, str) else student,
+        "student": {"kind": student, **students[student]} if isinstance(student, str) else student,
         "method": {"optimizer": OPTIMIZER, **method},
         "target": (BACKTRACKED if target == "backtracked" else {"kind": target}) if isinstance(target, str) else target,
         "states": {"kind": states, **STATES_SETTINGS.get(states, {})} if isinstance(states, str) else states,
@@ -186,8 +196,8 @@ def _cases(variants: dict[str, dict[str, Any]], seen: list[Any] | None = None) -
         if seen is not None:
             seen.append(traits)
         for combination in covering(method, 2 if pairs else 1):
-            # A generator makes points.
-            if combination[2] != "latent-mlp" or variants is VARIANTS:
+            # A generator makes points, or it makes images.
+            if combination[2] != ("fastgan" if variants is VARIANTS else "latent-mlp"):
                 yield pytest.param(values, combination, id=f"{name}: {', '.join(str(value) for value in combination)}")
 
 

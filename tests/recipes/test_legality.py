@@ -6,7 +6,7 @@ import re
 from itertools import product
 
 import pytest
-from test_combinations import AXES, BACKTRACKED, MATCHING, ON_DIGITS, VARIANTS, method_of, refusal, tiny
+from test_combinations import AXES, BACKTRACKED, IMAGE_NETWORK, MATCHING, ON_DIGITS, STUDENT_SETTINGS, VARIANTS, method_of, refusal, tiny
 
 from fewstep.errors import UserError
 from fewstep.recipes import load_recipe
@@ -51,16 +51,17 @@ def test_what_a_remedy_names_is_allowed_and_is_all_that_is(name):
     assert refusal(method, ("usual", "fixed", "copy", None)) is None
 
 
-def test_a_generator_on_latents_goes_with_no_trajectories_and_no_threshold_of_its_own():
+@pytest.mark.parametrize("kind", ["latent-mlp", "fastgan"])
+def test_a_generator_on_latents_goes_with_no_trajectories_and_no_threshold_of_its_own(kind):
     method = method_of(MATCHING)
-    sentence = student_refusal(method, "latent-mlp", roles=["teacher", "student"])
+    sentence = student_refusal(method, kind, roles=["teacher", "student"])
     assert sentence is not None
-    assert re.fullmatch(r"'student.kind: latent-mlp' and 'reflected.on: student' cannot be combined: [^;]+; leave 'student' out of 'reflected.on'\.", sentence)
-    assert student_refusal(method, "latent-mlp", roles=["teacher", "fake"]) is None
-    sentence = student_refusal(method, "latent-mlp", states="rollout")
+    assert re.fullmatch(rf"'student.kind: {kind}' and 'reflected.on: student' cannot be combined: [^;]+; leave 'student' out of 'reflected.on'\.", sentence)
+    assert student_refusal(method, kind, roles=["teacher", "fake"]) is None
+    sentence = student_refusal(method, kind, states="rollout")
     assert sentence is not None
     assert "use 'states.kind: prior'" in sentence
-    assert student_refusal(method, "latent-mlp", states="prior") is None
+    assert student_refusal(method, kind, states="prior") is None
 
 
 def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_looked_at():
@@ -79,17 +80,17 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
-        ("digits-pd", "forward rollout ddil per-batch copy lora teacher student"),
-        ("digits-lcm", "forward rollout ddil per-batch copy teacher target student"),
-        ("digits-ctm", "forward rollout ddil per-batch copy teacher"),
-        ("digits-dmd2", "prior backtracked copy lora teacher fake student"),
-        ("digits-dmd2-4step", "forward rollout ddil per-batch backtracked copy lora teacher fake student"),
-        ("digits-diff-instruct", "prior backtracked copy lora latent-mlp teacher fake student"),
-        ("digits-sds", "prior backtracked copy lora latent-mlp teacher student"),
-        ("digits-sid", "prior backtracked copy lora latent-mlp teacher fake student"),
-        ("digits-add", "forward rollout ddil per-batch backtracked copy lora teacher student"),
-        ("digits-reflow", "copy lora teacher student"),
-        ("digits-kd", "copy lora teacher student"),
+        ("digits-pd", "forward rollout ddil per-batch copy network lora teacher student"),
+        ("digits-lcm", "forward rollout ddil per-batch copy network teacher target student"),
+        ("digits-ctm", "forward rollout ddil per-batch copy network teacher"),
+        ("digits-dmd2", "prior backtracked copy network lora teacher fake student"),
+        ("digits-dmd2-4step", "forward rollout ddil per-batch backtracked copy network lora teacher fake student"),
+        ("digits-diff-instruct", "prior backtracked copy network lora latent-mlp fastgan teacher fake student"),
+        ("digits-sds", "prior backtracked copy network lora latent-mlp fastgan teacher student"),
+        ("digits-sid", "prior backtracked copy network lora latent-mlp fastgan teacher fake student"),
+        ("digits-add", "forward rollout ddil per-batch backtracked copy network lora teacher student"),
+        ("digits-reflow", "copy network lora teacher student"),
+        ("digits-kd", "copy network lora teacher student"),
     ],
 )
 def test_the_matrix_as_the_family_is_understood(name, columns):
@@ -129,7 +130,10 @@ def test_settings_that_do_not_fit_one_another_are_one_short_sentence(recipe, ove
         ({"method": {**VARIANTS["progressive"], "guidance": {}}}, "'method.guidance' needs a teacher with classes"),
         ({"method": VARIANTS["matching, delta"], "target": {**BACKTRACKED, "switch": {"kind": "plateau"}}}, "'target.switch.kind: plateau' watches the gap"),
         ({"method": MATCHING, "student": {"kind": "copy", "first_sigma": 500.0}}, "'student.first_sigma' is 500.0"),
-        ({"method": MATCHING, "student": "latent-mlp", "digits": True}, "'student.kind: latent-mlp' makes points"),
+        ({"method": MATCHING, "student": "latent-mlp", "digits": True}, "'student.kind: latent-mlp' makes points, and samples here have shape"),
+        ({"method": MATCHING, "student": "fastgan"}, "'student.kind: fastgan' makes square images"),
+        ({"method": MATCHING, "student": {"kind": "network", **IMAGE_NETWORK}}, "'student.network.kind: small-unet' does not take the teacher's samples of shape"),
+        ({"method": MATCHING, "student": {"kind": "network", **STUDENT_SETTINGS["network"], "first_sigma": 500.0}}, "'student.first_sigma' is 500.0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_when_the_run_is_built(changes, sentence, tmp_path):

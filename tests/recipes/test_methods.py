@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_combinations import BACKTRACKED, LEARNED, MATCHING, VARIANTS, fitted, method_of, tiny, without_syncing  # noqa: F401 (a fixture)
+from test_combinations import BACKTRACKED, LEARNED, MATCHING, STUDENT_SETTINGS, VARIANTS, fitted, method_of, tiny, without_syncing  # noqa: F401 (a fixture)
 
 from fewstep.files import read_tensors
 from fewstep.objectives import ProgressiveDistillation
@@ -24,8 +24,8 @@ from fewstep.training import Silent, Trainer
 DISTILLING = [name for name in shipped_names() if isinstance(load_recipe(name), DistillRecipe)]
 # What sets a run's cost, wherever it stands in a method: (key, a value small enough for a test).
 SMALL = {"count": 8, "pairs": 8, "solver_steps": 2, "flow_steps": 2, "samples": 8, "adversarial_after": 2, "warmup": 2, "points": 10, "skip": 2, "capacity": 20, "collect": 6}
-# With classes, which stored pairs, collections and critics then hold; guidance needs them. The others run on points in the plane, which take a fifth of the time.
-ON_DIGITS = ("digits-kd", "digits-disback-dmd2", "digits-pd-ddil", *(name for name in DISTILLING if name.startswith("digits-lcm")))
+# With classes, which stored pairs, collections and critics then hold; guidance needs them, and FastGAN images. The others run on points in the plane, which take a fifth of the time.
+ON_DIGITS = ("digits-kd", "digits-disback-dmd2", "digits-pd-ddil", *(name for name in DISTILLING if name.startswith("digits-lcm") or "fastgan" in name))
 
 
 def small(section: Any) -> Any:
@@ -40,6 +40,8 @@ def shipped(name: str, steps: int) -> DistillRecipe:
     values = load_recipe(name, [f"training.steps={steps}"]).model_dump(mode="json")
     sections = tiny(VARIANTS["knowledge"], digits=name in ON_DIGITS).model_dump(mode="json")
     values |= {"method": small(values["method"]), "states": small(values["states"])} | {key: sections[key] for key in ("teacher", "data", "evaluation")}
+    if values["student"]["kind"] == "fastgan":
+        values["student"] |= STUDENT_SETTINGS["fastgan"]
     values["training"] |= {"batch": 4, "log_every": 2, "checkpoint_every": 3}
     recipe = validate(values, name)
     assert isinstance(recipe, DistillRecipe)

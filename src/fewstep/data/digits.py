@@ -11,12 +11,12 @@ from importlib import resources
 import numpy as np
 import torch
 
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import InMemory
 
 
-def digits() -> Dataset:
+def digits() -> InMemory:
     """All 1,797 digits as (N, 1, 8, 8) in [-1, 1], 10 classes."""
     with resources.files("fewstep.data").joinpath("digits.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         pixels, labels = arrays["pixels"], arrays["labels"]
     samples = torch.from_numpy(pixels.astype(np.float32) / 8.0 - 1.0)
-    return Dataset(samples[:, None], torch.from_numpy(labels.astype(np.int64)), classes=10)
+    return InMemory(samples[:, None], torch.from_numpy(labels.astype(np.int64)), classes=10)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import InMemory
 from fewstep.denoisers import GaussianMixture
 from fewstep.random import Place
 from fewstep.schedule import Schedule
@@ -27,8 +27,8 @@ def ring_mixture(schedule: Schedule, components: int = 8, radius: float = 2.0, s
     return GaussianMixture(schedule, torch.ones(components), means, torch.full((components,), std**2), labels)
 
 
-def sampled(mixture: GaussianMixture, count: int, seed: int = 0) -> Dataset:
+def sampled(mixture: GaussianMixture, count: int, seed: int = 0) -> InMemory:
     """``count`` samples of a mixture as a data set without classes; its range is the samples' own."""
     samples, _ = mixture.sample(count, Place(seed, "mixture-data"))
     bound = float(samples.abs().max())
-    return Dataset(samples, None, 0, -bound, bound)
+    return InMemory(samples, None, 0, -bound, bound)

@@ -6,9 +6,10 @@ from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.field import StableTargetField
 from fewstep.denoisers.generator import Generator
 from fewstep.denoisers.headed import FrozenTrunk, Headed
+from fewstep.denoisers.inputs import EDMInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
 from fewstep.denoisers.lora import load_adapter, merged, save_adapter
 from fewstep.denoisers.mixture import GaussianMixture
-from fewstep.denoisers.network import EDMInputs, NetworkDenoiser, TimestepInputs, grown_denoiser
+from fewstep.denoisers.network import NetworkDenoiser, grown_denoiser
 from fewstep.denoisers.store import load_model, save_model
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, StraightThrough
 from fewstep.denoisers.trajectory import EndJump, TrajectoryDenoiser, trajectory_of
@@ -27,6 +28,7 @@ __all__ = [
     "Guided",
     "HalfLife",
     "Headed",
+    "IDDPMInputs",
     "NetworkDenoiser",
     "PowerFunction",
     "Reflected",
@@ -36,6 +38,8 @@ __all__ = [
     "StraightThrough",
     "TimestepInputs",
     "TrajectoryDenoiser",
+    "VEInputs",
+    "VPInputs",
     "copy_of",
     "freeze",
     "grown_denoiser",

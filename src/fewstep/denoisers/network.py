@@ -1,85 +1,24 @@
 """A network as a denoiser: x0 = skip(t) x + out(t) network(scale(t) x, label(t), condition).
 
-skip and out come from the prediction (see ``prediction``); scale and label say what the network wants to be fed. Both pairs are computed
+skip and out come from the prediction (see ``prediction``); scale and label say what the network wants to be fed (see ``inputs``). Both pairs are computed
 in float64 and then cast to x's type.
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fewstep import cost
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.base import Denoiser
+from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
 from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.grow import grown
 from fewstep.prediction import Prediction
 from fewstep.schedule import Schedule, as_time, expand
-
-
-@dataclass(frozen=True)
-class Inputs(abc.ABC):
-    """What a network is fed."""
-
-    def check(self, schedule: Schedule) -> None:
-        """Raises ``UserError`` when these inputs are not finite on the whole of the schedule's range; most are."""
-        return
-
-    @abc.abstractmethod
-    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(the factor on x, the noise label), each (B,), float64."""
-
-
-@dataclass(frozen=True)
-class EDMInputs(Inputs):
-    """x of unit variance, and log(sigma / alpha) / 4 (Karras et al. 2022, Tab. 1); finite alpha only."""
-
-    sigma_data: float = 0.5
-
-    def check(self, schedule: Schedule) -> None:
-        if float(schedule.alpha(schedule.t_max)) == 0.0:
-            raise UserError(f"EDM's inputs cannot be used with {type(schedule).__name__}: log(sigma / alpha) is infinite where alpha is 0; use TimestepInputs.")
-
-    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return 1 / torch.sqrt(sigma**2 + (self.sigma_data * alpha) ** 2), torch.log(sigma / alpha) / 4
-
-
-@dataclass(frozen=True)
-class TimestepInputs(Inputs):
-    """x as it is, and the discrete index count t - 1 (Ho et al. 2020); for flows, count t with ``offset`` 0."""
-
-    count: float = 1000.0
-    offset: float = 1.0
-
-    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), self.count * t - self.offset
-
-
-_INPUTS: dict[str, type[Inputs]] = {"edm": EDMInputs, "timestep": TimestepInputs}
-
-
-def inputs_from(description: Mapping[str, Any]) -> Inputs:
-    """Rebuilds inputs from ``describe_inputs``."""
-    values = dict(description)
-    kind = values.pop("kind", None)
-    if kind not in _INPUTS:
-        raise UserError(f"inputs: unknown kind '{kind}'; it must be one of {', '.join(_INPUTS)}.")
-    return _INPUTS[kind](**values)
-
-
-def describe_inputs(inputs: Inputs) -> dict[str, Any]:
-    """Plain values from which ``inputs_from`` rebuilds it."""
-    kind = next(name for name, cls in _INPUTS.items() if cls is type(inputs))
-    return {"kind": kind, **dataclasses.asdict(inputs)}
 
 
 class _Networked(Denoiser, abc.ABC):

@@ -15,7 +15,8 @@ from torch import nn
 from fewstep.denoisers.base import Denoiser
 from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.generator import Generator
-from fewstep.denoisers.network import Inputs, NetworkDenoiser, describe_inputs, inputs_from
+from fewstep.denoisers.inputs import Inputs, describe_inputs, inputs_from
+from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.threshold import threshold_from
 from fewstep.denoisers.trajectory import TrajectoryDenoiser
 from fewstep.denoisers.wrappers import Reflected, Rescheduled

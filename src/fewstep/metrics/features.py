@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.random import Place
 
 Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpace:
+    """``extract``: samples (B, *D) -> features (B, d). ``head``: features -> logits (B, K) of the network's classes, or None where there is no classifier; ``labelled``: whether these are
+    the data's classes, so that it can judge them. ``name``: equal for equal spaces, for reference statistics.
+    """
+
+    name: str
+    extract: Features
+    head: Features | None = None
+    labelled: bool = False
+
+    def classify(self, samples: Tensor) -> Tensor:
+        """Samples (B, *D) -> logits (B, K); raises ``UserError`` where there is no classifier."""
+        if self.head is None:
+            raise UserError(f"the feature space '{self.name}' has no classifier; set 'evaluation.features' to one that has.")
+        return self.head(self.extract(samples))
 
 
 def fourier_features(dim: int, count: int = 64, bandwidth: float = 1.0, seed: int = 0) -> Features:

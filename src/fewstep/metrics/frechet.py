@@ -18,11 +18,11 @@ from fewstep.errors import UserError
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """``mean`` (d,) and unbiased ``covariance`` (d, d) of ``count`` feature vectors, float64."""
+    """``mean`` (d,) and unbiased ``covariance`` (d, d) of ``count`` feature vectors (None where a published file does not say), float64."""
 
     mean: Tensor
     covariance: Tensor
-    count: int
+    count: int | None
 
     @classmethod
     def of(cls, features: Tensor) -> FeatureStatistics:
@@ -34,7 +34,9 @@ class FeatureStatistics:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """See the module's docstring; the squared distance, as the field reports it."""
+    """See the module's docstring; the squared distance, as the field reports it. Raises ``UserError`` for statistics of different dimensions."""
+    if a.mean.shape != b.mean.shape:
+        raise UserError(f"statistics of {len(a.mean)} and of {len(b.mean)} features cannot be compared; take both from one feature space.")
     root = _sqrt(a.covariance)
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
     return float((a.mean - b.mean).square().sum() + torch.trace(a.covariance) + torch.trace(b.covariance) - 2 * cross)

@@ -75,4 +75,4 @@ def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None,
 
 def training_mismatch(teacher: Denoiser, data: Dataset, place: Place, levels: Sequence[float] = LEVELS) -> MismatchDegree:
     """The teacher's mismatch on data it was trained on: the lower bound for every student."""
-    return assessed_mismatch(teacher, data.samples, data.labels, place, levels)
+    return assessed_mismatch(teacher, data.take(torch.arange(len(data))), data.labels, place, levels)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.data import Dataset
 from fewstep.metrics.diversity import relative_diversity
@@ -62,18 +63,17 @@ class Evaluator:
 
     data: Dataset
     features: Features
-    classifier: nn.Module | None = None
+    classifier: Features | None = None
     samples: int = 5000
     seed: int = 0
 
     def measure(self, sample: Sample, draws: int = 3) -> Quality:
         """The quality over ``draws`` draws."""
-        reference = FeatureStatistics.of(features_of(self.data.samples, self.features))
         labels = self.data.proportional_labels(self.samples)
         distances, hits = [], []
         for draw in range(draws):
             generated = sample(Place(self.seed, "evaluation", draw), self.samples, labels)
-            distances.append(frechet_distance(FeatureStatistics.of(features_of(generated, self.features)), reference))
+            distances.append(frechet_distance(FeatureStatistics.of(features_of(generated, self.features)), self._reference))
             if self.classifier is not None and labels is not None:
                 hits.append(self._accuracy(generated, labels))
         spread = statistics.stdev(distances) if draws > 1 else 0.0
@@ -99,13 +99,20 @@ class Evaluator:
 
     def halves(self) -> float:
         """The Frechet distance between two stratified halves of the data."""
-        one, other = (FeatureStatistics.of(features_of(half, self.features)) for half in self.data.stratified_halves())
+        one, other = (FeatureStatistics.of(_features_of_data(half, self.features)) for half in self.data.stratified_halves())
         return frechet_distance(one, other)
 
+    @cached_property
+    def _reference(self) -> FeatureStatistics:
+        # Once an evaluator: a quick measurement while training would else read all data again.
+        return FeatureStatistics.of(_features_of_data(self.data, self.features))
+
     def _breadth(self, samples: Tensor, labels: Tensor | None) -> Breadth:
-        samples, labels = _stratified(samples, labels)
-        own, own_labels = _stratified(self.data.samples, self.data.labels)
-        generated, real = features_of(samples, self.features), features_of(own, self.features)
+        order = _stratified(len(samples), labels)
+        samples, labels = samples[order], None if labels is None else labels[order]
+        own = self.data.subset(_stratified(len(self.data), self.data.labels))
+        own_labels = own.labels
+        generated, real = features_of(samples, self.features), _features_of_data(own, self.features)
         scores = manifold_scores(real, generated)
         diversity = relative_diversity(generated, labels, real, own_labels)
         return Breadth(scores.precision, scores.recall, scores.density, scores.coverage, diversity)
@@ -116,10 +123,15 @@ class Evaluator:
         return float((features_of(samples, self.classifier).argmax(1) == labels).double().mean())
 
 
-def _stratified(samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """At most ``BREADTH_ROWS`` of the samples and their labels, evenly spaced once sorted by class, so that the classes keep their proportions."""
-    rows = len(samples)
+@torch.no_grad()
+def _features_of_data(data: Dataset, extract: Features) -> Tensor:
+    """Features (N, d) of all samples of the data, a block at a time."""
+    return torch.cat([extract(block) for block in data.blocks()])
+
+
+def _stratified(rows: int, labels: Tensor | None) -> Tensor:
+    """The indices of at most ``BREADTH_ROWS`` samples, evenly spaced once sorted by class, so that the classes keep their proportions."""
     order = torch.arange(rows) if labels is None else torch.argsort(labels, stable=True)
     if rows > BREADTH_ROWS:
         order = order[torch.arange(BREADTH_ROWS) * rows // BREADTH_ROWS]
-    return samples[order], None if labels is None else labels[order]
+    return order

@@ -1,27 +1,40 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
 from fewstep.networks.base import DenoisingNetwork
-from fewstep.networks.build import build, describe
-from fewstep.networks.classifier import DigitClassifier
+from fewstep.networks.build import build, describe, find_kind
+from fewstep.networks.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critic import FeatureHead, ProjectedCritic
+from fewstep.networks.diffusers_unet import DiffusersUNet
+from fewstep.networks.edm import DhariwalUNet, SongUNet
+from fewstep.networks.fastgan import FastGAN, SkipExcitation
 from fewstep.networks.grow import grown
+from fewstep.networks.image_critic import ImageCritic
 from fewstep.networks.lora import Adapter, adapter_of, add_adapter, apply_adapter
 from fewstep.networks.mlp import LatentMLP, ResidualMLP
 from fewstep.networks.unet import SmallUNet
 
 __all__ = [
     "Adapter",
+    "Classifier",
     "DenoisingNetwork",
+    "DhariwalUNet",
+    "DiffusersUNet",
     "DigitClassifier",
+    "FastGAN",
     "FeatureHead",
+    "ImageClassifier",
+    "ImageCritic",
     "LatentMLP",
     "ProjectedCritic",
     "ResidualMLP",
+    "SkipExcitation",
     "SmallUNet",
+    "SongUNet",
     "adapter_of",
     "add_adapter",
     "apply_adapter",
     "build",
     "describe",
+    "find_kind",
     "grown",
 ]

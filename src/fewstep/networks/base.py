@@ -13,11 +13,13 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     """Called as ``network(x (B, *D), noise_label (B,), condition, end_label (B,) or None) -> (B, *D)``.
 
     ``end_label`` is the noise label of the time at which a trajectory's jump ends; a network either always needs it or always refuses it. ``bottleneck`` is the number of
-    channels of its ``features``, ``leave`` the last layer.
+    channels of its ``features``, ``leave`` the last layer. ``recompute`` (False) asks a network of many blocks to forget each block's activations and to compute them again in
+    the backward pass (gradient checkpointing): less memory, one more forward pass, and the same values and gradients bit for bit. Networks too small to gain by it ignore it.
     """
 
     bottleneck: int
     leave: nn.Linear | nn.Conv2d
+    recompute: bool = False
 
     @abc.abstractmethod
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:

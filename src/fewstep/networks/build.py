@@ -9,8 +9,12 @@ from typing import Any
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.networks.classifier import DigitClassifier
+from fewstep.networks.classifier import DigitClassifier, ImageClassifier
 from fewstep.networks.critic import FeatureHead
+from fewstep.networks.diffusers_unet import DiffusersUNet
+from fewstep.networks.edm import DhariwalUNet, SongUNet
+from fewstep.networks.fastgan import FastGAN
+from fewstep.networks.image_critic import ImageCritic
 from fewstep.networks.lora import has_adapter
 from fewstep.networks.mlp import LatentMLP, ResidualMLP
 from fewstep.networks.unet import SmallUNet
@@ -19,13 +23,19 @@ KINDS: dict[str, type[nn.Module]] = {
     "small-unet": SmallUNet,
     "residual-mlp": ResidualMLP,
     "latent-mlp": LatentMLP,
+    "fastgan": FastGAN,
     "digit-classifier": DigitClassifier,
+    "image-classifier": ImageClassifier,
     "feature-head": FeatureHead,
+    "song-unet": SongUNet,
+    "dhariwal-unet": DhariwalUNet,
+    "diffusers-unet2d": DiffusersUNet,
+    "image-critic": ImageCritic,
 }
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:
-    """A fresh network from ``{"kind": ..., **arguments}``, its description kept as ``network.description``.
+    """A fresh network from ``{"kind": ..., **arguments}``, its description kept as ``network.description``, with the arguments that were left out.
 
     Raises ``UserError`` for an unknown kind or argument.
     """
@@ -38,8 +48,14 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     if unknown:
         raise UserError(f"network '{kind}': unknown argument '{unknown[0]}'; it takes {', '.join(n for n in known if n != 'self')}.")
     network = KINDS[kind](**arguments)
-    network.description = {"kind": kind, **arguments}  # type: ignore[assignment]
+    # Spelled out, so that a network is described alike whoever made it, and when its class has learnt a new argument. Lists, since JSON knows no tuples.
+    usual = {name: value.default for name, value in known.items() if value.default is not inspect.Parameter.empty}
+    network.description = {"kind": kind, **{name: _plain(value) for name, value in {**usual, **arguments}.items()}}  # type: ignore[assignment]
     return network
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
@@ -50,3 +66,9 @@ def describe(network: nn.Module) -> dict[str, Any]:
     if has_adapter(network):
         raise UserError(f"{type(network).__name__} carries an adapter, whose weights are not the network's own: fold it in by 'merged', or save the adapter by 'save_adapter'.")
     return description
+
+
+def find_kind(network: nn.Module) -> str | None:
+    """The kind by which ``build`` made the network, None for one that it did not make."""
+    description = getattr(network, "description", None)
+    return str(description["kind"]) if isinstance(description, dict) else None

@@ -1,7 +1,8 @@
 """What a network takes, without running it: on the meta device shapes are computed and numbers are not, so that a network of any size is measured in a second and no memory.
 
 - Parameters and their bytes.
-- What a forward pass keeps for the backward pass, for one sample: the distinct storages that autograd saves, the weights left out. Differences of two batch sizes, so that what does not grow with the batch cancels.
+- What a forward pass keeps for the backward pass, for one sample: the distinct storages that autograd saves, the weights left out. The difference of two batch sizes, so that what does not
+  grow with the batch cancels.
 - Floating-point operations of a forward pass, as torch counts them: two for each multiplication and addition of a matrix product or convolution, nothing for what is done element by element.
 
 The first two are exact (a test compares them with a real pass); elementwise operations are a few per cent of the third.
@@ -20,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Footprint:
-    """``parameters``: how many, ``trained`` of which want a gradient; ``weights``: bytes with the buffers; ``kept``: bytes a sample that a forward keeps for the backward; ``operations``: of a
-    forward of one sample; ``largest``: bytes of the largest child that is used whole (an entry of a list or dictionary of blocks, or a layer beside them).
+    """``parameters``: how many, ``trained`` of which want a gradient; ``weights``: bytes with the buffers; ``kept``: bytes a sample that a forward keeps for the backward;
+    ``operations``: of a forward of one sample; ``largest``: bytes of the largest block (a child that is used whole: an entry of a list or dictionary of blocks, or a layer
+    beside them); ``inside``: the most that a single block keeps, bytes a sample, which is what recomputation of one block at a time needs besides the blocks' inputs.
     """
 
     parameters: int
@@ -30,6 +32,7 @@ class Footprint:
     kept: int
     operations: int
     largest: int
+    inside: int
 
 
 class Kept:
@@ -88,12 +91,12 @@ def _storage(value: Tensor) -> int:
 
 def measure(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
     """The footprint of a network on the meta device; ``forward(rows)`` runs it on so many samples there and returns what it emits."""
-    kept = [_kept(network, forward, rows) for rows in (1, 2)]
+    kept, inside = zip(*(_kept(network, forward, rows) for rows in (1, 2)), strict=True)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(1)
     sizes = [parameter.numel() for parameter in network.parameters()]
     trained = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]
-    return Footprint(sum(sizes), sum(trained), bytes_of(network), kept[1] - kept[0], int(counter.get_total_flops()), max(map(bytes_of, _blocks(network)), default=0))
+    return Footprint(sum(sizes), sum(trained), bytes_of(network), kept[1] - kept[0], int(counter.get_total_flops()), max(map(bytes_of, _blocks(network)), default=0), inside[1] - inside[0])
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -101,18 +104,35 @@ def bytes_of(module: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in [*module.parameters(), *module.buffers()])
 
 
-def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> int:
+def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> tuple[int, int]:
+    """Bytes that a forward keeps, and the most that one block does."""
+    begun: list[int] = []
+    most = 0
+
+    def before(*_: object) -> None:
+        begun.append(kept.now)
+
+    def after(*_: object) -> None:
+        nonlocal most
+        most = max(most, kept.now - begun.pop())
+
+    hooks = [hook for block in _blocks(network) for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))]
     with Kept(network) as kept, torch.enable_grad():
         # Held until its size is read.
         emitted = forward(rows)
         now = kept.now
+    for hook in hooks:
+        hook.remove()
     del emitted
-    return now
+    return now, most
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """What is used whole: children, and the entries of those that are lists or dictionaries."""
+    """What is used whole: children, and the entries of those that are lists or dictionaries; a wrapper's are those of what it wraps."""
+    children = list(network.children())
+    while len(children) == 1 and list(children[0].children()):
+        children = list(children[0].children())
     found: list[nn.Module] = []
-    for child in network.children():
+    for child in children:
         found += child.children() if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else [child]
     return found

@@ -34,6 +34,12 @@ def load_network(path: Path) -> nn.Module:
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Loads a state dict whose keys and shapes must be exactly the model's; the error names ``source`` and the first key that differs."""
+    check_strictly(model, tensors, source)
+    model.load_state_dict(dict(tensors))
+
+
+def check_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises what ``load_strictly`` would and loads nothing; the model may be on the meta device, so that a file's shapes are checked before memory is taken for them."""
     expected = model.state_dict()
     for problem, keys in (("lacks", set(expected) - set(tensors)), ("has an unknown", set(tensors) - set(expected))):
         if keys:
@@ -42,4 +48,3 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         found = tensors[name]
         if found.shape != value.shape or found.dtype != value.dtype:
             raise UserError(f"{source}: tensor '{name}' is {found.dtype} {tuple(found.shape)}, the network needs {value.dtype} {tuple(value.shape)}.")
-    model.load_state_dict(dict(tensors))

@@ -1,9 +1,10 @@
-"""A class-conditional U-Net for images of 8 to 32 pixels on a processor: two resolutions, most of its weight at the lower one."""
+"""A class-conditional U-Net for images of 8 to 64 pixels on a processor: two resolutions, most of its weight at the lower one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from fewstep.condition import Condition
 from fewstep.networks.base import DenoisingNetwork
@@ -51,19 +52,22 @@ class _Attention(nn.Module):
 class SmallUNet(DenoisingNetwork):
     """(B, channels, H, W), noise labels (B,), condition -> (B, channels, H, W); H and W even.
 
-    ``width`` channels at full resolution and ``2 width`` at half, ``depth`` blocks in the middle, attention at half resolution. ``guidance`` and ``end``: see ``SideLabels``.
+    ``width`` channels at full resolution and ``2 width`` at half, ``depth`` blocks in the middle, attention at half resolution. ``patch``: squares of so many pixels a side are one position,
+    their pixels its channels, so that H and W must be multiples of 2 ``patch`` and the cost falls by its square. ``guidance`` and ``end``: see ``SideLabels``.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32, depth: int = 3, classes: int = 0, embedding: int = 64, guidance: bool = False, end: bool = False):
+    def __init__(self, channels: int = 1, width: int = 32, depth: int = 3, classes: int = 0, embedding: int = 64, guidance: bool = False, end: bool = False, patch: int = 1):
         super().__init__()
         wide = 2 * width
+        inner = channels * patch**2
+        self.patch = patch
         self.classes = classes
         self.bottleneck = wide
         self.noise = NoiseEmbedding(32)
         self.embed = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = nn.Linear(classes, embedding, bias=False) if classes else None
         self.act = nn.SiLU()
-        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        self.enter = nn.Conv2d(inner, width, 3, padding=1)
         self.fine_in = _Block(width, width, embedding)
         self.down = nn.Conv2d(width, wide, 2, stride=2)
         self.middle = nn.ModuleList(_Block(wide, wide, embedding) for _ in range(depth))
@@ -71,7 +75,7 @@ class SmallUNet(DenoisingNetwork):
         self.up = nn.ConvTranspose2d(wide, width, 2, stride=2)
         self.fine_out = _Block(2 * width, width, embedding)
         self.norm = nn.GroupNorm(8, width)
-        self.leave = nn.Conv2d(width, channels, 3, padding=1)
+        self.leave = nn.Conv2d(width, inner, 3, padding=1)
         start_at_zero(self.leave)
         # Last, so that the other weights are drawn alike with and without it.
         self.side = SideLabels(embedding, guidance, end)
@@ -80,10 +84,10 @@ class SmallUNet(DenoisingNetwork):
         embedded = self._embedded(len(x), noise_label, condition, end_label)
         fine, coarse = self._descended(x, embedded)
         hidden = self.fine_out(torch.cat([self.up(coarse), fine], dim=1), embedded)
-        return self.leave(self.act(self.norm(hidden)))
+        return pixel_shuffle(self.leave(self.act(self.norm(hidden))), self.patch)
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
-        """The activations after the middle blocks, (B, 2 width, H / 2, W / 2)."""
+        """The activations after the middle blocks, (B, 2 width, H / 2, W / 2), H and W in patches."""
         return self._descended(x, self._embedded(len(x), noise_label, condition, end_label))[1]
 
     def _embedded(self, rows: int, noise_label: Tensor, condition: Condition, end_label: Tensor | None) -> Tensor:
@@ -94,7 +98,7 @@ class SmallUNet(DenoisingNetwork):
 
     def _descended(self, x: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """Activations at full resolution on the way down, and at half after the middle."""
-        fine = self.fine_in(self.enter(x), embedded)
+        fine = self.fine_in(self.enter(pixel_unshuffle(x, self.patch)), embedded)
         coarse = self.middle[0](self.down(fine), embedded)
         coarse = self.attention(coarse)
         for block in self.middle[1:]:

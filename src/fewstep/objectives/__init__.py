@@ -1,6 +1,6 @@
 """Objectives: the learning signal, and the only place that runs the student with a gradient."""
 
-from fewstep.objectives.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, View
+from fewstep.objectives.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, Shifted, View
 from fewstep.objectives.balanced import Balanced
 from fewstep.objectives.classification import Classification
 from fewstep.objectives.consistency import ConsistencyDistillation, UnitWeight
@@ -58,6 +58,7 @@ __all__ = [
     "ScoreIdentity",
     "ScoreMatching",
     "ScoreWeight",
+    "Shifted",
     "SoftConsistency",
     "SquaredL2",
     "TruncatedSNR",

@@ -11,8 +11,9 @@ loss               the critic's                                          the gen
 
 The best critic of the first is l = log p_real / p_fake, where its loss is 2 log 2 - 2 JS(p_real, p_fake); of the second, l = sign(p_real - p_fake).
 
-What a critic sees is a ``View``: samples as they are (``Clean``; ADD), or noised to a random level (``Noised``; Diffusion-GAN, Wang et al. 2022; DMD2), which both keeps
-the two distributions overlapping and lets a diffusion network's own features serve as the critic's. Within a step real and fake samples share their levels, not their noise.
+What a critic sees is a ``View``: samples as they are (``Clean``; ADD), moved by a few pixels (``Shifted``; DiffAugment), or noised to a random level (``Noised``; Diffusion-GAN, Wang et
+al. 2022; DMD2), which both keeps the two distributions overlapping and lets a diffusion network's own features serve as the critic's. Within a step real and fake samples share their
+levels, not their noise.
 
 R1 (Mescheder et al. 2018, Eq. 9) is r1 / 2 E |grad_x sum_heads l(x, t)|^2 on the real samples as the critic sees them.
 """
@@ -109,6 +110,26 @@ class Clean(View):
 
     def see(self, step: Step, side: str, role: str, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, torch.zeros(len(x), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Shifted(View):
+    """Images (B, C, H, W) moved by whole pixels, at most ``pixels`` along each side and each by its own draw, ``fill`` coming in from outside; at t = 0.
+
+    A critic of few images learns them by heart; what it is shown moved, it must know by its look (DiffAugment, Zhao et al. 2020, Sec. 3.2, whose translation this is).
+    """
+
+    pixels: int
+    fill: float = -1.0
+
+    def see(self, step: Step, side: str, role: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        choices = 2 * self.pixels + 1
+        down, right = (step.place.integers(f"{side}-{role}-{way}", step.rows, choices, step.start).to(x.device)[:, None] for way in ("down", "right"))
+        padded = functional.pad(x, (self.pixels,) * 4, value=self.fill)
+        height, width = (torch.arange(size, device=x.device) for size in x.shape[2:])
+        samples = torch.arange(len(x), device=x.device)[:, None, None]
+        moved = padded[samples, :, (height + down)[:, :, None], (width + right)[:, None, :]]
+        return moved.permute(0, 3, 1, 2).contiguous(), torch.zeros(len(x), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

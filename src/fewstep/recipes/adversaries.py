@@ -88,7 +88,7 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
                 raise UserError("'method.adversarial.kind: classifier-features' reads 8x8 digits; use 'teacher-trunk' for this data.")
             network = digit_features()
             with torch.no_grad():
-                channels = [features.shape[1] for features in network.stages(context.data.samples[:1])]
+                channels = [features.shape[1] for features in network.stages(context.data.take(context.data.head(1)))]
             return CleanCritic(ProjectedCritic(network.stages, channels, classes, choice.width)), Clean()
         view = Noised(context.original.schedule, build_times(choice.times))
         trunk = context.original.network

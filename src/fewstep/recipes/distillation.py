@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from torch import nn
 
 from fewstep.data import Dataset
-from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected, copy_of
-from fewstep.denoisers.threshold import StraightThrough, Threshold
+from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
 from fewstep.errors import UserError
+from fewstep.metrics.features import Features
 from fewstep.metrics.mismatch import training_mismatch
-from fewstep.networks import add_adapter, build
+from fewstep.networks import DenoisingNetwork
 from fewstep.random import Place
 from fewstep.recipes import config
 from fewstep.recipes.axes import build_threshold
-from fewstep.recipes.context import Context, Student
-from fewstep.recipes.legality import check
+from fewstep.recipes.context import Context
+from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
-from fewstep.recipes.parts import build_data, build_decay, build_features, build_teacher
+from fewstep.recipes.parts import build_data, build_decay, build_features
 from fewstep.recipes.recipe import DistillRecipe
+from fewstep.recipes.students import build_student
+from fewstep.recipes.teachers import build_teacher
 from fewstep.solvers.sampling import Sampling
 from fewstep.stateful import find_stateful
 from fewstep.states import Generated, Prior, States, WithGuidance
@@ -48,23 +50,44 @@ class Distillation:
 
 def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
     """The run that the recipe asks for; files that it makes on the way (a path, pairs) go into ``folder``. Raises ``UserError`` for parts that do not go together."""
-    method, choice = recipe.method, recipe.reflected
-    roles = () if isinstance(choice, config.NotReflected) else choice.on or _usual_roles(method, recipe.student.kind)
-    check(method, recipe.student.kind, recipe.target.kind, recipe.states.kind, roles)
+    check_parts(recipe)
     data = build_data(recipe.data)
-    original = build_teacher(recipe.teacher, data)
+    context = build_context(recipe, folder, data, build_teacher(recipe.teacher, data), build_features(recipe.evaluation.features, data))
+    built = recipe.method.build(context)
+    recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
+    fake = None if built.fake is None else built.fake.fake
+    student = context.student.model
+    return Distillation(context.original, student, context.average, context.prior, context.sampling, data, built.stages, _monitor(context, built), fake, built.path)
+
+
+def recompute(models: Iterable[nn.Module], on: bool) -> None:
+    """Sets gradient checkpointing of all networks in the models."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, DenoisingNetwork):
+                module.recompute = on
+
+
+def check_parts(recipe: DistillRecipe) -> None:
+    """Raises ``UserError`` for parts that do not go together; needs no data and no weights."""
+    check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
+
+
+def build_context(recipe: DistillRecipe, folder: Path, data: Dataset, original: NetworkDenoiser, features: Features) -> Context:
+    """What the method's builder is given: ``original`` is the frozen teacher, ``features`` the space of perceptual distances."""
+    method, roles = recipe.method, _roles(recipe)
     if method.sampling.guidance is not None and not original.classes:
         raise UserError("'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher.")
-    threshold = build_threshold(choice, max(abs(data.low), abs(data.high)))
-    student, prior = _student(recipe, original, threshold if "student" in roles else None)
-    context = Context(
+    threshold = build_threshold(recipe.reflected, max(abs(data.low), abs(data.high)))
+    student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
+    return Context(
         method=method,
         target=recipe.target,
         states=recipe.states,
         training=recipe.training,
         folder=folder,
         data=data,
-        features=build_features(recipe.evaluation.features, data),
+        features=features,
         original=original,
         teacher=original if threshold is None or "teacher" not in roles else Reflected(original, threshold),
         student=student,
@@ -74,47 +97,24 @@ def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
         threshold=threshold,
         roles=frozenset(roles),
     )
-    built = method.build(context)
-    fake = None if built.fake is None else built.fake.fake
-    return Distillation(original, student.model, context.average, prior, context.sampling, data, built.stages, _monitor(context, built), fake, built.path)
 
 
-def _usual_roles(method: Method, student: str) -> Sequence[str]:
+def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
+    """Whose estimates are thresholded."""
+    choice = recipe.reflected
+    return () if isinstance(choice, config.NotReflected) else choice.on or _usual_roles(recipe.method, recipe.student.kind)
+
+
+def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
     """Those that DDIL thresholds for the method; of a generator, whose output is no denoiser's, not the student's."""
     traits = method.in_force
-    return [role for role in (traits.roles if traits.usual_roles is None else traits.usual_roles) if not (role == "student" and student == "latent-mlp")]
-
-
-def _student(recipe: DistillRecipe, teacher: NetworkDenoiser, threshold: Threshold | None) -> tuple[Student, Prior]:
-    choice, method = recipe.student, recipe.method
-    if isinstance(choice, config.LatentStudent):
-        return _generator(choice, teacher)
-    copy = copy_of(teacher)
-    adapter = add_adapter(copy, choice.rank, choice.scale, choice.seed) if isinstance(choice, config.LowRankStudent) else None
-    network = method.grown(copy)
-    student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
-    time = float(teacher.schedule.time_at_sigma(choice.first_sigma))
-    if not teacher.schedule.t_min <= time <= teacher.schedule.t_max:
-        raise UserError(f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for.")
-    return Student(student, adapter), method.prior(student, choice.first_sigma)
-
-
-def _generator(choice: config.LatentStudent, teacher: NetworkDenoiser) -> tuple[Student, Prior]:
-    if len(teacher.shape) != 1:
-        raise UserError("'student.kind: latent-mlp' makes points; this teacher makes images: use 'copy'.")
-    description = {"kind": "latent-mlp", "latent": choice.latent, "dim": teacher.shape[0], "width": choice.width, "depth": choice.depth, "classes": teacher.classes}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(choice.seed)
-        network = build(description)
-    generator = Generator(network, (choice.latent,), teacher.shape, teacher.classes)
-    return Student(generator), Prior(teacher.schedule, (choice.latent,), teacher.schedule.t_max, scale=1.0, classes=teacher.classes)
+    return [role for role in (traits.roles if traits.usual_roles is None else traits.usual_roles) if not (role == "student" and is_generator(student))]
 
 
 def _monitor(context: Context, built: Built) -> Monitor:
     rows = 256
     data, clip = context.data, context.method.optimizer.clip
-    subset = Dataset(data.samples[:rows], None if data.labels is None else data.labels[:rows], data.classes, data.low, data.high)
-    bound = training_mismatch(context.original, subset, Place(0, "mismatch-bound"))
+    bound = training_mismatch(context.original, data.subset(data.head(rows)), Place(0, "mismatch-bound"))
     samples = generated(context.student.model, context.prior, context.sampling)
     checks: list[Check] = []
     # A collection grows when it is drawn from, which a monitor must not make it do.

@@ -13,7 +13,9 @@ from fewstep.recipes import config
 from fewstep.recipes.methods.base import Method
 
 STATES = ("prior", "forward", "rollout", "ddil", "per-batch")
-STUDENTS = ("copy", "lora", "latent-mlp")
+FAMILIES = {"copy": "copy", "network": "copy", "lora": "lora", "latent-mlp": "generator", "fastgan": "generator"}
+"""Kinds of students, by what a method needs to know of them: a denoiser all of whose weights are trained ('copy'), one with an adapter, or a generator on latents."""
+STUDENTS = tuple(FAMILIES)
 ROLES: tuple[config.Role, ...] = ("teacher", "target", "fake", "student")
 
 _STATES_REASON = {
@@ -43,17 +45,23 @@ def target_refusal(method: Method, kind: str) -> str | None:
     return f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use 'target.kind: fixed', or a method that follows scores."
 
 
+def is_generator(student: str) -> bool:
+    """Whether students of this kind are generators on latents, which know no noise levels."""
+    return FAMILIES[student] == "generator"
+
+
 def student_refusal(method: Method, kind: str, states: str = "usual", roles: Sequence[str] = ()) -> str | None:
     """Why the method cannot train this student, None where it can."""
-    if kind not in method.in_force.students:
-        reason = method.in_force.because.get(kind, _STUDENT_REASON[kind])
-        able = ", ".join(f"'{k}'" for k in STUDENTS if k in method.in_force.students)
+    traits, family = method.in_force, FAMILIES[kind]
+    if family not in traits.students:
+        reason = traits.because.get(family, _STUDENT_REASON[family])
+        able = ", ".join(f"'{k}'" for k in STUDENTS if FAMILIES[k] in traits.students)
         return f"'method.kind: {_name(method)}' and 'student.kind: {kind}' cannot be combined: {reason}; use a student of kind {able}."
-    if kind == "latent-mlp" and states not in ("usual", "prior"):
+    if is_generator(kind) and states not in ("usual", "prior"):
         return (
             f"'student.kind: {kind}' and 'states.kind: {states}' cannot be combined: a generator on latents knows no noise levels; use 'states.kind: prior', or a student that is a 'copy'."
         )
-    if kind == "latent-mlp" and "student" in roles:
+    if is_generator(kind) and "student" in roles:
         return f"'student.kind: {kind}' and 'reflected.on: student' cannot be combined: only estimates of denoisers are thresholded; leave 'student' out of 'reflected.on'."
     return None
 
@@ -61,7 +69,7 @@ def student_refusal(method: Method, kind: str, states: str = "usual", roles: Seq
 _STUDENT_REASON = {
     "copy": "its student has another shape",
     "lora": "its student has inputs that the teacher's network has not, so more than an adapter must be trained",
-    "latent-mlp": "a generator on latents knows no noise levels",
+    "generator": "a generator on latents knows no noise levels",
 }
 
 

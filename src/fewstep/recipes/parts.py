@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from math import prod
 
 import torch
 from torch import nn
 
-from fewstep.data import Dataset, digits, random_mixture
+from fewstep.data import Dataset, digits, open_images, random_mixture
+from fewstep.data.convert import huggingface, webdataset
 from fewstep.data.mixture import sampled
-from fewstep.denoisers import EDMInputs, HalfLife, NetworkDenoiser, PowerFunction, TimestepInputs, freeze, load_model
+from fewstep.data.synthetic import waves
+from fewstep.denoisers import EDMInputs, HalfLife, NetworkDenoiser, PowerFunction, TimestepInputs
 from fewstep.denoisers.average import Decay
 from fewstep.errors import UserError
-from fewstep.metrics.features import Features, fourier_features
+from fewstep.metrics.features import Features
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import build
 from fewstep.objectives import (
@@ -34,12 +36,13 @@ from fewstep.objectives import (
 )
 from fewstep.prediction import prediction_from
 from fewstep.recipes import config
+from fewstep.recipes.spaces import build_space
 from fewstep.schedule import KarrasVE, schedule_from
 from fewstep.solvers.sampling import GRIDS
 from fewstep.times import Grid, LogNormalTimes, RhoTimes, TimeDistribution, UniformTimes
-from fewstep.training import Adam
+from fewstep.training import SGD, Adam, Optimizer
 from fewstep.training.settings import Settings
-from fewstep.zoo import digit_features, shipped_denoiser
+from fewstep.zoo.download import cache_folder
 
 _MATCHING_WEIGHTS: Mapping[str, MatchingWeight] = {
     "dmd": DMDWeight(),
@@ -74,10 +77,12 @@ def build_matching_weight(name: str) -> MatchingWeight:
     return _MATCHING_WEIGHTS[name]
 
 
-def build_optimizer(choice: config.Optimizer) -> Adam:
+def build_optimizer(choice: config.Optimizer) -> Optimizer:
     """An optimizer as a value."""
+    if choice.kind == "sgd":
+        return SGD(choice.lr, choice.weight_decay, choice.warmup, choice.decay)
     first, second = choice.betas
-    return Adam(choice.lr, (first, second), weight_decay=choice.weight_decay, warmup=choice.warmup, decay=choice.decay)
+    return Adam(choice.lr, choice.weight_decay, choice.warmup, choice.decay, (first, second))
 
 
 def build_decay(choice: config.HalfLifeAverage | config.PowerAverage) -> Decay:
@@ -90,53 +95,61 @@ def build_settings(training: config.Training) -> Settings:
     return Settings(training.batch, training.seed, training.precision, training.log_every, training.checkpoint_every, training.keep)
 
 
-def build_data(choice: config.DigitsData | config.MixtureData) -> Dataset:
-    """The data set."""
+def build_data(choice: config.DataChoice) -> Dataset:
+    """The data set; one of another library is turned into a zip in the cache folder first, once."""
     if isinstance(choice, config.DigitsData):
         return digits()
+    if isinstance(choice, config.WavesData):
+        channels, height, width = choice.shape
+        return waves((channels, height, width), choice.classes, choice.samples, choice.seed)
+    if isinstance(choice, config.ImagesData):
+        images = open_images(choice.path, choice.size, choice.labels, choice.channels)
+        if choice.classes is not None and images.classes != choice.classes:
+            raise UserError(f"{choice.path}: has {images.classes} classes, 'data.classes' says {choice.classes}; use the set that the recipe is for, or correct 'data.classes'.")
+        return images
+    if isinstance(choice, config.HuggingFaceData):
+        return open_images(huggingface(cache_folder() / "data", choice.name, choice.split, choice.image, choice.label, choice.revision, choice.size))
+    if isinstance(choice, config.WebDatasetData):
+        return open_images(webdataset(cache_folder() / "data", choice.urls, choice.label, choice.size))
     # The mixture's schedule plays no part in its clean samples.
     mixture = random_mixture(KarrasVE(), choice.components, choice.half_width, choice.std, choice.seed)
     return sampled(mixture, choice.samples, choice.seed)
 
 
-def build_model(model: config.DenoiserModel | config.ClassifierModel, data: Dataset, seed: int) -> nn.Module:
-    """A fresh network, its initial weights a function of ``seed``; a denoiser's shape and classes are the data's."""
+def build_network(choice: config.DenoisingNetwork | config.ClassifierChoice, classes: int, seed: int) -> nn.Module:
+    """A fresh network, its initial weights a function of ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        description = {**model.network.model_dump(), "classes": data.classes}
-        network = build(description)
+        return build({**choice.model_dump(), "classes": classes})
+
+
+def build_model(model: config.DenoiserModel | config.ClassifierModel, data: Dataset, seed: int) -> nn.Module:
+    """A fresh model; a denoiser's shape and classes are the data's."""
     if isinstance(model, config.ClassifierModel):
-        return network
+        return build_network(model.network, data.classes, seed)
+    return build_denoiser(model, data.shape, data.classes, seed)
+
+
+def build_denoiser(model: config.DenoiserModel, shape: tuple[int, ...], classes: int, seed: int) -> NetworkDenoiser:
+    """A fresh denoiser of samples of ``shape``."""
+    return around(build_network(model.network, classes, seed), model, shape, classes)
+
+
+def around(network: nn.Module, model: config.DenoiserModel, shape: tuple[int, ...], classes: int) -> NetworkDenoiser:
+    """The denoiser that a recipe's model section makes of its network."""
     schedule = schedule_from(model.schedule.model_dump())
     edm = model.prediction.kind == "edm"
     prediction = prediction_from({"kind": model.prediction.kind, **({"sigma_data": model.sigma_data} if edm else {})})
     # EDM's inputs need a finite sigma / alpha, which a flow does not have at t = 1.
     finite = float(schedule.alpha(schedule.t_max)) > 0
     inputs = EDMInputs(model.sigma_data) if finite else TimestepInputs(offset=0.0)
-    return NetworkDenoiser(network, schedule, prediction, inputs, data.shape, data.classes)
-
-
-def build_teacher(choice: config.ShippedTeacher | config.FileTeacher, data: Dataset) -> NetworkDenoiser:
-    """The frozen teacher, checked against the data."""
-    if isinstance(choice, config.ShippedTeacher):
-        teacher = shipped_denoiser(choice.name)
-    else:
-        loaded, _ = load_model(Path(choice.path))
-        if not isinstance(loaded, NetworkDenoiser):
-            raise UserError(f"{choice.path}: holds a generator; a teacher must be a denoiser.")
-        teacher = freeze(loaded)
-    if teacher.shape != data.shape or teacher.classes not in (0, data.classes):
-        raise UserError(
-            f"the teacher makes samples of shape {teacher.shape} in {teacher.classes} classes, the data has shape {data.shape} and {data.classes} classes; "
-            "set 'teacher' or 'data' so that they agree."
-        )
-    return teacher
+    return NetworkDenoiser(network, schedule, prediction, inputs, shape, classes)
 
 
 def build_distance(choice: config.DistanceChoice, features: Features, data: Dataset) -> Distance:
     """A distance between samples; ``features`` for the perceptual one."""
     if isinstance(choice, config.PseudoHuberDistance):
-        return PseudoHuber(0.00054 * data.samples[0].numel() ** 0.5 if choice.c is None else choice.c)
+        return PseudoHuber(0.00054 * prod(data.shape) ** 0.5 if choice.c is None else choice.c)
     if isinstance(choice, config.PerceptualDistance):
         return Perceptual(features)
     return L1() if isinstance(choice, config.L1Distance) else SquaredL2()
@@ -144,14 +157,10 @@ def build_distance(choice: config.DistanceChoice, features: Features, data: Data
 
 def build_features(choice: config.FeaturesChoice, data: Dataset) -> Features:
     """The feature space in which samples are compared."""
-    if isinstance(choice, config.FourierFeatures):
-        return fourier_features(data.samples[0].numel(), choice.count, choice.bandwidth, choice.seed)
-    if data.shape != (1, 8, 8):
-        raise UserError("'evaluation.features.kind: digits-features' reads 8x8 digits; use 'fourier' for this data.")
-    return digit_features().features
+    return build_space(choice, data).extract
 
 
 def build_evaluator(choice: config.Evaluation, data: Dataset) -> Evaluator:
     """What measures samples."""
-    classifier = None if isinstance(choice.features, config.FourierFeatures) else digit_features()
-    return Evaluator(data, build_features(choice.features, data), classifier, choice.samples, choice.seed)
+    space = build_space(choice.features, data)
+    return Evaluator(data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed)

@@ -1,45 +1,81 @@
-"""Builds the runs that train a teacher or a feature network from scratch."""
+"""Builds the runs that train a teacher, a generator or a feature network from scratch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fewstep.data import Dataset
-from fewstep.denoisers import NetworkDenoiser
+from fewstep.denoisers import Generator, NetworkDenoiser
 from fewstep.errors import UserError
-from fewstep.objectives import Classification, Denoising
+from fewstep.networks import build
+from fewstep.objectives import AdversarialCritic, AdversarialGenerator, Classification, Clean, CleanCritic, Denoising, GANLoss, Hinge, NonSaturating, Shifted, View
+from fewstep.recipes import config
 from fewstep.recipes.parts import build_data, build_denoising_weight, build_model, build_optimizer, build_times
-from fewstep.recipes.recipe import ClassificationPretraining, PretrainRecipe
+from fewstep.recipes.recipe import ClassificationPretraining, DenoisingPretraining, GANPretraining, PretrainRecipe
+from fewstep.recipes.students import build_generator, generator_prior
 from fewstep.schedule import KarrasVE
-from fewstep.states import ForwardDiffusion
+from fewstep.states import ForwardDiffusion, Prior
 from fewstep.times import UniformTimes
 from fewstep.training import Phase, Stage, Term
+
+_TRAINS = {"denoising": "denoiser", "gan": "generator", "classification": "classifier"}
 
 
 @dataclass(frozen=True, eq=False)
 class Pretraining:
-    """The parts of a pretraining run."""
+    """The parts of a pretraining run; ``prior``: where a generator's samples start, None for other models."""
 
     model: nn.Module
     data: Dataset
     stages: list[Stage]
+    prior: Prior | None = None
 
 
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
-    """One stage with one phase: denoising for a denoiser, cross-entropy for a classifier."""
-    data = build_data(recipe.data)
+    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for a generator. Raises ``UserError`` where 'method' and 'model' do not fit."""
+    data, method = build_data(recipe.data), recipe.method
+    if _TRAINS[method.kind] != recipe.model.kind:
+        fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
+        raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
+    if isinstance(method, GANPretraining):
+        assert isinstance(recipe.model, config.GeneratorModel)
+        generator = build_generator(recipe.model.network, data.shape, data.classes, recipe.training.seed, "model.network.kind")
+        prior = generator_prior(generator, KarrasVE())
+        return Pretraining(generator, data, [Stage("pretrain", recipe.training.steps, _game(method, generator, prior, data, recipe.training.seed))], prior)
+    assert not isinstance(recipe.model, config.GeneratorModel)
     model = build_model(recipe.model, data, recipe.training.seed)
-    method = recipe.method
-    if isinstance(method, ClassificationPretraining) != (recipe.model.kind == "classifier"):
-        raise UserError("'method' and 'model' do not fit: 'denoising' trains a 'denoiser', 'classification' a 'classifier'.")
-    if isinstance(method, ClassificationPretraining):
-        # Clean labelled samples; the times play no part.
-        term = Term(Classification(model, method.noise_std), ForwardDiffusion(data, KarrasVE(), UniformTimes()), name="classification")
-    else:
-        assert isinstance(model, NetworkDenoiser)
-        states = ForwardDiffusion(data, model.schedule, build_times(method.times), method.label_dropout)
-        term = Term(Denoising(model, build_denoising_weight(method.weighting)), states, name="denoising")
-    phase = Phase("model", model, [term], build_optimizer(method.optimizer), clip=method.optimizer.clip)
+    phase = Phase("model", model, [_alone(method, model, data)], build_optimizer(method.optimizer), clip=method.optimizer.clip)
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
+
+
+def _alone(method: DenoisingPretraining | ClassificationPretraining, model: nn.Module, data: Dataset) -> Term:
+    """What a model learns that has no opponent."""
+    if isinstance(method, ClassificationPretraining):
+        return Term(Classification(model, method.noise_std), _clean(data), name="classification")
+    assert isinstance(model, NetworkDenoiser)
+    states = ForwardDiffusion(data, model.schedule, build_times(method.times), method.label_dropout)
+    return Term(Denoising(model, build_denoising_weight(method.weighting)), states, name="denoising")
+
+
+def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Dataset, seed: int) -> list[Phase]:
+    """The generator's phase, and the critic's on the same samples."""
+    loss: GANLoss = Hinge() if method.loss == "hinge" else NonSaturating()
+    view: View = Shifted(method.shift, data.low) if method.shift else Clean()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build({**method.critic.model_dump(), "resolution": data.shape[1], "channels": data.shape[0], "classes": data.classes})
+    critic = CleanCritic(network)
+    fools = Term(AdversarialGenerator(generator, critic, loss, view), prior, name="adversarial")
+    tells = Term(AdversarialCritic(critic, generator, _clean(data), loss, view, method.r1), prior, name="critic")
+    return [
+        Phase("generator", generator, [fools], build_optimizer(method.optimizer), clip=method.optimizer.clip),
+        Phase("critic", critic, [tells], build_optimizer(method.critic_optimizer), clip=method.critic_optimizer.clip),
+    ]
+
+
+def _clean(data: Dataset) -> ForwardDiffusion:
+    """Clean labelled samples; the times play no part."""
+    return ForwardDiffusion(data, KarrasVE(), UniformTimes())

@@ -39,12 +39,24 @@ class ClassificationPretraining(config.Section):
     optimizer: config.Optimizer = config.Optimizer()
 
 
+class GANPretraining(config.Section):
+    """A generator against a critic of its own on clean images. ``r1``: the factor of R1; ``shift``: by how many pixels at most either side's images are moved before the critic sees them."""
+
+    kind: Literal["gan"]
+    loss: Literal["non-saturating", "hinge"] = "non-saturating"
+    r1: float = Field(1.0, ge=0)
+    shift: int = Field(0, ge=0)
+    critic: config.ImageCriticChoice = config.ImageCriticChoice()
+    optimizer: config.Optimizer = config.Optimizer()
+    critic_optimizer: config.Optimizer = config.Optimizer()
+
+
 class PretrainRecipe(config.Section):
-    """Trains a teacher or a feature network from scratch."""
+    """Trains a teacher, a generator or a feature network from scratch."""
 
     task: Literal["pretrain"]
-    model: Annotated[config.DenoiserModel | config.ClassifierModel, Field(discriminator="kind")]
-    method: Annotated[DenoisingPretraining | ClassificationPretraining, Field(discriminator="kind")]
+    model: Annotated[config.DenoiserModel | config.GeneratorModel | config.ClassifierModel, Field(discriminator="kind")]
+    method: Annotated[DenoisingPretraining | GANPretraining | ClassificationPretraining, Field(discriminator="kind")]
     data: config.DataChoice
     training: config.Training
     evaluation: config.Evaluation

@@ -90,6 +90,12 @@ def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) ->
         raise UserError(_sentence(error, _TASKS[task], where, given or {})) from error
 
 
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe for ``steps`` steps, the shares of its stages and nodes in their proportions."""
+    scaled = _scaled(recipe, steps / recipe.training.steps, set())
+    return scaled.model_copy(update={"training": scaled.training.model_copy(update={"steps": steps})})
+
+
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML: every value spelled out, in the order of the sections."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)

@@ -1,11 +1,32 @@
 """What one does with a run."""
 
+from fewstep.runs.blocks import Workers
 from fewstep.runs.compare import Comparison, compare
 from fewstep.runs.covariate import measure_shift
 from fewstep.runs.distill import distill, pretrain
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.guidance import load_guided
+from fewstep.runs.measure import measure_many, write_reference
+from fewstep.runs.plan import plan_recipe
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, load, load_teacher
 
-__all__ = ["Comparison", "RunFolder", "Sampler", "StudentSampler", "TeacherSampler", "compare", "distill", "evaluate", "load", "load_guided", "load_teacher", "measure_shift", "pretrain"]
+__all__ = [
+    "Comparison",
+    "RunFolder",
+    "Sampler",
+    "StudentSampler",
+    "TeacherSampler",
+    "Workers",
+    "compare",
+    "distill",
+    "evaluate",
+    "load",
+    "load_guided",
+    "load_teacher",
+    "measure_many",
+    "measure_shift",
+    "plan_recipe",
+    "pretrain",
+    "write_reference",
+]

@@ -17,7 +17,8 @@ from fewstep.errors import UserError
 from fewstep.files import write_text
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
-from fewstep.recipes.parts import build_data, build_evaluator, build_teacher
+from fewstep.recipes.parts import build_data, build_evaluator
+from fewstep.recipes.teachers import build_teacher
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.sampler import StudentSampler, load
 from fewstep.runs.sensitivity import step_sensitivity

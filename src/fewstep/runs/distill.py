@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, freeze, merged, save_adapter, save_model
 from fewstep.errors import UserError
 from fewstep.files import locked, write_text
@@ -19,13 +20,15 @@ from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, dump, load_re
 from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
-from fewstep.recipes.pretrain import build_pretraining
+from fewstep.recipes.pretrain import Pretraining, build_pretraining
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.paths import write_path_picture
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.plane import DATA, GENERATED, write_directions
-from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
+from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
 from fewstep.solvers import RULES
+from fewstep.solvers.sampling import Sampling
+from fewstep.states import Prior
 from fewstep.training import Monitor, Probe, Silent, Trainer, Watcher
 
 PICTURE_ROWS = 80
@@ -60,18 +63,20 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
         recipe = _settle(folder, source, overrides, resume, PretrainRecipe)
         parts = build_pretraining(recipe)
         probes = []
-        if isinstance(parts.model, NetworkDenoiser):
+        if isinstance(parts.model, (NetworkDenoiser, Generator)):
             evaluator = build_evaluator(recipe.evaluation, parts.data)
 
             def measure(_step: int) -> Mapping[str, float]:
-                sampler = _teacher_sampler(trainer.average.average, recipe, parts.data.low, parts.data.high)
-                return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, recipe.evaluation.teacher_steps[0]), 1)
+                sampler, steps = _pretrained_sampler(trainer.average.average, recipe, parts)
+                return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, steps), 1)
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
         trainer = Trainer(folder.path, parts.stages, parts.model, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher)
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
             save_model(folder.model, model)
+        elif parts.prior is not None:
+            save_model(folder.model, model, _how_it_samples(parts.prior, parts.data, Sampling()))
         else:
             save_network(folder.model, model)
     return folder.path
@@ -157,12 +162,12 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> 
     plane = parts.data.shape == (2,)
     rows = 2000 if plane else PICTURE_ROWS
     samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), parts.sampling.steps)
-    write_samples(path, samples, parts.data.low, parts.data.high, data=parts.data.samples[:rows] if plane else None)
+    write_samples(path, samples, parts.data.low, parts.data.high, data=parts.data.take(parts.data.head(rows)) if plane else None)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
     samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), parts.sampling.steps)
-    panels: list[tuple[str, Denoiser, Tensor, str]] = [("teacher's score, training data", parts.teacher, parts.data.samples[:1000], DATA)]
+    panels: list[tuple[str, Denoiser, Tensor, str]] = [("teacher's score, training data", parts.teacher, parts.data.take(parts.data.head(1000)), DATA)]
     if parts.fake is not None:
         panels.append(("fake score, student's samples", parts.fake, samples, GENERATED))
     write_directions(folder.samples / "directions.png", panels)
@@ -170,14 +175,23 @@ def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distill
 
 def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generator, parts: Distillation) -> None:
     """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape."""
-    extra = {"prior": {"time": parts.prior.time, "scale": parts.prior.std}, "range": [parts.data.low, parts.data.high], "sampling": parts.sampling.describe()}
+    extra = _how_it_samples(parts.prior, parts.data, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
         save_adapter(folder.adapter, adapter_of(student), {"teacher": recipe.teacher.model_dump(mode="json"), **extra})
         student = merged(student)
     save_model(folder.student, student, extra)
 
 
-def _teacher_sampler(model: nn.Module, recipe: PretrainRecipe, low: float, high: float) -> TeacherSampler:
+def _how_it_samples(prior: Prior, data: Dataset, sampling: Sampling) -> dict[str, Any]:
+    """What a few-step model's file says besides the model; ``runs.load`` reads it."""
+    return {"prior": {"time": prior.time, "scale": prior.std}, "range": [data.low, data.high], "sampling": sampling.describe()}
+
+
+def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretraining) -> tuple[Sampler, int]:
+    """What makes samples of a denoiser or a generator that is being trained, and in how many steps."""
+    low, high, solver = parts.data.low, parts.data.high, recipe.evaluation.solver
+    if isinstance(model, Generator):
+        assert parts.prior is not None
+        return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    solver = recipe.evaluation.solver
-    return TeacherSampler(low, high, freeze(copy_of(model)), RULES[solver.rule], build_grid(solver.grid))
+    return TeacherSampler(low, high, freeze(copy_of(model)), RULES[solver.rule], build_grid(solver.grid)), recipe.evaluation.teacher_steps[0]

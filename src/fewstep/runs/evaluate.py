@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     rows = min(len(data), MISMATCH_ROWS)
     place = Place(0, "mismatch")
     order = place.permutation("subset", len(data))[:rows]
-    subset = replace(data, samples=data.samples[order], labels=None if data.labels is None else data.labels[order])
+    subset = data.subset(order)
     training = training_mismatch(teacher, subset, place)
     labels = subset.labels if student.prior.classes else None
     assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, student.usual_steps), labels, place)

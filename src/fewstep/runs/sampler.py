@@ -13,7 +13,8 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, Generator, Guided, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
-from fewstep.recipes.parts import build_data, build_grid, build_teacher
+from fewstep.recipes.parts import build_data, build_grid
+from fewstep.recipes.teachers import build_teacher
 from fewstep.runs.folder import RunFolder
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import RULES, Rule, solve
@@ -49,8 +50,10 @@ class Sampler(abc.ABC):
         """The steps taken unless told otherwise."""
 
     @abc.abstractmethod
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
-        """Samples (n, *shape) of a place, without gradient, not clamped; labels (n,) or None."""
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
+        """Samples (n, *shape) of a place, without gradient, not clamped; labels (n,) or None. They are the samples [start, start + n) of that place, whatever else is drawn: to rounding, and
+        bit for bit where all parts begin at multiples of ``BATCH``.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +78,15 @@ class StudentSampler(Sampler):
         return self.model.schedule if isinstance(self.model, Denoiser) else self.prior.schedule
 
     @torch.no_grad()
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         times = self._times(steps)
         parts = []
-        for start in range(0, n, BATCH):
-            rows = min(BATCH, n - start)
-            part = None if labels is None else labels[start : start + rows]
-            state = self.prior.at(place, "prior", rows, part, start)
+        for first in range(0, n, BATCH):
+            rows = min(BATCH, n - first)
+            part = None if labels is None else labels[first : first + rows]
+            state = self.prior.at(place, "prior", rows, part, start + first)
             begin = state.x, self.sampling.condition(state.condition, rows)
-            parts.append(self.sampling.sample(self.model, place, start, begin, self.schedule, times))
+            parts.append(self.sampling.sample(self.model, place, start + first, begin, self.schedule, times))
         return torch.cat(parts)
 
     def _times(self, steps: int) -> Tensor:
@@ -111,14 +114,14 @@ class TeacherSampler(Sampler):
         return 35
 
     @torch.no_grad()
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int) -> Tensor:
+    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         schedule = self.denoiser.schedule
         times = self.grid.times(schedule, steps)
         parts = []
-        for start in range(0, n, BATCH):
-            rows = min(BATCH, n - start)
-            noise = place.normal("prior", (rows, *self.denoiser.shape), start)
-            condition = Condition(labels=None if labels is None else labels[start : start + rows])
+        for first in range(0, n, BATCH):
+            rows = min(BATCH, n - first)
+            noise = place.normal("prior", (rows, *self.denoiser.shape), start + first)
+            condition = Condition(labels=None if labels is None else labels[first : first + rows])
             parts.append(solve(self.rule, self.denoiser, schedule.prior_scale * noise, times, condition))
         return torch.cat(parts)
 

@@ -28,7 +28,7 @@ class ForwardDiffusion(States):
 
     def draw(self, step: Step) -> State:
         index = step.place.integers("data-index", step.rows, len(self.data), step.start)
-        x0 = self.data.samples[index]
+        x0 = self.data.take(index)
         t = self.times.draw(self.schedule, step.place, "data-time", step.rows, step.start)
         noise = step.noise_like("data-noise", x0)
         labels = None

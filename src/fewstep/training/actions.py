@@ -33,6 +33,11 @@ class Action(abc.ABC):
         """The models whose weights it writes; a checkpoint holds them."""
         return ()
 
+    @property
+    def samples(self) -> int:
+        """How many samples it carries through networks; its cost grows with them."""
+        return 0
+
 
 @dataclass(frozen=True, eq=False)
 class Copy(Action):
@@ -78,6 +83,10 @@ class MakePairs(Action):
     seed: int = 0
     purpose: str = "pairs"
     batch: int = 500
+
+    @property
+    def samples(self) -> int:
+        return self.count
 
     @torch.no_grad()
     def run(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparab
 from fewstep.metrics.spread import outside, spread
 from fewstep.objectives import ScoreMatching
 from fewstep.states import States, Step
+
+SPREAD_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -117,13 +121,19 @@ class Spread(Check):
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         state = step.state(self.samples)
-        ratio = spread(state.x, state.condition.labels) / spread(self.data.samples, self.data.labels)
+        ratio = spread(state.x, state.condition.labels) / self._own
         warning = ""
         if ratio < self.low:
             warning = f"the samples' spread is {ratio:.2f} of the data's: the student may be collapsing; a lower rate or a data term helps."
         elif ratio > self.high:
             warning = f"the samples' spread is {ratio:.2f} times the data's: the student scatters."
         return Reading("spread_over_data", ratio, warning)
+
+    @cached_property
+    def _own(self) -> float:
+        # Of as many samples as fit in 64 MiB: all of a small set.
+        some = self.data.subset(self.data.head(max(1, SPREAD_VALUES // prod(self.data.shape))))
+        return spread(some.take(torch.arange(len(some))), some.labels)
 
 
 @dataclass(frozen=True, eq=False)

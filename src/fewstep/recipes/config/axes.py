@@ -1,4 +1,4 @@
-"""The axes of a distillation: teacher, student, target, states, thresholds, data."""
+"""The axes of a distillation: teacher, student, target, states, thresholds."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fewstep.recipes.config.base import Count, Optimizer, Positive, Section, Share, Steps
-
-
-class ShippedTeacher(Section):
-    kind: Literal["shipped"]
-    name: Literal["digits", "mixture2d"]
-
-
-class FileTeacher(Section):
-    kind: Literal["file"]
-    path: str
-
-
-TeacherChoice = Annotated[ShippedTeacher | FileTeacher, Field(discriminator="kind")]
+from fewstep.recipes.config.models import DenoisingNetwork, FastGANChoice
 
 
 class CopyStudent(Section):
@@ -39,17 +27,35 @@ class LowRankStudent(Section):
     seed: int = 0
 
 
+class NetworkStudent(Section):
+    """A denoiser around another network than the teacher's, fed as the teacher is. ``start``: a file of such a denoiser, null for random weights of ``seed``."""
+
+    kind: Literal["network"]
+    network: DenoisingNetwork
+    start: str | None = None
+    first_sigma: Positive = 2.5
+    seed: int = 0
+
+
 class LatentStudent(Section):
-    """A multilayer perceptron on a latent, which knows no noise levels (App. E.2)."""
+    """A multilayer perceptron on a latent, which knows no noise levels (App. E.2). ``start``: a file of such a generator, null for random weights of ``seed``."""
 
     kind: Literal["latent-mlp"]
     latent: Count = 2
     width: Count = 64
     depth: Count = 3
     seed: int = 0
+    start: str | None = None
 
 
-StudentChoice = Annotated[CopyStudent | LowRankStudent | LatentStudent, Field(discriminator="kind")]
+class FastGANStudent(FastGANChoice):
+    """FastGAN's generator, which knows no noise levels (App. A.2). ``start``: as of 'latent-mlp'; the model of a pretraining by GAN is one."""
+
+    seed: int = 0
+    start: str | None = None
+
+
+StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | LatentStudent | FastGANStudent, Field(discriminator="kind")]
 
 
 class FixedTarget(Section):
@@ -197,21 +203,3 @@ class DynamicReflected(Section):
 
 
 ReflectedChoice = Annotated[NotReflected | StaticReflected | DynamicReflected, Field(discriminator="kind")]
-
-
-class DigitsData(Section):
-    kind: Literal["digits"]
-
-
-class MixtureData(Section):
-    """``components`` round Gaussians with means uniform in a square (App. E.2); ``samples`` of them stand for the data set."""
-
-    kind: Literal["random-mixture"]
-    components: Count = 10
-    half_width: Positive = 4.0
-    std: Positive = 0.3
-    samples: int = Field(10_000, ge=2)
-    seed: int = 0
-
-
-DataChoice = Annotated[DigitsData | MixtureData, Field(discriminator="kind")]

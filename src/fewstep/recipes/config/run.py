@@ -24,13 +24,16 @@ AverageChoice = Annotated[HalfLifeAverage | PowerAverage, Field(discriminator="k
 
 
 class Training(Section):
-    """``steps``: of all stages together. Cadences are in steps. ``laid_out_for``: the steps that the shares of stages and nodes were made for, when a resumed run was given more."""
+    """``steps``: of all stages together. Cadences are in steps. ``laid_out_for``: the steps that the shares of stages and nodes were made for, when a resumed run was given more.
+    ``recompute``: networks of many blocks forget their activations and compute them again in the backward pass (gradient checkpointing).
+    """
 
     steps: Count
     laid_out_for: Count | None = None
     batch: Count = 64
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
     average: AverageChoice = HalfLifeAverage(kind="half-life")
     log_every: Count = 20
     checkpoint_every: Count = 500
@@ -49,7 +52,21 @@ class FourierFeatures(Section):
     seed: int = 0
 
 
-FeaturesChoice = Annotated[DigitFeatures | FourierFeatures, Field(discriminator="kind")]
+class ClassifierFeatures(Section):
+    """``path``: a network file that ``fewstep pretrain`` wrote for a classifier; its last hidden layer is the space, and it judges classes."""
+
+    kind: Literal["classifier"]
+    path: str
+
+
+class InceptionFeatures(Section):
+    """Inception's 2,048 features, in which published distances are; needs the ``metrics`` extra. ``weights``: torch-fidelity's file, downloaded once unless given."""
+
+    kind: Literal["inception"]
+    weights: str | None = None
+
+
+FeaturesChoice = Annotated[DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures, Field(discriminator="kind")]
 
 
 class Evaluation(Section):

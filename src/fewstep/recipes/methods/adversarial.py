@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import ClassVar, Literal
 
 from fewstep.denoisers import copy_of
@@ -47,6 +48,6 @@ class AdversarialDiffusionMethod(Method):
         matching = DistributionMatching(student, Delta(), target.target, build_times(self.times), build_matching_weight(self.weighting))
         fools, critics = build_adversary(self.adversarial, context, states, [])
         # Distribution matching sums over dimensions; the paper's distance, which lambda weighs against logits, is a mean.
-        terms = [Term(matching, states, self.distillation / context.data.samples[0].numel(), "distillation"), fools]
+        terms = [Term(matching, states, self.distillation / prod(context.data.shape), "distillation"), fools]
         stage = Stage("distill", target.until, [student_phase(context, terms, 1, target.hook), *critics], target.begin)
         return Built([*target.record, stage], target.path)

@@ -24,7 +24,7 @@ from fewstep.training import Phase, Stage, Term
 @dataclass(frozen=True)
 class Traits:
     """What a method goes with. ``states``: besides the usual ones; ``scores``: whether it follows the target's scores, so that the target may be a degraded one;
-    ``students``: kinds; ``roles``: whose estimates may be thresholded; ``usual_roles``: whose are
+    ``students``: 'copy' (denoisers all of whose weights are trained), 'lora', 'generator'; ``roles``: whose estimates may be thresholded; ``usual_roles``: whose are
     unless the recipe names some, all if None. ``because``: the reason of a refusal by the refused kind, where the
     general one does not fit.
     """

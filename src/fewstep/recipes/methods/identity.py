@@ -27,7 +27,7 @@ class IdentityMethod(Method):
     fake: LearnedFake = LearnedFake(kind="learned")
     steps: config.Count = 1
 
-    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "latent-mlp"}), ("teacher", "fake", "student"))
+    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
 
     @property
     def in_force(self) -> Traits:

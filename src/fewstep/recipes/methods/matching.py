@@ -107,7 +107,7 @@ class DistributionMatchingMethod(Method):
     regression: Regression | None = None
     adversarial: AdversarialChoice | None = None
 
-    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "latent-mlp"}), ("teacher", "fake", "student"))
+    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
 
     @property
     def in_force(self) -> Traits:
@@ -115,8 +115,8 @@ class DistributionMatchingMethod(Method):
         if not isinstance(self.fake, _TrainedFake):
             traits = replace(traits, roles=("teacher", "student"))
         if self.regression is not None or self.adversarial is not None:
-            because = {**traits.because, "latent-mlp": "pairs of noise and sample, and data at the student's times, need a student that is a denoiser"}
-            traits = replace(traits, students=traits.students - {"latent-mlp"}, because=because)
+            because = {**traits.because, "generator": "pairs of noise and sample, and data at the student's times, need a student that is a denoiser"}
+            traits = replace(traits, students=traits.students - {"generator"}, because=because)
         return traits
 
     @property
@@ -172,8 +172,8 @@ class DistributionMatchingMethod(Method):
 
 def several_steps(traits: Traits) -> Traits:
     """The traits of such a method when its student takes several steps."""
-    because = {"prior": "a student of several steps is trained at all of its times", "latent-mlp": "a student of several steps must be a denoiser"}
-    return replace(traits, states=frozenset({"forward", "rollout", "ddil", "per-batch"}), students=traits.students - {"latent-mlp"}, because=because)
+    because = {"prior": "a student of several steps is trained at all of its times", "generator": "a student of several steps must be a denoiser"}
+    return replace(traits, states=frozenset({"forward", "rollout", "ddil", "per-batch"}), students=traits.students - {"generator"}, because=because)
 
 
 def started(choice: LearnedFake, context: Context) -> NetworkDenoiser:

@@ -1,0 +1,139 @@
+r"""Where the files of an image set come from, and the zip that EDM keeps one in (Karras et al. 2022, ``dataset_tool.py``).
+
+The zip holds PNGs, stored and not compressed, as ``00000/img00000000.png``, and a ``dataset.json``:
+
+    {"labels": [["00000/img00000000.png", 6], ...], "classes": ["frog", ...]}
+
+``labels`` is null for a set without classes; the order of images is that of their names. The key ``classes`` (names of classes) is ours, and EDM's reader passes over it.
+
+Nothing is ever extracted, yet a zip with names that leave it (``../``, absolute, links) is refused: it was not made for this. Reading is bounded by what is asked for, not by
+what an entry claims. An open zip has one position in its file, which a forked process would share; each process and thread therefore opens its own.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import os
+import stat
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fewstep.data.pixels import SUFFIXES, encode
+from fewstep.errors import UserError
+from fewstep.files import replacing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+METADATA = "dataset.json"
+MOST_CLASSES = 100_000
+_MOST_BYTES = 2**28
+
+
+class Source(Protocol):
+    """A collection of named files: ``names`` of its images in order, and any file's bytes by name."""
+
+    path: Path
+    names: tuple[str, ...]
+
+    @abc.abstractmethod
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; raises ``UserError`` naming it when it cannot be read."""
+
+    @abc.abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+
+class _Opened(threading.local):
+    """This thread's open zip, and the process that opened it."""
+
+    def __init__(self) -> None:
+        self.zip: zipfile.ZipFile | None = None
+        self.process = -1
+
+
+class Archive(Source):
+    """The files of a zip. Raises ``UserError`` for what is no zip, is cut short, or holds names that leave it."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._opened = _Opened()
+        entries = self._zip().infolist()
+        for entry in entries:
+            _check(entry, self.path)
+        self._sizes = {entry.filename: entry.file_size for entry in entries}
+        if len(self._sizes) < len(entries):
+            raise UserError(f"{self.path}: holds two entries of one name; write the zip anew with 'fewstep data zip'.")
+        self.names = tuple(sorted(name for name in self._sizes if PurePosixPath(name).suffix.lower() in SUFFIXES))
+
+    def __reduce__(self) -> tuple[type[Archive], tuple[Path]]:
+        return Archive, (self.path,)
+
+    def has(self, name: str) -> bool:
+        return name in self._sizes
+
+    def read(self, name: str) -> bytes:
+        if self._sizes[name] > _MOST_BYTES:
+            raise UserError(f"{self.path}: entry '{name}' claims {self._sizes[name]:,} bytes, more than a file here may have ({_MOST_BYTES:,}); leave it out.")
+        try:
+            return self._zip().read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"{self.path}: entry '{name}' cannot be read ({error}); the zip is damaged or encrypted, restore it from a copy.") from error
+
+    def _zip(self) -> zipfile.ZipFile:
+        opened = self._opened
+        if opened.zip is None or opened.process != os.getpid():
+            try:
+                opened.zip, opened.process = zipfile.ZipFile(self.path), os.getpid()
+            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+                raise UserError(f"{self.path}: is no readable zip ({error}); it may have been cut short, restore it from a copy.") from error
+        return opened.zip
+
+
+def _check(entry: zipfile.ZipInfo, path: Path) -> None:
+    name = PurePosixPath(entry.filename)
+    if name.is_absolute() or ".." in name.parts or "\\" in entry.filename or ":" in entry.filename:
+        raise UserError(f"{path}: entry '{entry.filename}' names a place outside the zip; nobody who packs images does that, get the zip from elsewhere.")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise UserError(f"{path}: entry '{entry.filename}' is a link; pack the image itself.")
+
+
+def read_json(source: Source, name: str) -> Any:
+    """The value of a JSON file of the source."""
+    try:
+        return json.loads(source.read(name))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source.path}: '{name}' is not JSON ({error}); write it anew, or take it out to read the images without labels.") from error
+
+
+def write_archive(path: Path, pictures: Iterable[tuple[Picture, int | None]], classes: Sequence[str] = (), more: Mapping[str, Any] | None = None) -> int:
+    """Writes RGB or grey pictures with their labels as an EDM zip; returns how many. ``more`` are further files of JSON values by name.
+
+    Labels are kept where each picture has one. Equal pictures give equal bytes. Raises ``UserError`` when there is no picture or the disk is full; the old file is then untouched.
+    """
+    labels: list[tuple[str, int | None]] = []
+    with replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for number, (picture, label) in enumerate(pictures):
+            name = f"{number // 1000:05d}/img{number:08d}.png"
+            archive.writestr(_entry(name), encode(picture))
+            labels.append((name, label))
+        if not labels:
+            raise UserError(f"{path}: there are no images to put into it.")
+        whole = all(label is not None for _, label in labels)
+        metadata = {"labels": labels if whole else None, **({"classes": list(classes)} if classes and whole else {})}
+        for name, value in {METADATA: metadata, **(more or {})}.items():
+            archive.writestr(_entry(name), json.dumps(value, ensure_ascii=False))
+    return len(labels)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    # The earliest date that a zip can say: equal content gives equal bytes.
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    return entry

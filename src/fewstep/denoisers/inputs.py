@@ -1,0 +1,152 @@
+r"""What a network is fed: a factor on x and a noise label, as values.
+
+The conventions of published networks, with r = sigma / alpha the noise level of x_t / alpha:
+
+=====================  ==================================  =========================================  ===========================================
+kind                   factor on x_t                       label                                      source
+=====================  ==================================  =========================================  ===========================================
+``EDMInputs``          1 / sqrt(sigma^2 + (sd alpha)^2)    factor log(r) / 4                          Karras et al. 2022, Tab. 1
+``TimestepInputs``     1                                   count t - offset                           Ho et al. 2020
+``VPInputs``           1 / sqrt(sigma^2 + alpha^2)         (steps - 1) u, where r(u) = r              Song et al. 2021; Karras et al. 2022, Tab. 1
+``VEInputs``           1 / alpha                           log(r / 2)                                 Song et al. 2021; Karras et al. 2022, Tab. 1
+``IDDPMInputs``        1 / sqrt(sigma^2 + alpha^2)         the index whose level is nearest to r      Nichol and Dhariwal 2021; Karras et al. 2022
+=====================  ==================================  =========================================  ===========================================
+
+Those by r need a finite one, so alpha > 0.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Inputs(abc.ABC):
+    """What a network is fed."""
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ``UserError`` when these inputs are not finite on the whole of the schedule's range; most are."""
+        return
+
+    @abc.abstractmethod
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(the factor on x, the noise label), each (B,), float64."""
+
+
+class _NeedsSignal(Inputs):
+    """Inputs whose label is a function of sigma / alpha."""
+
+    def check(self, schedule: Schedule) -> None:
+        if float(schedule.alpha(schedule.t_max)) == 0.0:
+            name = type(self).__name__.removesuffix("Inputs")
+            raise UserError(f"{name}'s inputs cannot be used with {type(schedule).__name__}: sigma / alpha is infinite where alpha is 0; use TimestepInputs.")
+
+
+@dataclass(frozen=True)
+class EDMInputs(_NeedsSignal):
+    """x of unit variance, and label_factor log(sigma / alpha) / 4; ``label_factor`` is 1 in EDM, and 1000 in consistency models (Song et al. 2023, App. C)."""
+
+    sigma_data: float = 0.5
+    label_factor: float = 1.0
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return 1 / torch.sqrt(sigma**2 + (self.sigma_data * alpha) ** 2), torch.log(sigma / alpha) / 4 * self.label_factor
+
+
+@dataclass(frozen=True)
+class TimestepInputs(Inputs):
+    """x as it is, and the discrete index count t - 1 (Ho et al. 2020); for flows, count t with ``offset`` 0."""
+
+    count: float = 1000.0
+    offset: float = 1.0
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.count * t - self.offset
+
+
+@dataclass(frozen=True)
+class VPInputs(_NeedsSignal):
+    """x of unit variance (for data of unit variance), and (steps - 1) u, u being the time at which the process of rate beta_min + beta_d u has the same sigma / alpha."""
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    steps: int = 1000
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        # log(1 + r^2) = beta_d u^2 / 2 + beta_min u, solved for u.
+        time = (torch.sqrt(self.beta_min**2 + 2 * self.beta_d * torch.log1p((sigma / alpha) ** 2)) - self.beta_min) / self.beta_d
+        return 1 / torch.sqrt(sigma**2 + alpha**2), (self.steps - 1) * time
+
+    def level(self, time: float) -> float:
+        """sigma / alpha of that process at ``time``."""
+        return math.sqrt(math.expm1(self.beta_d * time**2 / 2 + self.beta_min * time))
+
+
+@dataclass(frozen=True)
+class VEInputs(_NeedsSignal):
+    """x / alpha as it is, and log(sigma / (2 alpha))."""
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return 1 / alpha, torch.log(0.5 * sigma / alpha)
+
+
+@dataclass(frozen=True)
+class IDDPMInputs(_NeedsSignal):
+    """x of unit variance (for data of unit variance), and the index i in [0, steps) of the level nearest to sigma / alpha, counted from the lowest.
+
+    The levels are those of the cosine schedule with offset ``c2``, each step's ratio of alpha bars not below ``c1`` (Karras et al. 2022, App. C.3.1).
+    """
+
+    c1: float = 0.001
+    c2: float = 0.008
+    steps: int = 1000
+
+    @functools.cached_property
+    def levels(self) -> Tensor:
+        """(steps + 1,) float64, falling from the highest to 0."""
+        bars = torch.sin(0.5 * math.pi * torch.arange(self.steps + 1, dtype=torch.float64) / self.steps / (self.c2 + 1)) ** 2
+        ratios = (bars[:-1] / bars[1:]).clamp(min=self.c1)
+        # 1 + u_{j-1}^2 = (1 + u_j^2) / ratio_j and u_steps = 0, so the logarithms add up from the end.
+        logs = torch.cumsum(-torch.log(ratios).flip(0), 0).flip(0)
+        return torch.cat([torch.sqrt(torch.expm1(logs)), torch.zeros(1, dtype=torch.float64)])
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        nearest = ((sigma / alpha)[:, None] - self.levels.to(t.device)).abs().argmin(dim=1)
+        return 1 / torch.sqrt(sigma**2 + alpha**2), (self.steps - 1 - nearest).to(torch.float64)
+
+
+_INPUTS: dict[str, type[Inputs]] = {"edm": EDMInputs, "timestep": TimestepInputs, "vp": VPInputs, "ve": VEInputs, "iddpm": IDDPMInputs}
+
+
+def inputs_from(description: Mapping[str, Any]) -> Inputs:
+    """Rebuilds inputs from ``describe_inputs``; raises ``UserError`` for an unknown kind or field."""
+    values = dict(description)
+    kind = values.pop("kind", None)
+    if kind not in _INPUTS:
+        raise UserError(f"inputs: unknown kind '{kind}'; it must be one of {', '.join(_INPUTS)}.")
+    unknown = set(values) - {f.name for f in dataclasses.fields(_INPUTS[kind])}
+    if unknown:
+        raise UserError(f"inputs '{kind}': unknown field '{min(unknown)}'.")
+    return _INPUTS[kind](**values)
+
+
+def describe_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Plain values from which ``inputs_from`` rebuilds it."""
+    kind = next(name for name, cls in _INPUTS.items() if cls is type(inputs))
+    return {"kind": kind, **dataclasses.asdict(inputs)}

@@ -1,0 +1,84 @@
+"""The U-Net of diffusers' unconditional and class-conditional pipelines (``UNet2DModel``), rebuilt from its configuration.
+
+The class is diffusers' own, so that every option of its configuration means what it means there. Needs the ``diffusers`` extra, which is imported when such a network is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.errors import UserError
+from fewstep.networks.base import DenoisingNetwork
+
+
+class DiffusersUNet(DenoisingNetwork):
+    """(B, C, H, W), noise labels (B,), condition -> (B, C, H, W). ``config``: the arguments of ``UNet2DModel``, plain values; ``classes`` must be its number of class embeddings.
+
+    Raises ``UserError`` when diffusers is missing, for an argument that it does not know, and for networks with other conditions or without a middle block.
+    """
+
+    def __init__(self, config: Mapping[str, Any], classes: int = 0):
+        super().__init__()
+        try:
+            from diffusers import UNet2DModel
+        except ImportError as error:
+            raise UserError("the network kind 'diffusers-unet2d' needs diffusers: pip install 'fewstep[diffusers]'.") from error
+        unknown = sorted(set(config) - set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"})
+        if unknown:
+            raise UserError(f"network 'diffusers-unet2d': UNet2DModel of the installed diffusers takes no '{unknown[0]}'; install the version that wrote the configuration, or a newer one.")
+        if config.get("class_embed_type") is not None or (config.get("num_class_embeds") or 0) != classes:
+            embedded = f"{config.get('num_class_embeds') or 0} classes of type {config.get('class_embed_type')}"
+            raise UserError(f"network 'diffusers-unet2d': its configuration embeds {embedded}, not {classes} labels.")
+        self.classes = classes
+        unet: Any = UNet2DModel(**config)
+        if unet.mid_block is None:
+            raise UserError("network 'diffusers-unet2d': it has no middle block, whose activations are the features for critics.")
+        self.unet = unet
+        self.bottleneck = int(unet.config.block_out_channels[-1])
+
+    @property
+    def leave(self) -> nn.Conv2d:  # type: ignore[override]
+        """The last convolution."""
+        return self.unet.conv_out
+
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        if end_label is not None:
+            raise UserError("this network takes no end label: diffusers' U-Net has no place for one; use a network of ours as a trajectory student.")
+        return self.unet(x, noise_label, class_labels=self._labels(condition, len(x)), return_dict=False)[0]
+
+    def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        """The activations after the middle block, (B, bottleneck, h, w); the decoder is not computed."""
+        handle = self.unet.mid_block.register_forward_hook(_stop)
+        try:
+            self.forward(x, noise_label, condition, end_label)
+        except _Reached as reached:
+            return reached.activations
+        finally:
+            handle.remove()
+        raise AssertionError("UNet2DModel ran without its middle block")
+
+    def _labels(self, condition: Condition, rows: int) -> Tensor | None:
+        """Class ids (B,), or None for a network without classes. Raises ``UserError`` for a label that it has no embedding for."""
+        if not self.classes:
+            return None
+        labels = condition.labels
+        if labels is None or labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
+            raise UserError(f"diffusers' class-conditional U-Net needs a class from 0 to {self.classes - 1} for each sample: it has no embedding for 'no class'.")
+        return labels
+
+
+class _Reached(Exception):
+    """Carries activations out of a forward pass that goes no further."""
+
+    def __init__(self, activations: Tensor):
+        super().__init__()
+        self.activations = activations
+
+
+def _stop(module: nn.Module, arguments: Any, output: Tensor) -> NoReturn:
+    raise _Reached(output)

@@ -1,0 +1,170 @@
+"""DDPM++ and NCSN++ (Song et al. 2021) as EDM uses them (Karras et al. 2022, App. F, Tab. 7): the teachers of CIFAR-10, FFHQ and AFHQv2.
+
+Residuals are scaled by sqrt(1/2), attention has one head. NCSN++ differs by Fourier features of the noise level, a smoother filter (taps 1, 3, 3, 1), and an encoder into which the image
+itself enters at each level, on a branch of its own. DDPM++ is "positional", "standard"; NCSN++ is "fourier", "residual". Called in evaluation mode the network equals NVIDIA's;
+see ``tests/laws/test_edm_networks.py``.
+
+Dropout is not applied, in training neither: distillation takes teacher, student and fake score as functions, and an unrecorded draw would be a draw that a resumed run does not repeat.
+``dropout`` and ``label_dropout`` are kept as arguments because descriptions in released files have them; they have no parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from fewstep.condition import Condition
+from fewstep.errors import UserError
+from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding, augmentation
+from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, GroupNorm, Init, Linear, Resample, UNetBlock
+from fewstep.networks.edm.unet import Entry, UNet, plan_of
+from fewstep.networks.embedding import SideLabels, one_hot
+
+_EPS = 1e-6
+_INIT = Init("xavier-uniform")
+_LAST = Init("xavier-uniform", 1e-5)
+_ATTENTION = Init("xavier-uniform", math.sqrt(0.2))
+_TYPES = {"embedding_type": ("positional", "fourier"), "encoder_type": ("standard", "skip", "residual"), "decoder_type": ("standard", "skip")}
+
+
+class SongUNet(UNet):
+    """(B, in_channels, R, R), noise labels (B,), condition -> (B, out_channels, R, R), R = ``img_resolution``.
+
+    ``classes``: the number of class labels, 0 for none. ``augment_dim``: the number of augmentation labels (``condition.context["augment"]``). ``model_channels`` times ``channel_mult``
+    are the channels a level, times ``channel_mult_emb`` those of the embedding, times ``channel_mult_noise`` those of the noise level's waves. ``attn_resolutions``: where blocks
+    attend. ``embedding_type`` "positional" or "fourier"; ``encoder_type`` "standard", "skip" (the resampled image is added) or "residual" (a branch of convolutions);
+    ``decoder_type`` "standard" or "skip" (each level writes to the image). ``guidance`` and ``end``: see ``SideLabels``.
+
+    Raises ``UserError`` for an unknown type and for a shape that cannot be built, in the words of ``plan_of``, ``GroupNorm`` or ``UNetBlock``.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        classes: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.0,
+        label_dropout: float = 0.0,
+        embedding_type: str = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+        guidance: bool = False,
+        end: bool = False,
+    ):
+        super().__init__()
+        _check_types(embedding_type=embedding_type, encoder_type=encoder_type, decoder_type=decoder_type)
+        plan = plan_of(img_resolution, model_channels, [model_channels * factor for factor in channel_mult], num_blocks, attn_resolutions)
+        self.classes = classes
+        self.augment_dim = augment_dim
+        self.encoder_type = encoder_type
+        self.bottleneck = plan.widths[-1]
+        wide, waves = model_channels * channel_mult_emb, model_channels * channel_mult_noise
+        style = BlockStyle(False, math.sqrt(0.5), _EPS, tuple(resample_filter), True, _INIT, _LAST, _ATTENTION)
+
+        def block(entry: Entry) -> UNetBlock:
+            return UNetBlock(entry.inputs, entry.outputs, wide, style, entry.resample, int(entry.attention))
+
+        self.map_noise = PositionalEmbedding(waves, endpoint=True) if embedding_type == "positional" else FourierEmbedding(waves)
+        self.map_label = Linear(classes, waves, _INIT) if classes else None
+        self.map_augment = Linear(augment_dim, waves, _INIT, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(waves, wide, _INIT)
+        self.map_layer1 = Linear(wide, wide, _INIT)
+        self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, model_channels, 3, _INIT)})
+        image = in_channels
+        for entry in plan.encoder():
+            self.enc[entry.name] = block(entry)
+            if entry.resample is not None and encoder_type != "standard":
+                self.enc.update(_entrance(entry, encoder_type, image, resample_filter))
+                image = entry.outputs if encoder_type == "residual" else image
+        self.dec = nn.ModuleDict()
+        self._writers: dict[str, str] = {}
+        for entry in plan.decoder(all_attend=False):
+            self.dec[entry.name] = block(entry)
+            if entry.name.endswith(f"_block{num_blocks}") and (decoder_type == "skip" or entry.level == 0):
+                self.dec.update(_exit(entry, out_channels, bool(self._writers), resample_filter))
+                self._writers[f"dec.{entry.name}"] = entry.name.partition("_")[0]
+        # Last, so that the other weights are drawn alike with and without it.
+        self.side = SideLabels(wide, guidance, end)
+
+    @property
+    def leave(self) -> nn.Conv2d:  # type: ignore[override]
+        """The last convolution."""
+        return list(self.dec.values())[-1]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
+        image = None
+        for name, hidden in zip(self.blocks, self._activations(x, self._embedded(x, noise_label, condition, end_label)), strict=True):
+            if name in self._writers:
+                image = self._written(self._writers[name], hidden, image)
+        assert image is not None
+        return image
+
+    def _embedded(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None) -> Tensor:
+        # Unlike ADM's, these weights expect the sines first.
+        cosines, sines = self.map_noise(noise_label).to(x.dtype).chunk(2, dim=1)
+        embedded = torch.cat([sines, cosines], dim=1)
+        if self.map_label is not None:
+            embedded = embedded + self.map_label(one_hot(condition, self.classes, len(x), embedded) * math.sqrt(self.classes))
+        if self.map_augment is not None:
+            embedded = embedded + self.map_augment(augmentation(condition, self.augment_dim, len(x), embedded))
+        embedded = self.map_layer1(silu(self.map_layer0(embedded)))
+        return silu(self.side(embedded, condition, end_label))
+
+    def _encoded(self, x: Tensor, embedded: Tensor) -> Iterator[Tensor]:
+        image = x
+        for name, block in self.enc.items():
+            if "_aux_" in name:
+                continue
+            x = self._run(block, embedded, x) if isinstance(block, UNetBlock) else block(x)
+            if name.endswith("_down"):
+                x, image = self._entered(name.removesuffix("_down"), x, image)
+            yield x
+
+    def _entered(self, level: str, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The activations with the image's branch added at a level, and what the branch goes on with."""
+        if self.encoder_type == "skip":
+            image = self.enc[f"{level}_aux_down"](image)
+            return x + self.enc[f"{level}_aux_skip"](image), image
+        if self.encoder_type == "residual":
+            x = (x + self.enc[f"{level}_aux_residual"](image)) / math.sqrt(2)
+            return x, x
+        return x, image
+
+    def _written(self, level: str, hidden: Tensor, image: Tensor | None) -> Tensor:
+        """The image at a level, from the level's last activations and the image below."""
+        written = self.dec[f"{level}_aux_conv"](silu(self.dec[f"{level}_aux_norm"](hidden)))
+        return written if image is None else written + self.dec[f"{level}_aux_up"](image)
+
+
+def _check_types(**given: str) -> None:
+    for name, value in given.items():
+        if value not in _TYPES[name]:
+            raise UserError(f"{name} is '{value}'; it must be one of {', '.join(_TYPES[name])}.")
+
+
+def _entrance(entry: Entry, encoder_type: str, image: int, taps: Sequence[int]) -> dict[str, nn.Module]:
+    """The image's branch (``image`` channels) into the encoder at a level below the first."""
+    level = entry.name.removesuffix("_down")
+    if encoder_type == "skip":
+        return {f"{level}_aux_down": Resample("down", taps), f"{level}_aux_skip": Conv(image, entry.outputs, 1, _INIT)}
+    return {f"{level}_aux_residual": DownConv(image, entry.outputs, 3, _INIT, taps)}
+
+
+def _exit(entry: Entry, out_channels: int, below: bool, taps: Sequence[int]) -> dict[str, nn.Module]:
+    """The image's branch out of the decoder after a level's last block; ``below``: a level below has written an image, which is doubled."""
+    level = entry.name.partition("_")[0]
+    doubled: dict[str, nn.Module] = {f"{level}_aux_up": Resample("up", taps)} if below else {}
+    return {**doubled, f"{level}_aux_norm": GroupNorm(entry.outputs, _EPS), f"{level}_aux_conv": Conv(entry.outputs, out_channels, 3, _LAST)}

@@ -1,0 +1,81 @@
+"""Teachers a recipe may name: shipped, made by ``fewstep pretrain``, or published by others."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from fewstep.networks.edm import SETTINGS
+from fewstep.recipes.config.base import Section
+from fewstep.recipes.config.models import DenoiserModel
+
+
+class ShippedTeacher(Section):
+    kind: Literal["shipped"]
+    name: Literal["digits", "mixture2d"]
+
+
+class FileTeacher(Section):
+    """A model file that ``fewstep pretrain`` wrote; ``recipe``: the one that makes it, so that a run can be planned without the file."""
+
+    kind: Literal["file"]
+    path: str
+    recipe: str | None = None
+
+
+class UntrainedTeacher(Section):
+    """A network with random weights, a function of ``seed``: for rehearsals and for counting what a run takes."""
+
+    kind: Literal["untrained"]
+    model: DenoiserModel
+    seed: int = 0
+
+
+class _Published(Section):
+    """``path``: a file, or an https address to be kept in the cache folder, whose content must have the SHA-256 ``sha256`` if one is given. ``network``: which of the published networks it
+    holds, and ``classes`` how many classes it knows: so that a run can be planned without the file, which is checked against them.
+    """
+
+    path: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    network: str
+    classes: int = Field(0, ge=0)
+
+    @field_validator("network")
+    @classmethod
+    def _is_published(cls, name: str) -> str:
+        if name not in SETTINGS:
+            raise ValueError(f"'{name}' is no published network that is known here; it must be one of {', '.join(SETTINGS)}")
+        return name
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What ``networks.build`` makes the network of."""
+        return {**SETTINGS[self.network], "classes": self.classes}
+
+
+class NvidiaTeacher(_Published):
+    """A network of NVIDIA's EDM release (Karras et al. 2022), a ``.pkl``."""
+
+    kind: Literal["nvidia"]
+
+
+class ConsistencyModelsTeacher(_Published):
+    """An EDM network of the consistency models' release (Song et al. 2023), a ``.pt``."""
+
+    kind: Literal["consistency-models"]
+
+
+class DiffusersTeacher(Section):
+    """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``."""
+
+    kind: Literal["diffusers"]
+    path: str
+    revision: str | None = None
+
+
+TeacherChoice = Annotated[
+    ShippedTeacher | FileTeacher | UntrainedTeacher | NvidiaTeacher | ConsistencyModelsTeacher | DiffusersTeacher,
+    Field(discriminator="kind"),
+]

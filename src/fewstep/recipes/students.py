@@ -1,0 +1,97 @@
+"""Builds a recipe's student as it is before training: a copy of the teacher, an adapter on it, a denoiser around another network, or a generator on latents; and where its samples start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, copy_of, load_model
+from fewstep.denoisers.base import Model
+from fewstep.denoisers.store import describe_model
+from fewstep.denoisers.threshold import StraightThrough, Threshold
+from fewstep.errors import UserError
+from fewstep.networks import add_adapter, build
+from fewstep.networks.fastgan import CHANNELS
+from fewstep.recipes import config
+from fewstep.recipes.context import Student
+from fewstep.recipes.methods import Method
+from fewstep.recipes.parts import build_network
+from fewstep.schedule import Schedule
+from fewstep.states import Prior
+
+
+def build_student(choice: config.StudentChoice, method: Method, teacher: NetworkDenoiser, threshold: Threshold | None) -> tuple[Student, Prior]:
+    """The student and its prior; ``threshold``: of its own estimates, None for none. Raises ``UserError`` where it does not fit the teacher, or a file does not fit it."""
+    if isinstance(choice, (config.LatentStudent, config.FastGANStudent)):
+        generator = build_generator(choice, teacher.shape, teacher.classes, choice.seed, "student.kind")
+        return Student(_started(generator, choice.start)), generator_prior(generator, teacher.schedule)
+    own = _started(_around(choice, teacher), choice.start) if isinstance(choice, config.NetworkStudent) else copy_of(teacher)
+    adapter = add_adapter(own, choice.rank, choice.scale, choice.seed) if isinstance(choice, config.LowRankStudent) else None
+    network = method.grown(own)
+    student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
+    time = float(teacher.schedule.time_at_sigma(choice.first_sigma))
+    if not teacher.schedule.t_min <= time <= teacher.schedule.t_max:
+        raise UserError(f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for.")
+    return Student(student, adapter), method.prior(student, choice.first_sigma)
+
+
+def build_generator(choice: config.LatentStudent | config.FastGANChoice, shape: tuple[int, ...], classes: int, seed: int, key: str) -> Generator:
+    """A fresh generator of samples of ``shape``, its weights a function of ``seed``. Raises ``UserError``, naming the recipe's ``key``, for a shape that this kind does not make."""
+    if isinstance(choice, config.LatentStudent):
+        if len(shape) != 1:
+            raise UserError(f"'{key}: {choice.kind}' makes points, and samples here have shape {shape}; use a 'fastgan' or a 'copy' for images.")
+        description = {"kind": choice.kind, "latent": choice.latent, "dim": shape[0], "width": choice.width, "depth": choice.depth, "classes": classes}
+    else:
+        if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in CHANNELS or shape[1] == min(CHANNELS):
+            raise UserError(f"'{key}: {choice.kind}' makes square images whose side is a power of two from 8 to 256, and samples here have shape {shape}; use another kind.")
+        description = {"kind": choice.kind, "latent": choice.latent, "resolution": shape[1], "channels": shape[0], "width": choice.width, "classes": classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(description)
+    return Generator(network, (choice.latent,), shape, classes)
+
+
+def generator_prior(generator: Generator, schedule: Schedule) -> Prior:
+    """Unit noise of the latent's shape; the schedule only lends it a time."""
+    return Prior(schedule, generator.latent_shape, schedule.t_max, scale=1.0, classes=generator.classes)
+
+
+def _around(choice: config.NetworkStudent, teacher: NetworkDenoiser) -> NetworkDenoiser:
+    """A denoiser with the recipe's network in the teacher's place, tried on one sample."""
+    network = build_network(choice.network, teacher.classes, choice.seed)
+    denoiser = NetworkDenoiser(network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes)
+    try:
+        with torch.no_grad():
+            denoiser(torch.zeros(1, *teacher.shape), torch.tensor(teacher.schedule.t_max))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"'student.network.kind: {choice.network.kind}' does not take the teacher's samples of shape {teacher.shape} ({reason}); change its sizes or its kind.") from error
+    return denoiser
+
+
+def _started(model: Model, start: str | None) -> Model:
+    """The model, with the weights of a file if one is given, which must hold a model of the very same description."""
+    if start is None:
+        return model
+    loaded, _ = load_model(Path(start))
+    key = first_difference(describe_model(loaded), describe_model(model))
+    if key is not None:
+        raise UserError(f"{start}: holds another model than the recipe's student ('{key}' differs); set 'student' as the file was made, or 'student.start' to null.")
+    assert isinstance(loaded, type(model))
+    return loaded
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The dotted key at which two nested descriptions first differ, None where they do not."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            inner = first_difference(a, b)
+            if inner is not None:
+                return f"{key}.{inner}"
+        elif a != b or (key in one) != (key in other):
+            return key
+    return None

@@ -1,0 +1,110 @@
+"""From a recipe's teacher to a frozen denoiser: the network in its file, or the same network without weights, on the meta device, for what only needs its sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fewstep.data import Dataset
+from fewstep.denoisers import EDMInputs, NetworkDenoiser, freeze, load_model
+from fewstep.errors import UserError
+from fewstep.networks import build
+from fewstep.prediction import EDM
+from fewstep.recipes import config
+from fewstep.recipes.parts import around, build_data, build_denoiser
+from fewstep.recipes.recipe import PretrainRecipe
+from fewstep.recipes.source import load_recipe
+from fewstep.schedule import KarrasVE
+from fewstep.zoo import nvidia, shipped_denoiser
+
+SIGMA_DATA = 0.5
+"""Of every published EDM network."""
+
+
+def build_teacher(choice: config.TeacherChoice, data: Dataset) -> NetworkDenoiser:
+    """The frozen teacher, checked against the data."""
+    teacher = _loaded(choice, data)
+    if teacher.shape != data.shape or teacher.classes not in (0, data.classes):
+        raise UserError(
+            f"the teacher makes samples of shape {teacher.shape} in {teacher.classes} classes, the data has shape {data.shape} and {data.classes} classes; "
+            "set 'teacher' or 'data' so that they agree."
+        )
+    return teacher
+
+
+def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice) -> NetworkDenoiser:
+    """The teacher on the meta device. Files that need not be there are not read: a published network is known by its name, a pretrained one by its recipe."""
+    if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
+        with torch.device("meta"):
+            network = build(choice.description)
+        side = choice.description["img_resolution"]
+        return freeze(NetworkDenoiser(network, KarrasVE(), EDM(SIGMA_DATA), EDMInputs(SIGMA_DATA), (3, side, side), choice.classes))
+    model = pretrained_model(choice)
+    if model is None:
+        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher, config.DiffusersTeacher))
+        return _stored(choice).to("meta")
+    shape, classes = _announced(data)
+    with torch.device("meta"):
+        network = build({**model.network.model_dump(), "classes": classes})
+    # The schedule and what the network is fed are computed with numbers, so that only the network is built there.
+    return freeze(around(network, model, shape, classes))
+
+
+def pretrained_model(choice: config.TeacherChoice) -> config.DenoiserModel | None:
+    """The model section of a teacher that has random weights, or whose file is not there while its recipe is; None for others."""
+    if isinstance(choice, config.UntrainedTeacher):
+        return choice.model
+    if not isinstance(choice, config.FileTeacher) or choice.recipe is None or Path(choice.path).is_file():
+        return None
+    recipe = load_recipe(choice.recipe)
+    if not isinstance(recipe, PretrainRecipe) or not isinstance(recipe.model, config.DenoiserModel):
+        raise UserError(f"'teacher.recipe' is '{choice.recipe}', which does not pretrain a denoiser; name the recipe that makes {choice.path}.")
+    return recipe.model
+
+
+def _announced(data: config.DataChoice) -> tuple[tuple[int, ...], int]:
+    """Shape and classes of data, read from the recipe where it says them, from the data where not."""
+    if isinstance(data, config.ImagesData) and data.size is not None and data.classes is not None:
+        return (data.channels, data.size, data.size), data.classes
+    found = build_data(data)
+    return found.shape, found.classes
+
+
+def _loaded(choice: config.TeacherChoice, data: Dataset) -> NetworkDenoiser:
+    if isinstance(choice, config.UntrainedTeacher):
+        return freeze(build_denoiser(choice.model, data.shape, data.classes, choice.seed))
+    if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
+        from fewstep.zoo import consistency_models
+
+        teacher = nvidia.load(choice.path, sha256=choice.sha256) if isinstance(choice, config.NvidiaTeacher) else consistency_models.load_teacher(choice.path, choice.network)
+        _check_published(choice, teacher)
+        return teacher
+    return _stored(choice)
+
+
+def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.DiffusersTeacher) -> NetworkDenoiser:
+    if isinstance(choice, config.ShippedTeacher):
+        return shipped_denoiser(choice.name)
+    if isinstance(choice, config.DiffusersTeacher):
+        from fewstep.zoo import diffusers_models
+
+        return diffusers_models.load(choice.path, choice.revision)
+    if choice.recipe is not None and not Path(choice.path).is_file():
+        raise UserError(f"{choice.path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")
+    loaded, _ = load_model(Path(choice.path))
+    if not isinstance(loaded, NetworkDenoiser):
+        raise UserError(f"{choice.path}: holds a {type(loaded).__name__.lower()}; a teacher must be a denoiser around one network.")
+    return freeze(loaded)
+
+
+def _check_published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher, teacher: NetworkDenoiser) -> None:
+    """A file that holds another network than the recipe says would make its plan wrong."""
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in build(choice.description).state_dict().items()}
+    found = {name: value.shape for name, value in teacher.network.state_dict().items()}
+    different = next((name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)), None)
+    if different is not None:
+        raise UserError(
+            f"{choice.path}: is not the network '{choice.network}' with {choice.classes} classes ('{different}' differs); set 'teacher.network' and 'teacher.classes' to what the file holds."
+        )

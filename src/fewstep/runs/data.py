@@ -1,0 +1,61 @@
+"""Image sets as files: what ``fewstep data`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.data import open_images
+from fewstep.data.convert import Record, write_records
+from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
+from fewstep.data.images import open_source, read_labels
+from fewstep.errors import UserError
+from fewstep.runs.pictures import write_samples
+
+SHEET_ROWS = 200
+
+
+def make_zip(source: Path | str, out: Path | str, size: int | None = None) -> dict[str, Any]:
+    """Packs a folder of images (or another zip) into an EDM zip, each image as the centred square of ``size`` pixels, or as it is; returns what ``describe_images`` does."""
+    out = _zip_path(out)
+    files = open_source(Path(source))
+    labels, classes = read_labels(files)
+
+    def records() -> Iterator[Record]:
+        for index, name in enumerate(files.names):
+            yield Record(files.read(name), None if labels is None else labels[index], f"{files.path}: '{name}'")
+
+    write_records(out, records(), size, classes)
+    return describe_images(out)
+
+
+def make_emoji(out: Path | str, size: int = 32, font: Path | None = None, names: Path | None = None) -> dict[str, Any]:
+    """Draws the colour emoji into an EDM zip of ``size`` x ``size`` images, with the files at Debian's places unless given; returns what ``describe_images`` does."""
+    out = _zip_path(out)
+    emoji = read_emoji(names or NAMES)
+    write_emoji(out, size, emoji, drawn_by(font or FONT))
+    return describe_images(out)
+
+
+def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, Any]:
+    """The number of images, their shape, and how many there are of each class; with ``sheet`` also a contact sheet of at most ``SHEET_ROWS`` images, evenly spaced."""
+    images = open_images(path)
+    described: dict[str, Any] = {"path": str(path), "images": len(images), "shape": list(images.shape), "classes": []}
+    if images.labels is not None:
+        names = images.names or tuple(str(number) for number in range(images.classes))
+        counts = torch.bincount(images.labels, minlength=images.classes).tolist()
+        # A list, since two classes may have one name.
+        described["classes"] = [{"name": name, "images": count} for name, count in zip(names, counts, strict=True)]
+    if sheet is not None:
+        write_samples(sheet, images.take(images.head(SHEET_ROWS)), images.low, images.high, columns=20)
+        described["sheet"] = str(sheet)
+    return described
+
+
+def _zip_path(out: Path | str) -> Path:
+    if Path(out).suffix.lower() != ".zip":
+        raise UserError(f"{out}: an image set is written as a zip; give a name that ends in .zip.")
+    return Path(out)

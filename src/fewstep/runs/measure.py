@@ -1,0 +1,145 @@
+"""Measures one model of a run on very many samples: what ``fewstep measure`` does, and how published figures are made (50,000 samples against stored statistics of the data)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fewstep.data import Dataset
+from fewstep.errors import UserError
+from fewstep.files import write_text
+from fewstep.metrics.diversity import relative_diversity
+from fewstep.metrics.features import FeatureSpace
+from fewstep.metrics.frechet import frechet_distance
+from fewstep.metrics.gathered import KEPT, Gathered, spaced
+from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.manifold import manifold_scores
+from fewstep.metrics.quality import BREADTH_ROWS
+from fewstep.metrics.reference import Reference, load_reference, save_reference
+from fewstep.random import Place
+from fewstep.recipes.parts import build_data
+from fewstep.recipes.spaces import build_space
+from fewstep.runs.blocks import Crew, Job, Workers
+from fewstep.runs.folder import RunFolder
+from fewstep.runs.sampler import Sampler, load, load_teacher
+from fewstep.training import Silent, Watcher
+
+METRICS = ("fd", "kid", "is", "breadth", "accuracy")
+KERNEL_SUBSET = 1000
+
+
+def measure_many(
+    run: Path | str,
+    samples: int = 50_000,
+    model: Literal["student", "teacher"] = "student",
+    steps: int | None = None,
+    reference: Path | str | None = None,
+    metrics: Collection[str] | None = None,
+    workers: Workers | None = None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """What ``docs/metrics.md`` defines of ``samples`` samples, in the feature space of the run's recipe and the data's class proportions; also written to ``measured-MODEL-STEPS.json``.
+
+    ``metrics``: of ``METRICS``, all that the space allows unless given. ``reference``: a file of statistics for the Frechet distance (see ``load_reference``), the data's own unless
+    given. The result does not depend on the number of processes. Raises ``UserError`` for what a space cannot tell, and for a reference of another space.
+    """
+    folder, watcher = RunFolder(Path(run)), watcher or Silent()
+    recipe = folder.read_distill_recipe()
+    data = build_data(recipe.data)
+    space = build_space(recipe.evaluation.features, data)
+    sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
+    wanted = _wanted(metrics, space, bool(sampler.classes) and data.labels is not None)
+    steps = sampler.usual_steps if steps is None else steps
+    stored = None if reference is None else _stored(reference, space, data)
+    count = _data_count(data, wanted, stored is not None)
+    with Crew(workers or Workers()) as crew:
+        real = crew.gather(Job(folder.path, "data", count), watcher) if count else None
+        generated = crew.gather(Job(folder.path, model, samples, steps), watcher)
+    against = stored if stored is not None else Reference(real.moments.statistics()) if real is not None else None
+    origin = {"file": None if reference is None else str(reference), "count": None if against is None else against.statistics.count}
+    result = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": origin, **_numbers(wanted, generated, real, against, recipe.evaluation.seed)}
+    write_text(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def write_reference(run: Path | str, path: Path | str, workers: Workers | None = None, watcher: Watcher | None = None) -> Path:
+    """Writes the statistics of all of a run's data, in the feature space of its recipe, for ``reference`` of later measurements."""
+    folder = RunFolder(Path(run))
+    recipe = folder.read_distill_recipe()
+    data = build_data(recipe.data)
+    if Path(path).suffix == ".npz":
+        raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")
+    with Crew(workers or Workers()) as crew:
+        gathered = crew.gather(Job(folder.path, "data", len(data)), watcher or Silent())
+    save_reference(Path(path), Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name))
+    return Path(path)
+
+
+def _wanted(metrics: Collection[str] | None, space: FeatureSpace, conditional: bool) -> tuple[str, ...]:
+    """What is measured, in the order of ``METRICS``."""
+    lacking = {
+        "is": None if space.head is not None else f"the feature space '{space.name}' has no classifier",
+        "accuracy": None if space.labelled and conditional else "it needs a model with classes and a classifier of the data's classes",
+    }
+    if metrics is None:
+        return tuple(name for name in METRICS if lacking.get(name) is None)
+    for name in metrics:
+        if name not in METRICS:
+            raise UserError(f"--metric: there is no metric '{name}'; it must be one of {', '.join(METRICS)}.")
+        if lacking.get(name) is not None:
+            raise UserError(f"--metric: '{name}' cannot be measured: {lacking[name]}; leave it out or set 'evaluation.features' in the run's recipe.")
+    return tuple(name for name in METRICS if name in metrics)
+
+
+@torch.no_grad()
+def _stored(path: Path | str, space: FeatureSpace, data: Dataset) -> Reference:
+    """The reference, checked before anything is sampled."""
+    found = load_reference(path)
+    dimensions = space.extract(data.take(torch.zeros(1, dtype=torch.int64))).shape[1]
+    if len(found.statistics.mean) != dimensions:
+        raise UserError(f"{path}: holds statistics of {len(found.statistics.mean)} features, this run measures {dimensions}; take both from one feature space.")
+    if found.space not in (None, space.name):
+        raise UserError(f"{path}: holds statistics in the feature space '{found.space}', this run measures in '{space.name}'; write others by 'fewstep measure RUN --write-reference FILE'.")
+    return found
+
+
+def _data_count(data: Dataset, wanted: tuple[str, ...], stored: bool) -> int:
+    """How many samples of the data are needed: all for its statistics, as many as are kept for scores that compare features, and none for the rest."""
+    if "fd" in wanted and not stored:
+        return len(data)
+    return min(len(data), KEPT) if "kid" in wanted or "breadth" in wanted else 0
+
+
+def _numbers(wanted: tuple[str, ...], generated: Gathered, real: Gathered | None, reference: Reference | None, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "fd" in wanted:
+        assert reference is not None
+        found["fd"] = frechet_distance(generated.moments.statistics(), reference.statistics)
+    if "kid" in wanted:
+        assert real is not None
+        size = min(KERNEL_SUBSET, len(real.kept), len(generated.kept))
+        found["kid"] = {**asdict(kernel_distance(real.kept, generated.kept, size=size, place=Place(seed, "kernel-distance"))), "size": size}
+    if "is" in wanted:
+        assert generated.scores is not None
+        found["is"] = {**asdict(generated.scores.score()), "splits": len(generated.scores.counts)}
+    if "breadth" in wanted:
+        assert real is not None
+        found |= _breadth(real, generated)
+    if "accuracy" in wanted:
+        assert generated.hits is not None
+        found["accuracy"] = generated.hits / generated.moments.count
+    return found
+
+
+def _breadth(real: Gathered, generated: Gathered) -> dict[str, float]:
+    """Neighbourhood scores (k = 5) and relative diversity of at most ``BREADTH_ROWS`` of each, as ``evaluate`` has them."""
+    ours, theirs = (spaced(len(each.kept), BREADTH_ROWS) for each in (generated, real))
+    labelled = generated.kept_labels is not None and real.kept_labels is not None
+    scores = asdict(manifold_scores(real.kept[theirs], generated.kept[ours]))
+    own, other = (each.labels[chosen] if labelled else None for each, chosen in ((generated, ours), (real, theirs)))
+    return {**scores, "diversity": relative_diversity(generated.kept[ours], own, real.kept[theirs], other)}

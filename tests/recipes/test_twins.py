@@ -1,0 +1,106 @@
+"""Every shipped recipe that needs files or a GPU, by its twin: the same file at tiny widths trains, resumes bit for bit, and samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_combinations import without_syncing  # noqa: F401 (a fixture)
+from test_methods import Interrupted, Interrupter, contents, lines_of, trainer_of
+
+from fewstep.data.synthetic import waves
+from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
+from fewstep.recipes.config import DigitsData, MixtureData
+from fewstep.recipes.distillation import build_distillation
+from fewstep.recipes.pretrain import build_pretraining
+from fewstep.recipes.teachers import pretrained_model
+from fewstep.recipes.twin import twin
+from fewstep.runs.sampler import StudentSampler
+from fewstep.training import Trainer
+
+RECIPES = {name: load_recipe(name) for name in shipped_names()}
+LARGE = {name: recipe for name, recipe in RECIPES.items() if not isinstance(recipe.data, (DigitsData, MixtureData))}
+DISTILLED = [name for name, recipe in LARGE.items() if isinstance(recipe, DistillRecipe)]
+PRETRAINED = [name for name, recipe in LARGE.items() if not isinstance(recipe, DistillRecipe)]
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_twin_trains_resumes_and_samples(name, tmp_path):
+    recipe = twin(LARGE[name], 20)
+    whole = trainer_of(recipe, tmp_path / "whole")
+    whole.fit()
+    assert whole.progress.step >= 20
+    with pytest.raises(Interrupted):
+        trainer_of(recipe, tmp_path / "cut", Interrupter(12)).fit()
+    resumed = trainer_of(recipe, tmp_path / "cut")
+    resumed.fit(resume=True)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+    parts = build_distillation(recipe, tmp_path / "whole")
+    before = [value.clone() for value in parts.student.state_dict().values()]
+    trained = resumed.average.average
+    assert any(not torch.equal(a, b) for a, b in zip(before, trained.state_dict().values(), strict=True))
+    samples = StudentSampler(-1.0, 1.0, trained, parts.prior, parts.sampling)(3, classes=None if parts.prior.classes == 0 else 1)
+    assert samples.shape == (3, 3, 16, 16)
+    assert torch.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_the_twin_of_a_pretraining_trains(name, tmp_path):
+    recipe = twin(LARGE[name], 20)
+    parts = build_pretraining(recipe)
+    before = {key: value.clone() for key, value in parts.model.state_dict().items()}
+    trainer = Trainer(tmp_path, parts.stages, parts.model)
+    trainer.settings = replace(trainer.settings, batch=2)
+    trainer.fit()
+    assert trainer.progress.step == 20
+    assert any(not torch.equal(before[key], value) for key, value in parts.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_twin_is_the_recipe_but_for_its_size(name):
+    """Method, target, states and thresholds are of the recipe's kinds, with its weights and rates."""
+    recipe, small = LARGE[name], twin(LARGE[name], 20)
+
+    def settings(section, key=""):
+        if isinstance(section, dict):
+            return {k: settings(v, k) for k, v in section.items()}
+        return None if isinstance(section, (int, list)) and not isinstance(section, bool) and key not in ("updates", "steps") else section
+
+    assert settings(small.method.model_dump()) == settings(recipe.method.model_dump())
+    assert small.target.kind == recipe.target.kind
+    assert small.student.kind == recipe.student.kind
+    assert small.states == recipe.states
+    if recipe.target.kind == "backtracked":
+        assert small.target.nodes == recipe.target.nodes
+
+
+def test_recipes_of_files_name_a_recipe_that_makes_them():
+    """So that a plan needs no file: of the same kind of data, and a denoiser."""
+    made = [name for name in DISTILLED if LARGE[name].teacher.kind == "file"]
+    assert made
+    for name in made:
+        assert pretrained_model(LARGE[name].teacher) is not None
+        assert load_recipe(LARGE[name].teacher.recipe).data == LARGE[name].data
+
+
+def test_waves_are_a_function_of_their_seed_and_differ_by_class():
+    data = waves((3, 16, 12), 4, 200, seed=5)
+    assert data.shape == (3, 16, 12)
+    assert torch.equal(data.samples, waves((3, 16, 12), 4, 200, seed=5).samples)
+    assert not torch.equal(data.samples, waves((3, 16, 12), 4, 200, seed=6).samples)
+    assert data.samples.abs().max() <= 1
+    assert torch.equal(data.labels, torch.arange(200) % 4)
+    # The frequencies are the class's: the mean absolute spectrum of a class differs from another's by more than its halves do.
+    spectra = torch.fft.rfft2(data.samples).abs()
+    of_class = [spectra[data.labels == label] for label in range(4)]
+    within = max(float((part[::2].mean(0) - part[1::2].mean(0)).norm()) for part in of_class)
+    between = min(float((a.mean(0) - b.mean(0)).norm()) for i, a in enumerate(of_class) for b in of_class[:i])
+    assert between > 2 * within
+
+
+def test_waves_without_classes_have_no_labels():
+    data = waves((1, 8, 8), 0, 10)
+    assert (data.labels, data.classes) == (None, 0)
+    assert data.take(torch.tensor([3, 3])).shape == (2, 1, 8, 8)
