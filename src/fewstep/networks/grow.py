@@ -26,11 +26,11 @@ def grown(network: nn.Module, **changes: bool) -> nn.Module:
     description = {**describe(network), **changes}
     with torch.random.fork_rng(devices=[]):
         fresh = build(description)
-    weights = fresh.state_dict()
+    sample = next(network.parameters())
+    weights = fresh.to(sample.device, sample.dtype).state_dict()
     for name, value in network.state_dict().items():
         if name not in weights or weights[name].shape != value.shape:
             raise UserError(f"grown: the weight '{name}' of shape {tuple(value.shape)} has no place in the network {description}; a network can gain branches, not lose them.")
         weights[name] = value
-    sample = next(network.parameters())
-    fresh.to(sample.device, sample.dtype).load_state_dict(weights)
+    fresh.load_state_dict(weights)
     return fresh.train(network.training)

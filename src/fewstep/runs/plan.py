@@ -107,7 +107,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the settings are computed from: bytes of the whole state, of the largest block, and of what a forward keeps (by whether it is computed again); evaluations, and their operations."""
+    """What the settings are computed from: bytes of the whole state, of the largest block, of what a forward keeps (by whether it is computed again); evaluations and their operations."""
 
     state: int
     largest: int

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
+from fewstep.networks import DenoisingNetwork
 from fewstep.networks.footprint import Footprint, Kept, measure
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.distillation import Distillation, build_distillation
@@ -97,9 +98,21 @@ def prior_of(teacher: NetworkDenoiser) -> Prior:
     return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, classes=teacher.classes)
 
 
-def footprint_of(student: Denoiser | Generator, prior: Prior) -> Footprint:
-    """The footprint of a student on the meta device, as it stands: what is frozen wants no gradient."""
-    sketch = student if next(student.parameters()).is_meta else copy.deepcopy(student).to("meta")
+def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
+    """The footprint of a model on the meta device, as it stands: what is frozen wants no gradient. Measured once for models that are alike."""
+    sizes = tuple((name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters())
+    recomputed = any(module.recompute for module in model.modules() if isinstance(module, DenoisingNetwork))
+    key = (str(model), sizes, recomputed, prior.shape, prior.classes)
+    if key not in _measured:
+        _measured[key] = _footprint(model, prior)
+    return _measured[key]
+
+
+_measured: dict[tuple[object, ...], Footprint] = {}
+
+
+def _footprint(model: Denoiser | Generator, prior: Prior) -> Footprint:
+    sketch = model if next(model.parameters()).is_meta else copy.deepcopy(model).to("meta")
 
     def forward(rows: int) -> Tensor:
         with torch.device("meta"):
