@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fewstep.errors import Stopped, UserError
-from fewstep.tables import comparison_table, evaluation_table, images_table, matrix_table, measurement_table, plan_table, shift_table
+from fewstep.tables import comparison_table, evaluation_table, images_table, inspection_table, matrix_table, measurement_table, plan_table, shift_table
 
 app = typer.Typer(
     name="fewstep",
@@ -201,6 +201,21 @@ def compare(
     curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
     plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
     typer.echo(json.dumps(comparison.as_json()) if as_json else f"{comparison_table(comparison.as_json())}\n{out}")
+
+
+@app.command(name="inspect")
+def inspect_file(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .pkl of EDM's release (a path or an https address), or a .safetensors of ours.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Says what a file of weights holds, with its number of parameters and checksum; nothing in it is run.
+
+    Example: fewstep inspect runs/digits-disback/student.safetensors
+    """
+    from fewstep.runs import inspect
+
+    found = inspect(file)
+    typer.echo(json.dumps(found) if as_json else inspection_table(found))
 
 
 @app.command()

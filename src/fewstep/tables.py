@@ -168,6 +168,11 @@ def _advice(setting: dict[str, Any]) -> str:
     return f"{gpus}, {' '.join(options)}"
 
 
+def inspection_table(found: dict[str, Any]) -> str:
+    """A line a figure; nested ones as JSON."""
+    return "\n".join(f"{key:<12}{value:,}" if isinstance(value, int) else f"{key:<12}{value if isinstance(value, str) else json.dumps(value)}" for key, value in found.items())
+
+
 def _duration(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 

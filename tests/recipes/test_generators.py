@@ -240,9 +240,7 @@ def test_the_same_network_from_the_teachers_file_is_a_copy_bit_for_bit(tmp_path:
     copy = tiny(MATCHING)
     network = {"kind": "residual-mlp", "width": 8, "depth": 1, "dim": 2}
     teacher = build_distillation(copy, tmp_path).teacher
-    described = {**describe_model(teacher)["network"], "dim": 2}
-    assert described == {**network, "classes": 0}
-    teacher.network.description = described  # type: ignore[assignment]
+    assert describe_model(teacher)["network"].items() >= {**network, "classes": 0}.items()
     save_model(tmp_path / "teacher.safetensors", teacher)
     started_there = tiny(MATCHING, student={"kind": "network", "network": network, "start": str(tmp_path / "teacher.safetensors")})
     assert same(copy, started_there, tmp_path)

@@ -15,13 +15,15 @@ from fewstep.files import read_tensors
 from fewstep.objectives import ProgressiveDistillation
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
+from fewstep.recipes.config import DigitsData, MixtureData
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_settings
 from fewstep.recipes.source import validate
 from fewstep.states import Step
 from fewstep.training import Silent, Trainer
 
-DISTILLING = [name for name in shipped_names() if isinstance(load_recipe(name), DistillRecipe)]
+# Recipes that need files are run as twins (see test_twins).
+DISTILLING = [name for name in shipped_names() if isinstance(recipe := load_recipe(name), DistillRecipe) and isinstance(recipe.data, (DigitsData, MixtureData))]
 # What sets a run's cost, wherever it stands in a method: (key, a value small enough for a test).
 SMALL = {"count": 8, "pairs": 8, "solver_steps": 2, "flow_steps": 2, "samples": 8, "adversarial_after": 2, "warmup": 2, "points": 10, "skip": 2, "capacity": 20, "collect": 6}
 # With classes, which stored pairs, collections and critics then hold; guidance needs them, and FastGAN images. The others run on points in the plane, which take a fifth of the time.

@@ -33,7 +33,8 @@ def build_student(choice: config.StudentChoice, method: Method, teacher: Network
     network = method.grown(own)
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
     time = float(teacher.schedule.time_at_sigma(choice.first_sigma))
-    if not teacher.schedule.t_min <= time <= teacher.schedule.t_max:
+    # The way from a noise level to its time and back is exact up to rounding.
+    if not teacher.schedule.t_min * (1 - 1e-9) <= time <= teacher.schedule.t_max * (1 + 1e-9):
         raise UserError(f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for.")
     return Student(student, adapter), method.prior(student, choice.first_sigma)
 

@@ -16,7 +16,7 @@ from fewstep.recipes.parts import around, build_data, build_denoiser
 from fewstep.recipes.recipe import PretrainRecipe
 from fewstep.recipes.source import load_recipe
 from fewstep.schedule import KarrasVE
-from fewstep.zoo import nvidia, shipped_denoiser
+from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
 
 SIGMA_DATA = 0.5
 """Of every published EDM network."""
@@ -75,20 +75,23 @@ def _loaded(choice: config.TeacherChoice, data: Dataset) -> NetworkDenoiser:
     if isinstance(choice, config.UntrainedTeacher):
         return freeze(build_denoiser(choice.model, data.shape, data.classes, choice.seed))
     if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
-        from fewstep.zoo import consistency_models
-
-        teacher = nvidia.load(choice.path, sha256=choice.sha256) if isinstance(choice, config.NvidiaTeacher) else consistency_models.load_teacher(choice.path, choice.network)
-        _check_published(choice, teacher)
-        return teacher
+        return _published(choice)
     return _stored(choice)
+
+
+def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -> NetworkDenoiser:
+    if isinstance(choice, config.ConsistencyModelsTeacher):
+        # A state dict tells nothing of its network: it is read as the one that the recipe names, strictly.
+        return consistency_models.load_as(choice.path, choice.description, EDM(SIGMA_DATA), choice.sha256)
+    teacher = nvidia.load(choice.path, sha256=choice.sha256)
+    _check_published(choice, teacher)
+    return teacher
 
 
 def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.DiffusersTeacher) -> NetworkDenoiser:
     if isinstance(choice, config.ShippedTeacher):
         return shipped_denoiser(choice.name)
     if isinstance(choice, config.DiffusersTeacher):
-        from fewstep.zoo import diffusers_models
-
         return diffusers_models.load(choice.path, choice.revision)
     if choice.recipe is not None and not Path(choice.path).is_file():
         raise UserError(f"{choice.path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")
@@ -98,7 +101,7 @@ def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.Diffuser
     return freeze(loaded)
 
 
-def _check_published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher, teacher: NetworkDenoiser) -> None:
+def _check_published(choice: config.NvidiaTeacher, teacher: NetworkDenoiser) -> None:
     """A file that holds another network than the recipe says would make its plan wrong."""
     with torch.device("meta"):
         expected = {name: value.shape for name, value in build(choice.description).state_dict().items()}

@@ -7,6 +7,7 @@ from fewstep.runs.distill import distill, pretrain
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.guidance import load_guided
+from fewstep.runs.inspect import inspect
 from fewstep.runs.measure import measure_many, write_reference
 from fewstep.runs.plan import plan_recipe
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, load, load_teacher
@@ -21,6 +22,7 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "inspect",
     "load",
     "load_guided",
     "load_teacher",
