@@ -52,7 +52,7 @@ def recipes(
         typer.echo(shipped_text(name), nl=False)
         return
     for each in shipped_names():
-        typer.echo(f"{each:<28} {shipped_text(each).splitlines()[0].removeprefix('# ')}")
+        typer.echo(f"{each:<32}{shipped_text(each).splitlines()[0].removeprefix('# ')}")
 
 
 @app.command()

@@ -132,7 +132,7 @@ def test_settings_that_do_not_fit_one_another_are_one_short_sentence(recipe, ove
         ({"method": MATCHING, "student": {"kind": "copy", "first_sigma": 500.0}}, "'student.first_sigma' is 500.0"),
         ({"method": MATCHING, "student": "latent-mlp", "digits": True}, "'student.kind: latent-mlp' makes points, and samples here have shape"),
         ({"method": MATCHING, "student": "fastgan"}, "'student.kind: fastgan' makes square images"),
-        ({"method": MATCHING, "student": {"kind": "network", **IMAGE_NETWORK}}, "'student.network.kind: small-unet' does not take the teacher's samples of shape"),
+        ({"method": MATCHING, "student": {"kind": "network", **IMAGE_NETWORK}}, "'student.network.kind: small-unet' does not take samples of shape"),
         ({"method": MATCHING, "student": {"kind": "network", **STUDENT_SETTINGS["network"], "first_sigma": 500.0}}, "'student.first_sigma' is 500.0"),
     ],
 )

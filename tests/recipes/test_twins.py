@@ -10,6 +10,7 @@ from test_combinations import without_syncing  # noqa: F401 (a fixture)
 from test_methods import Interrupted, Interrupter, contents, lines_of, trainer_of
 
 from fewstep.data.synthetic import waves
+from fewstep.errors import UserError
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.config import DigitsData, MixtureData
 from fewstep.recipes.distillation import build_distillation
@@ -104,3 +105,22 @@ def test_waves_without_classes_have_no_labels():
     data = waves((1, 8, 8), 0, 10)
     assert (data.labels, data.classes) == (None, 0)
     assert data.take(torch.tensor([3, 3])).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "sentence"),
+    [
+        ("{kind: small-unet, channels: 3, patch: 4}", "[3, 20, 20]", r"'model\.network\.kind: small-unet' does not take samples of shape \(3, 20, 20\)"),
+        ("{kind: small-unet, channels: 1}", "[3, 16, 16]", r"'model\.network\.kind: small-unet' does not take samples of shape \(3, 16, 16\)"),
+        (
+            "{kind: song-unet, img_resolution: 16, out_channels: 1, model_channels: 8, channel_mult: [1], num_blocks: 1, attn_resolutions: []}",
+            "[3, 16, 16]",
+            r"'model\.network\.kind: song-unet' makes samples of shape \(1, 16, 16\) from samples of shape \(3, 16, 16\)",
+        ),
+        ("{kind: residual-mlp}", "[3, 16, 16]", r"'model\.network\.kind: residual-mlp' does not take samples of shape \(3, 16, 16\)"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused_before_it_is_built(network, shape, sentence):
+    recipe = load_recipe("emoji32-teacher", [f"model.network={network}", f"data={{kind: waves, shape: {shape}, classes: 3}}"])
+    with pytest.raises(UserError, match=sentence):
+        build_pretraining(recipe)

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import nn
 
+from fewstep.condition import Condition
 from fewstep.data import Dataset, digits, open_images, random_mixture
 from fewstep.data.convert import huggingface, webdataset
 from fewstep.data.mixture import sampled
@@ -123,6 +124,20 @@ def build_network(choice: config.DenoisingNetwork | config.ClassifierChoice, cla
         return build({**choice.model_dump(), "classes": classes})
 
 
+def check_takes(choice: config.DenoisingNetwork, key: str, shape: tuple[int, ...], classes: int) -> None:
+    """Raises ``UserError``, naming the recipe's ``key``, for a denoising network that does not make samples of ``shape`` from such samples; tried where it costs nothing, on the meta device."""
+    with torch.device("meta"):
+        network = build({**choice.model_dump(), "classes": classes})
+        x, condition = torch.zeros(1, *shape), Condition(labels=torch.zeros(1, classes) if classes else None)
+        try:
+            emitted = tuple(network(x, torch.zeros(1), condition).shape[1:])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"'{key}: {choice.kind}' does not take samples of shape {shape} ({reason}); change its sizes or its kind, or the data's.") from error
+    if emitted != shape:
+        raise UserError(f"'{key}: {choice.kind}' makes samples of shape {emitted} from samples of shape {shape}; change its sizes or its kind, or the data's.")
+
+
 def build_model(model: config.DenoiserModel | config.ClassifierModel, data: Dataset, seed: int) -> nn.Module:
     """A fresh model; a denoiser's shape and classes are the data's."""
     if isinstance(model, config.ClassifierModel):
@@ -131,7 +146,8 @@ def build_model(model: config.DenoiserModel | config.ClassifierModel, data: Data
 
 
 def build_denoiser(model: config.DenoiserModel, shape: tuple[int, ...], classes: int, seed: int) -> NetworkDenoiser:
-    """A fresh denoiser of samples of ``shape``."""
+    """A fresh denoiser of samples of ``shape``. Raises ``UserError`` for a network that does not take them."""
+    check_takes(model.network, "model.network.kind", shape, classes)
     return around(build_network(model.network, classes, seed), model, shape, classes)
 
 

@@ -18,7 +18,7 @@ from fewstep.networks.fastgan import CHANNELS
 from fewstep.recipes import config
 from fewstep.recipes.context import Student
 from fewstep.recipes.methods import Method
-from fewstep.recipes.parts import build_network
+from fewstep.recipes.parts import build_network, check_takes
 from fewstep.schedule import Schedule
 from fewstep.states import Prior
 
@@ -61,16 +61,10 @@ def generator_prior(generator: Generator, schedule: Schedule) -> Prior:
 
 
 def _around(choice: config.NetworkStudent, teacher: NetworkDenoiser) -> NetworkDenoiser:
-    """A denoiser with the recipe's network in the teacher's place, tried on one sample."""
+    """A denoiser with the recipe's network in the teacher's place."""
+    check_takes(choice.network, "student.network.kind", teacher.shape, teacher.classes)
     network = build_network(choice.network, teacher.classes, choice.seed)
-    denoiser = NetworkDenoiser(network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes)
-    try:
-        with torch.no_grad():
-            denoiser(torch.zeros(1, *teacher.shape), torch.tensor(teacher.schedule.t_max))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"'student.network.kind: {choice.network.kind}' does not take the teacher's samples of shape {teacher.shape} ({reason}); change its sizes or its kind.") from error
-    return denoiser
+    return NetworkDenoiser(network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes)
 
 
 def _started(model: Model, start: str | None) -> Model:

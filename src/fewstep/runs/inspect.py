@@ -33,9 +33,7 @@ def inspect(source: str | Path) -> dict[str, Any]:
         }
     path = local_file(source)
     if path.suffix != ".safetensors":
-        raise UserError(
-            f"{path}: can be inspected when it is a .pkl of NVIDIA's EDM release or a .safetensors that fewstep wrote; give one of these."
-        )
+        raise UserError(f"{path}: can be inspected when it is a .pkl of NVIDIA's EDM release or a .safetensors that fewstep wrote; give one of these.")
     return {"file": str(path), **_ours(path), "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
