@@ -125,7 +125,7 @@ def build_network(choice: config.DenoisingNetwork | config.ClassifierChoice, cla
 
 
 def check_takes(choice: config.DenoisingNetwork, key: str, shape: tuple[int, ...], classes: int) -> None:
-    """Raises ``UserError``, naming the recipe's ``key``, for a denoising network that does not make samples of ``shape`` from such samples; tried where it costs nothing, on the meta device."""
+    """Raises ``UserError``, naming the recipe's ``key``, for a denoising network that does not make samples of ``shape`` from such; tried where it costs nothing, on the meta device."""
     with torch.device("meta"):
         network = build({**choice.model_dump(), "classes": classes})
         x, condition = torch.zeros(1, *shape), Condition(labels=torch.zeros(1, classes) if classes else None)
