@@ -40,7 +40,7 @@ def test_every_command_of_the_readme_exists():
 
     known = get_command(app).commands
     used = set(re.findall(r"^fewstep (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert used == {"recipes", "distill", "sample", "evaluate", "shift", "compare", "report", "plan", "data", "measure"}
+    assert used == {"recipes", "distill", "sample", "evaluate", "shift", "compare", "report", "plan", "data", "measure", "doctor", "checkpoints", "inspect"}
     assert used <= set(known)
 
 
