@@ -4,8 +4,9 @@
     python benchmarks/emoji.py --out runs                # an hour for the teacher, then some ten minutes a student, on one core
     python benchmarks/emoji.py --side 64 --out runs --budget 20000000 --jobs 1     # on a GPU
 
-Teacher and feature network are made by their recipes where they are not there. A student's steps are what its budget buys at the cost that ``fewstep plan`` counts, all proportions of its
-recipe kept. Distances are in the features of a classifier of the nine groups and to all 3,641 emoji, which teacher and classifier were trained on: train-set distances, to be compared with one another.
+Teacher and feature network are made by their recipes where they are not there. A student's steps are what its budget buys at the cost that ``fewstep plan`` counts, all proportions of
+its recipe kept. Distances are in the features of a classifier of the nine groups and to all 3,641 emoji, which teacher and classifier were trained on: train-set distances, to be
+compared with one another.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     python benchmarks/hostile.py --count 1000
 
-Each case is one command (distill, pretrain, plan, sample, evaluate, shift, report, compare, inspect, data) on files made for it (``hostile_cases.py``). It must end with exit code 2 and exactly
-one line on stderr, which begins with ``fewstep: ``, or with 0 where the change happens to be valid. A traceback, more than 60 seconds, and more than 1 GiB of memory are defects.
+Each case is one command (distill, pretrain, plan, sample, evaluate, shift, report, compare, inspect, data, checkpoints, doctor) on files made for it (``hostile_cases.py``). It must end
+with exit code 2 and exactly one sentence on stderr, which begins with ``fewstep: ``, or with 0 where the change happens to be valid. (A run that diverges has shown its progress before it
+says so, and ``doctor`` prints what it found.) A traceback, more than 60 seconds, and more than 1 GiB of memory are defects.
 
-Most cases run one after another in one process, which calls ``fewstep.cli.main`` as the command does and is begun anew every 100 cases and after a defect: starting one takes longer than a
-case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the
-process had resident during the case, with all that the interpreter and torch take (some 400 MiB): the kernel's high-water mark, which is set back before each case. Case i of a seed is always
-the same; ``--only i`` runs one alone and prints what it said.
+Most cases run one after another in one process, which calls ``fewstep.cli.main`` as the command does and is begun anew every 100 cases and after a defect: starting one takes longer than
+a case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the
+process had resident during the case, with all that the interpreter and torch take (some 400 MiB): the kernel's high-water mark, which is set back before each case. Case i of a seed is
+always the same; ``--only i`` runs one alone and prints what it said.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from typing import Any, TextIO
 REPOSITORY = Path(__file__).parents[1]
 LIMIT_SECONDS, LIMIT_MIB = 60.0, 1024
 LIFE = 100
+PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|there is no checkpoint|resuming with ")
 COLUMNS = ("cases", "refused", "valid", "tracebacks", "untidy", "hangs", "over memory", "crashes", "worst MiB", "worst s")
 
 
@@ -155,7 +158,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src"), "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
-def judged(found: dict[str, Any]) -> str:
+def judged(found: dict[str, Any], command: str) -> str:
     """The column in which it counts."""
     if "ended" in found:
         return str(found["ended"])
@@ -165,21 +168,25 @@ def judged(found: dict[str, Any]) -> str:
         return "over memory"
     if found["code"] == 0:
         return "valid"
-    lines = [line for line in found["said"].splitlines() if line.strip()]
+    lines = [line for line in found["said"].splitlines() if line.strip() and not PROGRESS.match(line)]
+    if found["code"] == 2 and command == "doctor" and not lines:
+        return "refused"
     return "refused" if found["code"] == 2 and len(lines) == 1 and lines[0].startswith("fewstep: ") and lines[0].isprintable() else "untidy"
 
 
 def prepare(folder: Path) -> Any:
     """Two short runs, measured while it trained and afterwards, and a teacher's file."""
     import yaml
-    from hostile_cases import Stock
+
+    from hostile_values import Stock
 
     stock = Stock.of(folder)
     for run, name in (("run", "mixture2d-disback"), ("steps", "mixture2d-dmd2-ddil")):
         stock.recipes[name]["evaluation"]["every"] = 2
         (folder / f"{run}.yaml").write_text(yaml.safe_dump(stock.recipes[name]))
     (folder / "teacher.yaml").write_text(yaml.safe_dump(stock.recipes["mixture2d-teacher"]))
-    commands = [["distill", "run.yaml", "--out", "run"], ["distill", "steps.yaml", "--out", "steps"], ["pretrain", "teacher.yaml", "--out", "teacher"], ["evaluate", "run", "--draws", "1"], ["shift", "steps"]]
+    commands = [["distill", "run.yaml", "--out", "run"], ["distill", "steps.yaml", "--out", "steps"], ["pretrain", "teacher.yaml", "--out", "teacher"]]
+    commands += [["evaluate", "run", "--draws", "1"], ["shift", "steps"]]
     for command in commands:
         done = subprocess.run([sys.executable, "-m", "fewstep", *command], cwd=folder, env=environment(), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -202,7 +209,7 @@ def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool =
                 continue
             start, here = time.monotonic(), folder / f"case-{number}"
             found = alone(case.arguments, here) if case.fresh else worker.run(case.arguments, here)
-            spent, column = time.monotonic() - start, judged(found)
+            spent, column = time.monotonic() - start, judged(found, case.arguments[0])
             row = table.setdefault(case.kind, Counter())
             row.update(["cases", column])
             row["worst MiB"], row["worst s"] = max(row["worst MiB"], found["mib"]), max(row["worst s"], round(spent, 1))

@@ -9,8 +9,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fewstep.errors import Stopped, UserError
-from fewstep.tables import comparison_table, evaluation_table, images_table, inspection_table, matrix_table, measurement_table, plan_table, shift_table
+from fewstep.errors import Stopped, UserError, one_line
+from fewstep.tables import (
+    checkpoints_table,
+    comparison_table,
+    evaluation_table,
+    findings_table,
+    images_table,
+    inspection_table,
+    matrix_table,
+    measurement_table,
+    plan_table,
+    shift_table,
+)
 
 app = typer.Typer(
     name="fewstep",
@@ -219,6 +230,45 @@ def inspect_file(
 
 
 @app.command()
+def checkpoints(
+    run: RunArgument,
+    verify: Annotated[bool, typer.Option("--verify", help="Read each through and compare its checksum.")] = False,
+    prune: Annotated[
+        int | None, typer.Option("--prune", min=1, metavar="N", help="Remove all but the newest N whole ones, and what crashed writers left; what is removed is printed.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists a run's checkpoints, the one from which a resumed run goes on by a star; verifies or removes them.
+
+    Example: fewstep checkpoints runs/digits-disback --verify
+    """
+    from fewstep.runs import list_checkpoints, prune_checkpoints
+
+    found = (list_checkpoints(run, verify) if prune is None else prune_checkpoints(run, prune)).as_json()
+    typer.echo(json.dumps(found) if as_json else checkpoints_table(found))
+
+
+@app.command()
+def doctor(
+    target: Annotated[str | None, typer.Argument(metavar="[RUN | CHECKPOINT | RECIPE]", help="A run folder, a file of weights, or a recipe; this machine unless given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Says what is wrong and what to do about it; exit code 2 if something is.
+
+    Example: fewstep doctor runs/digits-disback
+    """
+    from dataclasses import asdict
+
+    from fewstep.runs import examine, has_problem
+
+    findings = examine(target)
+    listed = [asdict(finding) for finding in findings]
+    typer.echo(json.dumps({"findings": listed}) if as_json else findings_table(listed))
+    if has_problem(findings):
+        raise typer.Exit(2)
+
+
+@app.command()
 def plan(
     recipe: RecipeArgument,
     settings: SetOption = [],  # noqa: B006
@@ -308,8 +358,13 @@ def _use_threads(threads: int | None) -> None:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    typer.echo(f"fewstep: {sentence}", err=True)
+    typer.echo(f"fewstep: {one_line(sentence)}", err=True)
     sys.exit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation was refused; torch says so on a CPU by a plain RuntimeError."""
+    return isinstance(error, MemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def main() -> None:
@@ -318,6 +373,10 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(str(error), 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("there is not enough memory; 'fewstep plan RECIPE' says what a recipe takes: lower 'training.batch', the sizes of networks or the number of samples.", 2)
     except KeyboardInterrupt:
         _fail("interrupted.", 130)
     except Stopped as stopped:

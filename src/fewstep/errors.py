@@ -7,6 +7,15 @@ exits with 2. Anything else that escapes is a defect of ours and keeps its trace
 
 from __future__ import annotations
 
+LONGEST = 1000
+"""Characters of a sentence: what it quotes may be of any length."""
+
+
+def one_line(text: str) -> str:
+    """The text in one line that is safe to print: control characters, line breaks and what turns a terminal's writing round are escaped, and of a long text the middle is left out."""
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
+
 
 class UserError(Exception):
     """Something the user can mend; ``str(error)`` is one clear sentence."""

@@ -95,25 +95,74 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     Raises ``UserError`` naming the file when it is missing, cut short, altered, or not one of ours.
     """
+    with _opened(Path(path)) as stream:
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
+        header = stream.metadata() or {}
+    return tensors, _verified(Path(path), tensors, header)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that ``read_tensors`` gives, without reading the tensors; raises as it does.
+
+    The header must be whole and the file as long as it says; a flipped byte is not found.
+    """
+    with _opened(Path(path)) as stream:
+        return _metadata(Path(path), stream.metadata() or {})[0]
+
+
+def verify_tensors(path: Path) -> dict[str, Any]:
+    """The metadata that ``read_tensors`` gives, the checksum compared with one tensor in memory at a time. Raises as ``read_tensors`` does."""
+    with _opened(Path(path)) as stream:
+        return _verified(Path(path), _OneByOne(stream), stream.metadata() or {})
+
+
+class _OneByOne(Mapping[str, torch.Tensor]):
+    """The tensors of an open file, each read when it is asked for and not kept."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._stream.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stream.keys())
+
+    def __len__(self) -> int:
+        return len(self._stream.keys())
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open safetensors file; what cannot be read of it, then or later, is a ``UserError``."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path.")
     try:
         with safe_open(str(path), framework="pt") as stream:
-            header = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
+            yield stream
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is not a readable safetensors file ({error}); it may have been cut short.") from error
+
+
+def _metadata(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The metadata of ours in a file's header, and the digest."""
     try:
         metadata = json.loads(header[_KEY])
         digest = metadata.pop("digest")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: was not written by fewstep; its header has no '{_KEY}' entry to rebuild it from.") from error
+    return metadata, digest
+
+
+def _verified(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata, having compared the digest."""
+    metadata, digest = _metadata(path, header)
     if digest_of(tensors, metadata) != digest:
         raise UserError(f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy.")
-    return tensors, metadata
+    return metadata
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
@@ -154,6 +203,24 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             del _held[folder]
+
+
+def in_use(folder: Path) -> bool:
+    """Whether someone holds the folder by ``locked``, on this machine or on another that shares it. Nothing is written; raises ``UserError`` when its lock cannot be read."""
+    import fcntl
+
+    path = Path(folder) / "lock"
+    try:
+        with open(path, "rb") as stream:
+            # Shared, so that two who ask do not see each other. It is held for as long as the call takes.
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); put an empty file in its place.") from error
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

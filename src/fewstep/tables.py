@@ -173,6 +173,35 @@ def inspection_table(found: dict[str, Any]) -> str:
     return "\n".join(f"{key:<12}{value:,}" if isinstance(value, int) else f"{key:<12}{value if isinstance(value, str) else json.dumps(value)}" for key, value in found.items())
 
 
+def checkpoints_table(found: dict[str, Any]) -> str:
+    """What was removed, and a line a checkpoint."""
+    lines = [f"removed {found['run']}/{name}" for name in found["removed"]]
+    lines += [_checkpoint_line(each, found) for each in found["checkpoints"]]
+    if not found["checkpoints"]:
+        lines.append(f"{found['run']}: has no checkpoints.")
+    lines += [f"{found['run']}/{name}: half a file of a writer that was killed; --prune removes it." for name in found["leftovers"]]
+    if found["checkpoints"] and not found["verified"]:
+        lines.append("Headers and lengths only were looked at; --verify compares checksums.")
+    return "\n".join(lines)
+
+
+def _checkpoint_line(each: dict[str, Any], found: dict[str, Any]) -> str:
+    if each["state"] != "whole":
+        return f"  {'-':>9}  {each['state']:<24}{_size(each['bytes']):>12}  {each['why']}"
+    stage = f"step {each['stage_step']} of {each['name'] or 'stage ' + str(each['stage'] + 1)}"
+    return f"{'*' if each['file'] == found['resumes'] else ' '} {each['step']:>9}  {stage:<24}{_size(each['bytes']):>12}  {each['file']}"
+
+
+def findings_table(findings: list[dict[str, str]]) -> str:
+    """A line a finding, what to do below it, and their number."""
+    lines = []
+    for each in findings:
+        lines.append(f"{each['level']:<8} {each['place']}: {each['sentence']}")
+        lines += [f"{'':<8}   {each['remedy']}"] if each["remedy"] else []
+    problems, notes = (sum(each["level"] == level for each in findings) for level in ("problem", "note"))
+    return "\n".join([*lines, f"{problems or 'no'} problem{'' if problems == 1 else 's'}, {notes or 'no'} note{'' if notes == 1 else 's'}."])
+
+
 def _duration(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 

@@ -17,7 +17,7 @@ from cli_kit import ENVIRONMENT, failed, fewstep, small_recipe
 import fewstep as fs
 from fewstep.files import read_tensors, write_tensors
 
-COMMANDS = ["recipes", "pretrain", "distill", "sample", "evaluate", "measure", "shift", "compare", "report"]
+COMMANDS = ["recipes", "pretrain", "distill", "sample", "evaluate", "measure", "shift", "compare", "report", "checkpoints", "doctor"]
 
 
 @pytest.fixture(scope="module")

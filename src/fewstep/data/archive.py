@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 METADATA = "dataset.json"
 MOST_CLASSES = 100_000
 _MOST_BYTES = 2**28
+_MOST_JSON = 2**27
 
 
 class Source(Protocol):
@@ -105,9 +106,12 @@ def _check(entry: zipfile.ZipInfo, path: Path) -> None:
 
 
 def read_json(source: Source, name: str) -> Any:
-    """The value of a JSON file of the source."""
+    """The value of a JSON file of the source, which may have a megabyte and a kilobyte an image: what JSON makes of a text takes many times its length in memory."""
+    content, most = source.read(name), min(2**20 + 2**10 * len(source.names), _MOST_JSON)
+    if len(content) > most:
+        raise UserError(f"{source.path}: '{name}' has {len(content):,} bytes, more than the labels of {len(source.names):,} images need ({most:,}); write it anew, or leave it out.")
     try:
-        return json.loads(source.read(name))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source.path}: '{name}' is not JSON ({error}); write it anew, or take it out to read the images without labels.") from error
 

@@ -6,7 +6,6 @@ a set has then been looked at before the first step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -162,6 +161,6 @@ def _described(source: Source, metadata: Any) -> tuple[list[int] | None, tuple[s
 
 
 def _class_names(where: str, names: Any, least: int) -> tuple[str, ...]:
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names) or 0 < len(names) < least:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or 0 < len(names) < least:
         raise UserError(f"{where}: 'classes' must be a list of at least {least} names, one a class; correct it or take it out.")
     return tuple(names)

@@ -1,7 +1,7 @@
 """Models in files: weights, and all that is needed to rebuild the model around them.
 
-The metadata of such a file is ``{"format": 1, "model": {...}, ...}``; see ``files`` for the container. Loading is strict: a key that is missing, left over or of
-another shape is named.
+The metadata of such a file is ``{"format": 1, "model": {...}, ...}``; see ``files`` for the container. Loading is strict: a key that is missing, left over, of
+another shape or not finite is named.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from fewstep.condition import Condition
 from fewstep.denoisers.base import Denoiser
 from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.generator import Generator
@@ -23,11 +25,13 @@ from fewstep.denoisers.wrappers import Reflected, Rescheduled
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import build, describe
-from fewstep.networks.store import FORMAT, load_strictly
+from fewstep.networks.bounds import at_most
+from fewstep.networks.store import FORMAT, load_strictly, room_for
 from fewstep.prediction import Prediction, prediction_from
 from fewstep.schedule import Schedule, schedule_from
 
 _DEEPEST = 8
+_LARGEST = 100_000
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -73,12 +77,12 @@ def _model_from(description: Mapping[str, Any], levels: int) -> Denoiser | Gener
         if kind not in _KINDS:
             raise UserError(f"unknown kind of model '{kind}'; it must be one of {', '.join(_KINDS)}.")
         return _KINDS[kind](description, levels)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"the description of a model is incomplete or malformed ({error}).") from error
 
 
 def _generator(d: Mapping[str, Any], levels: int) -> Generator:
-    return Generator(build(d["network"]), tuple(d["latent_shape"]), tuple(d["shape"]), d["classes"])
+    return Generator(build(d["network"]), _shape(d["latent_shape"]), _shape(d["shape"]), _classes(d["classes"]))
 
 
 def _denoiser(d: Mapping[str, Any], levels: int) -> NetworkDenoiser:
@@ -90,14 +94,58 @@ def _trajectory(d: Mapping[str, Any], levels: int) -> TrajectoryDenoiser:
 
 
 def _settings(d: Mapping[str, Any]) -> tuple[Schedule, Prediction, Inputs, tuple[int, ...], int]:
-    return schedule_from(d["schedule"]), prediction_from(d["prediction"]), inputs_from(d["inputs"]), tuple(d["shape"]), d["classes"]
+    for part in ("schedule", "prediction", "inputs"):
+        _check_numbers(d[part])
+    return schedule_from(d["schedule"]), prediction_from(d["prediction"]), inputs_from(d["inputs"]), _shape(d["shape"]), _classes(d["classes"])
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not 1 <= len(values) <= 4 or not all(type(value) is int and 1 <= value <= _LARGEST for value in values):
+        raise ValueError(f"a shape of {values!r:.80}")
+    return tuple(values)
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for what no schedule, prediction, inputs or threshold is made of."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_numbers(value)
+        elif not (isinstance(value, str) or (type(value) in (int, float) and abs(value) <= _LARGEST and (key != "steps" or type(value) is int))):
+            raise ValueError(f"'{key}' is {value!r:.80}")
+
+
+def _check_takes(model: Denoiser | Generator, path: Path) -> None:
+    """Raises ``UserError`` unless the network makes samples of the shape that its file says from such; tried where it costs nothing, on the meta device."""
+    inner = model
+    while isinstance(inner, (Rescheduled, Reflected, Boundary)):
+        inner = inner.denoiser
+    start, latest = (inner.latent_shape, 0.0) if isinstance(inner, Generator) else (inner.shape, inner.schedule.t_max)
+    weights = {name: value.to("meta") for name, value in (*inner.named_parameters(), *inner.named_buffers())}
+    with torch.device("meta"):
+        x = torch.zeros(1, *start)
+        condition = Condition(labels=torch.zeros(1, inner.classes) if inner.classes else None, guidance=torch.zeros(1))
+    time = torch.full((1,), latest, dtype=torch.float64)
+    try:
+        shape = tuple(torch.func.functional_call(inner, weights, (x, time, condition)).shape[1:])
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: its network does not take what the file says that it takes, {start} in {inner.classes} classes ({error}); the file is damaged.") from error
+    if shape != inner.shape:
+        raise UserError(f"{path}: its network makes samples of shape {shape}, the file says {inner.shape}; the file is damaged.")
+
+
+def _classes(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise ValueError(f"{value!r:.80} classes")
+    return value
 
 
 def _rescheduled(d: Mapping[str, Any], levels: int) -> Rescheduled:
+    _check_numbers(d["schedule"])
     return Rescheduled(_inner(d, levels), schedule_from(d["schedule"]))
 
 
 def _reflected(d: Mapping[str, Any], levels: int) -> Reflected:
+    _check_numbers(d["threshold"])
     return Reflected(_inner(d, levels), threshold_from(d["threshold"]))
 
 
@@ -137,9 +185,11 @@ def load_model(path: Path) -> tuple[Denoiser | Generator, dict[str, Any]]:
     if metadata.get("format") != FORMAT or "model" not in metadata:
         raise UserError(f"{path}: is not a model file of format {FORMAT}; it may come from another version or be another kind of file.")
     try:
-        model = model_from(metadata.pop("model"))
+        with at_most(room_for(tensors), "the file"):
+            model = model_from(metadata.pop("model"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     load_strictly(model, tensors, str(path))
+    _check_takes(model, path)
     del metadata["format"]
     return model, metadata

@@ -49,6 +49,9 @@ def _sqrt(matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def features_of(samples: Tensor, extract: Callable[[Tensor], Tensor], batch: int = 1000) -> Tensor:
-    """Features (N, d) of samples (N, *D), a batch at a time."""
+    """Features (N, d) of samples (N, *D), a batch at a time. Raises ``UserError`` for samples that are not finite, of which nothing can be said."""
     parts: Iterable[Tensor] = (extract(part) for part in samples.split(batch))
-    return torch.cat(list(parts))
+    features = torch.cat(list(parts))
+    if not bool(features.isfinite().all()):
+        raise UserError("the samples to be measured are not finite numbers: the model has diverged; lower the learning rate or change the weighting, and start anew.")
+    return features

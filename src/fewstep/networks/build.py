@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.networks.bounds import at_most, machine_numbers
 from fewstep.networks.classifier import DigitClassifier, ImageClassifier
 from fewstep.networks.critic import FeatureHead
 from fewstep.networks.diffusers_unet import DiffusersUNet
@@ -37,21 +40,36 @@ KINDS: dict[str, type[nn.Module]] = {
 def build(description: Mapping[str, Any]) -> nn.Module:
     """A fresh network from ``{"kind": ..., **arguments}``, its description kept as ``network.description``, with the arguments that were left out.
 
-    Raises ``UserError`` for an unknown kind or argument.
+    Raises ``UserError`` for an unknown kind or argument, for arguments that make no network, and for one that this machine could not hold (see ``bounds``).
     """
     arguments = dict(description)
     kind = arguments.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"network: unknown kind '{kind}'; it must be one of {', '.join(KINDS)}.")
     known = inspect.signature(KINDS[kind].__init__).parameters
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise UserError(f"network '{kind}': unknown argument '{unknown[0]}'; it takes {', '.join(n for n in known if n != 'self')}.")
-    network = KINDS[kind](**arguments)
+    try:
+        network = _built(KINDS[kind], arguments)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        # What torch says of a size goes on with its own stack.
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"network '{kind}': cannot be built with the arguments that are given ({reason}); correct its sizes.") from error
     # Spelled out, so that a network is described alike whoever made it, and when its class has learnt a new argument. Lists, since JSON knows no tuples.
     usual = {name: value.default for name, value in known.items() if value.default is not inspect.Parameter.empty}
     network.description = {"kind": kind, **{name: _plain(value) for name, value in {**usual, **arguments}.items()}}  # type: ignore[assignment]
     return network
+
+
+def _built(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """The network, having tried on the meta device that it would fit; what is asked for on that device may be of any size."""
+    if torch.get_default_device().type != "meta":
+        with torch.device("meta"), at_most(machine_numbers(), "this machine's memory"):
+            cls(**arguments)
+        return cls(**arguments)
+    with at_most(sys.maxsize, "a plan"):
+        return cls(**arguments)
 
 
 def _plain(value: Any) -> Any:

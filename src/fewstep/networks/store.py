@@ -1,6 +1,6 @@
 """Raw networks in files: weights, and the description to rebuild the network around them.
 
-Loading is strict: a key that is missing, left over or of another shape is named.
+Loading is strict: a key that is missing, left over, of another shape or not finite is named.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
+from fewstep.networks.bounds import at_most
 from fewstep.networks.build import build, describe
 
 FORMAT = 1
@@ -27,13 +28,22 @@ def load_network(path: Path) -> nn.Module:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT or not isinstance(metadata.get("network"), dict):
         raise UserError(f"{path}: is not a network file of format {FORMAT}; it may come from another version or be another kind of file.")
-    network = build(metadata["network"])
+    try:
+        with at_most(room_for(tensors), "the file"):
+            network = build(metadata["network"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     load_strictly(network, tensors, str(path))
     return network
 
 
+def room_for(tensors: Mapping[str, Tensor]) -> int:
+    """The most parameters of a network that is built to see whether a file's tensors belong to it: some times as many as they are, since one that is missing is to be named."""
+    return 4 * sum(value.numel() for value in tensors.values()) + 2**20
+
+
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads a state dict whose keys and shapes must be exactly the model's; the error names ``source`` and the first key that differs."""
+    """Loads a state dict whose keys and shapes must be exactly the model's, and whose values must be finite; the error names ``source`` and the first key that is not so."""
     check_strictly(model, tensors, source)
     model.load_state_dict(dict(tensors))
 
@@ -48,3 +58,5 @@ def check_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str)
         found = tensors[name]
         if found.shape != value.shape or found.dtype != value.dtype:
             raise UserError(f"{source}: tensor '{name}' is {found.dtype} {tuple(found.shape)}, the network needs {value.dtype} {tuple(value.shape)}.")
+        if found.is_floating_point() and not found.is_meta and not bool(found.isfinite().all()):
+            raise UserError(f"{source}: tensor '{name}' holds values that are not finite numbers; the model had diverged or the file is damaged, use another.")

@@ -45,7 +45,7 @@ class GANPretraining(config.Section):
     kind: Literal["gan"]
     loss: Literal["non-saturating", "hinge"] = "non-saturating"
     r1: float = Field(1.0, ge=0)
-    shift: int = Field(0, ge=0)
+    shift: int = Field(0, ge=0, le=64)
     critic: config.ImageCriticChoice = config.ImageCriticChoice()
     optimizer: config.Optimizer = config.Optimizer()
     critic_optimizer: config.Optimizer = config.Optimizer()

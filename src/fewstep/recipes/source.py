@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -22,21 +23,43 @@ from fewstep.recipes.config import Share
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
 
 _TASKS: dict[str, type[DistillRecipe] | type[PretrainRecipe]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
-_MAX_BYTES = 1_000_000
+# The longest that ships has 3 kB; PyYAML takes a thousand times the length of a text in memory.
+_MAX_BYTES = 200_000
+_DEEPEST = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without anchors (a few lines of them can expand to gigabytes) and with YAML 1.2's floats (1e-5 is a number) and booleans (``on`` and ``no`` are words)."""
+    """YAML without anchors (a few lines of them can expand to gigabytes), tags, merges, dates and keys that are given twice, and with YAML 1.2's floats (1e-5 is a number) and booleans
+    (``on`` and ``no`` are words).
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed in recipes", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed in recipes", event.start_mark)
+        if event.tag is not None:
+            raise yaml.composer.ComposerError(None, None, f"tags ({event.tag}) are not allowed in recipes", event.start_mark)
         return super().compose_node(parent, index)
 
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        # PyYAML looks ahead over what is open, which takes a time that grows with its square.
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, f"lists and mappings are nested more than {_DEEPEST} deep", self.get_mark())
+        super().fetch_flow_collection_start(token)
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"] for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+            if key.value in given:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' is given twice", key.start_mark)
+            given.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_LEFT_OUT = {f"tag:yaml.org,2002:{name}" for name in ("bool", "merge", "timestamp", "value")}
+_Loader.yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in resolvers if tag not in _LEFT_OUT] for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -83,7 +106,7 @@ def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) ->
         raise UserError(f"{where}: a recipe is a mapping of sections, got {type(values).__name__}.")
     task = values.get("task")
     if not isinstance(task, str) or task not in _TASKS:
-        raise UserError(f"{where}: 'task' must be one of {', '.join(_TASKS)}, got {task!r}.")
+        raise UserError(f"{where}: 'task' must be one of {', '.join(_TASKS)}, got {_shown(task)}.")
     try:
         return _TASKS[task].model_validate(values)
     except ValidationError as error:
@@ -101,6 +124,12 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
 
 
+def read_values(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text and the plain values of a recipe's file, which need not make a recipe of this version. Raises ``UserError`` for a file that is no mapping in YAML."""
+    values, _ = _read(path)
+    return path.read_text(encoding="utf-8"), values
+
+
 def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     name = str(source)
     path = Path(source)
@@ -116,8 +145,8 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     else:
         text = shipped_text(name)
     try:
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        values = _parsed(text)
+    except ValueError as error:
         raise UserError(f"{name}: is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{name}: a recipe is a mapping of sections, got {type(values).__name__}.")
@@ -129,9 +158,17 @@ def _override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"--set {text}: must be of the form section.key=value, for example --set training.steps=40.")
     try:
-        return key, yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+        return key, _parsed(value)
+    except ValueError as error:
         raise UserError(f"--set {text}: the value is not valid YAML.") from error
+
+
+def _parsed(text: str) -> Any:
+    """The value of a YAML text; raises ``ValueError`` for what is none: malformed, nested too deeply, or with numbers of thousands of digits."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -175,11 +212,13 @@ def _is_share(metadata: Sequence[Any], annotation: Any) -> bool:
 def _sentence(error: ValidationError, root: type[BaseModel], where: str, given: Mapping[str, Any]) -> str:
     """The first problem in words: source, key, what is wrong, what to do."""
     problem = error.errors()[0]
-    keys = list(_plain_keys(root, problem["loc"]))
+    # An unknown key may look like anything, also like what pydantic puts in for chosen kinds.
+    unknown = problem["type"] == "extra_forbidden"
+    keys = [*_plain_keys(root, problem["loc"][:-1]), str(problem["loc"][-1])] if unknown else list(_plain_keys(root, problem["loc"]))
     dotted = ".".join(keys)
     source = next((f"--set {key}" for key in given if dotted == key or dotted.startswith(key + ".") or key.startswith(dotted + ".")), where)
     kind, context = problem["type"], problem.get("ctx", {})
-    if kind == "extra_forbidden":
+    if unknown:
         known = [name for section in _sections(root, problem["loc"][:-1]) for name in section.model_fields]
         close = difflib.get_close_matches(keys[-1], known, 1)
         return f"{source}: unknown key '{dotted}'; " + (f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}.")
@@ -193,7 +232,23 @@ def _sentence(error: ValidationError, root: type[BaseModel], where: str, given: 
         # A section's own check, which says what it was given.
         return f"{source}: in '{dotted}' {context['error']}."
     message = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{source}: '{dotted}' is {problem['input']!r}: {message}."
+    return f"{source}: '{dotted}' is {_shown(problem['input'])}: {message}."
+
+
+class _Short(reprlib.Repr):
+    """Values of any size and depth in a few words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write whole numbers of more than some thousand digits.
+        return repr(value) if abs(value) < 10**40 else f"a whole number of {value.bit_length()} bits"
+
+
+def _shown(value: Any) -> str:
+    return _Short().repr(value)
 
 
 def _plain_keys(root: type[BaseModel], location: Sequence[int | str]) -> Iterator[str]:

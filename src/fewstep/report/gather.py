@@ -11,6 +11,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.recipes import DistillRecipe, load_recipe
+from fewstep.recipes.source import read_values
 from fewstep.report.history import History
 from fewstep.report.pictures import Picture, evenly, read_picture
 from fewstep.training.log import read_log
@@ -93,18 +94,9 @@ def gather(folder: Path) -> Run:
 
 
 def _recipe(path: Path) -> tuple[str, dict[str, Any]]:
-    import yaml
-
     if not path.is_file():
         raise UserError(f"{path.parent}: is not a run folder (it has no recipe.yaml); check the path.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it from a copy.") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"{path}: is not a recipe, which is a mapping of settings; restore it from a copy.")
-    return text, recipe
+    return read_values(path)
 
 
 def _json(path: Path, part: str, absent: str, missing: dict[str, str]) -> dict[str, Any]:
@@ -115,7 +107,7 @@ def _json(path: Path, part: str, absent: str, missing: dict[str, str]) -> dict[s
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         missing[part] = f"{place} could not be read; write it anew."

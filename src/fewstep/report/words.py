@@ -6,11 +6,13 @@ import math
 from typing import Any, TypeGuard
 
 ABSENT = "–"
+_LARGEST = 1e300
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether ``value`` is a finite number (a truth value is none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether ``value`` is a finite number, small enough to be computed with (a truth value is none)."""
+    # Compared and not asked by isfinite, for which whole numbers may be too large.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def number(value: Any) -> str:

@@ -1,9 +1,11 @@
 """What one does with a run."""
 
 from fewstep.runs.blocks import Workers
+from fewstep.runs.checkpoints import list_checkpoints, prune_checkpoints
 from fewstep.runs.compare import Comparison, compare
 from fewstep.runs.covariate import measure_shift
 from fewstep.runs.distill import distill, pretrain
+from fewstep.runs.doctor import examine, has_problem
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.guidance import load_guided
@@ -22,7 +24,10 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "examine",
+    "has_problem",
     "inspect",
+    "list_checkpoints",
     "load",
     "load_guided",
     "load_teacher",
@@ -30,5 +35,6 @@ __all__ = [
     "measure_shift",
     "plan_recipe",
     "pretrain",
+    "prune_checkpoints",
     "write_reference",
 ]

@@ -12,6 +12,10 @@ from fewstep.errors import UserError
 from fewstep.runs.folder import RunFolder
 from fewstep.training.log import read_log
 
+_KEYS = ("step", "evaluations", "fd")
+# Above all that a run counts, and what a float holds exactly.
+_LARGEST = 2**53
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -65,13 +69,19 @@ def compare(runs: Sequence[Path | str]) -> Comparison:
     return Comparison(tuple(measured(Path(run)) for run in runs))
 
 
+def _is_measured(entry: dict[str, Any]) -> bool:
+    """Whether the figures of a line are numbers, as in what a run wrote."""
+    values = [entry.get(key) for key in _KEYS]
+    return all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values) and min(values[:2]) >= 0
+
+
 def measured(run: Path) -> Measured:
     """The curve of one run, named by its folder."""
     folder = RunFolder(run)
     folder.read_recipe()
-    points = [entry for entry in read_log(folder.log) if entry.get("probe") == "evaluation"]
+    points = [entry for entry in read_log(folder.log) if entry.get("probe") == "evaluation" and _is_measured(entry)]
     if len(points) < 2:
         raise UserError(f"{run}: has fewer than two measurements in metrics.jsonl; train longer or lower 'evaluation.every'.")
-    columns = (tuple(point[key] for point in points) for key in ("step", "evaluations", "fd"))
+    columns = (tuple(point[key] for point in points) for key in _KEYS)
     steps, evaluations, fd = columns
     return Measured(str(run), steps, evaluations, fd)

@@ -26,6 +26,16 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def checkpoints(self) -> Path:
+        """What a run goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def degradation(self) -> Path:
+        """The degradation path of a backtracked target."""
+        return self.path / "path"
+
+    @property
     def student(self) -> Path:
         """The averaged student, with what is needed to rebuild it."""
         return self.path / "student.safetensors"

@@ -125,7 +125,7 @@ def plan(recipe: DistillRecipe, name: str, gpus: int = 1, memory_gb: float | Non
     if gpus < 1 or tflops <= 0 or not 0 < reached <= 1 or (memory_gb is not None and memory_gb <= 0):
         raise UserError(f"plan: needs at least 1 GPU, a memory and TFLOP/s above 0 and a share reached in (0, 1], got {gpus}, {memory_gb}, {tflops} and {reached}.")
     check_parts(recipe)
-    context, built = _sketched(recipe)
+    context, built = sketch(recipe, Path("plan"))
     slot = bytes_of(context.original) if isinstance(recipe.target, config.BacktrackedTarget) else 0
     steps = {stage.name: stage.total or recipe.training.steps for stage in built.stages}
     measured = _measured(recipe, context, built, steps, slot)
@@ -167,14 +167,14 @@ def plan_recipe(source: str | Path, overrides: Sequence[str], gpus: int = 1, mem
     return plan(recipe, str(source), gpus, memory_gb, tflops, reached)
 
 
-def _sketched(recipe: DistillRecipe) -> tuple[Context, Built]:
-    """The recipe's parts on the meta device, on data of the teacher's shape that is not there."""
+def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
+    """The recipe's parts on the meta device, on data of the teacher's shape that is not there; what a run would write goes by paths in ``folder``, and nothing is written."""
     teacher = sketched_teacher(recipe.teacher, recipe.data)
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
     # Digits and points are at hand, and some methods look at them.
     blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else build_data(recipe.data)
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or at least no larger than the run's.
-    context = build_context(recipe, Path("plan"), blank, teacher, fourier_features(math.prod(teacher.shape), 1))
+    context = build_context(recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1))
     built = recipe.method.build(context)
     for stage in built.stages:
         for phase in stage.phases:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from fewstep.states import Prior
 from fewstep.times import Grid
 
 BATCH = 500
+LARGEST = 1e6
+"""Of the numbers in a student's file: levels of noise and bounds of samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +153,16 @@ def load(run: Path | str, guidance: float | None = None) -> StudentSampler:
         raise UserError(f"{run}: has no student.safetensors; the run may not have ended, or is a pretraining: go on with 'fewstep distill ... --resume'.")
     model, extra = load_model(path)
     try:
-        prior, (low, high) = extra["prior"], extra["range"]
+        time, scale, (low, high) = _number(extra["prior"]["time"], 0), _number(extra["prior"]["scale"], 0), map(_number, extra["range"])
+        if not low < high:
+            raise ValueError(f"a range from {low} to {high}")
         # A generator has no schedule; any serves for a prior of given scale.
         schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
         shape = model.latent_shape if isinstance(model, Generator) else model.shape
-        start = Prior(schedule, shape, prior["time"], prior["scale"], model.classes)
+        start = Prior(schedule, shape, time, scale, model.classes)
         sampling = Sampling(**extra["sampling"])
+        if isinstance(model, Denoiser) and not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
+            raise ValueError(f"a first time of {time}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: holds a model but not how to sample it ({error}); it is not a student's file.") from error
     if guidance is not None:
@@ -163,6 +170,13 @@ def load(run: Path | str, guidance: float | None = None) -> StudentSampler:
             raise UserError(f"{path}: this student was not conditioned on a guidance scale; leave the guidance out.")
         sampling = replace(sampling, guidance=guidance)
     return StudentSampler(low, high, freeze(model), start, sampling)
+
+
+def _number(value: Any, least: float = -LARGEST) -> float:
+    """A value of a file that is a number; raises ``ValueError`` for another."""
+    if type(value) not in (int, float) or not least <= value <= LARGEST:
+        raise ValueError(f"{value!r:.80} where a number should be")
+    return float(value)
 
 
 def load_teacher(run: Path | str, guidance: float = 1.0) -> TeacherSampler:

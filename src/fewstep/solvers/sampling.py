@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import NoneType
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from fewstep.times import Grid, LogSNRGrid, RhoGrid, UniformGrid, nested_times
 GRIDS: Mapping[str, Grid] = {"rho": RhoGrid(), "log-snr": LogSNRGrid(), "uniform": UniformGrid()}
 
 
+MOST_STEPS = 10_000
+
+
 @dataclass(frozen=True)
 class Sampling:
     """``jump``: ``renoise`` (to the estimate of x_0, and noised again: consistency models, DMD2), ``ddim`` (deterministic: progressive distillation, flows) or ``gamma`` (trajectory
@@ -39,6 +43,10 @@ class Sampling:
     rule: str = "euler"
 
     def __post_init__(self) -> None:
+        if type(self.steps) is not int or self.steps > MOST_STEPS or not all(type(value) in (int, float, NoneType) for value in (self.gamma, self.guidance)):
+            raise UserError(
+                f"sampling: 'steps' must be a whole number up to {MOST_STEPS:,}, 'gamma' and 'guidance' numbers, got {self.steps!r:.40}, {self.gamma!r:.40} and {self.guidance!r:.40}."
+            )
         if self.rule not in ("euler", "dpm2m") or (self.rule != "euler" and self.jump != "ddim"):
             raise UserError(f"sampling: 'rule' must be 'euler', or 'dpm2m' with the jump 'ddim', got '{self.rule}' with '{self.jump}'.")
         if self.jump not in _JUMPS or self.grid not in GRIDS or self.steps < 1 or not 0 <= self.gamma <= 1:

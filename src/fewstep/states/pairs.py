@@ -42,7 +42,7 @@ class Pairs(States):
     @functools.cached_property
     def _stored(self) -> dict[str, Tensor]:
         tensors, metadata = read_tensors(self.path)
-        _check_pairs(self.path, tensors)
+        check_pairs(self.path, tensors)
         for key, ours in (("time", self.time), ("schedule", self.schedule.describe())):
             if key in metadata and metadata[key] != ours:
                 raise UserError(f"{self.path}: its pairs are of another {key}, {metadata[key]} instead of {ours}; make the pairs anew.")
@@ -62,11 +62,12 @@ def write_pairs(path: Path, x: Tensor, x0: Tensor, labels: Tensor | None, metada
     Raises ``UserError`` for tensors that are no pairs, and when the file cannot be written.
     """
     tensors = {"x": x, "x0": x0} if labels is None else {"x": x, "x0": x0, "labels": labels}
-    _check_pairs(path, tensors)
+    check_pairs(path, tensors)
     return write_tensors(path, tensors, metadata)
 
 
-def _check_pairs(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_pairs(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ``UserError`` naming the file when ``tensors`` are not x, x0 (N, *D) and perhaps labels (N,), with N of at least 1."""
     if not {"x", "x0"} <= set(tensors) <= {"x", "x0", "labels"}:
         raise UserError(f"{path}: holds {', '.join(sorted(tensors)) or 'nothing'} instead of the tensors x, x0 and perhaps labels; give a file of pairs.")
     rows = len(tensors["x"])

@@ -122,7 +122,7 @@ class DegradationPath(Stateful):
             if content["format"] != FORMAT:
                 raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
             well_formed = all(set(node) == {"file", "digest", "step"} and Path(node["file"]).name == node["file"] for node in nodes)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{self._manifest}: is not a readable path manifest ({error}); delete the folder to record again.") from error
         if not well_formed:
             raise UserError(f"{self._manifest}: an entry of 'nodes' is malformed; delete the folder to record again.")

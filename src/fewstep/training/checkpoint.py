@@ -57,7 +57,9 @@ class Checkpoints:
         """The newest that reads whole, None when there is none; ``warn`` is told of each that was passed over."""
         for path in self.paths():
             try:
-                return Checkpoint(*read_tensors(path))
+                tensors, state = read_tensors(path)
+                place_of(path, state)
+                return Checkpoint(tensors, state)
             except UserError as error:
                 warn(f"passed over a checkpoint that cannot be read: {error}")
         return None
@@ -68,6 +70,19 @@ class Checkpoints:
             match = _NAME.fullmatch(path.name)
             if match and int(match.group(1)) > step:
                 path.unlink()
+
+
+def place_of(path: Path, state: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(stage, steps in it, steps in all) of a checkpoint's file; raises ``UserError`` when ``state`` is not a checkpoint's, or that of another step than the file's name says."""
+    try:
+        progress = state["progress"]
+        place = tuple(int(progress[key]) for key in ("stage", "stage_step", "step"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not a checkpoint but another file of fewstep's; move it away.") from error
+    match = _NAME.fullmatch(path.name)
+    if match and int(match.group(1)) != place[2]:
+        raise UserError(f"{path}: is the checkpoint of step {place[2]}, as its name should say; rename it, or move it away.")
+    return place[0], place[1], place[2]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import append_line, write_text
+from fewstep.files import append_line, write_bytes
 
 
 class Log:
@@ -23,8 +23,8 @@ class Log:
 
     def cut(self, lines: int) -> None:
         """Keeps the first ``lines`` lines; what an undisturbed run would not have written yet goes."""
-        kept = self.path.read_text().splitlines(keepends=True)[:lines] if self.path.is_file() else []
-        write_text(self.path, "".join(kept))
+        kept = self.path.read_bytes().splitlines(keepends=True)[:lines] if self.path.is_file() else []
+        write_bytes(self.path, b"".join(kept))
         self.lines = len(kept)
 
     def append(self, entry: Mapping[str, Any]) -> None:
@@ -34,11 +34,15 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log."""
-    entries = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
-    return entries
+    """The complete lines of a log; what is no JSON object is passed over."""
+    found = (read_line(line) for line in path.read_bytes().splitlines()) if path.is_file() else ()
+    return [entry for entry in found if entry is not None]
+
+
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """The entry in a line, None when it is incomplete or damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -121,6 +121,9 @@ class Spread(Check):
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         state = step.state(self.samples)
+        # Data with one sample a class, or with equal ones, has no spread to be compared with.
+        if not self._own:
+            return None
         ratio = spread(state.x, state.condition.labels) / self._own
         warning = ""
         if ratio < self.low:

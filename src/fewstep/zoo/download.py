@@ -23,8 +23,7 @@ def local_file(source: str | Path, sha256: str | None = None) -> Path:
 
     Raises ``UserError`` when there is no such file, it cannot be fetched, or its SHA-256 is not ``sha256`` (64 hexadecimal digits; None accepts any).
     """
-    text = str(source)
-    path = _fetched(text) if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) else Path(source).expanduser()
+    path = _fetched(str(source)) if is_address(source) else Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path.")
     if sha256 is not None and file_digest(path) != sha256.lower():
@@ -38,12 +37,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _fetched(url: str) -> Path:
+def is_address(source: str | Path) -> bool:
+    """Whether a source is an address and not a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(source)) is not None
+
+
+def cached_file(url: str) -> Path:
+    """Where the file of an https URL is kept once it was fetched. Raises ``UserError`` for another kind of address."""
     if not url.startswith("https://"):
         raise UserError(f"{url}: only https is fetched, so that nobody on the way can put another file in its place; use an https URL or a local file.")
     # The name alone would mix up the same name of two sites.
     name = re.sub(r"[^A-Za-z0-9._-]", "_", url.partition("?")[0].rsplit("/", 1)[-1])[-100:]
-    path = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+
+
+def _fetched(url: str) -> Path:
+    path = cached_file(url)
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

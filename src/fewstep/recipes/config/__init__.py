@@ -28,10 +28,12 @@ from fewstep.recipes.config.axes import (
     UsualStates,
 )
 from fewstep.recipes.config.base import (
+    MOST,
     Count,
     DenoisingWeighting,
     DistanceChoice,
     EDMWeighting,
+    Few,
     L1Distance,
     LogNormal,
     Optimizer,
@@ -41,6 +43,7 @@ from fewstep.recipes.config.base import (
     RhoUniform,
     ScoreWeighting,
     Section,
+    Seed,
     Share,
     SolverChoice,
     SquaredL2Distance,
@@ -54,6 +57,7 @@ from fewstep.recipes.config.run import ClassifierFeatures, Evaluation, FeaturesC
 from fewstep.recipes.config.teachers import ConsistencyModelsTeacher, DiffusersTeacher, FileTeacher, NvidiaTeacher, ShippedTeacher, TeacherChoice, UntrainedTeacher
 
 __all__ = [
+    "MOST",
     "BacktrackedTarget",
     "ClassifierChoice",
     "ClassifierFeatures",
@@ -75,6 +79,7 @@ __all__ = [
     "FastGANChoice",
     "FastGANStudent",
     "FeaturesChoice",
+    "Few",
     "FileTeacher",
     "FixedTarget",
     "ForwardStates",
@@ -108,6 +113,7 @@ __all__ = [
     "RolloutStates",
     "ScoreWeighting",
     "Section",
+    "Seed",
     "Share",
     "ShippedTeacher",
     "SolverChoice",

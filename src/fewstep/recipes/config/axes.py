@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.recipes.config.base import Count, Optimizer, Positive, Section, Share, Steps
+from fewstep.recipes.config.base import MOST, Count, Few, Optimizer, Positive, Section, Seed, Share, Steps
 from fewstep.recipes.config.models import DenoisingNetwork, FastGANChoice
 
 
@@ -21,10 +21,10 @@ class LowRankStudent(Section):
     """The teacher with a low-rank adapter (LoRA), which alone is trained."""
 
     kind: Literal["lora"]
-    rank: Count = 8
+    rank: Few = 8
     scale: Positive = 1.0
     first_sigma: Positive = 2.5
-    seed: int = 0
+    seed: Seed = 0
 
 
 class NetworkStudent(Section):
@@ -34,7 +34,7 @@ class NetworkStudent(Section):
     network: DenoisingNetwork
     start: str | None = None
     first_sigma: Positive = 2.5
-    seed: int = 0
+    seed: Seed = 0
 
 
 class LatentStudent(Section):
@@ -44,14 +44,14 @@ class LatentStudent(Section):
     latent: Count = 2
     width: Count = 64
     depth: Count = 3
-    seed: int = 0
+    seed: Seed = 0
     start: str | None = None
 
 
 class FastGANStudent(FastGANChoice):
     """FastGAN's generator, which knows no noise levels (App. A.2). ``start``: as of 'latent-mlp'; the model of a pretraining by GAN is one."""
 
-    seed: int = 0
+    seed: Seed = 0
     start: str | None = None
 
 
@@ -83,7 +83,7 @@ class SwitchEvery(Section):
     """``steps`` at each node, or a list in the order of use whose last entry serves all that remain."""
 
     kind: Literal["every"]
-    steps: Steps | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), Share()]
+    steps: Steps | Annotated[list[Annotated[int, Field(ge=1, le=MOST)]], Field(min_length=1), Share()]
 
 
 class SwitchAtPlateau(Section):
@@ -101,7 +101,7 @@ class BacktrackedTarget(Section):
     """``nodes`` counts the teacher. ``optimizer`` degrades the teacher."""
 
     kind: Literal["backtracked"]
-    nodes: Count
+    nodes: Few
     record: RecordChoice
     switch: SwitchChoice
     optimizer: Optimizer = Optimizer()
@@ -151,7 +151,7 @@ class DDILStates(Section):
     later_student: Probability = 0.8
     first_part: float = Field(0.6, gt=0, lt=1)
     capacity: Count = 4096
-    collect: Count = 16
+    collect: int = Field(16, ge=1, le=65_536)
     keep: Literal["reservoir", "ring"] = "ring"
 
     @model_validator(mode="after")

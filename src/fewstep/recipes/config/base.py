@@ -13,16 +13,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, and values are not coerced from other types beyond int to float."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Share:
     """Marks a count of steps that keeps its proportion to ``training.steps``."""
 
 
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=1), Share()]
+MOST = 99_999_999
+"""Of anything that is counted: a checkpoint's name has eight digits."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Steps = Annotated[int, Field(ge=1, le=MOST), Share()]
 Positive = Annotated[float, Field(gt=0)]
+Few = Annotated[int, Field(ge=1, le=10_000)]
+"""Points of a grid or steps of a sampler: what is listed in full, or nested, before a run begins."""
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What torch takes as one."""
 
 
 class LogNormal(Section):
@@ -66,7 +74,7 @@ class Optimizer(Section):
     lr: Positive = 1e-4
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.999], min_length=2, max_length=2)
     weight_decay: float = Field(0.0, ge=0)
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0, le=MOST)
     decay: float = Field(0.0, ge=0, le=1)
     clip: Positive | None = None
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fewstep.recipes.config.base import Count, Positive, Section
+from fewstep.data.archive import MOST_CLASSES
+from fewstep.recipes.config.base import Few, Positive, Section, Seed
+
+_MOST_VALUES = 2**24
 
 
 class DigitsData(Section):
@@ -17,17 +21,17 @@ class MixtureData(Section):
     """``components`` round Gaussians with means uniform in a square (App. E.2); ``samples`` of them stand for the data set."""
 
     kind: Literal["random-mixture"]
-    components: Count = 10
+    components: Few = 10
     half_width: Positive = 4.0
     std: Positive = 0.3
-    samples: int = Field(10_000, ge=2)
-    seed: int = 0
+    samples: int = Field(10_000, ge=2, le=10_000_000)
+    seed: Seed = 0
 
 
 class _ImageSet(Section):
     """``size``: pixels a side of the centred square that each image is resized to, null to take them as they are; values are always in [-1, 1]."""
 
-    size: Count | None = None
+    size: Few | None = None
 
 
 class ImagesData(_ImageSet):
@@ -39,7 +43,7 @@ class ImagesData(_ImageSet):
     path: str
     labels: bool = True
     channels: Literal[1, 3] = 3
-    classes: int | None = Field(None, ge=0)
+    classes: int | None = Field(None, ge=0, le=MOST_CLASSES)
 
 
 class HuggingFaceData(_ImageSet):
@@ -65,10 +69,16 @@ class WavesData(Section):
     """Made-up images (channels, height, width), for rehearsals; see ``fewstep.data.synthetic``."""
 
     kind: Literal["waves"]
-    shape: list[Count] = Field(min_length=3, max_length=3)
-    classes: int = Field(0, ge=0)
-    samples: int = Field(64, ge=2)
-    seed: int = 0
+    shape: list[Few] = Field(min_length=3, max_length=3)
+    classes: int = Field(0, ge=0, le=MOST_CLASSES)
+    samples: int = Field(64, ge=2, le=10_000_000)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> WavesData:
+        if self.samples * prod(self.shape) > _MOST_VALUES:
+            raise ValueError(f"'samples' ({self.samples}) images of 'shape' {self.shape} have more than {_MOST_VALUES:,} values, which made-up images may have together")
+        return self
 
 
 DataChoice = Annotated[DigitsData | MixtureData | WavesData | ImagesData | HuggingFaceData | WebDatasetData, Field(discriminator="kind")]

@@ -18,7 +18,7 @@ class KarrasSchedule(Section):
 class DiscreteSchedule(Section):
     kind: Literal["discrete-vp"]
     betas: Literal["linear", "scaled_linear", "cosine"] = "linear"
-    steps: int = Field(1000, ge=2)
+    steps: int = Field(1000, ge=2, le=100_000)
     beta_start: Positive = 1e-4
     beta_end: Positive = 2e-2
 
@@ -38,7 +38,7 @@ class PredictionChoice(Section):
 class SmallUNetChoice(Section):
     kind: Literal["small-unet"]
     channels: Count = 1
-    width: int = Field(32, ge=8, multiple_of=8)
+    width: int = Field(32, ge=8, le=65_536, multiple_of=8)
     depth: Count = 2
     embedding: Count = 64
     patch: Count = 1
@@ -90,7 +90,7 @@ class FastGANChoice(Section):
 
     kind: Literal["fastgan"]
     latent: Count = 256
-    width: int = Field(64, ge=4, multiple_of=4)
+    width: int = Field(64, ge=4, le=65_536, multiple_of=4)
 
 
 class ImageCriticChoice(Section):
@@ -112,7 +112,7 @@ class ImageClassifierChoice(Section):
     kind: Literal["image-classifier"]
     size: Count = 32
     channels: Count = 3
-    width: int = Field(16, ge=8, multiple_of=8)
+    width: int = Field(16, ge=8, le=65_536, multiple_of=8)
     depth: Count = 1
     features: Count = 128
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.recipes.config.base import Count, Positive, Section, SolverChoice
+from fewstep.recipes.config.base import Count, Few, Positive, Section, Seed, SolverChoice
 
 
 class HalfLifeAverage(Section):
@@ -30,8 +30,8 @@ class Training(Section):
 
     steps: Count
     laid_out_for: Count | None = None
-    batch: Count = 64
-    seed: int = 0
+    batch: int = Field(64, ge=1, le=65_536)
+    seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
     average: AverageChoice = HalfLifeAverage(kind="half-life")
@@ -47,9 +47,9 @@ class DigitFeatures(Section):
 
 class FourierFeatures(Section):
     kind: Literal["fourier"]
-    count: Count = 64
+    count: int = Field(64, ge=1, le=65_536)
     bandwidth: Positive = 1.0
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ClassifierFeatures(Section):
@@ -73,10 +73,10 @@ class Evaluation(Section):
     """``every``: steps between quick measurements (one draw) of the student while it trains; ``samples`` a draw."""
 
     features: FeaturesChoice
-    samples: int = Field(5000, ge=2)
-    draws: Count = 3
-    seed: int = 0
+    samples: int = Field(5000, ge=2, le=1_000_000)
+    draws: Few = 3
+    seed: Seed = 0
     every: Count = 200
-    teacher_steps: list[Count] = Field([35, 1])
-    student_steps: list[Count] = Field([1])
+    teacher_steps: list[Few] = Field([35, 1], max_length=100)
+    student_steps: list[Few] = Field([1], max_length=100)
     solver: SolverChoice = SolverChoice()

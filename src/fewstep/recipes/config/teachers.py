@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from fewstep.data.archive import MOST_CLASSES
 from fewstep.networks.edm import SETTINGS
-from fewstep.recipes.config.base import Section
+from fewstep.recipes.config.base import Section, Seed
 from fewstep.recipes.config.models import DenoiserModel
 
 
@@ -29,7 +30,7 @@ class UntrainedTeacher(Section):
 
     kind: Literal["untrained"]
     model: DenoiserModel
-    seed: int = 0
+    seed: Seed = 0
 
 
 class _Published(Section):
@@ -40,7 +41,7 @@ class _Published(Section):
     path: str
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     network: str
-    classes: int = Field(0, ge=0)
+    classes: int = Field(0, ge=0, le=MOST_CLASSES)
 
     @field_validator("network")
     @classmethod

@@ -26,7 +26,7 @@ class AdversarialDiffusionMethod(Method):
     distillation: config.Positive = 2.5
     times: config.TimesChoice = config.LogNormal(kind="log-normal")
     adversarial: AdversarialChoice = TeacherTrunk(kind="teacher-trunk", weight=1.0, loss="hinge", r1=1e-5)
-    steps: config.Count = 4
+    steps: config.Few = 4
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), True, roles=("teacher", "student"))
 

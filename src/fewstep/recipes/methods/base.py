@@ -85,12 +85,12 @@ class GridMethod(Method, abc.ABC):
     target, 0 for the student itself; ``steps``: for sampling.
     """
 
-    points: int = Field(18, ge=2)
+    points: int = Field(18, ge=2, le=10_000)
     rule: Literal["euler", "heun"] = "heun"
     grid: Literal["rho", "log-snr", "uniform"] = "rho"
     distance: config.DistanceChoice = config.PseudoHuberDistance(kind="pseudo-huber")
     ema: float = Field(20.0, ge=0)
-    steps: config.Count = 2
+    steps: config.Few = 2
 
     def grid_times(self, context: Context) -> tuple[float, ...]:
         """The grid, (points + 1,)."""

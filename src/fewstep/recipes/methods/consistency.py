@@ -31,10 +31,10 @@ class ConsistencyMethod(GridMethod):
     """
 
     kind: Literal["consistency"]
-    skip: config.Count = 1
-    intervals: config.Count = 1
+    skip: config.Few = 1
+    intervals: config.Few = 1
     guidance: GuidanceRange | None = None
-    rollout_steps: list[config.Count] = Field([3, 4, 5], min_length=1)
+    rollout_steps: list[config.Few] = Field([3, 4, 5], min_length=1)
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"), usual_roles=("teacher", "target"))
 

@@ -31,14 +31,14 @@ class RectifiedFlowMethod(Method):
     """
 
     kind: Literal["rectified-flow"]
-    reflows: config.Count = 1
-    pairs: config.Count = 20_000
+    reflows: config.Few = 1
+    pairs: int = Field(20_000, ge=1, le=10_000_000)
     solver: config.SolverChoice = config.SolverChoice(rule="heun")
-    solver_steps: config.Count = 18
-    flow_steps: config.Count = 20
+    solver_steps: config.Few = 18
+    flow_steps: config.Few = 20
     distil: float = Field(0.4, ge=0, lt=1)
     distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
-    steps: config.Count = 1
+    steps: config.Few = 1
 
     traits: ClassVar[Traits] = Traits(
         frozenset(),

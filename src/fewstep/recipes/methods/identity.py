@@ -25,7 +25,7 @@ class IdentityMethod(Method):
     weighting: MatchingWeighting = MatchingWeighting(kind="dmd")
     times: config.TimesChoice = config.LogNormal(kind="log-normal")
     fake: LearnedFake = LearnedFake(kind="learned")
-    steps: config.Count = 1
+    steps: config.Few = 1
 
     traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
 

@@ -23,7 +23,7 @@ class StoredPairs(config.Section):
     """``count`` pairs, made before the first step and kept in the run's folder."""
 
     kind: Literal["stored"]
-    count: config.Count = 20_000
+    count: int = Field(20_000, ge=1, le=10_000_000)
 
 
 class PairsOnTheFly(config.Section):
@@ -41,9 +41,9 @@ class KnowledgeMethod(Method):
     kind: Literal["knowledge"]
     pairs: PairsChoice = StoredPairs(kind="stored")
     solver: config.SolverChoice = config.SolverChoice(rule="heun")
-    solver_steps: config.Count = 18
+    solver_steps: config.Few = 18
     distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
-    steps: config.Count = 1
+    steps: config.Few = 1
 
     traits: ClassVar[Traits] = Traits(frozenset(), False, roles=("teacher", "student"), usual_roles=("teacher",))
 

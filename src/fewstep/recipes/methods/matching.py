@@ -52,7 +52,7 @@ class _TrainedFake(config.Section):
     times: config.TimesChoice = config.LogNormal(kind="log-normal")
     weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
     optimizer: config.Optimizer = config.Optimizer()
-    updates: config.Count = 1
+    updates: config.Few = 1
 
 
 class LearnedFake(_TrainedFake):
@@ -66,7 +66,7 @@ class LowRankFake(_TrainedFake):
     """The teacher with a low-rank adapter, which alone is trained (VSD). Its base is its own: it stays when the target moves."""
 
     kind: Literal["lora"]
-    rank: config.Count = 8
+    rank: config.Few = 8
     scale: config.Positive = 1.0
 
 
@@ -80,7 +80,7 @@ class FieldFake(config.Section):
     """The stable target field of ``samples``: the sample itself and fresh ones (the unbiased estimate)."""
 
     kind: Literal["field"]
-    samples: config.Count = 64
+    samples: config.Few = 64
 
 
 FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(discriminator="kind")]
@@ -90,8 +90,8 @@ class Regression(config.Section):
     """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs`` made once by ``steps`` steps of the solver."""
 
     weight: config.Positive = 0.25
-    pairs: config.Count = 5000
-    steps: config.Count = 18
+    pairs: int = Field(5000, ge=1, le=10_000_000)
+    steps: config.Few = 18
     solver: config.SolverChoice = config.SolverChoice(rule="heun")
     distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
 
@@ -103,7 +103,7 @@ class DistributionMatchingMethod(Method):
     weighting: MatchingWeighting = MatchingWeighting(kind="dmd")
     times: config.TimesChoice = config.LogNormal(kind="log-normal")
     fake: FakeChoice = LearnedFake(kind="learned")
-    steps: config.Count = 1
+    steps: config.Few = 1
     regression: Regression | None = None
     adversarial: AdversarialChoice | None = None
 

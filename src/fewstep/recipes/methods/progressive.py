@@ -41,7 +41,7 @@ class GuidanceRange(config.Section):
         return self
 
 
-Power = Annotated[int, Field(ge=1)]
+Power = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class ProgressiveMethod(Method):

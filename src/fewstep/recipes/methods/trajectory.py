@@ -37,10 +37,10 @@ class TrajectoryMethod(GridMethod):
     """
 
     kind: Literal["trajectory"]
-    max_steps: config.Count = 3
+    max_steps: config.Few = 3
     denoising: DenoisingTerm = DenoisingTerm()
     adversarial: AdversarialChoice | None = None
-    adversarial_after: Annotated[int, Field(ge=0), config.Share()] = 0
+    adversarial_after: Annotated[int, Field(ge=0, le=config.MOST), config.Share()] = 0
     gamma: float = Field(0.0, ge=0, le=1)
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))

@@ -1,0 +1,142 @@
+"""Which checkpoints a run has, which of them are whole, and the room that old ones take: what ``fewstep checkpoints`` does.
+
+A checkpoint is *whole* when a run can go on from it: its checksum is right, and it is a checkpoint of the step that its name says. Without reading it through, only its header and
+its length are looked at: a file that was cut short is found, a flipped byte is not.
+
+Pruning is the one command that removes what training made. It works under the run's lock, so that no trainer is writing; it reads every file through first, and removes nothing
+unless a whole checkpoint stays. A file that is something else than a checkpoint (a student's, under a checkpoint's name) is somebody's and stays; one that the disk does not give
+stops the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fewstep.errors import UserError
+from fewstep.files import locked, read_metadata, verify_tensors
+from fewstep.runs.folder import RunFolder
+from fewstep.training.checkpoint import Checkpoints, place_of
+from fewstep.training.log import read_log
+
+State = Literal["whole", "damaged", "foreign", "unreadable"]
+# What only the holder of the run's lock writes; reports and measurements are written without it.
+_HELD = ("checkpoints/.*.aside", "path/.*.aside", ".recipe.yaml.*.aside", ".metrics.jsonl.*.aside", ".*.safetensors.*.aside")
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint on disk of ``bytes`` bytes: ``stage`` (from 0), ``stage_step`` steps into it, ``step`` in all; ``name`` of the stage where the log tells it.
+
+    ``state``: "whole"; "damaged"; "foreign", no checkpoint or not of that step; "unreadable", when the disk and not the content is in the way. ``why`` it is not whole.
+    """
+
+    file: str
+    bytes: int
+    state: State
+    stage: int | None = None
+    stage_step: int | None = None
+    step: int | None = None
+    name: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A run's checkpoints, newest first. ``resumes``: the file that a resumed run goes on from, None when it would begin anew; ``verified``: whether checksums were compared;
+    ``leftovers``: what writers that crashed left behind; ``removed``: what pruning has removed. Files are paths relative to ``run``.
+    """
+
+    run: str
+    checkpoints: list[CheckpointFile]
+    resumes: str | None
+    verified: bool
+    leftovers: list[str]
+    removed: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def list_checkpoints(run: Path | str, verify: bool = False) -> Listing:
+    """The checkpoints of a run; with ``verify`` each is read through and its checksum compared. Raises ``UserError`` when the folder holds no run."""
+    folder = RunFolder(Path(run))
+    kept = Checkpoints(folder.checkpoints)
+    if not folder.recipe.is_file() and not folder.log.is_file() and not kept.paths():
+        raise UserError(f"{run}: is not a run folder (it has no recipe, no log and no checkpoints); give the folder that 'fewstep distill' or 'fewstep pretrain' wrote.")
+    log = read_log(folder.log)
+    found = [_looked_at(path, folder.path, verify, log) for path in kept.paths()]
+    resumes = next((each.file for each in found if each.state == "whole"), None)
+    return Listing(str(run), found, resumes, verify, [_relative(path, folder.path) for path in _leftovers(folder.path)], [])
+
+
+def prune_checkpoints(run: Path | str, keep: int) -> Listing:
+    """Removes all but the newest ``keep`` >= 1 whole checkpoints, and what crashed writers left behind; the listing of what stays, and what was ``removed``.
+
+    Raises ``UserError``, having removed nothing, when another process works in the folder, no checkpoint is whole, or one cannot be read.
+    """
+    if keep < 1:
+        raise UserError(f"--prune {keep}: at least 1 checkpoint must be kept, or the run could not go on.")
+    list_checkpoints(run)
+    with locked(Path(run)):
+        before = list_checkpoints(run, verify=True)
+        for each in before.checkpoints:
+            if each.state == "unreadable":
+                raise UserError(f"{Path(run) / each.file}: cannot be read, and nothing was removed; repair the disk or the permissions, or move it away.")
+        if before.checkpoints and before.resumes is None:
+            raise UserError(f"{run}: none of its {len(before.checkpoints)} checkpoints is whole, and nothing was removed; restore one from a copy, or delete the folder to begin anew.")
+        old = [each for each in before.checkpoints if each.state == "whole"][keep:]
+        gone = [each for each in before.checkpoints if each in old or each.state == "damaged"]
+        removed = [*(each.file for each in gone), *before.leftovers]
+        for name in removed:
+            _remove(Path(run) / name)
+    return Listing(before.run, [each for each in before.checkpoints if each not in gone], before.resumes, True, [], removed)
+
+
+def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]]) -> CheckpointFile:
+    file, size = _relative(path, run), path.lstat().st_size
+    if not path.is_file():
+        return CheckpointFile(file, size, "unreadable", why=f"{path}: is not a file; move it away.")
+    try:
+        metadata = verify_tensors(path) if verify else read_metadata(path)
+    except UserError as error:
+        return CheckpointFile(file, size, _state(error), why=str(error))
+    try:
+        stage, stage_step, step = place_of(path, metadata)
+    except UserError as error:
+        return CheckpointFile(file, size, "foreign", why=str(error))
+    return CheckpointFile(file, path.stat().st_size, "whole", stage, stage_step, step, _stage_name(log, step, stage_step))
+
+
+def _state(error: UserError) -> State:
+    """What is the matter with a file, from what stopped its reading: the disk, a header that is not ours, or else its content."""
+    if isinstance(error.__cause__, OSError):
+        return "unreadable"
+    return "foreign" if isinstance(error.__cause__, (KeyError, TypeError, ValueError, AttributeError, RecursionError)) else "damaged"
+
+
+def _stage_name(log: list[dict[str, Any]], step: int, stage_step: int) -> str | None:
+    """What the stage is called: any line that it has written by then says so."""
+    steps = range(step - stage_step + 1, step + 1)
+    return next((str(entry["stage"]) for entry in log if "stage" in entry and entry.get("step") in steps), None)
+
+
+def _leftovers(run: Path) -> Iterator[Path]:
+    for pattern in _HELD:
+        yield from sorted(path for path in run.glob(pattern) if path.is_file())
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be removed ({error.strerror or error}); change the permissions of its folder.") from error
+
+
+def _relative(path: Path, run: Path) -> str:
+    return path.relative_to(run).as_posix()

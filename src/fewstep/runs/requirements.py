@@ -1,0 +1,162 @@
+"""What a recipe needs before it can be run: parts that go together, files, and libraries of extras. Nothing is fetched; what would be is said."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewstep.data.images import open_source, read_labels
+from fewstep.denoisers import load_model
+from fewstep.errors import UserError
+from fewstep.networks.store import load_network
+from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
+from fewstep.recipes.distillation import check_parts
+from fewstep.runs.environment import EXTRAS, version_of
+from fewstep.runs.findings import Finding, note, ok, problem, refused
+from fewstep.zoo.download import cached_file, is_address, local_file
+
+_HUB = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+
+
+def check_recipe(source: Path | str) -> list[Finding]:
+    """The findings of a shipped recipe or a YAML file: whether it can be read, its parts go together, and all that it names is there."""
+    try:
+        recipe = load_recipe(source)
+    except UserError as error:
+        return [refused(source, error)]
+    return [_parts(recipe, str(source)), *needs(recipe)]
+
+
+def needs(recipe: Recipe) -> list[Finding]:
+    """The findings of all that a recipe names besides itself."""
+    found = [*_data(recipe.data), *_features(recipe.evaluation.features)]
+    if isinstance(recipe, DistillRecipe):
+        found = [*_teacher(recipe.teacher), *_start(recipe.student), *found]
+    return found
+
+
+def _parts(recipe: Recipe, name: str) -> Finding:
+    if not isinstance(recipe, DistillRecipe):
+        return ok(name, "is a valid recipe for 'fewstep pretrain'.")
+    try:
+        check_parts(recipe)
+    except UserError as error:
+        return refused(name, error)
+    return ok(name, "is a valid recipe for 'fewstep distill', and its parts go together.")
+
+
+def _teacher(choice: config.TeacherChoice) -> Iterator[Finding]:
+    key = "teacher.path"
+    if isinstance(choice, config.FileTeacher):
+        remedy = "" if choice.recipe is None else f"Make it by 'fewstep pretrain {choice.recipe}', or correct '{key}'."
+        yield _stored(key, choice.path, lambda path: load_model(path)[0], remedy)
+    elif isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
+        yield _published(key, choice.path, choice.sha256)
+    elif isinstance(choice, config.DiffusersTeacher):
+        yield _library("teacher.kind: diffusers", "diffusers", "diffusers")
+        yield _of_diffusers(key, choice)
+    else:
+        yield ok("teacher", f"'{choice.kind}' needs no file.")
+
+
+def _published(key: str, source: str, sha256: str | None) -> Finding:
+    try:
+        if is_address(source) and not cached_file(source).is_file():
+            return note(key, f"{source} was not fetched yet.", "It is, when the recipe is run; without a network fetch it elsewhere and give the file's path.")
+        path = local_file(source, sha256)
+    except UserError as error:
+        return refused(key, error)
+    return ok(key, f"{path} is there{', with the SHA-256 that the recipe gives' if sha256 else ''}.")
+
+
+def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Finding:
+    if Path(choice.path).expanduser().is_dir():
+        return ok(key, f"{choice.path} is there.")
+    if not _HUB.fullmatch(choice.path):
+        return problem(key, f"{choice.path} is neither a folder nor an id of the hub such as 'google/ddpm-cifar10-32'.", f"Correct '{key}'.")
+    pinned = f"at {choice.revision}" if choice.revision else "at its newest revision"
+    return note(key, f"{choice.path} is fetched from the hub {pinned}, unless it was before.", "" if choice.revision else "Set 'teacher.revision' to a commit, so that it stays the same.")
+
+
+def _start(choice: config.StudentChoice) -> Iterator[Finding]:
+    if isinstance(choice, (config.NetworkStudent, config.LatentStudent, config.FastGANStudent)) and choice.start is not None:
+        yield _stored("student.start", choice.start, lambda path: load_model(path)[0])
+
+
+def _data(choice: config.DataChoice) -> Iterator[Finding]:
+    if isinstance(choice, config.ImagesData):
+        yield _images(choice)
+    elif isinstance(choice, config.HuggingFaceData):
+        yield _library("data.kind: huggingface", "data", "datasets")
+        yield note("data.name", f"'{choice.name}' is fetched and turned into a zip in the cache folder when it is first used.")
+    elif isinstance(choice, config.WebDatasetData):
+        yield _library("data.kind: webdataset", "data", "webdataset")
+        yield _shards(choice.urls)
+    else:
+        yield ok("data", f"'{choice.kind}' needs no file.")
+
+
+def _images(choice: config.ImagesData) -> Finding:
+    try:
+        source = open_source(Path(choice.path))
+        numbers, names = read_labels(source) if choice.labels else (None, ())
+    except UserError as error:
+        return refused("data.path", error)
+    classes = 0 if numbers is None else max(len(names), max(numbers) + 1)
+    if choice.classes is not None and classes != choice.classes:
+        return problem("data.path", f"{choice.path} has {classes} classes, 'data.classes' says {choice.classes}.", "Use the set that the recipe is for, or correct 'data.classes'.")
+    return ok("data.path", f"{choice.path} is there: {len(source.names):,} images in {classes or 'no'} classes.")
+
+
+def _shards(urls: str) -> Finding:
+    if is_address(urls):
+        return note("data.urls", f"{urls} is fetched and turned into a zip in the cache folder when it is first used.")
+    # Which of a range of shards are there is seen when they are read; that there are none is seen now.
+    found = glob.glob(re.sub(r"\{[^{}]*\}", "*", urls))
+    if not found:
+        return problem("data.urls", f"no file is called {urls}.", "Correct 'data.urls'.")
+    return ok("data.urls", f"{len(found)} shards are there.")
+
+
+def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
+    if isinstance(choice, config.ClassifierFeatures):
+        yield _stored("evaluation.features.path", choice.path, load_network)
+    elif isinstance(choice, config.InceptionFeatures):
+        yield _library("evaluation.features.kind: inception", "metrics", "torch-fidelity")
+        key = "evaluation.features.weights"
+        if choice.weights is None:
+            yield note(key, "Inception's weights are downloaded into torch's cache once.", f"Without a network fetch them elsewhere and set '{key}'.")
+        elif not Path(choice.weights).is_file():
+            yield problem(key, f"{choice.weights}: there is no such file.", f"Correct '{key}', or leave it out to download the weights.")
+        else:
+            yield ok(key, f"{choice.weights} is there.")
+    else:
+        yield ok("evaluation.features", f"'{choice.kind}' needs no file.")
+
+
+def _stored(key: str, source: str, load: Callable[[Path], nn.Module], remedy: str = "") -> Finding:
+    """A file of ours, loaded to see that it is whole; of one in a run folder that is called as a recipe, that recipe is the remedy."""
+    path = Path(source)
+    if not path.is_file():
+        maker = path.parent.name
+        made = f"Make it by 'fewstep pretrain {maker}', or correct '{key}'." if maker in shipped_names() else f"Correct '{key}'."
+        return problem(key, f"{path}: there is no such file.", remedy or made)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = load(path)
+    except UserError as error:
+        return refused(key, error)
+    return ok(key, f"{path} is whole: {sum(p.numel() for p in model.parameters()):,} parameters.")
+
+
+def _library(key: str, extra: str, package: str) -> Finding:
+    version = version_of(package)
+    assert package in EXTRAS[extra]
+    if version is None:
+        return problem(key, f"needs {package}, which is not installed.", f"pip install 'fewstep[{extra}]'")
+    return ok(key, f"{package} {version} is installed.")
