@@ -19,9 +19,11 @@ from fewstep.files import read_tensors, write_tensors
 from fewstep.metrics.frechet import features_of
 from fewstep.networks import build
 from fewstep.networks.bounds import at_most, machine_numbers
+from fewstep.networks.build import KINDS
 from fewstep.networks.store import load_network, save_network
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
+from fewstep.report import write_run_report
 from fewstep.report.gather import gather
 from fewstep.report.words import is_number, number
 from fewstep.runs import compare, load
@@ -193,8 +195,9 @@ def test_made_up_images_must_fit() -> None:
 @pytest.mark.parametrize(
     ("description", "sentence"),
     [
-        ({"kind": "residual-mlp", "width": 10**7}, "this machine's memory has no room"),
-        ({"kind": "residual-mlp", "width": 2, "depth": BILLION}, "more than 20,000"),
+        ({"kind": "residual-mlp", "width": 10**6}, "no room|allocate"),
+        ({"kind": "residual-mlp", "width": 10**7}, "'width' is more than 1,000,000"),
+        ({"kind": "residual-mlp", "width": 2, "depth": 10**6}, "more than 20,000"),
         ({"kind": "residual-mlp", "dim": -1}, "cannot be built"),
         ({"kind": "residual-mlp", "width": "a"}, "cannot be built"),
         ({"kind": "residual-mlp", "classes": {}}, "cannot be built"),
@@ -215,10 +218,20 @@ def test_the_bound_counts_parameters_and_ends_with_its_context() -> None:
     torch.nn.Linear(30, 20)
 
 
+@pytest.mark.parametrize("kind", ["small-unet", "residual-mlp", "fastgan", "digit-classifier"])
+def test_trying_that_a_network_fits_draws_nothing(kind) -> None:
+    """Its weights are those that the seed alone would give."""
+    torch.manual_seed(5)
+    built = build({"kind": kind}).state_dict()
+    torch.manual_seed(5)
+    plain = KINDS[kind]().state_dict()
+    assert all(torch.equal(built[name], value) for name, value in plain.items())
+
+
 def test_on_the_meta_device_a_network_may_be_of_any_size() -> None:
     """A plan counts there what no machine here could hold."""
     with torch.device("meta"):
-        assert sum(p.numel() for p in build({"kind": "residual-mlp", "width": 10**7}).parameters()) > machine_numbers()
+        assert sum(p.numel() for p in build({"kind": "residual-mlp", "width": 10**6}).parameters()) > machine_numbers()
 
 
 def test_a_small_file_cannot_ask_for_a_large_network(tmp_path, denoiser) -> None:
@@ -362,7 +375,9 @@ def test_a_report_passes_over_json_that_is_none(tmp_path) -> None:
     assert gather(folder).missing["evaluation"] == "evaluation.json could not be read; write it anew."
 
 
-@pytest.mark.parametrize(("value", "is_one"), [(1, True), (1e299, True), (10**400, False), (-(10**400), False), (float("nan"), False), (float("inf"), False), (True, False), ("1", False)])
+@pytest.mark.parametrize(
+    ("value", "is_one"), [(1, True), (1e99, True), (1e101, False), (10**400, False), (-(10**400), False), (float("nan"), False), (float("inf"), False), (True, False), ("1", False)]
+)
 def test_a_number_is_one_that_can_be_computed_with(value, is_one) -> None:
     assert is_number(value) is is_one
     assert isinstance(number(value), str)
@@ -375,3 +390,10 @@ def test_measurements_that_are_no_numbers_are_left_out_of_a_comparison(tmp_path)
     two = run_folder(tmp_path / "two", "".join(json.dumps(line) + "\n" for line in [*bad, *good]))
     first, second = compare([one, two]).runs
     assert (first.steps, first.evaluations, first.fd) == (second.steps, second.evaluations, second.fd)
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-310, 1e99, -1e99, 0.0])
+def test_a_report_draws_any_number_of_a_log(tmp_path, value) -> None:
+    lines = [{"step": step, "evaluations": step, "stage": "distill", "student.gap": fd, "probe": "evaluation", "fd": fd} for step, fd in ((1, value), (2, 1.0), (3, abs(value)))]
+    folder = run_folder(tmp_path / "run", "".join(json.dumps(line) + "\n" for line in lines))
+    assert "Frechet distance" in write_run_report(folder).read_text()

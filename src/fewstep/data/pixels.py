@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"})
-MAX_PIXELS = 2**26
+# With the copies that are made on the way to an array, some 16 bytes each.
+MAX_PIXELS = 2**25
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
@@ -52,9 +53,10 @@ def over_white(picture: Picture) -> Picture:
     """The picture as RGB, its transparent parts over white."""
     from PIL import Image
 
+    # A picture converted to its own mode would be copied.
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     white.alpha_composite(layer)
     return white.convert("RGB")

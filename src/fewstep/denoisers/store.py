@@ -32,6 +32,7 @@ from fewstep.schedule import Schedule, schedule_from
 
 _DEEPEST = 8
 _LARGEST = 100_000
+_SMALL = 10_000_000
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -114,23 +115,34 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
             raise ValueError(f"'{key}' is {value!r:.80}")
 
 
+@torch.no_grad()
 def _check_takes(model: Denoiser | Generator, path: Path) -> None:
-    """Raises ``UserError`` unless the network makes samples of the shape that its file says from such; tried where it costs nothing, on the meta device."""
+    """Raises ``UserError`` unless the network makes samples of the shape that its file says from such: tried on zeros; of a large network on the meta device, where that costs nothing."""
     inner = model
     while isinstance(inner, (Rescheduled, Reflected, Boundary)):
         inner = inner.denoiser
-    start, latest = (inner.latent_shape, 0.0) if isinstance(inner, Generator) else (inner.shape, inner.schedule.t_max)
-    weights = {name: value.to("meta") for name, value in (*inner.named_parameters(), *inner.named_buffers())}
-    with torch.device("meta"):
-        x = torch.zeros(1, *start)
-        condition = Condition(labels=torch.zeros(1, inner.classes) if inner.classes else None, guidance=torch.zeros(1))
-    time = torch.full((1,), latest, dtype=torch.float64)
+    assert isinstance(inner, (Generator, NetworkDenoiser, TrajectoryDenoiser))
     try:
-        shape = tuple(torch.func.functional_call(inner, weights, (x, time, condition)).shape[1:])
+        emitted = _emitted(inner)
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: its network does not take what the file says that it takes, {start} in {inner.classes} classes ({error}); the file is damaged.") from error
-    if shape != inner.shape:
-        raise UserError(f"{path}: its network makes samples of shape {shape}, the file says {inner.shape}; the file is damaged.")
+        raise UserError(f"{path}: its network does not take samples of the shape and classes that the file says ({error}); the file is damaged.") from error
+    if emitted != inner.shape:
+        raise UserError(f"{path}: its network makes samples of shape {emitted}, the file says {inner.shape}; the file is damaged.")
+
+
+def _emitted(model: Generator | NetworkDenoiser | TrajectoryDenoiser) -> tuple[int, ...]:
+    """The shape of what the model makes of one sample of the shape that it should take."""
+    network = model.network
+    # To begin with the meta device takes torch a second, which large networks take anyway.
+    device = "cpu" if sum(value.numel() for value in network.parameters()) <= _SMALL else "meta"
+    with torch.device(device):
+        network = network if device == "cpu" else build(describe(network))
+        x = torch.zeros(1, *(model.latent_shape if isinstance(model, Generator) else model.shape))
+        condition = Condition(labels=torch.zeros(1, model.classes) if model.classes else None, guidance=torch.zeros(1))
+    if isinstance(model, Generator):
+        return tuple(network(x, condition).shape[1:])
+    sketch = type(model)(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
+    return tuple(sketch(x, torch.full((1,), model.schedule.t_max, dtype=torch.float64), condition).shape[1:])
 
 
 def _classes(value: Any) -> int:

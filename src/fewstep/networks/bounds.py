@@ -1,19 +1,24 @@
 """Networks that would not fit are refused before they are built: a recipe or a file's description of a few bytes can ask for any amount of memory.
 
-``build`` makes a network on the meta device first, where weights have shapes and no values. Each layer registers its weights when it is made, and there their numbers are counted: the first
-one beyond a bound is refused. A depth of a billion is refused by the number of layers, which take time and memory on any device.
+A layer takes a range of addresses for its weights when it is made, and memory only when their initial values are drawn. ``build`` makes a network without drawing first. Each layer registers
+its weights, and there their numbers are counted: the first one beyond a bound is refused. A depth of a billion is refused by the number of layers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from fewstep.errors import UserError
+
+MOST_UNITS = 1_000_000
+"""Of a width, a depth or a number of classes: each is also the length of something that is computed."""
 
 MOST_TENSORS = 20_000
 """Some ten times as many as the largest published networks of this kind have."""
@@ -38,6 +43,16 @@ def at_most(numbers: int, holder: str) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class Undrawn(TorchFunctionMode):
+    """While it lasts, what changes a tensor in place does nothing, so that weights have no initial values, and take no memory."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def machine_numbers() -> int:

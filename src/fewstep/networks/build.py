@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.networks.bounds import at_most, machine_numbers
+from fewstep.networks.bounds import MOST_UNITS, Undrawn, at_most, machine_numbers
 from fewstep.networks.classifier import DigitClassifier, ImageClassifier
 from fewstep.networks.critic import FeatureHead
 from fewstep.networks.diffusers_unet import DiffusersUNet
@@ -50,6 +50,9 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise UserError(f"network '{kind}': unknown argument '{unknown[0]}'; it takes {', '.join(n for n in known if n != 'self')}.")
+    large = next((name for name, value in arguments.items() if isinstance(value, int) and value > MOST_UNITS), None)
+    if large is not None:
+        raise UserError(f"network '{kind}': '{large}' is more than {MOST_UNITS:,}, which nothing in a network is; correct it.")
     try:
         network = _built(KINDS[kind], arguments)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
@@ -63,13 +66,13 @@ def build(description: Mapping[str, Any]) -> nn.Module:
 
 
 def _built(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """The network, having tried on the meta device that it would fit; what is asked for on that device may be of any size."""
-    if torch.get_default_device().type != "meta":
-        with torch.device("meta"), at_most(machine_numbers(), "this machine's memory"):
-            cls(**arguments)
-        return cls(**arguments)
-    with at_most(sys.maxsize, "a plan"):
-        return cls(**arguments)
+    """The network, having tried that it would fit; what is asked for on the meta device may be of any size."""
+    if torch.get_default_device().type == "meta":
+        with at_most(sys.maxsize, "a plan"):
+            return cls(**arguments)
+    with torch.random.fork_rng(devices=[]), Undrawn(), at_most(machine_numbers(), "this machine's memory"):
+        cls(**arguments)
+    return cls(**arguments)
 
 
 def _plain(value: Any) -> Any:

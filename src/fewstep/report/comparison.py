@@ -16,6 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import write_bytes, write_text
 from fewstep.report.chart import Chart, Drawing, Level, Series, draw
 from fewstep.report.page import render
+from fewstep.report.scale import LEAST
 from fewstep.report.words import compact, is_number, number
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Curve:
 
     def points(self) -> tuple[tuple[float, float], ...]:
         """(evaluations, distance) where the distance is finite and positive, as a logarithmic axis needs."""
-        return tuple((float(x), float(y)) for x, y in zip(self.evaluations, self.fd, strict=True) if is_number(y) and y > 0)
+        return tuple((float(x), float(y)) for x, y in zip(self.evaluations, self.fd, strict=True) if is_number(y) and y > LEAST)
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float] | None = None) -> Path:
@@ -100,7 +101,7 @@ def _require_points(curves: Sequence[Curve]) -> None:
 
 
 def _positive(levels: Mapping[str, float] | None) -> dict[str, float]:
-    return {name: float(level) for name, level in (levels or {}).items() if is_number(level) and level > 0}
+    return {name: float(level) for name, level in (levels or {}).items() if is_number(level) and level > LEAST}
 
 
 def _add_levels(axes: Axes, levels: Mapping[str, float]) -> None:

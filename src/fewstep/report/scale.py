@@ -9,6 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LEAST = 1e-100
+"""Below it quotients and powers of ten are no longer what they should be."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -41,14 +44,15 @@ def fitted(values: Sequence[float], log: bool = False, pad: float = 0.06) -> Sca
     if log:
         room = (high / low) ** pad if high > low else 1.5
         return Scale(low / room, high * room, log=True)
-    room = (high - low) * pad or abs(high) * 0.1 or 1.0
+    span = high - low if high - low > LEAST else 0.0
+    room = span * pad or (abs(high) * 0.1 if abs(high) > LEAST else 1.0)
     start = 0.0 if 0 <= low < 0.5 * high else low - room
     return Scale(start, high + room)
 
 
 def wants_log(values: Sequence[float]) -> bool:
     """Whether values are positive and span so much that a linear axis would hide the small ones."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) > 8
+    return bool(values) and min(values) > LEAST and max(values) / min(values) > 8
 
 
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:

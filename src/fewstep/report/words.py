@@ -6,7 +6,7 @@ import math
 from typing import Any, TypeGuard
 
 ABSENT = "–"
-_LARGEST = 1e300
+_LARGEST = 1e100
 
 
 def is_number(value: Any) -> TypeGuard[float]:

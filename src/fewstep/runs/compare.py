@@ -72,7 +72,8 @@ def compare(runs: Sequence[Path | str]) -> Comparison:
 def _is_measured(entry: dict[str, Any]) -> bool:
     """Whether the figures of a line are numbers, as in what a run wrote."""
     values = [entry.get(key) for key in _KEYS]
-    return all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values) and min(values[:2]) >= 0
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST]
+    return len(numbers) == len(values) and min(numbers[:2]) >= 0
 
 
 def measured(run: Path) -> Measured:
