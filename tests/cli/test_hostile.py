@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cli_kit import small_recipe
 
 from fewstep import cli
 from fewstep.data import open_images
@@ -106,6 +108,23 @@ def test_another_defect_keeps_its_traceback(monkeypatch) -> None:
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main()
+
+
+def test_nothing_that_is_written_or_said_holds_the_environment(capsys, monkeypatch, tmp_path) -> None:
+    secret = "hf_" + "s3cr3t" * 6
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, secret)
+    path = small_recipe(tmp_path / "mine.yaml", steps=4)
+    run = tmp_path / "run"
+    for arguments in (("distill", path, "--out", run), ("report", run), ("doctor", run), ("doctor",), ("distill", path, "--out", run), ("inspect", run / "student.safetensors")):
+        monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+    said = capsys.readouterr()
+    assert secret not in said.out + said.err
+    files = [file for file in run.rglob("*") if file.is_file()]
+    assert len(files) > 8
+    assert not any(secret.encode() in file.read_bytes() for file in files)
 
 
 # Recipes

@@ -26,6 +26,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import build, describe
 from fewstep.networks.bounds import at_most
+from fewstep.networks.diffusers_unet import DiffusersUNet
 from fewstep.networks.store import FORMAT, load_strictly, room_for
 from fewstep.prediction import Prediction, prediction_from
 from fewstep.schedule import Schedule, schedule_from
@@ -133,12 +134,13 @@ def _check_takes(model: Denoiser | Generator, path: Path) -> None:
 def _emitted(model: Generator | NetworkDenoiser | TrajectoryDenoiser) -> tuple[int, ...]:
     """The shape of what the model makes of one sample of the shape that it should take."""
     network = model.network
-    # To begin with the meta device takes torch a second, which large networks take anyway.
-    device = "cpu" if sum(value.numel() for value in network.parameters()) <= _SMALL else "meta"
+    # To begin with the meta device takes torch a second, which large networks take anyway. Class ids have no values there, and diffusers' networks take nothing else.
+    small = sum(value.numel() for value in network.parameters()) <= _SMALL or isinstance(network, DiffusersUNet)
+    device = "cpu" if small else "meta"
     with torch.device(device):
-        network = network if device == "cpu" else build(describe(network))
+        network = network if small else build(describe(network))
         x = torch.zeros(1, *(model.latent_shape if isinstance(model, Generator) else model.shape))
-        condition = Condition(labels=torch.zeros(1, model.classes) if model.classes else None, guidance=torch.zeros(1))
+        condition = Condition(labels=(torch.zeros(1, dtype=torch.int64) if small else torch.zeros(1, model.classes)) if model.classes else None, guidance=torch.zeros(1))
     if isinstance(model, Generator):
         return tuple(network(x, condition).shape[1:])
     sketch = type(model)(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
