@@ -6,6 +6,7 @@ another shape or not finite is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,9 @@ def _shape(values: Any) -> tuple[int, ...]:
 def _check_numbers(values: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for what no schedule, prediction, inputs or threshold is made of."""
     for key, value in values.items():
+        if key == "bound" and value == math.inf:
+            # Of a threshold that leaves everything as it is.
+            continue
         if isinstance(value, dict):
             _check_numbers(value)
         elif not (isinstance(value, str) or (type(value) in (int, float) and abs(value) <= _LARGEST and (key != "steps" or type(value) is int))):
