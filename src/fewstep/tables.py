@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, one_line
 
 _MEASURED = {
     "fd": "Frechet distance",
@@ -47,7 +47,7 @@ def images_table(described: dict[str, Any]) -> str:
     """What an image set holds: a line, and one a class."""
     channels, height, width = described["shape"]
     lines = [f"{described['path']}: {described['images']} images of {width} x {height}, {'RGB' if channels == 3 else 'grey'}, {len(described['classes']) or 'no'} classes"]
-    lines += [f"  {each['images']:>7} {each['name']}" for each in described["classes"]]
+    lines += [f"  {each['images']:>7} {one_line(each['name'])}" for each in described["classes"]]
     return "\n".join([*lines, *([described["sheet"]] if "sheet" in described else [])])
 
 

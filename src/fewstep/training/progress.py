@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fewstep.errors import one_line
+
 
 class Watcher(abc.ABC):
     """Is told how a run goes; a context around it."""
@@ -83,7 +85,7 @@ class Bar(Watcher):
             self.console.print(f"{self._name}: {done}/{self._total} steps  {note}")
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, markup=False, soft_wrap=True)
+        self.console.print(one_line(sentence), markup=False, soft_wrap=True)
 
     def __enter__(self) -> Bar:
         self._bar.start()
