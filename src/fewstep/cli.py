@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fewstep.errors import Stopped, UserError, one_line
+from fewstep.errors import SharedError, Stopped, UserError, one_line
 from fewstep.tables import (
     checkpoints_table,
     comparison_table,
@@ -22,6 +25,9 @@ from fewstep.tables import (
     plan_table,
     shift_table,
 )
+
+if TYPE_CHECKING:
+    from fewstep.training import Watcher
 
 app = typer.Typer(
     name="fewstep",
@@ -74,9 +80,8 @@ def pretrain(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = 
     """
     _use_threads(threads)
     from fewstep.runs import pretrain as run
-    from fewstep.training import Bar
 
-    folder = run(recipe, settings, out, resume, Bar())
+    folder = run(recipe, settings, out, resume, _watcher())
     typer.echo(f"{folder}/model.safetensors")
 
 
@@ -89,9 +94,8 @@ def distill(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = N
     _use_threads(threads)
     from fewstep.report import write_run_report
     from fewstep.runs import distill as run
-    from fewstep.training import Bar
 
-    folder = run(recipe, settings, out, resume, Bar())
+    folder = run(recipe, settings, out, resume, _watcher())
     write_run_report(folder)
     typer.echo(f"{folder}: student.safetensors, samples/final.png and report.html are there; 'fewstep evaluate {folder}' measures them.")
 
@@ -139,9 +143,8 @@ def evaluate(
     """
     from fewstep.report import write_run_report
     from fewstep.runs import evaluate as measure
-    from fewstep.training import Bar
 
-    result = measure(run, teacher_steps, student_steps, draws, Bar(), guidance)
+    result = measure(run, teacher_steps, student_steps, draws, _watcher(), guidance)
     write_run_report(run)
     typer.echo(json.dumps(result) if as_json else evaluation_table(result))
 
@@ -164,13 +167,12 @@ def measure(
     Example: fewstep measure runs/digits-disback --samples 50000 --processes 2
     """
     from fewstep.runs import Workers, measure_many, write_reference
-    from fewstep.training import Bar
 
     workers = Workers(processes, batch)
     if write is not None:
-        typer.echo(str(write_reference(run, write, workers, Bar())))
+        typer.echo(str(write_reference(run, write, workers, _watcher())))
         return
-    result = measure_many(run, samples, "teacher" if teacher else "student", steps, reference, metric or None, workers, Bar())
+    result = measure_many(run, samples, "teacher" if teacher else "student", steps, reference, metric or None, workers, _watcher())
     typer.echo(json.dumps(result) if as_json else measurement_table(result))
 
 
@@ -188,9 +190,8 @@ def shift(
     """
     from fewstep.report import write_run_report
     from fewstep.runs import measure_shift
-    from fewstep.training import Bar
 
-    result = measure_shift(run, teacher_steps, samples, draws, Bar())
+    result = measure_shift(run, teacher_steps, samples, draws, _watcher())
     write_run_report(run)
     typer.echo(json.dumps(result) if as_json else shift_table(result))
 
@@ -350,6 +351,13 @@ def data_show(
     typer.echo(json.dumps(described) if as_json else images_table(described))
 
 
+def _watcher() -> Watcher:
+    """What shows how a run goes; in the first of several processes only."""
+    from fewstep.training import Bar, Silent
+
+    return Bar() if os.environ.get("RANK", "0") == "0" else Silent()
+
+
 def _use_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
@@ -367,17 +375,54 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
+def _is_a_lost_process(error: Exception) -> bool:
+    """Whether an exchange failed because the process at the other end is gone; gloo and nccl say so by plain RuntimeErrors."""
+    return "RANK" in os.environ and any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"))
+
+
+@contextlib.contextmanager
+def _group() -> Iterator[None]:
+    """Of the processes that torchrun has started, which work together, one talks."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    # DDP warns once about a choice that ours is on purpose (``training.layout``).
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from fewstep import distributed
+
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(distributed.joined())
+        if not distributed.first():
+            inside.enter_context(contextlib.redirect_stdout(inside.enter_context(open(os.devnull, "w"))))
+        yield
+
+
 def main() -> None:
-    """The entry point: an error that the user can mend is one sentence and exit code 2; a run stopped by signal S has saved and exits with 128 + S."""
+    """The entry point: an error that the user can mend is one sentence and exit code 2; a run stopped by signal S has saved and exits with 128 + S.
+
+    Of several processes each ends so; the sentence is said by the one whose error it was.
+    """
     try:
-        app()
+        with _group():
+            app()
+    except SharedError:
+        sys.exit(2)
     except UserError as error:
         _fail(str(error), 2)
     except (MemoryError, RuntimeError) as error:
+        if _is_a_lost_process(error):
+            _fail("another process of this run has ended, and this one with it; look for what it said, and go on with --resume.", 1)
         if not _is_out_of_memory(error):
             raise
         _fail("there is not enough memory; 'fewstep plan RECIPE' says what a recipe takes: lower 'training.batch', the sizes of networks or the number of samples.", 2)
     except KeyboardInterrupt:
         _fail("interrupted.", 130)
+    except SystemExit as ended:
+        # Typer makes this code of Ctrl-C, and says nothing.
+        if ended.code != 130:
+            raise
+        _fail("interrupted.", 130)
     except Stopped as stopped:
-        _fail(str(stopped), 128 + stopped.signal)
+        if os.environ.get("RANK", "0") == "0":
+            _fail(str(stopped), 128 + stopped.signal)
+        sys.exit(128 + stopped.signal)

@@ -21,6 +21,10 @@ class UserError(Exception):
     """Something the user can mend; ``str(error)`` is one clear sentence."""
 
 
+class SharedError(UserError):
+    """A ``UserError`` of the first process of a group, in the others: the first one says it."""
+
+
 class Stopped(Exception):
     """A run was asked to stop by signal number ``signal``, and has saved."""
 

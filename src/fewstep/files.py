@@ -6,6 +6,8 @@ synced, so that a crash at any moment leaves either the old file or the new one.
 Tensors are stored as safetensors (no pickle, nothing is executed when reading). All of a file's metadata is one JSON text under
 one key, because the order of several keys is not stable in that format and equal content must give equal bytes. The JSON carries a
 SHA-256 over the names, types, shapes and bytes of the tensors and over the metadata: a flipped byte is found when reading.
+
+Where several processes are one run (see ``distributed``), all call the functions that write and the first one writes; an error of its is everyone's. Reading is each process' own.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from fewstep import distributed
 from fewstep.errors import UserError
 
 _KEY = "fewstep"
@@ -48,15 +51,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        raise UserError(_why_not_written(path, error)) from error
+        raise UserError(why_not_written(path, error)) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces ``path`` by ``content`` as ``replacing`` does."""
-    with replacing(path) as stream:
-        stream.write(content)
+
+    def write() -> None:
+        with replacing(path) as stream:
+            stream.write(content)
+
+    distributed.together(write)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,28 +73,39 @@ def write_text(path: Path, text: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Adds a line to an existing file with one write. Raises ``UserError`` when the disk is full, writing is not permitted, or the file is gone."""
-    try:
-        with open(path, "r+b") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.write(line.encode() + b"\n")
-    except OSError as error:
-        raise UserError(_why_not_written(path, error)) from error
+
+    def append() -> None:
+        try:
+            with open(path, "r+b") as stream:
+                stream.seek(0, os.SEEK_END)
+                stream.write(line.encode() + b"\n")
+        except OSError as error:
+            raise UserError(why_not_written(path, error)) from error
+
+    distributed.together(append)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
     """Writes tensors and JSON metadata to one safetensors file; returns its digest (64 hexadecimal digits).
 
-    The same tensors and metadata give the same bytes, whoever writes them and whenever.
+    The same tensors and metadata give the same bytes, whoever writes them and whenever. Sharded tensors are gathered, one after another, in the process that writes.
     """
     from safetensors.torch import save
 
-    plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    # A tensor that shares storage with another (tied weights, views) would be refused by safetensors.
-    plain = {name: value.clone() for name, value in sorted(plain.items())}
-    digest = digest_of(plain, metadata)
-    text = json.dumps({"digest": digest, **metadata}, sort_keys=True)
-    write_bytes(path, save(plain, metadata={_KEY: text}))
-    return digest
+    plain: dict[str, torch.Tensor] = {}
+    for name, value in sorted(tensors.items()):
+        gathered = distributed.whole(value.detach())
+        if distributed.first():
+            # A tensor that shares storage with another (tied weights, views) would be refused by safetensors.
+            plain[name] = gathered.to("cpu").contiguous().clone()
+
+    def write() -> str:
+        digest = digest_of(plain, metadata)
+        text = json.dumps({"digest": digest, **metadata}, sort_keys=True)
+        write_bytes(path, save(plain, metadata={_KEY: text}))
+        return digest
+
+    return distributed.together(write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -182,6 +200,17 @@ def locked(folder: Path) -> Iterator[None]:
     The lock is the kernel's (flock), so it goes with the process however that ends; the file ``lock`` that stays behind means nothing. A thread that holds a
     folder may lock it again.
     """
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(_locked(folder))
+
+        distributed.together(hold)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     import fcntl
 
     folder = Path(folder).absolute()
@@ -192,7 +221,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = open(folder / "lock", "ab")  # noqa: SIM115 (held for as long as the context)
     except OSError as error:
-        raise UserError(_why_not_written(folder / "lock", error)) from error
+        raise UserError(why_not_written(folder / "lock", error)) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,7 +252,8 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -231,7 +261,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _why_not_written(path: Path, error: OSError) -> str:
+def why_not_written(path: Path, error: OSError) -> str:
+    """The sentence for an error in writing."""
     remedy = {
         errno.ENOSPC: "the disk is full; free some space",
         errno.EFBIG: "it would exceed the file-size limit; raise the limit (ulimit -f)",

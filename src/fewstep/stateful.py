@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class Stateful(abc.ABC):
         """Returns to what ``tensors`` gave; called after ``load_state_dict``."""
         return
 
+    def networks(self) -> Sequence[nn.Module]:
+        """The networks that it runs, made now if they are not there yet, so that they can be laid out over processes with all others; none unless a class has some."""
+        return ()
+
     def figures(self) -> dict[str, float]:
         """Named numbers worth a line in the log whenever they change; none unless a class has some."""
         return {}
@@ -40,19 +44,22 @@ class Stateful(abc.ABC):
 
 def find_stateful(root: Any) -> dict[str, Stateful]:
     """Every stateful object reachable from ``root`` through dataclass fields, lists, tuples and mappings, by the first place it was found."""
-    found: dict[str, Stateful] = {}
-    seen: set[int] = set()
-    for place, value in _walk(root, "", seen):
-        if isinstance(value, Stateful):
-            found[place] = value
-    return found
+    return {place: value for place, value in _walk(root, "", set()) if isinstance(value, Stateful)}
+
+
+def walk(root: Any) -> Iterator[Any]:
+    """Every value reachable from ``root`` in the same way, once each; what is inside a module, a text or a number is not walked."""
+    for _, value in _walk(root, "", set()):
+        yield value
 
 
 def _walk(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (nn.Module, str, bytes, int, float)) or value is None or id(value) in seen:
+    if isinstance(value, (str, bytes, int, float)) or value is None or id(value) in seen:
         return
     seen.add(id(value))
     yield place, value
+    if isinstance(value, nn.Module):
+        return
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for item in dataclasses.fields(value):
             yield from _walk(getattr(value, item.name), f"{place}.{item.name}", seen)

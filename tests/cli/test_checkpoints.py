@@ -164,7 +164,7 @@ def test_a_file_that_the_disk_does_not_give_stops_pruning(run, monkeypatch):
     def fails(path: Path) -> dict:
         raise UserError(f"{path}: is not a readable safetensors file (input/output error).") from OSError(5, "Input/output error")
 
-    monkeypatch.setattr("fewstep.runs.checkpoints.verify_tensors", fails)
+    monkeypatch.setattr("fewstep.training.checkpoint.verify_tensors", fails)
     before = all_files(run)
     with pytest.raises(UserError, match="cannot be read, and nothing was removed"):
         prune_checkpoints(run, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 from cli_kit import small_recipe
 
@@ -28,7 +29,8 @@ from fewstep.recipes import load_recipe, shipped_names, shipped_text
 from fewstep.report import write_run_report
 from fewstep.report.gather import gather
 from fewstep.report.words import is_number, number
-from fewstep.runs import compare, load
+from fewstep.runs import RunFolder, compare, load
+from fewstep.runs.records import check_records
 from fewstep.schedule import KarrasVE
 
 BILLION = 10**9
@@ -99,6 +101,23 @@ def test_memory_that_is_not_there_is_a_sentence(capsys, monkeypatch, error) -> N
 
     monkeypatch.setattr(cli, "app", fail)
     assert "not enough memory" in refused(capsys)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_interruption_is_a_sentence(capsys, monkeypatch, inside) -> None:
+    """Also one that the library of commands catches, which makes a bare exit code of it."""
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    app = typer.Typer()
+    app.command()(fail)
+    monkeypatch.setattr(cli, "app", app if inside else fail)
+    monkeypatch.setattr(sys, "argv", ["fewstep"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == "fewstep: interrupted."
 
 
 def test_another_defect_keeps_its_traceback(monkeypatch) -> None:
@@ -198,6 +217,13 @@ def test_seeds_are_what_torch_takes() -> None:
         load_recipe("digits-disback", [f"training.seed={2**63}"])
 
 
+@pytest.mark.parametrize("key", ["half_width", "std"])
+def test_made_up_points_stay_where_their_squares_are_numbers(key) -> None:
+    assert load_recipe("mixture2d-teacher", [f"data.{key}=1.0e+6"])
+    with pytest.raises(UserError, match=rf"'data\.{key}'"):
+        load_recipe("mixture2d-teacher", [f"data.{key}=1.0e+308"])
+
+
 def test_every_shipped_recipe_is_within_the_bounds() -> None:
     assert all(load_recipe(name) for name in shipped_names())
 
@@ -217,6 +243,7 @@ def test_made_up_images_must_fit() -> None:
         ({"kind": "residual-mlp", "width": 10**6}, "no room|allocate"),
         ({"kind": "residual-mlp", "width": 10**7}, "'width' is more than 1,000,000"),
         ({"kind": "residual-mlp", "width": 2, "depth": 10**6}, "more than 20,000"),
+        ({"kind": "residual-mlp", "width": 0}, "one of its sizes being 0"),
         ({"kind": "residual-mlp", "dim": -1}, "cannot be built"),
         ({"kind": "residual-mlp", "width": "a"}, "cannot be built"),
         ({"kind": "residual-mlp", "classes": {}}, "cannot be built"),
@@ -416,3 +443,24 @@ def test_a_report_draws_any_number_of_a_log(tmp_path, value) -> None:
     lines = [{"step": step, "evaluations": step, "stage": "distill", "student.gap": fd, "probe": "evaluation", "fd": fd} for step, fd in ((1, value), (2, 1.0), (3, abs(value)))]
     folder = run_folder(tmp_path / "run", "".join(json.dumps(line) + "\n" for line in lines))
     assert "Frechet distance" in write_run_report(folder).read_text()
+
+
+@pytest.mark.parametrize("value", [3, True, None, "abc", {"a": 1}])
+def test_warnings_that_are_no_list_are_none(tmp_path, value) -> None:
+    def lines(last: object) -> str:
+        return "".join(json.dumps({"step": step, "evaluations": step, "probe": "health", "warnings": found}) + "\n" for step, found in ((1, ["a sentence"]), (2, last)))
+
+    warned = gather(run_folder(tmp_path / "run", lines(value))).history.warnings()
+    assert warned == gather(run_folder(tmp_path / "same", lines([]))).history.warnings()
+    assert [each.text for each in warned] == ["a sentence"]
+
+
+def test_a_picture_that_leads_to_a_device_is_not_read(tmp_path) -> None:
+    """It would never end."""
+    folder = run_folder(tmp_path / "run", "")
+    (folder / "samples").mkdir()
+    (folder / "samples" / "final.png").symlink_to("/dev/zero")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read") if path.suffix == ".png" else path.open("rb").read())
+        found = [finding for finding in check_records(RunFolder(folder), "again") if "final.png" in finding.place]
+    assert [finding.level for finding in found] == ["problem"]

@@ -362,9 +362,13 @@ class _Given(Objective):
         return Loss((self.direction * self.weights).sum(), {self.name: torch.tensor(1.0)})
 
 
-def _pair(main: Tensor, other: Tensor, names: tuple[str, str] = ("main", "other")) -> tuple[nn.Parameter, _Given, _Given]:
+def _layer(parameter: nn.Parameter) -> nn.ParameterList:
+    return nn.ParameterList([parameter])
+
+
+def _pair(main: Tensor, other: Tensor, names: tuple[str, str] = ("main", "other")) -> tuple[nn.ParameterList, _Given, _Given]:
     parameter = nn.Parameter(normals(3, 2))
-    return parameter, _Given(parameter, main, names[0], []), _Given(parameter, other, names[1], [])
+    return _layer(parameter), _Given(parameter, main, names[0], []), _Given(parameter, other, names[1], [])
 
 
 def _at(step: int) -> tuple[Step, State]:
@@ -374,57 +378,57 @@ def _at(step: int) -> tuple[Step, State]:
 
 def test_balanced_losses_push_equally_hard() -> None:
     main, other = normals(3, 2, seed=1), 1e3 * normals(3, 2, seed=2)
-    parameter, first, second = _pair(main, other)
-    loss = Balanced(first, second, parameter)(*_at(0))
+    layer, first, second = _pair(main, other)
+    loss = Balanced(first, second, layer)(*_at(0))
     factor = main.norm() / (other.norm() + 1e-6)
     torch.testing.assert_close(loss.terms["balance"], factor, rtol=1e-12, atol=0)
     assert not loss.terms["balance"].requires_grad
-    (found,) = torch.autograd.grad(loss.total, parameter)
+    (found,) = torch.autograd.grad(loss.total, layer[0])
     torch.testing.assert_close(found, main + factor * other, rtol=1e-12, atol=0)
     torch.testing.assert_close((found - main).norm(), main.norm(), rtol=1e-8, atol=0)
-    torch.testing.assert_close(loss.total, ((main + factor * other) * parameter).sum(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss.total, ((main + factor * other) * layer[0]).sum(), rtol=1e-12, atol=1e-12)
     assert set(loss.terms) == {"main", "other", "balance"}
 
 
 def test_a_weight_of_balanced_losses_multiplies_the_push_beyond_its_bound() -> None:
     main, other = normals(3, 2, seed=1), 1e3 * normals(3, 2, seed=2)
-    parameter, first, second = _pair(main, other)
-    loss = Balanced(first, second, parameter, weight=0.25)(*_at(0))
-    (found,) = torch.autograd.grad(loss.total, parameter)
+    layer, first, second = _pair(main, other)
+    loss = Balanced(first, second, layer, weight=0.25)(*_at(0))
+    (found,) = torch.autograd.grad(loss.total, layer[0])
     torch.testing.assert_close((found - main).norm(), 0.25 * main.norm(), rtol=1e-8, atol=0)
-    bounded = Balanced(first, second, parameter, largest=1e-9, weight=0.5)(*_at(1))
+    bounded = Balanced(first, second, layer, largest=1e-9, weight=0.5)(*_at(1))
     assert float(bounded.terms["balance"]) == 0.5e-9
 
 
 def test_the_balance_is_bounded_and_starts_late() -> None:
-    parameter, first, second = _pair(normals(3, 2, seed=1), 1e-9 * normals(3, 2, seed=2))
-    objective = Balanced(first, second, parameter, start_after=5, largest=7.0)
+    layer, first, second = _pair(normals(3, 2, seed=1), 1e-9 * normals(3, 2, seed=2))
+    objective = Balanced(first, second, layer, start_after=5, largest=7.0)
     assert float(objective(*_at(5)).terms["balance"]) == 7.0
     early = objective(*_at(4))
     assert second.calls == [5]
     assert set(early.terms) == {"main"}
-    assert torch.equal(torch.autograd.grad(early.total, parameter)[0], first.direction)
+    assert torch.equal(torch.autograd.grad(early.total, layer[0])[0], first.direction)
 
 
 def test_balanced_losses_that_cannot_be_balanced_are_refused() -> None:
-    parameter, first, second = _pair(normals(3, 2), normals(3, 2))
+    layer, first, second = _pair(normals(3, 2), normals(3, 2))
     with pytest.raises(UserError, match="_Given does not depend"):
-        Balanced(first, second, nn.Parameter(torch.ones(2)))(*_at(0))
+        Balanced(first, second, _layer(nn.Parameter(torch.ones(2))))(*_at(0))
     _, first, same = _pair(normals(3, 2), normals(3, 2), ("gap", "gap"))
     with pytest.raises(UserError, match="both report 'gap'"):
-        Balanced(first, same, parameter)(*_at(0))
+        Balanced(first, same, layer)(*_at(0))
 
 
 def test_matching_balanced_with_an_adversarial_term_shares_the_graph() -> None:
     """On the student's last layer, with the norms measured apart."""
     student, fake, teacher = tiny_denoiser(), tiny_denoiser(seed=1), freeze(tiny_denoiser(seed=2))
-    prior, layer = Prior(KarrasVE(), (2,), 0.1), student.network.leave.weight
+    prior, layer = Prior(KarrasVE(), (2,), 0.1), student.network.leave
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DMDWeight())
     adversarial = AdversarialGenerator(student, _Heads(normals(2, 2, dtype=torch.float32)), Hinge(), Noised(KarrasVE(), LogNormalTimes()))
     norms = []
     for objective in (matching, adversarial):
         step = Step(Place(0), 6)
-        norms.append(torch.autograd.grad(objective(step, step.state(prior)).total, layer)[0].norm())
+        norms.append(torch.autograd.grad(objective(step, step.state(prior)).total, layer.weight)[0].norm())
     step = Step(Place(0), 6)
     with cost.metered() as meter:
         loss = Balanced(matching, adversarial, layer)(step, step.state(prior))

@@ -58,11 +58,11 @@ def test_renoising_draws_from_the_place_and_from_the_samples_index():
 
 def test_the_guidance_scale_is_given_to_students_that_take_one():
     labels = torch.tensor([0, 1, 1])
-    condition = Sampling(guidance=3.0).condition(Condition(labels), 3)
+    condition = Sampling(guidance=3.0).condition(Condition(labels), torch.zeros(3, 2))
     assert condition.guidance is not None
     assert condition.guidance.tolist() == [3.0, 3.0, 3.0]
     assert condition.labels is labels
-    assert Sampling().condition(Condition(labels), 3).guidance is None
+    assert Sampling().condition(Condition(labels), torch.zeros(3, 2)).guidance is None
 
 
 def test_a_description_gives_the_value_back():

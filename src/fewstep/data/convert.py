@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fewstep import distributed
 from fewstep.data.archive import MOST_CLASSES, write_archive
 from fewstep.data.pixels import SUFFIXES, decode, squared
 from fewstep.errors import UserError
@@ -61,9 +62,13 @@ def cached(folder: Path, asked: Mapping[str, Any], write: Callable[[Path], objec
     """The zip in ``folder`` for what was ``asked``, JSON values; written by ``write(path)`` where there is none yet, by one process at a time."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(folder) / digest / "images.zip"
-    if not path.is_file():
-        with locked(path.parent):
-            write(path)
+
+    def write_once() -> None:
+        if not path.is_file():
+            with locked(path.parent):
+                write(path)
+
+    distributed.together(write_once)
     return path
 
 

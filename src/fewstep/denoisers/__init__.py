@@ -1,7 +1,7 @@
 """Denoisers, E[x_0 given x_t]: networks, analytic ones, and wrappers that keep the type; and generators, which know no noise level."""
 
 from fewstep.denoisers.average import Averaged, HalfLife, PowerFunction
-from fewstep.denoisers.base import Denoiser, copy_of, freeze
+from fewstep.denoisers.base import Denoiser, copy_of, device_of, freeze
 from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.field import StableTargetField
 from fewstep.denoisers.generator import Generator
@@ -41,6 +41,7 @@ __all__ = [
     "VEInputs",
     "VPInputs",
     "copy_of",
+    "device_of",
     "freeze",
     "grown_denoiser",
     "load_adapter",

@@ -6,6 +6,7 @@ import abc
 import copy
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
@@ -39,6 +40,13 @@ class Denoiser(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """See the class's docstring."""
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are, and so where it wants its inputs; the CPU for one that has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def copy_of(model: Model) -> Model:

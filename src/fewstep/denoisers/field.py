@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.base import Denoiser
 from fewstep.errors import UserError
-from fewstep.schedule import Schedule, as_time
+from fewstep.schedule import Schedule, as_time, expand
 
 
 class StableTargetField(Denoiser):
@@ -50,8 +50,8 @@ class StableTargetField(Denoiser):
     def weights(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """The weight of each reference for each sample, (B, N), float64, rows summing to 1."""
         t = as_time(t).expand(len(x))
-        alpha, sigma = self._schedule.alpha(t)[:, None], self._schedule.sigma(t)[:, None]
         points, references = x.flatten(1).to(torch.float64), self.references.flatten(1).to(torch.float64)
+        alpha, sigma = expand(self._schedule.alpha(t), points), expand(self._schedule.sigma(t), points)
         # |x - a r|^2 without the (B, N, D) tensor; the softmax does not see the term |x|^2.
         logits = (alpha * (points @ references.T) - 0.5 * alpha**2 * references.square().sum(1)) / sigma**2
         labels = as_condition(condition).labels

@@ -16,7 +16,7 @@ from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.base import Denoiser
 from fewstep.errors import UserError
 from fewstep.random import Place
-from fewstep.schedule import Schedule, as_time
+from fewstep.schedule import Schedule, as_time, expand
 
 
 class GaussianMixture(Denoiser):
@@ -62,9 +62,9 @@ class GaussianMixture(Denoiser):
         return self._classes
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        t = as_time(t).expand(len(x))
-        alpha, sigma = self._schedule.alpha(t)[:, None, None], self._schedule.sigma(t)[:, None, None]
-        centred = x.to(torch.float64)[:, None, :] - alpha * self.means
+        t, points = as_time(t).expand(len(x)), x.to(torch.float64)[:, None, :]
+        alpha, sigma = expand(self._schedule.alpha(t), points), expand(self._schedule.sigma(t), points)
+        centred = points - alpha * self.means
         turned = torch.einsum("kji,bkj->bki", self.vectors, centred)
         total = alpha**2 * self.variances + sigma**2
         logits = torch.log(self.weights) - 0.5 * (turned**2 / total + torch.log(total)).sum(2)
@@ -74,9 +74,9 @@ class GaussianMixture(Denoiser):
 
     def log_density(self, x: Tensor, t: Tensor) -> Tensor:
         """log p_t(x) for x (B, d) and t (B,) or (), (B,), float64."""
-        t = as_time(t).expand(len(x))
-        alpha, sigma = self._schedule.alpha(t)[:, None, None], self._schedule.sigma(t)[:, None, None]
-        turned = torch.einsum("kji,bkj->bki", self.vectors, x.to(torch.float64)[:, None, :] - alpha * self.means)
+        t, points = as_time(t).expand(len(x)), x.to(torch.float64)[:, None, :]
+        alpha, sigma = expand(self._schedule.alpha(t), points), expand(self._schedule.sigma(t), points)
+        turned = torch.einsum("kji,bkj->bki", self.vectors, points - alpha * self.means)
         total = alpha**2 * self.variances + sigma**2
         logs = torch.log(self.weights) - 0.5 * (turned**2 / total + torch.log(2 * torch.pi * total)).sum(2)
         return torch.logsumexp(logs, dim=1)
@@ -84,8 +84,8 @@ class GaussianMixture(Denoiser):
     def sample(self, rows: int, place: Place, start: int = 0) -> tuple[Tensor, Tensor]:
         """Clean samples (rows, d) float32 and the component of each (rows,)."""
         cumulative = torch.cumsum(self.weights, 0)
-        index = torch.searchsorted(cumulative, place.uniform("component", rows, start)).clamp(max=len(cumulative) - 1)
-        noise = place.normal("mixture", (rows, self.means.shape[1]), start).to(torch.float64)
+        index = torch.searchsorted(cumulative, place.uniform("component", rows, start).to(cumulative)).clamp(max=len(cumulative) - 1)
+        noise = place.normal("mixture", (rows, self.means.shape[1]), start).to(self.means)
         spread = torch.einsum("bij,bj->bi", self.vectors[index], torch.sqrt(self.variances[index]) * noise)
         return (self.means[index] + spread).float(), index
 

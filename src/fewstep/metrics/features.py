@@ -40,6 +40,15 @@ def fourier_features(dim: int, count: int = 64, bandwidth: float = 1.0, seed: in
     phases = place.uniform("phase", count).float() * 2 * math.pi
 
     def extract(samples: Tensor) -> Tensor:
-        return torch.cos(samples.flatten(1) @ frequencies.T + phases)
+        return torch.cos(samples.flatten(1) @ frequencies.T.to(samples.device) + phases.to(samples.device))
 
     return extract
+
+
+def placed(function: Features, device: torch.device | str) -> Features:
+    """The function of a network on ``device`` for samples on any: they are taken there, and what it makes of them comes back to where they were. Gradients pass."""
+
+    def moved(samples: Tensor) -> Tensor:
+        return function(samples.to(device)).to(samples.device)
+
+    return moved

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.metrics.features import FeatureSpace
+from fewstep.metrics.features import FeatureSpace, placed
 
 DIMENSIONS = 2048
 # The leading digits of the file's SHA-256, which its name has as well.
 _DIGEST = "6726825d"
 
 
-def inception_space(weights: Path | str | None = None, low: float = -1.0, high: float = 1.0) -> FeatureSpace:
+def inception_space(weights: Path | str | None = None, low: float = -1.0, high: float = 1.0, device: torch.device | str = "cpu") -> FeatureSpace:
     """Inception as a feature space for images (B, 1 or 3, H, W) in [``low``, ``high``]; ``weights``: its file, downloaded once into torch's cache unless given.
 
-    Raises ``UserError`` where torch-fidelity is missing, the weights cannot be had, or hold anything but tensors.
+    ``device``: where the network is; features are where the samples are. Raises ``UserError`` where torch-fidelity is missing, the weights cannot be had, or hold anything but tensors.
     """
-    network = _network(weights)
+    network = _network(weights).to(device)
 
     def extract(samples: Tensor) -> Tensor:
         (features,) = network(as_bytes(samples, low, high))
@@ -40,7 +40,7 @@ def inception_space(weights: Path | str | None = None, low: float = -1.0, high: 
     def head(features: Tensor) -> Tensor:
         return features @ network.fc.weight.to(features).T
 
-    return FeatureSpace("inception", extract, head)
+    return FeatureSpace("inception", placed(extract, device), head)
 
 
 def as_bytes(samples: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.data import Dataset
-from fewstep.denoisers import Denoiser, StableTargetField
+from fewstep.denoisers import Denoiser, StableTargetField, device_of
 from fewstep.random import Place
 
 LEVELS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -60,7 +60,8 @@ def comparable_means(a: MismatchDegree, b: MismatchDegree) -> tuple[float, float
 @torch.no_grad()
 def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None, place: Place, levels: Sequence[float] = LEVELS) -> MismatchDegree:
     """The teacher's mismatch on samples (N, *D) of a student; each is asked at every level against all of them."""
-    labels = labels if teacher.classes else None
+    samples = samples.to(device_of(teacher))
+    labels = labels.to(samples.device) if teacher.classes and labels is not None else None
     field = StableTargetField(teacher.schedule, samples, labels)
     condition = Condition(labels=labels)
     degrees, sizes = [], []

@@ -8,9 +8,8 @@ from torch import Tensor
 
 def spread(samples: Tensor, labels: Tensor | None = None) -> float:
     """Root mean square distance a dimension of samples (N, *D) from the mean of their class (of all, without labels (N,))."""
-    flat = samples.flatten(1).double()
-    if labels is None:
-        labels = torch.zeros(len(flat), dtype=torch.int64)
+    flat = samples.flatten(1).double().cpu()
+    labels = torch.zeros(len(flat), dtype=torch.int64) if labels is None else labels.cpu()
     classes = int(labels.max()) + 1
     counts = torch.bincount(labels, minlength=classes).clamp(min=1).double()
     means = torch.zeros(classes, flat.shape[1], dtype=torch.float64).index_add_(0, labels, flat) / counts[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +16,11 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     ``end_label`` is the noise label of the time at which a trajectory's jump ends; a network either always needs it or always refuses it. ``bottleneck`` is the number of
     channels of its ``features``, ``leave`` the last layer. ``recompute`` (False) asks a network of many blocks to forget each block's activations and to compute them again in
     the backward pass (gradient checkpointing): less memory, one more forward pass, and the same values and gradients bit for bit. Networks too small to gain by it ignore it.
+    ``entries`` are the methods besides ``forward`` that are called from outside and run layers; they and ``forward`` do not call one another, since a sharded network gathers its weights on
+    entering and lets them go on leaving.
     """
+
+    entries: ClassVar[tuple[str, ...]] = ("features",)
 
     bottleneck: int
     leave: nn.Linear | nn.Conv2d

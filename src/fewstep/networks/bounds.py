@@ -33,6 +33,8 @@ def at_most(numbers: int, holder: str) -> Iterator[None]:
         nonlocal found, tensors
         tensors += 1
         found += 0 if parameter is None else parameter.numel()
+        if parameter is not None and not parameter.numel():
+            raise UserError("the network has a layer without weights, one of its sizes being 0; raise it.")
         if tensors > MOST_TENSORS:
             raise UserError(f"the network has more than {MOST_TENSORS:,} layers' weights; lower its depth.")
         if found > numbers:

@@ -33,7 +33,8 @@ class FeatureHead(nn.Module):
     def forward(self, features: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         positions = features.reshape(*features.shape[:2], -1).transpose(1, 2)
         hidden = self.body(positions).mean(dim=1)
-        logits = self.psi(hidden)[:, 0]
+        # A sum of one, not a view: a sharded head must not hand out views.
+        logits = self.psi(hidden).sum(dim=1)
         if self.embed is not None:
             logits = logits + (self.embed(one_hot(as_condition(condition), self.classes, len(hidden), hidden)) * hidden).sum(dim=1)
         return logits

@@ -31,10 +31,13 @@ class ResidualMLP(DenoisingNetwork):
         self.side = SideLabels(width, guidance, end)
 
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
-        return self.leave(self.features(x, noise_label, condition, end_label))
+        return self.leave(self._hidden(x, noise_label, condition, end_label))
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         """The hidden layer after the last block, (B, width)."""
+        return self._hidden(x, noise_label, condition, end_label)
+
+    def _hidden(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         embedded = self.embed(noise_label)
         if self.classes:
             embedded = torch.cat([embedded, one_hot(condition, self.classes, len(x), embedded)], dim=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from fewstep import distributed
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.networks.bounds import at_most
@@ -43,9 +44,13 @@ def room_for(tensors: Mapping[str, Tensor]) -> int:
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads a state dict whose keys and shapes must be exactly the model's, and whose values must be finite; the error names ``source`` and the first key that is not so."""
+    """Loads a state dict whose keys and shapes must be exactly the model's, and whose values must be finite; the error names ``source`` and the first key that is not so.
+
+    Of a model that is sharded over processes, each takes its part of tensors that are whole; tensors that are sharded must be so in the same way.
+    """
     check_strictly(model, tensors, source)
-    model.load_state_dict(dict(tensors))
+    slots = model.state_dict()
+    model.load_state_dict({name: distributed.like(value, slots[name]) for name, value in tensors.items()})
 
 
 def check_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -58,5 +63,5 @@ def check_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str)
         found = tensors[name]
         if found.shape != value.shape or found.dtype != value.dtype:
             raise UserError(f"{source}: tensor '{name}' is {found.dtype} {tuple(found.shape)}, the network needs {value.dtype} {tuple(value.shape)}.")
-        if found.is_floating_point() and not found.is_meta and not bool(found.isfinite().all()):
+        if found.is_floating_point() and not found.is_meta and not bool(distributed.whole(found.isfinite().all())):
             raise UserError(f"{source}: tensor '{name}' holds values that are not finite numbers; the model had diverged or the file is damaged, use another.")

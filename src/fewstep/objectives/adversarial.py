@@ -180,6 +180,10 @@ class AdversarialCritic(Objective):
         if not self.r1 >= 0:
             raise UserError(f"adversarial critic: r1 must be at least 0, got {self.r1}.")
 
+    @property
+    def differentiates_twice(self) -> bool:
+        return self.r1 > 0
+
     def __call__(self, step: Step, state: State) -> Loss:
         data = step.state(self.real)
         if data.x0 is None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
-from fewstep.schedule import Schedule
+from fewstep.schedule import Schedule, expand
 from fewstep.states import States, Step
 
 
@@ -79,19 +79,21 @@ class FieldOfSamples(FakeScore):
         references, labels = self._fresh(step)
         own, points = x0.flatten(1).double(), x_t.flatten(1).double()
         shared = references.flatten(1).double()
-        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        alpha, sigma = expand(schedule.alpha(t), points), expand(schedule.sigma(t), points)
         # -|x_t - alpha x|^2 / (2 sigma^2) without |x_t|^2, which the softmax does not see.
         products = torch.cat([(points * own).sum(1, keepdim=True), points @ shared.T], dim=1)
         squares = torch.cat([own.square().sum(1, keepdim=True), shared.square().sum(1).expand(len(own), -1)], dim=1)
         logits = (alpha * products - 0.5 * alpha**2 * squares) / sigma**2
-        logits[:, 1:].masked_fill_(_foreign(_class_ids(condition), labels), -torch.inf)
+        asked = _class_ids(condition)
+        if asked is not None:
+            logits[:, 1:].masked_fill_(_foreign(asked, labels), -torch.inf)
         weights = torch.softmax(logits, dim=1)
         return (weights[:, :1] * own + weights[:, 1:] @ shared).reshape(x0.shape).to(x0.dtype)
 
     def _fresh(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """count - 1 samples and their labels, from a place of their own, the same for every process."""
         place = replace(step.place, stage=f"{step.place.stage}/field-of-samples")
-        apart = Step(place, self.count - 1)
+        apart = Step(place, self.count - 1, device=step.device)
         state = apart.state(self.states)
         return apart.sample(self.student, state), _class_ids(state.condition)
 
@@ -108,10 +110,8 @@ def _class_ids(condition: Condition) -> Tensor | None:
     return labels
 
 
-def _foreign(labels: Tensor | None, references: Tensor | None) -> Tensor:
-    """Which references (columns) are of another class than the samples (rows); broadcastable to (B, N)."""
-    if labels is None:
-        return torch.zeros(1, 1, dtype=torch.bool)
+def _foreign(labels: Tensor, references: Tensor | None) -> Tensor:
+    """Which references (columns) are of another class than the samples (rows), (B, N)."""
     if references is None:
         raise UserError("a field of samples as fake score: its states carry no labels but the samples do; draw the references from states with classes.")
     return (labels[:, None] != references) & (labels[:, None] >= 0)

@@ -23,6 +23,11 @@ class Loss:
 class Objective(abc.ABC):
     """A learning signal. Networks and targets are given when it is built; a call gives the loss at a step's states."""
 
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether its loss is made of gradients, so that the backward pass needs the networks' weights of the forward pass once more; no unless a class says so."""
+        return False
+
     @abc.abstractmethod
     def __call__(self, step: Step, state: State) -> Loss:
         """The loss of this process' samples, a mean over them."""

@@ -124,4 +124,5 @@ def relative_gap(schedule: Schedule, t: Tensor, difference: Tensor) -> Tensor:
     The factor makes levels comparable: at small noise, estimates can differ only by the order of sigma; at large noise, by the order of the data.
     """
     rho_squared = (schedule.sigma(t) / schedule.alpha(t)) ** 2
-    return difference.square().flatten(1).mean(1).double() * (1 + 1 / rho_squared)
+    apart = difference.square().flatten(1).mean(1).double()
+    return apart * (1 + 1 / rho_squared).to(apart)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fewstep import distributed
 from fewstep.denoisers import TrajectoryDenoiser
 from fewstep.errors import UserError
 from fewstep.objectives.distance import Distance, SquaredL2
@@ -74,8 +75,13 @@ class SoftConsistency(Objective):
     def _target(self, state: State, now: Tensor, between: Tensor, end: Tensor) -> Tensor:
         times = torch.tensor(self.times, dtype=torch.float64)
         x, at = state.x.clone(), now.clone()
-        while bool((rows := (at < between).nonzero()[:, 0]).numel()):
-            # Only those on their way: the others cost nothing.
+        # As many steps as the sample that goes farthest needs, whichever process it is in: sharded networks must be called equally often by all.
+        for _ in range(distributed.largest(int((between - now).max()))):
+            # Only those on their way, the others cost nothing; where none is left, one is taken through and not kept.
+            rows = (at < between).nonzero()[:, 0]
+            if not len(rows):
+                teacher_step(self.rule, self.teacher.denoiser, x[:1], times[at[:1] - 1], times[at[:1]], state.condition[torch.tensor([0])])
+                continue
             x[rows] = teacher_step(self.rule, self.teacher.denoiser, x[rows], times[at[rows]], times[at[rows] + 1], state.condition[rows])
             at[rows] += 1
         landed = self.averaged.jump(x, times[between], times[end], state.condition)

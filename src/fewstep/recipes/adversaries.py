@@ -89,11 +89,12 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
             network = digit_features()
             with torch.no_grad():
                 channels = [features.shape[1] for features in network.stages(context.data.take(context.data.head(1)))]
-            return CleanCritic(ProjectedCritic(network.stages, channels, classes, choice.width)), Clean()
+            critic = ProjectedCritic(network.to(context.device).stages, channels, classes, choice.width)
+            return CleanCritic(critic.to(context.device)), Clean()
         view = Noised(context.original.schedule, build_times(choice.times))
         trunk = context.original.network
         assert isinstance(trunk, DenoisingNetwork)
-        head = FeatureHead(trunk.bottleneck, classes, choice.width)
+        head = FeatureHead(trunk.bottleneck, classes, choice.width).to(context.device)
     if isinstance(choice, TeacherTrunk):
         return FrozenTrunk(context.original, head), view
     fake = next((phase.network for phase in phases if phase.name == "fake"), None)

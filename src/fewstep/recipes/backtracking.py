@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.denoisers import Denoiser, NetworkDenoiser
+from fewstep.denoisers import Denoiser, NetworkDenoiser, device_of
 from fewstep.errors import UserError
 from fewstep.objectives import ScoreMatching
 from fewstep.random import Place
@@ -64,7 +64,7 @@ def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMa
 def _record_rule(choice: config.BacktrackedTarget, teacher: Denoiser, objective: ScoreMatching, states: States) -> RecordRule:
     if isinstance(choice.record, config.RecordEvery):
         return EverySteps(choice.record.steps)
-    step = Step(Place(0, "record-probe"), 64)
+    step = Step(Place(0, "record-probe"), 64, device=device_of(teacher))
     state = step.state(states)
     x0 = step.sample(objective.student, state)
     schedule = teacher.schedule

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from fewstep.data import Dataset
-from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
+from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import Threshold
 from fewstep.metrics.features import Features
 from fewstep.recipes import config
@@ -52,6 +53,11 @@ class Context:
     average: Averaged
     threshold: Threshold | None
     roles: frozenset[str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run's networks are: the teacher's place."""
+        return device_of(self.original)
 
     @property
     def schedule(self) -> Schedule:

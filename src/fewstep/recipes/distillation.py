@@ -18,6 +18,7 @@ from fewstep.random import Place
 from fewstep.recipes import config
 from fewstep.recipes.axes import build_threshold
 from fewstep.recipes.context import Context
+from fewstep.recipes.device import resolve_device
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
 from fewstep.recipes.parts import build_data, build_decay, build_features
@@ -49,10 +50,14 @@ class Distillation:
 
 
 def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
-    """The run that the recipe asks for; files that it makes on the way (a path, pairs) go into ``folder``. Raises ``UserError`` for parts that do not go together."""
+    """The run that the recipe asks for, its networks on ``training.device``; files that it makes on the way (a path, pairs) go into ``folder``.
+
+    Raises ``UserError`` for parts that do not go together, and for a device that is not there.
+    """
     check_parts(recipe)
-    data = build_data(recipe.data)
-    context = build_context(recipe, folder, data, build_teacher(recipe.teacher, data), build_features(recipe.evaluation.features, data))
+    data, device = build_data(recipe.data), resolve_device(recipe.training.device)
+    teacher, features = build_teacher(recipe.teacher, data).to(device), build_features(recipe.evaluation.features, data, device)
+    context = build_context(recipe, folder, data, teacher, features)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake

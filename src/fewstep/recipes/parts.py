@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -91,9 +92,11 @@ def build_decay(choice: config.HalfLifeAverage | config.PowerAverage) -> Decay:
     return HalfLife(choice.steps, choice.ramp) if isinstance(choice, config.HalfLifeAverage) else PowerFunction(choice.std)
 
 
-def build_settings(training: config.Training) -> Settings:
-    """The loop's settings."""
-    return Settings(training.batch, training.seed, training.precision, training.log_every, training.checkpoint_every, training.keep)
+def build_settings(training: config.Training, spread: config.Distributed | None = None) -> Settings:
+    """The loop's settings; ``spread``: over processes, as usual unless given."""
+    spread = spread or config.Distributed()
+    usual = Settings(training.batch, training.seed, training.precision, training.log_every, training.checkpoint_every, training.keep)
+    return replace(usual, accumulate=training.accumulate, mode=spread.mode, replicas=spread.replicas, checkpoints=spread.checkpoints)
 
 
 def build_data(choice: config.DataChoice) -> Dataset:
@@ -171,12 +174,12 @@ def build_distance(choice: config.DistanceChoice, features: Features, data: Data
     return L1() if isinstance(choice, config.L1Distance) else SquaredL2()
 
 
-def build_features(choice: config.FeaturesChoice, data: Dataset) -> Features:
-    """The feature space in which samples are compared."""
-    return build_space(choice, data).extract
+def build_features(choice: config.FeaturesChoice, data: Dataset, device: torch.device | str = "cpu") -> Features:
+    """The feature space in which samples are compared, its network on a device."""
+    return build_space(choice, data, device).extract
 
 
-def build_evaluator(choice: config.Evaluation, data: Dataset) -> Evaluator:
-    """What measures samples."""
-    space = build_space(choice.features, data)
+def build_evaluator(choice: config.Evaluation, data: Dataset, device: torch.device | str = "cpu") -> Evaluator:
+    """What measures samples, its network on a device."""
+    space = build_space(choice.features, data, device)
     return Evaluator(data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from fewstep.data import Dataset
-from fewstep.denoisers import Generator, NetworkDenoiser
+from fewstep.denoisers import Generator, NetworkDenoiser, device_of
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.objectives import AdversarialCritic, AdversarialGenerator, Classification, Clean, CleanCritic, Denoising, GANLoss, Hinge, NonSaturating, Shifted, View
 from fewstep.recipes import config
+from fewstep.recipes.device import resolve_device
 from fewstep.recipes.parts import build_data, build_denoising_weight, build_model, build_optimizer, build_times
 from fewstep.recipes.recipe import ClassificationPretraining, DenoisingPretraining, GANPretraining, PretrainRecipe
 from fewstep.recipes.students import build_generator, generator_prior
@@ -35,18 +36,21 @@ class Pretraining:
 
 
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
-    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for a generator. Raises ``UserError`` where 'method' and 'model' do not fit."""
-    data, method = build_data(recipe.data), recipe.method
+    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for a generator; networks on ``training.device``.
+
+    Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
+    """
+    data, method, device = build_data(recipe.data), recipe.method, resolve_device(recipe.training.device)
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
     if isinstance(method, GANPretraining):
         assert isinstance(recipe.model, config.GeneratorModel)
-        generator = build_generator(recipe.model.network, data.shape, data.classes, recipe.training.seed, "model.network.kind")
+        generator = build_generator(recipe.model.network, data.shape, data.classes, recipe.training.seed, "model.network.kind").to(device)
         prior = generator_prior(generator, KarrasVE())
         return Pretraining(generator, data, [Stage("pretrain", recipe.training.steps, _game(method, generator, prior, data, recipe.training.seed))], prior)
     assert not isinstance(recipe.model, config.GeneratorModel)
-    model = build_model(recipe.model, data, recipe.training.seed)
+    model = build_model(recipe.model, data, recipe.training.seed).to(device)
     phase = Phase("model", model, [_alone(method, model, data)], build_optimizer(method.optimizer), clip=method.optimizer.clip)
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
 
@@ -67,7 +71,7 @@ def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build({**method.critic.model_dump(), "resolution": data.shape[1], "channels": data.shape[0], "classes": data.classes})
-    critic = CleanCritic(network)
+    critic = CleanCritic(network).to(device_of(generator))
     fools = Term(AdversarialGenerator(generator, critic, loss, view), prior, name="adversarial")
     tells = Term(AdversarialCritic(critic, generator, _clean(data), loss, view, method.r1), prior, name="critic")
     return [

@@ -23,6 +23,7 @@ class DistillRecipe(config.Section):
     data: config.DataChoice
     training: config.Training
     evaluation: config.Evaluation
+    distributed: config.Distributed = config.Distributed()
 
 
 class DenoisingPretraining(config.Section):
@@ -60,6 +61,7 @@ class PretrainRecipe(config.Section):
     data: config.DataChoice
     training: config.Training
     evaluation: config.Evaluation
+    distributed: config.Distributed = config.Distributed()
 
 
 Recipe = DistillRecipe | PretrainRecipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, copy_of, load_model
+from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, copy_of, device_of, load_model
 from fewstep.denoisers.base import Model
 from fewstep.denoisers.store import describe_model
 from fewstep.denoisers.threshold import StraightThrough, Threshold
@@ -24,11 +24,14 @@ from fewstep.states import Prior
 
 
 def build_student(choice: config.StudentChoice, method: Method, teacher: NetworkDenoiser, threshold: Threshold | None) -> tuple[Student, Prior]:
-    """The student and its prior; ``threshold``: of its own estimates, None for none. Raises ``UserError`` where it does not fit the teacher, or a file does not fit it."""
+    """The student, on the teacher's device, and its prior; ``threshold``: of its own estimates, None for none.
+
+    Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
+    """
     if isinstance(choice, (config.LatentStudent, config.FastGANStudent)):
         generator = build_generator(choice, teacher.shape, teacher.classes, choice.seed, "student.kind")
-        return Student(_started(generator, choice.start)), generator_prior(generator, teacher.schedule)
-    own = _started(_around(choice, teacher), choice.start) if isinstance(choice, config.NetworkStudent) else copy_of(teacher)
+        return Student(_started(generator, choice.start).to(device_of(teacher))), generator_prior(generator, teacher.schedule)
+    own = _started(_around(choice, teacher), choice.start).to(device_of(teacher)) if isinstance(choice, config.NetworkStudent) else copy_of(teacher)
     adapter = add_adapter(own, choice.rank, choice.scale, choice.seed) if isinstance(choice, config.LowRankStudent) else None
     network = method.grown(own)
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))

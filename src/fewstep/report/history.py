@@ -110,7 +110,8 @@ class History:
     def warnings(self) -> tuple[Warned, ...]:
         """The warnings; those that differ in their figures only are one."""
         found: dict[str, Warned] = {}
-        for step, text in ((int(entry["step"]), str(text)) for entry in self.health for text in entry.get("warnings") or ()):
+        listed = [(int(entry["step"]), entry.get("warnings")) for entry in self.health]
+        for step, text in ((step, str(text)) for step, texts in listed if isinstance(texts, list) for text in texts):
             kind = re.sub(r"\d+(\.\d+)?", "#", text)
             found[kind] = Warned(text, (*(found[kind].steps if kind in found else ()), step))
         return tuple(found.values())

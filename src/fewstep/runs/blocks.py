@@ -27,6 +27,7 @@ from fewstep.metrics.gathered import Gathered, Gatherer, spaced
 from fewstep.metrics.inception_score import ClassScores
 from fewstep.metrics.moments import Moments
 from fewstep.random import Place
+from fewstep.recipes.device import resolve_device
 from fewstep.recipes.parts import build_data
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.folder import RunFolder
@@ -110,7 +111,7 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     """The job as a function from the first index of a block of ``batch`` to what is gathered of it."""
     recipe = RunFolder(job.run).read_distill_recipe()
     data, seed = build_data(recipe.data), recipe.evaluation.seed
-    gatherer = Gatherer(build_space(recipe.evaluation.features, data), job.count, min(SPLITS, job.count), seed)
+    gatherer = Gatherer(build_space(recipe.evaluation.features, data, resolve_device("auto")), job.count, min(SPLITS, job.count), seed)
     if job.source == "data":
         order = torch.arange(len(data)) if data.labels is None else torch.argsort(data.labels, stable=True)
         order = order[spaced(len(data), job.count)]

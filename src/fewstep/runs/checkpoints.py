@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fewstep.errors import UserError
-from fewstep.files import locked, read_metadata, verify_tensors
+from fewstep.files import locked
 from fewstep.runs.folder import RunFolder
-from fewstep.training.checkpoint import Checkpoints, place_of
+from fewstep.training.checkpoint import Checkpoints, is_folder, look_at, place_of, remove_checkpoint
 from fewstep.training.log import read_log
 
 State = Literal["whole", "damaged", "foreign", "unreadable"]
@@ -28,7 +28,7 @@ _HELD = ("checkpoints/.*.aside", "path/.*.aside", ".recipe.yaml.*.aside", ".metr
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint on disk of ``bytes`` bytes: ``stage`` (from 0), ``stage_step`` steps into it, ``step`` in all; ``name`` of the stage where the log tells it.
+    """A checkpoint on disk, a file or shards in a folder, of ``bytes`` bytes: ``stage`` (from 0), ``stage_step`` steps into it, ``step`` in all; ``name`` of the stage where the log tells.
 
     ``state``: "whole"; "damaged"; "foreign", no checkpoint or not of that step; "unreadable", when the disk and not the content is in the way. ``why`` it is not whole.
     """
@@ -92,23 +92,27 @@ def prune_checkpoints(run: Path | str, keep: int) -> Listing:
         gone = [each for each in before.checkpoints if each in old or each.state == "damaged"]
         removed = [*(each.file for each in gone), *before.leftovers]
         for name in removed:
-            _remove(Path(run) / name)
+            remove_checkpoint(Path(run) / name)
     return Listing(before.run, [each for each in before.checkpoints if each not in gone], before.resumes, True, [], removed)
 
 
 def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]]) -> CheckpointFile:
-    file, size = _relative(path, run), path.lstat().st_size
-    if not path.is_file():
+    file, size = _relative(path, run), _size(path)
+    if not path.is_file() and not is_folder(path):
         return CheckpointFile(file, size, "unreadable", why=f"{path}: is not a file; move it away.")
     try:
-        metadata = verify_tensors(path) if verify else read_metadata(path)
+        metadata = look_at(path, verify)
     except UserError as error:
         return CheckpointFile(file, size, _state(error), why=str(error))
     try:
         stage, stage_step, step = place_of(path, metadata)
     except UserError as error:
         return CheckpointFile(file, size, "foreign", why=str(error))
-    return CheckpointFile(file, path.stat().st_size, "whole", stage, stage_step, step, _stage_name(log, step, stage_step))
+    return CheckpointFile(file, _size(path), "whole", stage, stage_step, step, _stage_name(log, step, stage_step))
+
+
+def _size(path: Path) -> int:
+    return sum(each.stat().st_size for each in path.iterdir() if each.is_file()) if is_folder(path) else path.stat(follow_symlinks=path.is_file()).st_size
 
 
 def _state(error: UserError) -> State:
@@ -126,16 +130,7 @@ def _stage_name(log: list[dict[str, Any]], step: int, stage_step: int) -> str | 
 
 def _leftovers(run: Path) -> Iterator[Path]:
     for pattern in _HELD:
-        yield from sorted(path for path in run.glob(pattern) if path.is_file())
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"{path}: cannot be removed ({error.strerror or error}); change the permissions of its folder.") from error
+        yield from sorted(path for path in run.glob(pattern) if path.is_file() or path.parent.name == "checkpoints")
 
 
 def _relative(path: Path, run: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.denoisers import Denoiser, Generator, Guided, Rescheduled
+from fewstep.denoisers import Denoiser, Generator, Guided, Rescheduled, device_of
 from fewstep.errors import UserError
 from fewstep.files import write_text
 from fewstep.metrics.quality import Evaluator
@@ -39,8 +39,10 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
     recipe = folder.read_distill_recipe()
     choice = recipe.evaluation if samples is None else recipe.evaluation.model_copy(update={"samples": samples})
     data = build_data(recipe.data)
-    evaluator = build_evaluator(choice, data)
-    relay = build_relay(folder.path, load(folder.path), build_teacher(recipe.teacher, data), teacher_steps)
+    student = load(folder.path)
+    device = device_of(student.model)
+    evaluator = build_evaluator(choice, data, device)
+    relay = build_relay(folder.path, student, build_teacher(recipe.teacher, data).to(device), teacher_steps)
     watcher = watcher or Silent()
     with watcher:
         watcher.stage("shift", len(PROBABILITIES) + 2 * relay.transitions - 1, 0)

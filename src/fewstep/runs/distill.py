@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep import distributed
 from fewstep.data import Dataset
-from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, freeze, merged, save_adapter, save_model
+from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, device_of, merged, save_adapter, save_model
 from fewstep.errors import UserError
 from fewstep.files import locked, write_text
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
-from fewstep.networks.store import save_network
+from fewstep.networks.store import load_strictly, save_network
 from fewstep.random import Place
-from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, dump, load_recipe
+from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, config, dump, load_recipe
 from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
@@ -40,13 +41,16 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on; ``training.steps`` alone may be raised.
     """
     folder = _folder(source, out)
-    with locked(folder.path):
+    with distributed.joined(), locked(folder.path):
+        resume = resume or distributed.restarted()
         recipe = _settle(folder, source, overrides, resume, DistillRecipe)
-        parts = build_distillation(recipe, folder.path)
-        trainer = _trainer(folder, recipe, parts, watcher or Silent())
+        parts = distributed.in_step(lambda: build_distillation(recipe, folder.path))
+        # What training shards cannot be copied any more.
+        plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
+        trainer = _trainer(folder, recipe, parts, _heard(watcher))
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
-        _save(folder, recipe, student, parts)
+        _save(folder, recipe, student, parts, plain)
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
         sampler = StudentSampler(parts.data.low, parts.data.high, student, parts.prior, parts.sampling)
@@ -59,19 +63,20 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
 def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None) -> Path:
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
-    with locked(folder.path):
+    with distributed.joined(), locked(folder.path):
+        resume = resume or distributed.restarted()
         recipe = _settle(folder, source, overrides, resume, PretrainRecipe)
-        parts = build_pretraining(recipe)
+        parts = distributed.in_step(lambda: build_pretraining(recipe))
         probes = []
         if isinstance(parts.model, (NetworkDenoiser, Generator)):
-            evaluator = build_evaluator(recipe.evaluation, parts.data)
+            evaluator = build_evaluator(recipe.evaluation, parts.data, device_of(parts.model))
 
             def measure(_step: int) -> Mapping[str, float]:
                 sampler, steps = _pretrained_sampler(trainer.average.average, recipe, parts)
                 return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, steps), 1)
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
-        trainer = Trainer(folder.path, parts.stages, parts.model, build_settings(recipe.training), build_decay(recipe.training.average), probes, watcher)
+        trainer = Trainer(folder.path, parts.stages, parts.model, build_settings(recipe.training, recipe.distributed), build_decay(recipe.training.average), probes, _heard(watcher))
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
             save_model(folder.model, model)
@@ -86,8 +91,18 @@ def _folder(source: str | Path, out: Path | str | None) -> RunFolder:
     return RunFolder(Path(out) if out is not None else Path("runs") / Path(str(source)).stem)
 
 
+def _heard(watcher: Watcher | None) -> Watcher:
+    """Of several processes one talks."""
+    return watcher if watcher is not None and distributed.first() else Silent()
+
+
 def _settle(folder: RunFolder, source: str | Path, overrides: Sequence[str], resume: bool, kind: type[Any]) -> Any:
-    """The recipe of this run, written into its folder; refuses to overwrite a run or to resume another one."""
+    """The recipe of this run, written into its folder by the first process; refuses to overwrite a run or to resume another one."""
+    distributed.together(lambda: _write_recipe(folder, source, overrides, resume, kind))
+    return folder.read_recipe()
+
+
+def _write_recipe(folder: RunFolder, source: str | Path, overrides: Sequence[str], resume: bool, kind: type[Any]) -> None:
     recipe = load_recipe(source, overrides)
     if not isinstance(recipe, kind):
         command = "pretrain" if isinstance(recipe, PretrainRecipe) else "distill"
@@ -97,12 +112,26 @@ def _settle(folder: RunFolder, source: str | Path, overrides: Sequence[str], res
             raise UserError(f"{folder.path}: holds a run already; go on with --resume, or choose another folder with --out.")
         recipe = _resumed(folder, recipe, source, overrides)
     write_text(folder.recipe, dump(recipe))
-    return recipe
 
 
-def _resumed(folder: RunFolder, recipe: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
-    """The saved recipe, with as many steps as are asked for now; the shares of its stages stay as they were laid out, only the end moves."""
-    saved = folder.read_recipe()
+def _resumed(folder: RunFolder, now: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
+    """The saved recipe, with as many steps, and spread over processes and devices, as asked for now; the shares of its stages stay as they were laid out, only the end moves."""
+    recipe, saved = _spread_alike(now), _spread_alike(folder.read_recipe())
+    return _spread_like(_continued(folder, saved, recipe, source, overrides), now)
+
+
+def _spread_like(recipe: Recipe, other: Recipe) -> Recipe:
+    """The recipe with what of ``other`` changes where it is computed and not what."""
+    training = recipe.training.model_copy(update={"device": other.training.device, "accumulate": other.training.accumulate})
+    return recipe.model_copy(update={"training": training, "distributed": other.distributed})
+
+
+def _spread_alike(recipe: Recipe) -> Recipe:
+    training = recipe.training.model_copy(update={key: config.Training.model_fields[key].default for key in ("device", "accumulate")})
+    return recipe.model_copy(update={"training": training, "distributed": config.Distributed()})
+
+
+def _continued(folder: RunFolder, saved: Recipe, recipe: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
     if recipe == saved:
         return saved
     asked = any(override.startswith("training.steps=") for override in overrides)
@@ -111,7 +140,7 @@ def _resumed(folder: RunFolder, recipe: Recipe, source: str | Path, overrides: S
         raise UserError(f"--resume: 'training.steps' is {steps}, but the run in {folder.path} is for {saved.training.steps}; it can only be raised.")
     planned = saved.training.laid_out_for or saved.training.steps
     as_planned = _with_steps(saved, planned, None)
-    same = load_recipe(source, [*overrides, f"training.steps={planned}"])
+    same = _spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"]))
     if as_planned not in (same, recipe):
         key = _first_difference(same.model_dump(), as_planned.model_dump())
         raise UserError(f"--resume: the run in {folder.path} has another recipe ('{key}' differs); only 'training.steps' may be raised.")
@@ -131,7 +160,7 @@ def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
 
 def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watcher: Watcher) -> Trainer:
-    evaluator = build_evaluator(recipe.evaluation, parts.data)
+    evaluator = build_evaluator(recipe.evaluation, parts.data, device_of(parts.average))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
@@ -148,7 +177,7 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
 
     every = recipe.evaluation.every
     probes: list[Probe | Monitor] = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
-    return Trainer(folder.path, parts.stages, parts.average, build_settings(recipe.training), probes=probes, watcher=watcher)
+    return Trainer(folder.path, parts.stages, parts.average, build_settings(recipe.training, recipe.distributed), probes=probes, watcher=watcher)
 
 
 def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], draws: int) -> dict[str, float]:
@@ -173,12 +202,14 @@ def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distill
     write_directions(folder.samples / "directions.png", panels)
 
 
-def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generator, parts: Distillation) -> None:
-    """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape."""
+def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generator, parts: Distillation, plain: nn.Module | None) -> None:
+    """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded."""
     extra = _how_it_samples(parts.prior, parts.data, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
         save_adapter(folder.adapter, adapter_of(student), {"teacher": recipe.teacher.model_dump(mode="json"), **extra})
-        student = merged(student)
+        assert isinstance(plain, Denoiser)
+        load_strictly(plain, {name: distributed.whole(value) for name, value in student.state_dict().items()}, "the student")
+        student = merged(plain)
     save_model(folder.student, student, extra)
 
 
@@ -194,4 +225,4 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    return TeacherSampler(low, high, freeze(copy_of(model)), RULES[solver.rule], build_grid(solver.grid)), recipe.evaluation.teacher_steps[0]
+    return TeacherSampler(low, high, model, RULES[solver.rule], build_grid(solver.grid)), recipe.evaluation.teacher_steps[0]

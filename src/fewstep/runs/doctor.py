@@ -6,7 +6,9 @@ An examination says what it has looked at, place by place, and does not stop at 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fewstep.denoisers.lora import load_adapter
 from fewstep.errors import UserError
@@ -18,7 +20,7 @@ from fewstep.runs.findings import Finding, ok, problem, refused
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.inspect import inspect
 from fewstep.runs.requirements import check_recipe
-from fewstep.training.checkpoint import place_of
+from fewstep.training.checkpoint import is_folder, look_at, place_of
 from fewstep.zoo.download import is_address
 
 _WEIGHTS = (".safetensors", ".pkl", ".pt")
@@ -30,6 +32,8 @@ def examine(target: Path | str | None = None) -> list[Finding]:
         return check_environment()
     path = Path(target)
     try:
+        if is_folder(path):
+            return [ok(path, _checkpoint(path, look_at(path, True)))]
         if path.is_dir() and (RunFolder(path).recipe.is_file() or str(target) not in shipped_names()):
             return list(check_path(path)) if (path / "manifest.json").is_file() else check_run(path)
         if path.suffix in _WEIGHTS:
@@ -59,8 +63,12 @@ def _held(path: Path) -> str:
         found = inspect(path)
         return f"is whole: {found['kind']}, {found['parameters']:,} parameters, SHA-256 {found['sha256']}."
     if "progress" in metadata:
-        stage, stage_step, step = place_of(path, metadata)
-        return f"is the checkpoint of step {step} ({stage_step} steps into stage {stage + 1}), whole, made by torch {metadata.get('torch')}."
+        return _checkpoint(path, metadata)
     if "node" in metadata:
         return f"is node {metadata['node']} of a degradation path, whole."
     return f"is an adapter of rank {load_adapter(path).rank}, whole." if "rank" in metadata else "is whole; it holds tensors, but no model."
+
+
+def _checkpoint(path: Path, state: Mapping[str, Any]) -> str:
+    stage, stage_step, step = place_of(path, state)
+    return f"is the checkpoint of step {step} ({stage_step} steps into stage {stage + 1}), whole, made by torch {state.get('torch')}."

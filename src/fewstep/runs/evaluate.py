@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.cost import metered
 from fewstep.data import Dataset
-from fewstep.denoisers import Denoiser
+from fewstep.denoisers import Denoiser, device_of
 from fewstep.files import write_text
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, training_mismatch
 from fewstep.metrics.quality import Evaluator
@@ -53,9 +53,9 @@ def evaluate(
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
     choice = recipe.evaluation
-    evaluator = build_evaluator(choice, build_data(recipe.data))
     draws = draws or choice.draws
     student, teacher = load(folder.path), load_teacher(folder.path)
+    evaluator = build_evaluator(choice, build_data(recipe.data), device_of(student.model))
     result: dict[str, Any] = {"teacher": {}, "student": {}}
     teacher_steps = teacher_steps or choice.teacher_steps
     jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]

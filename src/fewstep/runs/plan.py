@@ -83,7 +83,7 @@ class Setting:
 @dataclass(frozen=True)
 class Plan:
     """``steps`` by stage; ``evaluations``: of the whole run; ``operations``: of one; ``kept``: bytes a sample that a forward keeps, of the student or of the teacher's copies,
-    whichever is more; ``path_bytes``: of the nodes on disk;
+    whichever is more; ``largest``: bytes of the largest block; ``path_bytes``: of the nodes on disk;
     ``settings`` from the fewest GPUs on; ``cheapest``: the first of those that fit that takes the least GPU-hours.
     """
 
@@ -94,6 +94,7 @@ class Plan:
     evaluations: float
     operations: int
     kept: int
+    largest: int
     graphs: float
     path_bytes: int
     checkpoint_bytes: int
@@ -140,6 +141,7 @@ def plan(recipe: DistillRecipe, name: str, gpus: int = 1, memory_gb: float | Non
         evaluations=measured.evaluations,
         operations=measured.operations,
         kept=measured.kept[False],
+        largest=measured.largest,
         graphs=measured.rehearsal.graphs,
         path_bytes=(recipe.target.nodes - 1) * bytes_of(context.original) if isinstance(recipe.target, config.BacktrackedTarget) else 0,
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values()) + _moments(built),

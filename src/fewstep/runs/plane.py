@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import Denoiser
+from fewstep.denoisers import Denoiser, device_of
 from fewstep.files import write_bytes
 from fewstep.prediction import score_of
 
@@ -54,7 +54,7 @@ def _draw_field(axes: Axes, denoiser: Denoiser, sigma: float, half_width: float,
     line = torch.linspace(-half_width, half_width, points)
     x = torch.cartesian_prod(line, line)
     t = denoiser.schedule.time_at_sigma(sigma).expand(len(x))
-    score = score_of(denoiser.schedule, denoiser(x, t), x, t)
+    score = score_of(denoiser.schedule, denoiser(x.to(device_of(denoiser)), t).cpu(), x, t)
     # Arrows as long as the fourth root of the score's size: directions stay readable where it is small.
     size = score.norm(dim=1, keepdim=True)
     arrows = score / size.clamp(min=1e-9) * size.sqrt().sqrt()

@@ -16,10 +16,10 @@ from typing import Any
 
 from fewstep.data.pixels import decode
 from fewstep.errors import UserError
-from fewstep.files import read_metadata
 from fewstep.runs.checkpoints import Listing
 from fewstep.runs.findings import Finding, note, ok, problem, refused
 from fewstep.runs.folder import RunFolder
+from fewstep.training.checkpoint import look_at
 from fewstep.training.log import read_line
 
 _COPY = "Restore it from a copy; the run can go on without, and reports leave out what cannot be read."
@@ -67,7 +67,7 @@ def _lines_of(folder: RunFolder, listing: Listing) -> int:
     """How many lines the log had when the checkpoint was written from which a run resumes."""
     if listing.resumes is None:
         return 0
-    found = read_metadata(folder.path / listing.resumes).get("log_lines")
+    found = look_at(folder.path / listing.resumes, False).get("log_lines")
     return found if isinstance(found, int) else 0
 
 
@@ -99,6 +99,9 @@ def _pictures(folder: RunFolder, resume: str) -> Iterator[Finding]:
 def _is_picture(path: Path) -> bool:
     from PIL import Image
 
+    # A link may lead to a device, which has no end.
+    if not path.is_file():
+        return False
     try:
         content = path.read_bytes()
         decode(content, str(path))

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep import distributed
 from fewstep.condition import Condition
-from fewstep.denoisers import Denoiser, Generator, Guided, freeze, load_model
+from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
+from fewstep.recipes.device import DeviceName, resolve_device
 from fewstep.recipes.parts import build_data, build_grid
 from fewstep.recipes.teachers import build_teacher
 from fewstep.runs.folder import RunFolder
@@ -30,7 +32,7 @@ LARGEST = 1e6
 
 @dataclass(frozen=True, eq=False)
 class Sampler(abc.ABC):
-    """Called as ``sampler(n, seed=0, classes=None, steps=None) -> (n, *shape)`` in the data's range [``low``, ``high``].
+    """Called as ``sampler(n, seed=0, classes=None, steps=None) -> (n, *shape)`` in the data's range [``low``, ``high``]. Several processes share the work, and each gets all samples.
 
     ``classes``: an int for all, ids (n,), or None for classes in turn (0, 1, 2, ...). ``steps``: ``usual_steps`` unless given. Sample i of a seed is the same whatever n is.
     """
@@ -54,8 +56,9 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
-        """Samples (n, *shape) of a place, without gradient, not clamped; labels (n,) or None. They are the samples [start, start + n) of that place, whatever else is drawn: to rounding, and
-        bit for bit where all parts begin at multiples of ``BATCH``.
+        """Samples (n, *shape) of a place, made where the model is and given on the CPU, without gradient, not clamped; labels (n,) or None.
+
+        They are the samples [start, start + n) of that place, whatever else is drawn: to rounding, and bit for bit where all parts begin at multiples of ``BATCH``.
         """
 
 
@@ -83,14 +86,15 @@ class StudentSampler(Sampler):
     @torch.no_grad()
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         times = self._times(steps)
-        parts = []
-        for first in range(0, n, BATCH):
+
+        def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
             part = None if labels is None else labels[first : first + rows]
-            state = self.prior.at(place, "prior", rows, part, start + first)
-            begin = state.x, self.sampling.condition(state.condition, rows)
-            parts.append(self.sampling.sample(self.model, place, start + first, begin, self.schedule, times))
-        return torch.cat(parts)
+            state = self.prior.at(place, "prior", rows, part, start + first).to(device_of(self.model))
+            begin = state.x, self.sampling.condition(state.condition, state.x)
+            return self.sampling.sample(self.model, place, start + first, begin, self.schedule, times).cpu()
+
+        return torch.cat(distributed.spread(range(0, n, BATCH), block))
 
     def _times(self, steps: int) -> Tensor:
         if steps < 1:
@@ -118,15 +122,16 @@ class TeacherSampler(Sampler):
 
     @torch.no_grad()
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
-        schedule = self.denoiser.schedule
+        schedule, device = self.denoiser.schedule, device_of(self.denoiser)
         times = self.grid.times(schedule, steps)
-        parts = []
-        for first in range(0, n, BATCH):
+
+        def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
-            noise = place.normal("prior", (rows, *self.denoiser.shape), start + first)
-            condition = Condition(labels=None if labels is None else labels[first : first + rows])
-            parts.append(solve(self.rule, self.denoiser, schedule.prior_scale * noise, times, condition))
-        return torch.cat(parts)
+            noise = place.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
+            condition = Condition(labels=None if labels is None else labels[first : first + rows]).to(device)
+            return solve(self.rule, self.denoiser, schedule.prior_scale * noise, times, condition).cpu()
+
+        return torch.cat(distributed.spread(range(0, n, BATCH), block))
 
 
 def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | None:
@@ -145,8 +150,11 @@ def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | Non
     return labels
 
 
-def load(run: Path | str, guidance: float | None = None) -> StudentSampler:
-    """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale for a student that was conditioned on one, its usual one unless given."""
+def load(run: Path | str, guidance: float | None = None, device: DeviceName = "auto") -> StudentSampler:
+    """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale for a student that was conditioned on one, its usual one unless given.
+
+    It works on ``device``, a GPU where there is one unless told otherwise, wherever it was trained.
+    """
     path = Path(run)
     path = RunFolder(path).student if path.is_dir() else path
     if not path.is_file():
@@ -169,7 +177,7 @@ def load(run: Path | str, guidance: float | None = None) -> StudentSampler:
         if sampling.guidance is None:
             raise UserError(f"{path}: this student was not conditioned on a guidance scale; leave the guidance out.")
         sampling = replace(sampling, guidance=guidance)
-    return StudentSampler(low, high, freeze(model), start, sampling)
+    return StudentSampler(low, high, freeze(model).to(resolve_device(device)), start, sampling)
 
 
 def _number(value: Any, least: float = -LARGEST) -> float:
@@ -179,11 +187,11 @@ def _number(value: Any, least: float = -LARGEST) -> float:
     return float(value)
 
 
-def load_teacher(run: Path | str, guidance: float = 1.0) -> TeacherSampler:
-    """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1."""
+def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "auto") -> TeacherSampler:
+    """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1; ``device`` as in ``load``."""
     recipe = RunFolder(Path(run)).read_distill_recipe()
     data = build_data(recipe.data)
-    teacher: Denoiser = build_teacher(recipe.teacher, data)
+    teacher: Denoiser = build_teacher(recipe.teacher, data).to(resolve_device(device))
     solver = recipe.evaluation.solver
     if guidance != 1.0:
         if not teacher.classes:

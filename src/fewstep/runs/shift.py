@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.denoisers import Denoiser
+from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator, Sample
 from fewstep.random import Place
@@ -73,9 +73,9 @@ class Relay:
         return (len(self.fine) - 1) // (len(self.times) - 1)
 
     def starts(self, place: Place, rows: int, labels: Tensor | None, start: int) -> tuple[Tensor, Condition]:
-        """Noise (rows, *D) of the samples ``start`` ... of a place, as the student's own sampler draws it, and their condition."""
-        state = self.prior.at(place, "prior", rows, labels, start)
-        return state.x, state.condition if self.guidance is None else replace(state.condition, guidance=torch.full((rows,), self.guidance))
+        """Noise (rows, *D) of the samples ``start`` ... of a place, as the student's own sampler draws it, and their condition; where the teacher is."""
+        state = self.prior.at(place, "prior", rows, labels, start).to(device_of(self.teacher))
+        return state.x, state.condition if self.guidance is None else replace(state.condition, guidance=torch.full((rows,), self.guidance, device=state.x.device))
 
     def taught(self, x: Tensor, transition: int, condition: Condition) -> Tensor:
         """x (B, *D) carried over a transition in [0, n) by the teacher."""
@@ -141,7 +141,7 @@ def mixed_sampler(relay: Relay, selection: Selection) -> Sample:
             for index in range(relay.transitions):
                 teaches = selection.teaches(place, count, start, index)
                 x = _carried(relay, student, x, index, teaches, condition)
-            parts.append(x)
+            parts.append(x.cpu())
         return torch.cat(parts)
 
     return sample

@@ -74,11 +74,11 @@ class Sampling:
         """Decreasing times (steps + 1,) from ``first`` to 0; the grid of N / 2 steps is every second point of the grid of N."""
         return nested_times(GRIDS[self.grid], schedule, first, self.steps if steps is None else steps)
 
-    def condition(self, condition: Condition, rows: int) -> Condition:
-        """The condition of ``rows`` samples with the guidance scale, for a student that was conditioned on one."""
+    def condition(self, condition: Condition, x: Tensor) -> Condition:
+        """The condition of the samples x (B, *D) with the guidance scale, for a student that was conditioned on one."""
         if self.guidance is None:
             return condition
-        return dataclasses.replace(condition, guidance=torch.full((rows,), self.guidance))
+        return dataclasses.replace(condition, guidance=torch.full((len(x),), self.guidance, device=x.device))
 
     def describe(self) -> dict[str, Any]:
         """Plain values from which ``Sampling(**values)`` rebuilds it."""

@@ -42,8 +42,9 @@ class Dagger(States, Stateful):
 
     The first draw at a place (stage, step) first adds ``collect`` fresh states, if the step is a multiple of ``every`` or the buffer is empty; further draws there add none. The
     fresh ones are samples 0 to ``collect`` of the place's global batch, whatever rows are drawn, so that all processes hold the same buffer. x, t and the condition are kept; x0,
-    noise and origin are None. Its state is the buffer: a checkpoint holds it. Raises ``UserError`` for numbers below 1, for collect > capacity, for an unknown ``keep``, and at the
-    draw for a source whose conditions change their fields.
+    noise and origin are None. Its state is the buffer, kept on the device of the states: a checkpoint holds it.
+
+    Raises ``UserError`` for numbers below 1, for collect > capacity, for an unknown ``keep``, and at the draw for a source whose conditions change their fields.
     """
 
     source: States
@@ -66,11 +67,14 @@ class Dagger(States, Stateful):
 
     def draw(self, step: Step) -> State:
         buffer, here = self._buffer, (step.place.stage, step.place.step)
+        if buffer.rows:
+            # A buffer from a checkpoint is on the CPU until its first draw.
+            buffer.rows = State.of(buffer.rows).to(step.device).tensors()
         if buffer.last != here and (step.place.step % self.every == 0 or not buffer.seen):
-            self._add(Step(step.place, self.collect).state(self.source), step.place)
+            self._add(Step(step.place, self.collect, device=step.device).state(self.source), step.place)
             buffer.last = here
         index = step.place.integers("dagger-row", step.rows, self.filled, step.start)
-        return State.of({name: value[index] for name, value in buffer.rows.items()})
+        return State.of({name: value[index.to(value.device)] for name, value in buffer.rows.items()})
 
     def _add(self, fresh: State, place: Place) -> None:
         buffer, tensors = self._buffer, {name: value for name, value in fresh.tensors().items() if name not in _FORGOTTEN}
@@ -81,8 +85,9 @@ class Dagger(States, Stateful):
         slots = _SLOTS[self.keep](buffer.seen, self.collect, self.capacity, place).tolist()
         # A slot that is taken twice belongs to the later state; -1 is let go.
         row_of = {slot: row for row, slot in enumerate(slots) if slot >= 0}
+        taken, rows = torch.tensor(list(row_of), dtype=torch.int64), torch.tensor(list(row_of.values()), dtype=torch.int64)
         for name, value in buffer.rows.items():
-            value[list(row_of)] = tensors[name][list(row_of.values())]
+            value[taken.to(value.device)] = tensors[name][rows.to(value.device)]
         buffer.seen += self.collect
 
     def state_dict(self) -> dict[str, Any]:

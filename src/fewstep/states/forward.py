@@ -28,11 +28,11 @@ class ForwardDiffusion(States):
 
     def draw(self, step: Step) -> State:
         index = step.place.integers("data-index", step.rows, len(self.data), step.start)
-        x0 = self.data.take(index)
+        x0 = self.data.take(index).to(step.device)
         t = self.times.draw(self.schedule, step.place, "data-time", step.rows, step.start)
         noise = step.noise_like("data-noise", x0)
         labels = None
         if self.data.labels is not None:
             dropped = step.place.uniform("label-dropout", step.rows, step.start) < self.label_dropout
             labels = torch.where(dropped, NO_CLASS, self.data.labels[index])
-        return State(self.schedule.add_noise(x0, t, noise), t, Condition(labels=labels), x0, noise)
+        return State(self.schedule.add_noise(x0, t, noise), t, Condition(labels=labels).to(step.device), x0, noise)

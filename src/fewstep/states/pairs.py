@@ -53,7 +53,7 @@ class Pairs(States):
         index = step.place.integers("pair-index", step.rows, len(stored["x"]), step.start)
         labels = stored["labels"][index] if "labels" in stored else None
         t = torch.full((step.rows,), float(self.time), dtype=torch.float64)
-        return State(stored["x"][index], t, Condition(labels=labels), x0=stored["x0"][index])
+        return State(stored["x"][index], t, Condition(labels=labels), x0=stored["x0"][index]).to(step.device)
 
 
 def write_pairs(path: Path, x: Tensor, x0: Tensor, labels: Tensor | None, metadata: Mapping[str, Any]) -> str:

@@ -36,10 +36,10 @@ class Prior(States):
 
     def draw(self, step: Step) -> State:
         labels = step.place.integers("prior-class", step.rows, self.classes, step.start) if self.classes else None
-        return self.at(step.place, "prior", step.rows, labels, step.start)
+        return self.at(step.place, "prior", step.rows, labels, step.start).to(step.device)
 
     def at(self, place: Place, purpose: str, rows: int, labels: Tensor | None, start: int = 0) -> State:
-        """States with the given classes (rows,) or None, from the noise of a place and purpose."""
+        """States with the given classes (rows,) or None, from the noise of a place and purpose, on the CPU."""
         noise = place.normal(purpose, (rows, *self.shape), start)
         times = torch.full((rows,), float(self.time), dtype=torch.float64)
         return State(self.std * noise, times, Condition(labels=labels), noise=noise)

@@ -22,5 +22,5 @@ class Started(States):
 
     def draw(self, step: Step) -> State:
         state = step.state(self.source)
-        start = self.prior.at(step.place, "started", step.rows, state.condition.labels, step.start)
+        start = self.prior.at(step.place, "started", step.rows, state.condition.labels, step.start).to(step.device)
         return replace(state, x=select(state.t == self.prior.time, start.x, state.x), x0=None, noise=None)

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from fewstep.states.step import Step
 
 _CONTEXT = "context."
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
 class State:
     """``x`` (B, *D) at times ``t`` (B,), never carrying a gradient; ``x0`` and ``noise`` (B, *D) where x was made of them.
 
-    ``origin`` (B,) int64: the index of the source in a mixture of states; None elsewhere.
+    ``origin`` (B,) int64: the index of the source in a mixture of states; None elsewhere. ``t`` and ``origin`` are on the CPU, all else is on the step's device.
     """
 
     x: Tensor
@@ -31,6 +32,11 @@ class State:
     x0: Tensor | None = None
     noise: Tensor | None = None
     origin: Tensor | None = None
+
+    def to(self, device: torch.device) -> State:
+        """The same state with its samples and conditions on a device; ``t`` and ``origin``, which schedules and masks are made of, stay on the CPU."""
+        x0, noise = (None if value is None else value.to(device) for value in (self.x0, self.noise))
+        return State(self.x.to(device), self.t, self.condition.to(device), x0, noise, self.origin)
 
     def tensors(self) -> dict[str, Tensor]:
         """What there is of it, by name: x, t, labels, guidance, x0, noise, origin, and each context as ``context.NAME``; first dimensions B."""

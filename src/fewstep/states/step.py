@@ -6,21 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.random import Place
-from fewstep.states.state import State, States
+from fewstep.states.state import CPU, State, States
 
 
 class Step:
-    """Samples ``start`` to ``start + rows`` of the global batch at a place.
+    """Samples ``start`` to ``start + rows`` of the global batch at a place, made for networks on ``device``: states put their samples and conditions there.
 
     Terms that name the same states share one draw, and a student's samples are made once: ``run`` makes them with a graph, which all terms of one phase share, and
     a later phase of the same step that asks for them by ``sample`` gets those. A phase adds its terms' losses before it goes backward, which frees the graph: whoever
     goes backward calls ``forget_graphs`` after it.
     """
 
-    def __init__(self, place: Place, rows: int, start: int = 0):
+    def __init__(self, place: Place, rows: int, start: int = 0, device: torch.device = CPU):
         self.place = place
         self.rows = rows
         self.start = start
+        self.device = device
         # Keys are identities, which only hold while the objects live: each entry keeps its own.
         self._states: dict[int, tuple[States, State]] = {}
         self._samples: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}

@@ -6,10 +6,10 @@ stays. With N = 0 (no path) and with N = 1 it is the teacher from the start: pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.denoisers import Denoiser, copy_of, freeze
 from fewstep.stateful import Stateful
@@ -46,6 +46,11 @@ class Backtracked(Target, Stateful):
         if self.switch.done(self.node, self.steps):
             self.switch.reset()
             self._enter(self.node - 1)
+
+    def networks(self) -> Sequence[nn.Module]:
+        # A sharded teacher cannot be copied: the slot must be there before.
+        self._slot = self._slot or freeze(copy_of(self.path.teacher))
+        return self.path.teacher, self._slot
 
     def figures(self) -> dict[str, float]:
         return {} if self.node is None else {"target_node": self.node}

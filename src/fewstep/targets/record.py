@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep import distributed
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
 from fewstep.stateful import Stateful
@@ -77,11 +78,11 @@ class ByDistance(RecordRule):
 
     def decide(self, step: int, model: Denoiser) -> Decision:
         now = self._look(model)
-        self.travelled = float((now - self._last).square().mean().sqrt() / self._unit)
+        # Processes on unlike devices differ in the last digits; one of them decides.
+        self.travelled, spread = distributed.agreed([float((now - self._last).square().mean().sqrt() / self._unit), float(_spread(now) / self._unit)])
         record = self.travelled >= self.distance
         if record:
             self._last = now
-        spread = float(_spread(now) / self._unit)
         if spread < self.floor:
             return Decision(False, f"collapse was near: the estimates' spread fell to {spread:.2f} of the teacher's after {step} steps")
         if step >= self.max_steps:
@@ -92,7 +93,7 @@ class ByDistance(RecordRule):
         return {"last": self._last.flatten().tolist(), "travelled": self.travelled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._last = torch.tensor(state["last"], dtype=self._last.dtype).reshape(self._last.shape)
+        self._last = torch.tensor(state["last"], dtype=self._last.dtype, device=self._last.device).reshape(self._last.shape)
         self.travelled = state["travelled"]
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep import distributed
 from fewstep.errors import UserError
 from fewstep.stateful import Stateful
 
@@ -72,15 +73,24 @@ class Plateau(SwitchRule):
         self.window, self.improvement, self.min_steps, self.max_steps = window, improvement, min_steps, max_steps
         self._sums: list[list[float]] = []
         self._counts: list[list[int]] = []
+        self._whole = True
 
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
         level = torch.bucketize(-0.5 * log_snr, torch.tensor([math.log(edge) for edge in LEVEL_EDGES], dtype=log_snr.dtype))
         size = len(LEVEL_EDGES) + 1
-        self._sums.append(torch.zeros(size, dtype=torch.float64).index_add_(0, level, gap.double()).tolist())
-        self._counts.append(torch.bincount(level, minlength=size).tolist())
+        sums = torch.zeros(size, dtype=torch.float64).index_add_(0, level, gap.to("cpu", torch.float64))
+        # Of the whole batch: every process decides alike.
+        sums, counts = distributed.total(torch.stack([sums, torch.bincount(level, minlength=size).double()]))
+        if not self._whole:
+            # Another portion of the same step.
+            sums, counts = sums + torch.tensor(self._sums.pop(), dtype=torch.float64), counts + torch.tensor(self._counts.pop(), dtype=torch.float64)
+        self._sums.append(sums.tolist())
+        self._counts.append(counts.long().tolist())
+        self._whole = False
         del self._sums[: -2 * self.window], self._counts[: -2 * self.window]
 
     def done(self, node: int, steps: int) -> bool:
+        self._whole = True
         if steps >= self.max_steps:
             return True
         return steps >= self.min_steps and len(self._sums) >= 2 * self.window and self.ratio() > 1 - self.improvement

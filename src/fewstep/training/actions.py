@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fewstep import distributed
 from fewstep.denoisers import Denoiser
 from fewstep.networks.store import load_strictly
 from fewstep.random import Place
 from fewstep.solvers import FlowMap
-from fewstep.states import Prior, Step
+from fewstep.states import Prior, State, Step
 from fewstep.states.pairs import write_pairs
+from fewstep.states.state import CPU
 from fewstep.targets import DegradationPath
 
 
@@ -73,7 +75,7 @@ class CopyNode(Action):
 class MakePairs(Action):
     """Draws ``count`` starts of the prior, carries each to t = 0 and stores both in ``path`` (knowledge distillation, reflow, DMD's regression).
 
-    ``seed`` and ``purpose`` say which starts.
+    ``seed`` and ``purpose`` say which starts; ``device`` is the flow map's.
     """
 
     flow_map: FlowMap
@@ -83,6 +85,7 @@ class MakePairs(Action):
     seed: int = 0
     purpose: str = "pairs"
     batch: int = 500
+    device: torch.device = CPU
 
     @property
     def samples(self) -> int:
@@ -90,14 +93,23 @@ class MakePairs(Action):
 
     @torch.no_grad()
     def run(self) -> None:
-        place, starts, ends, labels = Place(self.seed, self.purpose), [], [], []
-        for start in range(0, self.count, self.batch):
-            state = self.prior.draw(Step(place, min(self.batch, self.count - start), start))
+        place, starts, labels = Place(self.seed, self.purpose), [], []
+        begins = range(0, self.count, self.batch)
+        for begin in begins:
+            state = self._drawn(place, begin)
             starts.append(state.x)
-            ends.append(self.flow_map.at(place, start)(state.x, self.prior.time, 0.0, state.condition))
             if state.condition.labels is not None:
                 labels.append(state.condition.labels)
+
+        def end(begin: int) -> Tensor:
+            state = self._drawn(place, begin)
+            return self.flow_map.at(place, begin)(state.x, self.prior.time, 0.0, state.condition)
+
+        ends = distributed.spread(begins, end)
         write_pairs(self.path, torch.cat(starts), torch.cat(ends), torch.cat(labels) if labels else None, self._origin())
+
+    def _drawn(self, place: Place, begin: int) -> State:
+        return self.prior.draw(Step(place, min(self.batch, self.count - begin), begin, self.device))
 
     def _origin(self) -> dict[str, Any]:
         """Which pairs these are; ``Pairs`` checks the time."""

@@ -1,34 +1,48 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, in one checksummed file.
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
 
 A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
-``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). The newest ``keep`` files stay; a file that is cut short or damaged is passed over,
-with a warning, for the one before it.
+``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
+whatever wrote it and in however many processes. The newest ``keep`` stay; one that is cut short or damaged is passed over, with a warning, for the one before it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import abc
 import re
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep import distributed
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
+from fewstep.files import read_metadata, read_tensors, verify_tensors, write_tensors
 
-_NAME = re.compile(r"step-(\d{8})\.safetensors")
+_NAME = re.compile(r"step-(\d{8})(\.safetensors)?")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """``tensors`` by name; ``state`` of JSON values."""
+class Checkpoint(abc.ABC):
+    """A whole checkpoint on disk; ``state`` of JSON values."""
 
-    tensors: dict[str, Tensor]
     state: dict[str, Any]
+
+    @abc.abstractmethod
+    def read(self, prefix: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors whose names begin with ``prefix``, by what follows it. Those that ``like`` has in a sharded form may come in that form, or whole."""
+
+
+class FileCheckpoint(Checkpoint):
+    """One file; raises ``UserError`` naming it when it is damaged or no checkpoint."""
+
+    def __init__(self, path: Path):
+        self._tensors, self.state = read_tensors(path)
+        place_of(path, self.state)
+
+    def read(self, prefix: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: value for name, value in self._tensors.items() if name.startswith(prefix)}
 
 
 class Checkpoints:
@@ -39,37 +53,87 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        """Writes the checkpoint of global step ``step`` and then removes those beyond the newest ``keep``."""
+        """Writes the checkpoint of global step ``step`` into one file and then removes those beyond the newest ``keep``."""
         path = self.folder / f"step-{step:08d}.safetensors"
         write_tensors(path, tensors, dict(state))
-        for old in self.paths()[self.keep :]:
-            with contextlib.suppress(FileNotFoundError):
-                old.unlink()
+        self.prune()
         return path
 
+    def prune(self) -> None:
+        """Removes all beyond the newest ``keep``."""
+
+        def remove() -> None:
+            for old in self.paths()[self.keep :]:
+                remove_checkpoint(old)
+
+        distributed.together(remove)
+
     def paths(self) -> list[Path]:
-        """The files, newest first."""
+        """The files and folders, newest first."""
         if not self.folder.is_dir():
             return []
         return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest that reads whole, None when there is none; ``warn`` is told of each that was passed over."""
-        for path in self.paths():
-            try:
-                tensors, state = read_tensors(path)
-                place_of(path, state)
-                return Checkpoint(tensors, state)
-            except UserError as error:
-                warn(f"passed over a checkpoint that cannot be read: {error}")
+        for name in distributed.together(lambda: [path.name for path in self.paths()]):
+            found, problem = _opened(self.folder / name)
+            # Whole for one process and not for another is not whole.
+            problems = [each for each in distributed.everyones(problem) if each]
+            if found is not None and not problems:
+                return found
+            warn(f"passed over a checkpoint that cannot be read: {problems[0]}")
         return None
 
     def remove_after(self, step: int) -> None:
         """Removes checkpoints of later steps than ``step``: damaged ones that were passed over."""
-        for path in self.paths():
-            match = _NAME.fullmatch(path.name)
-            if match and int(match.group(1)) > step:
-                path.unlink()
+
+        def remove() -> None:
+            for path in self.paths():
+                match = _NAME.fullmatch(path.name)
+                if match and int(match.group(1)) > step:
+                    remove_checkpoint(path)
+
+        distributed.together(remove)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a file or a folder, its checksums compared; raises ``UserError`` when it is not whole."""
+    from fewstep.training.sharded import FolderCheckpoint
+
+    return FolderCheckpoint(path) if is_folder(path) else FileCheckpoint(path)
+
+
+def look_at(path: Path, verify: bool) -> dict[str, Any]:
+    """The state in a checkpoint; its checksums are compared if asked, else it is only seen to be complete. Raises ``UserError`` when it is not whole, or no checkpoint."""
+    from fewstep.training.sharded import check_shard, read_manifest
+
+    if not is_folder(path):
+        return verify_tensors(path) if verify else read_metadata(path)
+    manifest = read_manifest(path)
+    for name, mark in sorted(manifest["files"].items()):
+        check_shard(path / name, mark, verify)
+    state: dict[str, Any] = manifest["state"]
+    return state
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is that of a checkpoint in shards."""
+    match = _NAME.fullmatch(path.name)
+    return match is not None and match.group(2) is None and path.is_dir() and not path.is_symlink()
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint, a folder by renaming it first, so that what is half removed is no checkpoint. Raises ``UserError`` when it cannot be removed."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            # What is aside already is nobody's.
+            gone = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.removed.aside"))
+            shutil.rmtree(gone)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be removed ({error.strerror or error}); change the permissions of its folder.") from error
 
 
 def place_of(path: Path, state: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -85,16 +149,43 @@ def place_of(path: Path, state: Mapping[str, Any]) -> tuple[int, int, int]:
     return place[0], place[1], place[2]
 
 
+def _opened(path: Path) -> tuple[Checkpoint | None, str]:
+    try:
+        return open_checkpoint(path), ""
+    except UserError as error:
+        return None, str(error)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """An optimizer's per-parameter state as flat named tensors."""
     return {f"{prefix}/{index}/{key}": value for index, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of ``optimizer_tensors``."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, checkpoint: Checkpoint) -> None:
+    """The inverse of ``optimizer_tensors``; what is shaped like its parameter is laid out like it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith(prefix + "/"):
-            index, key = name[len(prefix) + 1 :].split("/")
-            state.setdefault(int(index), {})[key] = value
+    for name, value in checkpoint.read(f"{prefix}/", _MomentsLike(parameters)).items():
+        index, key = name.split("/")
+        parameter = parameters[int(index)]
+        state.setdefault(int(index), {})[key] = distributed.like(value, parameter) if value.shape == parameter.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class _MomentsLike(Mapping[str, Tensor]):
+    """Each parameter, under any name that begins with its index."""
+
+    def __init__(self, parameters: list[Tensor]):
+        self._parameters = parameters
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._parameters[int(name.split("/", maxsplit=1)[0])]
+        except (ValueError, IndexError) as error:
+            raise KeyError(name) from error
+
+    def __iter__(self) -> Any:
+        return iter(str(index) for index in range(len(self._parameters)))
+
+    def __len__(self) -> int:
+        return len(self._parameters)

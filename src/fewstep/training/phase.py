@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.denoisers import Averaged
 from fewstep.errors import UserError
 from fewstep.objectives import Objective
-from fewstep.states import States
+from fewstep.stateful import walk
+from fewstep.states import States, Step
 from fewstep.stopping import StopRule
 from fewstep.training.actions import Action
 from fewstep.training.optimizer import Adam, Optimizer
@@ -26,6 +27,11 @@ class Term:
     states: States
     weight: float = 1.0
     name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name, or its objective's."""
+        return self.name or type(self.objective).__name__
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +92,31 @@ class Stage:
         return steps >= self.until if isinstance(self.until, int) else self.until.finished(steps)
 
 
+class PhaseLoss(nn.Module):
+    """A phase's loss as a module: called with a step, it gives the weighted sum of the terms and, without a graph, the terms' own losses and the figures that they report, by name.
+
+    What the phase trains is its submodule, whose parameters an engine finds there; everything else that the terms use is not.
+    """
+
+    def __init__(self, phase: Phase):
+        super().__init__()
+        self.trained = phase.trained
+        # In a tuple, where nn.Module does not look for submodules.
+        self._phase = (phase,)
+
+    def forward(self, step: Step) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        (phase,) = self._phase
+        total = torch.zeros(())
+        losses: list[Tensor] = []
+        figures: dict[str, Tensor] = {}
+        for term in phase.terms:
+            loss = term.objective(step, step.state(term.states))
+            total = total.to(loss.total.device) + term.weight * loss.total
+            losses.append(loss.total.detach())
+            figures |= {f"{phase.name}.{key}": figure for key, figure in loss.terms.items()}
+        return total, losses, figures
+
+
 def build_optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
     """Fresh optimizers of a stage, by phase; its networks are made trainable."""
     built = {}
@@ -109,6 +140,11 @@ def named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
         for index, action in enumerate(stage.begin):
             named |= {f"{stage.name}.begin-{index}": network for network in action.writes if not _known(network, named)}
     return named
+
+
+def used_modules(stages: Sequence[Stage]) -> list[nn.Module]:
+    """Every module that the stages' parts hold, trained or not: what is found by walking dataclass fields, lists and mappings."""
+    return [value for value in walk(stages) if isinstance(value, nn.Module)]
 
 
 def _known(network: nn.Module, named: dict[str, nn.Module]) -> bool:

@@ -20,7 +20,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the loop needs to know besides the stages. ``batch``: samples a step; cadences are in steps; ``keep``: how many checkpoints stay."""
+    """What the loop needs to know besides the stages.
+
+    ``batch``: samples a step, of all processes; each process works on its part in ``accumulate`` equal portions, whose gradients are added up. Cadences are in steps; ``keep``: how many
+    checkpoints stay. ``checkpoints``: one file, shards (``sharded``), or shards written in the background; None is shards where networks are sharded and a file elsewhere. ``mode`` and
+    ``replicas``: how several processes share the networks (see ``layout``).
+    """
 
     batch: int = 64
     seed: int = 0
@@ -28,9 +33,13 @@ class Settings:
     log_every: int = 20
     checkpoint_every: int = 500
     keep: int = 2
+    accumulate: int = 1
+    mode: Literal["ddp", "fsdp"] = "ddp"
+    replicas: int = 1
+    checkpoints: Literal["file", "shards", "background"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "log_every", "checkpoint_every", "keep"):
+        for name in ("batch", "log_every", "checkpoint_every", "keep", "accumulate", "replicas"):
             if getattr(self, name) < 1:
                 raise UserError(f"training settings: '{name}' must be at least 1, got {getattr(self, name)}.")
 

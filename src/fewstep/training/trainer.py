@@ -2,21 +2,26 @@
 
 A step draws its states from its place (see ``random``), each phase due runs its terms, backward, clipping, its optimizer and its hook, and the average follows the student. Nothing the loop
 does depends on how often it was interrupted: a run that was killed and resumed ends byte-equal to one that was not, on the same machine and thread count.
+
+Several processes work off the same stages, each on its rows of the batch (see ``layout``). All take every turn of the loop together: what may end or bend it (a loss that is not
+finite, a signal, a checkpoint written in the background) is summed over them first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fewstep import distributed
 from fewstep.cost import metered
-from fewstep.denoisers import Averaged, HalfLife
+from fewstep.denoisers import Averaged, HalfLife, device_of
 from fewstep.denoisers.average import Decay
 from fewstep.errors import Stopped, UserError
 from fewstep.files import locked
@@ -24,12 +29,14 @@ from fewstep.networks.store import load_strictly
 from fewstep.random import Place
 from fewstep.stateful import find_stateful
 from fewstep.states import Step
-from fewstep.training.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
+from fewstep.training.checkpoint import Checkpoints, optimizer_tensors, restore_optimizer
+from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.log import Log
 from fewstep.training.monitors import Monitor
-from fewstep.training.phase import Phase, Stage, build_optimizers, named_networks
+from fewstep.training.phase import Phase, Stage, build_optimizers, named_networks, used_modules
 from fewstep.training.progress import Silent, Watcher
 from fewstep.training.settings import Probe, Progress, Settings
+from fewstep.training.sharded import ShardWriter, Writing
 from fewstep.training.signals import StopRequest, stop_requests
 
 
@@ -63,10 +70,15 @@ class Trainer:
         self.progress = Progress()
         self._log = Log(self.folder / "metrics.jsonl")
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self.settings.keep)
-        self._networks = named_networks(self.stages)
-        if not any(self.average is network for network in self._networks.values()):
-            self._networks["average"] = self.average
+        self.networks = named_networks(self.stages)
+        if not any(self.average is network for network in self.networks.values()):
+            self.networks["average"] = self.average
         self._stateful = find_stateful(self.stages)
+        self._device = device_of(self.average)
+        self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, self.settings.precision == "bf16")
+        self._losses: dict[str, nn.Module] = {}
+        self._shards: ShardWriter | None = None
+        self._writing: Writing | None = None
         self._sums: dict[str, list[float]] = {}
         self._recent: dict[str, float] = {}
         self._figures: dict[str, float] = {}
@@ -77,14 +89,33 @@ class Trainer:
 
         Raises ``UserError`` when the folder is in use, ``Diverged`` on a loss that is not finite, ``Stopped`` after SIGTERM or Ctrl-C, having saved.
         """
+        distributed.in_step(self._check_portions)
         with locked(self.folder), stop_requests() as stop, self.watcher:
+            self._layout.lay_out(self._all_modules())
             optimizers = self._restore() if resume else None
             if optimizers is None:
                 self._start()
-            for _ in range(self.progress.stage, len(self.stages)):
-                self._run_stage(optimizers or {}, stop)
-                optimizers = None
+            try:
+                for _ in range(self.progress.stage, len(self.stages)):
+                    self._run_stage(optimizers or {}, stop)
+                    optimizers = None
+            finally:
+                # However it ends: DDP's modules must be gone before their group is.
+                self._losses = {}
         return self.average.average
+
+    def _check_portions(self) -> None:
+        batch, processes, portions = self.settings.batch, distributed.size(), self.settings.accumulate
+        if batch % (processes * portions):
+            shared = f"which {processes} processes cannot share in 'training.accumulate' = {portions} equal portions each"
+            raise UserError(f"'training.batch' is {batch}, {shared}; use a multiple of {processes * portions}.")
+
+    def _all_modules(self) -> Iterator[nn.Module]:
+        """What is to be laid out. A generator: only a layout that asks makes a stateful object allocate what it will need."""
+        yield from self.networks.values()
+        yield from used_modules(self.stages)
+        for found in self._stateful.values():
+            yield from found.networks()
 
     def _start(self) -> None:
         """Begins a run; what one without a checkpoint left behind is begun again, a run with one is not touched."""
@@ -102,9 +133,10 @@ class Trainer:
                     action.run()
             progress.evaluations += meter.evaluations
         optimizers = optimizers or build_optimizers(stage)
+        self._losses = {phase.name: self._layout.prepared(phase) for phase in stage.phases}
         self.watcher.stage(stage.name, stage.total, progress.stage_step)
         while not stage.finished(progress.stage_step):
-            self._step(stage, optimizers)
+            self._step(stage, optimizers, stop)
             if stage.finished(progress.stage_step):
                 break
             due = progress.step % self.settings.checkpoint_every == 0
@@ -121,20 +153,23 @@ class Trainer:
     def _finish(self, stage: Stage, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         """The last checkpoint stands at the end of the last stage, with its optimizers, so that a run can be extended; what comes after it is done again by a resumed run."""
         self._save(optimizers)
+        self._finish_writing()
         if self._sums:
             self._write_log(stage)
         self._probe(last=True)
 
-    def _step(self, stage: Stage, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    def _step(self, stage: Stage, optimizers: Mapping[str, torch.optim.Optimizer], stop: StopRequest) -> None:
         progress, settings = self.progress, self.settings
-        step = Step(Place(settings.seed, stage.name, progress.stage_step), settings.batch)
+        place, (start, rows) = Place(settings.seed, stage.name, progress.stage_step), distributed.share(settings.batch)
+        portion = rows // settings.accumulate
+        steps = [Step(place, portion, start + part * portion, self._device) for part in range(settings.accumulate)]
         with metered() as meter:
             for phase in stage.phases:
                 if progress.stage_step % phase.every == 0:
-                    self._run_phase(phase, step, stage, optimizers[phase.name])
+                    self._run_phase(phase, steps, stage, optimizers[phase.name])
         progress.stage_step += 1
         progress.step += 1
-        progress.evaluations += meter.evaluations
+        progress.evaluations += self._agree(meter.evaluations, stop)
         figures = {key: value for found in self._stateful.values() for key, value in found.figures().items()}
         if progress.step % settings.log_every == 0 or figures != self._figures:
             self._figures = figures
@@ -142,27 +177,28 @@ class Trainer:
         self._probe()
         self.watcher.step(progress.stage_step, _note(self._figures))
 
-    def _run_phase(self, phase: Phase, step: Step, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+    def _agree(self, evaluations: int, stop: StopRequest) -> int:
+        """What all processes must know alike at the end of a step: the evaluations of all, whether one was asked to stop, whether all have written what they write in the background."""
+        busy = self._writing is not None and not self._writing.done
+        counts = distributed.total(torch.tensor([evaluations, busy], dtype=torch.float64))
+        stop.signal = distributed.largest(stop.signal)
+        if self._writing is not None and not counts[1]:
+            self._finish_writing()
+        return int(counts[0])
+
+    def _run_phase(self, phase: Phase, steps: Sequence[Step], stage: Stage, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros(())
-        for term in phase.terms:
-            state = step.state(term.states)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16"):
-                loss = term.objective(step, state)
-            name = term.name or type(term.objective).__name__
-            value = float(loss.total.detach())
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"the loss of '{name}' in phase '{phase.name}' was {value} at step {self.progress.step + 1} (stage '{stage.name}'); "
-                    "the last checkpoint is from before it: lower the learning rate or change the weighting, and start anew."
-                )
-            total = total + term.weight * loss.total
-            for key, figure in loss.terms.items():
-                self._add(f"{phase.name}.{key}", float(figure))
-        total.backward()
-        step.forget_graphs()
+        loss = self._losses[phase.name]
+        with self._layout.holding(phase):
+            for number, step in enumerate(steps, 1):
+                with self._layout.accumulating(phase, loss) if number < len(steps) else contextlib.nullcontext():
+                    with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                        total, losses, figures = loss(step)
+                    self._record(phase, losses, figures)
+                    (total if len(steps) == 1 else total / len(steps)).backward()
+                step.forget_graphs()
         norm = nn.utils.clip_grad_norm_(phase.trained.parameters(), phase.clip if phase.clip is not None else float("inf"))
-        self._add(f"{phase.name}.gradient_norm", float(norm))
+        self._add(f"{phase.name}.gradient_norm", float(distributed.whole(norm)))
         for group in optimizer.param_groups:
             group["lr"] = phase.optimizer.rate(self.progress.stage_step, stage.total)
         optimizer.step()
@@ -172,6 +208,19 @@ class Trainer:
             average.update(phase.network)
         if phase.after_step is not None:
             phase.after_step(self.progress.stage_step + 1, phase.network)
+
+    def _record(self, phase: Phase, losses: Sequence[Tensor], figures: Mapping[str, Tensor]) -> None:
+        """Takes the means over processes of what a phase reports; raises ``Diverged`` in all of them when a loss is not a finite number in one."""
+        values = torch.stack([value.detach().double() for value in (*losses, *figures.values())])
+        means = (distributed.total(values) / distributed.size()).tolist()
+        for term, value in zip(phase.terms, means[: len(losses)], strict=True):
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the loss of '{term.label}' in phase '{phase.name}' was {value} at step {self.progress.step + 1} (stage '{self.stages[self.progress.stage].name}'); "
+                    "the last checkpoint is from before it: lower the learning rate or change the weighting, and start anew."
+                )
+        for name, value in zip(figures, means[len(losses) :], strict=True):
+            self._add(name, value)
 
     def _add(self, name: str, value: float) -> None:
         entry = self._sums.setdefault(name, [0.0, 0])
@@ -196,7 +245,7 @@ class Trainer:
     def _measure(self, probe: Probe | Monitor) -> Mapping[str, Any]:
         if isinstance(probe, Probe):
             return probe.measure(self.progress.step)
-        readings = probe.read(Step(Place(self.settings.seed, "monitor", self.progress.step), probe.rows), self._recent)
+        readings = probe.read(Step(Place(self.settings.seed, "monitor", self.progress.step), probe.rows, device=self._device), self._recent)
         warnings = [reading.warning for reading in readings if reading.warning and self.progress.step >= probe.warn_from]
         for warning in warnings:
             self.watcher.say(f"step {self.progress.step}: {warning}")
@@ -204,10 +253,11 @@ class Trainer:
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
         if stop.signal:
+            self._finish_writing()
             raise Stopped(f"stopped and saved at step {self.progress.step}; go on with --resume.", stop.signal)
 
     def _save(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        tensors = {f"network/{n}/{k}": v for n, network in self._networks.items() for k, v in network.state_dict().items()}
+        tensors = {f"network/{n}/{k}": v for n, network in self.networks.items() for k, v in network.state_dict().items()}
         tensors |= {f"stateful/{place}/{k}": v for place, found in self._stateful.items() for k, v in found.tensors().items()}
         for name, optimizer in optimizers.items():
             tensors |= optimizer_tensors(optimizer, f"optimizer/{name}")
@@ -221,7 +271,25 @@ class Trainer:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
-        self._checkpoints.save(self.progress.step, tensors, state)
+        self._write(tensors, state)
+
+    def _write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Into one file, or shards; the checkpoint before it, if it is still being written, is finished first."""
+        kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")
+        self._finish_writing()
+        if kind == "file":
+            self._checkpoints.save(self.progress.step, tensors, state)
+            return
+        self._shards = self._shards or ShardWriter()
+        self._writing = self._shards.begin(self._checkpoints.folder / f"step-{self.progress.step:08d}", tensors, state)
+        if kind == "shards":
+            self._finish_writing()
+
+    def _finish_writing(self) -> None:
+        if self._writing is not None and self._shards is not None:
+            writing, self._writing = self._writing, None
+            self._shards.finish(writing)
+            self._checkpoints.prune()
 
     def _restore(self) -> dict[str, torch.optim.Optimizer] | None:
         """Returns to the newest checkpoint: the optimizers of its stage, or None when there is no checkpoint."""
@@ -238,25 +306,21 @@ class Trainer:
             raise UserError(f"{self._checkpoints.folder}: the checkpoint is of another set of stages; it cannot be resumed with these.")
         for place, value in state["stateful"].items():
             self._stateful[place].load_state_dict(value)
-            self._stateful[place].load_tensors(_below(found, f"stateful/{place}/"))
-        for name, network in self._networks.items():
-            load_strictly(network, _below(found, f"network/{name}/"), f"checkpoint of step {self.progress.step}, network '{name}'")
+            self._stateful[place].load_tensors(found.read(f"stateful/{place}/", {}))
+        for name, network in self.networks.items():
+            load_strictly(network, found.read(f"network/{name}/", network.state_dict()), f"checkpoint of step {self.progress.step}, network '{name}'")
         self._sums, self._recent, self._figures = state["sums"], state["recent"], state["figures"]
         self._log.cut(state["log_lines"])
         optimizers = build_optimizers(self.stages[self.progress.stage])
         if self.progress.stage_step:
             for name, optimizer in optimizers.items():
-                restore_optimizer(optimizer, f"optimizer/{name}", found.tensors)
+                restore_optimizer(optimizer, f"optimizer/{name}", found)
         return optimizers
 
     def _warn_if_not_exact(self, state: Mapping[str, Any]) -> None:
         for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
             if state[what] != now:
                 self.watcher.say(f"resuming with {what} {now}, the run began with {state[what]}: the rest will not be bit for bit the same.")
-
-
-def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
-    return {name[len(prefix) :]: value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
 def _note(figures: Mapping[str, float]) -> str:

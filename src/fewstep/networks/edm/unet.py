@@ -92,6 +92,7 @@ def plan_of(img_resolution: int, stem: int, widths: Sequence[int], num_blocks: i
 class UNet(DenoisingNetwork, abc.ABC):
     """See the module's docstring. ``enc`` and ``dec`` hold the blocks by name; names with ``_aux_`` are side branches of the image, not blocks."""
 
+    entries = ("features", "features_at")
     enc: nn.ModuleDict
     dec: nn.ModuleDict
 

@@ -53,7 +53,7 @@ from fewstep.recipes.config.base import (
 )
 from fewstep.recipes.config.data import DataChoice, DigitsData, HuggingFaceData, ImagesData, MixtureData, WavesData, WebDatasetData
 from fewstep.recipes.config.models import ClassifierChoice, ClassifierModel, DenoiserModel, DenoisingNetwork, FastGANChoice, GeneratorModel, ImageCriticChoice
-from fewstep.recipes.config.run import ClassifierFeatures, Evaluation, FeaturesChoice, FourierFeatures, HalfLifeAverage, InceptionFeatures, PowerAverage, Training
+from fewstep.recipes.config.run import ClassifierFeatures, Distributed, Evaluation, FeaturesChoice, FourierFeatures, HalfLifeAverage, InceptionFeatures, PowerAverage, Training
 from fewstep.recipes.config.teachers import ConsistencyModelsTeacher, DiffusersTeacher, FileTeacher, NvidiaTeacher, ShippedTeacher, TeacherChoice, UntrainedTeacher
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "DiffusersTeacher",
     "DigitsData",
     "DistanceChoice",
+    "Distributed",
     "DynamicReflected",
     "EDMWeighting",
     "Evaluation",

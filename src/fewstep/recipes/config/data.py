@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fewstep.data.archive import MOST_CLASSES
-from fewstep.recipes.config.base import Few, Positive, Section, Seed
+from fewstep.recipes.config.base import Few, Section, Seed
 
 _MOST_VALUES = 2**24
 
@@ -22,8 +22,8 @@ class MixtureData(Section):
 
     kind: Literal["random-mixture"]
     components: Few = 10
-    half_width: Positive = 4.0
-    std: Positive = 0.3
+    half_width: float = Field(4.0, gt=0, le=1e6)
+    std: float = Field(0.3, gt=0, le=1e6)
     samples: int = Field(10_000, ge=2, le=10_000_000)
     seed: Seed = 0
 

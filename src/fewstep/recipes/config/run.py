@@ -25,6 +25,8 @@ AverageChoice = Annotated[HalfLifeAverage | PowerAverage, Field(discriminator="k
 
 class Training(Section):
     """``steps``: of all stages together. Cadences are in steps. ``laid_out_for``: the steps that the shares of stages and nodes were made for, when a resumed run was given more.
+    ``device``: where networks and samples are; ``auto`` is a GPU where there is one and the CPU elsewhere. Plans, rehearsals and twins do not look at it.
+    ``accumulate``: portions in which each process works off its samples of a step, one after another; less memory, the same step.
     ``recompute``: networks of many blocks forget their activations and compute them again in the backward pass (gradient checkpointing).
     """
 
@@ -33,12 +35,24 @@ class Training(Section):
     batch: int = Field(64, ge=1, le=65_536)
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     recompute: bool = False
+    accumulate: Few = 1
     average: AverageChoice = HalfLifeAverage(kind="half-life")
     log_every: Count = 20
     checkpoint_every: Count = 500
     keep: Count = 2
     health_every: Count = 200
+
+
+class Distributed(Section):
+    """How several processes (torchrun) share the work: they hold all networks each (``ddp``) or shard them (``fsdp``), in ``replicas`` groups that hold a copy each. None of this changes
+    what is computed. ``checkpoints``: one file, a folder of shards, or such a folder written in the background; unless given, shards for ``fsdp`` and a file otherwise.
+    """
+
+    mode: Literal["ddp", "fsdp"] = "ddp"
+    replicas: Few = 1
+    checkpoints: Literal["file", "shards", "background"] | None = None
 
 
 class DigitFeatures(Section):

@@ -167,7 +167,7 @@ class DistributionMatchingMethod(Method):
         solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], build_grid(choice.solver.grid))
         pairs = Pairs(path, context.schedule, context.prior.time)
         term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.data), None), pairs, choice.weight, "regression")
-        return term, MakePairs(solver, context.prior, choice.pairs, path, context.training.seed)
+        return term, MakePairs(solver, context.prior, choice.pairs, path, context.training.seed, device=context.device)
 
 
 def several_steps(traits: Traits) -> Traits:
@@ -183,7 +183,7 @@ def started(choice: LearnedFake, context: Context) -> NetworkDenoiser:
     model = context.original
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.training.seed)
-        network = build(describe(model.network))
+        network = build(describe(model.network)).to(context.device)
     return NetworkDenoiser(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
 
 

@@ -81,7 +81,7 @@ class TrajectoryMethod(GridMethod):
                 )
             assert isinstance(student.network, DenoisingNetwork)
             fools, critics = build_adversary(self.adversarial, context, states, [], EndJump(student))
-            objective = Balanced(objective, fools.objective, next(student.network.leave.parameters()), self.adversarial_after, weight=self.adversarial.weight)
+            objective = Balanced(objective, fools.objective, student.network.leave, self.adversarial_after, weight=self.adversarial.weight)
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
             data = ForwardDiffusion(context.data, context.schedule, build_times(self.denoising.times))

@@ -1,0 +1,217 @@
+"""Several processes as one run: which one this is, and what they agree on.
+
+``torchrun`` starts the processes; ``joined`` makes them one group. Each works on its rows of the global batch (``share``), and gradients are averaged by torch's own engines (see
+``training.layout``). What is left is here: sums of small vectors, decisions taken once, and writing. Everything is the identity in a process that is alone, at no cost.
+
+Every process must call these functions, in the same order; a run's control flow therefore depends only on values that all of them have. What concerns the outside world (files, the
+terminal) happens in the first process, whose failure is everyone's (``together``).
+
+The small exchanges are on CPU tensors, over gloo, whatever the networks are on: they must not wait for a device. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from fewstep.errors import SharedError, UserError
+
+T = TypeVar("T")
+LONGEST_WAIT = datetime.timedelta(minutes=30)
+"""For the slowest process; one that is gone is noticed at once."""
+_acting: list[None] = []
+
+
+def launched() -> bool:
+    """Whether torchrun (or what sets the same variables) started this process as one of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this group anew after a failure (``--max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Inside, the processes that torchrun started are one group; a process that was started alone, or belongs to a group already, is left as it is."""
+    if dist.is_initialized() or not launched():
+        yield
+        return
+    if torch.cuda.is_available():
+        # nccl works on the current card: each process on its own.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, number, processes = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+    # A store may outlive the workers that torchrun has killed: what they wrote there must not be taken for the new ones' addresses.
+    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(store=store, rank=number, world_size=processes, timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        # A DDP module that is still there can make gloo wait for ever; some are in cycles.
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() and not _acting else 1
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return dist.get_rank() if dist.is_initialized() and not _acting else 0
+
+
+def first() -> bool:
+    """Whether this is the process that writes and talks."""
+    return rank() == 0
+
+
+def share(count: int) -> tuple[int, int]:
+    """(start, rows): this process' part of ``count`` samples, which must be a multiple of ``size()``."""
+    rows, rest = divmod(count, size())
+    if rest:
+        raise UserError(f"{count} samples cannot be shared equally by {size()} processes; use a multiple of {size()}.")
+    return rank() * rows, rows
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of each process' values (n,), float64 on the CPU, added in the order of the processes: the same bits everywhere."""
+    values = values.detach().to("cpu", torch.float64)
+    if size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(size())]
+    dist.all_gather(parts, values)
+    return torch.stack(parts).sum(0)
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' numbers."""
+    if size() == 1:
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
+
+
+def mean_of(tensor: Tensor) -> Tensor:
+    """The mean over the processes of a tensor that each has, on its device; without a graph."""
+    if size() == 1:
+        return tensor
+    summed = tensor.detach().clone()
+    dist.all_reduce(summed)
+    return summed / size()
+
+
+def agreed(value: T) -> T:
+    """The first process' value, of what JSON can hold."""
+    if size() == 1:
+        return value
+    text = bytearray(json.dumps(value).encode()) if first() else bytearray()
+    length = torch.tensor(len(text))
+    dist.broadcast(length, 0)
+    content = torch.frombuffer(text, dtype=torch.uint8) if first() else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(content, 0)
+    agreed_on: T = json.loads(content.numpy().tobytes())
+    return agreed_on
+
+
+def everyones(value: T) -> list[T]:
+    """The values of all processes in their order, of what JSON can hold."""
+    if size() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    longest = largest(len(text))
+    padded = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    return [json.loads(part.numpy().tobytes()) for part in parts]
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs ``action`` in the first process only and gives its outcome (of what JSON can hold) to all; a ``UserError`` there is raised in all, in the others as ``SharedError``.
+
+    Inside the action that process is alone: what it calls of this module concerns nobody else.
+    """
+    if size() == 1:
+        return action()
+    value, failure = None, None
+    if first():
+        _acting.append(None)
+        try:
+            value = action()
+        except UserError as error:
+            failure = error
+        finally:
+            _acting.pop()
+    value, message = agreed((value, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise SharedError(message)
+    return value  # type: ignore[return-value]
+
+
+def in_step(action: Callable[[], T]) -> T:
+    """Runs ``action`` in every process. A ``UserError`` in some is raised in all: in the first of them as it is, elsewhere as ``SharedError``, so that it is said once and nobody waits."""
+    value, failure = None, None
+    try:
+        value = action()
+    except UserError as error:
+        failure = error
+    problems = everyones(None if failure is None else str(failure))
+    failed = [number for number, problem in enumerate(problems) if problem is not None]
+    if failure is not None and failed[0] == rank():
+        raise failure
+    if failed:
+        raise SharedError(problems[failed[0]])
+    return value  # type: ignore[return-value]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all processes; another one as it is."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(full: Tensor, slot: Tensor) -> Tensor:
+    """``full``, which every process has, laid out as ``slot`` is: this process' part of it where that is sharded. Nothing is sent."""
+    if not dist.is_initialized():
+        return full
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(slot, DTensor) or isinstance(full, DTensor):
+        return full
+    return distribute_tensor(full.to(slot.device), slot.device_mesh, slot.placements, src_data_rank=None)
+
+
+def spread(jobs: Sequence[int], work: Callable[[int], Tensor]) -> list[Tensor]:
+    """``work(job)`` for all jobs, which the processes take in turn; each gets all results (of one type, on one kind of device), in the order of the jobs, the same for
+    any number of processes.
+
+    Where the last round is short, the processes that are left over do the first job again and drop it: sharded networks must be called equally often by all.
+    """
+    if size() == 1:
+        return [work(job) for job in jobs]
+    results: list[Tensor] = []
+    for begin in range(0, len(jobs), size()):
+        taken = jobs[begin : begin + size()]
+        mine = work(taken[rank()] if rank() < len(taken) else jobs[0]).contiguous()
+        for owner, shape in enumerate(everyones(list(mine.shape))[: len(taken)]):
+            result = mine if owner == rank() else mine.new_empty(shape)
+            dist.broadcast(result, owner)
+            results.append(result)
+    return results

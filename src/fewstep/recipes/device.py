@@ -1,0 +1,28 @@
+"""From a recipe's ``training.device`` to a device of this machine: the one place that asks whether there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from fewstep.errors import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+def resolve_device(name: DeviceName) -> torch.device:
+    """The CPU, or this process's GPU: number ``LOCAL_RANK``, which torchrun sets, and 0 without it. ``auto`` is a GPU where there is one.
+
+    Raises ``UserError`` for ``cuda`` where there is no GPU, and for more processes on a machine than it has GPUs.
+    """
+    cards = 0 if name == "cpu" else torch.cuda.device_count()
+    if cards == 0:
+        if name == "cuda":
+            raise UserError("'training.device: cuda' needs a GPU that torch can use, and finds none on this machine; set it to 'auto' or 'cpu', or install torch for your GPU.")
+        return torch.device("cpu")
+    card = int(os.environ.get("LOCAL_RANK", "0"))
+    if card >= cards:
+        raise UserError(f"this is process {card + 1} of this machine, which has {cards} GPU(s): start one process a GPU (--nproc-per-node {cards}), or set 'training.device: cpu'.")
+    return torch.device("cuda", card)

@@ -1,0 +1,176 @@
+"""One of two processes that run all cases of ``test_two_processes`` one after another, over gloo and a store in a file; or, alone, one run.
+
+    python pair.py FOLDER RANK STORE        python pair.py FOLDER alone CASE...
+
+Each case leaves the weights of all its networks, gathered, in ``FOLDER/NAME.safetensors``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import distributed as dist
+
+from fewstep import distributed
+from fewstep.errors import SharedError, UserError
+from fewstep.files import locked, write_text
+from fewstep.recipes import load_recipe
+from fewstep.recipes.distillation import build_distillation
+from fewstep.recipes.parts import build_settings
+from fewstep.runs.sampler import StudentSampler
+from fewstep.training import Silent, Trainer
+from fewstep.training.settings import Settings
+
+STEPS = 20
+CTM = "method.adversarial={kind: teacher-trunk, weight: 0.1, loss: hinge, r1: 1.0e-3, width: 16}"
+RECIPES: dict[str, tuple[str, ...]] = {
+    "mixture2d-diff-instruct": (),
+    "mixture2d-dmd2-4step": (),
+    "mixture2d-disback": ("target.record={kind: distance, distance: 0.01, max_steps: 6}", "target.switch={kind: plateau, window: 2, min_steps: 4, max_steps: 6}", "target.nodes=3"),
+    "mixture2d-ctm": (CTM, "method.adversarial_after=4"),
+    "mixture2d-pd": (),
+    "digits-vsd": ("training.steps=4", "training.batch=8", "evaluation.samples=40"),
+}
+MODES: dict[str, dict[str, Any]] = {"ddp": {"mode": "ddp"}, "fsdp": {"mode": "fsdp"}}
+
+
+class Abandoned(Exception):
+    """A run was left where it stood."""
+
+
+class LeavesAt(Silent):
+    """Leaves a run at a step of it, as a power cut would."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.left = at
+
+    def step(self, done: int, note: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Abandoned
+
+
+def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: float = 1e-3, **changes: Any) -> Trainer:
+    """A recipe's run, cut short where ``leave`` says; Adam's epsilon is large, since the ratio of two rounding errors is not a small number."""
+    batch = ["training.batch=16", f"training.steps={STEPS}", "training.health_every=1000", "training.log_every=5", "training.checkpoint_every=5"]
+    recipe = load_recipe(name, [*batch, *RECIPES[name]])
+    parts = build_distillation(recipe, folder)
+    for phase in (phase for stage in parts.stages for phase in stage.phases):
+        object.__setattr__(phase, "optimizer", replace(phase.optimizer, eps=eps))
+    settings: Settings = replace(build_settings(recipe.training, recipe.distributed), **changes)
+    trainer = Trainer(folder, parts.stages, parts.average, settings, watcher=LeavesAt(leave) if leave else None)
+    try:
+        trainer.fit(resume)
+    except Abandoned:
+        gc.collect()
+    return trainer
+
+
+def keep(folder: Path, name: str, trainer: Trainer) -> None:
+    """All that the run has trained, gathered, in a file."""
+    held = {f"{owner}.{key}": value for owner, network in trainer.networks.items() for key, value in network.state_dict().items()}
+    whole = {key: distributed.whole(value.detach()).clone().contiguous() for key, value in held.items()}
+    if distributed.first():
+        save_file(whole, folder / f"{name}.safetensors")
+
+
+def equal_runs(folder: Path) -> None:
+    for name in RECIPES:
+        for mode, how in MODES.items():
+            keep(folder, f"{name}-{mode}", run(folder / f"{name}-{mode}", name, **how))
+    first = "mixture2d-diff-instruct"
+    for name, how in {
+        "replicas": {"mode": "fsdp", "replicas": 2},
+        "portions": {"mode": "fsdp", "accumulate": 2},
+        "portions-ddp": {"mode": "ddp", "accumulate": 2},
+        "short": {"mode": "fsdp", "precision": "bf16"},
+    }.items():
+        keep(folder, name, run(folder / name, first, **how))
+
+
+def resumed_runs(folder: Path) -> None:
+    """Of one run, parts by two processes and by one, in every kind of checkpoint."""
+    name = "mixture2d-disback"
+    for case, before, after in (
+        ("two-one-two", {"mode": "fsdp"}, {"mode": "fsdp"}),
+        ("ddp-one-fsdp", {"mode": "ddp"}, {"mode": "fsdp", "checkpoints": "background"}),
+        ("background-one-ddp", {"mode": "fsdp", "checkpoints": "background"}, {"mode": "ddp", "checkpoints": "shards"}),
+    ):
+        run(folder / case, name, leave=12, **before)
+        # One process, which must not be of this group.
+        distributed.together(lambda case=case: _alone(folder, case, name))
+        keep(folder, case, run(folder / case, name, resume=True, **after))
+    run(folder / "again", name, leave=8, mode="fsdp")
+    run(folder / "again", name, leave=7, resume=True, mode="fsdp")
+    keep(folder, "again", run(folder / "again", name, resume=True, mode="fsdp"))
+
+
+def _alone(folder: Path, case: str, name: str) -> None:
+    subprocess.run([sys.executable, __file__, str(folder), "alone", case, name, "7"], check=True, timeout=120)
+
+
+def small_things(folder: Path) -> dict[str, Any]:
+    """What the processes say of ``fewstep.distributed``, in one answer each."""
+    rank = distributed.rank()
+    answers: dict[str, Any] = {"share": distributed.share(6), "total": distributed.total(torch.tensor([rank + 1.0, 0.5])).tolist(), "largest": distributed.largest(3 - rank)}
+    answers["agreed"] = distributed.agreed({"from": rank})
+    answers["everyones"] = distributed.everyones("x" * (rank + 1))
+    answers["spread"] = torch.cat(distributed.spread(range(5), lambda job: torch.full((job + 1,), float(job)))).tolist()
+    answers["mean"] = distributed.mean_of(torch.tensor([float(rank)])).tolist()
+    answers["errors"] = [_said(lambda: distributed.together(_refuse)), _said(lambda: distributed.in_step(_refuse if rank == 1 else list)), _said(lambda: distributed.share(3))]
+    with locked(folder / "held"):
+        answers["held"] = _said(lambda: distributed.together(lambda: _other_process(folder / "held")))
+    answers["unwritable"] = _said(lambda: write_text(Path("/proc/nothing"), "x"))
+    trainer = run(folder / "sampled", "mixture2d-diff-instruct", mode="ddp")
+    parts = build_distillation(load_recipe("mixture2d-diff-instruct"), folder)
+    sampler = StudentSampler(parts.data.low, parts.data.high, trainer.average.average, parts.prior, parts.sampling)
+    answers["samples"] = sampler(1300, seed=3).double().sum().item()
+    answers["samples of one"] = distributed.together(lambda: sampler(1300, seed=3).double().sum().item())
+    return answers
+
+
+def _refuse() -> None:
+    raise UserError(f"refused in process {dist.get_rank()}.")
+
+
+def _other_process(folder: Path) -> None:
+    script = f"from fewstep.files import locked\nfrom pathlib import Path\nwith locked(Path({str(folder)!r})): pass"
+    failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    raise UserError(failed.stderr.strip().splitlines()[-1])
+
+
+def _said(action: Any) -> list[str]:
+    try:
+        action()
+    except UserError as error:
+        return [(type(error) is SharedError and "shared") or "own", str(error)]
+    return []
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, who, *rest = Path(sys.argv[1]), *sys.argv[2:]
+    if who == "alone":
+        case, name, leave = rest
+        run(folder / case, name, leave=int(leave), resume=True)
+        return
+    dist.init_process_group("gloo", init_method=f"file://{rest[0]}", rank=int(who), world_size=2, timeout=datetime.timedelta(seconds=120))
+    equal_runs(folder)
+    resumed_runs(folder)
+    (folder / f"answers-{who}.json").write_text(json.dumps(small_things(folder)))
+    gc.collect()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A device that is not there: tensors that say they are elsewhere, hold real numbers on the CPU, and refuse what a GPU refuses.
+
+Inside ``with Card():`` the device ``CARD`` (torch's meta device, whose name is borrowed) has memory. A tensor taken there becomes an ``OnCard``; what is computed of it stays there until it
+is taken back, with the CPU's own kernels, so that results are bit for bit those of the same computation on the CPU. An operation on tensors here and there raises ``Mixed``, but for the
+three things that PyTorch allows: copies, a number (a tensor without dimensions) from the CPU in arithmetic, and an index from the CPU.
+
+``Card.fetched`` counts the numbers that were asked for from there: each would make a program wait for a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+CARD = torch.device("meta")
+_aten = torch.ops.aten
+_COPIES = (_aten._to_copy.default, _aten.copy_.default)
+_INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
+_JOINING = (_aten.cat.default, _aten.stack.default)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Mixed(Exception):
+    """An operation on tensors of two devices."""
+
+
+class OnCard(Tensor):
+    """A tensor on ``CARD``; ``held`` has its numbers."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> OnCard:
+        made = Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CARD, requires_grad=held.requires_grad)
+        made.held = held
+        return made
+
+    def __repr__(self) -> str:
+        return f"OnCard({self.held})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(function, args, kwargs or {})
+
+
+class Card(TorchDispatchMode):
+    """Inside, there is a device ``CARD``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.fetched += function is _aten._local_scalar_dense.default and isinstance(args[0], OnCard)
+        return _run(function, args, kwargs or {})
+
+
+def on_card(model: Model) -> Model:
+    """The model, taken to ``CARD`` in place: its parameters stay the same objects, as they do on the way to a GPU."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return model.to(CARD)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    there = [value for value in tensors if isinstance(value, OnCard)]
+    _check(function, args, there, [value for value in tensors if not isinstance(value, OnCard)])
+    asked = kwargs.get("device")
+    goes = bool(there) if asked is None else torch.device(asked) == CARD
+    held_args, held_kwargs = tree_map_only(OnCard, lambda value: value.held, (args, kwargs if asked is None else {**kwargs, "device": torch.device("cpu")}))
+    made = function(*held_args, **held_kwargs)
+    if function is _aten.copy_.default:
+        return args[0]
+    if asked is not None and function is _aten._to_copy.default:
+        # A copy between devices is never the tensor itself.
+        return OnCard(made) if goes else made
+    if not goes:
+        return made
+    made = tree_map_only(Tensor, OnCard, made)
+    return return_and_correct_aliasing(function, args, kwargs, made) if there else made
+
+
+def _check(function: Any, args: Any, there: list[Tensor], here: list[Tensor]) -> None:
+    """Raises ``Mixed`` where PyTorch would refuse the devices of the arguments."""
+    if any(value.device == CARD for value in here):
+        # PyTorch makes an index of a list on its own; here that tensor would have no numbers.
+        raise Mixed(f"{function}: a tensor came to the card past this kit; index with a tensor, not with a list")
+    if not there or function in _COPIES:
+        return
+    wrong = [value for value in here if value.ndim > 0]
+    if function in _JOINING:
+        wrong = here
+    if function in _INDEXING:
+        written = args[2] if len(args) > 2 else args[0]
+        wrong = [value for value in (args[0], written) if not isinstance(value, OnCard) and (value is args[0] or value.ndim > 0)]
+    if wrong:
+        raise Mixed(f"{function}: a tensor of shape {tuple(wrong[0].shape)} is on the CPU, another one on the card")
