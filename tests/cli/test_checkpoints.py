@@ -214,3 +214,17 @@ def test_the_command_prints_what_it_does(run, monkeypatch, capsys):
     found = json.loads(printed("--prune", "1", "--json"))
     assert len(found["removed"]) == 10
     assert [each["step"] for each in found["checkpoints"]] == [36]
+
+
+def test_another_runs_checkpoint_is_not_resumed_from(made, run, tmp_path):
+    """Whole, of the right step, in the right place, but of a run with another seed; more steps or another spread do not make another run."""
+    recipe, _ = made
+    other = distill(recipe, ["evaluation.samples=50", "training.seed=7"], tmp_path / "other")
+    shutil.copy(file_of(other, 40), file_of(run, 40))
+    found = list_checkpoints(run, verify=True)
+    assert (found.checkpoints[0].state, found.resumes) == ("foreign", "checkpoints/step-00000036.safetensors")
+    assert "of another run" in found.checkpoints[0].why
+    (run / "student.safetensors").unlink()
+    distill(recipe, ["evaluation.samples=50", "training.accumulate=1", "distributed.mode=fsdp", "training.device=cpu"], run, resume=True)
+    assert (run / "student.safetensors").read_bytes() == (made[1] / "student.safetensors").read_bytes()
+    assert list_checkpoints(run, verify=True).resumes == "checkpoints/step-00000040.safetensors"

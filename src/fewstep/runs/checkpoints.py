@@ -18,7 +18,8 @@ from typing import Any, Literal
 from fewstep.errors import UserError
 from fewstep.files import locked
 from fewstep.runs.folder import RunFolder
-from fewstep.training.checkpoint import Checkpoints, is_folder, look_at, place_of, remove_checkpoint
+from fewstep.runs.identity import run_of
+from fewstep.training.checkpoint import Checkpoints, check_run_of, is_folder, look_at, place_of, remove_checkpoint
 from fewstep.training.log import read_log
 
 State = Literal["whole", "damaged", "foreign", "unreadable"]
@@ -68,7 +69,8 @@ def list_checkpoints(run: Path | str, verify: bool = False) -> Listing:
     if not folder.recipe.is_file() and not folder.log.is_file() and not kept.paths():
         raise UserError(f"{run}: is not a run folder (it has no recipe, no log and no checkpoints); give the folder that 'fewstep distill' or 'fewstep pretrain' wrote.")
     log = read_log(folder.log)
-    found = [_looked_at(path, folder.path, verify, log) for path in kept.paths()]
+    run_now = _run_of(folder)
+    found = [_looked_at(path, folder.path, verify, log, run_now) for path in kept.paths()]
     resumes = next((each.file for each in found if each.state == "whole"), None)
     return Listing(str(run), found, resumes, verify, [_relative(path, folder.path) for path in _leftovers(folder.path)], [])
 
@@ -96,7 +98,7 @@ def prune_checkpoints(run: Path | str, keep: int) -> Listing:
     return Listing(before.run, [each for each in before.checkpoints if each not in gone], before.resumes, True, [], removed)
 
 
-def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]]) -> CheckpointFile:
+def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]], run_now: str) -> CheckpointFile:
     file, size = _relative(path, run), _size(path)
     if not path.is_file() and not is_folder(path):
         return CheckpointFile(file, size, "unreadable", why=f"{path}: is not a file; move it away.")
@@ -106,9 +108,18 @@ def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]]) -
         return CheckpointFile(file, size, _state(error), why=str(error))
     try:
         stage, stage_step, step = place_of(path, metadata)
+        check_run_of(path, metadata, run_now)
     except UserError as error:
         return CheckpointFile(file, size, "foreign", why=str(error))
     return CheckpointFile(file, _size(path), "whole", stage, stage_step, step, _stage_name(log, step, stage_step))
+
+
+def _run_of(folder: RunFolder) -> str:
+    """By what its checkpoints are known; nothing where the recipe does not say it."""
+    try:
+        return run_of(folder.read_recipe())
+    except UserError:
+        return ""
 
 
 def _size(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.store import load_strictly, save_network
 from fewstep.random import Place
-from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, config, dump, load_recipe
+from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, dump, load_recipe
 from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.identity import run_of, spread_alike, spread_like, with_steps
 from fewstep.runs.paths import write_path_picture
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.plane import DATA, GENERATED, write_directions
@@ -30,7 +32,7 @@ from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels
 from fewstep.solvers import RULES
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
-from fewstep.training import Monitor, Probe, Silent, Trainer, Watcher
+from fewstep.training import Monitor, Probe, Settings, Silent, Trainer, Watcher
 
 PICTURE_ROWS = 80
 
@@ -76,7 +78,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
                 return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, steps), 1)
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
-        trainer = Trainer(folder.path, parts.stages, parts.model, build_settings(recipe.training, recipe.distributed), build_decay(recipe.training.average), probes, _heard(watcher))
+        trainer = Trainer(folder.path, parts.stages, parts.model, _settings(recipe), build_decay(recipe.training.average), probes, _heard(watcher))
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
             save_model(folder.model, model)
@@ -116,19 +118,8 @@ def _write_recipe(folder: RunFolder, source: str | Path, overrides: Sequence[str
 
 def _resumed(folder: RunFolder, now: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
     """The saved recipe, with as many steps, and spread over processes and devices, as asked for now; the shares of its stages stay as they were laid out, only the end moves."""
-    recipe, saved = _spread_alike(now), _spread_alike(folder.read_recipe())
-    return _spread_like(_continued(folder, saved, recipe, source, overrides), now)
-
-
-def _spread_like(recipe: Recipe, other: Recipe) -> Recipe:
-    """The recipe with what of ``other`` changes where it is computed and not what."""
-    training = recipe.training.model_copy(update={"device": other.training.device, "accumulate": other.training.accumulate})
-    return recipe.model_copy(update={"training": training, "distributed": other.distributed})
-
-
-def _spread_alike(recipe: Recipe) -> Recipe:
-    training = recipe.training.model_copy(update={key: config.Training.model_fields[key].default for key in ("device", "accumulate")})
-    return recipe.model_copy(update={"training": training, "distributed": config.Distributed()})
+    recipe, saved = spread_alike(now), spread_alike(folder.read_recipe())
+    return spread_like(_continued(folder, saved, recipe, source, overrides), now)
 
 
 def _continued(folder: RunFolder, saved: Recipe, recipe: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -139,16 +130,12 @@ def _continued(folder: RunFolder, saved: Recipe, recipe: Recipe, source: str | P
     if steps < saved.training.steps:
         raise UserError(f"--resume: 'training.steps' is {steps}, but the run in {folder.path} is for {saved.training.steps}; it can only be raised.")
     planned = saved.training.laid_out_for or saved.training.steps
-    as_planned = _with_steps(saved, planned, None)
-    same = _spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"]))
+    as_planned = with_steps(saved, planned, None)
+    same = spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"]))
     if as_planned not in (same, recipe):
         key = _first_difference(same.model_dump(), as_planned.model_dump())
         raise UserError(f"--resume: the run in {folder.path} has another recipe ('{key}' differs); only 'training.steps' may be raised.")
-    return _with_steps(saved, steps, planned if steps > planned else None)
-
-
-def _with_steps(recipe: Recipe, steps: int, laid_out_for: int | None) -> Recipe:
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps, "laid_out_for": laid_out_for})})
+    return with_steps(saved, steps, planned if steps > planned else None)
 
 
 def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
@@ -177,7 +164,11 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
 
     every = recipe.evaluation.every
     probes: list[Probe | Monitor] = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
-    return Trainer(folder.path, parts.stages, parts.average, build_settings(recipe.training, recipe.distributed), probes=probes, watcher=watcher)
+    return Trainer(folder.path, parts.stages, parts.average, _settings(recipe), probes=probes, watcher=watcher)
+
+
+def _settings(recipe: Recipe) -> Settings:
+    return replace(build_settings(recipe.training, recipe.distributed), run=run_of(recipe))
 
 
 def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], draws: int) -> dict[str, float]:

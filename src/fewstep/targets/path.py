@@ -116,6 +116,8 @@ class DegradationPath(Stateful):
         write_text(self._manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _read_manifest(self) -> None:
+        if not self._manifest.is_file():
+            raise UserError(f"{self._manifest}: there is no such file, and without it there is no path; restore it from a copy, or record the path again.")
         try:
             content = json.loads(self._manifest.read_text())
             nodes, origin, closed, steps = content["nodes"], content["origin"], content["closed"], content["steps"]

@@ -46,11 +46,12 @@ class FileCheckpoint(Checkpoint):
 
 
 class Checkpoints:
-    """The checkpoints in ``folder``."""
+    """The checkpoints in ``folder``; those that say of another run than ``run`` are passed over, where both say anything."""
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep: int = 2, run: str = ""):
         self.folder = folder
         self.keep = keep
+        self.run = run
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Writes the checkpoint of global step ``step`` into one file and then removes those beyond the newest ``keep``."""
@@ -77,13 +78,21 @@ class Checkpoints:
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest that reads whole, None when there is none; ``warn`` is told of each that was passed over."""
         for name in distributed.together(lambda: [path.name for path in self.paths()]):
-            found, problem = _opened(self.folder / name)
+            found, problem = self._opened(self.folder / name)
             # Whole for one process and not for another is not whole.
             problems = [each for each in distributed.everyones(problem) if each]
             if found is not None and not problems:
                 return found
             warn(f"passed over a checkpoint that cannot be read: {problems[0]}")
         return None
+
+    def _opened(self, path: Path) -> tuple[Checkpoint | None, str]:
+        try:
+            found = open_checkpoint(path)
+            check_run_of(path, found.state, self.run)
+        except UserError as error:
+            return None, str(error)
+        return found, ""
 
     def remove_after(self, step: int) -> None:
         """Removes checkpoints of later steps than ``step``: damaged ones that were passed over."""
@@ -102,6 +111,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from fewstep.training.sharded import FolderCheckpoint
 
     return FolderCheckpoint(path) if is_folder(path) else FileCheckpoint(path)
+
+
+def check_run_of(path: Path, state: Mapping[str, Any], run: str) -> None:
+    """Raises ``UserError`` for the checkpoint of another run, where both say which."""
+    if run and state.get("run") and state["run"] != run:
+        raise UserError(f"{path}: is a checkpoint of another run, whose recipe differs from this one's; move it away.")
 
 
 def look_at(path: Path, verify: bool) -> dict[str, Any]:
@@ -147,13 +162,6 @@ def place_of(path: Path, state: Mapping[str, Any]) -> tuple[int, int, int]:
     if match and int(match.group(1)) != place[2]:
         raise UserError(f"{path}: is the checkpoint of step {place[2]}, as its name should say; rename it, or move it away.")
     return place[0], place[1], place[2]
-
-
-def _opened(path: Path) -> tuple[Checkpoint | None, str]:
-    try:
-        return open_checkpoint(path), ""
-    except UserError as error:
-        return None, str(error)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class Settings:
 
     ``batch``: samples a step, of all processes; each process works on its part in ``accumulate`` equal portions, whose gradients are added up. Cadences are in steps; ``keep``: how many
     checkpoints stay. ``checkpoints``: one file, shards (``sharded``), or shards written in the background; None is shards where networks are sharded and a file elsewhere. ``mode`` and
-    ``replicas``: how several processes share the networks (see ``layout``).
+    ``replicas``: how several processes share the networks (see ``layout``). ``run``: what tells this run's checkpoints from another's; nothing for any.
     """
 
     batch: int = 64
@@ -37,6 +37,7 @@ class Settings:
     mode: Literal["ddp", "fsdp"] = "ddp"
     replicas: int = 1
     checkpoints: Literal["file", "shards", "background"] | None = None
+    run: str = ""
 
     def __post_init__(self) -> None:
         for name in ("batch", "log_every", "checkpoint_every", "keep", "accumulate", "replicas"):

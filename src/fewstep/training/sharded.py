@@ -93,10 +93,13 @@ class ShardWriter:
         def rename() -> None:
             with _as_sentence(writing.path):
                 sync_folder(aside)
+                old = writing.path.with_name(f".{writing.path.name}.old.aside")
                 if writing.path.is_dir():
-                    shutil.rmtree(writing.path)
+                    # Renamed before it is removed: the tensors of one of the two are on the disk at any moment.
+                    writing.path.rename(old)
                 aside.rename(writing.path)
                 sync_folder(writing.path.parent)
+                shutil.rmtree(old, ignore_errors=True)
 
         distributed.together(rename)
         return writing.path

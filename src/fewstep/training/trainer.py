@@ -69,7 +69,7 @@ class Trainer:
         self.watcher = watcher or Silent()
         self.progress = Progress()
         self._log = Log(self.folder / "metrics.jsonl")
-        self._checkpoints = Checkpoints(self.folder / "checkpoints", self.settings.keep)
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", self.settings.keep, self.settings.run)
         self.networks = named_networks(self.stages)
         if not any(self.average is network for network in self.networks.values()):
             self.networks["average"] = self.average
@@ -262,6 +262,7 @@ class Trainer:
         for name, optimizer in optimizers.items():
             tensors |= optimizer_tensors(optimizer, f"optimizer/{name}")
         state = {
+            "run": self.settings.run,
             "progress": vars(self.progress),
             "sums": self._sums,
             "recent": self._recent,
