@@ -76,7 +76,7 @@ class Replicated(Layout):
 
     def prepared(self, phase: Phase) -> nn.Module:
         # A term may leave parameters out for a while (an adversarial term that begins later).
-        return nn.parallel.DistributedDataParallel(PhaseLoss(phase), forward_sync_buffers=False, find_unused_parameters=True)
+        return nn.parallel.DistributedDataParallel(PhaseLoss(phase), forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     @contextlib.contextmanager
     def accumulating(self, phase: Phase, loss: nn.Module) -> Iterator[None]:
