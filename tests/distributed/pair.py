@@ -28,6 +28,7 @@ from fewstep.recipes.distillation import build_distillation
 from fewstep.recipes.parts import build_settings
 from fewstep.runs.sampler import StudentSampler
 from fewstep.training import Silent, Trainer
+from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.settings import Settings
 
 STEPS = 20
@@ -107,6 +108,9 @@ def resumed_runs(folder: Path) -> None:
         ("background-one-ddp", {"mode": "fsdp", "checkpoints": "background"}, {"mode": "ddp", "checkpoints": "shards"}),
     ):
         run(folder / case, name, leave=12, **before)
+        found = Checkpoints(folder / case / "checkpoints").newest(print)
+        assert found is not None
+        assert found.state["progress"]["step"] == 10
         # One process, which must not be of this group.
         distributed.together(lambda case=case: _alone(folder, case, name))
         keep(folder, case, run(folder / case, name, resume=True, **after))

@@ -66,6 +66,19 @@ def test_what_is_read_is_what_was_written(made):
         assert all(torch.equal(read[name], value) for name, value in expected.items())
 
 
+def test_what_is_written_in_the_background_is_what_there_was_when_it_began(tmp_path):
+    """Though the run goes on and changes all of it: weights in place, its position, its sums."""
+    writer, tensors, position = ShardWriter(), {name: value.clone() for name, value in TENSORS.items()}, state(4)
+    writing = writer.begin(tmp_path / "step-00000004", tensors, position)
+    for value in tensors.values():
+        value.zero_()
+    position["progress"]["step"] = 9
+    found = FolderCheckpoint(writer.finish(writing))
+    assert found.state == state(4)
+    read = found.read("", {})
+    assert all(torch.equal(read[name], value) for name, value in TENSORS.items())
+
+
 def test_nothing_of_a_checkpoint_is_pickled_and_it_has_no_other_files(made):
     assert sorted(path.name for path in newest(made).iterdir()) == [MANIFEST, "shard-00001-model-00001-of-00001.safetensors"]
     assert not [path for path in (made / "checkpoints").iterdir() if path.name.startswith(".")]

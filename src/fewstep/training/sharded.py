@@ -67,10 +67,11 @@ class ShardWriter:
         aside = _aside(path)
         distributed.together(lambda: _emptied(aside))
         writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        # DCP copies the tensors before it gives control back; the state is ours to copy.
         plain = {name: value.detach() for name, value in tensors.items()}
         outcome = async_save(plain, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(outcome, Future)
-        return Writing(path, dict(state), outcome)
+        return Writing(path, json.loads(json.dumps(state)), outcome)
 
     def finish(self, writing: Writing) -> Path:
         """Waits for all processes, and gives the folder its manifest and its name. Raises ``UserError`` where one could not write; the folder is then absent."""

@@ -29,14 +29,14 @@ from fewstep.networks.store import load_strictly
 from fewstep.random import Place
 from fewstep.stateful import find_stateful
 from fewstep.states import Step
-from fewstep.training.checkpoint import Checkpoints, optimizer_tensors, restore_optimizer
+from fewstep.training.checkpoint import optimizer_tensors, restore_optimizer
 from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.log import Log
 from fewstep.training.monitors import Monitor
 from fewstep.training.phase import Phase, Stage, build_optimizers, named_networks, used_modules
 from fewstep.training.progress import Silent, Watcher
+from fewstep.training.saving import Saver
 from fewstep.training.settings import Probe, Progress, Settings
-from fewstep.training.sharded import ShardWriter, Writing
 from fewstep.training.signals import StopRequest, stop_requests
 
 
@@ -69,7 +69,6 @@ class Trainer:
         self.watcher = watcher or Silent()
         self.progress = Progress()
         self._log = Log(self.folder / "metrics.jsonl")
-        self._checkpoints = Checkpoints(self.folder / "checkpoints", self.settings.keep, self.settings.run)
         self.networks = named_networks(self.stages)
         if not any(self.average is network for network in self.networks.values()):
             self.networks["average"] = self.average
@@ -77,8 +76,8 @@ class Trainer:
         self._device = device_of(self.average)
         self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, self.settings.precision == "bf16")
         self._losses: dict[str, nn.Module] = {}
-        self._shards: ShardWriter | None = None
-        self._writing: Writing | None = None
+        kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")
+        self._saver = Saver(self.folder / "checkpoints", self.settings.keep, self.settings.run, kind)
         self._sums: dict[str, list[float]] = {}
         self._recent: dict[str, float] = {}
         self._figures: dict[str, float] = {}
@@ -119,9 +118,9 @@ class Trainer:
 
     def _start(self) -> None:
         """Begins a run; what one without a checkpoint left behind is begun again, a run with one is not touched."""
-        if self._checkpoints.newest(self.watcher.say) is not None:
+        if self._saver.checkpoints.newest(self.watcher.say) is not None:
             raise UserError(f"{self.folder}: holds a run already; go on with it (resume), or choose another folder.")
-        self._checkpoints.remove_after(-1)
+        self._saver.checkpoints.remove_after(-1)
         self._log.cut(0)
         self._probe()
 
@@ -153,7 +152,7 @@ class Trainer:
     def _finish(self, stage: Stage, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         """The last checkpoint stands at the end of the last stage, with its optimizers, so that a run can be extended; what comes after it is done again by a resumed run."""
         self._save(optimizers)
-        self._finish_writing()
+        self._saver.finish()
         if self._sums:
             self._write_log(stage)
         self._probe(last=True)
@@ -179,11 +178,10 @@ class Trainer:
 
     def _agree(self, evaluations: int, stop: StopRequest) -> int:
         """What all processes must know alike at the end of a step: the evaluations of all, whether one was asked to stop, whether all have written what they write in the background."""
-        busy = self._writing is not None and not self._writing.done
-        counts = distributed.total(torch.tensor([evaluations, busy], dtype=torch.float64))
+        counts = distributed.total(torch.tensor([evaluations, self._saver.busy], dtype=torch.float64))
         stop.signal = distributed.largest(stop.signal)
-        if self._writing is not None and not counts[1]:
-            self._finish_writing()
+        if not counts[1]:
+            self._saver.finish()
         return int(counts[0])
 
     def _run_phase(self, phase: Phase, steps: Sequence[Step], stage: Stage, optimizer: torch.optim.Optimizer) -> None:
@@ -253,7 +251,7 @@ class Trainer:
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
         if stop.signal:
-            self._finish_writing()
+            self._saver.finish()
             raise Stopped(f"stopped and saved at step {self.progress.step}; go on with --resume.", stop.signal)
 
     def _save(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
@@ -272,39 +270,21 @@ class Trainer:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
-        self._write(tensors, state)
-
-    def _write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Into one file, or shards; the checkpoint before it, if it is still being written, is finished first."""
-        kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")
-        self._finish_writing()
-        if kind == "file":
-            self._checkpoints.save(self.progress.step, tensors, state)
-            return
-        self._shards = self._shards or ShardWriter()
-        self._writing = self._shards.begin(self._checkpoints.folder / f"step-{self.progress.step:08d}", tensors, state)
-        if kind == "shards":
-            self._finish_writing()
-
-    def _finish_writing(self) -> None:
-        if self._writing is not None and self._shards is not None:
-            writing, self._writing = self._writing, None
-            self._shards.finish(writing)
-            self._checkpoints.prune()
+        self._saver.save(self.progress.step, tensors, state)
 
     def _restore(self) -> dict[str, torch.optim.Optimizer] | None:
         """Returns to the newest checkpoint: the optimizers of its stage, or None when there is no checkpoint."""
-        found = self._checkpoints.newest(self.watcher.say)
+        found = self._saver.checkpoints.newest(self.watcher.say)
         if found is None:
             if self._log.path.is_file():
                 self.watcher.say("there is no checkpoint to resume from: starting from the beginning.")
             return None
         state = found.state
         self.progress = Progress(**state["progress"])
-        self._checkpoints.remove_after(self.progress.step)
+        self._saver.checkpoints.remove_after(self.progress.step)
         self._warn_if_not_exact(state)
         if set(state["stateful"]) != set(self._stateful):
-            raise UserError(f"{self._checkpoints.folder}: the checkpoint is of another set of stages; it cannot be resumed with these.")
+            raise UserError(f"{self._saver.checkpoints.folder}: the checkpoint is of another set of stages; it cannot be resumed with these.")
         for place, value in state["stateful"].items():
             self._stateful[place].load_state_dict(value)
             self._stateful[place].load_tensors(found.read(f"stateful/{place}/", {}))
