@@ -94,6 +94,7 @@ def equal_runs(folder: Path) -> None:
         "replicas": {"mode": "fsdp", "replicas": 2},
         "portions": {"mode": "fsdp", "accumulate": 2},
         "portions-ddp": {"mode": "ddp", "accumulate": 2},
+        "usual-eps": {"mode": "ddp", "eps": 1e-8},
         "short": {"mode": "fsdp", "precision": "bf16"},
     }.items():
         keep(folder, name, run(folder / name, first, **how))

@@ -77,6 +77,10 @@ def test_portions_are_one_step_to_the_switch_of_a_target(folder, alone):
     assert apart(alone("mixture2d-disback", accumulate=2), alone("mixture2d-disback")) < ROUNDING
 
 
+def test_with_the_usual_epsilon_of_adam_two_processes_are_nearly_one(folder, alone):
+    assert apart(load_file(folder / "usual-eps.safetensors"), alone("mixture2d-diff-instruct", eps=1e-8)) < 1e-4
+
+
 def test_sharded_in_half_precision_is_near(folder, alone):
     short = apart(load_file(folder / "short.safetensors"), alone("mixture2d-diff-instruct", precision="bf16"))
     assert 0 < short < 2e-2
