@@ -224,6 +224,12 @@ def test_another_runs_checkpoint_is_not_resumed_from(made, run, tmp_path):
     found = list_checkpoints(run, verify=True)
     assert (found.checkpoints[0].state, found.resumes) == ("foreign", "checkpoints/step-00000036.safetensors")
     assert "of another run" in found.checkpoints[0].why
+    alone = tmp_path / "alone"
+    shutil.copytree(other / "checkpoints", alone / "checkpoints")
+    before = all_files(alone)
+    with pytest.raises(UserError, match="holds no checkpoint of this run, but some of another"):
+        distill(recipe, ["evaluation.samples=50"], alone, resume=True)
+    assert before <= all_files(alone)
     (run / "student.safetensors").unlink()
     distill(recipe, ["evaluation.samples=50", "training.accumulate=1", "distributed.mode=fsdp", "training.device=cpu"], run, resume=True)
     assert (run / "student.safetensors").read_bytes() == (made[1] / "student.safetensors").read_bytes()

@@ -105,8 +105,7 @@ def resumed_runs(folder: Path) -> None:
     name = "mixture2d-disback"
     for case, before, after in (
         ("two-one-two", {"mode": "fsdp"}, {"mode": "fsdp"}),
-        ("ddp-one-fsdp", {"mode": "ddp"}, {"mode": "fsdp", "checkpoints": "background"}),
-        ("background-one-ddp", {"mode": "fsdp", "checkpoints": "background"}, {"mode": "ddp", "checkpoints": "shards"}),
+        ("background-one-ddp", {"mode": "fsdp", "checkpoints": "background"}, {"mode": "ddp"}),
     ):
         run(folder / case, name, leave=12, **before)
         found = Checkpoints(folder / case / "checkpoints").newest(print)

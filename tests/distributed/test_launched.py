@@ -13,7 +13,7 @@ from pathlib import Path
 from fewstep.training.checkpoint import Checkpoints
 
 SETTINGS = {
-    "training.steps": 60,
+    "training.steps": 48,
     "training.batch": 8,
     "training.checkpoint_every": 10,
     "training.log_every": 10,
@@ -76,7 +76,7 @@ def test_a_stopped_and_then_killed_run_ends_as_an_undisturbed_one(tmp_path):
     assert undisturbed.wait(LIMIT) == 0, said(calm)
 
     process = launched(run, mode=mode)
-    wait_for(run, 20, process)
+    wait_for(run, 10, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(LIMIT) != 0
     assert "stopped and saved at step" in said(run)
@@ -84,7 +84,7 @@ def test_a_stopped_and_then_killed_run_ends_as_an_undisturbed_one(tmp_path):
     assert not (run / "student.safetensors").exists()
 
     process = launched(run, "--resume", mode=mode)
-    wait_for(run, 40, process)
+    wait_for(run, 30, process)
     pids = workers_of(process)
     assert len(pids) == 2
     os.kill(pids[1], signal.SIGKILL)

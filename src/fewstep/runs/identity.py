@@ -8,8 +8,8 @@ from fewstep.recipes import Recipe, config
 
 
 def run_of(recipe: Recipe) -> str:
-    """A short hash of the recipe less what a resumed run may change: steps, device, portions, processes."""
-    plain = with_steps(spread_alike(recipe), 1, None).model_dump_json()
+    """A short hash of the recipe less what a resumed run may change (steps, device, portions, processes), and less the sections that name files, which may have been moved."""
+    plain = with_steps(spread_alike(recipe), 1, None).model_dump_json(exclude={"teacher", "data", "evaluation"})
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 

@@ -76,23 +76,28 @@ class Checkpoints:
         return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest that reads whole, None when there is none; ``warn`` is told of each that was passed over."""
+        """The newest that reads whole, None when there is none; ``warn`` is told of each that was passed over.
+
+        Raises ``UserError`` where there are whole ones and all are another run's: beginning anew would write over them.
+        """
+        others = ""
         for name in distributed.together(lambda: [path.name for path in self.paths()]):
-            found, problem = self._opened(self.folder / name)
+            found, problem = _opened(self.folder / name)
             # Whole for one process and not for another is not whole.
             problems = [each for each in distributed.everyones(problem) if each]
-            if found is not None and not problems:
-                return found
-            warn(f"passed over a checkpoint that cannot be read: {problems[0]}")
+            if found is None or problems:
+                warn(f"passed over a checkpoint that cannot be read: {problems[0]}")
+                continue
+            try:
+                check_run_of(self.folder / name, found.state, self.run)
+            except UserError as error:
+                others = str(error)
+                warn(f"passed over a checkpoint: {error}")
+                continue
+            return found
+        if others:
+            raise UserError(f"{self.folder}: holds no checkpoint of this run, but some of another, whose recipe differs; restore the run's recipe.yaml, or choose another folder with --out.")
         return None
-
-    def _opened(self, path: Path) -> tuple[Checkpoint | None, str]:
-        try:
-            found = open_checkpoint(path)
-            check_run_of(path, found.state, self.run)
-        except UserError as error:
-            return None, str(error)
-        return found, ""
 
     def remove_after(self, step: int) -> None:
         """Removes checkpoints of later steps than ``step``: damaged ones that were passed over."""
@@ -104,6 +109,13 @@ class Checkpoints:
                     remove_checkpoint(path)
 
         distributed.together(remove)
+
+
+def _opened(path: Path) -> tuple[Checkpoint | None, str]:
+    try:
+        return open_checkpoint(path), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
