@@ -39,6 +39,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "mixture2d-disback": ("target.record={kind: distance, distance: 0.01, max_steps: 6}", "target.switch={kind: plateau, window: 2, min_steps: 4, max_steps: 6}", "target.nodes=3"),
     "mixture2d-ctm": (CTM, "method.adversarial_after=4"),
     "mixture2d-pd": (),
+    "mixture2d-kd": ("method.pairs.count=1000",),
     "digits-vsd": ("training.steps=4", "training.batch=8", "evaluation.samples=40"),
 }
 MODES: dict[str, dict[str, Any]] = {"ddp": {"mode": "ddp"}, "fsdp": {"mode": "fsdp"}}

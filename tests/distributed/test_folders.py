@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -93,6 +94,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a manifest": (lambda run: (newest(run) / MANIFEST).write_text('{"digest": "1", "form'), "is not a readable manifest"),
     "a manifest that was edited": (lambda run: _edited(run, "state", state(13)), "its content does not match its checksum"),
     "a manifest of a list": (lambda run: (newest(run) / MANIFEST).write_text("[]"), "is not a readable manifest"),
+    "a shard that nobody named": (lambda run: shutil.copy(shard(run), newest(run) / "shard-00002-model-00001-of-00001.safetensors"), "whose manifest does not name it"),
     "another step's": (lambda run: (shutil.rmtree(newest(run)), shutil.copytree(run / "checkpoints" / "step-00000004", newest(run))), "is the checkpoint of step 4"),
 }
 
@@ -135,6 +137,27 @@ def test_a_manifest_cannot_name_files_outside(run):
     path.write_text(json.dumps({"digest": _digest(content), **content}))
     with pytest.raises(UserError, match="does not match its checksum"):
         look_at(newest(run), verify=True)
+
+
+def forged(run: Path, **changes: object) -> None:
+    """A manifest that somebody made, its checksum right."""
+    from fewstep.training.sharded import _digest
+
+    path = newest(run) / MANIFEST
+    content = {**json.loads(path.read_text()), **changes}
+    content.pop("digest")
+    path.write_text(json.dumps({"digest": _digest(content), **content}))
+
+
+def test_a_forged_checkpoint_is_a_sentence(run):
+    """Of a right checksum, but without a state, or with shards that are no shards."""
+    forged(run, state=None)
+    with pytest.raises(UserError, match="its state is no object"):
+        FolderCheckpoint(newest(run))
+    shard(run).write_bytes(b"{}")
+    forged(run, state=state(12), files={shard(run).name: {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}})
+    with pytest.raises(UserError, match="its shards cannot be read"):
+        FolderCheckpoint(newest(run)).read("network/", {})
 
 
 def test_what_a_writer_left_half_is_no_checkpoint_and_the_next_one_writes_over_it(run):

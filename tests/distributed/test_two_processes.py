@@ -98,10 +98,11 @@ def test_a_sharded_run_that_was_left_twice_ends_bit_for_bit_as_one_that_was_not(
     assert logs[0] == logs[1]
 
 
-def test_the_log_of_two_processes_is_that_of_one(folder, alone, tmp_path):
-    """Means over the whole batch, and the evaluations of both."""
-    pair.run(tmp_path, "mixture2d-dmd2-4step")
-    for mine, wanted in zip(_log(folder / "mixture2d-dmd2-4step-ddp"), _log(tmp_path), strict=True):
+@pytest.mark.parametrize("name", ["mixture2d-dmd2-4step", "mixture2d-kd"])
+def test_the_log_of_two_processes_is_that_of_one(folder, tmp_path, name):
+    """Means over the whole batch, and the evaluations of both, those of the pairs too, of which each makes a block."""
+    pair.run(tmp_path, name)
+    for mine, wanted in zip(_log(folder / f"{name}-ddp"), _log(tmp_path), strict=True):
         assert mine.keys() == wanted.keys()
         assert mine["evaluations"] == wanted["evaluations"]
         for key, value in wanted.items():

@@ -12,6 +12,7 @@ done.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -114,15 +115,13 @@ class FolderCheckpoint(Checkpoint):
         manifest = read_manifest(path)
         self.state = manifest["state"]
         place_of(path, self.state)
-        names = sorted(manifest["files"])
-        for name in names[distributed.rank() :: distributed.size()]:
+        for name in sorted(manifest["files"])[distributed.rank() :: distributed.size()]:
             check_shard(path / name, manifest["files"][name])
-        self._names = names
 
     def read(self, prefix: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
-        stored = {name: kind for name, kind in self._stored().items() if name.startswith(prefix)}
+        stored = {name: kind for name, kind in self._stored.items() if name.startswith(prefix)}
         slots = {}
         for name, (shape, dtype) in stored.items():
             short = name[len(prefix) :]
@@ -133,18 +132,23 @@ class FolderCheckpoint(Checkpoint):
             load(slots, storage_reader=HuggingFaceStorageReader(str(self._path)), no_dist=not dist.is_initialized())
         return {name[len(prefix) :]: value for name, value in slots.items()}
 
+    @functools.cached_property
     def _stored(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and types by name, in one order for all processes."""
+        """Shapes and types by name, in one order for all processes. Raises ``UserError`` for shards that carry a right checksum and are none of DCP's."""
+        from safetensors import SafetensorError
         from torch.distributed.checkpoint import HuggingFaceStorageReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-        found = HuggingFaceStorageReader(str(self._path)).read_metadata().state_dict_metadata
+        try:
+            found = HuggingFaceStorageReader(str(self._path)).read_metadata().state_dict_metadata
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{self._path}: its shards cannot be read ({error}); restore the folder from a copy, or delete it.") from error
         tensors = {name: each for name, each in sorted(found.items()) if isinstance(each, TensorStorageMetadata)}
         return {name: (tuple(each.size), each.properties.dtype) for name, each in tensors.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards; raises ``UserError`` when it is missing, altered, or names files outside."""
+    """The manifest of a folder of shards; raises ``UserError`` when it is missing, altered, names files outside, or does not name a shard that is there (DCP would read it)."""
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, and without it the folder is no checkpoint; restore it from a copy, or delete the folder.")
@@ -153,6 +157,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         digest = content.pop("digest")
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
+        if not isinstance(content["state"], dict):
+            raise ValueError("its state is no object")
         inside = all(Path(name).name == name and set(mark) == {"bytes", "sha256"} for name, mark in content["files"].items())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore it from a copy, or delete the folder.") from error
@@ -160,6 +166,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not a readable manifest of a checkpoint ({error}); restore it from a copy, or delete the folder.") from None
     if _digest(content) != digest or not inside:
         raise UserError(f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy.")
+    strays = sorted(each.name for each in folder.glob("*.safetensors") if each.name not in content["files"])
+    if strays:
+        raise UserError(f"{folder / strays[0]}: is no file of this checkpoint, whose manifest does not name it; move it away.")
     return dict(content)
 
 

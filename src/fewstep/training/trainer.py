@@ -130,7 +130,7 @@ class Trainer:
             with metered() as meter:
                 for action in stage.begin:
                     action.run()
-            progress.evaluations += meter.evaluations
+            progress.evaluations += int(distributed.total(torch.tensor([meter.evaluations], dtype=torch.float64))[0])
         optimizers = optimizers or build_optimizers(stage)
         self._losses = {phase.name: self._layout.prepared(phase) for phase in stage.phases}
         self.watcher.stage(stage.name, stage.total, progress.stage_step)
