@@ -140,14 +140,14 @@ def main() -> None:
         let_clocks_jump(fault["seed"])
     elif fault["do"] == "limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], resource.RLIM_INFINITY))
-    from fewstep import cli
+    from fewstep import entry
 
     operations = Operations(os.environ["FAULT_FOLDER"], fault)
     (out / f"ready-{rank}").touch()
     operations.install()
     code: Any = 1
     try:
-        cli.main()
+        entry.main()
         code = 0
     except SystemExit as ended:
         code = ended.code or 0

@@ -125,7 +125,7 @@ def stops(bench: Bench, tries: int, chance: random.Random, *numbers: int) -> Cou
 def full_disk(bench: Bench, tries: int, chance: random.Random) -> Count:
     """A limit on the size of files, which no checkpoint, no node or only a picture is above."""
     sizes = sorted(path.stat().st_size for path in bench.reference.rglob("*") if path.is_file() and path.stat().st_size)
-    return _refusals(bench, tries, lambda run: bench.begin(run, {"do": "limit", "bytes": max(500, chance.choice(sizes) - chance.choice((1, 100, 1000)))}))
+    return _lives(bench, tries, (0, 2), lambda run: bench.begin(run, {"do": "limit", "bytes": max(500, chance.choice(sizes) - chance.choice((1, 100, 1000)))}))
 
 
 def write_errors(bench: Bench, tries: int, chance: random.Random) -> Count:
@@ -135,20 +135,20 @@ def write_errors(bench: Bench, tries: int, chance: random.Random) -> Count:
         fault = {"do": "fail", "at": chance.randrange(1, bench.operations + 1), "errno": chance.choice(ERRORS), "lasting": chance.random() < 0.5}
         return bench.begin(run, fault)
 
-    return _refusals(bench, tries, begin)
+    return _lives(bench, tries, (0, 2), begin)
 
 
-def _refusals(bench: Bench, tries: int, begin: Callable[[Path], Life]) -> Count:
-    """Lives that end in a sentence, or that the fault did not touch."""
+def _lives(bench: Bench, tries: int, codes: tuple[int, ...], begin: Callable[[Path], Life]) -> Count:
+    """Lives of a run of its own each, which end with one of the ``codes``: 0, or 2 and a sentence."""
     count = Count()
     for number in range(tries):
-        run, where = bench.fresh(f"refused-{number}"), f"try {number + 1}"
+        run = bench.fresh(f"life-{number}")
         life = begin(run)
-        where = f"{where} ({life.fault})"
+        where = f"try {number + 1} ({life.fault})"
         ended = life.end()
         count.tries += 1
         count.saw(ended, where)
-        if ended.code not in (0, 2):
+        if ended.code not in codes:
             count.defects.append(f"{where}: exit code {ended.code}")
         count.look(Kept(0, frozenset(), 0), run, where)
         count.compare(bench, run, where)
@@ -157,16 +157,7 @@ def _refusals(bench: Bench, tries: int, begin: Callable[[Path], Life]) -> Count:
 
 def clocks(bench: Bench, tries: int, chance: random.Random) -> Count:
     """Clocks that jump from the beginning to the end."""
-    count = Count()
-    for number in range(tries):
-        run, where = bench.fresh(f"clock-{number}"), f"try {number + 1}"
-        ended = bench.begin(run, {"do": "clock", "seed": chance.randrange(10**6)}).end()
-        count.tries += 1
-        count.saw(ended, where)
-        if ended.code != 0:
-            count.defects.append(f"{where}: exit code {ended.code}")
-        count.compare(bench, run, where)
-    return count
+    return _lives(bench, tries, (0,), lambda run: bench.begin(run, {"do": "clock", "seed": chance.randrange(10**6)}))
 
 
 def second_launches(bench: Bench, tries: int, _: random.Random) -> Count:

@@ -7,7 +7,7 @@ with exit code 2 and exactly one sentence on stderr, which begins with ``fewstep
 it says so, and ``doctor`` prints what it found.) A traceback, more than 60 seconds of processor time (or five minutes of waiting, on a machine that does other things as well), and more
 than 1 GiB of memory are defects.
 
-Most cases run one after another in one process, which calls ``fewstep.cli.main`` as the command does and is begun anew every 100 cases and after a defect: starting one takes longer than
+Most cases run one after another in one process, which calls ``fewstep.entry.main`` as the command does and is begun anew every 100 cases and after a defect: starting one takes longer than
 a case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the
 process had resident during the case, with all that the interpreter and torch take (some 400 MiB): the kernel's high-water mark, which is set back before each case. Case i of a seed is
 always the same; ``--only i`` runs one alone and prints what it said.
@@ -38,7 +38,7 @@ COLUMNS = ("cases", "refused", "valid", "tracebacks", "untidy", "hangs", "over m
 
 def work() -> None:
     """The long-lived process: a line of arguments in, a line of what came of them out."""
-    from fewstep import cli
+    from fewstep import entry
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -50,7 +50,7 @@ def work() -> None:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             Path("/proc/self/clear_refs").write_text("5")
-            code, trace = _called(cli.main)
+            code, trace = _called(entry.main)
             sys.stdout.flush()
             sys.stderr.flush()
             err.seek(0)

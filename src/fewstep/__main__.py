@@ -1,6 +1,6 @@
 """``python -m fewstep``: the command line."""
 
-from fewstep.cli import main
+from fewstep.entry import main
 
 if __name__ == "__main__":
     main()

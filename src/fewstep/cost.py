@@ -34,6 +34,17 @@ def metered() -> Iterator[Meter]:
         _open.pop()
 
 
+@contextlib.contextmanager
+def unmetered() -> Iterator[None]:
+    """Hides what is evaluated inside from the meters that are open."""
+    hidden = _open[:]
+    _open.clear()
+    try:
+        yield
+    finally:
+        _open[:] = hidden
+
+
 def report(emitted: Tensor) -> None:
     """Called by models with what their network emitted (B, ...)."""
     for meter in _open:

@@ -16,7 +16,7 @@ import datetime
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -196,22 +196,3 @@ def like(full: Tensor, slot: Tensor) -> Tensor:
     if not isinstance(slot, DTensor) or isinstance(full, DTensor):
         return full
     return distribute_tensor(full.to(slot.device), slot.device_mesh, slot.placements, src_data_rank=None)
-
-
-def spread(jobs: Sequence[int], work: Callable[[int], Tensor]) -> list[Tensor]:
-    """``work(job)`` for all jobs, which the processes take in turn; each gets all results (of one type, on one kind of device), in the order of the jobs, the same for
-    any number of processes.
-
-    Where the last round is short, the processes that are left over do the first job again and drop it: sharded networks must be called equally often by all.
-    """
-    if size() == 1:
-        return [work(job) for job in jobs]
-    results: list[Tensor] = []
-    for begin in range(0, len(jobs), size()):
-        taken = jobs[begin : begin + size()]
-        mine = work(taken[rank()] if rank() < len(taken) else jobs[0]).contiguous()
-        for owner, shape in enumerate(everyones(list(mine.shape))[: len(taken)]):
-            result = mine if owner == rank() else mine.new_empty(shape)
-            dist.broadcast(result, owner)
-            results.append(result)
-    return results

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cli_kit import small_recipe
 
-from fewstep.cli import main
+from fewstep.entry import main
 from fewstep.errors import UserError
 from fewstep.files import in_use, locked, read_metadata, read_tensors, verify_tensors, write_tensors
 from fewstep.runs import distill, list_checkpoints, prune_checkpoints

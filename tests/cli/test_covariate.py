@@ -14,8 +14,8 @@ import torch
 import yaml
 from cli_kit import small_recipe
 
-from fewstep.cli import main
 from fewstep.denoisers import Guided, Rescheduled
+from fewstep.entry import main
 from fewstep.errors import UserError
 from fewstep.metrics import manifold_scores
 from fewstep.metrics.mismatch import assessed_mismatch

@@ -15,8 +15,8 @@ import torch
 import yaml
 from cli_kit import small_recipe
 
-from fewstep.cli import main
 from fewstep.data.archive import write_archive
+from fewstep.entry import main
 from fewstep.files import write_tensors
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
 from fewstep.report import write_run_report

@@ -15,7 +15,7 @@ import yaml
 from cli_kit import small_recipe
 from pydantic import BaseModel
 
-from fewstep import cli
+from fewstep import entry
 from fewstep.data import open_images
 from fewstep.denoisers import EDMInputs, Generator, NetworkDenoiser, load_model, save_model
 from fewstep.errors import LONGEST, UserError, one_line
@@ -42,7 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     before, sys.argv = sys.argv, ["fewstep", *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            entry.main()
     finally:
         sys.argv = before
     lines = capsys.readouterr().err.splitlines()
@@ -100,7 +100,7 @@ def test_memory_that_is_not_there_is_a_sentence(capsys, monkeypatch, error) -> N
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(entry, "app", fail)
     assert "not enough memory" in refused(capsys)
 
 
@@ -113,10 +113,10 @@ def test_an_interruption_is_a_sentence(capsys, monkeypatch, inside) -> None:
 
     app = typer.Typer()
     app.command()(fail)
-    monkeypatch.setattr(cli, "app", app if inside else fail)
+    monkeypatch.setattr(entry, "app", app if inside else fail)
     monkeypatch.setattr(sys, "argv", ["fewstep"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        entry.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == "fewstep: interrupted."
 
@@ -125,9 +125,9 @@ def test_another_defect_keeps_its_traceback(monkeypatch) -> None:
     def fail() -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(entry, "app", fail)
     with pytest.raises(RuntimeError, match="a defect"):
-        cli.main()
+        entry.main()
 
 
 def test_nothing_that_is_written_or_said_holds_the_environment(capsys, monkeypatch, tmp_path) -> None:
@@ -139,7 +139,7 @@ def test_nothing_that_is_written_or_said_holds_the_environment(capsys, monkeypat
     for arguments in (("distill", path, "--out", run), ("report", run), ("doctor", run), ("doctor",), ("distill", path, "--out", run), ("inspect", run / "student.safetensors")):
         monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
         with contextlib.suppress(SystemExit):
-            cli.main()
+            entry.main()
     said = capsys.readouterr()
     assert secret not in said.out + said.err
     files = [file for file in run.rglob("*") if file.is_file()]

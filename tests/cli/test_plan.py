@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from fewstep.cli import main
 from fewstep.denoisers import copy_of
+from fewstep.entry import main
 from fewstep.errors import UserError
 from fewstep.networks.footprint import bytes_of
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names

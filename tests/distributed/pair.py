@@ -21,15 +21,18 @@ from safetensors.torch import save_file
 from torch import distributed as dist
 
 from fewstep import distributed
+from fewstep.cost import metered
+from fewstep.dealing import deal
 from fewstep.errors import SharedError, UserError
 from fewstep.files import locked, write_text
 from fewstep.recipes import load_recipe
 from fewstep.recipes.distillation import build_distillation
 from fewstep.recipes.parts import build_settings
 from fewstep.runs.sampler import StudentSampler
-from fewstep.training import Silent, Trainer
+from fewstep.training import Trainer
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.settings import Settings
+from interrupt_kit import Interrupted, Interrupter
 
 STEPS = 20
 CTM = "method.adversarial={kind: teacher-trunk, weight: 0.1, loss: hinge, r1: 1.0e-3, width: 16}"
@@ -39,27 +42,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "mixture2d-disback": ("target.record={kind: distance, distance: 0.01, max_steps: 6}", "target.switch={kind: plateau, window: 2, min_steps: 4, max_steps: 6}", "target.nodes=3"),
     "mixture2d-ctm": (CTM, "method.adversarial_after=4"),
     "mixture2d-pd": (),
-    "mixture2d-kd": ("method.pairs.count=1000",),
+    "mixture2d-kd": ("method.pairs.count=1100",),
     "digits-vsd": ("training.steps=4", "training.batch=8", "evaluation.samples=40"),
 }
 MODES: dict[str, dict[str, Any]] = {"ddp": {"mode": "ddp"}, "fsdp": {"mode": "fsdp"}}
-
-
-class Abandoned(Exception):
-    """A run was left where it stood."""
-
-
-class LeavesAt(Silent):
-    """Leaves a run at a step of it, as a power cut would."""
-
-    def __init__(self, at: int):
-        super().__init__()
-        self.left = at
-
-    def step(self, done: int, note: str) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Abandoned
 
 
 def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: float = 1e-3, **changes: Any) -> Trainer:
@@ -70,10 +56,10 @@ def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: floa
     for phase in (phase for stage in parts.stages for phase in stage.phases):
         object.__setattr__(phase, "optimizer", replace(phase.optimizer, eps=eps))
     settings: Settings = replace(build_settings(recipe.training, recipe.distributed), **changes)
-    trainer = Trainer(folder, parts.stages, parts.average, settings, watcher=LeavesAt(leave) if leave else None)
+    trainer = Trainer(folder, parts.stages, parts.average, settings, watcher=Interrupter(leave) if leave else None)
     try:
         trainer.fit(resume)
-    except Abandoned:
+    except Interrupted:
         gc.collect()
     return trainer
 
@@ -130,7 +116,7 @@ def small_things(folder: Path) -> dict[str, Any]:
     answers: dict[str, Any] = {"share": distributed.share(6), "total": distributed.total(torch.tensor([rank + 1.0, 0.5])).tolist(), "largest": distributed.largest(3 - rank)}
     answers["agreed"] = distributed.agreed({"from": rank})
     answers["everyones"] = distributed.everyones("x" * (rank + 1))
-    answers["spread"] = torch.cat(distributed.spread(range(5), lambda job: torch.full((job + 1,), float(job)))).tolist()
+    answers["spread"] = torch.cat(deal(range(5), lambda job: torch.full((job + 1,), float(job)))).tolist()
     answers["mean"] = distributed.mean_of(torch.tensor([float(rank)])).tolist()
     answers["errors"] = [_said(lambda: distributed.together(_refuse)), _said(lambda: distributed.in_step(_refuse if rank == 1 else list)), _said(lambda: distributed.share(3))]
     with locked(folder / "held"):
@@ -139,7 +125,9 @@ def small_things(folder: Path) -> dict[str, Any]:
     trainer = run(folder / "sampled", "mixture2d-diff-instruct", mode="ddp")
     parts = build_distillation(load_recipe("mixture2d-diff-instruct"), folder)
     sampler = StudentSampler(parts.data.low, parts.data.high, trainer.average.average, parts.prior, parts.sampling)
-    answers["samples"] = sampler(1300, seed=3).double().sum().item()
+    with metered() as meter:
+        answers["samples"] = sampler(1300, seed=3).double().sum().item()
+    answers["evaluations"] = meter.evaluations
     answers["samples of one"] = distributed.together(lambda: sampler(1300, seed=3).double().sum().item())
     return answers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,10 @@ def folder(tmp_path_factory) -> Path:
     """Where the pair has left what it found."""
     base = tmp_path_factory.mktemp("pair")
     logs = [open(base / f"log-{rank}", "w+") for rank in (0, 1)]  # noqa: SIM115 (closed below)
-    started = [subprocess.Popen([sys.executable, pair.__file__, str(base), str(rank), str(base / "store")], stdout=log, stderr=subprocess.STDOUT) for rank, log in enumerate(logs)]
+    commands = [[sys.executable, pair.__file__, str(base), str(rank), str(base / "store")] for rank in (0, 1)]
+    # The pair finds the modules that pytest has found for us.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) for command, log in zip(commands, logs, strict=True)]
     try:
         codes = [process.wait(SECONDS) for process in started]
     finally:
@@ -132,6 +136,8 @@ def test_what_the_processes_agree_on(folder, tmp_path):
         found = [each.pop(key) for each in answers]
         assert [each[0] for each in found] == kinds
         assert found[0][1] == found[1][1]
+    # Of blocks of 500, 500 and 300, the first and the third; and the second, with one that is not kept.
+    assert [each.pop("evaluations") for each in answers] == [800, 500]
     assert answers[0].pop("samples") == answers[0]["samples of one"] == answers[1].pop("samples")
     assert answers[0] == answers[1]
     expected = {"total": [3.0, 1.0], "largest": 3, "agreed": {"from": 0}, "everyones": ["x", "xx"], "mean": [0.5]}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_combinations import BACKTRACKED, IMAGE_NETWORK, MATCHING, OPTIMIZER, STUDENT_SETTINGS, fitted, sampler_of, tiny, without_syncing  # noqa: F401 (a fixture)
-from test_methods import Interrupted, Interrupter, contents, lines_of, same, same_student
+from test_methods import contents, lines_of, same, same_student
 from torch.nn.functional import softplus
 
 from fewstep.denoisers import Generator, NetworkDenoiser, load_model, save_model
@@ -28,6 +28,7 @@ from fewstep.runs.distill import pretrain
 from fewstep.schedule import KarrasVE
 from fewstep.states import Step
 from fewstep.training import Silent, Trainer
+from interrupt_kit import Interrupted, Interrupter
 
 FASTGAN = {"kind": "fastgan", **STUDENT_SETTINGS["fastgan"]}
 NETWORK = {"kind": "network", **STUDENT_SETTINGS["network"]}

@@ -21,6 +21,7 @@ from fewstep.recipes.parts import build_settings
 from fewstep.recipes.source import validate
 from fewstep.states import Step
 from fewstep.training import Silent, Trainer
+from interrupt_kit import Interrupted, Interrupter
 
 # Recipes that need files are run as twins (see test_twins).
 DISTILLING = [name for name in shipped_names() if isinstance(recipe := load_recipe(name), DistillRecipe) and isinstance(recipe.data, (DigitsData, MixtureData))]
@@ -48,23 +49,6 @@ def shipped(name: str, steps: int) -> DistillRecipe:
     recipe = validate(values, name)
     assert isinstance(recipe, DistillRecipe)
     return recipe
-
-
-class Interrupted(Exception):
-    pass
-
-
-class Interrupter(Silent):
-    """Interrupts after the step with this number, counted from the start of this process' share."""
-
-    def __init__(self, after: int):
-        super().__init__()
-        self.left = after
-
-    def step(self, done: int, note: str) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Interrupted
 
 
 def trainer_of(recipe: DistillRecipe, folder: Path, watcher: Silent | None = None) -> Trainer:

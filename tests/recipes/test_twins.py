@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_combinations import without_syncing  # noqa: F401 (a fixture)
-from test_methods import Interrupted, Interrupter, contents, lines_of, trainer_of
+from test_methods import contents, lines_of, trainer_of
 
 from fewstep.data.synthetic import waves
 from fewstep.errors import UserError
@@ -19,6 +19,7 @@ from fewstep.recipes.teachers import pretrained_model
 from fewstep.recipes.twin import twin
 from fewstep.runs.sampler import StudentSampler
 from fewstep.training import Trainer
+from interrupt_kit import Interrupted, Interrupter
 
 RECIPES = {name: load_recipe(name) for name in shipped_names()}
 LARGE = {name: recipe for name, recipe in RECIPES.items() if not isinstance(recipe.data, (DigitsData, MixtureData))}

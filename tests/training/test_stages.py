@@ -21,9 +21,10 @@ from fewstep.random import Place
 from fewstep.solvers import RULES, Solver
 from fewstep.stateful import Stateful
 from fewstep.states import Pairs, Prior, State, States, Step
-from fewstep.training import Adam, Copy, Phase, Settings, Silent, Stage, Term, Trainer
+from fewstep.training import Adam, Copy, Phase, Settings, Stage, Term, Trainer
 from fewstep.training.actions import Action, MakePairs
 from fewstep.training.phase import build_optimizers, named_networks
+from interrupt_kit import Interrupted, Interrupter
 
 
 def regression(student: nn.Module, teacher: NetworkDenoiser, steps: int = 1) -> EndpointRegression:
@@ -44,23 +45,6 @@ def clone(module: nn.Module) -> dict[str, Tensor]:
 
 def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAt(Silent):
-    """Interrupts after so many steps."""
-
-    def __init__(self, steps: int):
-        super().__init__()
-        self.left = steps
-
-    def step(self, done: int, note: str) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +121,8 @@ def test_averages_are_in_the_checkpoint_and_come_back(tmp_path):
     whole, _, averages, _ = followed(tmp_path / "whole")
     whole.fit()
     cut, _, _, _ = followed(tmp_path / "cut")
-    cut.watcher = StopAt(5)
-    with pytest.raises(Stop):
+    cut.watcher = Interrupter(5)
+    with pytest.raises(Interrupted):
         cut.fit()
     again, _, restored, _ = followed(tmp_path / "cut")
     again.fit(resume=True)
@@ -163,8 +147,8 @@ def test_what_an_action_writes_is_in_the_checkpoint(tmp_path):
     assert any(network is slot for network in named_networks(whole.stages).values())
     whole.fit()
     cut, _ = written(tmp_path / "cut")
-    cut.watcher = StopAt(7)
-    with pytest.raises(Stop):
+    cut.watcher = Interrupter(7)
+    with pytest.raises(Interrupted):
         cut.fit()
     again, restored = written(tmp_path / "cut")
     again.fit(resume=True)
@@ -261,8 +245,8 @@ def test_tensors_that_an_object_remembers_come_back(tmp_path):
     whole, expected = make("whole")
     whole.fit()
     cut, _ = make("cut")
-    cut.watcher = StopAt(5)
-    with pytest.raises(Stop):
+    cut.watcher = Interrupter(5)
+    with pytest.raises(Interrupted):
         cut.fit()
     again, memory = make("cut")
     again.fit(resume=True)

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fewstep import distributed
 from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
@@ -122,9 +124,11 @@ def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, rep
 
     with metered() as meter:
         found = evaluator.describe(sample, draws)
+    # Of all processes: each counts what it did itself.
+    evaluations = float(distributed.total(torch.tensor([meter.evaluations]))[0])
     quality = found.quality
     images = draws * evaluator.samples
     entry: dict[str, Any] = {"fd": quality.fd, "fd_spread": quality.fd_spread}
     if quality.accuracy is not None:
         entry["accuracy"] = quality.accuracy
-    return {**entry, **asdict(found.breadth), "nfe": meter.evaluations / images, "ms_per_image": 1e3 * spent / images}
+    return {**entry, **asdict(found.breadth), "nfe": evaluations / images, "ms_per_image": 1e3 * spent / images}

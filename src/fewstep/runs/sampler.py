@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import distributed
 from fewstep.condition import Condition
+from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
@@ -94,7 +94,7 @@ class StudentSampler(Sampler):
             begin = state.x, self.sampling.condition(state.condition, state.x)
             return self.sampling.sample(self.model, place, start + first, begin, self.schedule, times).cpu()
 
-        return torch.cat(distributed.spread(range(0, n, BATCH), block))
+        return torch.cat(deal(range(0, n, BATCH), block))
 
     def _times(self, steps: int) -> Tensor:
         if steps < 1:
@@ -131,7 +131,7 @@ class TeacherSampler(Sampler):
             condition = Condition(labels=None if labels is None else labels[first : first + rows]).to(device)
             return solve(self.rule, self.denoiser, schedule.prior_scale * noise, times, condition).cpu()
 
-        return torch.cat(distributed.spread(range(0, n, BATCH), block))
+        return torch.cat(deal(range(0, n, BATCH), block))
 
 
 def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep import distributed
+from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser
 from fewstep.networks.store import load_strictly
 from fewstep.random import Place
@@ -105,7 +105,7 @@ class MakePairs(Action):
             state = self._drawn(place, begin)
             return self.flow_map.at(place, begin)(state.x, self.prior.time, 0.0, state.condition)
 
-        ends = distributed.spread(begins, end)
+        ends = deal(begins, end)
         write_pairs(self.path, torch.cat(starts), torch.cat(ends), torch.cat(labels) if labels else None, self._origin())
 
     def _drawn(self, place: Place, begin: int) -> State:
