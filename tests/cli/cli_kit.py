@@ -1,14 +1,18 @@
-"""Runs the command line as a user does, in a process of its own."""
+"""Runs the command line as a user does, in a process of its own or in this one."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
+from fewstep import entry
 from fewstep.recipes import shipped_text
 
 # Absolute, since some commands run in another folder.
@@ -20,6 +24,21 @@ def fewstep(*arguments: str | Path, cwd: Path | None = None, preexec=None, timeo
     """``python -m fewstep ARGUMENTS``, its output captured."""
     command = [sys.executable, "-m", "fewstep", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, preexec_fn=preexec, timeout=timeout, check=False)
+
+
+def called(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What ``fewstep`` runs, in this process: starting one takes some seconds."""
+    command, out, err = ["fewstep", *map(str, arguments)], io.StringIO(), io.StringIO()
+    surroundings = mock.patch.object(sys, "argv", command), mock.patch.dict(os.environ, COLUMNS="200"), contextlib.chdir(cwd or Path())
+    with contextlib.ExitStack() as stack:
+        for each in (*surroundings, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+            stack.enter_context(each)
+        try:
+            entry.main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def started(*arguments: str | Path) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_kit import ENVIRONMENT, failed, fewstep, small_recipe
+from cli_kit import ENVIRONMENT, called, failed, fewstep, small_recipe
 
 import fewstep as fs
 from fewstep.files import read_tensors, write_tensors
@@ -24,15 +24,15 @@ COMMANDS = ["recipes", "pretrain", "distill", "sample", "evaluate", "measure", "
 def run(tmp_path_factory) -> Path:
     """A short digits run, made by the command line."""
     folder = tmp_path_factory.mktemp("digits") / "run"
-    result = fewstep("distill", "digits-disback", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", folder)
+    result = called("distill", "digits-disback", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", folder)
     assert result.returncode == 0, result.stderr
     return folder
 
 
 def test_help_shows_an_example_for_every_command():
-    assert all(name in fewstep("--help").stdout for name in COMMANDS)
+    assert all(name in called("--help").stdout for name in COMMANDS)
     for name in COMMANDS:
-        assert f"Example: fewstep {name}" in fewstep(name, "--help").stdout
+        assert f"Example: fewstep {name}" in called(name, "--help").stdout
 
 
 def test_help_imports_nothing_heavy():
@@ -47,11 +47,11 @@ def test_importing_the_package_and_its_parts_stays_lazy():
 
 
 def test_recipes_lists_and_prints():
-    listing = fewstep("recipes").stdout
+    listing = called("recipes").stdout
     assert "digits-disback" in listing
     assert "mixture2d-disback" in listing
-    assert fewstep("recipes", "digits-disback").stdout.startswith("# DisBack")
-    assert "did you mean 'digits-disback'" in failed(fewstep("recipes", "digits-disbak"))
+    assert called("recipes", "digits-disback").stdout.startswith("# DisBack")
+    assert "did you mean 'digits-disback'" in failed(called("recipes", "digits-disbak"))
 
 
 def test_a_run_folder_holds_what_it_promises(run):
@@ -93,13 +93,13 @@ def test_sample_writes_a_picture_and_an_array_and_is_reproducible(run, tmp_path)
 
 
 def test_sample_teacher(run, tmp_path):
-    result = fewstep("sample", run, "--teacher", "--steps", "5", "-n", "10", "--guidance", "2", "--out", tmp_path / "t.png")
+    result = called("sample", run, "--teacher", "--steps", "5", "-n", "10", "--guidance", "2", "--out", tmp_path / "t.png")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "t.png").is_file()
 
 
 def test_evaluate_prints_one_object_and_writes_it(run):
-    result = fewstep("evaluate", run, "--json", "--draws", "2", "--teacher-steps", "3", "--teacher-steps", "1")
+    result = called("evaluate", run, "--json", "--draws", "2", "--teacher-steps", "3", "--teacher-steps", "1")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert set(printed["teacher"]) == {"3", "1"}
@@ -108,38 +108,38 @@ def test_evaluate_prints_one_object_and_writes_it(run):
         assert {"fd", "fd_spread", "nfe", "ms_per_image", "accuracy"} <= set(entry)
     assert [printed["teacher"]["3"]["nfe"], printed["student"]["1"]["nfe"]] == [3, 1]
     assert json.loads((run / "evaluation.json").read_text()) == printed
-    table = fewstep("evaluate", run, "--draws", "1", "--teacher-steps", "1").stdout
+    table = called("evaluate", run, "--draws", "1", "--teacher-steps", "1").stdout
     assert "teacher, 1 step" in table
     assert "student, 1 step" in table
 
 
 def test_compare_and_report(run, tmp_path):
     other = tmp_path / "other"
-    assert fewstep("distill", "digits-diff-instruct", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", other).returncode == 0
-    result = fewstep("compare", run, other, "--json", "--out", tmp_path / "c.png")
+    assert called("distill", "digits-diff-instruct", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", other).returncode == 0
+    result = called("compare", run, other, "--json", "--out", tmp_path / "c.png")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert set(printed) == {str(run), str(other)}
     assert set(printed[str(run)]["reaches"]) == {str(other)}
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-    assert "level" in fewstep("compare", run, other, "--out", tmp_path / "c.png").stdout
-    assert fewstep("report", run).stdout.strip() == str(run / "report.html")
+    assert "level" in called("compare", run, other, "--out", tmp_path / "c.png").stdout
+    assert called("report", run).stdout.strip() == str(run / "report.html")
 
 
 def test_pretrain_makes_a_teacher_that_distill_takes(tmp_path):
-    made = fewstep("pretrain", "mixture2d-teacher", "--set", "training.steps=5", "--set", "evaluation.samples=50", "--out", tmp_path / "teacher")
+    made = called("pretrain", "mixture2d-teacher", "--set", "training.steps=5", "--set", "evaluation.samples=50", "--out", tmp_path / "teacher")
     assert made.returncode == 0, made.stderr
     model = tmp_path / "teacher" / "model.safetensors"
     recipe = small_recipe(tmp_path / "small.yaml")
     settings = ["--set", "teacher.kind=file", "--set", f"teacher.path={model}", "--set", "training.steps=8"]
     text = recipe.read_text().replace("  name: mixture2d\n", "")
     recipe.write_text(text)
-    assert fewstep("distill", recipe, *settings, "--out", tmp_path / "run").returncode == 0
+    assert called("distill", recipe, *settings, "--out", tmp_path / "run").returncode == 0
 
 
 def test_bad_input_is_one_sentence(run, tmp_path):
     recipe = tmp_path / "file-teacher.yaml"
-    recipe.write_text(fewstep("recipes", "digits-disback").stdout.replace("{kind: shipped, name: digits}", "{kind: file, path: nowhere.safetensors}"))
+    recipe.write_text(called("recipes", "digits-disback").stdout.replace("{kind: shipped, name: digits}", "{kind: file, path: nowhere.safetensors}"))
     refused = {
         ("distill", "digits-disback", "--set", "training.step=3"): "did you mean 'steps'",
         ("distill", "digits-disback", "--set", "training.steps=-1"): "'training.steps' is -1",
@@ -158,7 +158,7 @@ def test_bad_input_is_one_sentence(run, tmp_path):
         ("compare", str(run)): "at least two",
     }
     for arguments, sentence in refused.items():
-        assert sentence in failed(fewstep(*arguments, cwd=tmp_path)), arguments
+        assert sentence in failed(called(*arguments, cwd=tmp_path)), arguments
 
 
 def test_a_corrupt_teacher_is_named(run, tmp_path):
@@ -181,7 +181,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path):
     """A file-size limit between the log's and a checkpoint's size stands for the full disk."""
     recipe = small_recipe(tmp_path / "small.yaml", checkpoint_every=10)
     folder = tmp_path / "run"
-    assert fewstep("distill", recipe, "--out", folder).returncode == 0
+    assert called("distill", recipe, "--out", folder).returncode == 0
     newest = max((folder / "checkpoints").iterdir())
     before = newest.read_bytes()
 
@@ -192,7 +192,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path):
     assert "could not be written: it would exceed the file-size limit" in sentence
     assert max((folder / "checkpoints").iterdir()) == newest
     assert newest.read_bytes() == before
-    result = fewstep("distill", recipe, "--out", folder, "--resume", "--set", "training.steps=60")
+    result = called("distill", recipe, "--out", folder, "--resume", "--set", "training.steps=60")
     assert result.returncode == 0, result.stderr
 
 

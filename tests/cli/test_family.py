@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cli_kit import failed, fewstep
+from cli_kit import called, failed
 from typer.testing import CliRunner
 
 from fewstep import load
@@ -79,7 +79,7 @@ def test_the_matrix_of_one_recipe_says_why_not_and_json_holds_the_same(tmp_path)
     assert [line.removeprefix("- ") for line in inside("recipes", "--matrix", path).splitlines()[2:]] == [cell for cell in cells.values() if cell is not None]
     assert json.loads(inside("recipes", "--matrix", path, "--json")) == {str(path): cells}
     assert set(json.loads(inside("recipes", "--matrix", "--json"))) == {name for name in shipped_names() if isinstance(load_recipe(name), DistillRecipe)}
-    assert "has no axes" in failed(fewstep("recipes", "--matrix", "digits-teacher"))
+    assert "has no axes" in failed(called("recipes", "--matrix", "digits-teacher"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_matrix_of_one_recipe_says_why_not_and_json_holds_the_same(tmp_path)
 )
 def test_a_recipe_that_cannot_be_is_one_sentence_and_code_2(name, settings, sentence, tmp_path):
     arguments = [part for setting in settings for part in ("--set", setting)]
-    assert sentence in failed(fewstep("distill", name, *arguments, "--out", tmp_path / "run"))
+    assert sentence in failed(called("distill", name, *arguments, "--out", tmp_path / "run"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_kit import failed, fewstep, small_recipe, started
+from cli_kit import called, failed, small_recipe, started
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, Path]:
     """(recipe, run folder) of a run that nothing disturbed."""
     base = tmp_path_factory.mktemp("undisturbed")
     recipe = small_recipe(base / "small.yaml")
-    result = fewstep("distill", recipe, "--out", base / "run")
+    result = called("distill", recipe, "--out", base / "run")
     assert result.returncode == 0, result.stderr
     return recipe, base / "run"
 
@@ -66,7 +66,7 @@ def test_killed_three_times_in_each_stage_the_end_is_byte_equal(undisturbed, tmp
     for lines in (5, 11, 18, 24, 31, 39):
         assert kill_at(recipe, folder, lines) == -signal.SIGKILL
         assert not (folder / "student.safetensors").exists()
-    result = fewstep("distill", recipe, "--out", folder, "--resume")
+    result = called("distill", recipe, "--out", folder, "--resume")
     assert result.returncode == 0, result.stderr
     same(folder, reference)
 
@@ -76,7 +76,7 @@ def test_stopped_politely_it_saves_and_the_end_is_byte_equal(undisturbed, tmp_pa
     recipe, reference = undisturbed
     folder = tmp_path / "run"
     assert kill_at(recipe, folder, 27, number) == 128 + number
-    result = fewstep("distill", recipe, "--out", folder, "--resume")
+    result = called("distill", recipe, "--out", folder, "--resume")
     assert result.returncode == 0, result.stderr
     same(folder, reference)
 
@@ -87,7 +87,7 @@ def test_a_newest_checkpoint_cut_short_is_passed_over_with_a_warning(undisturbed
     assert kill_at(recipe, folder, 33) == -signal.SIGKILL
     newest = max((folder / "checkpoints").glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-1000])
-    result = fewstep("distill", recipe, "--out", folder, "--resume")
+    result = called("distill", recipe, "--out", folder, "--resume")
     assert result.returncode == 0, result.stderr
     assert f"passed over a checkpoint that cannot be read: {newest}" in result.stderr
     same(folder, reference)
@@ -96,26 +96,26 @@ def test_a_newest_checkpoint_cut_short_is_passed_over_with_a_warning(undisturbed
 def test_a_finished_run_resumes_to_itself(undisturbed):
     recipe, reference = undisturbed
     before = (reference / "student.safetensors").read_bytes(), lines_of(reference)
-    assert fewstep("distill", recipe, "--out", reference, "--resume").returncode == 0
+    assert called("distill", recipe, "--out", reference, "--resume").returncode == 0
     assert before == ((reference / "student.safetensors").read_bytes(), lines_of(reference))
 
 
 def test_steps_may_be_raised_and_nothing_else(undisturbed, tmp_path):
     recipe, _ = undisturbed
     folder = tmp_path / "run"
-    assert fewstep("distill", recipe, "--out", folder, "--set", "training.steps=36").returncode == 0
-    sentence = failed(fewstep("distill", recipe, "--out", folder, "--set", "training.steps=30", "--resume"))
+    assert called("distill", recipe, "--out", folder, "--set", "training.steps=36").returncode == 0
+    sentence = failed(called("distill", recipe, "--out", folder, "--set", "training.steps=30", "--resume"))
     assert "'training.steps' is 30" in sentence
-    sentence = failed(fewstep("distill", recipe, "--out", folder, "--set", "training.batch=16", "--set", "training.steps=36", "--resume"))
+    sentence = failed(called("distill", recipe, "--out", folder, "--set", "training.batch=16", "--set", "training.steps=36", "--resume"))
     assert "'training.batch' differs" in sentence
-    result = fewstep("distill", recipe, "--out", folder, "--set", "training.steps=44", "--resume")
+    result = called("distill", recipe, "--out", folder, "--set", "training.steps=44", "--resume")
     assert result.returncode == 0, result.stderr
     steps = [entry["step"] for entry in lines_of(folder) if "stage" in entry]
     assert steps == list(range(1, 45))
     # The same command again, or without the number, is the same run; less is refused.
     for settings in (["--set", "training.steps=44"], []):
-        assert fewstep("distill", recipe if settings else folder / "recipe.yaml", "--out", folder, *settings, "--resume").returncode == 0
-    assert "can only be raised" in failed(fewstep("distill", recipe, "--out", folder, "--set", "training.steps=40", "--resume"))
+        assert called("distill", recipe if settings else folder / "recipe.yaml", "--out", folder, *settings, "--resume").returncode == 0
+    assert "can only be raised" in failed(called("distill", recipe, "--out", folder, "--set", "training.steps=40", "--resume"))
 
 
 def test_two_processes_on_one_run_the_second_is_refused(undisturbed, tmp_path):
@@ -126,7 +126,7 @@ def test_two_processes_on_one_run_the_second_is_refused(undisturbed, tmp_path):
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert "another fewstep process" in failed(fewstep("distill", recipe, "--out", folder, "--resume"))
+        assert "another fewstep process" in failed(called("distill", recipe, "--out", folder, "--resume"))
     finally:
         first.kill()
         first.wait()

@@ -113,6 +113,27 @@ def test_twice_the_batch_is_twice_the_activations_and_the_time():
 
 
 @pytest.mark.usefixtures("counted")
+def test_portions_keep_the_activations_of_one_and_sharded_the_gradients_of_a_network():
+    whole, parts = (plan_recipe("ffhq64-disback", ["training.batch=32", f"training.accumulate={portions}"], 2, 80.0) for portions in (1, 4))
+    network = whole.parts[0].bytes
+    for one, portion in zip(whole.settings, parts.settings, strict=True):
+        assert (one.mode, one.batch) == (portion.mode, portion.batch)
+        assert portion.activations == one.activations // 4
+        assert portion.state - one.state == (network if one.mode == "fsdp2" else 0)
+        assert portion.hours == one.hours
+        assert portion.largest_batch % 4 == 0
+    assert parts.settings[0].largest_batch == 4 * whole.settings[0].largest_batch
+    with pytest.raises(UserError, match=r"'training\.batch' is 5, which 'training\.accumulate' = 2 equal portions cannot share"):
+        plan_recipe("ffhq64-disback", ["training.batch=5", "training.accumulate=2"])
+    # Three samples a GPU in two portions cannot be.
+    assert [setting.gpus for setting in plan_recipe("ffhq64-disback", ["training.batch=6", "training.accumulate=2"], 2).settings] == [1, 1, 1, 1]
+
+
+def test_a_plan_rehearses_a_recipe_of_many_portions():
+    assert plan_recipe("digits-diff-instruct", ["training.steps=100", "training.batch=64", "training.accumulate=8"]).evaluations == 100 * 64 * 8
+
+
+@pytest.mark.usefixtures("counted")
 def test_a_plan_in_a_terminal_and_as_json(command):
     code, text, _ = command("plan", "ffhq64-disback", "--gpus", "2", "--memory", "12")
     assert code == 0

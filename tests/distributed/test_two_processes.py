@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.runs import evaluate
+
 SECONDS = 500
 ROUNDING = 1e-6
 
@@ -138,6 +140,8 @@ def test_what_the_processes_agree_on(folder, tmp_path):
         assert found[0][1] == found[1][1]
     # Of blocks of 500, 500 and 300, the first and the third; and the second, with one that is not kept.
     assert [each.pop("evaluations") for each in answers] == [800, 500]
+    found = [pair.untimed(each.pop("evaluation")) for each in answers]
+    assert found[0] == found[1] == pair.untimed(json.loads(json.dumps(evaluate(folder / "evaluated"))))
     assert answers[0].pop("samples") == answers[0]["samples of one"] == answers[1].pop("samples")
     assert answers[0] == answers[1]
     expected = {"total": [3.0, 1.0], "largest": 3, "agreed": {"from": 0}, "everyones": ["x", "xx"], "mean": [0.5]}

@@ -29,12 +29,12 @@ PRETRAINED = [name for name, recipe in LARGE.items() if not isinstance(recipe, D
 
 @pytest.mark.parametrize("name", DISTILLED)
 def test_a_twin_trains_resumes_and_samples(name, tmp_path):
-    recipe = twin(LARGE[name], 20)
+    recipe = twin(LARGE[name], 12)
     whole = trainer_of(recipe, tmp_path / "whole")
     whole.fit()
-    assert whole.progress.step >= 20
+    assert whole.progress.step >= 12
     with pytest.raises(Interrupted):
-        trainer_of(recipe, tmp_path / "cut", Interrupter(12)).fit()
+        trainer_of(recipe, tmp_path / "cut", Interrupter(9)).fit()
     resumed = trainer_of(recipe, tmp_path / "cut")
     resumed.fit(resume=True)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -50,13 +50,13 @@ def test_a_twin_trains_resumes_and_samples(name, tmp_path):
 
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_the_twin_of_a_pretraining_trains(name, tmp_path):
-    recipe = twin(LARGE[name], 20)
+    recipe = twin(LARGE[name], 12)
     parts = build_pretraining(recipe)
     before = {key: value.clone() for key, value in parts.model.state_dict().items()}
     trainer = Trainer(tmp_path, parts.stages, parts.model)
     trainer.settings = replace(trainer.settings, batch=2)
     trainer.fit()
-    assert trainer.progress.step == 20
+    assert trainer.progress.step == 12
     assert any(not torch.equal(before[key], value) for key, value in parts.model.state_dict().items())
 
 

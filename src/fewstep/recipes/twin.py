@@ -83,7 +83,7 @@ def _student(student: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training(training: dict[str, Any], batch: int) -> dict[str, Any]:
-    return {**training, "batch": batch, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 7, "health_every": 1_000_000, "laid_out_for": None}
+    return {**training, "batch": batch, "accumulate": 1, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 7, "health_every": 1_000_000, "laid_out_for": None}
 
 
 def _small(section: Any) -> Any:

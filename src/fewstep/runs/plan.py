@@ -12,7 +12,8 @@ All networks are built on the meta device, so that a plan needs no weights, no d
 - *workspace*: 1 GiB for the context, the libraries and their scratch memory, and 10 % of the rest for fragmentation. An assumption, the only one about memory.
 
 Data parallel (DDP) divides the batch and with it the activations; sharding (FSDP2) divides weights, gradients and moments too, but for one block of a network at a time, and the next one
-that is fetched ahead. With recomputation a forward keeps the inputs of its blocks, and of one block what is inside; it costs a forward pass more for each that is kept.
+that is fetched ahead. With ``training.accumulate`` m the activations are those of a portion, B / (G m) samples; sharded, the gradients of the network being trained then stay whole until the
+last portion. With recomputation a forward keeps the inputs of its blocks, and of one block what is inside; it costs a forward pass more for each that is kept.
 
 Time: network evaluations times the operations of a forward of the teacher, over the gpus' rate times the share of it that is reached. An evaluation of a generator counts as the teacher's,
 which is more than it is.
@@ -62,7 +63,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU; what it takes in bytes a GPU, and the largest batch a GPU that fits, None without a bound on the memory."""
+    """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU, in as many portions as the recipe says; what it takes in bytes a GPU,
+    and the largest batch a GPU that fits, None without a bound on the memory."""
 
     mode: str
     gpus: int
@@ -108,9 +110,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the settings are computed from: bytes of the whole state, of the largest block, of what a forward keeps (by whether it is computed again); evaluations and their operations."""
+    """What the settings are computed from: bytes of the whole state, of the largest block, of the largest gradient, of what a forward keeps (by whether it is computed
+    again); evaluations and their operations."""
 
     state: int
+    gradient: int
     largest: int
     kept: dict[bool, int]
     rehearsal: Rehearsal
@@ -125,6 +129,8 @@ def plan(recipe: DistillRecipe, name: str, gpus: int = 1, memory_gb: float | Non
     """
     if gpus < 1 or tflops <= 0 or not 0 < reached <= 1 or (memory_gb is not None and memory_gb <= 0):
         raise UserError(f"plan: needs at least 1 GPU, a memory and TFLOP/s above 0 and a share reached in (0, 1], got {gpus}, {memory_gb}, {tflops} and {reached}.")
+    if recipe.training.batch % recipe.training.accumulate:
+        raise UserError(f"'training.batch' is {recipe.training.batch}, which 'training.accumulate' = {recipe.training.accumulate} equal portions cannot share; use a multiple of it.")
     check_parts(recipe)
     context, built = sketch(recipe, Path("plan"))
     slot = bytes_of(context.original) if isinstance(recipe.target, config.BacktrackedTarget) else 0
@@ -158,7 +164,8 @@ def _measured(recipe: DistillRecipe, context: Context, built: Built, steps: dict
     # One block at a time is computed again, and holds what is inside it.
     kept = {False: max(each.kept for each in plain), True: max(each.kept + first.inside for each, first in zip(again, plain, strict=True))}
     evaluations = _evaluations(built, steps, recipe.training.batch, rehearsal)
-    return _Measured(state_bytes(built.stages, context.original) + slot, max(each.largest for each in plain), kept, rehearsal, evaluations, teacher.operations)
+    state, gradient = state_bytes(built.stages, context.original) + slot, max(bytes_of(phase.trained) for stage in built.stages for phase in stage.phases)
+    return _Measured(state, gradient, max(each.largest for each in plain), kept, rehearsal, evaluations, teacher.operations)
 
 
 def plan_recipe(source: str | Path, overrides: Sequence[str], gpus: int = 1, memory_gb: float | None = None, tflops: float = 312.0, reached: float = 0.3) -> Plan:
@@ -199,7 +206,7 @@ def _settings(recipe: DistillRecipe, measured: _Measured, gpus: int, memory: int
     counts = sorted({1, gpus, *(2**power for power in range(1, gpus.bit_length()) if 2**power <= gpus)})
     settings = []
     for count in counts:
-        if recipe.training.batch % count:
+        if recipe.training.batch % (count * recipe.training.accumulate):
             continue
         for mode in MODES[:1] if count == 1 else MODES[1:]:
             for precision in ("fp32", "bf16"):
@@ -212,16 +219,18 @@ def _setting(recipe: DistillRecipe, measured: _Measured, how: tuple[str, int, st
     rehearsal = measured.rehearsal
     graphs = rehearsal.graphs_bf16 if precision == "bf16" else rehearsal.graphs
     each = graphs * measured.kept[on]
-    state = measured.state if mode != "fsdp2" else math.ceil(measured.state / gpus) + 2 * measured.largest
-    batch = recipe.training.batch // gpus
+    portions, batch = recipe.training.accumulate, recipe.training.batch // gpus
+    state = measured.state
+    if mode == "fsdp2":
+        state = math.ceil(state / gpus) + 2 * measured.largest + (measured.gradient if portions > 1 else 0)
 
     def total(rows: int) -> int:
         return int(FRAGMENTATION * (state + each * rows)) + WORKSPACE
 
-    largest = None if memory is None else max(0, int(((memory - WORKSPACE) / FRAGMENTATION - state) / each))
+    largest = None if memory is None else portions * max(0, int(((memory - WORKSPACE) / FRAGMENTATION - state) / each))
     # Of the three parts of a trained evaluation (forward, and a backward of two), recomputing makes four; most evaluations are trained ones.
     seconds = measured.evaluations * measured.operations * (4 / 3 if on else 1) / (gpus * rate * (1 if precision == "bf16" else 0.5))
-    return Setting(mode, gpus, precision, on, batch, state, int(each * batch), total(batch), largest, seconds / 3600)
+    return Setting(mode, gpus, precision, on, batch, state, int(each * (batch // portions)), total(batch // portions), largest, seconds / 3600)
 
 
 def _parts(context: Context, built: Built, slot: int) -> list[Part]:

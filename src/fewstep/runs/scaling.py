@@ -125,6 +125,8 @@ class Estimate:
 
 def load_of(recipe: DistillRecipe, name: str) -> Load:
     """What a recipe asks for, in bf16, its step being the mean over its stages. Raises ``UserError`` as ``plan`` does."""
+    # In one portion: a layout has its own.
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"accumulate": 1})})
     found = plan(recipe, name, 1)
     context, built = sketch(recipe, Path("plan"))
     steps = sum(found.steps.values())
