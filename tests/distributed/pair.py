@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import distributed as dist
 
 from fewstep import distributed
@@ -30,6 +31,7 @@ from fewstep.recipes.distillation import build_distillation
 from fewstep.recipes.parts import build_settings
 from fewstep.runs import distill, evaluate
 from fewstep.runs.sampler import StudentSampler
+from fewstep.targets import ByDistance, Plateau
 from fewstep.training import Trainer
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.settings import Settings
@@ -76,6 +78,8 @@ def keep(folder: Path, name: str, trainer: Trainer) -> None:
     """All that the run has trained, gathered, in a file."""
     held = {f"{owner}.{key}": value for owner, network in trainer.networks.items() for key, value in network.state_dict().items()}
     whole = {key: distributed.whole(value.detach()).clone().contiguous() for key, value in held.items()}
+    # Every process has the same, averages too, with which each draws its part of the samples.
+    assert len(set(distributed.everyones(hashlib.sha256(save(whole)).hexdigest()))) == 1, name
     if distributed.first():
         save_file(whole, folder / f"{name}.safetensors")
 
@@ -126,6 +130,7 @@ def small_things(folder: Path) -> dict[str, Any]:
     answers["everyones"] = distributed.everyones("x" * (rank + 1))
     answers["spread"] = torch.cat(deal(range(5), lambda job: torch.full((job + 1,), float(job)))).tolist()
     answers["mean"] = distributed.mean_of(torch.tensor([float(rank)])).tolist()
+    answers |= rules(rank)
     answers["errors"] = [_said(lambda: distributed.together(_refuse)), _said(lambda: distributed.in_step(_refuse if rank == 1 else list)), _said(lambda: distributed.share(3))]
     with locked(folder / "held"):
         answers["held"] = _said(lambda: distributed.together(lambda: _other_process(folder / "held")))
@@ -140,6 +145,17 @@ def small_things(folder: Path) -> dict[str, Any]:
     answers["evaluation"] = evaluate(folder / "evaluated")
     answers["samples of one"] = distributed.together(lambda: sampler(1300, seed=3).double().sum().item())
     return answers
+
+
+def rules(rank: int) -> dict[str, Any]:
+    """What rules decide on where the processes see unlike things: a gap that falls in the second process only, a model that moves in the first only."""
+    plateau, flat = Plateau(window=1, min_steps=1, max_steps=9), []
+    for gap in (1.0, 0.1 if rank == 1 else 1.0):
+        plateau.observe(torch.zeros(3, dtype=torch.float64), torch.full((3,), gap))
+        flat.append(plateau.done(0, 1))
+    still = torch.tensor([[-1.0], [1.0]])
+    distance = ByDistance(0.1, lambda model: model, still)
+    return {"plateau": [plateau.ratio(), *flat], "distance": [distance.decide(1, still if rank == 1 else 1.5 * still).record, distance.travelled]}
 
 
 def _refuse() -> None:

@@ -168,6 +168,21 @@ def test_a_sharded_tensor_is_written_whole(tmp_path):
     assert type(like(expected["network.leave.weight"], slot)) is type(slot)
 
 
+@pytest.mark.parametrize("halved", [False, True])
+def test_in_half_precision_weights_are_gathered_in_it_and_kept_in_single(halved):
+    network = made(DENOISING["small-unet"])
+    Sharded(halved=halved).lay_out([network])
+    seen: set[torch.dtype] = set()
+    (part,) = blocks(network)[:1]
+    part.register_forward_pre_hook(lambda block, _: seen.update(value.dtype for value in block.parameters()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+        emitted = network(torch.zeros(2, 1, 8, 8), torch.zeros(2), Condition(labels=torch.tensor([0, 1])))
+    emitted.float().sum().backward()
+    assert seen == {torch.bfloat16 if halved else torch.float32}
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+    assert {value.grad.dtype for value in network.parameters() if value.grad is not None} == {torch.float32}
+
+
 def test_the_average_follows_on_shards():
     models = [denoiser() for _ in range(2)]
     averages = [Averaged(model, HalfLife(3, ramp=0)) for model in models]

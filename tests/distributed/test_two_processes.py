@@ -144,7 +144,7 @@ def test_what_the_processes_agree_on(folder, tmp_path):
     assert found[0] == found[1] == pair.untimed(json.loads(json.dumps(evaluate(folder / "evaluated"))))
     assert answers[0].pop("samples") == answers[0]["samples of one"] == answers[1].pop("samples")
     assert answers[0] == answers[1]
-    expected = {"total": [3.0, 1.0], "largest": 3, "agreed": {"from": 0}, "everyones": ["x", "xx"], "mean": [0.5]}
+    expected = {"total": [3.0, 1.0], "largest": 3, "agreed": {"from": 0}, "everyones": ["x", "xx"], "mean": [0.5], "plateau": [pytest.approx(0.55), False, False], "distance": [True, 0.5]}
     assert {key: answers[0][key] for key in expected} == expected
     assert answers[0]["spread"] == [float(job) for job in range(5) for _ in range(job + 1)]
 

@@ -64,7 +64,8 @@ class Part:
 @dataclass(frozen=True)
 class Setting:
     """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU, in as many portions as the recipe says; what it takes in bytes a GPU,
-    and the largest batch a GPU that fits, None without a bound on the memory."""
+    and the largest batch a GPU that fits, None without a bound on the memory.
+    """
 
     mode: str
     gpus: int
@@ -111,7 +112,8 @@ class Plan:
 @dataclass(frozen=True)
 class _Measured:
     """What the settings are computed from: bytes of the whole state, of the largest block, of the largest gradient, of what a forward keeps (by whether it is computed
-    again); evaluations and their operations."""
+    again); evaluations and their operations.
+    """
 
     state: int
     gradient: int
