@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.addresses import all_without_secrets
 from fewstep.tables import (
     checkpoints_table,
     comparison_table,
@@ -259,7 +260,7 @@ def doctor(
     from fewstep.runs import examine, has_problem
 
     findings = examine(target)
-    listed = [asdict(finding) for finding in findings]
+    listed = [all_without_secrets(asdict(finding)) for finding in findings]
     typer.echo(json.dumps({"findings": listed}) if as_json else findings_table(listed))
     if has_problem(findings):
         raise typer.Exit(2)

@@ -7,13 +7,17 @@ exits with 2. Anything else that escapes is a defect of ours and keeps its trace
 
 from __future__ import annotations
 
+from fewstep.addresses import without_secrets
+
 LONGEST = 1000
 """Characters of a sentence: what it quotes may be of any length."""
 
 
 def one_line(text: str) -> str:
-    """The text in one line that is safe to print: control characters, line breaks and what turns a terminal's writing round are escaped, and of a long text the middle is left out."""
-    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+    """The text in one line that is safe to print: control characters, line breaks and what turns a terminal's writing round are escaped, secrets in addresses left out, and of a long
+    text its middle.
+    """
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in without_secrets(text))
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
 
 

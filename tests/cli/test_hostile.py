@@ -16,6 +16,7 @@ from cli_kit import small_recipe
 from pydantic import BaseModel
 
 from fewstep import entry
+from fewstep.addresses import all_without_secrets, without_secrets
 from fewstep.data import open_images
 from fewstep.denoisers import EDMInputs, Generator, NetworkDenoiser, load_model, save_model
 from fewstep.errors import LONGEST, UserError, one_line
@@ -30,7 +31,7 @@ from fewstep.recipes import load_recipe, shipped_names, shipped_text
 from fewstep.report import write_run_report
 from fewstep.report.gather import gather
 from fewstep.report.words import is_number, number
-from fewstep.runs import RunFolder, compare, load
+from fewstep.runs import RunFolder, compare, distill, load
 from fewstep.runs.records import check_records
 from fewstep.schedule import KarrasVE
 
@@ -83,6 +84,49 @@ def test_a_sentence_is_one_printable_line_of_bounded_length() -> None:
     assert one_line("a\nb\x1b[31mc\u202ed\ud800") == r"a\nb\x1b[31mc\u202ed\ud800"
     long = one_line("a" * 5000 + "b" * 5000)
     assert long == "a" * (LONGEST // 2) + " ... " + "b" * (LONGEST // 2)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://example.org/a/b.pkl", "https://example.org/a/b.pkl"),
+        ("https://me:pass@word@example.org/b.pkl#x", "https://***@example.org/b.pkl#x"),
+        ("https://token@example.org", "https://***@example.org"),
+        ("https://example.org/b.pkl?X-Signature=s3cret&x=1", "https://example.org/b.pkl?***"),
+        ("S3://me:secret@example.org/b?c", "S3://***@example.org/b?***"),
+        ("folder/mail@example.org?", "folder/mail@example.org?"),
+    ],
+)
+def test_what_opens_an_address_is_not_shown(address, shown) -> None:
+    assert without_secrets(address) == shown
+    assert one_line(f"'{address}': is it there? ({address})") == f"'{shown}': is it there? ({shown})"
+    assert all_without_secrets({"a": [address, 1, None]}) == {"a": [shown, 1, None]}
+
+
+@pytest.mark.parametrize("text", ["a" * 300_000, "a." * 150_000, "a://" * 75_000, "https://" + "@" * 300_000, "https://" + "?" * 300_000])
+def test_a_long_text_is_read_once_for_its_addresses(text) -> None:
+    """A pattern that began anew at each character would not come back within the hour."""
+    assert without_secrets(text)[:2] == text[:2]
+
+
+def test_a_secret_address_is_in_no_sentence_and_no_report(capsys, monkeypatch, tmp_path) -> None:
+    values = yaml.safe_load(shipped_text("mixture2d-diff-instruct"))
+    path, run = small_recipe(tmp_path / "mine.yaml", steps=4), tmp_path / "run"
+    distill(path, (), run)
+    secret = "https://me:s3cret@localhost:9/b.pkl?signature=s3cret"
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump({**values, "teacher": {"kind": "nvidia", "network": "ffhq64-ddpmpp", "path": secret}}))
+    assert "https://***@localhost:9/b.pkl?***: could not be fetched" in refused(capsys, "distill", tmp_path / "far.yaml", "--out", tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["fewstep", "doctor", str(tmp_path / "far.yaml")])
+    with pytest.raises(SystemExit):
+        entry.main()
+    said = capsys.readouterr()
+    assert "https://***@localhost:9/b.pkl?***" in said.out
+    assert "s3cret" not in said.out + said.err
+    kept = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**kept, "teacher": {"kind": "nvidia", "network": "ffhq64-ddpmpp", "path": secret}}))
+    page = write_run_report(run).read_text()
+    assert "https://***@localhost:9/b.pkl?***" in page
+    assert "s3cret" not in page
 
 
 @pytest.mark.parametrize("word", ["\x1b[31mred", "a\nb", "\ud800", "a" * 50_000, "\x00"])

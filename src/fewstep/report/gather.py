@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.addresses import all_without_secrets, without_secrets
 from fewstep.errors import UserError
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.source import read_values
@@ -96,7 +97,8 @@ def gather(folder: Path) -> Run:
 def _recipe(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path.parent}: is not a run folder (it has no recipe.yaml); check the path.")
-    return read_values(path)
+    text, values = read_values(path)
+    return without_secrets(text), all_without_secrets(values)
 
 
 def _json(path: Path, part: str, absent: str, missing: dict[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewstep import distributed
+from fewstep.addresses import all_without_secrets
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, device_of, merged, save_adapter, save_model
 from fewstep.errors import UserError
@@ -197,7 +198,7 @@ def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generato
     """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded."""
     extra = _how_it_samples(parts.prior, parts.data, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
-        save_adapter(folder.adapter, adapter_of(student), {"teacher": recipe.teacher.model_dump(mode="json"), **extra})
+        save_adapter(folder.adapter, adapter_of(student), {"teacher": all_without_secrets(recipe.teacher.model_dump(mode="json")), **extra})
         assert isinstance(plain, Denoiser)
         load_strictly(plain, {name: distributed.whole(value) for name, value in student.state_dict().items()}, "the student")
         student = merged(plain)
