@@ -7,6 +7,8 @@ them by walking the dataclass fields of the stages it was given, so that a check
 from __future__ import annotations
 
 import abc
+import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -40,6 +42,18 @@ class Stateful(abc.ABC):
     def figures(self) -> dict[str, float]:
         """Named numbers worth a line in the log whenever they change; none unless a class has some."""
         return {}
+
+
+@contextlib.contextmanager
+def untouched(root: Any) -> Iterator[None]:
+    """Whatever the stateful objects in ``root`` come to remember inside is forgotten again."""
+    kept = [(each, copy.deepcopy(each.state_dict()), {name: value.clone() for name, value in each.tensors().items()}) for each in find_stateful(root).values()]
+    try:
+        yield
+    finally:
+        for each, state, tensors in kept:
+            each.load_state_dict(state)
+            each.load_tensors(tensors)
 
 
 def find_stateful(root: Any) -> dict[str, Stateful]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from fewstep.networks import add_adapter
 from fewstep.objectives import L1, EndpointRegression, Loss, Objective, SquaredL2
 from fewstep.random import Place
 from fewstep.solvers import RULES, Solver
-from fewstep.stateful import Stateful
+from fewstep.stateful import Stateful, untouched
 from fewstep.states import Pairs, Prior, State, States, Step
 from fewstep.training import Adam, Copy, Phase, Settings, Stage, Term, Trainer
 from fewstep.training.actions import Action, MakePairs
@@ -253,6 +254,21 @@ def test_tensors_that_an_object_remembers_come_back(tmp_path):
     assert memory[1] == expected[1] == 7
     assert torch.equal(memory[0], expected[0])
     assert not moved(again.model, whole.model.state_dict())
+
+
+def test_what_is_drawn_untouched_is_forgotten_whatever_ends_it():
+    states = Remembering(prior_of(small_teacher()), [torch.ones(8, 2), 3])
+    first = Step(Place(0), 8).state(states).x
+    kept = states.memory[0].clone()
+    for error in (None, KeyError):
+        with contextlib.suppress(KeyError), untouched([states]):
+            Step(Place(0, step=1), 8).state(states)
+            states.memory[0].mul_(2)
+            if error is not None:
+                raise error
+        assert states.memory[1] == 4
+        assert torch.equal(states.memory[0], kept)
+    assert not torch.equal(first, kept)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, NetworkDenoiser, device_of
 from fewstep.errors import UserError
 from fewstep.objectives import ScoreMatching
@@ -15,6 +17,7 @@ from fewstep.random import Place
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.recipes.parts import build_optimizer
+from fewstep.stateful import untouched
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
 from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Plateau, RecordRule, ReflectedTarget, SwitchRule, Target
@@ -64,17 +67,18 @@ def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMa
 def _record_rule(choice: config.BacktrackedTarget, teacher: Denoiser, objective: ScoreMatching, states: States) -> RecordRule:
     if isinstance(choice.record, config.RecordEvery):
         return EverySteps(choice.record.steps)
-    step = Step(Place(0, "record-probe"), 64, device=device_of(teacher))
-    state = step.state(states)
-    x0 = step.sample(objective.student, state)
-    schedule = teacher.schedule
-    t = objective.times.draw(schedule, step.place, "probe-time", step.rows)
-    x_t = schedule.add_noise(x0, t, step.noise_like("probe-noise", x0))
 
-    def probe(model: Denoiser) -> Tensor:
-        return model(x_t, t, state.condition)
+    @functools.cache
+    def inputs() -> tuple[Tensor, Tensor, Condition]:
+        step = Step(Place(0, "record-probe"), 64, device=device_of(teacher))
+        # Not a batch of the run: a collection must not grow by it.
+        with untouched(states):
+            state = step.state(states)
+        x0 = step.sample(objective.student, state)
+        t = objective.times.draw(teacher.schedule, step.place, "probe-time", step.rows)
+        return teacher.schedule.add_noise(x0, t, step.noise_like("probe-noise", x0)), t, state.condition
 
-    return ByDistance(choice.record.distance, probe, teacher, choice.record.floor, choice.record.max_steps)
+    return ByDistance(choice.record.distance, lambda model: model(*inputs()), teacher, choice.record.floor, choice.record.max_steps)
 
 
 def _switch_rule(choice: config.SwitchEvery | config.SwitchAtPlateau) -> SwitchRule:

@@ -53,10 +53,11 @@ class Context:
     average: Averaged
     threshold: Threshold | None
     roles: frozenset[str]
+    works_on: torch.device
 
     @property
     def device(self) -> torch.device:
-        """Where the run's networks are: the teacher's place."""
+        """Where networks are built: the teacher's place."""
         return device_of(self.original)
 
     @property

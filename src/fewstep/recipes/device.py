@@ -1,4 +1,4 @@
-"""From a recipe's ``training.device`` to a device of this machine: the one place that asks whether there is a GPU."""
+"""From a recipe's ``training.device`` to a device of this machine: the one place that asks whether there is a GPU; and where networks are built."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 
 from fewstep.errors import UserError
+from fewstep.recipes.config import Distributed
+from fewstep.training.layout import is_sharded
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -26,3 +28,8 @@ def resolve_device(name: DeviceName) -> torch.device:
     if card >= cards:
         raise UserError(f"this is process {card + 1} of this machine, which has {cards} GPU(s): start one process a GPU (--nproc-per-node {cards}), or set 'training.device: cpu'.")
     return torch.device("cuda", card)
+
+
+def building_device(choice: Distributed, device: torch.device) -> torch.device:
+    """Where the networks of a run that works on ``device`` are built: there, or on the CPU where they will be sharded, since no GPU need hold one whole."""
+    return torch.device("cpu") if is_sharded(choice.mode) else device

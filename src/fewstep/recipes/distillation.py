@@ -6,19 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fewstep.data import Dataset
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
-from fewstep.metrics.mismatch import training_mismatch
 from fewstep.networks import DenoisingNetwork
-from fewstep.random import Place
 from fewstep.recipes import config
 from fewstep.recipes.axes import build_threshold
 from fewstep.recipes.context import Context
-from fewstep.recipes.device import resolve_device
+from fewstep.recipes.device import building_device, resolve_device
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
 from fewstep.recipes.parts import build_data, build_decay, build_features
@@ -50,14 +49,14 @@ class Distillation:
 
 
 def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
-    """The run that the recipe asks for, its networks on ``training.device``; files that it makes on the way (a path, pairs) go into ``folder``.
+    """The run that the recipe asks for, on ``training.device`` (its networks on the CPU where they are yet to be sharded); files that it makes on the way (a path, pairs) go into ``folder``.
 
     Raises ``UserError`` for parts that do not go together, and for a device that is not there.
     """
     check_parts(recipe)
     data, device = build_data(recipe.data), resolve_device(recipe.training.device)
-    teacher, features = build_teacher(recipe.teacher, data).to(device), build_features(recipe.evaluation.features, data, device)
-    context = build_context(recipe, folder, data, teacher, features)
+    teacher, features = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device)), build_features(recipe.evaluation.features, data, device)
+    context = build_context(recipe, folder, data, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
@@ -78,8 +77,8 @@ def check_parts(recipe: DistillRecipe) -> None:
     check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
 
 
-def build_context(recipe: DistillRecipe, folder: Path, data: Dataset, original: NetworkDenoiser, features: Features) -> Context:
-    """What the method's builder is given: ``original`` is the frozen teacher, ``features`` the space of perceptual distances."""
+def build_context(recipe: DistillRecipe, folder: Path, data: Dataset, original: NetworkDenoiser, features: Features, works_on: torch.device) -> Context:
+    """What the method's builder is given: ``original`` is the frozen teacher, ``features`` the space of perceptual distances; the run works on the device ``works_on``."""
     method, roles = recipe.method, _roles(recipe)
     if method.sampling.guidance is not None and not original.classes:
         raise UserError("'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher.")
@@ -101,6 +100,7 @@ def build_context(recipe: DistillRecipe, folder: Path, data: Dataset, original: 
         average=Averaged(student.model, build_decay(recipe.training.average)),
         threshold=threshold,
         roles=frozenset(roles),
+        works_on=works_on,
     )
 
 
@@ -119,7 +119,6 @@ def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
 def _monitor(context: Context, built: Built) -> Monitor:
     rows = 256
     data, clip = context.data, context.method.optimizer.clip
-    bound = training_mismatch(context.original, data.subset(data.head(rows)), Place(0, "mismatch-bound"))
     samples = generated(context.student.model, context.prior, context.sampling)
     checks: list[Check] = []
     # A collection grows when it is drawn from, which a monitor must not make it do.
@@ -128,7 +127,7 @@ def _monitor(context: Context, built: Built) -> Monitor:
     # Against a fake score that is not learned the gap says nothing about convergence.
     if built.fake is not None:
         checks.append(Gap())
-    checks += [Mismatch(context.original, samples, bound), Spread(samples, data), Saturation(samples, data)]
+    checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data), Saturation(samples, data)]
     if clip is not None:
         checks.append(GradientNorm("student", clip))
     return Monitor(checks, context.training.health_every, rows, warn_from=context.training.steps // 4)

@@ -13,7 +13,7 @@ from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.objectives import AdversarialCritic, AdversarialGenerator, Classification, Clean, CleanCritic, Denoising, GANLoss, Hinge, NonSaturating, Shifted, View
 from fewstep.recipes import config
-from fewstep.recipes.device import resolve_device
+from fewstep.recipes.device import building_device, resolve_device
 from fewstep.recipes.parts import build_data, build_denoising_weight, build_model, build_optimizer, build_times
 from fewstep.recipes.recipe import ClassificationPretraining, DenoisingPretraining, GANPretraining, PretrainRecipe
 from fewstep.recipes.students import build_generator, generator_prior
@@ -36,11 +36,11 @@ class Pretraining:
 
 
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
-    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for a generator; networks on ``training.device``.
+    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for a generator; on ``training.device`` (on the CPU where networks are yet to be sharded).
 
     Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
     """
-    data, method, device = build_data(recipe.data), recipe.method, resolve_device(recipe.training.device)
+    data, method, device = build_data(recipe.data), recipe.method, building_device(recipe.distributed, resolve_device(recipe.training.device))
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep import distributed
 from fewstep.addresses import all_without_secrets
 from fewstep.data import Dataset
-from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, device_of, merged, save_adapter, save_model
+from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
 from fewstep.errors import UserError
 from fewstep.files import locked, write_text
 from fewstep.metrics.quality import Evaluator
@@ -21,6 +21,7 @@ from fewstep.networks.store import load_strictly, save_network
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, dump, load_recipe
 from fewstep.recipes.config import LowRankStudent
+from fewstep.recipes.device import resolve_device
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
@@ -72,7 +73,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
         parts = distributed.in_step(lambda: build_pretraining(recipe))
         probes = []
         if isinstance(parts.model, (NetworkDenoiser, Generator)):
-            evaluator = build_evaluator(recipe.evaluation, parts.data, device_of(parts.model))
+            evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
 
             def measure(_step: int) -> Mapping[str, float]:
                 sampler, steps = _pretrained_sampler(trainer.average.average, recipe, parts)
@@ -148,7 +149,7 @@ def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
 
 def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watcher: Watcher) -> Trainer:
-    evaluator = build_evaluator(recipe.evaluation, parts.data, device_of(parts.average))
+    evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
@@ -169,7 +170,7 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
 
 
 def _settings(recipe: Recipe) -> Settings:
-    return replace(build_settings(recipe.training, recipe.distributed), run=run_of(recipe))
+    return replace(build_settings(recipe.training, recipe.distributed), run=run_of(recipe), device=resolve_device(recipe.training.device))
 
 
 def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], draws: int) -> dict[str, float]:

@@ -185,7 +185,7 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     # Digits and points are at hand, and some methods look at them.
     blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else build_data(recipe.data)
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or at least no larger than the run's.
-    context = build_context(recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1))
+    context = build_context(recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1), torch.device("meta"))
     built = recipe.method.build(context)
     for stage in built.stages:
         for phase in stage.phases:

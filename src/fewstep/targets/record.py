@@ -71,13 +71,17 @@ class ByDistance(RecordRule):
         if not distance > 0 or not 0 <= floor < 1 or max_steps < 1:
             raise UserError("recording by distance: need distance > 0, 0 <= floor < 1 and max_steps >= 1.")
         self.distance, self.floor, self.max_steps = distance, floor, max_steps
-        self._probe = probe
-        self._last = self._look(teacher)
-        self._unit = _spread(self._last)
+        self._probe, self._teacher = probe, teacher
+        # Looked for when they are first needed: networks are where they work by then.
+        self._last: Tensor | None = None
+        self._unit: Tensor | None = None
         self.travelled = 0.0
 
     def decide(self, step: int, model: Denoiser) -> Decision:
         now = self._look(model)
+        if self._unit is None or self._last is None:
+            whole = self._look(self._teacher)
+            self._unit, self._last = _spread(whole), whole if self._last is None else self._last.to(whole).reshape(whole.shape)
         # Processes on unlike devices differ in the last digits; one of them decides.
         self.travelled, spread = distributed.agreed([float((now - self._last).square().mean().sqrt() / self._unit), float(_spread(now) / self._unit)])
         record = self.travelled >= self.distance
@@ -90,10 +94,11 @@ class ByDistance(RecordRule):
         return Decision(record)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last.flatten().tolist(), "travelled": self.travelled}
+        return {"last": None if self._last is None else self._last.flatten().tolist(), "travelled": self.travelled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._last = torch.tensor(state["last"], dtype=self._last.dtype, device=self._last.device).reshape(self._last.shape)
+        # In the form of the estimates once there is one.
+        self._last, self._unit = None if state["last"] is None else torch.tensor(state["last"], dtype=torch.float64), None
         self.travelled = state["travelled"]
 
     @torch.no_grad()

@@ -11,6 +11,8 @@ Each process computes the mean loss of its rows of the global batch, so that the
 
 A unit is sharded in place, so that objectives, targets and averages, which hold references, need not know. Where a module has entries besides ``forward`` they are registered. After
 a forward pass every unit is resharded, the outermost too: optimizers, averages and checkpoints see shards at any time.
+
+What is to be sharded over GPUs is built on the CPU, since a GPU need not hold it whole; ``fully_shard`` moves one block after another, and ``lay_out`` the buffers beside them.
 """
 
 from __future__ import annotations
@@ -104,6 +106,7 @@ class Sharded(Layout):
         processes = distributed.size()
         shape, names = ((processes,), ("shard",)) if self.replicas == 1 else ((self.replicas, processes // self.replicas), ("replica", "shard"))
         mesh = init_device_mesh(self.device, shape, mesh_dim_names=names)
+        modules = list(modules)
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if self.halved else None, reduce_dtype=torch.float32 if self.halved else None, cast_forward_inputs=False)
         self._units = units(modules)
         _check_apart(self._units)
@@ -112,6 +115,8 @@ class Sharded(Layout):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
             for name in _entries(unit):
                 register_fsdp_forward_method(unit, name)
+        for buffer in (buffer for module in modules for buffer in module.buffers()):
+            buffer.data = buffer.to(self.device)
 
     def prepared(self, phase: Phase) -> nn.Module:
         return PhaseLoss(phase)
@@ -150,11 +155,16 @@ class Sharded(Layout):
                 part.set_requires_gradient_sync(True)
 
 
+def is_sharded(mode: str) -> bool:
+    """Whether this process' networks will be sharded: in a group, where ``mode`` is "fsdp"."""
+    return dist.is_initialized() and mode == "fsdp"
+
+
 def build_layout(mode: str, replicas: int, device: str, halved: bool) -> Layout:
     """The layout of this group of processes: ``mode`` is "ddp" or "fsdp"; a process alone is ``Alone``."""
-    if not dist.is_initialized():
-        return Alone()
-    return Sharded(replicas, device, halved) if mode == "fsdp" else Replicated()
+    if is_sharded(mode):
+        return Sharded(replicas, device, halved)
+    return Replicated() if dist.is_initialized() else Alone()
 
 
 def _check_apart(found: Sequence[nn.Module]) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser
-from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means
+from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means, training_mismatch
 from fewstep.metrics.spread import outside, spread
 from fewstep.objectives import ScoreMatching
+from fewstep.random import Place
 from fewstep.states import States, Step
 
 SPREAD_VALUES = 2**24
@@ -94,20 +95,25 @@ class Gap(Check):
 
 @dataclass(frozen=True, eq=False)
 class Mismatch(Check):
-    """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3 does) over ``bound``, its value on data: above ``limit`` the student is off the data."""
+    """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3 does) over its value on ``data``: above ``limit`` the student is off the data."""
 
     teacher: Denoiser
     samples: States
-    bound: MismatchDegree
+    data: Dataset
     limit: float = 4.0
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         state = step.state(self.samples)
         assessed = assessed_mismatch(self.teacher, state.x, state.condition.labels, step.place)
-        degree, bound = comparable_means(assessed, self.bound)
+        degree, bound = comparable_means(assessed, self._bound)
         ratio = degree / bound
         warning = f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
         return Reading("mismatch_over_bound", ratio, warning if ratio > self.limit else "")
+
+    # When it is first asked for: networks are where they work by then.
+    @cached_property
+    def _bound(self) -> MismatchDegree:
+        return training_mismatch(self.teacher, self.data, Place(0, "mismatch-bound"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from fewstep.errors import UserError
 
 
@@ -24,7 +26,8 @@ class Settings:
 
     ``batch``: samples a step, of all processes; each process works on its part in ``accumulate`` equal portions, whose gradients are added up. Cadences are in steps; ``keep``: how many
     checkpoints stay. ``checkpoints``: one file, shards (``sharded``), or shards written in the background; None is shards where networks are sharded and a file elsewhere. ``mode`` and
-    ``replicas``: how several processes share the networks (see ``layout``). ``run``: what tells this run's checkpoints from another's; nothing for any.
+    ``replicas``: how several processes share the networks (see ``layout``). ``run``: what tells this run's checkpoints from another's; nothing for any. ``device``:
+    where the loop works; None is where the networks are. They are elsewhere only until they are sharded.
     """
 
     batch: int = 64
@@ -38,6 +41,7 @@ class Settings:
     replicas: int = 1
     checkpoints: Literal["file", "shards", "background"] | None = None
     run: str = ""
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "log_every", "checkpoint_every", "keep", "accumulate", "replicas"):

@@ -73,7 +73,7 @@ class Trainer:
         if not any(self.average is network for network in self.networks.values()):
             self.networks["average"] = self.average
         self._stateful = find_stateful(self.stages)
-        self._device = device_of(self.average)
+        self._device = self.settings.device or device_of(self.average)
         self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, self.settings.precision == "bf16")
         self._losses: dict[str, nn.Module] = {}
         kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")

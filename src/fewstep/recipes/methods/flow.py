@@ -86,7 +86,7 @@ class RectifiedFlowMethod(Method):
 
     def _couple(self, context: Context, flow_map: FlowMap, name: str) -> tuple[Pairs, MakePairs]:
         path = context.folder / f"{name}.safetensors"
-        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, self.pairs, path, context.training.seed, name, device=context.device)
+        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, self.pairs, path, context.training.seed, name, device=context.works_on)
 
     def _of_teacher(self, context: Context) -> FlowMap:
         schedule = context.original.schedule

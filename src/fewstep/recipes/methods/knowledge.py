@@ -73,7 +73,7 @@ class KnowledgeMethod(Method):
         distance = build_distance(self.distance, context.features, context.data)
         if isinstance(self.pairs, StoredPairs):
             path = context.folder / "pairs.safetensors"
-            begin = [MakePairs(solver, context.prior, self.pairs.count, path, context.training.seed, device=context.device)]
+            begin = [MakePairs(solver, context.prior, self.pairs.count, path, context.training.seed, device=context.works_on)]
             term = Term(EndpointRegression(student, distance), Pairs(path, context.schedule, context.prior.time), name="regression")
             return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])
         times = context.student_times()

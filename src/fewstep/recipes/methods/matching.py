@@ -167,7 +167,7 @@ class DistributionMatchingMethod(Method):
         solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], build_grid(choice.solver.grid))
         pairs = Pairs(path, context.schedule, context.prior.time)
         term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.data), None), pairs, choice.weight, "regression")
-        return term, MakePairs(solver, context.prior, choice.pairs, path, context.training.seed, device=context.device)
+        return term, MakePairs(solver, context.prior, choice.pairs, path, context.training.seed, device=context.works_on)
 
 
 def several_steps(traits: Traits) -> Traits:
