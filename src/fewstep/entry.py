@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import typer
 
@@ -17,6 +17,33 @@ from fewstep.errors import SharedError, Stopped, UserError, one_line
 def _fail(sentence: str, code: int) -> NoReturn:
     typer.echo(f"fewstep: {one_line(sentence)}", err=True)
     sys.exit(code)
+
+
+class _AtOnce:
+    """A hook of Python's for exceptions that nobody can catch, in the place of ``before``: a Ctrl-C among them ends the process, in one sentence.
+
+    It may fall into a callback or into the interpreter's own end, where Python would say so and go on. Nothing needs to be undone: files are written aside.
+    """
+
+    def __init__(self, before: Callable[..., Any]):
+        self.before = before
+
+    def __call__(self, *what: Any) -> None:
+        # ``sys.excepthook`` is given the kind of an exception first, ``sys.unraisablehook`` an object that has it.
+        kind = what[0] if isinstance(what[0], type) else what[0].exc_type
+        if not issubclass(kind, KeyboardInterrupt):
+            self.before(*what)
+            return
+        # A progress bar may have hidden the cursor.
+        os.write(2, (b"\x1b[?25h" if os.isatty(2) else b"") + b"fewstep: interrupted.\n")
+        os._exit(130)
+
+
+def _end_at_once_where_interrupted() -> None:
+    if not isinstance(sys.excepthook, _AtOnce):
+        sys.excepthook = _AtOnce(sys.excepthook)
+    if not isinstance(sys.unraisablehook, _AtOnce):
+        sys.unraisablehook = _AtOnce(sys.unraisablehook)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -51,6 +78,7 @@ def main() -> None:
 
     Of several processes each ends so; the sentence is said by the one whose error it was.
     """
+    _end_at_once_where_interrupted()
     try:
         with _group():
             app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -163,6 +164,32 @@ def test_an_interruption_is_a_sentence(capsys, monkeypatch, inside) -> None:
         entry.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == "fewstep: interrupted."
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "entry.app = lambda: Held() and None",  # a callback, here that of an object's end
+        "entry.app = lambda: atexit.register(interrupt)",  # the interpreter's own end
+        "entry._fail = interrupt; entry.app = interrupt",  # while the first interruption is being told
+    ],
+)
+def test_an_interruption_that_nobody_can_catch_is_the_same_sentence(where) -> None:
+    script = f"""
+import atexit
+from fewstep import entry
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+class Held:
+    __del__ = interrupt
+
+{where}
+entry.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stderr.strip()) == (130, "fewstep: interrupted.")
 
 
 def test_another_defect_keeps_its_traceback(monkeypatch) -> None:
