@@ -115,7 +115,9 @@ class Kept:
         for line in (run / "metrics.jsonl").read_bytes().splitlines() if (run / "metrics.jsonl").is_file() else ():
             with contextlib.suppress(ValueError):
                 last = max(last, int(json.loads(line)["step"]))
-        finished = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and not path.name.endswith(".aside") and path.parent.name != "checkpoints"]
+        files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
+        # Checkpoints, which may be folders, are pruned; what is aside is unfinished.
+        finished = [name.as_posix() for name in files if name.parts[0] != "checkpoints" and not any(part.endswith(".aside") for part in name.parts)]
         return cls(max(steps), frozenset(finished), last)
 
     def lost(self, before: Kept, run: Path) -> list[str]:

@@ -50,13 +50,15 @@ RECIPES: dict[str, tuple[str, ...]] = {
 }
 # Three blocks of samples a draw: of two processes one takes two of them, of three each takes one.
 EVALUATED = ("training.steps=2", "training.batch=8", "evaluation.samples=1200", "evaluation.draws=1", "evaluation.every=1000", "training.health_every=1000", "evaluation.teacher_steps=[2]")
+# Of DisBack in the plane: a path that takes six steps.
+SLOWLY = ("target.record={kind: every, steps: 3}",)
 MODES: dict[str, dict[str, Any]] = {"ddp": {"mode": "ddp"}, "fsdp": {"mode": "fsdp"}}
 
 
-def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: float = 1e-3, **changes: Any) -> Trainer:
+def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: float = 1e-3, more: tuple[str, ...] = (), **changes: Any) -> Trainer:
     """A recipe's run, cut short where ``leave`` says; Adam's epsilon is large, since the ratio of two rounding errors is not a small number."""
     batch = ["training.batch=16", f"training.steps={STEPS}", "training.health_every=1000", "training.log_every=5", "training.checkpoint_every=5"]
-    recipe = load_recipe(name, [*batch, *RECIPES[name]])
+    recipe = load_recipe(name, [*batch, *RECIPES[name], *more])
     parts = build_distillation(recipe, folder)
     for phase in (phase for stage in parts.stages for phase in stage.phases):
         object.__setattr__(phase, "optimizer", replace(phase.optimizer, eps=eps))
@@ -113,6 +115,9 @@ def resumed_runs(folder: Path) -> None:
         # One process, which must not be of this group.
         distributed.together(lambda case=case: _alone(folder, case, name))
         keep(folder, case, run(folder / case, name, resume=True, **after))
+    # Left while its path is recorded, when its target has not been entered.
+    run(folder / "early", name, leave=6, mode="fsdp", more=SLOWLY)
+    keep(folder, "early", run(folder / "early", name, resume=True, mode="fsdp", more=SLOWLY))
     run(folder / "again", name, leave=8, mode="fsdp")
     run(folder / "again", name, leave=7, resume=True, mode="fsdp")
     keep(folder, "again", run(folder / "again", name, resume=True, mode="fsdp"))
@@ -143,6 +148,9 @@ def small_things(folder: Path) -> dict[str, Any]:
     answers["evaluations"] = meter.evaluations
     distill("mixture2d-diff-instruct", EVALUATED, folder / "evaluated")
     answers["evaluation"] = evaluate(folder / "evaluated")
+    settings = ("training.steps=2", "training.batch=8", "evaluation.samples=20", "target.nodes=2", "target.record.steps=1", "distributed.mode=fsdp")
+    distill("digits-disback", settings, folder / "images")
+    answers["images"] = (folder / "images" / "samples" / "path.png").is_file() and (folder / "images" / "student.safetensors").is_file()
     answers["samples of one"] = distributed.together(lambda: sampler(1300, seed=3).double().sum().item())
     return answers
 

@@ -20,7 +20,10 @@ from fewstep.networks import FeatureHead, add_adapter, build
 from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.store import load_strictly
 from fewstep.prediction import EDM
+from fewstep.recipes import load_recipe
+from fewstep.runs.paths import write_path_picture
 from fewstep.schedule import KarrasVE
+from fewstep.targets import DegradationPath
 from fewstep.training.layout import Alone, Sharded, blocks, build_layout, units
 
 _SONG = {"kind": "song-unet", "img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
@@ -206,6 +209,25 @@ def test_a_gradient_through_a_frozen_sharded_network_reaches_its_input():
         slopes.append(x.grad)
     assert torch.equal(*slopes)
     assert isinstance(models[0].network, DenoisingNetwork)
+
+
+def test_the_picture_of_a_path_is_the_same_from_a_sharded_teacher_which_is_left_as_it_was(tmp_path):
+    pictures = []
+    for over in (False, True):
+        denoiser = freeze(NetworkDenoiser(made(DENOISING["small-unet"]), KarrasVE(), EDM(0.5), EDMInputs(0.5), (1, 8, 8)))
+        path = DegradationPath(tmp_path / str(over), denoiser)
+        node = copy_of(denoiser)
+        with torch.no_grad():
+            for value in node.parameters():
+                value.mul_(0.9)
+        path.record(node, 1)
+        if over:
+            sharded(denoiser)
+        before = {name: whole(value).clone() for name, value in denoiser.state_dict().items()}
+        write_path_picture(tmp_path / str(over), path, denoiser, load_recipe("digits-disback").evaluation)
+        assert all(torch.equal(whole(value), before[name]) for name, value in denoiser.state_dict().items())
+        pictures.append((tmp_path / str(over) / "path.png").read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 def test_networks_that_share_weights_are_refused_and_so_is_an_odd_number_of_replicas():

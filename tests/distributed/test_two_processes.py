@@ -97,6 +97,10 @@ def test_a_run_goes_on_in_another_number_of_processes_and_another_mode(folder, a
     assert apart(load_file(folder / f"{case}.safetensors"), alone("mixture2d-disback")) < ROUNDING
 
 
+def test_a_run_goes_on_that_was_left_while_its_path_was_recorded(folder, alone):
+    assert apart(load_file(folder / "early.safetensors"), alone("mixture2d-disback", more=pair.SLOWLY)) < ROUNDING
+
+
 def test_a_sharded_run_that_was_left_twice_ends_bit_for_bit_as_one_that_was_not(folder):
     again, undisturbed = (load_file(folder / f"{name}.safetensors") for name in ("again", "mixture2d-disback-fsdp"))
     assert all(torch.equal(again[name], value) for name, value in undisturbed.items())
@@ -144,7 +148,16 @@ def test_what_the_processes_agree_on(folder, tmp_path):
     assert found[0] == found[1] == pair.untimed(json.loads(json.dumps(evaluate(folder / "evaluated"))))
     assert answers[0].pop("samples") == answers[0]["samples of one"] == answers[1].pop("samples")
     assert answers[0] == answers[1]
-    expected = {"total": [3.0, 1.0], "largest": 3, "agreed": {"from": 0}, "everyones": ["x", "xx"], "mean": [0.5], "plateau": [pytest.approx(0.55), False, False], "distance": [True, 0.5]}
+    expected = {
+        "total": [3.0, 1.0],
+        "largest": 3,
+        "agreed": {"from": 0},
+        "everyones": ["x", "xx"],
+        "mean": [0.5],
+        "plateau": [pytest.approx(0.55), False, False],
+        "distance": [True, 0.5],
+        "images": True,
+    }
     assert {key: answers[0][key] for key in expected} == expected
     assert answers[0]["spread"] == [float(job) for job in range(5) for _ in range(job + 1)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.denoisers import NetworkDenoiser, copy_of, freeze
+from fewstep.denoisers import NetworkDenoiser
 from fewstep.files import write_text
 from fewstep.random import Place
 from fewstep.recipes.config import Evaluation
@@ -21,14 +21,20 @@ STEPS = 18
 
 
 def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDenoiser, evaluation: Evaluation) -> None:
-    """Writes ``path.png``, a row of samples a node from the same noise, and ``path.json`` with the rows' names; images only."""
+    """Writes ``path.png``, a row of samples a node from the same noise, and ``path.json`` with the rows' names; images only.
+
+    The frozen ``teacher`` is every node in turn, and itself again at the end: one that is sharded cannot be copied.
+    """
     if len(teacher.shape) != 3:
         return
-    model = freeze(copy_of(teacher))
+    own = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    sampler = TeacherSampler(-1.0, 1.0, teacher, RULES[evaluation.solver.rule], build_grid(evaluation.solver.grid))
     rows = []
-    for node in range(path.last + 1):
-        path.load(node, model)
-        sampler = TeacherSampler(-1.0, 1.0, model, RULES[evaluation.solver.rule], build_grid(evaluation.solver.grid))
-        rows.append(sampler.draw(Place(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS))
+    try:
+        for node in range(path.last + 1):
+            path.load(node, teacher)
+            rows.append(sampler.draw(Place(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS))
+    finally:
+        teacher.load_state_dict(own)
     write_samples(folder / "path.png", torch.cat(rows), -1.0, 1.0, columns=10)
     write_text(folder / "path.json", json.dumps({"rows": ["teacher", *(f"node {i}" for i in range(1, path.last + 1))]}) + "\n")

@@ -72,7 +72,8 @@ class Backtracked(Target, Stateful):
         """Returns to a node; the path must already be as it was then."""
         self.switch.load_state_dict(state["switch"])
         if state["node"] is None:
-            self.node, self._slot = None, None
+            # The slot stays: one that was laid out over processes could not be made again.
+            self.node = None
         else:
             self._enter(state["node"])
         self.steps = state["steps"]
