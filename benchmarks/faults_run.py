@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors import safe_open
 
 from faults_life import Ended, Life
 from fewstep.files import read_metadata, read_tensors
@@ -147,8 +149,15 @@ def _files(run: Path) -> dict[str, Path]:
 
 
 def _content(path: Path) -> Any:
-    """A file's bytes; a log's lines without the seconds."""
+    """A file's bytes; a log's lines without the seconds; of a checkpoint in shards the tensors and what describes them, since DCP writes its entries in any order."""
     content = path.read_bytes()
+    if path.name.startswith("shard-"):
+        with safe_open(path, "pt") as shard:
+            described = {key: json.loads(value) if value.startswith("{") else value for key, value in (shard.metadata() or {}).items()}
+            return described, {name: shard.get_tensor(name).reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() for name in shard.keys()}  # noqa: SIM118
+    if path.name == "manifest.json" and path.parent.parent.name == "checkpoints":
+        manifest = json.loads(content)
+        return manifest["state"], {name: mark["bytes"] for name, mark in manifest["files"].items()}
     if path.suffix != ".jsonl":
         return content
     try:
