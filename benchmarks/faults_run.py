@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from faults_life import Ended, Life
 from fewstep.files import read_metadata, read_tensors
@@ -154,7 +155,7 @@ def _content(path: Path) -> Any:
     if path.name.startswith("shard-"):
         with safe_open(path, "pt") as shard:
             described = {key: json.loads(value) if value.startswith("{") else value for key, value in (shard.metadata() or {}).items()}
-            return described, {name: shard.get_tensor(name).reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() for name in shard.keys()}  # noqa: SIM118
+        return described, {name: value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() for name, value in load_file(path).items()}
     if path.name == "manifest.json" and path.parent.parent.name == "checkpoints":
         manifest = json.loads(content)
         return manifest["state"], {name: mark["bytes"] for name, mark in manifest["files"].items()}

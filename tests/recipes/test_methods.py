@@ -94,6 +94,21 @@ def test_a_run_interrupted_twice_is_the_whole_run_bit_for_bit(name, tmp_path):
     assert all(torch.equal(value, whole.average.state_dict()[key]) for key, value in resumed.average.state_dict().items())
 
 
+def test_a_run_interrupted_while_its_path_is_measured_is_the_whole_run(tmp_path):
+    """Its evaluations too: what a resumed rule looks at once more is not counted once more."""
+    path = ["target.record={kind: distance, distance: 10.0, max_steps: 9}", "target.nodes=3"]
+    recipe = load_recipe("mixture2d-disback", [*path, "training.steps=16", "training.batch=4", "training.checkpoint_every=3", "training.log_every=1", "evaluation.samples=40"])
+    assert isinstance(recipe, DistillRecipe)
+    trainer_of(recipe, tmp_path / "whole").fit()
+    cut = trainer_of(recipe, tmp_path / "cut", Interrupter(5))
+    with pytest.raises(Interrupted):
+        cut.fit()
+    assert (cut.progress.stage, cut.progress.step) == (0, 5)
+    trainer_of(recipe, tmp_path / "cut").fit(resume=True)
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def weights(recipe: DistillRecipe, folder: Path) -> list[torch.Tensor]:
     """All that a run has trained, student and average included, wrappers not told apart."""
     parts = build_distillation(recipe, folder)

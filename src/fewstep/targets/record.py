@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep import distributed
+from fewstep.cost import unmetered
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
 from fewstep.stateful import Stateful
@@ -78,10 +79,12 @@ class ByDistance(RecordRule):
         self.travelled = 0.0
 
     def decide(self, step: int, model: Denoiser) -> Decision:
-        now = self._look(model)
         if self._unit is None or self._last is None:
-            whole = self._look(self._teacher)
+            # Not counted: a resumed run looks once more.
+            with unmetered():
+                whole = self._look(self._teacher)
             self._unit, self._last = _spread(whole), whole if self._last is None else self._last.to(whole).reshape(whole.shape)
+        now = self._look(model)
         # Processes on unlike devices differ in the last digits; one of them decides.
         self.travelled, spread = distributed.agreed([float((now - self._last).square().mean().sqrt() / self._unit), float(_spread(now) / self._unit)])
         record = self.travelled >= self.distance
