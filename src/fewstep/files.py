@@ -58,12 +58,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces ``path`` by ``content`` as ``replacing`` does."""
+    distributed.together(lambda: write_alone(path, content))
 
-    def write() -> None:
-        with replacing(path) as stream:
-            stream.write(content)
 
-    distributed.together(write)
+def write_alone(path: Path, content: bytes) -> None:
+    """``write_bytes`` of this process alone, whatever others do."""
+    with replacing(path) as stream:
+        stream.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
+from fewstep.caches import cache_folder
 from fewstep.condition import Condition
 from fewstep.data import Dataset, digits, open_images, random_mixture
 from fewstep.data.convert import huggingface, webdataset
@@ -44,7 +45,6 @@ from fewstep.solvers.sampling import GRIDS
 from fewstep.times import Grid, LogNormalTimes, RhoTimes, TimeDistribution, UniformTimes
 from fewstep.training import SGD, Adam, Optimizer
 from fewstep.training.settings import Settings
-from fewstep.zoo.download import cache_folder
 
 _MATCHING_WEIGHTS: Mapping[str, MatchingWeight] = {
     "dmd": DMDWeight(),

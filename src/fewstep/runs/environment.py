@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from fewstep.caches import cache_folder
 from fewstep.runs.findings import Finding, note, ok, problem
-from fewstep.zoo.download import cache_folder
 
 EXTRAS = {
     "diffusers": ("diffusers", "transformers", "peft", "accelerate"),

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 import torch
 
+from fewstep.caches import cache_folder
 from fewstep.errors import UserError
-
-
-def cache_folder() -> Path:
-    """$FEWSTEP_CACHE, or ``~/.cache/fewstep``."""
-    chosen = os.environ.get("FEWSTEP_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "fewstep"
 
 
 def local_file(source: str | Path, sha256: str | None = None) -> Path:
