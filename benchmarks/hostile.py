@@ -5,7 +5,7 @@
 Each case is one command (distill, pretrain, plan, sample, evaluate, shift, report, compare, inspect, data, checkpoints, doctor) on files made for it (``hostile_cases.py``). It must end
 with exit code 2 and exactly one sentence on stderr, which begins with ``fewstep: ``, or with 0 where the change happens to be valid. (A run that diverges has shown its progress before
 it says so, and ``doctor`` prints what it found.) A traceback, more than 60 seconds of processor time (or five minutes of waiting, on a machine that does other things as well), and more
-than 1 GiB of memory are defects.
+than 1 GiB of memory are defects. So is a file of somebody's own that a command removed or replaced ("lost").
 
 Most cases run one after another in one process, which calls ``fewstep.entry.main`` as the command does and is begun anew every 100 cases and after a defect: starting one takes longer than
 a case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[1]
 LIMIT_SECONDS, LIMIT_WAITING, LIMIT_MIB = 60.0, 300.0, 1024
 LIFE = 100
 PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|there is no checkpoint|resuming with ")
-COLUMNS = ("cases", "refused", "valid", "tracebacks", "untidy", "hangs", "over memory", "crashes", "worst MiB", "worst s")
+COLUMNS = ("cases", "refused", "valid", "tracebacks", "untidy", "lost", "hangs", "over memory", "crashes", "worst MiB", "worst s")
 
 
 def work() -> None:
@@ -144,7 +144,7 @@ def watched(process: subprocess.Popen[Any], finished: Any) -> str:
 def alone(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """The same in a process of its own."""
     with open(folder / "stdout", "wb") as out, open(folder / "stderr", "w+b") as err:
-        process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stdout=out, stderr=err, env=environment(), cwd=folder)
+        process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stdout=out, stderr=err, env=environment() | left_behind(folder), cwd=folder)
         usage: list[int] = []
 
         def finished() -> bool:
@@ -165,6 +165,12 @@ def alone(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src"), "PYTHONIOENCODING": "utf-8:backslashreplace"}
+
+
+def left_behind(folder: Path) -> dict[str, str]:
+    """What a case's folder says of the environment."""
+    file = folder / "environment"
+    return dict(pair.split("=", 1) for pair in file.read_text(encoding="utf-8").split("\0")) if file.is_file() else {}
 
 
 def judged(found: dict[str, Any], command: str) -> str:
@@ -203,9 +209,18 @@ def prepare(folder: Path) -> Any:
     return stock
 
 
+def theirs(here: Path, stock: Any) -> set[str]:
+    """The contents of a case's folder that no run of the stock's wrote."""
+    from hostile_lives import contents
+
+    ours = {digest for run in ("run", "steps", "teacher") for digest in contents(stock.folder / run).values()}
+    return set(contents(here / "out").values()) - ours
+
+
 def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool = False) -> dict[str, Any]:
     """Runs the cases; counts by kind, sentences and defects."""
     from hostile_cases import cases as made
+    from hostile_lives import contents
 
     stock = prepare(folder)
     table: dict[str, Counter[str]] = {}
@@ -217,8 +232,11 @@ def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool =
             if only not in (None, number):
                 continue
             start, here = time.monotonic(), folder / f"case-{number}"
+            before = theirs(here, stock) if case.kind == "belongings" else set()
             found = alone(case.arguments, here) if case.fresh else worker.run(case.arguments, here)
             spent, column = time.monotonic() - start, judged(found, case.arguments[0])
+            if before - set(contents(here / "out").values()):
+                column = "lost"
             row = table.setdefault(case.kind, Counter())
             row.update(["cases", column])
             row["worst MiB"], row["worst s"] = max(row["worst MiB"], found["mib"]), max(row["worst s"], round(spent, 1))

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from hostile_files import images, run_folder, weights
+from hostile_lives import belongings, environments
 from hostile_values import PLANNED, RECIPES, TEXTS, WORDS, Case, Stock, holder, junk, mutate, places
 
 
@@ -79,6 +80,8 @@ def override(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tupl
     return f"{name} {given}"[:80], (command, str(here / "mine.yaml"), "--out", str(here / "out"), *given)
 
 
+# What holds, or claims to hold, more than a process should be left with.
+ALONE = ("bomb", "claim", "long json", "phone")
 KINDS: dict[str, tuple[int, Callable[[Stock, Path, random.Random], tuple[str, tuple[str, ...]]]]] = {
     "recipes": (30, recipe),
     "YAML": (8, bomb),
@@ -86,6 +89,8 @@ KINDS: dict[str, tuple[int, Callable[[Stock, Path, random.Random], tuple[str, tu
     "images": (12, images),
     "weights": (16, weights),
     "runs": (17, run_folder),
+    "belongings": (16, belongings),
+    "environment": (4, environments),
 }
 
 
@@ -98,5 +103,6 @@ def cases(stock: Stock, count: int, seed: int) -> Iterator[Case]:
         here = stock.folder / f"case-{number}"
         here.mkdir()
         what, arguments = KINDS[kind][1](stock, here, chance)
-        yield Case(kind, what, arguments, (kind == "images" and what in ("bomb", "claim", "long json")) or "raw header" in what)
+        fresh = (kind == "images" and what in ALONE) or "raw header" in what or kind == "environment"
+        yield Case(kind, what, arguments, fresh)
         shutil.rmtree(here)

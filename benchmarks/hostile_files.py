@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import random
 import shutil
 import stat
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from fewstep.files import read_tensors, write_tensors
@@ -44,6 +45,7 @@ def picture(chance: random.Random, side: int = 16, suffix: str = "PNG") -> bytes
 
 Entries = list[tuple[str | zipfile.ZipInfo, bytes]]
 WRONG = ("name", "link", "claim", "bomb", "no picture", "cut", "turned", "labels", "labels", "twice", "sizes", "no zip", "encrypted", "folder", "whole", "long json")
+WRONG += ("mac", "phone", "chunks", "turned picture", "no metadata", "fractions")
 NAMES = ("../evil.png", "/etc/evil.png", "a/../../b.png", "C:\\x.png", "..\\x.png", "a" * 3000 + ".png", "ж\x1b[31m.png", "\n.png")
 LONG = ("[" * 100_000, '{"labels": [' + "[]," * 20_000_000 + "0]}", "9" * 5000, '{"labels": NaN}', "\ud800", '{"labels": 1e999, "labels": 1}', "null")
 
@@ -88,6 +90,64 @@ def _spoil(entries: Entries, what: str, chance: random.Random) -> None:
             entries.append(entries[0])
         case "sizes":
             entries[3] = ("00001/b.png", picture(chance, 8))
+        case _:
+            _spoil_as_cameras_and_viewers_do(entries, what, chance)
+
+
+def _spoil_as_cameras_and_viewers_do(entries: Entries, what: str, chance: random.Random) -> None:
+    """What is no attack: what other programs put into zips and pictures."""
+    match what:
+        case "mac":
+            entries += [(f"__MACOSX/{name[:6]}._{name[6:]}", b"\0\x05\x16\x07" + bytes(40)) for name, _ in entries]
+            entries += [("00000/.DS_Store", bytes(100)), ("00001/._img1.png", picture(chance)), ("Thumbs.db", b"")]
+        case "phone":
+            entries[0] = ("00000/a.jpg", _photograph(chance))
+        case "chunks":
+            entries[0] = ("00000/a.png", _with_chunks(chance))
+        case "turned picture":
+            entries[0] = ("00000/a.jpg", _turned(chance))
+        case "no metadata":
+            folders = ("1", "2", "10", "a", "\u0436", " ")
+            entries[:] = [(f"{chance.choice(folders)}/{k}.png", content) for k, (_, content) in enumerate(entries)]
+        case "fractions":
+            odd = (1.7, 1.0, True, "1", None, -1, 1e300, [1], float("nan"))
+            labels = {"labels": [[str(name), chance.choice(odd) if k == 0 else k % 2] for k, (name, _) in enumerate(entries)]}
+            entries.append(("dataset.json", json.dumps(labels).encode()))
+
+
+def _photograph(chance: random.Random) -> bytes:
+    """A phone's: 48 megapixels, turned by its metadata."""
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = chance.randrange(0, 10)
+    Image.new("RGB", chance.choice(((8000, 6000), (6000, 8000))), (200, 100, 50)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def _with_chunks(chance: random.Random) -> bytes:
+    """A PNG with a long text, a text that grows when it is read, or a colour profile that is none."""
+    info = PngImagePlugin.PngInfo()
+    match chance.randrange(3):
+        case 0:
+            info.add_text("a", "b" * chance.choice((10, 2_000_000, 80_000_000)), zip=True)
+        case 1:
+            info.add_itxt("a", "\u0436" * chance.choice((10, 3_000_000)), zip=True)
+    stream = io.BytesIO()
+    profile = chance.choice((None, b"", chance.randbytes(200), bytes(3_000_000)))
+    Image.new("RGB", (16, 16)).save(stream, "PNG", pnginfo=info, icc_profile=profile)
+    return stream.getvalue()
+
+
+def _turned(chance: random.Random) -> bytes:
+    """A picture whose orientation is a number that there is not, or whose metadata is noise."""
+    stream = io.BytesIO()
+    if chance.random() < 0.5:
+        exif: Any = Image.Exif()
+        exif[0x0112] = chance.choice((0, 6, 9, 65_535))
+    else:
+        exif = b"Exif\0\0" + chance.randbytes(60)
+    Image.frombytes("RGB", (16, 16), chance.randbytes(768)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
 
 
 def _no_picture(chance: random.Random) -> bytes:
@@ -122,7 +182,12 @@ def _folder(here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
         (folder / f"class{k % 2}").mkdir(parents=True, exist_ok=True)
         (folder / f"class{k % 2}" / f"{k}.png").write_bytes(picture(chance))
     odd = folder / "class0" / "odd.png"
-    match chance.randrange(5):
+    match chance.randrange(7):
+        case 5:
+            (folder / "class0" / os.fsdecode(b"\xff\xfe.png")).write_bytes(picture(chance))
+        case 6:
+            (folder / os.fsdecode(b"class\xff")).mkdir()
+            (folder / os.fsdecode(b"class\xff") / "\u0436.png").write_bytes(picture(chance))
         case 0:
             odd.symlink_to("/etc/passwd")
         case 1:
