@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner import Job, run_all
+from runner import Job, options_of, run_all
 
 RECORDING = 4
 
@@ -95,13 +95,9 @@ STUDIES: dict[str, tuple[Method, ...]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/convergence"))
     parser.add_argument("--study", choices=[*STUDIES, "all"], default="all")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=358_400, help="network evaluations of one sample, a run; the toy study has 6 times as many")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
+    options = options_of(parser, "runs/convergence", 5)
     chosen = [*STUDIES] if options.study == "all" else [options.study]
     # The toy comes last: its budget is another one.
     for study in sorted(chosen, key="toy".__eq__):
@@ -110,7 +106,7 @@ def main() -> None:
             options.out = options.out / "toy"
         methods, seeds = STUDIES[study], range(options.seeds)
         # Seed by seed, so that an early stop leaves whole comparisons.
-        run_all([Job(folder_of(method, seed, options), method.recipe, method.settings(options.budget, seed)) for seed in seeds for method in methods], options.jobs)
+        run_all([Job(folder_of(method, seed, options), method.recipe, method.settings(options.budget, seed)) for seed in seeds for method in methods], options)
         table = [summary(study, method, seeds, options) for method in methods]
         show(study, table, options)
         options.results.mkdir(parents=True, exist_ok=True)

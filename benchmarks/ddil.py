@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner import Job, measured, run_all
+from runner import Job, measured, options_of, run_all
 
 REFLECTED = {"reflected": {"kind": "static", "bound": 1.0}}
 # Student's t at 97.5 % by degrees of freedom.
@@ -64,18 +64,14 @@ TASKS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/ddil"))
-    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--budget", type=int, default=200_000)
     parser.add_argument("--only", nargs="*", default=[task.name for task in TASKS])
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
+    options = options_of(parser, "runs/ddil", 6)
     tasks = [task for task in TASKS if task.name in options.only]
     # Seed by seed, so that an early stop leaves whole comparisons.
     planned = [(task, task.job(setting, options.budget, seed, options.out)) for seed in range(options.seeds) for task in tasks for setting in SETTINGS]
     own = {job.folder: task.own for task, job in planned}
-    run_all([job for _, job in planned], options.jobs, lambda job: measured(job.folder, [own[job.folder]]))
+    run_all([job for _, job in planned], options, lambda job: measured(job.folder, [own[job.folder]]))
     rows = [row for task in tasks for row in summary(task, options)]
     show(rows, options)
     options.results.mkdir(parents=True, exist_ok=True)

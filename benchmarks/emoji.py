@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner import Job, kept, measured, run_all
+from runner import Job, kept, measured, options_of, run_all
 
 METHODS = ("disback", "diff-instruct", "dmd2")
 TEACHER_STEPS = (1, 2, 4, 8, 16, 35)
@@ -27,18 +27,14 @@ COLUMNS = ("accuracy", "precision", "recall", "diversity")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--side", type=int, default=32, choices=(32, 64))
-    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--budget", type=int, default=150_000)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
+    options = options_of(parser, "runs", 2)
     name = f"emoji{options.side}"
-    run_all([Job(options.out / f"{name}-{part}", f"{name}-{part}", task="pretrain") for part in ("features", "teacher")], options.jobs)
+    run_all([Job(options.out / f"{name}-{part}", f"{name}-{part}", task="pretrain") for part in ("features", "teacher")], options)
     jobs = {method: [student(name, method, seed, options) for seed in range(options.seeds)] for method in METHODS}
     # Seed by seed, so that an early stop leaves whole comparisons.
-    run_all([jobs[method][seed] for seed in range(options.seeds) for method in METHODS], options.jobs, lambda job: measured(job.folder, [1]))
+    run_all([jobs[method][seed] for seed in range(options.seeds) for method in METHODS], options, lambda job: measured(job.folder, [1]))
     teacher = kept(options.out / f"{name}-students" / "teacher.json", lambda: solver(jobs[METHODS[0]][0].folder))
     rows = [{"method": method, **{key: [measured(job.folder, [1])["1"][key] for job in runs] for key in ("fd", *COLUMNS)}} for method, runs in jobs.items()]
     show(rows, teacher, options)

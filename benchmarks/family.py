@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from runner import Job, kept, measured, run_all
+from runner import Job, kept, measured, options_of, run_all
 
 STEPS = (1, 2, 4)
 
@@ -69,17 +69,13 @@ METHODS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/family"))
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=400_000)
     parser.add_argument("--only", nargs="*", default=[method.name for method in METHODS])
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
+    options = options_of(parser, "runs/family", 3)
     methods = [method for method in METHODS if method.name in options.only]
     # Seed by seed, so that an early stop leaves whole comparisons.
     jobs = [method.job(options.budget, seed, options.out) for seed in range(options.seeds) for method in methods]
-    run_all(jobs, options.jobs, lambda job: measured(job.folder, STEPS))
+    run_all(jobs, options, lambda job: measured(job.folder, STEPS))
     teacher = kept(options.out / "teacher.json", solvers)
     rows = [summary(method, options) for method in methods]
     show(rows, teacher, options)

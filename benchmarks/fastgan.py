@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner import Job, measured, run_all
+from runner import Job, measured, options_of, run_all
 
 BATCH = 64
 # Evaluations of one sample at each step of training. Every second step is the student's (5 with teacher and fake score) and the fake score's (3), every other the fake score's with the
@@ -31,20 +31,16 @@ COLUMNS = ("fd", "accuracy", "precision", "recall", "diversity")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/fastgan"))
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=600_000)
     parser.add_argument("--gan", type=int, default=600_000)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
+    options = options_of(parser, "runs/fastgan", 3)
     arms: dict[str, list[Job]] = {}
     # Seed by seed, so that an early stop leaves whole comparisons.
     for seed in range(options.seeds):
         jobs = arms_of(options, seed)
         # The GAN first, on whose file the warm starts wait.
-        run_all([jobs["gan"]], 1)
-        run_all(list(jobs.values()), options.jobs, lambda job: measured(job.folder, [1]))
+        run_all([jobs["gan"]], options)
+        run_all(list(jobs.values()), options, lambda job: measured(job.folder, [1]))
         for name, job in jobs.items():
             arms.setdefault(name, []).append(job)
     rows = [{"arm": name, **summary(jobs)} for name, jobs in arms.items()]

@@ -50,7 +50,7 @@ def belongings(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tu
         ("distill", own, "--out", str(folder), "--resume", "--set", "training.steps=9"),
         ("pretrain", str(stock.folder / "teacher.yaml"), "--out", str(folder)),
         ("pretrain", str(stock.folder / "teacher.yaml"), "--out", str(folder), "--resume"),
-        ("checkpoints", str(folder), "--prune", chance.choice(("1", "2", "damaged", "0"))),
+        ("checkpoints", str(folder), "--prune", chance.choice(("1", "2", "5"))),
         ("evaluate", str(folder), "--draws", "1"),
         ("sample", str(folder), "-n", "4", "--out", str(folder / chance.choice(THEIRS))),
     )

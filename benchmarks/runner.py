@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -31,27 +32,39 @@ class Job:
         """Whether that is there."""
         return self.model.is_file()
 
-    def run(self) -> None:
-        """Runs it in a process of its own; ends the benchmark with its last line of error if it fails."""
+    def run(self, more: Mapping[str, Any]) -> None:
+        """Runs it, with ``more`` settings, in a process of its own; ends the benchmark with its last line of error if it fails."""
         command = [sys.executable, "-m", "fewstep", self.task, self.recipe, "--out", str(self.folder), "--resume", "--threads", "1"]
         # training.steps is given in full beside all shares, so that none is scaled.
-        command += [argument for key, value in self.settings.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
+        command += [argument for key, value in {**self.settings, **more}.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             sys.exit(f"{self.folder}: {result.stderr.splitlines()[-1]}")
 
 
-def run_all(jobs: Sequence[Job], at_a_time: int, then: Callable[[Job], Any] | None = None) -> None:
+def options_of(parser: argparse.ArgumentParser, out: str, seeds: int) -> argparse.Namespace:
+    """What every comparison of runs is told: where, how many seeds, how many runs at a time; ``more`` settings of all runs."""
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a setting of every run; repeatable")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    options.more = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in options.set)}
+    return options
+
+
+def run_all(jobs: Sequence[Job], options: argparse.Namespace, then: Callable[[Job], Any] | None = None) -> None:
     """Runs what is not there, in order, and calls ``then`` on each job (also on those that were there)."""
 
     def one(job: Job) -> Job:
         if not job.done:
-            job.run()
+            job.run(options.more)
         if then is not None:
             then(job)
         return job
 
-    with ThreadPoolExecutor(at_a_time) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         for done, job in enumerate(pool.map(one, jobs), 1):
             print(f"[{done}/{len(jobs)}] {job.folder.name}", flush=True)
 
