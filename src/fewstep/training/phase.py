@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.denoisers import Averaged
 from fewstep.errors import UserError
 from fewstep.objectives import Objective
-from fewstep.stateful import walk
+from fewstep.stateful import check_open, walk
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
 from fewstep.training.actions import Action
@@ -62,6 +62,7 @@ class Phase:
             raise UserError(f"phase '{self.name}': needs at least one term to train on.")
         if self.every < 1:
             raise UserError(f"phase '{self.name}': 'every' must be at least 1, got {self.every}.")
+        check_open((self.terms, self.optimizer, self.after_step), f"phase '{self.name}'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ class Stage:
             raise UserError(f"stage '{self.name}': needs at least one phase.")
         if isinstance(self.until, int) and self.until < 1:
             raise UserError(f"stage '{self.name}': needs at least 1 step, got {self.until}.")
+        check_open((self.until, self.begin), f"stage '{self.name}'")
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise UserError(f"stage '{self.name}': two phases have the same name; names tell them apart in the log.")
