@@ -70,15 +70,7 @@ def ours(teacher: fs.denoisers.NetworkDenoiser, folder: Path) -> Callable[[int],
     Phase, Term = fs.training.Phase, fs.training.Term
     phases = [Phase("student", student, [Term(match, prior)]), Phase("fake", fake, [Term(fit, prior)])]
     stage = Stage("distill", 10**9, phases)
-    (folder / "metrics.jsonl").touch()  # fit would begin the log
-    trainer = fs.training.Trainer(folder, [stage], student, fs.training.Settings(batch=BATCH))
-    optimizers = {phase.name: phase.optimizer.build(phase.network.parameters()) for phase in phases}
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            trainer._step(stage, optimizers)
-
-    return run
+    return fs.training.Trainer(folder, [stage], student, fs.training.Settings(batch=BATCH)).advance
 
 
 def main() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import pytest
 import torch
 
 import fewstep as fs
 from fewstep.random import Place
+from fewstep.recipes import load_recipe
+from fewstep.recipes.distillation import build_distillation
 from fewstep.solvers import Renoise
-from fewstep.states import Generated, Prior, Step
+from fewstep.states import Generated, Prior, State, States, Step
 from fewstep.training.log import read_log
-from fewstep.training.monitors import Saturation, Spread
+from fewstep.training.monitors import Gap, Saturation, Spread
 
 SHORT = ["training.batch=32", "evaluation.samples=1000", "training.health_every=1000", "training.average.steps=10"]
 
@@ -64,3 +69,41 @@ def test_monitors_see_collapse_and_saturation():
         samples = Generated(Renoise(Student(spread, scale), prior.schedule, Place(0)), prior, (prior.time, 0.0))
         assert bool(Spread(samples, data).read(step, {}).warning and spread < 1) is collapsed
         assert bool(Saturation(samples, data).read(step, {}).warning) is saturated
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_an_even_handed_error_at_the_ends_of_the_range_is_no_saturation(shift):
+    """49 of 100 of the digits' pixels stand at -1 and 9 at 1: noise of a tenth of the range puts a sixth of all outside, evenly. What is moved outwards is another matter."""
+    data = fs.data.digits()
+    step = Step(Place(0), 256)
+
+    @dataclass(frozen=True, eq=False)
+    class Noisy(States):
+        def draw(self, step: Step) -> State:
+            x = data.take(torch.arange(256))
+            return State(x + shift * x + 0.2 * step.noise_like("error", x), torch.zeros(256))
+
+    reading = Saturation(Noisy(), data).read(step, {})
+    assert reading is not None
+    assert reading.value > 0.15
+    assert bool(reading.warning) is (shift > 0)
+    advised = Saturation(Noisy(), data, limit=-1.0, advice="a lower guidance scale helps").read(step, {})
+    assert advised is not None
+    assert advised.warning.endswith("the student saturates; a lower guidance scale helps.")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "advice"),
+    [
+        ("digits-disback", [], "thresholding ('reflected') helps"),
+        ("digits-disback", ["reflected={kind: static}"], ""),
+        ("digits-lcm", [], "a lower guidance scale or thresholding ('reflected') helps"),
+        ("digits-fastgan-disback", [], ""),
+    ],
+)
+def test_advice_against_saturation_names_what_the_recipe_has(name, overrides, advice, tmp_path):
+    monitor = build_distillation(load_recipe(name, overrides), tmp_path).monitor
+    (check,) = (check for check in monitor.checks if isinstance(check, Saturation))
+    assert check.advice == advice
+    (gap,) = [check.advice for check in monitor.checks if isinstance(check, Gap)] or ["a lower rate helps"]
+    assert "path" not in gap

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fewstep.errors import SharedError, UserError
+from fewstep.errors import NotFinite, SharedError, SharedNotFinite, UserError
 
 T = TypeVar("T")
 LONGEST_WAIT = datetime.timedelta(minutes=30)
@@ -85,14 +85,19 @@ def share(count: int) -> tuple[int, int]:
     return rank() * rows, rows
 
 
-def total(values: Tensor) -> Tensor:
-    """The sum of each process' values (n,), float64 on the CPU, added in the order of the processes: the same bits everywhere."""
+def gathered(values: Tensor) -> Tensor:
+    """Each process' values (*D), float64 on the CPU, in the order of the processes: (processes, *D), the same bits everywhere."""
     values = values.detach().to("cpu", torch.float64)
     if size() == 1:
-        return values
+        return values[None]
     parts = [torch.empty_like(values) for _ in range(size())]
     dist.all_gather(parts, values)
-    return torch.stack(parts).sum(0)
+    return torch.stack(parts)
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of each process' values (n,), float64 on the CPU, added in the order of the processes: the same bits everywhere."""
+    return gathered(values).sum(0)
 
 
 def largest(value: int) -> int:
@@ -102,6 +107,15 @@ def largest(value: int) -> int:
     number = torch.tensor(value)
     dist.all_reduce(number, dist.ReduceOp.MAX)
     return int(number)
+
+
+def largest_of(tensor: Tensor) -> Tensor:
+    """The largest of the processes' values of a tensor that each has, on its device; without a graph, and without a wait for the device."""
+    if size() == 1:
+        return tensor
+    largest_yet = tensor.detach().clone()
+    dist.all_reduce(largest_yet, dist.ReduceOp.MAX)
+    return largest_yet
 
 
 def mean_of(tensor: Tensor) -> Tensor:
@@ -154,11 +168,11 @@ def together(action: Callable[[], T]) -> T:
             failure = error
         finally:
             _acting.pop()
-    value, message = agreed((value, None if failure is None else str(failure)))
+    value, message, not_finite = agreed((value, None if failure is None else str(failure), isinstance(failure, NotFinite)))
     if failure is not None:
         raise failure
     if message is not None:
-        raise SharedError(message)
+        raise SharedNotFinite(message) if not_finite else SharedError(message)
     return value  # type: ignore[return-value]
 
 
@@ -185,6 +199,15 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part(tensor: Tensor) -> Tensor:
+    """This process' part of a sharded tensor; another one as it is."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def like(full: Tensor, slot: Tensor) -> Tensor:

@@ -25,8 +25,16 @@ class UserError(Exception):
     """Something the user can mend; ``str(error)`` is one clear sentence."""
 
 
+class NotFinite(UserError):
+    """Values that are not finite numbers were to be written, or were read."""
+
+
 class SharedError(UserError):
     """A ``UserError`` of the first process of a group, in the others: the first one says it."""
+
+
+class SharedNotFinite(SharedError, NotFinite):
+    """A ``NotFinite`` of the first process of a group, in the others."""
 
 
 class Stopped(Exception):

@@ -25,7 +25,8 @@ from typing import Any, BinaryIO
 import torch
 
 from fewstep import distributed
-from fewstep.errors import UserError
+from fewstep.errors import NotFinite, UserError
+from fewstep.finite import first_not_finite
 
 _KEY = "fewstep"
 _held: dict[Path, int] = {}
@@ -89,7 +90,8 @@ def append_line(path: Path, line: str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
     """Writes tensors and JSON metadata to one safetensors file; returns its digest (64 hexadecimal digits).
 
-    The same tensors and metadata give the same bytes, whoever writes them and whenever. Sharded tensors are gathered, one after another, in the process that writes.
+    The same tensors and metadata give the same bytes, whoever writes them and whenever. Sharded tensors are gathered, one after another, in the process that writes. Raises ``NotFinite``
+    for values that are not finite, and nothing is written then.
     """
     from safetensors.torch import save
 
@@ -101,6 +103,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
             plain[name] = gathered.to("cpu").contiguous().clone()
 
     def write() -> str:
+        wrong = first_not_finite(plain.items())
+        if wrong:
+            raise NotFinite(f"{path}: was not written, because '{wrong}' holds values that are not finite.")
         digest = digest_of(plain, metadata)
         text = json.dumps({"digest": digest, **metadata}, sort_keys=True)
         write_bytes(path, save(plain, metadata={_KEY: text}))
@@ -133,6 +138,14 @@ def verify_tensors(path: Path) -> dict[str, Any]:
     """The metadata that ``read_tensors`` gives, the checksum compared with one tensor in memory at a time. Raises as ``read_tensors`` does."""
     with _opened(Path(path)) as stream:
         return _verified(Path(path), _OneByOne(stream), stream.metadata() or {})
+
+
+def check_finite(path: Path) -> None:
+    """Raises ``NotFinite`` for a safetensors file with a value that is not finite, ``UserError`` for one that cannot be read; one tensor is in memory at a time."""
+    with _opened(Path(path)) as stream:
+        for name, value in _OneByOne(stream).items():
+            if first_not_finite([(name, value)]):
+                raise NotFinite(f"{path}: '{name}' holds values that are not finite; use another file, or make it again.")
 
 
 class _OneByOne(Mapping[str, torch.Tensor]):

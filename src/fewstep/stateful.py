@@ -1,7 +1,8 @@
 """Objects that remember, and how a run finds them.
 
 Objectives and wrappers are frozen values; what changes while a run goes on (a position on a path, a switch rule's window) lives in ``Stateful`` objects. The trainer finds
-them by walking the dataclass fields of the stages it was given, so that a checkpoint misses none, whoever built the stages.
+them by walking the dataclass fields of the stages it was given, so that a checkpoint misses none, whoever built the stages. What could hide such an object from the walk is refused when a
+phase is built (``check_open``): a class that is no dataclass of its own, an attribute beside the fields, a function that holds values from outside it, a set.
 """
 
 from __future__ import annotations
@@ -10,10 +11,22 @@ import abc
 import contextlib
 import copy
 import dataclasses
+import enum
+import functools
+import types
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from fewstep.errors import UserError
+
+# What holds no other part: numbers, texts, and what a run does not look into.
+_PLAIN = (str, bytes, int, float, complex, type(None))
+_LEAVES = (*_PLAIN, PurePath, enum.Enum, type, range, slice, np.ndarray, np.generic, Tensor, torch.dtype, torch.device, types.BuiltinFunctionType, nn.Module)
 
 
 class Stateful(abc.ABC):
@@ -57,7 +70,7 @@ def untouched(root: Any) -> Iterator[None]:
 
 
 def find_stateful(root: Any) -> dict[str, Stateful]:
-    """Every stateful object reachable from ``root`` through dataclass fields, lists, tuples and mappings, by the first place it was found."""
+    """Every stateful object reachable from ``root`` through dataclass fields, lists, tuples, mappings, methods and partial calls, by the first place it was found."""
     return {place: value for place, value in _walk(root, "", set()) if isinstance(value, Stateful)}
 
 
@@ -67,19 +80,96 @@ def walk(root: Any) -> Iterator[Any]:
         yield value
 
 
+def check_open(root: Any, owner: str) -> None:
+    """Raises ``UserError`` for the first part reachable from ``root`` that may hide what it remembers from the walk, and so from checkpoints; ``owner`` says whose part it is."""
+    for place, value in _walk(root, "", set()):
+        hidden = _hidden(value)
+        if hidden:
+            raise UserError(f"{owner}: {_named(value)}{f' ({place[1:]})' if place else ''} {hidden}")
+
+
 def _walk(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (str, bytes, int, float)) or value is None or id(value) in seen:
+    if isinstance(value, _PLAIN) or id(value) in seen:
         return
     seen.add(id(value))
     yield place, value
-    if isinstance(value, nn.Module):
+    for name, inner in _parts(value):
+        yield from _walk(inner, f"{place}.{name}", seen)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value is made of, by name."""
+    if isinstance(value, _LEAVES):
         return
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for item in dataclasses.fields(value):
-            yield from _walk(getattr(value, item.name), f"{place}.{item.name}", seen)
+    if dataclasses.is_dataclass(value):
+        # A field that nobody gave is what a stateful object keeps for itself.
+        yield from ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value) if item.init or not isinstance(value, Stateful))
     elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _walk(inner, f"{place}.{key}", seen)
+        yield from ((str(key), inner) for key, inner in value.items())
     elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _walk(inner, f"{place}.{index}", seen)
+        yield from ((str(index), inner) for index, inner in enumerate(value))
+    elif isinstance(value, types.MethodType):
+        yield "__self__", value.__self__
+    elif isinstance(value, functools.partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+
+
+def _hidden(value: Any) -> str:
+    """Why a part may hide something, as the end of a sentence; nothing where it does not."""
+    if isinstance(value, nn.Module):
+        return _hidden_in_module(value)
+    if isinstance(value, (*_LEAVES, types.MethodType, functools.partial)):
+        return ""
+    # A class that says what the state is answers for all that its objects have.
+    if isinstance(value, Stateful) and ("state_dict" in vars(type(value)) or not dataclasses.is_dataclass(value)):
+        return ""
+    if isinstance(value, types.FunctionType):
+        held = [*value.__code__.co_freevars, *vars(value)] if value.__closure__ or vars(value) else []
+        return f"holds values from outside it ({', '.join(held)}), which a checkpoint cannot find; give them as a dataclass' fields or to functools.partial." if held else ""
+    if isinstance(value, (set, frozenset)):
+        return "" if all(isinstance(inner, _LEAVES[:-1]) for inner in value) else "is a set of parts, which has no order to name them by in a checkpoint; use a list or a mapping."
+    if isinstance(value, (Mapping, list, tuple)) and type(value).__module__ in ("builtins", "types", "collections"):
+        return ""
+    return _hidden_beside_fields(value)
+
+
+def _hidden_beside_fields(value: Any) -> str:
+    own = "__dataclass_fields__" in vars(type(value))
+    fields = {item.name for item in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+    # What a cached property keeps can be computed again.
+    beside = [name for name in _attributes(value) if name not in fields and not isinstance(getattr(type(value), name, None), functools.cached_property)]
+    remedy = "decorate its class with @dataclass(frozen=True, eq=False) and declare all that it has as fields, or make what remembers a Stateful."
+    if beside:
+        return f"has '{beside[0]}' beside its fields, which a checkpoint cannot find; {remedy}"
+    if not own and (dataclasses.is_dataclass(value) or not _is_stateless(type(value))):
+        return f"is no dataclass of its own, so that a checkpoint cannot find what it remembers; {remedy}"
+    return ""
+
+
+def _attributes(value: Any) -> list[str]:
+    """The names of what an object has for itself, in its dictionary or in slots."""
+    slots = [name for kind in type(value).__mro__ for name in _slots_of(kind) if name not in ("__dict__", "__weakref__")]
+    return [*getattr(value, "__dict__", {}), *slots]
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _is_stateless(kind: type) -> bool:
+    """Whether a class of ours or a user's has nothing that its objects could change: no mutable value of the class."""
+    return not any(isinstance(inner, (list, dict, set, Stateful)) and not name.startswith("__") for base in kind.__mro__ for name, inner in vars(base).items())
+
+
+def _hidden_in_module(model: nn.Module) -> str:
+    """A module's weights are saved as a network's; a stateful object among its attributes would not be."""
+    for module in model.modules():
+        for name, inner in vars(module).items():
+            if isinstance(inner, Stateful):
+                return f"holds a {type(inner).__name__} ('{name}'), which a checkpoint cannot find in a network; give it to the objective or to the states."
+    return ""
+
+
+def _named(value: Any) -> str:
+    return f"the function '{value.__qualname__}'" if isinstance(value, types.FunctionType) else f"a {type(value).__name__}"

@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 from cli_kit import small_recipe
+from safetensors.torch import save
 
 from fewstep.data.archive import write_archive
 from fewstep.entry import main
-from fewstep.files import write_tensors
+from fewstep.files import digest_of, read_tensors, write_tensors
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
 from fewstep.report import write_run_report
 from fewstep.runs import distill, evaluate, examine, has_problem, pretrain
@@ -185,6 +186,38 @@ def test_health_warnings_of_the_log_are_passed_on(run):
     assert logged([], []) == []
     assert logged(["it collapses."], ["it scatters."]) == ["at step 41, it scatters.", "1 of 2 health readings warned before, the last of them at step 40."]
     assert logged(["it collapses."], []) == ["1 of 2 health readings warned before, the last of them at step 40."]
+
+
+def with_nan(path: Path) -> None:
+    """A whole file with a value that is no number, as an older version could write it: its digest is right."""
+    tensors, metadata = read_tensors(path)
+    name = next(name for name, value in tensors.items() if value.is_floating_point() and value.numel())
+    tensors[name].view(-1)[0] = float("nan")
+    text = json.dumps({"digest": digest_of(tensors, metadata), **metadata}, sort_keys=True)
+    path.write_bytes(save(tensors, metadata={"fewstep": text}))
+
+
+@pytest.mark.parametrize("kind", ["checkpoints/step-00000040.safetensors", "path/node-2.safetensors", "pairs.safetensors", "student.safetensors", "adapter.safetensors"])
+def test_values_that_are_not_finite_are_found_by_file_and_tensor(run, kind):
+    with_nan(run / kind)
+    if kind.startswith("path"):
+        manifest = json.loads((run / "path/manifest.json").read_text())
+        manifest["nodes"][1]["digest"] = digest_of(*read_tensors(run / kind))
+        (run / "path/manifest.json").write_text(json.dumps(manifest))
+    (found,) = (finding for finding in examine(run) if finding.level == "problem")
+    assert found.place == str(run / kind)
+    assert "holds values that are not finite" in found.sentence
+    (alone,) = examine(run / kind)
+    assert alone.level == "problem"
+    if kind.startswith("checkpoints"):
+        assert "step-00000036" in found.remedy
+
+
+def test_a_checkpoint_that_was_set_aside_is_noted(run):
+    aside = (run / "checkpoints/step-00000036.safetensors").rename(run / "checkpoints/step-00000036.not-finite.safetensors")
+    (found,) = (finding for finding in examine(run) if finding.place == str(aside))
+    assert found.level == "note"
+    assert "set aside" in found.sentence
 
 
 def test_a_folder_in_use_and_half_files_are_noted(run):

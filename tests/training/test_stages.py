@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,17 @@ def test_a_part_alone_may_be_trained_though_the_loss_reaches_all(tmp_path):
     assert moved(student, before) == {"network.leave.weight", "network.leave.bias"}
 
 
+def noted(history, step, model) -> None:
+    history.append(clone(model))
+
+
 def followed(folder: Path, steps: int = 6) -> tuple[Trainer, NetworkDenoiser, list[Averaged], list[dict[str, Tensor]]]:
     """A run with two averages of its own, and the student's weights after each step."""
     teacher = small_teacher()
     student = copy_of(teacher)
     averages = [Averaged(student, HalfLife(0.0)), Averaged(student, HalfLife(2.0, ramp=0.0))]
     history: list[dict[str, Tensor]] = []
-    phase = Phase("student", student, [Term(regression(student, teacher, 3), prior_of(teacher))], Adam(1e-2), after_step=lambda step, model: history.append(clone(model)), averages=averages)
+    phase = Phase("student", student, [Term(regression(student, teacher, 3), prior_of(teacher))], Adam(1e-2), after_step=partial(noted, history), averages=averages)
     return Trainer(folder, [Stage("s", steps, [phase])], student, settings()), student, averages, history
 
 

@@ -83,13 +83,15 @@ class Averaged(nn.Module):
         return self.average(x, t, condition)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves towards the weights of ``model``, of which it was built; buffers are copied."""
-        self.count += 1
-        step = 1 - self.decay.beta(self.updates)
+    def update(self, model: nn.Module, left_out: Tensor | None = None) -> None:
+        """Moves towards the weights of ``model``, of which it was built; buffers are copied. Where ``left_out``, a scalar on the device, is not 0, nothing changes."""
+        stays = torch.zeros((), dtype=torch.bool, device=self.count.device) if left_out is None else (left_out != 0).to(self.count.device)
+        self.count += ~stays
+        step = 1 - self.decay.beta(max(self.updates, 1))
         averages: list[Tensor] = list(self.average.parameters())
-        values: list[Tensor] = list(model.parameters())
+        # An average that stays is moved towards itself: what it would move to may be no number.
+        values: list[Tensor] = list(model.parameters()) if left_out is None else [torch.where(stays, a, v) for a, v in zip(averages, model.parameters(), strict=True)]
         if averages:
             torch._foreach_lerp_(averages, values, step)
         for average, value in zip(self.average.buffers(), model.buffers(), strict=True):
-            average.copy_(value)
+            average.copy_(torch.where(stays, average, value))

@@ -17,6 +17,6 @@ def spread(samples: Tensor, labels: Tensor | None = None) -> float:
 
 
 def outside(samples: Tensor, low: float, high: float, margin: float) -> float:
-    """The fraction of values below ``low`` or above ``high`` by more than ``margin`` times the range."""
+    """The fraction of values below ``low`` or above ``high`` by more than ``margin`` times the range; a negative margin moves the bounds inwards."""
     slack = margin * (high - low)
     return float(((samples < low - slack) | (samples > high + slack)).double().mean())

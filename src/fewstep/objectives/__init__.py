@@ -10,7 +10,7 @@ from fewstep.objectives.flow import VelocityRegression, straightness
 from fewstep.objectives.identity import ScoreIdentity
 from fewstep.objectives.imitation import Imitation
 from fewstep.objectives.ladder import Ladder
-from fewstep.objectives.loss import Loss, Objective
+from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare
 from fewstep.objectives.matching import DiffInstructWeight, DistributionMatching, DMDWeight, ExponentialWeight, MatchingWeight, PlainWeight, SDSWeight
 from fewstep.objectives.progressive import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
 from fewstep.objectives.regression import EndpointRegression
@@ -43,9 +43,11 @@ __all__ = [
     "Hinge",
     "Imitation",
     "Ladder",
+    "Largest",
     "Learned",
     "Loss",
     "MatchingWeight",
+    "Mean",
     "Noised",
     "NonSaturating",
     "Objective",
@@ -53,6 +55,8 @@ __all__ = [
     "PlainWeight",
     "ProgressiveDistillation",
     "PseudoHuber",
+    "Reduction",
+    "RootMeanSquare",
     "SDSWeight",
     "SNRPlusOne",
     "ScoreIdentity",

@@ -5,7 +5,7 @@ With p the first parameter of a layer that both reach, the last one of what they
     lambda = |d L_main / d p| / (|d L_other / d p| + 1e-6),
 
 clipped to ``largest``, times ``weight``, and held constant, so that at weight 1 both push equally hard on p whatever their units. It costs a backward of each loss down to p; a last
-layer makes that the loss' own networks only. Over several processes the gradients are those of the whole batch.
+layer makes that the loss' own networks only. Over several processes the gradients are those of the whole batch; a batch that is worked off in portions has a factor for each.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Balanced(Objective):
             raise UserError(f"balanced losses: both report '{min(shared)}', which the log could not tell apart; balance objectives of different kinds.")
         parameter = seen[-1] if seen else next(self.layer.parameters())
         factor = (_push(main, parameter, self.main) / (_push(other, parameter, self.other) + 1e-6)).clamp(max=self.largest) * self.weight
-        return Loss(main.total + factor * other.total, {**main.terms, **other.terms, "balance": factor})
+        return Loss(main.total + factor * other.total, {**main.terms, **other.terms, "balance": factor}, {**main.reductions, **other.reductions})
 
 
 def _push(loss: Loss, parameter: nn.Parameter, objective: Objective) -> Tensor:

@@ -76,7 +76,7 @@ class FieldOfSamples(FakeScore):
     def estimate(self, step: Step, schedule: Schedule, x_t: Tensor, t: Tensor, x0: Tensor, condition: Condition) -> Tensor:
         if self.count == 1:
             return x0
-        references, labels = self._fresh(step)
+        references, labels = step.once(self, lambda: self._fresh(step))
         own, points = x0.flatten(1).double(), x_t.flatten(1).double()
         shared = references.flatten(1).double()
         alpha, sigma = expand(schedule.alpha(t), points), expand(schedule.sigma(t), points)
@@ -91,7 +91,7 @@ class FieldOfSamples(FakeScore):
         return (weights[:, :1] * own + weights[:, 1:] @ shared).reshape(x0.shape).to(x0.dtype)
 
     def _fresh(self, step: Step) -> tuple[Tensor, Tensor | None]:
-        """count - 1 samples and their labels, from a place of their own, the same for every process."""
+        """count - 1 samples and their labels, from a place of their own: the same for every process, and for every portion of a step."""
         place = replace(step.place, stage=f"{step.place.stage}/field-of-samples")
         apart = Step(place, self.count - 1, device=step.device)
         state = apart.state(self.states)

@@ -11,12 +11,49 @@ from torch import Tensor
 from fewstep.states import State, Step
 
 
+@dataclass(frozen=True)
+class Reduction(abc.ABC):
+    """How a figure of the whole batch follows from those of its portions, which are equally large."""
+
+    @abc.abstractmethod
+    def of(self, values: Tensor) -> Tensor:
+        """A scalar, of the portions' figures (N,)."""
+
+
+@dataclass(frozen=True)
+class Mean(Reduction):
+    """Of a figure that is a mean over samples."""
+
+    def of(self, values: Tensor) -> Tensor:
+        return values.mean()
+
+
+@dataclass(frozen=True)
+class RootMeanSquare(Reduction):
+    """Of a figure that is the root of a mean of squares over samples."""
+
+    def of(self, values: Tensor) -> Tensor:
+        return values.square().mean().sqrt()
+
+
+@dataclass(frozen=True)
+class Largest(Reduction):
+    """Of a figure that is the largest of the samples' values."""
+
+    def of(self, values: Tensor) -> Tensor:
+        return values.max()
+
+
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """``total``: a scalar with a graph, to be minimised; ``terms``: named scalars without one, for the log."""
+    """``total``: a scalar with a graph, to be minimised; ``terms``: named scalars without one, for the log.
+
+    ``total`` is a mean over samples, as is each of ``terms`` unless ``reductions`` says by its name what it is.
+    """
 
     total: Tensor
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    reductions: Mapping[str, Reduction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

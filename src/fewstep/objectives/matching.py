@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import Denoiser
 from fewstep.objectives.fakes import FakeScore, as_fake
-from fewstep.objectives.loss import Loss, Objective
+from fewstep.objectives.loss import Loss, Objective, RootMeanSquare
 from fewstep.schedule import Schedule, expand
 from fewstep.states import State, Step
 from fewstep.targets import Target
@@ -102,7 +102,7 @@ class DistributionMatching(Objective):
         x0 = step.run(self.student, state)
         gradient, gap = self._gradient(step, x0.detach(), state)
         total = (gradient * x0).sum() / len(x0)
-        return Loss(total, {"gap": gap, "gradient": gradient.square().mean().sqrt()})
+        return Loss(total, {"gap": gap, "gradient": gradient.square().mean().sqrt()}, {"gradient": RootMeanSquare()})
 
     @torch.no_grad()
     def _gradient(self, step: Step, x0: Tensor, state: State) -> tuple[Tensor, Tensor]:

@@ -126,11 +126,19 @@ def _monitor(context: Context, built: Built) -> Monitor:
         checks.append(FakeScoreLag(built.fake, built.states))
     # Against a fake score that is not learned the gap says nothing about convergence.
     if built.fake is not None:
-        checks.append(Gap())
-    checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data), Saturation(samples, data)]
+        checks.append(Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps"))
+    checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data), Saturation(samples, data, advice=_against_saturation(context))]
     if clip is not None:
         checks.append(GradientNorm("student", clip))
     return Monitor(checks, context.training.health_every, rows, warn_from=context.training.steps // 4)
+
+
+def _against_saturation(context: Context) -> str:
+    """What keeps a student within the data's range, of what this recipe has or may have."""
+    turns = [] if context.sampling.guidance is None else ["a lower guidance scale"]
+    if context.threshold is None and isinstance(context.student.model, Denoiser):
+        turns.append("thresholding ('reflected')")
+    return f"{' or '.join(turns)} helps" if turns else ""
 
 
 def generated(student: Denoiser | Generator, prior: Prior, sampling: Sampling) -> States:

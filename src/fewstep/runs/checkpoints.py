@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fewstep.errors import UserError
+from fewstep.errors import NotFinite, UserError
 from fewstep.files import locked
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of
-from fewstep.training.checkpoint import Checkpoints, check_run_of, is_folder, look_at, place_of, remove_checkpoint
+from fewstep.training.checkpoint import Checkpoints, check_run_of, check_values, is_folder, look_at, place_of, remove_checkpoint
 from fewstep.training.log import read_log
 
-State = Literal["whole", "damaged", "foreign", "unreadable"]
+State = Literal["whole", "damaged", "foreign", "unreadable", "not finite"]
 # What only the holder of the run's lock writes; reports and measurements are written without it.
 _HELD = ("checkpoints/.*.aside", "path/.*.aside", ".recipe.yaml.*.aside", ".metrics.jsonl.*.aside", ".*.safetensors.*.aside")
 
@@ -31,7 +31,8 @@ _HELD = ("checkpoints/.*.aside", "path/.*.aside", ".recipe.yaml.*.aside", ".metr
 class CheckpointFile:
     """A checkpoint on disk, a file or shards in a folder, of ``bytes`` bytes: ``stage`` (from 0), ``stage_step`` steps into it, ``step`` in all; ``name`` of the stage where the log tells.
 
-    ``state``: "whole"; "damaged"; "foreign", no checkpoint or not of that step; "unreadable", when the disk and not the content is in the way. ``why`` it is not whole.
+    ``state``: "whole"; "damaged"; "foreign", no checkpoint or not of that step; "unreadable", when the disk and not the content is in the way; "not finite", whole but for values that are
+    no numbers, as is seen when it is read through. ``why`` no run goes on from it.
     """
 
     file: str
@@ -109,6 +110,10 @@ def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]], r
     try:
         stage, stage_step, step = place_of(path, metadata)
         check_run_of(path, metadata, run_now)
+        if verify:
+            check_values(path)
+    except NotFinite as error:
+        return CheckpointFile(file, size, "not finite", stage, stage_step, step, why=str(error))
     except UserError as error:
         return CheckpointFile(file, size, "foreign", why=str(error))
     return CheckpointFile(file, _size(path), "whole", stage, stage_step, step, _stage_name(log, step, stage_step))

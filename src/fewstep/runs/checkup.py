@@ -16,7 +16,7 @@ import torch
 from fewstep.data import random_mixture
 from fewstep.denoisers.lora import load_adapter
 from fewstep.errors import UserError
-from fewstep.files import in_use, read_tensors
+from fewstep.files import check_finite, in_use, read_tensors
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, config
 from fewstep.runs.checkpoints import CheckpointFile, Listing, list_checkpoints
 from fewstep.runs.findings import Finding, note, ok, problem, refused
@@ -29,6 +29,7 @@ from fewstep.schedule import KarrasVE
 from fewstep.states.pairs import check_pairs
 from fewstep.targets import DegradationPath
 from fewstep.training.actions import MakePairs
+from fewstep.training.checkpoint import set_aside_in
 
 _PAIRS = "Restore it from a copy; a finished student does without it, and a new run makes the pairs again."
 
@@ -64,6 +65,7 @@ def check_path(folder: Path, needed: bool = True) -> Iterator[Finding]:
     for index, node in enumerate(path.nodes, 1):
         try:
             path.read(index)
+            check_finite(folder / node["file"])
         except UserError as error:
             yield refused(folder / node["file"], error, remedy)
         else:
@@ -121,6 +123,8 @@ def _checked(path: Path, read: Callable[[Path], Any], sentence: str, remedy: str
     try:
         with torch.random.fork_rng(devices=[]):
             read(path)
+            if path.suffix == ".safetensors":
+                check_finite(path)
     except UserError as error:
         return refused(path, error, remedy)
     return ok(path, sentence)
@@ -154,5 +158,7 @@ def _checkpoints(path: Path, listing: Listing, resume: str) -> Iterator[Finding]
             yield refused(path / each.file, each.why, f"Restore it from a copy, or go on without it: '{resume}' {begin}.")
     if not listing.checkpoints:
         yield note(path / "checkpoints", "there are no checkpoints.", f"'{resume}' begins anew.")
+    for aside in set_aside_in(path / "checkpoints"):
+        yield note(aside, "was set aside: a run that goes on from it ends in values that are not finite.", "Nothing: no run goes on from it. Delete it if it is of no use.")
     for name in listing.leftovers:
         yield note(path / name, "is half a file that a writer left when it was killed.", f"'fewstep checkpoints {path} --prune 2' removes it.")

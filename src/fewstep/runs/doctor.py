@@ -12,7 +12,7 @@ from typing import Any
 
 from fewstep.denoisers.lora import load_adapter
 from fewstep.errors import UserError
-from fewstep.files import verify_tensors
+from fewstep.files import check_finite, verify_tensors
 from fewstep.recipes import shipped_names
 from fewstep.runs.checkup import check_path, check_run
 from fewstep.runs.environment import check_environment
@@ -20,7 +20,7 @@ from fewstep.runs.findings import Finding, ok, problem, refused
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.inspect import inspect
 from fewstep.runs.requirements import check_recipe
-from fewstep.training.checkpoint import is_folder, look_at, place_of
+from fewstep.training.checkpoint import check_values, is_folder, look_at, place_of
 from fewstep.zoo.download import is_address
 
 _WEIGHTS = (".safetensors", ".pkl", ".pt")
@@ -33,7 +33,9 @@ def examine(target: Path | str | None = None) -> list[Finding]:
     path = Path(target)
     try:
         if is_folder(path):
-            return [ok(path, _checkpoint(path, look_at(path, True)))]
+            state = look_at(path, True)
+            check_values(path)
+            return [ok(path, _checkpoint(path, state))]
         if path.is_dir() and (RunFolder(path).recipe.is_file() or str(target) not in shipped_names()):
             return list(check_path(path)) if (path / "manifest.json").is_file() else check_run(path)
         if path.suffix in _WEIGHTS:
@@ -58,7 +60,10 @@ def _weights(path: Path, name: str) -> Finding:
 
 def _held(path: Path) -> str:
     """What a file of weights is, having read it through."""
-    metadata = verify_tensors(path) if path.suffix == ".safetensors" else {"model": None}
+    metadata: Mapping[str, Any] = {"model": None}
+    if path.suffix == ".safetensors":
+        metadata = verify_tensors(path)
+        check_finite(path)
     if "network" in metadata or "model" in metadata:
         found = inspect(path)
         return f"is whole: {found['kind']}, {found['parameters']:,} parameters, SHA-256 {found['sha256']}."

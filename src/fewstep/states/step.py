@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from fewstep.random import Place
 from fewstep.states.state import CPU, State, States
+
+T = TypeVar("T")
 
 
 class Step:
@@ -17,7 +22,7 @@ class Step:
     goes backward calls ``forget_graphs`` after it.
     """
 
-    def __init__(self, place: Place, rows: int, start: int = 0, device: torch.device = CPU):
+    def __init__(self, place: Place, rows: int, start: int = 0, device: torch.device = CPU, whole: dict[int, tuple[object, Any]] | None = None):
         self.place = place
         self.rows = rows
         self.start = start
@@ -26,6 +31,21 @@ class Step:
         self._states: dict[int, tuple[States, State]] = {}
         self._samples: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
         self._graphs: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
+        self._whole = {} if whole is None else whole
+
+    @classmethod
+    def portions(cls, place: Place, rows: int, start: int, parts: int, device: torch.device = CPU) -> list[Step]:
+        """``parts`` equal portions of the samples ``start`` to ``start + rows`` of a step, which share what belongs to the step as a whole (``once``)."""
+        portion = rows // parts
+        whole: dict[int, tuple[object, Any]] = {}
+        return [cls(place, portion, start + part * portion, device, whole) for part in range(parts)]
+
+    def once(self, owner: object, make: Callable[[], T]) -> T:
+        """What ``owner`` makes for the step as a whole rather than for its samples: made once, whatever portion asks first."""
+        if id(owner) not in self._whole:
+            self._whole[id(owner)] = owner, make()
+        made: T = self._whole[id(owner)][1]
+        return made
 
     def state(self, states: States) -> State:
         """The draw of ``states`` at this step, made once."""

@@ -26,6 +26,8 @@ class Backtracked(Target, Stateful):
         self.switch = switch
         self.node: int | None = None
         self.steps = 0
+        # What a step has told; the rule hears of it when the step was taken.
+        self._told: list[tuple[Tensor, Tensor]] = []
         self._slot: Denoiser | None = None
         self._prefetch = Prefetch(path)
 
@@ -36,12 +38,16 @@ class Backtracked(Target, Stateful):
         return self.path.teacher if self._slot is None else self._slot
 
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
-        self.switch.observe(log_snr, gap)
+        if self.node:
+            self._told.append((log_snr, gap))
 
     def advance(self, step: int, model: object) -> None:
-        """A hook for the student's phase, called after each of its steps: moves the target when the rule says so."""
+        """A hook for the student's phase, called after each of its steps that was taken: moves the target when the rule says so."""
+        told, self._told = self._told, []
         if self.node is None or self.node == 0:
             return
+        for log_snr, gap in told:
+            self.switch.observe(log_snr, gap)
         self.steps += 1
         if self.switch.done(self.node, self.steps):
             self.switch.reset()

@@ -2,7 +2,8 @@
 
 A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
 ``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
-whatever wrote it and in however many processes. The newest ``keep`` stay; one that is cut short or damaged is passed over, with a warning, for the one before it.
+whatever wrote it and in however many processes. The newest ``keep`` stay; one that is cut short or damaged is passed over, with a warning, for the one before it. One whose values are not finite (an older version could write it) and one
+from which a run ended at once in values that are not finite are set aside: they keep their content under another name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import abc
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fewstep import distributed
-from fewstep.errors import UserError
-from fewstep.files import read_metadata, read_tensors, verify_tensors, write_tensors
+from fewstep.errors import NotFinite, UserError
+from fewstep.files import check_finite, read_metadata, read_tensors, verify_tensors, write_tensors
 
 _NAME = re.compile(r"step-(\d{8})(\.safetensors)?")
 
@@ -80,7 +81,7 @@ class Checkpoints:
 
         Raises ``UserError`` where there are whole ones and all are another run's: beginning anew would write over them.
         """
-        others = ""
+        others, not_finite = "", ""
         for name in distributed.together(lambda: [path.name for path in self.paths()]):
             found, problem = _opened(self.folder / name)
             # Whole for one process and not for another is not whole.
@@ -94,10 +95,33 @@ class Checkpoints:
                 others = str(error)
                 warn(f"passed over a checkpoint: {error}")
                 continue
+            if wrong := _wrong_values(self.folder / name):
+                not_finite = wrong
+                warn(f"passed over a checkpoint, which was set aside as {self.set_aside(self.folder / name).name}: {wrong}")
+                continue
             return found
         if others:
             raise UserError(f"{self.folder}: holds no checkpoint of this run, but some of another, whose recipe differs; restore the run's recipe.yaml, or choose another folder with --out.")
+        if not_finite:
+            raise UserError(f"{self.folder}: no checkpoint is left whose values are finite ({not_finite.removesuffix('.')}); start anew in another folder, with a lower learning rate.")
         return None
+
+    def set_aside(self, path: Path) -> Path:
+        """Gives a checkpoint a name under which no run goes on from it, and returns that; its content stays."""
+
+        def rename() -> str:
+            new = next(name for name in _set_aside_names(path) if not name.exists())
+            try:
+                path.rename(new)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be renamed ({error.strerror or error}); change the permissions of its folder.") from error
+            return new.name
+
+        return self.folder / distributed.together(rename)
+
+    def was_set_aside(self, step: int) -> bool:
+        """Whether a checkpoint of this step was set aside before."""
+        return distributed.together(lambda: any(path.name.startswith(f"step-{step:08d}.") for path in set_aside_in(self.folder)))
 
     def remove_after(self, step: int) -> None:
         """Removes checkpoints of later steps than ``step``: damaged ones that were passed over."""
@@ -109,6 +133,34 @@ class Checkpoints:
                     remove_checkpoint(path)
 
         distributed.together(remove)
+
+
+def set_aside_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that were set aside, oldest first."""
+    return sorted(folder.glob("step-*.not-finite*")) if folder.is_dir() else []
+
+
+def _set_aside_names(path: Path) -> Iterator[Path]:
+    """Names for a checkpoint that is set aside, the plain one first."""
+    suffix = path.suffix if path.suffix == ".safetensors" else ""
+    stem = path.name.removesuffix(suffix)
+    yield from (path.with_name(f"{stem}.not-finite{number}{suffix}") for number in ("", *(f"-{n}" for n in range(2, 1000))))
+
+
+def _wrong_values(path: Path) -> str:
+    """The sentence for values that are not finite in a checkpoint, each process having looked at its share of the files; empty where all are finite."""
+    problem = ""
+    try:
+        check_values(path, distributed.rank(), distributed.size())
+    except NotFinite as error:
+        problem = str(error)
+    return next((each for each in distributed.everyones(problem) if each), "")
+
+
+def check_values(path: Path, first: int = 0, every: int = 1) -> None:
+    """Raises ``NotFinite`` for a checkpoint with a value that is not finite, looking at every ``every``-th of its files from ``first`` on."""
+    for file in (sorted(path.glob("*.safetensors")) if is_folder(path) else [path])[first::every]:
+        check_finite(file)
 
 
 def _opened(path: Path) -> tuple[Checkpoint | None, str]:

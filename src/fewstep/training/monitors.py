@@ -84,12 +84,13 @@ class Gap(Check):
 
     phase: str = "student"
     limit: float = 2.0
+    advice: str = "a lower rate helps"
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         gap = recent.get(f"{self.phase}.gap")
         if gap is None:
             return None
-        warning = f"the scores of student and target are far apart (relative gap {gap:.2f}): the target is out of its depth on these samples; a degradation path or a lower rate helps."
+        warning = f"the scores of student and target are far apart (relative gap {gap:.2f}): the target is out of its depth on these samples; {self.advice}."
         return Reading("gap", gap, warning if gap > self.limit else "")
 
 
@@ -140,25 +141,35 @@ class Spread(Check):
 
     @cached_property
     def _own(self) -> float:
-        # Of as many samples as fit in 64 MiB: all of a small set.
-        some = self.data.subset(self.data.head(max(1, SPREAD_VALUES // prod(self.data.shape))))
+        some = _some(self.data)
         return spread(some.take(torch.arange(len(some))), some.labels)
 
 
 @dataclass(frozen=True, eq=False)
 class Saturation(Check):
-    """The fraction of values outside the data's range by more than ``margin`` of it: above ``limit`` the student saturates."""
+    """The fraction of values outside the data's range by more than ``margin`` of it.
+
+    Where the data's own values stand at the range's ends (ink on paper), any even-handed error puts half of these outside. The student saturates where more than ``limit`` of the values are
+    outside beside that half. ``advice`` says what helps; nothing where the recipe has nothing to turn.
+    """
 
     samples: States
     data: Dataset
     margin: float = 0.05
     limit: float = 0.05
+    advice: str = ""
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         samples: Tensor = step.state(self.samples).x
         fraction = outside(samples, self.data.low, self.data.high, self.margin)
-        warning = f"{fraction:.0%} of the samples' values lie outside the data's range: the student saturates; a lower guidance scale or thresholding helps."
-        return Reading("saturation", fraction, warning if fraction > self.limit else "")
+        warning = f"{fraction:.0%} of the samples' values lie outside the data's range: the student saturates{f'; {self.advice}' if self.advice else ''}."
+        return Reading("saturation", fraction, warning if fraction > self.limit + 0.5 * self._at_the_ends else "")
+
+    @cached_property
+    def _at_the_ends(self) -> float:
+        """The share of the data's values within the margin of an end of the range."""
+        data = _some(self.data)
+        return outside(data.take(torch.arange(len(data))), data.low, data.high, -self.margin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,3 +186,8 @@ class GradientNorm(Check):
             return None
         warning = f"the gradient of phase '{self.phase}' is {norm / self.clip:.0f} times its clipping bound on average: raise the bound or lower the weight."
         return Reading(f"{self.phase}_gradient_over_clip", norm / self.clip, warning if norm > self.limit * self.clip else "")
+
+
+def _some(data: Dataset) -> Dataset:
+    """As many samples as fit in 64 MiB: all of a small set."""
+    return data.subset(data.head(max(1, SPREAD_VALUES // prod(data.shape))))

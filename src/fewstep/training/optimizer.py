@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.errors import UserError
 
@@ -73,4 +73,16 @@ class SGD(Optimizer):
         return 0
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(list(parameters), lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(list(parameters), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, left_out: Tensor) -> None:
+    """A step of the optimizer, unless ``left_out``, a float32 scalar on the device, is not 0: weights, moments and counters then stay as they are, whatever the gradients.
+
+    Fused optimizers look at the scalar on the device (torch made that for gradient scalers); for another one it is read.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        vars(optimizer).update(found_inf=left_out, grad_scale=None)
+        optimizer.step()
+    elif not bool(left_out):
+        optimizer.step()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import Averaged
 from fewstep.errors import UserError
-from fewstep.objectives import Objective
-from fewstep.stateful import walk
+from fewstep.objectives import Objective, Reduction
+from fewstep.stateful import check_open, walk
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
 from fewstep.training.actions import Action
@@ -62,6 +62,7 @@ class Phase:
             raise UserError(f"phase '{self.name}': needs at least one term to train on.")
         if self.every < 1:
             raise UserError(f"phase '{self.name}': 'every' must be at least 1, got {self.every}.")
+        check_open({"terms": self.terms, "optimizer": self.optimizer, "after_step": self.after_step}, f"phase '{self.name}'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ class Stage:
             raise UserError(f"stage '{self.name}': needs at least one phase.")
         if isinstance(self.until, int) and self.until < 1:
             raise UserError(f"stage '{self.name}': needs at least 1 step, got {self.until}.")
+        check_open({"until": self.until, "begin": self.begin}, f"stage '{self.name}'")
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise UserError(f"stage '{self.name}': two phases have the same name; names tell them apart in the log.")
@@ -93,7 +95,8 @@ class Stage:
 
 
 class PhaseLoss(nn.Module):
-    """A phase's loss as a module: called with a step, it gives the weighted sum of the terms and, without a graph, the terms' own losses and the figures that they report, by name.
+    """A phase's loss as a module: called with a step, it gives the weighted sum of the terms and, without a graph, the terms' own losses, the figures that they report, by name, and the
+    reductions of those that are no means.
 
     What the phase trains is its submodule, whose parameters an engine finds there; everything else that the terms use is not.
     """
@@ -104,17 +107,19 @@ class PhaseLoss(nn.Module):
         # In a tuple, where nn.Module does not look for submodules.
         self._phase = (phase,)
 
-    def forward(self, step: Step) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    def forward(self, step: Step) -> tuple[Tensor, list[Tensor], dict[str, Tensor], dict[str, Reduction]]:
         (phase,) = self._phase
         total = torch.zeros(())
         losses: list[Tensor] = []
         figures: dict[str, Tensor] = {}
+        reductions: dict[str, Reduction] = {}
         for term in phase.terms:
             loss = term.objective(step, step.state(term.states))
             total = total.to(loss.total.device) + term.weight * loss.total
             losses.append(loss.total.detach())
             figures |= {f"{phase.name}.{key}": figure for key, figure in loss.terms.items()}
-        return total, losses, figures
+            reductions |= {f"{phase.name}.{key}": reduction for key, reduction in loss.reductions.items()}
+        return total, losses, figures, reductions
 
 
 def build_optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
