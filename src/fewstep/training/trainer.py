@@ -33,6 +33,7 @@ from fewstep.training.checkpoint import optimizer_tensors, restore_optimizer
 from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.log import Log
 from fewstep.training.monitors import Monitor
+from fewstep.training.origins import check_origins
 from fewstep.training.phase import Phase, Stage, build_optimizers, named_networks, used_modules
 from fewstep.training.progress import Silent, Watcher
 from fewstep.training.saving import Saver
@@ -261,6 +262,7 @@ class Trainer:
             tensors |= optimizer_tensors(optimizer, f"optimizer/{name}")
         state = {
             "run": self.settings.run,
+            "origins": dict(self.settings.origins),
             "progress": vars(self.progress),
             "sums": self._sums,
             "recent": self._recent,
@@ -280,6 +282,7 @@ class Trainer:
                 self.watcher.say("there is no checkpoint to resume from: starting from the beginning.")
             return None
         state = found.state
+        check_origins(f"the newest checkpoint in {self._saver.checkpoints.folder}", state.get("origins", {}), self.settings.origins, self.watcher.say)
         self.progress = Progress(**state["progress"])
         self._saver.checkpoints.remove_after(self.progress.step)
         self._warn_if_not_exact(state)
