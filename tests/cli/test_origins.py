@@ -20,7 +20,7 @@ from fewstep.networks.store import load_network, save_network
 from fewstep.recipes import config, shipped_text
 from fewstep.recipes.places import named_in
 from fewstep.recipes.students import build_generator
-from fewstep.runs import RunFolder, compare, distill, measure_many, write_reference
+from fewstep.runs import RunFolder, compare, distill, examine, measure_many, write_reference
 from fewstep.runs.identity import run_of
 from fewstep.training import Silent
 
@@ -268,6 +268,21 @@ def test_results_say_what_was_measured(project):
     _exchange(project / "features.safetensors")
     with pytest.raises(UserError, match="statistics in the feature"):
         measure_many(project / "run", 10, reference=reference, metrics=["fd"])
+
+
+def test_the_doctor_finds_what_was_exchanged(project):
+    def said() -> dict[str, str]:
+        return {each.level: each.sentence for each in examine(project / "run") if each.place.endswith("origins.json")}
+
+    assert said() == {"ok": "has checksums of data, evaluation.features.path, student.start, teacher.path."}
+    _exchange(project / "images")
+    assert "what 'data' names was exchanged since" in said()["note"]
+    (project / "images").rename(project / "gone")
+    assert f"'data': {project / 'images'}: there is no such image set" in said()["note"]
+    _exchange(project / "teacher.safetensors")
+    assert "what 'teacher.path' names was exchanged since" in said()["problem"]
+    (project / "run" / "origins.json").unlink()
+    assert "made before checksums were kept" in said()["note"]
 
 
 def test_a_record_that_cannot_be_read_is_one_sentence(project):

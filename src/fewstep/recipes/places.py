@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -75,6 +77,11 @@ def _placed(named: Named) -> str | None:
     if isinstance(named.owner, WebDatasetData) and ":" in value:
         return value
     return absolute(value)
+
+
+def without_folders(section: AnySection) -> AnySection:
+    """The section with the last part of each path alone, for files that are passed on to other machines."""
+    return renamed(section, lambda named: Path(named.value).name if named.value and os.path.isabs(named.value) else named.value)
 
 
 def is_recipe_file(name: str) -> bool:

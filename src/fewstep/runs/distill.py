@@ -24,7 +24,7 @@ from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.device import resolve_device
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
-from fewstep.recipes.places import anchored
+from fewstep.recipes.places import anchored, without_folders
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import kept_as_known, paths_of, placed_alike, run_of, spread_alike, spread_like, with_steps
@@ -206,7 +206,7 @@ def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generato
     """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded."""
     extra = _how_it_samples(parts.prior, parts.data, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
-        save_adapter(folder.adapter, adapter_of(student), {"teacher": all_without_secrets(recipe.teacher.model_dump(mode="json")), **extra})
+        save_adapter(folder.adapter, adapter_of(student), {"teacher": all_without_secrets(without_folders(recipe.teacher).model_dump(mode="json")), **extra})
         assert isinstance(plain, Denoiser)
         load_strictly(plain, {name: distributed.whole(value) for name, value in student.state_dict().items()}, "the student")
         student = merged(plain)

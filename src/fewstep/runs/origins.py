@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from fewstep.training.origins import DATA, Origins, difference, exchanged
 MEASURED = OUTSIDE
 """The sections by which measurements are decided."""
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 _REMEDY = "restore it from a copy, or delete it: the run then goes on, and what was exchanged before is not found"
 
 
@@ -50,6 +52,8 @@ def read_record(folder: RunFolder) -> Record | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         digests = {str(key): str(value) for key, value in values["digests"].items()}
+        if any(_DIGEST.fullmatch(digest) is None for digest in digests.values()):
+            raise ValueError("a digest is no SHA-256")
         changed, unknown = (tuple(str(key) for key in values[name]) for name in ("changed", "unknown"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path.absolute()}: cannot be read as checksums ({error}); {_REMEDY}.") from error
