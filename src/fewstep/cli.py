@@ -207,6 +207,8 @@ def compare(
     from fewstep.runs import compare as look
 
     comparison = look(runs)
+    for note in comparison.notes:
+        typer.echo(note, err=True)
     curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
     plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
     typer.echo(json.dumps(comparison.as_json()) if as_json else f"{comparison_table(comparison.as_json())}\n{out}")

@@ -11,6 +11,7 @@ import torch
 import yaml
 from cli_kit import fewstep
 
+from fewstep.caches import content_digest
 from fewstep.data import digits
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
@@ -60,7 +61,7 @@ def test_other_batches_change_it_by_rounding_alone(run, alone):
     assert found["fd"] == pytest.approx(alone["fd"], rel=1e-6)
     assert found["is"]["mean"] == pytest.approx(alone["is"]["mean"], rel=1e-6)
     assert found["accuracy"] == pytest.approx(alone["accuracy"], abs=1.5 / SAMPLES)
-    assert set(found) == {"model", "steps", "samples", "space", "reference", "fd", "is", "accuracy"}
+    assert set(found) == {"model", "steps", "samples", "space", "reference", "origins", "fd", "is", "accuracy"}
 
 
 def test_it_finds_what_evaluate_finds(run, alone):
@@ -90,7 +91,17 @@ def test_stored_statistics_serve_as_the_data(run, alone, tmp_path):
     for name, count in (("digits.safetensors", 1797), ("digits.npz", None)):
         found = measure_many(run, SAMPLES, reference=tmp_path / name, metrics=["fd"])
         assert found["fd"] == pytest.approx(alone["fd"], rel=1e-9)
-        assert found["reference"] == {"file": str(tmp_path / name), "count": count}
+        assert found["reference"] == {"file": str(tmp_path / name), "count": count, "sha256": content_digest(tmp_path / name)}
+
+
+def test_a_reference_in_the_features_of_other_weights_is_refused(run, tmp_path):
+    """The space has the same name, and its network other weights: what ships changed, or Inception's file was exchanged."""
+    stored = load_reference(write_reference(run, tmp_path / "digits.safetensors"))
+    assert set(stored.origins) == {"data", "evaluation.features.kind"}
+    others = {**stored.origins, "evaluation.features.kind": "0" * 64}
+    save_reference(tmp_path / "other.safetensors", Reference(stored.statistics, stored.space, others))
+    with pytest.raises(UserError, match=r"features of another network than 'evaluation.features.kind' names now \(SHA-256 000000000000 then"):
+        measure_many(run, SAMPLES, reference=tmp_path / "other.safetensors", metrics=["fd"])
 
 
 def test_the_command_writes_references(run, tmp_path):

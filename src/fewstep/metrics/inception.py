@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.locations import absolute
 from fewstep.metrics.features import FeatureSpace, placed
 
 DIMENSIONS = 2048
@@ -51,14 +52,27 @@ def as_bytes(samples: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
     return (scaled * 127.5 + 128).clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
 
 
-def _network(weights: Path | str | None) -> Any:
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3 as fidelity
-    except ImportError as error:
-        raise UserError("Inception's features need torch-fidelity: pip install 'fewstep[metrics]'.") from error
-    path = _downloaded(fidelity.URL_INCEPTION_V3) if weights is None else Path(weights)
+def weights_file(weights: Path | str | None) -> Path:
+    """Where Inception's weights are: in ``weights``, or in torch's cache, to which they are downloaded once.
+
+    Raises ``UserError`` where torch-fidelity is missing and where the weights cannot be had.
+    """
+    path = _downloaded(_fidelity().URL_INCEPTION_V3) if weights is None else Path(absolute(str(weights)))
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check 'evaluation.features.weights', or leave it out to download the weights.")
+    return path
+
+
+def _fidelity() -> Any:
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3
+    except ImportError as error:
+        raise UserError("Inception's features need torch-fidelity: pip install 'fewstep[metrics]'.") from error
+    return feature_extractor_inceptionv3
+
+
+def _network(weights: Path | str | None) -> Any:
+    fidelity, path = _fidelity(), weights_file(weights)
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:

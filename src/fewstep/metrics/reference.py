@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
+from fewstep.locations import absolute
 from fewstep.metrics.frechet import FeatureStatistics
 
 FORMAT = 1
@@ -26,16 +28,21 @@ _LARGEST = 2**30
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """``statistics`` of data in the feature space named ``space``; None where the file does not say which."""
+    """``statistics`` of data in the feature space named ``space``; None where the file does not say which.
+
+    ``origins``: checksums of the data and of the space's network by the keys of a recipe, as far as the file has them.
+    """
 
     statistics: FeatureStatistics
     space: str | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_reference(path: Path, reference: Reference) -> str:
     """Writes the statistics as safetensors, atomically; returns the file's digest."""
     tensors = {"mean": reference.statistics.mean, "covariance": reference.statistics.covariance}
-    return write_tensors(path, tensors, {"format": FORMAT, "kind": "feature-statistics", "count": reference.statistics.count, "space": reference.space})
+    described = {"format": FORMAT, "kind": "feature-statistics", "count": reference.statistics.count, "space": reference.space}
+    return write_tensors(path, tensors, {**described, "origins": dict(reference.origins)})
 
 
 def load_reference(path: Path | str) -> Reference:
@@ -43,15 +50,15 @@ def load_reference(path: Path | str) -> Reference:
 
     Raises ``UserError`` naming the file where it is missing, of another kind, damaged, or where its arrays are no mean and covariance.
     """
-    path = Path(path)
+    path = Path(absolute(str(path)))
     if path.suffix == ".npz":
         return Reference(_checked(path, *_read_npz(path), None))
     tensors, metadata = read_tensors(path)
-    count, space = metadata.get("count"), metadata.get("space")
+    count, space, origins = metadata.get("count"), metadata.get("space"), metadata.get("origins", {})
     known = metadata.get("kind") == "feature-statistics" and metadata.get("format") == FORMAT and set(tensors) == {"mean", "covariance"}
-    if not known or not isinstance(count, int | None) or not isinstance(space, str | None):
+    if not known or not isinstance(count, int | None) or not isinstance(space, str | None) or not isinstance(origins, dict):
         raise UserError(f"{path}: holds no feature statistics of format {FORMAT}; write them by 'fewstep measure RUN --write-reference FILE', or give an .npz with 'mu' and 'sigma'.")
-    return Reference(_checked(path, tensors["mean"], tensors["covariance"], count), space)
+    return Reference(_checked(path, tensors["mean"], tensors["covariance"], count), space, {str(key): str(value) for key, value in origins.items()})
 
 
 def _read_npz(path: Path) -> tuple[Tensor, Tensor]:

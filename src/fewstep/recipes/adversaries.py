@@ -54,7 +54,7 @@ class ClassifierFeatures(_Adversary):
     a student trained so looks better there than it is.
     """
 
-    kind: Literal["classifier-features"]
+    kind: Annotated[Literal["classifier-features"], config.Names("shipped", file="digits-features")]
     optimizer: config.Optimizer = config.Optimizer()
 
 

@@ -18,6 +18,7 @@ from fewstep.data.synthetic import waves
 from fewstep.denoisers import EDMInputs, HalfLife, NetworkDenoiser, PowerFunction, TimestepInputs
 from fewstep.denoisers.average import Decay
 from fewstep.errors import UserError
+from fewstep.locations import absolute, folder_or_id
 from fewstep.metrics.features import Features
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import build
@@ -107,12 +108,12 @@ def build_data(choice: config.DataChoice) -> Dataset:
         channels, height, width = choice.shape
         return waves((channels, height, width), choice.classes, choice.samples, choice.seed)
     if isinstance(choice, config.ImagesData):
-        images = open_images(choice.path, choice.size, choice.labels, choice.channels)
+        images = open_images(absolute(choice.path), choice.size, choice.labels, choice.channels)
         if choice.classes is not None and images.classes != choice.classes:
             raise UserError(f"{choice.path}: has {images.classes} classes, 'data.classes' says {choice.classes}; use the set that the recipe is for, or correct 'data.classes'.")
         return images
     if isinstance(choice, config.HuggingFaceData):
-        return open_images(huggingface(cache_folder() / "data", choice.name, choice.split, choice.image, choice.label, choice.revision, choice.size))
+        return open_images(huggingface(cache_folder() / "data", folder_or_id(choice.name, "data sets"), choice.split, choice.image, choice.label, choice.revision, choice.size))
     if isinstance(choice, config.WebDatasetData):
         return open_images(webdataset(cache_folder() / "data", choice.urls, choice.label, choice.size))
     # The mixture's schedule plays no part in its clean samples.

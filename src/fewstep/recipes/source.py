@@ -19,7 +19,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fewstep.errors import UserError
-from fewstep.recipes.config import Share
+from fewstep.locations import absolute
+from fewstep.recipes.config import Share, marks_of
+from fewstep.recipes.places import anchored, is_recipe_file
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
 
 _TASKS: dict[str, type[DistillRecipe] | type[PretrainRecipe]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
@@ -84,7 +86,10 @@ def shipped_text(name: str) -> str:
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a shipped name or a YAML file and applies ``a.b=value`` overrides; raises ``UserError`` that names file, key and remedy."""
+    """Reads a shipped name or a YAML file and applies ``a.b=value`` overrides; raises ``UserError`` that names file, key and remedy.
+
+    Paths in it, which are relative to the working directory, are made absolute.
+    """
     values, where = _read(source)
     given: dict[str, Any] = {}
     for text in overrides:
@@ -97,7 +102,12 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         before = original.get("training", {}).get("steps") if isinstance(original.get("training"), dict) else None
         if isinstance(before, int) and before > 0:
             recipe = _scaled(recipe, recipe.training.steps / before, set(given))
-    return recipe
+    return anchored(recipe)
+
+
+def load_saved(path: Path) -> Recipe:
+    """A run's own recipe, its paths as they are written: absolute, but in runs of earlier versions."""
+    return validate(*_read(path))
 
 
 def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) -> Recipe:
@@ -133,9 +143,10 @@ def read_values(path: Path) -> tuple[str, dict[str, Any]]:
 def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     name = str(source)
     path = Path(source)
-    if isinstance(source, Path) or name.endswith((".yaml", ".yml")) or "/" in name:
+    if isinstance(source, Path) or is_recipe_file(name):
+        path = Path(absolute(name))
         if not path.is_file():
-            raise UserError(f"{name}: there is no such recipe file; 'fewstep recipes' lists those that ship.")
+            raise UserError(f"{path}: there is no such recipe file; 'fewstep recipes' lists those that ship.")
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{name}: is larger than {_MAX_BYTES} bytes, which no recipe is.")
         try:
@@ -190,7 +201,7 @@ def _scaled(recipe: Recipe, factor: float, fixed: set[str]) -> Recipe:
             value, key = getattr(section, name), f"{prefix}{name}"
             if isinstance(value, BaseModel):
                 changes[name] = scale(value, key + ".")
-            elif not _given(key, fixed) and _is_share(field.metadata, field.annotation):
+            elif not _given(key, fixed) and any(isinstance(mark, Share) for mark in marks_of(field)):
                 changes[name] = [max(1, round(v * factor)) for v in value] if isinstance(value, list) else max(1, round(value * factor))
         return section.model_copy(update=changes)
 
@@ -202,11 +213,6 @@ def _scaled(recipe: Recipe, factor: float, fixed: set[str]) -> Recipe:
 def _given(key: str, given: set[str]) -> bool:
     """Whether the user gave this key, or a section that holds it."""
     return any(key == each or key.startswith(each + ".") for each in given)
-
-
-def _is_share(metadata: Sequence[Any], annotation: Any) -> bool:
-    inner = (argument for part in typing.get_args(annotation) for argument in getattr(part, "__metadata__", ()))
-    return any(isinstance(mark, Share) for mark in [*metadata, *inner])
 
 
 def _sentence(error: ValidationError, root: type[BaseModel], where: str, given: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import torch
 from fewstep.data import Dataset
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
+from fewstep.locations import absolute
 from fewstep.metrics.features import FeatureSpace, fourier_features, placed
 from fewstep.metrics.inception import inception_space
 from fewstep.networks import Classifier
@@ -38,7 +39,7 @@ def build_space(choice: config.FeaturesChoice, data: Dataset, device: torch.devi
 
 def _trained(choice: config.ClassifierFeatures, data: Dataset) -> tuple[Classifier, str]:
     """The network of a file that ``fewstep pretrain`` wrote, and a name after the file's content."""
-    path = Path(choice.path)
+    path = Path(absolute(choice.path))
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain' with a recipe of a classifier, such as emoji32-features, or set 'evaluation.features.path'.")
     network = load_network(path)

@@ -13,6 +13,7 @@ from fewstep.denoisers.base import Model
 from fewstep.denoisers.store import describe_model
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.errors import UserError
+from fewstep.locations import absolute
 from fewstep.networks import add_adapter, build
 from fewstep.networks.fastgan import CHANNELS
 from fewstep.recipes import config
@@ -74,7 +75,7 @@ def _started(model: Model, start: str | None) -> Model:
     """The model, with the weights of a file if one is given, which must hold a model of the very same description."""
     if start is None:
         return model
-    loaded, _ = load_model(Path(start))
+    loaded, _ = load_model(Path(absolute(start)))
     key = first_difference(describe_model(loaded), describe_model(model))
     if key is not None:
         raise UserError(f"{start}: holds another model than the recipe's student ('{key}' differs); set 'student' as the file was made, or 'student.start' to null.")

@@ -9,6 +9,7 @@ import torch
 from fewstep.data import Dataset
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, freeze, load_model
 from fewstep.errors import UserError
+from fewstep.locations import absolute
 from fewstep.networks import build
 from fewstep.prediction import EDM
 from fewstep.recipes import config
@@ -55,7 +56,7 @@ def pretrained_model(choice: config.TeacherChoice) -> config.DenoiserModel | Non
     """The model section of a teacher that has random weights, or whose file is not there while its recipe is; None for others."""
     if isinstance(choice, config.UntrainedTeacher):
         return choice.model
-    if not isinstance(choice, config.FileTeacher) or choice.recipe is None or Path(choice.path).is_file():
+    if not isinstance(choice, config.FileTeacher) or choice.recipe is None or Path(absolute(choice.path)).is_file():
         return None
     recipe = load_recipe(choice.recipe)
     if not isinstance(recipe, PretrainRecipe) or not isinstance(recipe.model, config.DenoiserModel):
@@ -93,9 +94,10 @@ def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.Diffuser
         return shipped_denoiser(choice.name)
     if isinstance(choice, config.DiffusersTeacher):
         return diffusers_models.load(choice.path, choice.revision)
-    if choice.recipe is not None and not Path(choice.path).is_file():
-        raise UserError(f"{choice.path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")
-    loaded, _ = load_model(Path(choice.path))
+    path = Path(absolute(choice.path))
+    if choice.recipe is not None and not path.is_file():
+        raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")
+    loaded, _ = load_model(path)
     if not isinstance(loaded, NetworkDenoiser):
         raise UserError(f"{choice.path}: holds a {type(loaded).__name__.lower()}; a teacher must be a denoiser around one network.")
     return freeze(loaded)

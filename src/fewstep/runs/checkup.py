@@ -23,6 +23,7 @@ from fewstep.runs.findings import Finding, note, ok, problem, refused
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.inspect import inspect
 from fewstep.runs.plan import sketch
+from fewstep.runs.provenance import check_record
 from fewstep.runs.records import check_log, check_records
 from fewstep.runs.sampler import load
 from fewstep.schedule import KarrasVE
@@ -45,7 +46,7 @@ def check_run(path: Path) -> list[Finding]:
     found += [*check_path(folder.degradation, _has_recorded(recipe, newest)), *_pairs(folder), *_results(folder, recipe, resume)]
     if isinstance(recipe, DistillRecipe) and newest is not None:
         found += _pairs_in_use(folder, recipe, newest)
-    return [*found, *check_records(folder, resume)]
+    return [*found, *check_record(folder, recipe), *check_records(folder, resume)]
 
 
 def check_path(folder: Path, needed: bool = True) -> Iterator[Finding]:

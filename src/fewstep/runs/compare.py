@@ -10,6 +10,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.yardstick import check_comparable
 from fewstep.training.log import read_log
 
 _KEYS = ("step", "evaluations", "fd")
@@ -41,9 +42,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The curves of several runs."""
+    """The curves of several runs. ``notes``: what of their being comparable cannot be checked, a sentence each."""
 
     runs: tuple[Measured, ...]
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """``{run: {"level", "steps", "evaluations", "reaches": {other: {"steps", "evaluations"} or None}}}``."""
@@ -63,10 +65,14 @@ def _pair(reached: tuple[int, int] | None) -> dict[str, int] | None:
 
 
 def compare(runs: Sequence[Path | str]) -> Comparison:
-    """Reads the measurements that the runs took while they trained; raises ``UserError`` for a folder without any."""
+    """Reads the measurements that the runs took while they trained.
+
+    Raises ``UserError`` for a folder without any, and for figures that were taken in other features or on other data.
+    """
     if len({str(run) for run in runs}) < 2:
         raise UserError("compare needs at least two different runs.")
-    return Comparison(tuple(measured(Path(run)) for run in runs))
+    found = tuple(measured(Path(run)) for run in runs)
+    return Comparison(found, tuple(check_comparable([RunFolder(Path(run)) for run in runs])))
 
 
 def _is_measured(entry: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.recipes.teachers import build_teacher
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import StudentSampler, load
 from fewstep.runs.sensitivity import step_sensitivity
 from fewstep.runs.shift import PROBABILITIES, Relay, Selection, ShiftRow, Stochastic, StudentFirst, TeacherFirst, row
@@ -52,6 +53,7 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
             "samples": evaluator.samples,
             "draws": draws,
             "guidance": relay.guidance,
+            "origins": measured_origins(folder, recipe, data, watcher.say),
             "times": relay.times.tolist(),
             "levels": [_finite(level) for level in relay.prior.schedule.rho(relay.times).tolist()],
             **_tables(relay, evaluator, draws, watcher),

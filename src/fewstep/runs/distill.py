@@ -24,9 +24,11 @@ from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.device import resolve_device
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
+from fewstep.recipes.places import anchored, without_folders
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
 from fewstep.runs.folder import RunFolder
-from fewstep.runs.identity import run_of, spread_alike, spread_like, with_steps
+from fewstep.runs.identity import kept_as_known, paths_of, placed_alike, run_of, spread_alike, spread_like, with_steps
+from fewstep.runs.origins import moved, settle_origins
 from fewstep.runs.paths import write_path_picture
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.plane import DATA, GENERATED, write_directions
@@ -51,7 +53,8 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path))
         # What training shards cannot be copied any more.
         plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
-        trainer = _trainer(folder, recipe, parts, _heard(watcher))
+        origins = settle_origins(folder, recipe, parts.data, resume)
+        trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), _heard(watcher))
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
         _save(folder, recipe, student, parts, plain)
@@ -80,7 +83,8 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
                 return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, steps), 1)
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
-        trainer = Trainer(folder.path, parts.stages, parts.model, _settings(recipe), build_decay(recipe.training.average), probes, _heard(watcher))
+        origins = settle_origins(folder, recipe, parts.data, resume, {"data", "evaluation"} if probes else {"data"})
+        trainer = Trainer(folder.path, parts.stages, parts.model, replace(_settings(recipe), origins=origins), build_decay(recipe.training.average), probes, _heard(watcher))
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
             save_model(folder.model, model)
@@ -120,8 +124,11 @@ def _write_recipe(folder: RunFolder, source: str | Path, overrides: Sequence[str
 
 def _resumed(folder: RunFolder, now: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
     """The saved recipe, with as many steps, and spread over processes and devices, as asked for now; the shares of its stages stay as they were laid out, only the end moves."""
-    recipe, saved = spread_alike(now), spread_alike(folder.read_recipe())
-    return spread_like(_continued(folder, saved, recipe, source, overrides), now)
+    as_saved = folder.read_recipe()
+    saved = moved(folder, anchored(as_saved), now)
+    now = placed_alike(now, saved)
+    continued = _continued(folder, spread_alike(saved), spread_alike(now), source, overrides)
+    return kept_as_known(spread_like(continued, now), as_saved)
 
 
 def _continued(folder: RunFolder, saved: Recipe, recipe: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -133,10 +140,10 @@ def _continued(folder: RunFolder, saved: Recipe, recipe: Recipe, source: str | P
         raise UserError(f"--resume: 'training.steps' is {steps}, but the run in {folder.path} is for {saved.training.steps}; it can only be raised.")
     planned = saved.training.laid_out_for or saved.training.steps
     as_planned = with_steps(saved, planned, None)
-    same = spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"]))
+    same = placed_alike(spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"])), saved)
     if as_planned not in (same, recipe):
         key = _first_difference(same.model_dump(), as_planned.model_dump())
-        raise UserError(f"--resume: the run in {folder.path} has another recipe ('{key}' differs); only 'training.steps' may be raised.")
+        raise UserError(f"--resume: the run in {folder.path} has another recipe ('{key}' differs{paths_of(key, as_planned, same)}); only 'training.steps' may be raised.")
     return with_steps(saved, steps, planned if steps > planned else None)
 
 
@@ -148,7 +155,7 @@ def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     return ""
 
 
-def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watcher: Watcher) -> Trainer:
+def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, watcher: Watcher) -> Trainer:
     evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
 
     def sampler() -> StudentSampler:
@@ -166,7 +173,7 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, watc
 
     every = recipe.evaluation.every
     probes: list[Probe | Monitor] = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
-    return Trainer(folder.path, parts.stages, parts.average, _settings(recipe), probes=probes, watcher=watcher)
+    return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, watcher=watcher)
 
 
 def _settings(recipe: Recipe) -> Settings:
@@ -199,7 +206,7 @@ def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generato
     """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded."""
     extra = _how_it_samples(parts.prior, parts.data, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
-        save_adapter(folder.adapter, adapter_of(student), {"teacher": all_without_secrets(recipe.teacher.model_dump(mode="json")), **extra})
+        save_adapter(folder.adapter, adapter_of(student), {"teacher": all_without_secrets(without_folders(recipe.teacher).model_dump(mode="json")), **extra})
         assert isinstance(plain, Denoiser)
         load_strictly(plain, {name: distributed.whole(value) for name, value in student.state_dict().items()}, "the student")
         student = merged(plain)

@@ -13,6 +13,7 @@ from typing import Any
 from fewstep.denoisers.lora import load_adapter
 from fewstep.errors import UserError
 from fewstep.files import check_finite, verify_tensors
+from fewstep.locations import is_address
 from fewstep.recipes import shipped_names
 from fewstep.runs.checkup import check_path, check_run
 from fewstep.runs.environment import check_environment
@@ -21,7 +22,6 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.inspect import inspect
 from fewstep.runs.requirements import check_recipe
 from fewstep.training.checkpoint import check_values, is_folder, look_at, place_of
-from fewstep.zoo.download import is_address
 
 _WEIGHTS = (".safetensors", ".pkl", ".pt")
 

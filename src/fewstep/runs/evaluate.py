@@ -23,6 +23,7 @@ from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.guidance import guided_samplers
+from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
 from fewstep.training import Silent, Watcher
 
@@ -58,7 +59,8 @@ def evaluate(
     draws = draws or choice.draws
     student, teacher = load(folder.path), load_teacher(folder.path)
     evaluator = build_evaluator(choice, build_data(recipe.data), device_of(student.model))
-    result: dict[str, Any] = {"teacher": {}, "student": {}}
+    watcher = watcher or Silent()
+    result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": measured_origins(folder, recipe, evaluator.data, watcher.say)}
     teacher_steps = teacher_steps or choice.teacher_steps
     jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
     jobs += [_Job("student", student, steps, result["student"]) for steps in student_steps or choice.student_steps]
@@ -70,7 +72,7 @@ def evaluate(
             for name, sampler in samplers.items():
                 steps = max(teacher_steps) if name == "teacher" else student.usual_steps
                 jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
-    _work_off(jobs, evaluator, draws, watcher or Silent())
+    _work_off(jobs, evaluator, draws, watcher)
     result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
     write_text(folder.evaluation, json.dumps(result, indent=2) + "\n")
     return result

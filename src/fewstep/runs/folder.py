@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.recipes import DistillRecipe, Recipe, load_recipe
+from fewstep.recipes import DistillRecipe, Recipe
+from fewstep.recipes.source import load_saved
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,16 @@ class RunFolder:
         """What ``evaluate`` found."""
         return self.path / "evaluation.json"
 
+    @property
+    def origins(self) -> Path:
+        """Checksums of what the run is made from."""
+        return self.path / "origins.json"
+
     def read_recipe(self) -> Recipe:
         """The recipe of an existing run; raises ``UserError`` when the folder is no run."""
         if not self.recipe.is_file():
-            raise UserError(f"{self.path}: is not a run folder (it has no recipe.yaml); give the folder that 'fewstep distill' wrote.")
-        return load_recipe(self.recipe)
+            raise UserError(f"{self.path.absolute()}: is not a run folder (it has no recipe.yaml); give the folder that 'fewstep distill' wrote.")
+        return load_saved(self.recipe)
 
     def read_distill_recipe(self) -> DistillRecipe:
         """The recipe of an existing distillation."""

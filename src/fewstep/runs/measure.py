@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from fewstep.caches import content_digest
 from fewstep.data import Dataset
 from fewstep.errors import UserError
 from fewstep.files import write_text
@@ -22,12 +23,15 @@ from fewstep.metrics.manifold import manifold_scores
 from fewstep.metrics.quality import BREADTH_ROWS
 from fewstep.metrics.reference import Reference, load_reference, save_reference
 from fewstep.random import Place
+from fewstep.recipes.origins import origins_of
 from fewstep.recipes.parts import build_data
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, load, load_teacher
 from fewstep.training import Silent, Watcher
+from fewstep.training.origins import DATA, Origins, difference, exchanged
 
 METRICS = ("fd", "kid", "is", "breadth", "accuracy")
 KERNEL_SUBSET = 1000
@@ -55,14 +59,18 @@ def measure_many(
     sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
     wanted = _wanted(metrics, space, bool(sampler.classes) and data.labels is not None)
     steps = sampler.usual_steps if steps is None else steps
-    stored = None if reference is None else _stored(reference, space, data)
+    origins = measured_origins(folder, recipe, data, watcher.say)
+    stored = None if reference is None else _stored(reference, space, data, origins["digests"])
     count = _data_count(data, wanted, stored is not None)
     with Crew(workers or Workers()) as crew:
         real = crew.gather(Job(folder.path, "data", count), watcher) if count else None
         generated = crew.gather(Job(folder.path, model, samples, steps), watcher)
     against = stored if stored is not None else Reference(real.moments.statistics()) if real is not None else None
-    origin = {"file": None if reference is None else str(reference), "count": None if against is None else against.statistics.count}
-    result = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": origin, **_numbers(wanted, generated, real, against, recipe.evaluation.seed)}
+    source = {"file": None if reference is None else str(reference), "count": None if against is None else against.statistics.count}
+    if reference is not None:
+        source |= {"sha256": content_digest(reference)}
+    described = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": source, "origins": origins}
+    result = {**described, **_numbers(wanted, generated, real, against, recipe.evaluation.seed)}
     write_text(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -76,7 +84,8 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
         raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")
     with Crew(workers or Workers()) as crew:
         gathered = crew.gather(Job(folder.path, "data", len(data)), watcher or Silent())
-    save_reference(Path(path), Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name))
+    origins = origins_of(recipe, ("data", "evaluation"), data)
+    save_reference(Path(path), Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins))
     return Path(path)
 
 
@@ -97,14 +106,17 @@ def _wanted(metrics: Collection[str] | None, space: FeatureSpace, conditional: b
 
 
 @torch.no_grad()
-def _stored(path: Path | str, space: FeatureSpace, data: Dataset) -> Reference:
-    """The reference, checked before anything is sampled."""
+def _stored(path: Path | str, space: FeatureSpace, data: Dataset, origins: Origins) -> Reference:
+    """The reference, checked before anything is sampled; its data may be others than the run's ``origins`` say."""
     found = load_reference(path)
     dimensions = space.extract(data.take(torch.zeros(1, dtype=torch.int64))).shape[1]
     if len(found.statistics.mean) != dimensions:
         raise UserError(f"{path}: holds statistics of {len(found.statistics.mean)} features, this run measures {dimensions}; take both from one feature space.")
     if found.space not in (None, space.name):
         raise UserError(f"{path}: holds statistics in the feature space '{found.space}', this run measures in '{space.name}'; write others by 'fewstep measure RUN --write-reference FILE'.")
+    for key in (key for key in exchanged(found.origins, origins) if key != DATA):
+        why = f"holds statistics in the features of another network than '{key}' names now ({difference(key, found.origins, origins)})"
+        raise UserError(f"{path}: {why}; write others by 'fewstep measure RUN --write-reference FILE'.")
     return found
 
 

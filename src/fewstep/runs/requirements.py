@@ -13,14 +13,13 @@ from torch import nn
 from fewstep.data.images import open_source, read_labels
 from fewstep.denoisers import load_model
 from fewstep.errors import UserError
+from fewstep.locations import absolute, folder_or_id, is_address
 from fewstep.networks.store import load_network
 from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
 from fewstep.recipes.distillation import check_parts
 from fewstep.runs.environment import EXTRAS, version_of
 from fewstep.runs.findings import Finding, note, ok, problem, refused
-from fewstep.zoo.download import cached_file, is_address, local_file
-
-_HUB = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+from fewstep.zoo.download import cached_file, local_file
 
 
 def check_recipe(source: Path | str) -> list[Finding]:
@@ -75,10 +74,12 @@ def _published(key: str, source: str, sha256: str | None) -> Finding:
 
 
 def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Finding:
-    if Path(choice.path).expanduser().is_dir():
-        return ok(key, f"{choice.path} is there.")
-    if not _HUB.fullmatch(choice.path):
-        return problem(key, f"{choice.path} is neither a folder nor an id of the hub such as 'google/ddpm-cifar10-32'.", f"Correct '{key}'.")
+    try:
+        found = folder_or_id(choice.path, "models")
+    except UserError as error:
+        return refused(key, error)
+    if Path(found).is_absolute():
+        return ok(key, f"{found} is there.")
     pinned = f"at {choice.revision}" if choice.revision else "at its newest revision"
     return note(key, f"{choice.path} is fetched from the hub {pinned}, unless it was before.", "" if choice.revision else "Set 'teacher.revision' to a commit, so that it stays the same.")
 
@@ -93,7 +94,7 @@ def _data(choice: config.DataChoice) -> Iterator[Finding]:
         yield _images(choice)
     elif isinstance(choice, config.HuggingFaceData):
         yield _library("data.kind: huggingface", "data", "datasets")
-        yield note("data.name", f"'{choice.name}' is fetched and turned into a zip in the cache folder when it is first used.")
+        yield _set_of_others(choice.name)
     elif isinstance(choice, config.WebDatasetData):
         yield _library("data.kind: webdataset", "data", "webdataset")
         yield _shards(choice.urls)
@@ -101,9 +102,18 @@ def _data(choice: config.DataChoice) -> Iterator[Finding]:
         yield ok("data", f"'{choice.kind}' needs no file.")
 
 
+def _set_of_others(name: str) -> Finding:
+    try:
+        found = folder_or_id(name, "data sets")
+    except UserError as error:
+        return refused("data.name", error)
+    fetched = "" if Path(found).is_absolute() else "fetched and "
+    return note("data.name", f"'{found}' is {fetched}turned into a zip in the cache folder when it is first used.")
+
+
 def _images(choice: config.ImagesData) -> Finding:
     try:
-        source = open_source(Path(choice.path))
+        source = open_source(Path(absolute(choice.path)))
         numbers, names = read_labels(source) if choice.labels else (None, ())
     except UserError as error:
         return refused("data.path", error)
@@ -119,7 +129,7 @@ def _shards(urls: str) -> Finding:
     # Which of a range of shards are there is seen when they are read; that there are none is seen now.
     found = glob.glob(re.sub(r"\{[^{}]*\}", "*", urls))
     if not found:
-        return problem("data.urls", f"no file is called {urls}.", "Correct 'data.urls'.")
+        return problem("data.urls", f"no file is called {absolute(urls)}.", "Correct 'data.urls'.")
     return ok("data.urls", f"{len(found)} shards are there.")
 
 
@@ -131,8 +141,8 @@ def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
         key = "evaluation.features.weights"
         if choice.weights is None:
             yield note(key, "Inception's weights are downloaded into torch's cache once.", f"Without a network fetch them elsewhere and set '{key}'.")
-        elif not Path(choice.weights).is_file():
-            yield problem(key, f"{choice.weights}: there is no such file.", f"Correct '{key}', or leave it out to download the weights.")
+        elif not Path(absolute(choice.weights)).is_file():
+            yield problem(key, f"{absolute(choice.weights)}: there is no such file.", f"Correct '{key}', or leave it out to download the weights.")
         else:
             yield ok(key, f"{choice.weights} is there.")
     else:
@@ -141,7 +151,7 @@ def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
 
 def _stored(key: str, source: str, load: Callable[[Path], nn.Module], remedy: str = "") -> Finding:
     """A file of ours, loaded to see that it is whole; of one in a run folder that is called as a recipe, that recipe is the remedy."""
-    path = Path(source)
+    path = Path(absolute(source))
     if not path.is_file():
         maker = path.parent.name
         made = f"Make it by 'fewstep pretrain {maker}', or correct '{key}'." if maker in shipped_names() else f"Correct '{key}'."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from fewstep.errors import UserError
+from fewstep.training.origins import Origins
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class Settings:
     checkpoints stay. ``checkpoints``: one file, shards (``sharded``), or shards written in the background; None is shards where networks are sharded and a file elsewhere. ``mode`` and
     ``replicas``: how several processes share the networks (see ``layout``). ``run``: what tells this run's checkpoints from another's; nothing for any. ``device``:
     where the loop works; None is where the networks are. They are elsewhere only until they are sharded.
+    ``origins``: checksums of what the run is made from, which checkpoints keep.
     """
 
     batch: int = 64
@@ -42,6 +44,7 @@ class Settings:
     checkpoints: Literal["file", "shards", "background"] | None = None
     run: str = ""
     device: torch.device | None = None
+    origins: Origins = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch", "log_every", "checkpoint_every", "keep", "accumulate", "replicas"):

@@ -40,6 +40,7 @@ from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.log import Log
 from fewstep.training.monitors import Monitor
 from fewstep.training.optimizer import step_unless
+from fewstep.training.origins import check_origins
 from fewstep.training.phase import Phase, Stage, Term, build_optimizers, named_networks, used_modules
 from fewstep.training.progress import Silent, Watcher
 from fewstep.training.reports import Report, Soundness
@@ -345,6 +346,7 @@ class Trainer:
         self._check_finite(tensors, {"stateful": stateful})
         state = {
             "run": self.settings.run,
+            "origins": dict(self.settings.origins),
             "progress": vars(self.progress),
             "sums": self._sums,
             "recent": self._recent,
@@ -371,6 +373,7 @@ class Trainer:
                 self.watcher.say("there is no checkpoint to resume from: starting from the beginning.")
             return None
         state = found.state
+        check_origins(f"the newest checkpoint in {self._saver.checkpoints.folder}", state.get("origins", {}), self.settings.origins, self.watcher.say)
         self.progress = Progress(**state["progress"])
         self._saver.checkpoints.remove_after(self.progress.step)
         self._warn_if_not_exact(state)

@@ -14,7 +14,7 @@ What a scheduler does besides (clipping x0, its grid and rule of sampling) is a 
 from __future__ import annotations
 
 import json
-import re
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs, freeze
 from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
+from fewstep.locations import folder_or_id
 from fewstep.networks import build
 from fewstep.networks.store import load_strictly
 from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V
@@ -58,13 +59,25 @@ def load(source: str | Path, revision: str | None = None) -> NetworkDenoiser:
     return freeze(NetworkDenoiser(network, schedule, prediction, inputs, _shape(arguments, inner / "config.json"), arguments.get("num_class_embeds") or 0))
 
 
+def files_of(source: str | Path, revision: str | None = None) -> dict[str, Path]:
+    """The files of the network and of its scheduler, by names that do not say where the folder is.
+
+    Raises ``UserError`` as it does.
+    """
+    folder = _folder(source, revision)
+    inner = folder / "unet" if (folder / "unet").is_dir() else folder
+    found = {path.name: path for pattern in ("config.json", "*.safetensors", "*.index.json") for path in inner.glob(pattern)}
+    for path in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
+        if path.is_file():
+            found["scheduler"] = path
+    return found
+
+
 def _folder(source: str | Path, revision: str | None) -> Path:
     """A local folder, or the hub's snapshot."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", str(source)):
-        raise UserError(f"{source}: is neither a folder nor an id of the hub such as 'google/ddpm-cifar10-32'; check the path.")
+    found = folder_or_id(str(source), "models")
+    if os.path.isabs(found):
+        return Path(found)
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

@@ -10,6 +10,7 @@ import torch
 
 from fewstep.caches import cache_folder
 from fewstep.errors import UserError
+from fewstep.locations import absolute, is_address
 
 
 def local_file(source: str | Path, sha256: str | None = None) -> Path:
@@ -17,7 +18,7 @@ def local_file(source: str | Path, sha256: str | None = None) -> Path:
 
     Raises ``UserError`` when there is no such file, it cannot be fetched, or its SHA-256 is not ``sha256`` (64 hexadecimal digits; None accepts any).
     """
-    path = _fetched(str(source)) if is_address(source) else Path(source).expanduser()
+    path = _fetched(str(source)) if is_address(source) else Path(absolute(str(source)))
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path.")
     if sha256 is not None and file_digest(path) != sha256.lower():
@@ -29,11 +30,6 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def is_address(source: str | Path) -> bool:
-    """Whether a source is an address and not a path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(source)) is not None
 
 
 def cached_file(url: str) -> Path:

@@ -36,6 +36,7 @@ from fewstep.recipes.config.base import (
     Few,
     L1Distance,
     LogNormal,
+    Names,
     Optimizer,
     PerceptualDistance,
     Positive,
@@ -50,6 +51,7 @@ from fewstep.recipes.config.base import (
     Steps,
     TimesChoice,
     Uniform,
+    marks_of,
 )
 from fewstep.recipes.config.data import DataChoice, DigitsData, HuggingFaceData, ImagesData, MixtureData, WavesData, WebDatasetData
 from fewstep.recipes.config.models import ClassifierChoice, ClassifierModel, DenoiserModel, DenoisingNetwork, FastGANChoice, GeneratorModel, ImageCriticChoice
@@ -96,6 +98,7 @@ __all__ = [
     "LogNormal",
     "LowRankStudent",
     "MixtureData",
+    "Names",
     "NetworkStudent",
     "NotReflected",
     "NvidiaTeacher",
@@ -134,4 +137,5 @@ __all__ = [
     "UsualStates",
     "WavesData",
     "WebDatasetData",
+    "marks_of",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.recipes.config.base import MOST, Count, Few, Optimizer, Positive, Section, Seed, Share, Steps
+from fewstep.recipes.config.base import MOST, Count, Few, Optimizer, Positive, Section, Seed, Share, Steps, WeightsPath
 from fewstep.recipes.config.models import DenoisingNetwork, FastGANChoice
 
 
@@ -32,7 +32,7 @@ class NetworkStudent(Section):
 
     kind: Literal["network"]
     network: DenoisingNetwork
-    start: str | None = None
+    start: WeightsPath | None = None
     first_sigma: Positive = 2.5
     seed: Seed = 0
 
@@ -45,14 +45,14 @@ class LatentStudent(Section):
     width: Count = 64
     depth: Count = 3
     seed: Seed = 0
-    start: str | None = None
+    start: WeightsPath | None = None
 
 
 class FastGANStudent(FastGANChoice):
     """FastGAN's generator, which knows no noise levels (App. A.2). ``start``: as of 'latent-mlp'; the model of a pretraining by GAN is one."""
 
     seed: Seed = 0
-    start: str | None = None
+    start: WeightsPath | None = None
 
 
 StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | LatentStudent | FastGANStudent, Field(discriminator="kind")]

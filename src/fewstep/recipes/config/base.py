@@ -5,9 +5,15 @@ A number of steps that is a share of the whole run is marked ``Share``: overridi
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+from fewstep.locations import Hub
 
 
 class Section(BaseModel):
@@ -19,6 +25,31 @@ class Section(BaseModel):
 class Share:
     """Marks a count of steps that keeps its proportion to ``training.steps``."""
 
+
+@dataclass(frozen=True)
+class Names:
+    """Marks a field whose value names what lies outside the recipe.
+
+    ``weights``: a file or folder of them; ``shipped``: weights in this package, by name; ``data``:
+    images, a data set or shards; ``recipe``: another recipe. A value may be an address, or an id of
+    ``hub`` where that is given. By this mark paths are found (``recipes.places``), and what a
+    checksum is taken of (``recipes.origins``). ``file``: the name of what ships, where it is not the
+    value.
+    """
+
+    what: Literal["weights", "shipped", "data", "recipe"]
+    hub: Hub | None = None
+    file: str | None = None
+
+
+def marks_of(field: FieldInfo) -> Iterator[Any]:
+    """What a field is annotated with, also where the annotation is of one of its alternatives."""
+    yield from field.metadata
+    for part in typing.get_args(field.annotation):
+        yield from getattr(part, "__metadata__", ())
+
+
+WeightsPath = Annotated[str, Names("weights")]
 
 MOST = 99_999_999
 """Of anything that is counted: a checkpoint's name has eight digits."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fewstep.data.archive import MOST_CLASSES
-from fewstep.recipes.config.base import Few, Section, Seed
+from fewstep.recipes.config.base import Few, Names, Section, Seed
 
 _MOST_VALUES = 2**24
 
@@ -40,7 +40,7 @@ class ImagesData(_ImageSet):
     """
 
     kind: Literal["images"]
-    path: str
+    path: Annotated[str, Names("data")]
     labels: bool = True
     channels: Literal[1, 3] = 3
     classes: int | None = Field(None, ge=0, le=MOST_CLASSES)
@@ -50,7 +50,7 @@ class HuggingFaceData(_ImageSet):
     """An image set of the Hugging Face hub or a local folder of one, by the columns ``image`` and ``label`` (null for no classes). ``revision``: of the set, null for the newest."""
 
     kind: Literal["huggingface"]
-    name: str
+    name: Annotated[str, Names("data", hub="data sets")]
     split: str = "train"
     image: str = "image"
     label: str | None = None
@@ -61,7 +61,7 @@ class WebDatasetData(_ImageSet):
     """WebDataset shards at ``urls``, paths or http addresses with braces (``train-{000..099}.tar``). ``label``: extension of the file with the class's number (``cls``), null for none."""
 
     kind: Literal["webdataset"]
-    urls: str
+    urls: Annotated[str, Names("data")]
     label: str | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.recipes.config.base import Count, Few, Positive, Section, Seed, SolverChoice
+from fewstep.recipes.config.base import Count, Few, Names, Positive, Section, Seed, SolverChoice, WeightsPath
 
 
 class HalfLifeAverage(Section):
@@ -56,7 +56,7 @@ class Distributed(Section):
 
 
 class DigitFeatures(Section):
-    kind: Literal["digits-features"]
+    kind: Annotated[Literal["digits-features"], Names("shipped")]
 
 
 class FourierFeatures(Section):
@@ -70,14 +70,14 @@ class ClassifierFeatures(Section):
     """``path``: a network file that ``fewstep pretrain`` wrote for a classifier; its last hidden layer is the space, and it judges classes."""
 
     kind: Literal["classifier"]
-    path: str
+    path: WeightsPath
 
 
 class InceptionFeatures(Section):
     """Inception's 2,048 features, in which published distances are; needs the ``metrics`` extra. ``weights``: torch-fidelity's file, downloaded once unless given."""
 
     kind: Literal["inception"]
-    weights: str | None = None
+    weights: WeightsPath | None = None
 
 
 FeaturesChoice = Annotated[DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures, Field(discriminator="kind")]

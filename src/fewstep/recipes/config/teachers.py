@@ -8,21 +8,21 @@ from pydantic import Field, field_validator
 
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.networks.edm import SETTINGS
-from fewstep.recipes.config.base import Section, Seed
+from fewstep.recipes.config.base import Names, Section, Seed, WeightsPath
 from fewstep.recipes.config.models import DenoiserModel
 
 
 class ShippedTeacher(Section):
     kind: Literal["shipped"]
-    name: Literal["digits", "mixture2d"]
+    name: Annotated[Literal["digits", "mixture2d"], Names("shipped")]
 
 
 class FileTeacher(Section):
     """A model file that ``fewstep pretrain`` wrote; ``recipe``: the one that makes it, so that a run can be planned without the file."""
 
     kind: Literal["file"]
-    path: str
-    recipe: str | None = None
+    path: WeightsPath
+    recipe: Annotated[str, Names("recipe")] | None = None
 
 
 class UntrainedTeacher(Section):
@@ -38,7 +38,7 @@ class _Published(Section):
     holds, and ``classes`` how many classes it knows: so that a run can be planned without the file, which is checked against them.
     """
 
-    path: str
+    path: WeightsPath
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     network: str
     classes: int = Field(0, ge=0, le=MOST_CLASSES)
@@ -72,7 +72,7 @@ class DiffusersTeacher(Section):
     """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``."""
 
     kind: Literal["diffusers"]
-    path: str
+    path: Annotated[str, Names("weights", hub="models")]
     revision: str | None = None
 
 
