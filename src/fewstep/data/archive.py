@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fewstep.caches import content_digest
 from fewstep.data.pixels import SUFFIXES, encode
 from fewstep.errors import UserError
 from fewstep.files import replacing
@@ -49,6 +50,10 @@ class Source(Protocol):
     @abc.abstractmethod
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """SHA-256 over the content of its files as they are now, 64 hexadecimal digits."""
 
 
 class _Opened(threading.local):
@@ -78,6 +83,9 @@ class Archive(Source):
 
     def has(self, name: str) -> bool:
         return name in self._sizes
+
+    def digest(self) -> str:
+        return content_digest(self.path)
 
     def read(self, name: str) -> bytes:
         if self._sizes[name] > _MOST_BYTES:

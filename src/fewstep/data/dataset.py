@@ -9,9 +9,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fewstep.files import digest_of
 
 
 class Dataset(abc.ABC):
@@ -35,6 +39,15 @@ class Dataset(abc.ABC):
     @abc.abstractmethod
     def take(self, index: Tensor) -> Tensor:
         """The samples (n, *D), float32, at ``index`` (n,) int64 in [0, N); an index may repeat."""
+
+    @property
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """SHA-256, 64 hexadecimal digits, over what decides samples, labels, range and classes.
+
+        It follows the content: another path is the same set, another content under the same path is
+        another set. Files are read for it when it is first asked; the digest is remembered.
+        """
 
     def subset(self, index: Tensor) -> Dataset:
         """The data set of the samples at ``index`` (n,), in that order, with the same classes and range."""
@@ -68,7 +81,11 @@ class Dataset(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Dataset):
-    """All ``samples`` (N, *D), float32, as a tensor."""
+    """All ``samples`` (N, *D), float32, as a tensor.
+
+    ``origin``: what samples that are computed are a function of, a text. The identity is then that
+    text's, since the last bits of a cosine differ between processors.
+    """
 
     samples: Tensor
     labels: Tensor | None
@@ -76,6 +93,15 @@ class InMemory(Dataset):
     low: float = -1.0
     high: float = 1.0
     names: tuple[str, ...] = ()
+    origin: str = ""
+
+    @cached_property
+    def identity(self) -> str:
+        if self.origin:
+            made = {"origin": self.origin, "shape": list(self.samples.shape)}
+        else:
+            made = {"samples": digest_of({"samples": self.samples}, {})}
+        return digest_of(_labels_of(self), {"kind": "in memory", **made, **_reading_of(self)})
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -100,6 +126,11 @@ class Subset(Dataset):
     high: float
     names: tuple[str, ...] = ()
 
+    @cached_property
+    def identity(self) -> str:
+        what = {"kind": "subset", "of": self.data.identity, **_reading_of(self)}
+        return digest_of({"index": self.index, **_labels_of(self)}, what)
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -109,3 +140,12 @@ class Subset(Dataset):
 
     def take(self, index: Tensor) -> Tensor:
         return self.data.take(self.index[index])
+
+
+def _labels_of(data: Dataset) -> dict[str, Tensor]:
+    return {} if data.labels is None else {"labels": data.labels}
+
+
+def _reading_of(data: Dataset) -> dict[str, Any]:
+    span = None if isinstance(data, InMemory) and data.origin else [data.low, data.high]
+    return {"classes": data.classes, "names": list(data.names), "range": span}

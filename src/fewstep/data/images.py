@@ -6,7 +6,10 @@ a set has then been looked at before the first step.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.caches import content_digest
 from fewstep.data.archive import METADATA, MOST_CLASSES, Archive, Source, read_json
 from fewstep.data.dataset import Dataset
-from fewstep.data.pixels import SUFFIXES, decode, pixels_of, squared
+from fewstep.data.pixels import READING, SUFFIXES, decode, pixels_of, squared
 from fewstep.errors import UserError
+from fewstep.files import digest_of
 
 CACHED_BYTES = 2**29
 
@@ -32,6 +37,12 @@ class Folder(Source):
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
+
+    def digest(self) -> str:
+        sha = hashlib.sha256(b"images\n")
+        for name in self.names:
+            sha.update(os.fsencode(name) + b"\0" + content_digest(self.path / name).encode() + b"\n")
+        return sha.hexdigest()
 
     def read(self, name: str) -> bytes:
         try:
@@ -57,6 +68,13 @@ class Images(Dataset):
     pixels: Tensor | None = None
     low: float = -1.0
     high: float = 1.0
+
+    @cached_property
+    def identity(self) -> str:
+        tensors = {} if self.labels is None else {"labels": self.labels}
+        source = {"kind": "images", "rules": READING, "source": self.source.digest()}
+        reading = {"channels": self.channels, "size": self.size, "sides": list(self.sides)}
+        return digest_of(tensors, {**source, **reading, "classes": self.classes, "names": list(self.names)})
 
     def __len__(self) -> int:
         return len(self.source.names)

@@ -31,4 +31,7 @@ def sampled(mixture: GaussianMixture, count: int, seed: int = 0) -> InMemory:
     """``count`` samples of a mixture as a data set without classes; its range is the samples' own."""
     samples, _ = mixture.sample(count, Place(seed, "mixture-data"))
     bound = float(samples.abs().max())
-    return InMemory(samples, None, 0, -bound, bound)
+    parts = torch.cat([mixture.weights[:, None], mixture.means, mixture.variances], dim=1)
+    # Rounded: the last bits of what made the parts may differ between processors, as the samples' do.
+    origin = f"mixture, seed {seed}: " + " ".join(f"{value:.9g}" for value in parts.flatten().tolist())
+    return InMemory(samples, None, 0, -bound, bound, origin=origin)

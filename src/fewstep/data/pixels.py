@@ -19,6 +19,9 @@ from fewstep.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+READING = 2
+"""The version of the rules below. It is raised when a file's bytes become other pixels than before, so
+that nothing that was read by older rules is taken for the same."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"})
 # With the copies that are made on the way to an array, some 16 bytes each.
 MAX_PIXELS = 2**25

@@ -24,4 +24,5 @@ def waves(shape: tuple[int, int, int], classes: int, count: int, seed: int = 0) 
     rows = torch.arange(height, dtype=torch.float64).reshape(height, 1) / height
     columns = torch.arange(width, dtype=torch.float64) / width
     turns = frequencies[..., 0, None, None] * rows + frequencies[..., 1, None, None] * columns + phases
-    return InMemory(torch.cos(2 * math.pi * turns).mean(dim=2).float(), labels if classes else None, classes)
+    samples = torch.cos(2 * math.pi * turns).mean(dim=2).float()
+    return InMemory(samples, labels if classes else None, classes, origin=f"waves {channels} x {height} x {width}, seed {seed}")
