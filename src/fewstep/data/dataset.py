@@ -97,11 +97,9 @@ class InMemory(Dataset):
 
     @cached_property
     def identity(self) -> str:
-        if self.origin:
-            made = {"origin": self.origin, "shape": list(self.samples.shape)}
-        else:
-            made = {"samples": digest_of({"samples": self.samples}, {})}
-        return digest_of(_labels_of(self), {"kind": "in memory", **made, **_reading_of(self)})
+        samples = {} if self.origin else {"samples": self.samples}
+        made = {"kind": "in memory", "origin": self.origin, "shape": list(self.samples.shape)}
+        return digest_of({**samples, **_labels_of(self)}, {**made, **_reading_of(self)})
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.caches import content_digest
 from fewstep.data.archive import METADATA, MOST_CLASSES, Archive, Source, read_json
 from fewstep.data.dataset import Dataset
-from fewstep.data.pixels import READING, SUFFIXES, decode, pixels_of, squared
+from fewstep.data.pixels import SUFFIXES, decode, pixels_of, reading_rules, squared
 from fewstep.errors import UserError
 from fewstep.files import digest_of
 
@@ -72,7 +72,7 @@ class Images(Dataset):
     @cached_property
     def identity(self) -> str:
         tensors = {} if self.labels is None else {"labels": self.labels}
-        source = {"kind": "images", "rules": READING, "source": self.source.digest()}
+        source = {"kind": "images", "rules": reading_rules(), "source": self.source.digest()}
         reading = {"channels": self.channels, "size": self.size, "sides": list(self.sides)}
         return digest_of(tensors, {**source, **reading, "classes": self.classes, "names": list(self.names)})
 
