@@ -66,6 +66,10 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     plain = open_images(tmp_path, labels=False)
     assert plain.labels is None
     assert plain.classes == 0
+    assert images.passed_over.as_json() == {
+        "hidden files or folders": {"count": 1, "example": ".thumbs.png"},
+        "files whose suffix is none of .bmp, .jpeg, .jpg, .png, .ppm, .webp": {"count": 1, "example": "dog/notes.txt"},
+    }
     (tmp_path / "stray.png").write_bytes(png(picture(9)))
     with pytest.raises(UserError, match=r"'stray.png' lies beside the sub-folders that name the classes; move it"):
         open_images(tmp_path)

@@ -26,6 +26,8 @@ class Dataset(abc.ABC):
     low: float
     high: float
     names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """Sentences that are worth a line when the set is used: what was passed over, and how classes were found."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
