@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.files import write_alone
@@ -33,38 +35,106 @@ def content_digest(path: Path | str) -> str:
     Links are followed; a link to a folder that contains it ends there. Raises ``UserError`` naming what cannot be read.
     """
     path = Path(path).expanduser().absolute()
+    with _said(path):
+        if not path.is_dir():
+            return _of_file(path)
+        with _remembered(path) as digest_of:
+            return _of_folder(path, (), digest_of)
+
+
+def content_digests(folder: Path | str, names: Iterable[str]) -> list[str]:
+    """The SHA-256 of each named file of a folder; what is remembered of them is one file of the cache. Raises as ``content_digest`` does."""
+    folder = Path(folder).expanduser().absolute()
+    with _said(folder), _remembered(folder) as digest_of:
+        return [digest_of(folder / name) for name in names]
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
     try:
-        return _of_folder(path, ()) if path.is_dir() else _of_file(path)
+        yield
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"{error.filename or path}: cannot be read ({why}); check the path and its permissions.") from error
 
 
-def _of_folder(folder: Path, above: tuple[Path, ...]) -> str:
+def _of_folder(folder: Path, above: tuple[Path, ...], digest_of: Callable[[Path], str]) -> str:
     real = folder.resolve()
     if real in above:
         return "loop"
     sha = hashlib.sha256(b"folder\n")
     for entry in sorted(folder.iterdir(), key=lambda entry: os.fsencode(entry.name)):
-        digest = _of_folder(entry, (*above, real)) if entry.is_dir() else _of_file(entry)
+        digest = _of_folder(entry, (*above, real), digest_of) if entry.is_dir() else digest_of(entry)
         sha.update(os.fsencode(entry.name) + b"\0" + digest.encode() + b"\n")
     return sha.hexdigest()
 
 
+@contextlib.contextmanager
+def _remembered(folder: Path) -> Iterator[Callable[[Path], str]]:
+    """What gives the digests of a folder's files, all of which are remembered in one file of the cache."""
+    memory = _memory(folder)
+    known = _read(memory).get("files", {})
+    known = known if isinstance(known, dict) else {}
+    found: dict[str, list[int | str]] = {}
+
+    def digest_of(path: Path) -> str:
+        name, before = str(path.relative_to(folder)), _marks(path)
+        entry = known.get(name)
+        if isinstance(entry, list) and entry[:-1] == before and _is_digest(entry[-1]):
+            found[name] = entry
+            return str(entry[-1])
+        digest, settled = _digest(path, before)
+        if settled:
+            found[name] = [*before, digest]
+        return digest
+
+    yield digest_of
+    if any(known.get(name) != entry for name, entry in found.items()):
+        _write(memory, {"of": str(folder), "files": {**known, **found}})
+
+
 def _of_file(path: Path) -> str:
-    before = path.stat()
-    known = [str(path), before.st_size, before.st_mtime_ns, before.st_ino]
-    memory = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        entry = json.loads(memory.read_text(encoding="utf-8"))
-        if entry["of"] == known and len(entry["sha256"]) == 64:
-            return str(entry["sha256"])
+    before = _marks(path)
+    known, memory = [str(path), *before], _memory(path)
+    entry = _read(memory)
+    if entry.get("of") == known and _is_digest(entry.get("sha256")):
+        return str(entry["sha256"])
+    digest, settled = _digest(path, before)
+    if settled:
+        _write(memory, {"of": known, "sha256": digest})
+    return digest
+
+
+def _marks(path: Path) -> list[int | str]:
+    """What changes with a file's content: its size, the time of its change, its inode."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def _digest(path: Path, before: list[int | str]) -> tuple[str, bool]:
+    """The SHA-256 of a file, and whether what was seen of it before will tell a later change."""
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    after = path.stat()
-    unchanged = (after.st_size, after.st_mtime_ns, after.st_ino) == tuple(known[1:])
-    if unchanged and time.time_ns() - after.st_mtime_ns > _SETTLED_NS:
-        # A cache folder that cannot be written costs time, and no result.
-        with contextlib.suppress(UserError, OSError):
-            write_alone(memory, json.dumps({"of": known, "sha256": digest}).encode())
-    return digest
+    after = _marks(path)
+    return digest, after == before and time.time_ns() - int(after[1]) > _SETTLED_NS
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
+
+
+def _memory(path: Path) -> Path:
+    return cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+
+
+def _read(memory: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        entry = json.loads(memory.read_text(encoding="utf-8"))
+        return entry if isinstance(entry, dict) else {}
+    return {}
+
+
+def _write(memory: Path, entry: dict[str, Any]) -> None:
+    # A cache folder that cannot be written costs time, and no result.
+    with contextlib.suppress(UserError, OSError):
+        write_alone(memory, json.dumps(entry).encode())

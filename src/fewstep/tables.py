@@ -48,6 +48,7 @@ def images_table(described: dict[str, Any]) -> str:
     channels, height, width = described["shape"]
     lines = [f"{described['path']}: {described['images']} images of {width} x {height}, {'RGB' if channels == 3 else 'grey'}, {len(described['classes']) or 'no'} classes"]
     lines += [f"  {each['images']:>7} {one_line(each['name'])}" for each in described["classes"]]
+    lines += [one_line(remark) for remark in described.get("remarks", [])]
     return "\n".join([*lines, *([described["sheet"]] if "sheet" in described else [])])
 
 

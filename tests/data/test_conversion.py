@@ -46,11 +46,11 @@ def test_rows_and_shards_give_the_same_images_as_files(tmp_path):
         (lambda: from_rows([{"img": 1}], "image", None, "set"), r"set: row 0 has no column 'image'; it has img"),
         (lambda: from_rows([{"image": "text"}], "image", None, "set"), r"set: row 0: column 'image' holds no image"),
         (lambda: from_rows([{"image": {"bytes": b"x"}}], "image", None, "set"), r"set: row 0: is no readable PNG"),
-        (lambda: from_rows([{"image": {"bytes": b""}, "label": -1}], "image", "label", "set"), r"set: row 0: the class is -1, not a number from 0"),
+        (lambda: from_rows([{"image": {"bytes": b""}, "label": -1}], "image", "label", "set"), r"set: row 0: the class is -1, not a whole number from 0"),
         (lambda: from_shards([{"__key__": "k", "txt": b""}], None, "s.tar"), r"s\.tar: sample 'k' has 0 images, not one"),
         (lambda: from_shards([{"__key__": "k", "png": b"", "jpg": b""}], None, "s.tar"), r"sample 'k' has 2 images, not one"),
         (lambda: from_shards([{"__key__": "k", "png": b""}], "cls", "s.tar"), r"sample 'k' has no '\.cls'"),
-        (lambda: from_shards([{"__key__": "k", "png": b"", "cls": b"dog"}], "cls", "s.tar"), r"the class is b'dog', not a number"),
+        (lambda: from_shards([{"__key__": "k", "png": b"", "cls": b"dog"}], "cls", "s.tar"), r"the class is b'dog', not a whole number"),
         (lambda: [Record(png(picture(0)), None, "a"), Record(png(picture(0, 5, 4)), None, "b")], r"b: has 4 x 5 pixels, the first image 4 x 4; give a size"),
     ],
 )

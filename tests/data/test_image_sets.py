@@ -66,6 +66,10 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     plain = open_images(tmp_path, labels=False)
     assert plain.labels is None
     assert plain.classes == 0
+    assert images.passed_over.as_json() == {
+        "hidden files or folders": {"count": 1, "example": ".thumbs.png"},
+        "files whose suffix is none of .bmp, .jpeg, .jpg, .png, .ppm, .webp": {"count": 1, "example": "dog/notes.txt"},
+    }
     (tmp_path / "stray.png").write_bytes(png(picture(9)))
     with pytest.raises(UserError, match=r"'stray.png' lies beside the sub-folders that name the classes; move it"):
         open_images(tmp_path)
@@ -123,10 +127,6 @@ def _flipped(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def _sixteen_bit(path: Path) -> None:
-    zipped(path, {"a.png": png(np.full((4, 4), 40_000, dtype=np.uint16))})
-
-
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
@@ -138,7 +138,6 @@ def _sixteen_bit(path: Path) -> None:
         (_twice, r"holds two entries of one name"),
         (_truncated, r"is no readable zip .*cut short"),
         (_flipped, r"entry '00000/img00000000\.png' cannot be read .*damaged"),
-        (_sixteen_bit, r"'a\.png': has pixels of kind 'I;16', not 8 bits a channel"),
         ({"a.png": b"MZ no picture"}, r"'a\.png': is no readable PNG, JPEG"),
         ({"a.png": png(picture(0, 40, 40))[:-600]}, r"'a\.png': is no readable PNG, JPEG"),
         ({"a.png": b""}, r"'a\.png': is no readable PNG, JPEG"),

@@ -1,13 +1,16 @@
 r"""Where the files of an image set come from, and the zip that EDM keeps one in (Karras et al. 2022, ``dataset_tool.py``).
 
-The zip holds PNGs, stored and not compressed, as ``00000/img00000000.png``, and a ``dataset.json``:
+The zip that is written holds PNGs, stored and not compressed, as ``00000/img00000000.png``, and a ``dataset.json``:
 
     {"labels": [["00000/img00000000.png", 6], ...], "classes": ["frog", ...]}
 
-``labels`` is null for a set without classes; the order of images is that of their names. The key ``classes`` (names of classes) is ours, and EDM's reader passes over it.
+``labels`` is null for a set without classes; the order of images is that of their names. The key ``classes`` (names of
+classes) is ours, and EDM's reader passes over it.
 
-Nothing is ever extracted, yet a zip with names that leave it (``../``, absolute, links) is refused: it was not made for this. Reading is bounded by what is asked for, not by
-what an entry claims. An open zip has one position in its file, which a forked process would share; each process and thread therefore opens its own.
+Any other zip of images is read as the folder that it was made of (see ``tree``). Nothing is ever extracted, yet a zip with
+names that leave it (``../``, absolute, links) is refused: it was not made for this. Reading is bounded by what is asked for,
+not by what an entry claims. An open zip has one position in its file, which a forked process would share; each process and
+thread therefore opens its own.
 """
 
 from __future__ import annotations
@@ -24,24 +27,26 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fewstep.caches import content_digest
-from fewstep.data.pixels import SUFFIXES, encode
+from fewstep.data.pixels import encode
+from fewstep.data.tree import METADATA, Tree, tree_of
 from fewstep.errors import UserError
 from fewstep.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-METADATA = "dataset.json"
 MOST_CLASSES = 100_000
-_MOST_BYTES = 2**28
+MOST_BYTES = 2**28
 _MOST_JSON = 2**27
 
 
 class Source(Protocol):
-    """A collection of named files: ``names`` of its images in order, and any file's bytes by name."""
+    """A collection of named files: ``names`` of its images in order, and any file's bytes by name; ``packed``: whether it is an archive."""
 
     path: Path
     names: tuple[str, ...]
+    tree: Tree
+    packed: bool
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:
@@ -70,28 +75,32 @@ class Archive(Source):
     def __init__(self, path: Path):
         self.path = Path(path)
         self._opened = _Opened()
+        self.packed = True
         entries = self._zip().infolist()
         for entry in entries:
             _check(entry, self.path)
-        self._sizes = {entry.filename: entry.file_size for entry in entries}
-        if len(self._sizes) < len(entries):
+        self._entries = {_shown(entry): entry for entry in entries}
+        if len(self._entries) < len(entries):
             raise UserError(f"{self.path}: holds two entries of one name; write the zip anew with 'fewstep data zip'.")
-        self.names = tuple(sorted(name for name in self._sizes if PurePosixPath(name).suffix.lower() in SUFFIXES))
+        files = [name for name in self._entries if not name.endswith("/")]
+        self.tree = tree_of(files, _folders(self._entries), unwrap=METADATA not in self._entries)
+        self.names = self.tree.names
 
     def __reduce__(self) -> tuple[type[Archive], tuple[Path]]:
         return Archive, (self.path,)
 
     def has(self, name: str) -> bool:
-        return name in self._sizes
+        return name in self._entries
 
     def digest(self) -> str:
         return content_digest(self.path)
 
     def read(self, name: str) -> bytes:
-        if self._sizes[name] > _MOST_BYTES:
-            raise UserError(f"{self.path}: entry '{name}' claims {self._sizes[name]:,} bytes, more than a file here may have ({_MOST_BYTES:,}); leave it out.")
+        entry = self._entries[name]
+        if entry.file_size > MOST_BYTES:
+            raise UserError(f"{self.path}: entry '{name}' claims {entry.file_size:,} bytes, more than a file here may have ({MOST_BYTES:,}); leave it out.")
         try:
-            return self._zip().read(name)
+            return self._zip().read(entry)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{self.path}: entry '{name}' cannot be read ({error}); the zip is damaged or encrypted, restore it from a copy.") from error
 
@@ -111,6 +120,21 @@ def _check(entry: zipfile.ZipInfo, path: Path) -> None:
         raise UserError(f"{path}: entry '{entry.filename}' names a place outside the zip; nobody who packs images does that, get the zip from elsewhere.")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise UserError(f"{path}: entry '{entry.filename}' is a link; pack the image itself.")
+
+
+def _shown(entry: zipfile.ZipInfo) -> str:
+    """An entry's name. macOS writes UTF-8 without saying so, which the format then takes for an old code page."""
+    if entry.flag_bits & 0x800 or entry.filename.isascii():
+        return entry.filename
+    try:
+        return entry.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return entry.filename
+
+
+def _folders(names: Iterable[str]) -> set[str]:
+    """All folders that the names name or lie in."""
+    return {parent.as_posix() for name in names for parent in (PurePosixPath(name + "x" if name.endswith("/") else name).parents) if parent.parts}
 
 
 def read_json(source: Source, name: str) -> Any:
@@ -140,7 +164,8 @@ def write_archive(path: Path, pictures: Iterable[tuple[Picture, int | None]], cl
         whole = all(label is not None for _, label in labels)
         metadata = {"labels": labels if whole else None, **({"classes": list(classes)} if classes and whole else {})}
         for name, value in {METADATA: metadata, **(more or {})}.items():
-            archive.writestr(_entry(name), json.dumps(value, ensure_ascii=False))
+            # A name that is not UTF-8 has characters that only JSON's own escapes can say.
+            archive.writestr(_entry(name), json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     return len(labels)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fewstep import distributed
 from fewstep.data.archive import MOST_CLASSES, write_archive
+from fewstep.data.labels import class_number
 from fewstep.data.pixels import SUFFIXES, decode, squared
 from fewstep.errors import UserError
 from fewstep.files import locked
@@ -102,13 +103,7 @@ def from_shards(samples: Iterable[Mapping[str, Any]], label: str | None, where: 
 
 
 def _class(value: Any, where: str) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number < MOST_CLASSES:
-        raise UserError(f"{where}: the class is {value!r:.40}, not a number from 0 to {MOST_CLASSES - 1}; set 'data.label' to another, or to null.")
-    return number
+    return class_number(value, lambda: UserError(f"{where}: the class is {value!r:.40}, not a whole number from 0 to {MOST_CLASSES - 1}; set 'data.label' to another, or to null."))
 
 
 def huggingface(folder: Path, name: str, split: str, image: str, label: str | None, revision: str | None, size: int | None) -> Path:

@@ -26,6 +26,8 @@ class Dataset(abc.ABC):
     low: float
     high: float
     names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """Sentences that are worth a line when the set is used: what was passed over, and how classes were found."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -97,11 +99,9 @@ class InMemory(Dataset):
 
     @cached_property
     def identity(self) -> str:
-        if self.origin:
-            made = {"origin": self.origin, "shape": list(self.samples.shape)}
-        else:
-            made = {"samples": digest_of({"samples": self.samples}, {})}
-        return digest_of(_labels_of(self), {"kind": "in memory", **made, **_reading_of(self)})
+        samples = {} if self.origin else {"samples": self.samples}
+        made = {"kind": "in memory", "origin": self.origin, "shape": list(self.samples.shape)}
+        return digest_of({**samples, **_labels_of(self)}, {**made, **_reading_of(self)})
 
     def __len__(self) -> int:
         return len(self.samples)

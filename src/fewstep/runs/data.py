@@ -11,7 +11,9 @@ import torch
 from fewstep.data import open_images
 from fewstep.data.convert import Record, write_records
 from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
-from fewstep.data.images import open_source, read_labels
+from fewstep.data.images import open_source
+from fewstep.data.labels import read_labels
+from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
 from fewstep.runs.pictures import write_samples
 
@@ -22,14 +24,16 @@ def make_zip(source: Path | str, out: Path | str, size: int | None = None) -> di
     """Packs a folder of images (or another zip) into an EDM zip, each image as the centred square of ``size`` pixels, or as it is; returns what ``describe_images`` does."""
     out = _zip_path(out)
     files = open_source(Path(source))
-    labels, classes = read_labels(files)
+    found = read_labels(files)
 
     def records() -> Iterator[Record]:
         for index, name in enumerate(files.names):
-            yield Record(files.read(name), None if labels is None else labels[index], f"{files.path}: '{name}'")
+            yield Record(files.read(name), None if found.numbers is None else found.numbers[index], f"{files.path}: '{name}'")
 
-    write_records(out, records(), size, classes)
-    return describe_images(out)
+    write_records(out, records(), size, found.names)
+    described = describe_images(out)
+    passed_over = files.tree.passed_over + found.passed_over
+    return {**described, **_said(files.path, passed_over, found.remarks)}
 
 
 def make_emoji(out: Path | str, size: int = 32, font: Path | None = None, names: Path | None = None) -> dict[str, Any]:
@@ -52,7 +56,14 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
     if sheet is not None:
         write_samples(sheet, images.take(images.head(SHEET_ROWS)), images.low, images.high, columns=20)
         described["sheet"] = str(sheet)
-    return described
+    return {**described, **_said(path, images.passed_over, images.remarks[bool(images.passed_over) :])}
+
+
+def _said(path: Path | str, passed_over: PassedOver, remarks: tuple[str, ...]) -> dict[str, Any]:
+    """What was passed over and what is worth a line, where there is such a thing."""
+    if not passed_over and not remarks:
+        return {}
+    return {"passed_over": passed_over.as_json(), "remarks": [*([passed_over.sentence(path)] if passed_over else []), *remarks]}
 
 
 def _zip_path(out: Path | str) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewstep.data.images import open_source, read_labels
+from fewstep.data.images import open_source
+from fewstep.data.labels import Labels, read_labels
 from fewstep.denoisers import load_model
 from fewstep.errors import UserError
 from fewstep.locations import absolute, folder_or_id, is_address
@@ -91,7 +92,7 @@ def _start(choice: config.StudentChoice) -> Iterator[Finding]:
 
 def _data(choice: config.DataChoice) -> Iterator[Finding]:
     if isinstance(choice, config.ImagesData):
-        yield _images(choice)
+        yield from _images(choice)
     elif isinstance(choice, config.HuggingFaceData):
         yield _library("data.kind: huggingface", "data", "datasets")
         yield _set_of_others(choice.name)
@@ -111,16 +112,21 @@ def _set_of_others(name: str) -> Finding:
     return note("data.name", f"'{found}' is {fetched}turned into a zip in the cache folder when it is first used.")
 
 
-def _images(choice: config.ImagesData) -> Finding:
+def _images(choice: config.ImagesData) -> Iterator[Finding]:
     try:
         source = open_source(Path(absolute(choice.path)))
-        numbers, names = read_labels(source) if choice.labels else (None, ())
+        found = read_labels(source) if choice.labels else Labels(None)
     except UserError as error:
-        return refused("data.path", error)
-    classes = 0 if numbers is None else max(len(names), max(numbers) + 1)
+        yield refused("data.path", error)
+        return
+    classes, passed_over = found.classes, source.tree.passed_over + found.passed_over
+    if passed_over:
+        yield note("data.path", passed_over.sentence(choice.path), "Make sure that no image is among it.")
+    yield from (note("data.path", remark) for remark in found.remarks)
     if choice.classes is not None and classes != choice.classes:
-        return problem("data.path", f"{choice.path} has {classes} classes, 'data.classes' says {choice.classes}.", "Use the set that the recipe is for, or correct 'data.classes'.")
-    return ok("data.path", f"{choice.path} is there: {len(source.names):,} images in {classes or 'no'} classes.")
+        yield problem("data.path", f"{choice.path} has {classes} classes, 'data.classes' says {choice.classes}.", "Use the set that the recipe is for, or correct 'data.classes'.")
+        return
+    yield ok("data.path", f"{choice.path} is there: {len(source.names):,} images in {classes or 'no'} classes.")
 
 
 def _shards(urls: str) -> Finding:

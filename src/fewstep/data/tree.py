@@ -1,0 +1,112 @@
+"""Which files of a tree are its images, and what is passed over: one rule for folders and for archives.
+
+Hidden files and folders are passed over, and with them what macOS puts into an archive (``__MACOSX/``, ``._x``,
+``.DS_Store``); so are files whose suffix is no picture's, and links to folders. Nothing is passed over in silence: what was,
+is counted with an example of each kind.
+
+The folders at the top of the tree are classes, in natural order: by their letters, and by their numbers as numbers (1, 2,
+10). Each has its number whether or not an image of it can be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from fewstep.data.pixels import SUFFIXES
+
+METADATA = "dataset.json"
+# Files that our own sets hold beside the images.
+_OURS = frozenset({METADATA, "names.json"})
+HIDDEN = "hidden files or folders"
+SUFFIX = f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}"
+LINK = "links to folders"
+NOWHERE = "links that lead to no file"
+EMPTY = "class folders without an image, which keep their numbers"
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """What was passed over: by reason, how many and an example."""
+
+    kinds: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Sequence[str]]) -> PassedOver:
+        """The tally of names by reason; a reason without names is left out."""
+        return cls({reason: (len(names), min(names)) for reason, names in found.items() if names})
+
+    def __bool__(self) -> bool:
+        return bool(self.kinds)
+
+    def __add__(self, other: PassedOver) -> PassedOver:
+        both = dict(self.kinds)
+        for reason, (count, example) in other.kinds.items():
+            before = both.get(reason, (0, example))
+            both[reason] = (before[0] + count, min(before[1], example))
+        return PassedOver(both)
+
+    def sentence(self, where: object) -> str:
+        """One sentence; ``where``: the set."""
+        listed = "; ".join(f"{count:,} {reason} (such as '{example}')" for reason, (count, example) in self.kinds.items())
+        return f"{where}: passed over {listed}."
+
+    def as_json(self) -> dict[str, dict[str, int | str]]:
+        """The tally by reason as JSON has it."""
+        return {reason: {"count": count, "example": example} for reason, (count, example) in self.kinds.items()}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """``names`` of the images, sorted; ``root``: what stands before each of them, "" or a folder with "/"; ``tops``: the folders at the top."""
+
+    names: tuple[str, ...]
+    root: str
+    tops: tuple[str, ...]
+    passed_over: PassedOver
+
+    @property
+    def parts(self) -> list[tuple[str, ...]]:
+        """The parts of each image's name below the root."""
+        return [PurePosixPath(name[len(self.root) :]).parts for name in self.names]
+
+
+def tree_of(files: Iterable[str], folders: Iterable[str], links: Iterable[str] = (), nowhere: Iterable[str] = (), unwrap: bool = False) -> Tree:
+    """The tree of files and folders by their names relative to it, with "/" between parts.
+
+    ``links`` to folders and links that lead ``nowhere`` are passed over. ``unwrap``: a folder that holds
+    all there is stands for the tree, as it does in the archive of a folder.
+    """
+    found: dict[str, set[str]] = {HIDDEN: set(), SUFFIX: set(), LINK: set(), NOWHERE: set()}
+    seen = [name for name in files if not _hidden(name, found[HIDDEN])]
+    inner = [name for name in folders if not _hidden(name, found[HIDDEN])]
+    linked = [name for name in links if not _hidden(name, found[HIDDEN])]
+    found[LINK].update(linked)
+    found[NOWHERE].update(name for name in nowhere if not _hidden(name, found[HIDDEN]))
+    root = _wrapper([*seen, *inner, *linked], seen) if unwrap else ""
+    names = [name for name in seen if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    found[SUFFIX].update(name for name in seen if PurePosixPath(name).suffix.lower() not in SUFFIXES and name.removeprefix(root) not in _OURS)
+    tops = {part for name in (*inner, *linked) if (part := name[len(root) :].partition("/")[0])}
+    tops |= {name[len(root) :].partition("/")[0] for name in seen if "/" in name[len(root) :]}
+    return Tree(tuple(sorted(names)), root, tuple(sorted(tops)), PassedOver.of({reason: sorted(those) for reason, those in found.items()}))
+
+
+def _hidden(name: str, hidden: set[str]) -> bool:
+    """Whether a part of the name is hidden; the first that is, is noted."""
+    parts = name.split("/")
+    first = next((number for number, part in enumerate(parts) if part.startswith(".") or part == "__MACOSX"), None)
+    if first is not None:
+        hidden.add("/".join(parts[: first + 1]))
+    return first is not None
+
+
+def _wrapper(entries: Sequence[str], files: Sequence[str]) -> str:
+    tops = {name.partition("/")[0] for name in entries}
+    return f"{tops.pop()}/" if len(tops) == 1 and files and all("/" in name for name in files) else ""
+
+
+def natural(name: str) -> tuple[tuple[str | int, ...], str]:
+    """What sorts names by their letters and by their numbers as numbers."""
+    return tuple(int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", name))), name
