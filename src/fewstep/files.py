@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ import torch
 from fewstep import distributed
 from fewstep.errors import NotFinite, UserError
 from fewstep.finite import first_not_finite
+from fewstep.ledger import ledger_of
 
 _KEY = "fewstep"
 _held: dict[Path, int] = {}
@@ -36,18 +38,23 @@ _held: dict[Path, int] = {}
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content replaces ``path`` when the context ends well, atomically and durably, with the permissions that the umask allows.
 
+    In a folder that keeps a ledger, a file that was not written there is given another name first (see ``ledger``).
     Raises ``UserError`` when the disk is full or writing is not permitted; the old file is then untouched, as it is after any other error.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}.aside"
-        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        # Of this process and thread, and a number: a file of that name from a process before it is not written into.
+        aside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}.aside"
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             with os.fdopen(handle, "wb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
+            ledger = ledger_of(path)
+            if ledger is not None:
+                ledger.about_to_replace(path, aside)
             os.replace(aside, path)
         finally:
             with contextlib.suppress(FileNotFoundError):

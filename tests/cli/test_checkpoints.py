@@ -15,7 +15,7 @@ from fewstep.entry import main
 from fewstep.errors import UserError
 from fewstep.files import in_use, locked, read_metadata, read_tensors, verify_tensors, write_tensors
 from fewstep.runs import distill, list_checkpoints, prune_checkpoints
-from fewstep.training.checkpoint import Checkpoints
+from fewstep.training.checkpoint import Checkpoints, set_aside_in
 
 STEPS = [40, 36, 32, 28, 24, 20, 18, 16, 12, 8, 4]
 
@@ -101,22 +101,25 @@ def test_what_is_starred_is_what_a_resumed_run_takes(run):
         first = next(each for each in found.checkpoints if each.file == f"checkpoints/step-{step:08d}.safetensors")
         assert why[step] in first.why
         assert any(first.why in warning for warning in warnings)
-    assert [each.state for each in list_checkpoints(run, True).checkpoints][:5] == ["foreign", "foreign", "damaged", "damaged", "damaged"]
+        # What a run goes past keeps its content under another name.
+        assert sorted(each.name for each in set_aside_in(run / "checkpoints"))[0] == f"step-{step:08d}.unreadable.safetensors"
+    assert {each.state for each in list_checkpoints(run, True).checkpoints} == {"whole"}
+    assert len(set_aside_in(run / "checkpoints")) == 5
 
 
 def test_pruning_keeps_the_newest_whole_ones_and_says_what_it_removed(run):
-    """Damaged ones and what crashed writers of the run left go as well; a foreign file, and what reports write without the run's lock, stay."""
+    """What crashed writers of the run left goes as well; a damaged or foreign file, and what reports write without the run's lock, stay."""
     flip(file_of(run, 40))
     shutil.copy(run / "student.safetensors", file_of(run, 36))
-    stay = [run / ".report.html.7-7.aside", run / "samples" / ".final.png.7-7.aside", run / "checkpoints" / "mine.aside"]
+    stay = [run / ".report.html.7-7.aside", run / "samples" / ".final.png.7-7.aside", run / "checkpoints" / "mine.aside", run / "checkpoints" / ".mine.aside"]
     go = [run / "checkpoints" / ".step-00000044.safetensors.7-7.aside", run / ".student.safetensors.7-7.aside", run / "path" / ".node-1.safetensors.7-7.aside"]
     for each in (*stay, *go):
         each.write_bytes(b"half")
     before = all_files(run)
     found = prune_checkpoints(run, 2)
-    assert [(each.state, each.file[-14:-12]) for each in found.checkpoints] == [("foreign", "36"), ("whole", "32"), ("whole", "28")]
+    assert [(each.state, each.file[-14:-12]) for each in found.checkpoints] == [("damaged", "40"), ("foreign", "36"), ("whole", "32"), ("whole", "28")]
     assert set(found.removed) == before - all_files(run)
-    assert len(found.removed) == 1 + 7 + 3
+    assert len(found.removed) == 7 + 3
     assert all(each.exists() for each in stay)
     assert not any(each.exists() for each in go)
     assert found.resumes == list_checkpoints(run, verify=True).resumes == "checkpoints/step-00000032.safetensors"
@@ -212,8 +215,8 @@ def test_the_command_prints_what_it_does(run, monkeypatch, capsys):
     assert "--verify" in lines[-1]
     assert "--verify" not in printed("--verify")
     found = json.loads(printed("--prune", "1", "--json"))
-    assert len(found["removed"]) == 10
-    assert [each["step"] for each in found["checkpoints"]] == [36]
+    assert len(found["removed"]) == 9
+    assert [(each["state"], each["step"]) for each in found["checkpoints"]] == [("damaged", None), ("whole", 36)]
 
 
 def test_another_runs_checkpoint_is_not_resumed_from(made, run, tmp_path):
@@ -226,6 +229,7 @@ def test_another_runs_checkpoint_is_not_resumed_from(made, run, tmp_path):
     assert "of another run" in found.checkpoints[0].why
     alone = tmp_path / "alone"
     shutil.copytree(other / "checkpoints", alone / "checkpoints")
+    shutil.copy(run / "recipe.yaml", alone / "recipe.yaml")
     before = all_files(alone)
     with pytest.raises(UserError, match="holds no checkpoint of this run, but some of another"):
         distill(recipe, ["evaluation.samples=50"], alone, resume=True)

@@ -14,7 +14,7 @@ import torch
 from fewstep.errors import UserError
 from fewstep.runs import list_checkpoints, prune_checkpoints
 from fewstep.runs.doctor import examine
-from fewstep.training.checkpoint import Checkpoints, look_at
+from fewstep.training.checkpoint import Checkpoints, look_at, set_aside_in
 from fewstep.training.sharded import MANIFEST, FolderCheckpoint, ShardWriter
 
 TENSORS = {"network/a": torch.arange(6.0).reshape(2, 3), "network/b": torch.tensor(2.5), "other/c": torch.ones(3, dtype=torch.bfloat16), "other/count": torch.tensor(7)}
@@ -108,12 +108,13 @@ def _edited(run: Path, key: str, value: object) -> None:
 def test_what_is_not_whole_is_passed_over_for_the_one_before(run, spoil):
     action, sentence = SPOILT[spoil]
     action(run)
+    listing = list_checkpoints(run, verify=True)
     warnings: list[str] = []
     taken = Checkpoints(run / "checkpoints").newest(warnings.append)
     assert taken is not None
     assert taken.state["progress"]["step"] == 8
     assert sentence in warnings[0]
-    listing = list_checkpoints(run, verify=True)
+    assert len(set_aside_in(run / "checkpoints", ("unreadable",))) == 1
     assert listing.resumes == "checkpoints/step-00000008"
     assert sentence in listing.checkpoints[0].why
     assert listing.checkpoints[0].state == ("foreign" if spoil == "another step's" else "damaged")

@@ -189,7 +189,7 @@ def test_a_checkpoint_of_values_that_are_not_finite_is_passed_over_and_kept(smal
     poison(run.folder / "checkpoints" / "step-00000008.safetensors", monkeypatch)
     again, watcher = small_run("run", steps=8), Silent()
     again.trainer(watcher=watcher).fit(resume=True)
-    assert any("set aside as step-00000008.not-finite.safetensors: " in said and "'network/student" in said and "not finite" in said for said in watcher.said)
+    assert any("is kept as step-00000008.not-finite.safetensors: " in said and "'network/student" in said and "not finite" in said for said in watcher.said)
     assert equal(again.student.state_dict(), whole.student.state_dict())
     assert names(run) == ["step-00000005.safetensors", "step-00000008.not-finite.safetensors", "step-00000008.safetensors"]
 
@@ -200,7 +200,7 @@ def test_where_no_checkpoint_is_finite_a_run_does_not_begin_anew(small_run, monk
     poison(run.folder / "checkpoints" / "step-00000004.safetensors", monkeypatch)
     with pytest.raises(UserError, match="no checkpoint is left whose values are finite"):
         small_run("run", steps=4).trainer().fit(resume=True)
-    assert names(run) == ["step-00000004.not-finite.safetensors"]
+    assert names(run) == ["step-00000004.safetensors"]
 
 
 @pytest.mark.parametrize("kind", ["file", "shards", "background"])

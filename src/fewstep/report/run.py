@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.files import write_text
 from fewstep.report import curves, measured, story
 from fewstep.report.gather import Run, gather
 from fewstep.report.page import render
+from fewstep.runs import RunFolder
 
 
 def write_run_report(folder: Path) -> Path:
@@ -17,7 +17,7 @@ def write_run_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     path = folder / "report.html"
-    write_text(path, _page(gather(folder)))
+    RunFolder(folder).write(path, _page(gather(folder)))
     return path
 
 

@@ -4,12 +4,14 @@ A checkpoint is *whole* when a run can go on from it: its checksum is right, and
 its length are looked at: a file that was cut short is found, a flipped byte is not.
 
 Pruning is the one command that removes what training made. It works under the run's lock, so that no trainer is writing; it reads every file through first, and removes nothing
-unless a whole checkpoint stays. A file that is something else than a checkpoint (a student's, under a checkpoint's name) is somebody's and stays; one that the disk does not give
-stops the command.
+unless a whole checkpoint stays. It removes whole checkpoints of this run, which say so themselves, and files that writers
+which crashed had begun. What is damaged may be worth something to somebody, and stays, as does what is something else than
+a checkpoint under a checkpoint's name; a checkpoint that the disk does not give stops the command.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +23,13 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of
 from fewstep.training.checkpoint import Checkpoints, check_run_of, check_values, is_folder, look_at, place_of, remove_checkpoint
 from fewstep.training.log import read_log
+from fewstep.training.sharded import is_folder_of_shards
 
 State = Literal["whole", "damaged", "foreign", "unreadable", "not finite"]
 # What only the holder of the run's lock writes; reports and measurements are written without it.
 _HELD = ("checkpoints/.*.aside", "path/.*.aside", ".recipe.yaml.*.aside", ".metrics.jsonl.*.aside", ".*.safetensors.*.aside")
+# The names that ``files.replacing`` and ``training.sharded`` make, and nothing else.
+_BEGUN = re.compile(r"\..+\.\d+-\d+(-\d+)?\.aside|\.step-\d{8}(\.old|\.removed)?\.aside")
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,7 @@ def prune_checkpoints(run: Path | str, keep: int) -> Listing:
                 raise UserError(f"{Path(run) / each.file}: cannot be read, and nothing was removed; repair the disk or the permissions, or move it away.")
         if before.checkpoints and before.resumes is None:
             raise UserError(f"{run}: none of its {len(before.checkpoints)} checkpoints is whole, and nothing was removed; restore one from a copy, or delete the folder to begin anew.")
-        old = [each for each in before.checkpoints if each.state == "whole"][keep:]
-        gone = [each for each in before.checkpoints if each in old or each.state == "damaged"]
+        gone = [each for each in before.checkpoints if each.state == "whole"][keep:]
         removed = [*(each.file for each in gone), *before.leftovers]
         for name in removed:
             remove_checkpoint(Path(run) / name)
@@ -146,7 +150,12 @@ def _stage_name(log: list[dict[str, Any]], step: int, stage_step: int) -> str | 
 
 def _leftovers(run: Path) -> Iterator[Path]:
     for pattern in _HELD:
-        yield from sorted(path for path in run.glob(pattern) if path.is_file() or path.parent.name == "checkpoints")
+        yield from sorted(path for path in run.glob(pattern) if _BEGUN.fullmatch(path.name) and _is_begun(path))
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a path of such a name is a file, or a folder that holds nothing but shards."""
+    return path.is_file() and not path.is_symlink() if not is_folder_of_shards(path) else True
 
 
 def _relative(path: Path, run: Path) -> str:

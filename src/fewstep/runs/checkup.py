@@ -30,8 +30,13 @@ from fewstep.schedule import KarrasVE
 from fewstep.states.pairs import check_pairs
 from fewstep.targets import DegradationPath
 from fewstep.training.actions import MakePairs
-from fewstep.training.checkpoint import set_aside_in
+from fewstep.training.checkpoint import Why, set_aside_in
 
+_ASIDE: dict[Why, str] = {
+    "unreadable": "it could not be read",
+    "another-run": "it is of a run with another recipe",
+    "not-finite": "it holds, or at once led to, values that are not finite",
+}
 _PAIRS = "Restore it from a copy; a finished student does without it, and a new run makes the pairs again."
 
 
@@ -159,7 +164,8 @@ def _checkpoints(path: Path, listing: Listing, resume: str) -> Iterator[Finding]
             yield refused(path / each.file, each.why, f"Restore it from a copy, or go on without it: '{resume}' {begin}.")
     if not listing.checkpoints:
         yield note(path / "checkpoints", "there are no checkpoints.", f"'{resume}' begins anew.")
-    for aside in set_aside_in(path / "checkpoints"):
-        yield note(aside, "was set aside: a run that goes on from it ends in values that are not finite.", "Nothing: no run goes on from it. Delete it if it is of no use.")
+    for why, words in _ASIDE.items():
+        for aside in set_aside_in(path / "checkpoints", (why,)):
+            yield note(aside, f"was set aside ({words}): no run goes on from it.", "Nothing needs to be done. Delete it if it is of no use.")
     for name in listing.leftovers:
         yield note(path / name, "is half a file that a writer left when it was killed.", f"'fewstep checkpoints {path} --prune 2' removes it.")

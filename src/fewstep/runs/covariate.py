@@ -14,7 +14,6 @@ from typing import Any
 
 from fewstep.denoisers import Denoiser, Generator, Guided, Rescheduled, device_of
 from fewstep.errors import UserError
-from fewstep.files import write_text
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
@@ -60,7 +59,7 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
             "sensitivity": _sensitivity(relay, evaluator),
         }
         watcher.step(len(PROBABILITIES) + 2 * relay.transitions - 1, "sensitivity")
-    write_text(folder.path / "shift.json", json.dumps(result, indent=2) + "\n")
+    folder.write(folder.path / "shift.json", json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
 

@@ -13,26 +13,25 @@ from fewstep import distributed
 from fewstep.addresses import all_without_secrets
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
-from fewstep.errors import UserError
-from fewstep.files import locked, write_text
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.store import load_strictly, save_network
 from fewstep.random import Place
-from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, dump, load_recipe
+from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.device import resolve_device
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
-from fewstep.recipes.places import anchored, without_folders
+from fewstep.recipes.places import without_folders
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
 from fewstep.runs.folder import RunFolder
-from fewstep.runs.identity import kept_as_known, paths_of, placed_alike, run_of, spread_alike, spread_like, with_steps
-from fewstep.runs.origins import moved, settle_origins
+from fewstep.runs.identity import run_of
+from fewstep.runs.origins import settle_origins
 from fewstep.runs.paths import write_path_picture
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.plane import DATA, GENERATED, write_directions
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
+from fewstep.runs.settling import held, settle, write_recipe
 from fewstep.solvers import RULES
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
@@ -47,14 +46,15 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on; ``training.steps`` alone may be raised.
     """
     folder = _folder(source, out)
-    with distributed.joined(), locked(folder.path):
+    with distributed.joined(), held(folder, _heard(watcher).say):
         resume = resume or distributed.restarted()
-        recipe = _settle(folder, source, overrides, resume, DistillRecipe)
+        recipe = settle(folder, source, overrides, resume, DistillRecipe)
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path))
         # What training shards cannot be copied any more.
         plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
         origins = settle_origins(folder, recipe, parts.data, resume)
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), _heard(watcher))
+        write_recipe(folder, recipe)
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
         _save(folder, recipe, student, parts, plain)
@@ -70,9 +70,9 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
 def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None) -> Path:
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
-    with distributed.joined(), locked(folder.path):
+    with distributed.joined(), held(folder, _heard(watcher).say):
         resume = resume or distributed.restarted()
-        recipe = _settle(folder, source, overrides, resume, PretrainRecipe)
+        recipe = settle(folder, source, overrides, resume, PretrainRecipe)
         parts = distributed.in_step(lambda: build_pretraining(recipe))
         probes = []
         if isinstance(parts.model, (NetworkDenoiser, Generator)):
@@ -85,6 +85,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
         origins = settle_origins(folder, recipe, parts.data, resume, {"data", "evaluation"} if probes else {"data"})
         trainer = Trainer(folder.path, parts.stages, parts.model, replace(_settings(recipe), origins=origins), build_decay(recipe.training.average), probes, _heard(watcher))
+        write_recipe(folder, recipe)
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
             save_model(folder.model, model)
@@ -102,57 +103,6 @@ def _folder(source: str | Path, out: Path | str | None) -> RunFolder:
 def _heard(watcher: Watcher | None) -> Watcher:
     """Of several processes one talks."""
     return watcher if watcher is not None and distributed.first() else Silent()
-
-
-def _settle(folder: RunFolder, source: str | Path, overrides: Sequence[str], resume: bool, kind: type[Any]) -> Any:
-    """The recipe of this run, written into its folder by the first process; refuses to overwrite a run or to resume another one."""
-    distributed.together(lambda: _write_recipe(folder, source, overrides, resume, kind))
-    return folder.read_recipe()
-
-
-def _write_recipe(folder: RunFolder, source: str | Path, overrides: Sequence[str], resume: bool, kind: type[Any]) -> None:
-    recipe = load_recipe(source, overrides)
-    if not isinstance(recipe, kind):
-        command = "pretrain" if isinstance(recipe, PretrainRecipe) else "distill"
-        raise UserError(f"{source}: is a recipe for 'fewstep {command}', not for this command.")
-    if folder.recipe.is_file():
-        if not resume:
-            raise UserError(f"{folder.path}: holds a run already; go on with --resume, or choose another folder with --out.")
-        recipe = _resumed(folder, recipe, source, overrides)
-    write_text(folder.recipe, dump(recipe))
-
-
-def _resumed(folder: RunFolder, now: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
-    """The saved recipe, with as many steps, and spread over processes and devices, as asked for now; the shares of its stages stay as they were laid out, only the end moves."""
-    as_saved = folder.read_recipe()
-    saved = moved(folder, anchored(as_saved), now)
-    now = placed_alike(now, saved)
-    continued = _continued(folder, spread_alike(saved), spread_alike(now), source, overrides)
-    return kept_as_known(spread_like(continued, now), as_saved)
-
-
-def _continued(folder: RunFolder, saved: Recipe, recipe: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:
-    if recipe == saved:
-        return saved
-    asked = any(override.startswith("training.steps=") for override in overrides)
-    steps = recipe.training.steps if asked else max(recipe.training.steps, saved.training.steps)
-    if steps < saved.training.steps:
-        raise UserError(f"--resume: 'training.steps' is {steps}, but the run in {folder.path} is for {saved.training.steps}; it can only be raised.")
-    planned = saved.training.laid_out_for or saved.training.steps
-    as_planned = with_steps(saved, planned, None)
-    same = placed_alike(spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"])), saved)
-    if as_planned not in (same, recipe):
-        key = _first_difference(same.model_dump(), as_planned.model_dump())
-        raise UserError(f"--resume: the run in {folder.path} has another recipe ('{key}' differs{paths_of(key, as_planned, same)}); only 'training.steps' may be raised.")
-    return with_steps(saved, steps, planned if steps > planned else None)
-
-
-def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    for key in [*a, *(k for k in b if k not in a)]:
-        if a.get(key) != b.get(key):
-            inner, other = a.get(key), b.get(key)
-            return f"{key}.{_first_difference(inner, other)}" if isinstance(inner, dict) and isinstance(other, dict) else key
-    return ""
 
 
 def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, watcher: Watcher) -> Trainer:

@@ -16,7 +16,6 @@ from fewstep import distributed
 from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
-from fewstep.files import write_text
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, training_mismatch
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
@@ -74,7 +73,7 @@ def evaluate(
                 jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
     _work_off(jobs, evaluator, draws, watcher)
     result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
-    write_text(folder.evaluation, json.dumps(result, indent=2) + "\n")
+    folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
 

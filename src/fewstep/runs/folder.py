@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import UserError
+from fewstep.files import write_text
+from fewstep.ledger import keeping, print_sentence
 from fewstep.recipes import DistillRecipe, Recipe
 from fewstep.recipes.source import load_saved
 
@@ -65,6 +68,11 @@ class RunFolder:
     def origins(self) -> Path:
         """Checksums of what the run is made from."""
         return self.path / "origins.json"
+
+    def write(self, path: Path, text: str, say: Callable[[str], None] = print_sentence) -> None:
+        """Writes a result into the folder; what stands under its name and no command of ours wrote is kept, and ``say`` told."""
+        with keeping(self.path, say):
+            write_text(path, text)
 
     def read_recipe(self) -> Recipe:
         """The recipe of an existing run; raises ``UserError`` when the folder is no run."""

@@ -13,7 +13,6 @@ import torch
 from fewstep.caches import content_digest
 from fewstep.data import Dataset
 from fewstep.errors import UserError
-from fewstep.files import write_text
 from fewstep.metrics.diversity import relative_diversity
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import frechet_distance
@@ -71,7 +70,7 @@ def measure_many(
         source |= {"sha256": content_digest(reference)}
     described = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": source, "origins": origins}
     result = {**described, **_numbers(wanted, generated, real, against, recipe.evaluation.seed)}
-    write_text(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n")
+    folder.write(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
 

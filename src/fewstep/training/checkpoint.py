@@ -2,8 +2,9 @@
 
 A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
 ``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
-whatever wrote it and in however many processes. The newest ``keep`` stay; one that is cut short or damaged is passed over, with a warning, for the one before it. One whose values are not finite (an older version could write it) and one
-from which a run ended at once in values that are not finite are set aside: they keep their content under another name.
+whatever wrote it and in however many processes. The newest ``keep`` of the run stay. One that cannot be read, is another
+run's, or holds values that are not finite (an older version could write it) is set aside for the one before it, as is one
+from which a run ended at once in values that are not finite: it keeps its content under another name.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import abc
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from torch import Tensor
 from fewstep import distributed
 from fewstep.errors import NotFinite, UserError
 from fewstep.files import check_finite, read_metadata, read_tensors, verify_tensors, write_tensors
+from fewstep.ledger import set_aside
 
+Why = Literal["unreadable", "another-run", "not-finite"]
 _NAME = re.compile(r"step-(\d{8})(\.safetensors)?")
 
 
@@ -62,13 +65,23 @@ class Checkpoints:
         return path
 
     def prune(self) -> None:
-        """Removes all beyond the newest ``keep``."""
+        """Removes this run's beyond the newest ``keep``; what cannot be read, or is another's, stays."""
 
         def remove() -> None:
-            for old in self.paths()[self.keep :]:
+            for old in [path for path in self.paths() if self._is_ours(path)][self.keep :]:
                 remove_checkpoint(old)
 
         distributed.together(remove)
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether a file or folder says of itself that it is a checkpoint of this run, of the step in its name."""
+        try:
+            state = look_at(path, verify=False)
+            place_of(path, state)
+            check_run_of(path, state, self.run)
+        except UserError:
+            return False
+        return True
 
     def paths(self) -> list[Path]:
         """The files and folders, newest first."""
@@ -77,74 +90,71 @@ class Checkpoints:
         return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest that reads whole, None when there is none; ``warn`` is told of each that was passed over.
+        """The newest that reads whole, None when there is no file or folder of a checkpoint's name.
 
-        Raises ``UserError`` where there are whole ones and all are another run's: beginning anew would write over them.
+        What is newer and no run can go on from is set aside once a whole one is found: it keeps its content under another
+        name, and ``warn`` is told. Raises ``UserError`` where there are some and none can be gone on from.
         """
-        others, not_finite = "", ""
+        problems: list[tuple[Path, Why, str]] = []
         for name in distributed.together(lambda: [path.name for path in self.paths()]):
-            found, problem = _opened(self.folder / name)
-            # Whole for one process and not for another is not whole.
-            problems = [each for each in distributed.everyones(problem) if each]
-            if found is None or problems:
-                warn(f"passed over a checkpoint that cannot be read: {problems[0]}")
+            found, why, problem = self._tried(self.folder / name)
+            if found is None:
+                problems.append((self.folder / name, why, problem))
                 continue
-            try:
-                check_run_of(self.folder / name, found.state, self.run)
-            except UserError as error:
-                others = str(error)
-                warn(f"passed over a checkpoint: {error}")
-                continue
-            if wrong := _wrong_values(self.folder / name):
-                not_finite = wrong
-                warn(f"passed over a checkpoint, which was set aside as {self.set_aside(self.folder / name).name}: {wrong}")
-                continue
+            for path, why, problem in problems:
+                warn(f"passed over a checkpoint, which is kept as {self.set_aside(path, why).name}: {problem}")
             return found
-        if others:
-            raise UserError(f"{self.folder}: holds no checkpoint of this run, but some of another, whose recipe differs; restore the run's recipe.yaml, or choose another folder with --out.")
-        if not_finite:
-            raise UserError(f"{self.folder}: no checkpoint is left whose values are finite ({not_finite.removesuffix('.')}); start anew in another folder, with a lower learning rate.")
+        if problems:
+            raise UserError(self._none_left(problems))
         return None
 
-    def set_aside(self, path: Path) -> Path:
+    def _tried(self, path: Path) -> tuple[Checkpoint | None, Why, str]:
+        """A checkpoint that a run can go on from; else why not, in a word and in a sentence."""
+        found, problem = _opened(path)
+        # Whole for one process and not for another is not whole.
+        problem = next((each for each in distributed.everyones(problem) if each), "")
+        if found is None or problem:
+            return None, "unreadable", problem
+        try:
+            check_run_of(path, found.state, self.run)
+        except UserError as error:
+            return None, "another-run", str(error)
+        wrong = _wrong_values(path)
+        return (None, "not-finite", wrong) if wrong else (found, "unreadable", "")
+
+    def _none_left(self, problems: Sequence[tuple[Path, Why, str]]) -> str:
+        """The sentence where no checkpoint is left to go on from."""
+        kinds = {why for _, why, _ in problems}
+        detail = problems[0][2].removesuffix(".")
+        if "another-run" in kinds:
+            return f"{self.folder}: holds no checkpoint of this run, but some of another, whose recipe differs; restore the run's recipe.yaml, or choose another folder with --out."
+        if kinds == {"not-finite"}:
+            lower = "start anew in another folder, with a lower learning rate"
+            return f"{self.folder}: no checkpoint is left whose values are finite ({detail}); {lower}."
+        return (
+            f"{self.folder}: none of its {len(problems)} checkpoints can be gone on from ({detail}), and nothing was changed; "
+            "restore one from a copy, or start anew in another folder with --out."
+        )
+
+    def set_aside(self, path: Path, why: Why = "not-finite") -> Path:
         """Gives a checkpoint a name under which no run goes on from it, and returns that; its content stays."""
 
         def rename() -> str:
-            new = next(name for name in _set_aside_names(path) if not name.exists())
             try:
-                path.rename(new)
+                return set_aside(path, why).name
             except OSError as error:
                 raise UserError(f"{path}: cannot be renamed ({error.strerror or error}); change the permissions of its folder.") from error
-            return new.name
 
         return self.folder / distributed.together(rename)
 
     def was_set_aside(self, step: int) -> bool:
         """Whether a checkpoint of this step was set aside before."""
-        return distributed.together(lambda: any(path.name.startswith(f"step-{step:08d}.") for path in set_aside_in(self.folder)))
-
-    def remove_after(self, step: int) -> None:
-        """Removes checkpoints of later steps than ``step``: damaged ones that were passed over."""
-
-        def remove() -> None:
-            for path in self.paths():
-                match = _NAME.fullmatch(path.name)
-                if match and int(match.group(1)) > step:
-                    remove_checkpoint(path)
-
-        distributed.together(remove)
+        return distributed.together(lambda: any(path.name.startswith(f"step-{step:08d}.") for path in set_aside_in(self.folder, ("not-finite",))))
 
 
-def set_aside_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder that were set aside, oldest first."""
-    return sorted(folder.glob("step-*.not-finite*")) if folder.is_dir() else []
-
-
-def _set_aside_names(path: Path) -> Iterator[Path]:
-    """Names for a checkpoint that is set aside, the plain one first."""
-    suffix = path.suffix if path.suffix == ".safetensors" else ""
-    stem = path.name.removesuffix(suffix)
-    yield from (path.with_name(f"{stem}.not-finite{number}{suffix}") for number in ("", *(f"-{n}" for n in range(2, 1000))))
+def set_aside_in(folder: Path, why: Sequence[Why] = get_args(Why)) -> list[Path]:
+    """The checkpoints in a folder that were set aside, for any of these reasons, oldest first."""
+    return sorted(path for each in why for path in folder.glob(f"step-*.{each}*")) if folder.is_dir() else []
 
 
 def _wrong_values(path: Path) -> str:

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,11 +32,14 @@ from torch import distributed as dist
 from fewstep import distributed
 from fewstep.errors import UserError
 from fewstep.files import sync_folder, why_not_written, write_text
+from fewstep.ledger import set_aside
 from fewstep.training.checkpoint import Checkpoint, place_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _BLOCK = 2**22
+# Shards as DCP names them, the index that it writes besides, and files of both that were begun.
+_OURS = re.compile(r"shard-\d{5}-.*|manifest\.json|.*\.(metadata|index\.json)|\..*\.aside|.*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,17 @@ class ShardWriter:
             with _as_sentence(writing.path):
                 sync_folder(aside)
                 old = writing.path.with_name(f".{writing.path.name}.old.aside")
-                if writing.path.is_dir():
+                if os.path.lexists(old):
+                    _removed_or_set_aside(old)
+                if is_folder_of_shards(writing.path):
                     # Renamed before it is removed: the tensors of one of the two are on the disk at any moment.
                     writing.path.rename(old)
+                elif os.path.lexists(writing.path):
+                    set_aside(writing.path, "set-aside")
                 aside.rename(writing.path)
                 sync_folder(writing.path.parent)
-                shutil.rmtree(old, ignore_errors=True)
+                if old.is_dir():
+                    _removed_or_set_aside(old)
 
         distributed.together(rename)
         return writing.path
@@ -191,9 +200,22 @@ def _aside(path: Path) -> Path:
 
 def _emptied(aside: Path) -> None:
     with _as_sentence(aside):
-        if aside.is_dir():
-            shutil.rmtree(aside)
+        if os.path.lexists(aside):
+            _removed_or_set_aside(aside)
         aside.mkdir(parents=True)
+
+
+def is_folder_of_shards(path: Path) -> bool:
+    """Whether a path is a folder that holds files of the names that ``ShardWriter`` gives, and nothing else."""
+    return path.is_dir() and not path.is_symlink() and all(each.is_file() and _OURS.fullmatch(each.name) for each in path.iterdir())
+
+
+def _removed_or_set_aside(path: Path) -> None:
+    """Removes a folder of shards that was begun, or is replaced; anything else under its name gets another name."""
+    if is_folder_of_shards(path):
+        shutil.rmtree(path)
+    else:
+        set_aside(path, "set-aside")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from fewstep.denoisers import Averaged, HalfLife, device_of
 from fewstep.denoisers.average import Decay
 from fewstep.errors import NotFinite, Stopped, UserError
 from fewstep.files import locked
-from fewstep.finite import first_number_not_finite, first_not_finite
+from fewstep.finite import first_not_finite, first_number_not_finite
 from fewstep.networks.store import load_strictly
 from fewstep.random import Place
 from fewstep.stateful import find_stateful
@@ -150,7 +150,6 @@ class Trainer:
         """Begins a run; what one without a checkpoint left behind is begun again, a run with one is not touched."""
         if self._saver.checkpoints.newest(self.watcher.say) is not None:
             raise UserError(f"{self.folder}: holds a run already; go on with it (resume), or choose another folder.")
-        self._saver.checkpoints.remove_after(-1)
         self._log.cut(0)
         self._probe()
 
@@ -293,7 +292,9 @@ class Trainer:
         again = f"{what}; the run went on from {paths[0]} and ended here at once"
         if len(paths) == 1 or checkpoints.was_set_aside(self._went_on_from):
             return Diverged(f"{again}, as it will whenever it goes on: {remedy}.")
-        return Diverged(f"{again}, so that this checkpoint was set aside as {checkpoints.set_aside(paths[0]).name}: go on from {paths[1]} with --resume, or, where it ends here again, {remedy}.")
+        return Diverged(
+            f"{again}, so that this checkpoint was set aside as {checkpoints.set_aside(paths[0]).name}: go on from {paths[1]} with --resume, or, where it ends here again, {remedy}."
+        )
 
     def _add(self, name: str, value: float) -> None:
         entry = self._sums.setdefault(name, [0.0, 0])
@@ -375,7 +376,6 @@ class Trainer:
         state = found.state
         check_origins(f"the newest checkpoint in {self._saver.checkpoints.folder}", state.get("origins", {}), self.settings.origins, self.watcher.say)
         self.progress = Progress(**state["progress"])
-        self._saver.checkpoints.remove_after(self.progress.step)
         self._warn_if_not_exact(state)
         if set(state["stateful"]) != set(self._stateful):
             raise UserError(f"{self._saver.checkpoints.folder}: the checkpoint is of another set of stages; it cannot be resumed with these.")
