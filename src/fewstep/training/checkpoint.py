@@ -2,8 +2,10 @@
 
 A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
 ``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
-whatever wrote it and in however many processes. The newest ``keep`` stay; one that is cut short or damaged is passed over, with a warning, for the one before it. One whose values are not finite (an older version could write it) and one
-from which a run ended at once in values that are not finite are set aside: they keep their content under another name.
+whatever wrote it and in however many processes. The newest ``keep`` stay; one that is cut short or damaged is passed over, with a warning, for the one before it.
+
+A checkpoint whose values are not finite (an older version could write one), and one from which a run
+ended at once in such values, is set aside: it keeps its content under another name.
 """
 
 from __future__ import annotations
