@@ -26,7 +26,12 @@ from fewstep.errors import UserError
 
 # What holds no other part: numbers, texts, and what a run does not look into.
 _PLAIN = (str, bytes, int, float, complex, type(None))
-_LEAVES = (*_PLAIN, PurePath, enum.Enum, type, range, slice, np.ndarray, np.generic, Tensor, torch.dtype, torch.device, types.BuiltinFunctionType, nn.Module)
+_NUMBERS = (range, slice, np.ndarray, np.generic, Tensor, torch.dtype, torch.device)
+_LEAVES = (*_PLAIN, *_NUMBERS, PurePath, enum.Enum, type, types.ModuleType, nn.Module)
+# What is bound to an object, which is walked.
+_BOUND = (types.MethodType, types.BuiltinMethodType)
+# Containers without attributes: they are what is in them.
+_CONTAINERS = ("builtins", "types", "collections")
 
 
 class Stateful(abc.ABC):
@@ -108,7 +113,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(key), inner) for key, inner in value.items())
     elif isinstance(value, (list, tuple)):
         yield from ((str(index), inner) for index, inner in enumerate(value))
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, _BOUND):
         yield "__self__", value.__self__
     elif isinstance(value, functools.partial):
         yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
@@ -118,22 +123,35 @@ def _hidden(value: Any) -> str:
     """Why a part may hide something, as the end of a sentence; nothing where it does not."""
     if isinstance(value, nn.Module):
         return _hidden_in_module(value)
-    if isinstance(value, (*_LEAVES, types.MethodType, functools.partial)):
-        return ""
-    # A class that says what the state is answers for all that its objects have.
-    if isinstance(value, Stateful) and ("state_dict" in vars(type(value)) or not dataclasses.is_dataclass(value)):
-        return ""
     if isinstance(value, types.FunctionType):
-        held = [*value.__code__.co_freevars, *vars(value)] if value.__closure__ or vars(value) else []
-        return f"holds values from outside it ({', '.join(held)}), which a checkpoint cannot find; give them as a dataclass' fields or to functools.partial." if held else ""
+        return _hidden_in_function(value)
     if isinstance(value, (set, frozenset)):
-        return "" if all(isinstance(inner, _LEAVES[:-1]) for inner in value) else "is a set of parts, which has no order to name them by in a checkpoint; use a list or a mapping."
-    if isinstance(value, (Mapping, list, tuple)) and type(value).__module__ in ("builtins", "types", "collections"):
+        plain = all(isinstance(inner, _LEAVES[:-1]) for inner in value)
+        return "" if plain else "is a set of parts, which has no order to name them by; use a list or a mapping."
+    return "" if _is_walked_whole(value) else _hidden_beside_fields(value)
+
+
+def _is_walked_whole(value: Any) -> bool:
+    """Whether all that a value has is among its parts, or is its own affair."""
+    if isinstance(value, (*_LEAVES, *_BOUND, functools.partial)):
+        return True
+    # A class that says what the state is answers for all that its objects have.
+    if isinstance(value, Stateful):
+        return "state_dict" in vars(type(value)) or not dataclasses.is_dataclass(value)
+    return isinstance(value, (Mapping, list, tuple)) and type(value).__module__ in _CONTAINERS
+
+
+def _hidden_in_function(function: types.FunctionType) -> str:
+    held = [*function.__code__.co_freevars, *vars(function)]
+    if not held:
         return ""
-    return _hidden_beside_fields(value)
+    remedy = "give them as a dataclass' fields or to functools.partial."
+    return f"holds values from outside it ({', '.join(held)}), which a checkpoint cannot find; {remedy}"
 
 
 def _hidden_beside_fields(value: Any) -> str:
+    if not type(value).__dictoffset__ and "__slots__" not in vars(type(value)):
+        return "is of a kind that is not looked into; use a dataclass, a list or a mapping, or make it a Stateful."
     own = "__dataclass_fields__" in vars(type(value))
     fields = {item.name for item in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
     # What a cached property keeps can be computed again.

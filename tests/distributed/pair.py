@@ -13,19 +13,21 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
 from torch import distributed as dist
+from torch import nn
 
 from fewstep import distributed
 from fewstep.cost import metered
 from fewstep.dealing import deal
 from fewstep.errors import SharedError, UserError
 from fewstep.files import locked, write_text
+from fewstep.objectives import Loss, Objective
 from fewstep.recipes import load_recipe
 from fewstep.recipes.distillation import build_distillation
 from fewstep.recipes.parts import build_settings
@@ -127,6 +129,32 @@ def _alone(folder: Path, case: str, name: str) -> None:
     subprocess.run([sys.executable, __file__, str(folder), "alone", case, name, "7"], check=True, timeout=120)
 
 
+@dataclass(frozen=True, eq=False)
+class BadGradient(Objective):
+    """The loss of ``inner``, whose gradient is no number at step 2 of its stage in the second process."""
+
+    inner: Objective
+    network: nn.Module
+
+    def __call__(self, step: Any, state: Any) -> Loss:
+        loss, output = self.inner(step, state), self.network(state.x, state.t, state.condition)
+        # sqrt has no slope at 0.
+        off = (output - output.detach()).square().sum()
+        return Loss(loss.total + (off.sqrt() if step.place.step == 2 and distributed.rank() == 1 else off))
+
+
+def diverged(folder: Path, mode: str) -> str:
+    """How a run ends whose gradient is no number in one process, of one of two terms."""
+    recipe = load_recipe("mixture2d-diff-instruct", ["training.batch=16", "training.steps=6", "training.health_every=1000", "training.checkpoint_every=1"])
+    parts = build_distillation(recipe, folder)
+    student, *others = parts.stages[0].phases
+    (term,) = student.terms
+    terms = [replace(term, name="fine"), replace(term, objective=BadGradient(term.objective, parts.student), name="broken")]
+    stages = [replace(parts.stages[0], phases=[replace(student, terms=terms), *others])]
+    (answer,) = _said(Trainer(folder, stages, parts.average, replace(build_settings(recipe.training, recipe.distributed), mode=mode)).fit)[1:]
+    return answer
+
+
 def small_things(folder: Path) -> dict[str, Any]:
     """What the processes say of ``fewstep.distributed``, in one answer each."""
     rank = distributed.rank()
@@ -136,6 +164,7 @@ def small_things(folder: Path) -> dict[str, Any]:
     answers["spread"] = torch.cat(deal(range(5), lambda job: torch.full((job + 1,), float(job)))).tolist()
     answers["mean"] = distributed.mean_of(torch.tensor([float(rank)])).tolist()
     answers |= rules(rank)
+    answers["diverged"] = [diverged(folder / f"diverged-{mode}", mode) for mode in MODES]
     answers["errors"] = [_said(lambda: distributed.together(_refuse)), _said(lambda: distributed.in_step(_refuse if rank == 1 else list)), _said(lambda: distributed.share(3))]
     with locked(folder / "held"):
         answers["held"] = _said(lambda: distributed.together(lambda: _other_process(folder / "held")))

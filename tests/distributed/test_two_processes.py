@@ -148,6 +148,9 @@ def test_what_the_processes_agree_on(folder, tmp_path):
     assert found[0] == found[1] == pair.untimed(json.loads(json.dumps(evaluate(folder / "evaluated"))))
     assert answers[0].pop("samples") == answers[0]["samples of one"] == answers[1].pop("samples")
     assert answers[0] == answers[1]
+    # In one process' gradient only, of one of two terms: both say the same.
+    assert all("the gradient of 'broken' in phase 'student' was not finite at step 3" in sentence for sentence in answers[0]["diverged"])
+    assert all("step-00000002" in sentence for sentence in answers[0]["diverged"])
     expected = {
         "total": [3.0, 1.0],
         "largest": 3,

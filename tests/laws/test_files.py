@@ -16,7 +16,7 @@ import torch
 from law_kit import normals
 from safetensors.torch import save_file
 
-from fewstep.errors import UserError
+from fewstep.errors import NotFinite, UserError
 from fewstep.files import digest_of, locked, read_tensors, write_bytes, write_tensors, write_text
 
 TENSORS = {
@@ -62,9 +62,18 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
 
 
 def test_special_values_come_back_bit_for_bit(tmp_path: Path) -> None:
-    values = {"x": torch.tensor([float("nan"), float("inf"), -0.0, 1e-42])}
+    values = {"x": torch.tensor([torch.finfo(torch.float32).max, -0.0, 1e-42])}
     write_tensors(tmp_path / "a", values, {})
     assert torch.equal(read_tensors(tmp_path / "a")[0]["x"].view(torch.int32), values["x"].view(torch.int32))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), complex(0, float("nan"))])
+def test_values_that_are_not_finite_are_not_written(tmp_path: Path, value: complex) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(2)}, {})
+    before = (tmp_path / "a").read_bytes()
+    with pytest.raises(NotFinite, match="a: was not written, because 'y' holds values that are not finite"):
+        write_tensors(tmp_path / "a", {"x": torch.ones(2), "y": torch.tensor([1.0, value])}, {})
+    assert (tmp_path / "a").read_bytes() == before
 
 
 def test_equal_content_gives_equal_bytes_in_any_order_and_process(tmp_path: Path) -> None:
@@ -191,7 +200,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         """
         import resource, sys, torch
         from pathlib import Path
-        from fewstep.errors import UserError
+        from fewstep.errors import NotFinite, UserError
         from fewstep.files import write_tensors, write_text
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         folder = Path(sys.argv[1])
@@ -296,7 +305,7 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
             """
             import sys
             from pathlib import Path
-            from fewstep.errors import UserError
+            from fewstep.errors import NotFinite, UserError
             from fewstep.files import locked
             for folder in map(Path, sys.argv[1:]):
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -164,7 +165,7 @@ class Wrapping(nn.Module):
 
 def closure() -> Callable[..., None]:
     counter = Counter()
-    return lambda step, model: counter(step, model)
+    return lambda step, model: counter(step + 1, model)
 
 
 def local_count() -> Callable[..., None]:
@@ -194,11 +195,25 @@ def objectives(run) -> dict[str, tuple[Objective, str]]:
         "a Slotted": (Holding(match, [Slotted()]), beside.format("counter")),
         "a Restless": (replace(match, target=Restless(run.teacher)), beside.format("teacher")),
         "the function 'closure.<locals>.<lambda>'": (Holding(match, {"a": closure()}), "holds values from outside it (counter)"),
+        "a deque": (Holding(match, deque([Counter()])), "is of a kind that is not looked into"),
+        "a Generator": (Holding(match, torch.Generator()), "is of a kind that is not looked into"),
         "a Wrapping": (Holding(match, Wrapping()), "holds a Counter ('counter')"),
     }
 
 
-KINDS = ["a UndecoratedMatching", "a UndecoratedPlain", "a OwnInit", "a Beside", "a set", "a Slotted", "a Restless", "the function 'closure.<locals>.<lambda>'", "a Wrapping"]
+KINDS = [
+    "a UndecoratedMatching",
+    "a UndecoratedPlain",
+    "a OwnInit",
+    "a Beside",
+    "a set",
+    "a Slotted",
+    "a Restless",
+    "a deque",
+    "a Generator",
+    "the function 'closure.<locals>.<lambda>'",
+    "a Wrapping",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)

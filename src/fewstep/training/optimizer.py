@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fewstep import distributed
 from fewstep.errors import UserError
 
 
@@ -73,7 +74,10 @@ class SGD(Optimizer):
         return 0
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(list(parameters), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        values = list(parameters)
+        # Torch has no fused implementation for sharded parameters.
+        whole = all(distributed.part(value) is value for value in values)
+        return torch.optim.SGD(values, lr=self.lr, weight_decay=self.weight_decay, fused=whole)
 
 
 def step_unless(optimizer: torch.optim.Optimizer, left_out: Tensor) -> None:

@@ -292,9 +292,9 @@ class Trainer:
         again = f"{what}; the run went on from {paths[0]} and ended here at once"
         if len(paths) == 1 or checkpoints.was_set_aside(self._went_on_from):
             return Diverged(f"{again}, as it will whenever it goes on: {remedy}.")
-        return Diverged(
-            f"{again}, so that this checkpoint was set aside as {checkpoints.set_aside(paths[0]).name}: go on from {paths[1]} with --resume, or, where it ends here again, {remedy}."
-        )
+        aside = checkpoints.set_aside(paths[0]).name
+        older = f"go on from {paths[1]} with --resume, or, where it ends here again, {remedy}"
+        return Diverged(f"{again}, so that this checkpoint was set aside as {aside}: {older}.")
 
     def _add(self, name: str, value: float) -> None:
         entry = self._sums.setdefault(name, [0.0, 0])
