@@ -94,7 +94,7 @@ def _shift(run: Path) -> dict:
 def test_the_tables_have_their_rows_and_figures(halved):
     found = _shift(halved)
     assert set(found) == {
-        *("student_steps", "teacher_steps", "samples", "draws", "guidance", "times", "levels"),
+        *("student_steps", "teacher_steps", "samples", "draws", "guidance", "origins", "times", "levels"),
         *("mixing", "teacher_then_student", "student_then_teacher", "sensitivity"),
     }
     assert (found["student_steps"], found["teacher_steps"], found["samples"], found["draws"], found["guidance"]) == (2, 6, 120, 1, None)

@@ -32,7 +32,7 @@ def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Da
     chosen = set(type(recipe).model_fields if sections is None else sections)
     named = [each for each in named_in(recipe) if each.key.partition(".")[0] in chosen]
     found = {each.key: digest for each in named if (digest := digest_of(each)) is not None}
-    if DATA in chosen:
+    if DATA in chosen and recipe.data is not None:
         found[DATA] = (build_data(recipe.data) if data is None else data).identity
     return dict(sorted(found.items()))
 

@@ -63,7 +63,7 @@ def read_record(folder: RunFolder) -> Record | None:
 def settle_origins(
     folder: RunFolder,
     recipe: Recipe,
-    data: Dataset,
+    data: Dataset | None,
     resume: bool,
     sections: Collection[str] | None = None,
 ) -> Origins:
@@ -117,7 +117,7 @@ def moved(folder: RunFolder, saved: Recipe, now: Recipe) -> Recipe:
     return renamed(saved, value_of)
 
 
-def measured_origins(folder: RunFolder, recipe: Recipe, data: Dataset, say: Callable[[str], None]) -> dict[str, Any]:
+def measured_origins(folder: RunFolder, recipe: Recipe, data: Dataset | None, say: Callable[[str], None]) -> dict[str, Any]:
     """The origins of what is measured now, as a result's file has them.
 
     ``say`` is told what is not as it was when the run was trained. A student's start plays no part any more.

@@ -37,7 +37,8 @@ def _unknown(folder: RunFolder, recipe: Recipe, record: Record | None) -> Iterat
         raise UserError(f"{folder.path}: {what}; train it anew on either.")
     known = set() if record is None else record.digests.keys() - set(record.unknown)
     named = [each.key for each in named_in(recipe) if each.key.startswith(_FEATURES)]
-    lacking = [key for key in (*named, DATA) if key not in known]
+    measured_on = [] if recipe.data is None else [DATA]
+    lacking = [key for key in (*named, *measured_on) if key not in known]
     if lacking:
         what = f"has no checksum of {', '.join(lacking)}"
         yield f"{folder.path}: {what}, so that it is not sure to have been measured as the other runs were."
@@ -48,8 +49,9 @@ def _check_pair(one: tuple[RunFolder, Recipe, Record | None], other: tuple[RunFo
     where = f"{here.path} and {there.path} cannot be compared"
     if _settings(recipe) != _settings(recipe_there):
         raise UserError(f"{where}: '{_FEATURES}' differs in their recipes; train or measure both with the same.")
-    if recipe.data.kind != recipe_there.data.kind and (record is None or record_there is None):
-        what = f"'data.kind' is {recipe.data.kind} in the one and {recipe_there.data.kind} in the other"
+    kind, kind_there = (None if each.data is None else each.data.kind for each in (recipe, recipe_there))
+    if kind != kind_there and (record is None or record_there is None):
+        what = f"'data.kind' is {kind} in the one and {kind_there} in the other"
         raise UserError(f"{where}: {what}; train both on the same data.")
     if record is None or record_there is None:
         return
