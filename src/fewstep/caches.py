@@ -2,25 +2,30 @@
 
 A cache entry is named by the content that decides it, never by a path: a file that was exchanged under its old name is
 another file. ``content_digest`` is the SHA-256 of that content. Reading a large set for it takes minutes, so the digest of
-a file is remembered in the cache folder by absolute path, size, time of change (nanoseconds) and inode.
+a file is remembered in the cache folder by absolute path, size, time of change (nanoseconds) and inode. What is at an
+address is known by what its server says of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.files import write_alone
+from fewstep.files import in_use, locked, write_alone
 
 # A file that changed so lately may change again without another time of change: clocks of file systems are coarse.
 _SETTLED_NS = 2_000_000_000
+_SECONDS, _PAUSE = 10.0, 0.2
 
 
 def cache_folder() -> Path:
@@ -47,6 +52,37 @@ def content_digests(folder: Path | str, names: Iterable[str]) -> list[str]:
     folder = Path(folder).expanduser().absolute()
     with _said(folder), _remembered(folder) as digest_of:
         return [digest_of(folder / name) for name in names]
+
+
+def address_marks(url: str) -> dict[str, str] | None:
+    """What the server of an http address says by which a change of its content is seen.
+
+    They are its strong ETag and its length, whichever it says. None where it cannot be asked.
+    """
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_SECONDS) as answer:
+            tag, length = answer.headers.get("ETag", ""), answer.headers.get("Content-Length", "")
+    except urllib.error.HTTPError as error:
+        # A server that does not answer this question may well answer the next.
+        return {} if error.code in (403, 405, 501) else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return {**({"etag": tag} if tag and not tag.startswith("W/") else {}), **({"length": length} if length else {})}
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder of the cache as ``files.locked`` does, having waited for another process that holds it."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except UserError:
+                if not in_use(folder):
+                    raise
+            time.sleep(_PAUSE)
+        yield
 
 
 @contextlib.contextmanager

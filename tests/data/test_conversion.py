@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import sys
+import tarfile
+import time
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +22,9 @@ from PIL import Image
 from fewstep.cli import app
 from fewstep.data import open_images
 from fewstep.data.convert import Record, cached, from_rows, from_shards, huggingface, webdataset, write_records
+from fewstep.data.hub import commit_of
+from fewstep.data.shards import expanded
+from fewstep.data.tree import HIDDEN, PassedOver
 from fewstep.errors import UserError
 from fewstep.recipes import config
 from fewstep.recipes.parts import build_data
@@ -47,6 +55,8 @@ def test_rows_and_shards_give_the_same_images_as_files(tmp_path):
         (lambda: from_rows([{"image": "text"}], "image", None, "set"), r"set: row 0: column 'image' holds no image"),
         (lambda: from_rows([{"image": {"bytes": b"x"}}], "image", None, "set"), r"set: row 0: is no readable PNG"),
         (lambda: from_rows([{"image": {"bytes": b""}, "label": -1}], "image", "label", "set"), r"set: row 0: the class is -1, not a whole number from 0"),
+        (lambda: from_rows([{"image": {"bytes": b""}, "label": 1.7}], "image", "label", "set"), r"set: row 0: the class is 1\.7, not a whole number from 0"),
+        (lambda: from_shards([{"__key__": "k", "png": b"", "cls": b"1.7"}], "cls", "s.tar"), r"the class is b'1\.7', not a whole number"),
         (lambda: from_shards([{"__key__": "k", "txt": b""}], None, "s.tar"), r"s\.tar: sample 'k' has 0 images, not one"),
         (lambda: from_shards([{"__key__": "k", "png": b"", "jpg": b""}], None, "s.tar"), r"sample 'k' has 2 images, not one"),
         (lambda: from_shards([{"__key__": "k", "png": b""}], "cls", "s.tar"), r"sample 'k' has no '\.cls'"),
@@ -60,18 +70,94 @@ def test_what_cannot_be_converted_is_one_sentence_and_leaves_nothing(records, se
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_cached_set_is_made_once_for_what_was_asked(tmp_path):
-    made = []
-
-    def write(path: Path) -> None:
+def _writer(made: list[Path]):
+    def write(path: Path) -> PassedOver:
         made.append(path)
         write_records(path, [Record(png(picture(len(made))), None, "x")], None)
+        return PassedOver.of({HIDDEN: [".x"]})
 
-    first = cached(tmp_path, {"name": "a", "size": 4}, write)
-    assert cached(tmp_path, {"size": 4, "name": "a"}, write) == first
-    other = cached(tmp_path, {"name": "a", "size": 5}, write)
-    assert made == [first, other]
-    assert np.array_equal(_pixels(first)[0], picture(1))
+    return write
+
+
+def test_a_cached_set_is_made_once_for_what_was_asked_of_one_content(tmp_path):
+    made: list[Path] = []
+    first = cached(tmp_path, {"name": "a", "size": 4}, {"commit": "1"}, _writer(made), "a")
+    assert cached(tmp_path, {"size": 4, "name": "a"}, {"commit": "1"}, _writer(made), "a") == first
+    other = cached(tmp_path, {"name": "a", "size": 5}, {"commit": "1"}, _writer(made), "a")
+    newer = cached(tmp_path, {"name": "a", "size": 4}, {"commit": "2"}, _writer(made), "a")
+    assert made == [first.path, other.path, newer.path]
+    assert np.array_equal(_pixels(first.path)[0], picture(1))
+    images = open_images(first)
+    assert images.remarks == ("a: passed over 1 hidden files or folders (such as '.x').",)
+    assert images.passed_over == first.passed_over == PassedOver({HIDDEN: (1, ".x")})
+
+
+@pytest.mark.parametrize("rule", ["CONVERSION", "reading_rules"])
+def test_other_rules_make_another_set(rule, tmp_path, monkeypatch):
+    made: list[Path] = []
+    cached(tmp_path, {}, {}, _writer(made), "a")
+    monkeypatch.setattr(f"fewstep.data.convert.{rule}", 99 if rule == "CONVERSION" else lambda: "99")
+    cached(tmp_path, {}, {}, _writer(made), "a")
+    assert len(set(made)) == 2
+
+
+def test_the_newest_set_serves_where_its_source_cannot_be_asked(tmp_path):
+    made: list[Path] = []
+    asked = {"name": "a"}
+    old, new = (cached(tmp_path, asked, {"commit": commit * 40}, _writer(made), "a") for commit in "12")
+    os.utime(old.path, (1, 1))
+    found = cached(tmp_path, asked, None, _writer(made), "a")
+    assert found.path == new.path
+    assert re.fullmatch(r"a: what it holds now cannot be asked; the conversion of \d{4}-\d\d-\d\d serves \(commit 222222222222\)\.", found.remarks[-1])
+    assert cached(tmp_path, {"name": "b"}, None, _writer(made), "b").remarks[-1].endswith("its library has given what it has.")
+    assert len(made) == 3
+
+
+def test_a_zip_that_was_cut_or_altered_is_made_anew_and_that_is_said(tmp_path):
+    made: list[Path] = []
+    first = cached(tmp_path, {}, {}, _writer(made), "a")
+    content = first.path.read_bytes()
+    first.path.write_bytes(content[:-7])
+    again = cached(tmp_path, {}, {}, _writer(made), "a")
+    assert again.remarks[-1] == f"{first.path}: was cut or altered since it was made, and is made anew."
+    assert len(made) == 2
+    assert len(open_images(again)) == 1
+
+
+def test_a_process_that_ends_while_a_set_is_made_leaves_none(tmp_path):
+    made: list[Path] = []
+
+    class Killed(BaseException):
+        pass
+
+    def write(path: Path) -> PassedOver:
+        _writer(made)(path)
+        raise Killed
+
+    with pytest.raises(Killed):
+        cached(tmp_path, {}, {}, write, "a")
+    assert cached(tmp_path, {}, {}, _writer(made), "a").path == made[0]
+    assert len(made) == 2
+    assert np.array_equal(_pixels(made[0])[0], picture(2))
+
+
+def test_two_processes_make_one_set_once(tmp_path):
+    """The second waits for the first; each has the set of the one that wrote it."""
+    children = []
+    for number in range(2):
+        child = os.fork()
+        if child == 0:
+
+            def write(path: Path, number: int = number) -> PassedOver:
+                (tmp_path / f"written-{number}").touch()
+                time.sleep(0.5)
+                write_records(path, [Record(png(picture(5)), None, "x")], None)
+                return PassedOver()
+
+            os._exit(0 if np.array_equal(_pixels(cached(tmp_path / "cache", {}, {}, write, "a").path)[0], picture(5)) else 1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert len(list(tmp_path.glob("written-*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -91,24 +177,176 @@ def test_libraries_that_are_missing_are_named_with_their_extra(tmp_path, monkeyp
         webdataset(tmp_path, "x-{0..3}.tar", None, None)
 
 
-def test_a_recipe_names_shards_and_gets_images_by_index(tmp_path, monkeypatch):
-    """The library stands in as an iterable of samples: the path from a recipe's section to a data set."""
-    samples = [{"__key__": str(seed), "jpg": png(picture(seed, 6, 8)), "cls": b"1"} for seed in range(3)]
+def _shard(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as shard:
+        for name, content in sorted(files.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            shard.addfile(entry, io.BytesIO(content))
+
+
+def _read_shards(urls, shardshuffle, nodesplitter, workersplitter, select_files):
+    """What the library does: samples of files that have a name up to the first dot."""
+    assert (shardshuffle, nodesplitter, workersplitter) == (False, None, None)
+    for url in urls:
+        samples: dict[str, dict[str, object]] = {}
+        with tarfile.open(url) as shard:
+            for entry in shard:
+                if select_files(entry.name):
+                    key, _, extension = entry.name.partition(".")
+                    samples.setdefault(key, {"__key__": key})[extension] = shard.extractfile(entry).read()
+        yield from samples.values()
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch):
+    """Two shards of two samples each, the library standing in as a function."""
     library = types.ModuleType("webdataset")
-    library.WebDataset = lambda urls, shardshuffle: samples  # type: ignore[attr-defined]
+    library.WebDataset = _read_shards  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "webdataset", library)
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    data = build_data(config.WebDatasetData(kind="webdataset", urls="x-{0..3}.tar", label="cls", size=6))
-    assert (len(data), data.shape, data.classes) == (3, (3, 6, 6), 2)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    for number in range(2):
+        samples = {f"{number}{seed}.jpg": png(picture(2 * number + seed, 6, 8)) for seed in range(2)}
+        _shard(tmp_path / f"x-{number}.tar", {**samples, **{name.replace("jpg", "cls"): b"1" for name in samples}, f"__MACOSX/._{number}0.jpg": b"fork"})
+    return str(tmp_path / "x-{0..1}.tar")
+
+
+def test_a_recipe_names_shards_and_gets_images_by_index(shards, tmp_path):
+    choice = config.WebDatasetData(kind="webdataset", urls=shards, label="cls", size=6)
+    data = build_data(choice)
+    assert (len(data), data.shape, data.classes) == (4, (3, 6, 6), 2)
     assert np.array_equal(data.take(torch.tensor([1]))[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy(), picture(1, 6, 8)[:, 1:7])
+    assert data.remarks == (f"shards '{shards}': passed over 1 hidden files or folders (such as '__MACOSX'); 1 classes without an image, which keep their numbers (such as '0').",)
+    before = data.identity
+    (tmp_path / "x-1.tar").write_bytes((tmp_path / "x-0.tar").read_bytes())
+    assert build_data(choice).identity != before
+    (tmp_path / "x-1.tar").unlink()
+    with pytest.raises(UserError, match=r"x-1\.tar: cannot be read \(No such file"):
+        build_data(choice)
+    (tmp_path / "x-1.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(UserError, match=r"(?s)shards '.*': cannot be read \(.*\); check 'data\.urls'"):
+        build_data(choice)
 
-    def broken():
-        raise FileNotFoundError("x-0.tar")
-        yield
 
-    library.WebDataset = lambda urls, shardshuffle: broken()  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"shards 'y\.tar': cannot be read \(x-0\.tar\); check 'data\.urls'"):
-        build_data(config.WebDatasetData(kind="webdataset", urls="y.tar"))
+def test_the_same_shards_elsewhere_are_one_set(shards, tmp_path):
+    (tmp_path / "moved").mkdir()
+    for number in range(2):
+        (tmp_path / f"x-{number}.tar").rename(tmp_path / "moved" / f"y{number}.tar")
+    one = webdataset(tmp_path / "data", str(tmp_path / "moved" / "y{0,1}.tar"), "cls", None)
+    (tmp_path / "moved").rename(tmp_path / "again")
+    assert webdataset(tmp_path / "data", str(tmp_path / "again" / "y{0..1}.tar"), "cls", None).path == one.path
+
+
+def test_shards_of_a_server_are_known_by_what_it_says_of_them(shards, tmp_path, monkeypatch):
+    said: list[dict[str, str] | None] = []
+    monkeypatch.setattr("fewstep.data.convert.address_marks", lambda url: said[-1])
+    monkeypatch.setattr(sys.modules["webdataset"], "WebDataset", lambda urls, **more: _read_shards([str(tmp_path / "x-0.tar")], **more))
+    found = []
+    for each in ({"etag": '"1"'}, {"etag": '"1"'}, {"etag": '"2"'}, None, {}):
+        said.append(each)
+        found.append(webdataset(tmp_path / "data", "http://a/x-{0..1}.tar", "cls", None))
+    assert found[0].path == found[1].path != found[2].path == found[3].path != found[4].path
+    assert "cannot be asked; the conversion of" in found[3].remarks[-1]
+    assert found[4].remarks[-1].startswith("shards 'http://a/x-{0..1}.tar': their server says nothing by which a change would be seen")
+
+
+def test_the_library_itself_gives_what_its_stand_in_gives(shards, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "webdataset")
+    pytest.importorskip("webdataset")
+    found = open_images(webdataset(tmp_path / "data", shards, "cls", 6))
+    assert (len(found), found.labels.tolist()) == (4, [1, 1, 1, 1])
+    assert "__MACOSX" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("urls", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("a-{08..10}.tar", ["a-08.tar", "a-09.tar", "a-10.tar"]),
+        ("{a,b}-{2..1}.tar", ["a-2.tar", "a-1.tar", "b-2.tar", "b-1.tar"]),
+        ("{000..001}.tar", ["000.tar", "001.tar"]),
+    ],
+)
+def test_braces_are_ranges_and_choices(urls, names):
+    assert expanded(urls) == names
+
+
+@pytest.mark.parametrize("urls", ["{0..1.tar", "{{0..1},2}.tar", "{0}.tar", "{0..999999999}.tar", "{0..999}-{0..999}.tar", "0}.tar"])
+def test_braces_that_are_neither_are_refused(urls):
+    with pytest.raises(UserError, match=r"'data\.urls' is '.*', (whose|where|which)"):
+        expanded(urls)
+
+
+class _Rows(list):
+    """What the datasets library gives, as far as it is asked."""
+
+    column_names = ("image",)
+    features: ClassVar[dict[str, object]] = {}
+
+    def cast_column(self, name, kind):
+        return self
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """The datasets library, standing in; it notes what it was asked to load."""
+    library = types.ModuleType("datasets")
+    library.asked = []  # type: ignore[attr-defined]
+    library.ClassLabel, library.Image = type("ClassLabel", (), {}), lambda decode: None  # type: ignore[attr-defined]
+
+    def load(name, split, revision):
+        library.asked.append((name, revision))
+        return _Rows([{"image": {"bytes": png(picture(len(library.asked))), "path": None}}])
+
+    library.load_dataset = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    return library
+
+
+def test_the_newest_of_the_hub_is_the_commit_that_it_is_now(library, tmp_path, monkeypatch):
+    commits = ["a" * 40]
+    monkeypatch.setattr("fewstep.data.convert.commit_of", lambda name, revision: revision if revision and len(revision) == 40 else commits[-1])
+
+    def found(revision=None):
+        return huggingface(tmp_path, "some/set", "train", "image", None, revision, None)
+
+    first = found()
+    assert first.remarks == (f"data set 'some/set': its newest commit is {'a' * 40}; set 'data.revision' to it, so that it stays the same.",)
+    assert found().path == first.path
+    # The commit itself is the same set, and needs no word.
+    assert found("a" * 40) == (first.path, "data set 'some/set'", (), PassedOver())
+    commits.append("b" * 40)
+    assert found().path != first.path
+    commits.append(None)
+    assert "the conversion of" in found().remarks[-1]
+    assert found("a" * 40).path == first.path
+    assert library.asked == [("some/set", "a" * 40), ("some/set", "b" * 40)]
+
+
+def test_a_folder_of_the_library_is_known_by_its_content(library, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.csv").write_text("1", encoding="utf-8")
+
+    def path(name="set"):
+        return huggingface(tmp_path / "cache", str(tmp_path / name), "train", "image", None, None, None).path
+
+    first = path()
+    assert path() == first
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert path("moved") == first
+    (tmp_path / "moved" / "a.csv").write_text("2", encoding="utf-8")
+    assert path("moved") != first
+
+
+def test_a_hub_that_cannot_be_reached_names_no_commit(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(self, name, **more):
+        raise hub.errors.OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(hub.HfApi, "dataset_info", offline)
+    assert commit_of("some/set", None) is None
+    assert commit_of("some/set", "c" * 40) == "c" * 40
 
 
 def test_a_recipe_names_images(tmp_path):

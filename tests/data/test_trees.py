@@ -101,7 +101,7 @@ def test_a_class_without_a_readable_image_keeps_its_number(tmp_path):
     sentence, empty = images.remarks
     assert sentence == (
         f"{folder}: passed over 1 files whose suffix is none of .bmp, .jpeg, .jpg, .png, .ppm, .webp (such as 'bee/x.tiff'); 1 links to folders (such as 'cow'); "
-        "3 class folders without an image, which keep their numbers (such as 'bee')."
+        "3 classes without an image, which keep their numbers (such as 'bee')."
     )
     assert "class 1 ('bee') has no image and keeps its number" in empty
     make_zip(folder, tmp_path / "set.zip")
@@ -138,7 +138,7 @@ def test_two_classes_for_one_image_are_refused_and_labels_of_no_image_are_counte
         open_images(zipped(tmp_path / "a.zip", {"x/a.png": content}, {"labels": [["x/a.png", 1], ["x\\a.png", 2]]}))
     images = open_images(zipped(tmp_path / "b.zip", {"a.png": content}, {"labels": [["a.png", 1], ["a.png", 1], ["gone.png", 0]]}))
     assert images.labels.tolist() == [1]
-    assert images.passed_over.kinds == {"labels of dataset.json without an image": (1, "gone.png")}
+    assert images.passed_over.kinds == {"labels of dataset.json without an image": (1, "gone.png"), EMPTY: (1, "0")}
 
 
 @pytest.mark.parametrize("value", [1.7, "1.7", b"1.7", -1, 100_000, "-1", "1_0", "", b"dog", float("nan"), float("inf"), None, [1], "1" * 5000, np.float32(0.5)])

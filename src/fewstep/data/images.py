@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.archive import Archive, Source
+from fewstep.data.convert import Converted
 from fewstep.data.dataset import Dataset
 from fewstep.data.folder import Folder
 from fewstep.data.labels import Labels, read_labels
@@ -89,18 +90,19 @@ class Images(Dataset):
         return pixels_of(picture, self.channels)
 
 
-def open_images(path: Path | str, size: int | None = None, labels: bool = True, channels: int = 3, cached_bytes: int = CACHED_BYTES) -> Images:
-    """The images of a zip or a folder: labels are those of its ``dataset.json``, else its sub-folders (see ``labels``).
+def open_images(path: Path | str | Converted, size: int | None = None, labels: bool = True, channels: int = 3, cached_bytes: int = CACHED_BYTES) -> Images:
+    """The images of a zip or a folder, or of the zip that was made of another set: labels are those of its ``dataset.json``, else its sub-folders (see ``labels``).
 
     ``channels``: 3, or 1 for the luma. Raises ``UserError``, naming file and entry, when there is no such file, no image, an image of another size than the first, or ``dataset.json`` is
     wrong.
     """
-    source = open_source(Path(path))
+    made = path if isinstance(path, Converted) else Converted(Path(path), str(path))
+    source = open_source(made.path)
     found = read_labels(source) if labels else Labels(None)
     sides = (size, size) if size is not None else _sides(source)
     numbers = None if found.numbers is None else torch.tensor(found.numbers, dtype=torch.int64)
-    passed_over = source.tree.passed_over + found.passed_over
-    remarks = (*([passed_over.sentence(source.path)] if passed_over else []), *found.remarks)
+    passed_over = made.passed_over + source.tree.passed_over + found.passed_over
+    remarks = (*made.remarks, *([passed_over.sentence(made.name)] if passed_over else []), *found.remarks)
     images = Images(source, channels, size, sides, numbers, found.classes, found.names, passed_over=passed_over, remarks=remarks)
     if len(images) * channels * sides[0] * sides[1] > cached_bytes:
         return images

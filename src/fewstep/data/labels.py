@@ -103,8 +103,11 @@ def _described(source: Source, metadata: Any) -> Labels:
     if missing is not None:
         raise UserError(f"{where} has no label for '{missing}'; add it, or set 'data.labels: false'.")
     labels = [given[name] for name in below]
-    extra = PassedOver.of({f"labels of {METADATA} without an image": sorted(given.keys() - set(below))})
-    return Labels(labels, _class_names(where, metadata.get("classes", []), max(labels) + 1), extra)
+    names = _class_names(where, metadata.get("classes", []), max(labels) + 1)
+    filled = set(labels)
+    empty = [names[number] if names else str(number) for number in range(max(len(names), max(labels) + 1)) if number not in filled]
+    extra = sorted(given.keys() - set(below))
+    return Labels(labels, names, PassedOver.of({f"labels of {METADATA} without an image": extra, EMPTY: empty}))
 
 
 def _class_names(where: str, names: Any, least: int) -> tuple[str, ...]:

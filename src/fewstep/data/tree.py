@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 from fewstep.data.pixels import SUFFIXES
 
@@ -24,7 +25,7 @@ HIDDEN = "hidden files or folders"
 SUFFIX = f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}"
 LINK = "links to folders"
 NOWHERE = "links that lead to no file"
-EMPTY = "class folders without an image, which keep their numbers"
+EMPTY = "classes without an image, which keep their numbers"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class PassedOver:
     def of(cls, found: Mapping[str, Sequence[str]]) -> PassedOver:
         """The tally of names by reason; a reason without names is left out."""
         return cls({reason: (len(names), min(names)) for reason, names in found.items() if names})
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Mapping[str, Any]]) -> PassedOver:
+        """What ``as_json`` has written; raises ``KeyError``, ``TypeError`` or ``AttributeError`` for anything else."""
+        return cls({str(reason): (int(entry["count"]), str(entry["example"])) for reason, entry in value.items()})
 
     def __bool__(self) -> bool:
         return bool(self.kinds)
@@ -80,11 +86,11 @@ def tree_of(files: Iterable[str], folders: Iterable[str], links: Iterable[str] =
     all there is stands for the tree, as it does in the archive of a folder.
     """
     found: dict[str, set[str]] = {HIDDEN: set(), SUFFIX: set(), LINK: set(), NOWHERE: set()}
-    seen = [name for name in files if not _hidden(name, found[HIDDEN])]
-    inner = [name for name in folders if not _hidden(name, found[HIDDEN])]
-    linked = [name for name in links if not _hidden(name, found[HIDDEN])]
+    seen = [name for name in files if not is_hidden(name, found[HIDDEN])]
+    inner = [name for name in folders if not is_hidden(name, found[HIDDEN])]
+    linked = [name for name in links if not is_hidden(name, found[HIDDEN])]
     found[LINK].update(linked)
-    found[NOWHERE].update(name for name in nowhere if not _hidden(name, found[HIDDEN]))
+    found[NOWHERE].update(name for name in nowhere if not is_hidden(name, found[HIDDEN]))
     root = _wrapper([*seen, *inner, *linked], seen) if unwrap else ""
     names = [name for name in seen if PurePosixPath(name).suffix.lower() in SUFFIXES]
     found[SUFFIX].update(name for name in seen if PurePosixPath(name).suffix.lower() not in SUFFIXES and name.removeprefix(root) not in _OURS)
@@ -93,7 +99,7 @@ def tree_of(files: Iterable[str], folders: Iterable[str], links: Iterable[str] =
     return Tree(tuple(sorted(names)), root, tuple(sorted(tops)), PassedOver.of({reason: sorted(those) for reason, those in found.items()}))
 
 
-def _hidden(name: str, hidden: set[str]) -> bool:
+def is_hidden(name: str, hidden: set[str]) -> bool:
     """Whether a part of the name is hidden; the first that is, is noted."""
     parts = name.split("/")
     first = next((number for number, part in enumerate(parts) if part.startswith(".") or part == "__MACOSX"), None)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewstep.data import open_images
+from fewstep.data import Dataset, Images, open_images
 from fewstep.data.convert import Record, write_records
 from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
 from fewstep.data.images import open_source
 from fewstep.data.labels import read_labels
 from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
+from fewstep.files import write_text
 from fewstep.runs.pictures import write_samples
+from fewstep.training import Watcher
 
 SHEET_ROWS = 200
 
@@ -33,7 +36,8 @@ def make_zip(source: Path | str, out: Path | str, size: int | None = None) -> di
     write_records(out, records(), size, found.names)
     described = describe_images(out)
     passed_over = files.tree.passed_over + found.passed_over
-    return {**described, **_said(files.path, passed_over, found.remarks)}
+    remarks = (*([passed_over.sentence(files.path)] if passed_over else []), *found.remarks)
+    return {**described, **_said(passed_over, remarks)}
 
 
 def make_emoji(out: Path | str, size: int = 32, font: Path | None = None, names: Path | None = None) -> dict[str, Any]:
@@ -56,14 +60,21 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
     if sheet is not None:
         write_samples(sheet, images.take(images.head(SHEET_ROWS)), images.low, images.high, columns=20)
         described["sheet"] = str(sheet)
-    return {**described, **_said(path, images.passed_over, images.remarks[bool(images.passed_over) :])}
+    return {**described, **_said(images.passed_over, images.remarks)}
 
 
-def _said(path: Path | str, passed_over: PassedOver, remarks: tuple[str, ...]) -> dict[str, Any]:
+def announce(data: Dataset, watcher: Watcher, record: Path | None = None) -> None:
+    """Says what is worth a line of a run's data, and writes it as JSON into a file where one is given."""
+    for sentence in data.remarks:
+        watcher.say(sentence)
+    if record is not None and data.remarks:
+        passed_over = data.passed_over if isinstance(data, Images) else PassedOver()
+        write_text(record, json.dumps(_said(passed_over, data.remarks), indent=2) + "\n")
+
+
+def _said(passed_over: PassedOver, remarks: tuple[str, ...]) -> dict[str, Any]:
     """What was passed over and what is worth a line, where there is such a thing."""
-    if not passed_over and not remarks:
-        return {}
-    return {"passed_over": passed_over.as_json(), "remarks": [*([passed_over.sentence(path)] if passed_over else []), *remarks]}
+    return {"passed_over": passed_over.as_json(), "remarks": list(remarks)} if remarks else {}
 
 
 def _zip_path(out: Path | str) -> Path:
