@@ -141,6 +141,7 @@ def plan_table(plan: dict[str, Any], memory: float | None) -> str:
         f"  a forward keeps {_size(plan['kept']).strip()} a sample for the backward, at most {plan['graphs']:.1f} of them at once",
         f"  on disk: the path {_size(plan['path_bytes']).strip()}, each checkpoint {_size(plan['checkpoint_bytes']).strip()}",
         f"  work: {plan['evaluations']:.3g} network evaluations of {plan['operations']:.3g} operations",
+        *(f"  {note}" for note in plan["notes"]),
         "",
         f"{'setting':<34}{'batch a GPU':>12}{'state':>12}{'activations':>13}{'memory':>12}" + (f"{'fits':>6}{'most':>7}" if memory else "") + f"{'time':>9}",
         *(_setting_line(each, plan["cheapest"], memory) for each in plan["settings"]),

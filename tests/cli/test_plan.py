@@ -81,7 +81,7 @@ def test_the_state_is_that_of_the_run(tmp_path):
     one = bytes_of(digits())
     assert plan.settings[0].state == state_bytes(built.stages, built.teacher) + one
     assert plan.path_bytes == 4 * one
-    assert plan.steps == {"record": 40, "distill": 2400}
+    assert plan.steps == {"record": 40, "distill": 2360}
     assert {part.role for part in plan.parts} == {"teacher", "fake score", "student", "average of student (distill)", "target's slot"}
 
 

@@ -16,6 +16,7 @@ from fewstep.metrics.features import Features
 from fewstep.networks import DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.axes import build_threshold
+from fewstep.recipes.backtracking import check_reach, reach_check
 from fewstep.recipes.context import Context
 from fewstep.recipes.device import building_device, resolve_device
 from fewstep.recipes.legality import check, is_generator
@@ -27,14 +28,14 @@ from fewstep.recipes.teachers import build_teacher
 from fewstep.solvers.sampling import Sampling
 from fewstep.stateful import find_stateful
 from fewstep.states import Generated, Prior, States, WithGuidance
-from fewstep.targets import DegradationPath
+from fewstep.targets import Backtracked, DegradationPath
 from fewstep.training import Monitor, Stage
 from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
 
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """The parts of a distillation run. ``fake`` and ``path`` where there are any; ``average`` follows the student and is the run's result."""
+    """The parts of a distillation run. ``fake``, ``path`` and the backtracked ``target`` where there are any; ``average`` follows the student and is the run's result."""
 
     teacher: NetworkDenoiser
     student: Denoiser | Generator
@@ -46,14 +47,16 @@ class Distillation:
     monitor: Monitor
     fake: Denoiser | None
     path: DegradationPath | None
+    target: Backtracked | None = None
 
 
-def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
+def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False) -> Distillation:
     """The run that the recipe asks for, on ``training.device`` (its networks on the CPU where they are yet to be sharded); files that it makes on the way (a path, pairs) go into ``folder``.
+    ``begun``: whether it is a run that goes on, which is not refused for the steps that it was given.
 
     Raises ``UserError`` for parts that do not go together, and for a device that is not there.
     """
-    check_parts(recipe)
+    check_parts(recipe, begun)
     data, device = build_data(recipe.data), resolve_device(recipe.training.device)
     teacher, features = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device)), build_features(recipe.evaluation.features, data, device)
     context = build_context(recipe, folder, data, teacher, features, device)
@@ -61,7 +64,8 @@ def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
     student = context.student.model
-    return Distillation(context.original, student, context.average, context.prior, context.sampling, data, built.stages, _monitor(context, built), fake, built.path)
+    target = next((found for found in find_stateful(built.stages).values() if isinstance(found, Backtracked)), None)
+    return Distillation(context.original, student, context.average, context.prior, context.sampling, data, built.stages, _monitor(context, built, target), fake, built.path, target)
 
 
 def recompute(models: Iterable[nn.Module], on: bool) -> None:
@@ -72,9 +76,11 @@ def recompute(models: Iterable[nn.Module], on: bool) -> None:
                 module.recompute = on
 
 
-def check_parts(recipe: DistillRecipe) -> None:
-    """Raises ``UserError`` for parts that do not go together; needs no data and no weights."""
+def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
+    """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few steps to reach the teacher; needs no data and no weights."""
     check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
+    if not begun:
+        check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
 
 
 def build_context(recipe: DistillRecipe, folder: Path, data: Dataset, original: NetworkDenoiser, features: Features, works_on: torch.device) -> Context:
@@ -116,7 +122,7 @@ def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
     return [role for role in (traits.roles if traits.usual_roles is None else traits.usual_roles) if not (role == "student" and is_generator(student))]
 
 
-def _monitor(context: Context, built: Built) -> Monitor:
+def _monitor(context: Context, built: Built, target: Backtracked | None) -> Monitor:
     rows = 256
     data, clip = context.data, context.method.optimizer.clip
     samples = generated(context.student.model, context.prior, context.sampling)
@@ -130,6 +136,7 @@ def _monitor(context: Context, built: Built) -> Monitor:
     checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data), Saturation(samples, data)]
     if clip is not None:
         checks.append(GradientNorm("student", clip))
+    checks += reach_check(context.target, context.method.student_every, context.training.steps, target)
     return Monitor(checks, context.training.health_every, rows, warn_from=context.training.steps // 4)
 
 

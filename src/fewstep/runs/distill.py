@@ -48,12 +48,14 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
     with distributed.joined(), locked(folder.path):
         resume = resume or distributed.restarted()
         recipe = _settle(folder, source, overrides, resume, DistillRecipe)
-        parts = distributed.in_step(lambda: build_distillation(recipe, folder.path))
+        parts = distributed.in_step(lambda: build_distillation(recipe, folder.path, begun=folder.checkpoints.is_dir()))
         # What training shards cannot be copied any more.
         plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
         trainer = _trainer(folder, recipe, parts, _heard(watcher))
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
+        if parts.target is not None and parts.target.short:
+            _heard(watcher).say(parts.target.short)
         _save(folder, recipe, student, parts, plain)
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)

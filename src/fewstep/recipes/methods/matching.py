@@ -123,6 +123,10 @@ class DistributionMatchingMethod(Method):
     def steps_of_student(self) -> int:
         return self.steps
 
+    @property
+    def student_every(self) -> int:
+        return self.fake.updates if isinstance(self.fake, _TrainedFake) else 1
+
     def build(self, context: Context) -> Built:
         student = context.student.model
         states = trajectory_states(context, self.steps)
@@ -142,8 +146,7 @@ class DistributionMatchingMethod(Method):
         if self.adversarial is not None:
             generator_term, phases = build_adversary(self.adversarial, context, states, phases)
             terms.append(generator_term)
-        updates = self.fake.updates if isinstance(self.fake, _TrainedFake) else 1
-        stage = Stage("distill", target.until, [student_phase(context, terms, updates, target.hook), *phases], begin)
+        stage = Stage("distill", target.until, [student_phase(context, terms, self.student_every, target.hook), *phases], begin)
         return Built([*target.record, stage], target.path, objective, states)
 
     def _fake(self, context: Context, states: States) -> tuple[FakeScore, list[Phase], ScoreMatching | None]:
