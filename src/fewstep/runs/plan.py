@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.data import InMemory
+from fewstep.data import Dataset, InMemory
 from fewstep.errors import UserError
 from fewstep.metrics.features import fourier_features
 from fewstep.networks import find_kind
@@ -198,7 +198,9 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     teacher = sketched_teacher(recipe.teacher, recipe.data)
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
     # Digits and points are at hand, and some methods look at them.
-    blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else build_data(recipe.data)
+    blank: Dataset | None = None
+    if recipe.data is not None:
+        blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else build_data(recipe.data)
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or at least no larger than the run's.
     context = build_context(recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1), torch.device("meta"))
     built = recipe.method.build(context)

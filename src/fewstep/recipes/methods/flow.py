@@ -26,7 +26,8 @@ from fewstep.training.actions import MakePairs
 
 
 class RectifiedFlowMethod(Method):
-    """``reflows`` rounds of reflow on ``pairs`` couplings each (no more than its steps draw), the first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler steps of the flow.
+    """``reflows`` rounds of reflow on ``pairs`` couplings each (no more than its steps draw),
+    the first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler steps of the flow.
     ``distil``: the share of the run that the last stage takes, which makes a one-step student of the flow; 0 for none: the student is then the flow, for ``steps`` Euler steps.
     """
 
@@ -80,7 +81,7 @@ class RectifiedFlowMethod(Method):
             stages.append(Stage(f"reflow-{index + 1}", length, [student_phase(context, [term])], [action]))
         if distils:
             pairs, action = self._couple(context, self._of_flow(context), "pairs-last", lengths[-1])
-            objective = EndpointRegression(context.student.model, build_distance(self.distance, context.features, context.data))
+            objective = EndpointRegression(context.student.model, build_distance(self.distance, context.features, context.space))
             stages.append(Stage("distill", lengths[-1], [student_phase(context, [Term(objective, pairs, name="regression")])], [action]))
         return Built(extended(stages, context.training))
 

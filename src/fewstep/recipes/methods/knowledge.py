@@ -71,14 +71,14 @@ class KnowledgeMethod(Method):
     def build(self, context: Context) -> Built:
         student = context.student.model
         solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], build_grid(self.solver.grid))
-        distance = build_distance(self.distance, context.features, context.data)
+        distance = build_distance(self.distance, context.features, context.space)
         if isinstance(self.pairs, StoredPairs):
             path = context.folder / "pairs.safetensors"
             begin = [MakePairs(solver, context.prior, drawn(self.pairs.count, planned(context.training), context.training), path, context.training.seed, device=context.works_on)]
             term = Term(EndpointRegression(student, distance), Pairs(path, context.schedule, context.prior.time), name="regression")
             return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])
         times = context.student_times()
-        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), forward_states(context, times), whole=True)
+        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: forward_states(context, times), whole=True)
         states = build_states(context, context.prior if self.steps == 1 else transitions.data, transitions)
         term = Term(EndpointRegression(student, distance, solver), states, name="regression")
         return Built([Stage("distill", context.training.steps, [student_phase(context, [term])])])

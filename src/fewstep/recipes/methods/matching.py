@@ -170,7 +170,7 @@ class DistributionMatchingMethod(Method):
         path = context.folder / "pairs.safetensors"
         solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], build_grid(choice.solver.grid))
         pairs = Pairs(path, context.schedule, context.prior.time)
-        term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.data), None), pairs, choice.weight, "regression")
+        term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.space), None), pairs, choice.weight, "regression")
         count = drawn(choice.pairs, planned(context.training), context.training)
         return term, MakePairs(solver, context.prior, count, path, context.training.seed, device=context.works_on)
 
