@@ -50,8 +50,7 @@ def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMa
     choice, steps = context.target, context.training.steps
     if isinstance(choice, config.FixedTarget):
         return TargetParts(Fixed(context.teacher), [], [], steps, None, None)
-    if not learned and isinstance(choice.switch, config.SwitchAtPlateau):
-        raise UserError("'target.switch.kind: plateau' watches the gap between the target and a fake score that is learned, which this method has not; use 'target.switch.kind: every'.")
+    check_switch(choice, learned)
     path = DegradationPath(context.folder / "path", context.original, {"method": context.method.model_dump(mode="json"), "target": choice.model_dump(mode="json")})
     backtracked = Backtracked(path, _switch_rule(choice.switch))
     target: Target = backtracked
@@ -125,6 +124,12 @@ def walk_of(choice: config.TargetChoice, student_every: int) -> Walk | None:
         return Walk(record, (student_every * sum(each), student_every * sum(_each(choice, most=True))), rounding)
     # A path that is measured may end at its first node, after which the target is the teacher.
     return Walk((1, choice.record.max_steps), (0, student_every * sum(_each(choice, most=True))), 0.0)
+
+
+def check_switch(choice: config.TargetChoice, learned: bool) -> None:
+    """Raises ``UserError`` for a switch rule that watches a learned fake score, of a method without such a score."""
+    if not learned and isinstance(choice, config.BacktrackedTarget) and isinstance(choice.switch, config.SwitchAtPlateau):
+        raise UserError("'target.switch.kind: plateau' watches the gap between the target and a fake score that is learned, which this method has not; use 'target.switch.kind: every'.")
 
 
 def check_reach(choice: config.TargetChoice, student_every: int, steps: int) -> None:

@@ -16,7 +16,7 @@ from fewstep.metrics.features import Features
 from fewstep.networks import DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.axes import build_threshold
-from fewstep.recipes.backtracking import check_reach, reach_check
+from fewstep.recipes.backtracking import check_reach, check_switch, reach_check
 from fewstep.recipes.context import Context
 from fewstep.recipes.device import building_device, resolve_device
 from fewstep.recipes.legality import check, is_generator
@@ -85,6 +85,7 @@ def recompute(models: Iterable[nn.Module], on: bool) -> None:
 def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
     """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few steps to reach the teacher; needs no data and no weights."""
     check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
+    check_switch(recipe.target, recipe.method.learns_fake)
     if not begun:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
 

@@ -38,6 +38,10 @@ class IdentityMethod(Method):
         return self.steps
 
     @property
+    def learns_fake(self) -> bool:
+        return True
+
+    @property
     def student_every(self) -> int:
         return self.fake.updates
 

@@ -125,6 +125,10 @@ class DistributionMatchingMethod(Method):
         return self.steps
 
     @property
+    def learns_fake(self) -> bool:
+        return isinstance(self.fake, _TrainedFake)
+
+    @property
     def student_every(self) -> int:
         return self.fake.updates if isinstance(self.fake, _TrainedFake) else 1
 
