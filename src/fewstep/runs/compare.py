@@ -85,7 +85,8 @@ def _is_measured(entry: dict[str, Any]) -> bool:
 def measured(run: Path) -> Measured:
     """The curve of one run, named by its folder."""
     folder = RunFolder(run)
-    folder.read_recipe()
+    if folder.read_recipe().data is None:
+        raise UserError(f"{run}: its recipe has no 'data' section, so that no distance was measured while it trained; compare runs with data.")
     points = [entry for entry in read_log(folder.log) if entry.get("probe") == "evaluation" and _is_measured(entry)]
     if len(points) < 2:
         raise UserError(f"{run}: has fewer than two measurements in metrics.jsonl; train longer or lower 'evaluation.every'.")

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
+from fewstep.data import SampleSpace
 from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.recipes.device import DeviceName, resolve_device
-from fewstep.recipes.parts import build_data, build_grid
-from fewstep.recipes.teachers import build_teacher
+from fewstep.recipes.parts import build_grid, data_of
+from fewstep.recipes.teachers import build_teacher, space_of
 from fewstep.runs.folder import RunFolder
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import RULES, Rule, solve
@@ -46,6 +47,16 @@ class Sampler(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+
+    @property
+    def space(self) -> SampleSpace:
+        """What its samples look like."""
+        return SampleSpace(self.shape, self.low, self.high, self.classes)
+
+    @property
+    @abc.abstractmethod
     def classes(self) -> int:
         """How many classes it knows; 0 for none."""
 
@@ -69,6 +80,10 @@ class StudentSampler(Sampler):
     model: Denoiser | Generator
     prior: Prior
     sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.model.shape
 
     @property
     def classes(self) -> int:
@@ -111,6 +126,10 @@ class TeacherSampler(Sampler):
     denoiser: Denoiser
     rule: Rule
     grid: Grid
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.denoiser.shape
 
     @property
     def classes(self) -> int:
@@ -190,11 +209,13 @@ def _number(value: Any, least: float = -LARGEST) -> float:
 def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "auto") -> TeacherSampler:
     """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1; ``device`` as in ``load``."""
     recipe = RunFolder(Path(run)).read_distill_recipe()
-    data = build_data(recipe.data)
-    teacher: Denoiser = build_teacher(recipe.teacher, data).to(resolve_device(device))
+    data = data_of(recipe.data)
+    own = build_teacher(recipe.teacher, data)
+    space = space_of(recipe.teacher, own) if data is None else data.space
+    teacher: Denoiser = own.to(resolve_device(device))
     solver = recipe.evaluation.solver
     if guidance != 1.0:
         if not teacher.classes:
             raise UserError("guidance needs a teacher with classes; this one has none.")
         teacher = Guided(teacher, guidance)
-    return TeacherSampler(data.low, data.high, teacher, RULES[solver.rule], build_grid(solver.grid))
+    return TeacherSampler(space.low, space.high, teacher, RULES[solver.rule], build_grid(solver.grid))

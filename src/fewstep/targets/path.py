@@ -10,7 +10,7 @@ Nodes are loaded strictly, one at a time, into a single frozen copy of the teach
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +91,18 @@ class DegradationPath(Stateful):
         """Ends the recording stage once the path has ``nodes`` nodes, the teacher counted, or was closed."""
         return _Full(self, nodes)
 
-    def rest(self, total: int, least: int = 1) -> StopRule:
-        """Ends the stage after the recording one when both have ``total`` steps together, but not before it has ``least``."""
-        return _Rest(self, total, least)
+    def rest(self, total: int, nodes: int = 1, least: Callable[[int], int] = lambda _: 1) -> StopRule:
+        """Ends the stage after the recording one when both have ``total`` steps together, but not before it has ``least(N)``, N being the nodes recorded; ``nodes``: as of ``full``."""
+        return _Rest(self, total, nodes, least)
 
     def recorder(self, rule: RecordRule) -> Recorder:
         """A hook for the degrading phase, which records what the rule says."""
         self._rule = rule
         return Recorder(self, rule)
+
+    def expected_steps(self, nodes: int) -> int | None:
+        """How many steps the recording of a path of ``nodes`` nodes, the teacher counted, will take, where that is known."""
+        return None if self._rule is None else self._rule.expected_steps(nodes)
 
     def state_dict(self) -> dict[str, Any]:
         return {"nodes": [dict(node) for node in self.nodes], "closed": self.closed, "steps": self.steps}
@@ -141,21 +145,24 @@ class _Full(StopRule):
 
     @property
     def total(self) -> int | None:
-        return None if self.path._rule is None else self.path._rule.expected_steps(self.nodes)
+        return self.path.expected_steps(self.nodes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Rest(StopRule):
     path: DegradationPath
     together: int
-    least: int
+    nodes: int
+    least: Callable[[int], int]
 
     def finished(self, steps: int) -> bool:
         return steps >= self.total
 
     @property
     def total(self) -> int:
-        return max(self.together - self.path.steps, self.least)
+        # Before anything is recorded: what the whole path will take, where that is known.
+        before = self.path.steps or (self.path.expected_steps(self.nodes) or 0)
+        return max(self.together - before, self.least(self.path.last or self.nodes - 1))
 
 
 class Recorder(Stateful):
