@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from fewstep.condition import Condition
-from fewstep.denoisers import Denoiser, NetworkDenoiser, device_of
+from fewstep.denoisers import Denoiser, NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.objectives import ScoreMatching
-from fewstep.random import Place
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.recipes.parts import build_optimizer
-from fewstep.stateful import untouched
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
-from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Plateau, RecordRule, ReflectedTarget, SwitchRule, Target
-from fewstep.training import CopyNode, Phase, Stage, Term
+from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Plateau, Probes, RecordRule, ReflectedTarget, SwitchRule, Target
+from fewstep.training import CopyNode, MeasureSpacing, Phase, Stage, Term
 from fewstep.training.actions import Action
 from fewstep.training.monitors import Check, Reading
 
@@ -43,6 +37,20 @@ class TargetParts:
         return None if self.backtracked is None else self.backtracked.advance
 
 
+@dataclass(frozen=True)
+class LeastSteps:
+    """The fewest steps after recording whose last has the teacher as its target, called with the nodes that were recorded.
+
+    ``each``: the student's updates at each node in the order of use; ``every``: the steps of the run for one of them.
+    """
+
+    each: tuple[int, ...]
+    every: int
+
+    def __call__(self, recorded: int) -> int:
+        return self.every * sum(self.each[: recorded - 1]) + 1
+
+
 def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMatching, states: States, start: NetworkDenoiser | None, learned: bool) -> TargetParts:
     """The recipe's target. A backtracked one is recorded by training ``degraded`` (whose weights are the teacher's) by ``objective`` on the untrained student's samples;
     the distillation begins by copying its last node into ``start``, the fake score, unless that is None. ``learned``: whether the method has a learned fake score.
@@ -58,31 +66,18 @@ def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMa
         target = ReflectedTarget(backtracked, context.threshold)
     if choice.nodes == 1:
         return TargetParts(target, [], [], steps, backtracked, path)
-    recorder = path.recorder(_record_rule(choice, context.original, objective, states))
+    probes = Probes(objective.student, states, objective.times, context.original)
+    recorder = path.recorder(_record_rule(choice, context.original, probes))
     phase = Phase("degrade", degraded, [Term(objective, states, name="degradation")], build_optimizer(choice.optimizer), 1, choice.optimizer.clip, recorder)
-    begin: list[Action] = [] if start is None else [CopyNode(path, start)]
-
-    def least(recorded: int) -> int:
-        return context.method.student_every * sum(_each(choice)[: recorded - 1]) + 1
-
+    begin: list[Action] = [MeasureSpacing(path, degraded, probes), *([] if start is None else [CopyNode(path, start)])]
+    least = LeastSteps(tuple(_each(choice)), context.method.student_every)
     return TargetParts(target, [Stage("record", path.full(choice.nodes), [phase])], begin, path.rest(steps, choice.nodes, least), backtracked, path)
 
 
-def _record_rule(choice: config.BacktrackedTarget, teacher: Denoiser, objective: ScoreMatching, states: States) -> RecordRule:
+def _record_rule(choice: config.BacktrackedTarget, teacher: Denoiser, probes: Probes) -> RecordRule:
     if isinstance(choice.record, config.RecordEvery):
         return EverySteps(choice.record.steps)
-
-    @functools.cache
-    def inputs() -> tuple[Tensor, Tensor, Condition]:
-        step = Step(Place(0, "record-probe"), 64, device=device_of(teacher))
-        # Not a batch of the run: a collection must not grow by it.
-        with untouched(states):
-            state = step.state(states)
-        x0 = step.sample(objective.student, state)
-        t = objective.times.draw(teacher.schedule, step.place, "probe-time", step.rows)
-        return teacher.schedule.add_noise(x0, t, step.noise_like("probe-noise", x0)), t, state.condition
-
-    return ByDistance(choice.record.distance, lambda model: model(*inputs()), teacher, choice.record.floor, choice.record.max_steps)
+    return ByDistance(choice.record.distance, probes, teacher, choice.record.floor, choice.record.max_steps)
 
 
 def _switch_rule(choice: config.SwitchEvery | config.SwitchAtPlateau) -> SwitchRule:
