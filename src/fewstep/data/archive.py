@@ -30,7 +30,7 @@ from fewstep.caches import content_digest
 from fewstep.data.pixels import encode
 from fewstep.data.tree import METADATA, Tree, tree_of
 from fewstep.errors import UserError
-from fewstep.files import replacing
+from fewstep.files import as_utf8, replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -165,7 +165,7 @@ def write_archive(path: Path, pictures: Iterable[tuple[Picture, int | None]], cl
         metadata = {"labels": labels if whole else None, **({"classes": list(classes)} if classes and whole else {})}
         for name, value in {METADATA: metadata, **(more or {})}.items():
             # A name that is not UTF-8 has characters that only JSON's own escapes can say.
-            archive.writestr(_entry(name), json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+            archive.writestr(_entry(name), as_utf8(json.dumps(value, ensure_ascii=False)))
     return len(labels)
 
 

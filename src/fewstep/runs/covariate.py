@@ -19,6 +19,7 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.recipes.teachers import build_teacher
+from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.sampler import StudentSampler, load
 from fewstep.runs.sensitivity import step_sensitivity
@@ -39,6 +40,7 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
     recipe = folder.read_distill_recipe()
     choice = recipe.evaluation if samples is None else recipe.evaluation.model_copy(update={"samples": samples})
     data = build_data(recipe.data)
+    announce(data, watcher or Silent())
     student = load(folder.path)
     device = device_of(student.model)
     evaluator = build_evaluator(choice, data, device)

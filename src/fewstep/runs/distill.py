@@ -25,6 +25,7 @@ from fewstep.recipes.device import resolve_device
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
+from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of, spread_alike, spread_like, with_steps
 from fewstep.runs.paths import write_path_picture
@@ -51,6 +52,7 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path))
         # What training shards cannot be copied any more.
         plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
+        announce(parts.data, _heard(watcher), folder.passed_over)
         trainer = _trainer(folder, recipe, parts, _heard(watcher))
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
@@ -71,6 +73,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
         resume = resume or distributed.restarted()
         recipe = _settle(folder, source, overrides, resume, PretrainRecipe)
         parts = distributed.in_step(lambda: build_pretraining(recipe))
+        announce(parts.data, _heard(watcher), folder.passed_over)
         probes = []
         if isinstance(parts.model, (NetworkDenoiser, Generator)):
             evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))

@@ -21,6 +21,7 @@ from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, traini
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
+from fewstep.runs.data import announce, said_of
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.guidance import guided_samplers
 from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
@@ -58,6 +59,7 @@ def evaluate(
     draws = draws or choice.draws
     student, teacher = load(folder.path), load_teacher(folder.path)
     evaluator = build_evaluator(choice, build_data(recipe.data), device_of(student.model))
+    announce(evaluator.data, watcher or Silent())
     result: dict[str, Any] = {"teacher": {}, "student": {}}
     teacher_steps = teacher_steps or choice.teacher_steps
     jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
@@ -71,6 +73,7 @@ def evaluate(
                 steps = max(teacher_steps) if name == "teacher" else student.usual_steps
                 jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
     _work_off(jobs, evaluator, draws, watcher or Silent())
+    result.update(said_of(evaluator.data))
     result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
     write_text(folder.evaluation, json.dumps(result, indent=2) + "\n")
     return result

@@ -60,6 +60,11 @@ class RunFolder:
         """What ``evaluate`` found."""
         return self.path / "evaluation.json"
 
+    @property
+    def passed_over(self) -> Path:
+        """What of the data was passed over, where there is such a thing."""
+        return self.path / "passed-over.json"
+
     def read_recipe(self) -> Recipe:
         """The recipe of an existing run; raises ``UserError`` when the folder is no run."""
         if not self.recipe.is_file():

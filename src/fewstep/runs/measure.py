@@ -25,6 +25,7 @@ from fewstep.random import Place
 from fewstep.recipes.parts import build_data
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
+from fewstep.runs.data import announce, said_of
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.sampler import Sampler, load, load_teacher
 from fewstep.training import Silent, Watcher
@@ -51,6 +52,7 @@ def measure_many(
     folder, watcher = RunFolder(Path(run)), watcher or Silent()
     recipe = folder.read_distill_recipe()
     data = build_data(recipe.data)
+    announce(data, watcher)
     space = build_space(recipe.evaluation.features, data)
     sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
     wanted = _wanted(metrics, space, bool(sampler.classes) and data.labels is not None)
@@ -63,6 +65,7 @@ def measure_many(
     against = stored if stored is not None else Reference(real.moments.statistics()) if real is not None else None
     origin = {"file": None if reference is None else str(reference), "count": None if against is None else against.statistics.count}
     result = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": origin, **_numbers(wanted, generated, real, against, recipe.evaluation.seed)}
+    result.update(said_of(data))
     write_text(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -72,6 +75,7 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
     data = build_data(recipe.data)
+    announce(data, watcher or Silent())
     if Path(path).suffix == ".npz":
         raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")
     with Crew(workers or Workers()) as crew:
