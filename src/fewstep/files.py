@@ -73,7 +73,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def as_utf8(text: str) -> bytes:
-    """The text in UTF-8. Python reads a name that is not UTF-8 into characters that UTF-8 lacks: they become their escapes."""
+    """The text in UTF-8.
+
+    Python reads a name that is not UTF-8 into characters that UTF-8 lacks: they become their
+    escapes.
+    """
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -41,7 +41,10 @@ _MOST_JSON = 2**27
 
 
 class Source(Protocol):
-    """A collection of named files: ``names`` of its images in order, and any file's bytes by name; ``packed``: whether it is an archive."""
+    """A collection of named files: ``names`` of its images in order, and any file's bytes by name.
+
+    ``packed``: whether it is an archive.
+    """
 
     path: Path
     names: tuple[str, ...]
@@ -123,7 +126,10 @@ def _check(entry: zipfile.ZipInfo, path: Path) -> None:
 
 
 def _shown(entry: zipfile.ZipInfo) -> str:
-    """An entry's name. macOS writes UTF-8 without saying so, which the format then takes for an old code page."""
+    """An entry's name.
+
+    macOS writes UTF-8 without saying so, which the format then takes for an old code page.
+    """
     if entry.flag_bits & 0x800 or entry.filename.isascii():
         return entry.filename
     try:
@@ -133,8 +139,16 @@ def _shown(entry: zipfile.ZipInfo) -> str:
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """All folders that the names name or lie in."""
-    return {parent.as_posix() for name in names for parent in (PurePosixPath(name + "x" if name.endswith("/") else name).parents) if parent.parts}
+    """The folders of the first two levels that the names name or lie in; no rule asks for more."""
+    found = set()
+    for name in names:
+        first, slash, rest = name.partition("/")
+        if slash:
+            found.add(first)
+            second, slash, _ = rest.partition("/")
+            if slash:
+                found.add(f"{first}/{second}")
+    return found
 
 
 def read_json(source: Source, name: str) -> Any:

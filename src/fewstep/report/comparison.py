@@ -46,7 +46,8 @@ class Curve:
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float] | None = None) -> Path:
-    """Draws the curves into the picture ``path``, with a dashed line for each of ``levels`` (what it is: a distance), and returns the path.
+    """Draws the curves into the picture ``path``, with a dashed line for each of ``levels`` (what
+    it is: a distance), and returns the path.
 
     Raises ``UserError`` when there is nothing to draw. The same curves give the same bytes.
     """

@@ -66,7 +66,9 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
 
 
 def announce(data: Dataset, watcher: Watcher, record: Path | None = None) -> None:
-    """Says what is worth a line of a run's data, and writes it as JSON into a file where one is given."""
+    """Says what is worth a line of a run's data, and writes it as JSON into a file where one is
+    given.
+    """
     for sentence in data.remarks:
         watcher.say(sentence)
     if record is not None and data.remarks:

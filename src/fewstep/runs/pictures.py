@@ -35,7 +35,9 @@ def check_picture(path: Path) -> str:
 
 
 def write_picture(path: Path, png: bytes) -> None:
-    """Writes a PNG's picture in the format that the file's name says: JPEG with little loss, the others with none."""
+    """Writes a PNG's picture in the format that the file's name says: JPEG with little loss, the
+    others with none.
+    """
     from PIL import Image
 
     kind = check_picture(path)

@@ -46,7 +46,9 @@ def is_address(source: str | Path) -> bool:
 
 
 def cached_file(url: str, sha256: str | None = None) -> Path:
-    """Where the file of an https URL is kept once it was fetched, that of a SHA-256 where it is given. Raises ``UserError`` for another kind of address."""
+    """Where the file of an https URL is kept once it was fetched, that of a SHA-256 where it is
+    given. Raises ``UserError`` for another kind of address.
+    """
     if not url.startswith("https://"):
         raise UserError(f"{url}: only https is fetched, so that nobody on the way can put another file in its place; use an https URL or a local file.")
     # The name alone would mix up the same name of two sites.
@@ -91,7 +93,10 @@ def _fetch(url: str, path: Path, sha256: str | None) -> None:
 
 
 def _noted(path: Path, found: str) -> str:
-    """The SHA-256 that was noted of a file when it was fetched; ``found`` is noted where there is no note yet."""
+    """The SHA-256 that was noted of a file when it was fetched.
+
+    ``found`` is noted where there is no note yet.
+    """
     note = path.with_name(f"{path.name}.sha256")
     try:
         return note.read_text(encoding="ascii").strip()
