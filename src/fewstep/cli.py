@@ -109,7 +109,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 80,
     teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
     guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="Classifier-free guidance of the teacher, or the scale for a student that was conditioned on it.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="The picture; RUN/samples/sample.png unless given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="The picture, .png, .jpg, .webp or .bmp; RUN/samples/sample.png unless given.")] = None,
     npz: Annotated[Path | None, typer.Option("--npz", metavar="FILE.npz", help="Also write the samples as an array.")] = None,
 ) -> None:
     """Draws samples into a PNG grid, and optionally an .npz.
@@ -117,11 +117,14 @@ def sample(
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.pictures import write_array, write_samples
+    from fewstep.runs.pictures import check_array, check_picture, write_array, write_samples
 
+    picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
+    check_picture(picture)
+    if npz is not None:
+        check_array(npz)
     sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
     samples = sampler(n, seed, class_id, steps)
-    picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     write_samples(picture, samples, sampler.low, sampler.high)
     if npz is not None:
         write_array(npz, samples)
@@ -209,7 +212,9 @@ def compare(
     """
     from fewstep.report import Curve, plot_curves
     from fewstep.runs import compare as look
+    from fewstep.runs.pictures import check_picture
 
+    check_picture(out)
     comparison = look(runs)
     for note in comparison.notes:
         typer.echo(note, err=True)

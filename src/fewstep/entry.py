@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -69,8 +70,15 @@ def _group() -> Iterator[None]:
     with contextlib.ExitStack() as inside:
         inside.enter_context(distributed.joined())
         if not distributed.first():
-            inside.enter_context(contextlib.redirect_stdout(inside.enter_context(open(os.devnull, "w"))))
+            inside.enter_context(contextlib.redirect_stdout(inside.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         yield
+
+
+def _print_any_name() -> None:
+    """Makes the output take names of any coding: what it cannot print is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
@@ -79,6 +87,7 @@ def main() -> None:
     Of several processes each ends so; the sentence is said by the one whose error it was.
     """
     _end_at_once_where_interrupted()
+    _print_any_name()
     try:
         with _group():
             app()
@@ -86,6 +95,8 @@ def main() -> None:
         sys.exit(2)
     except UserError as error:
         _fail(str(error), 2)
+    except UnicodeEncodeError as error:
+        _fail(f"'{error.object}' cannot be a file's name in this locale, whose coding is {error.encoding}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1.", 2)
     except (MemoryError, RuntimeError) as error:
         if _is_a_lost_process(error):
             _fail("another process of this run has ended, and this one with it; look for what it said, and go on with --resume.", 1)

@@ -37,7 +37,9 @@ class Dataset(abc.ABC):
     high: float
     names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
-    """Sentences that are worth a line when the set is used: what was passed over, and how classes were found."""
+    """Sentences that are worth a line when the set is used: what was passed over, and how classes
+    were found.
+    """
 
     @abc.abstractmethod
     def __len__(self) -> int:

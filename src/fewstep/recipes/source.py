@@ -82,7 +82,7 @@ def shipped_text(name: str) -> str:
         close = difflib.get_close_matches(name, shipped_names(), 1)
         hint = f"did you mean '{close[0]}'?" if close else "'fewstep recipes' lists those that ship."
         raise UserError(f"there is no recipe '{name}'; {hint}")
-    return (resources.files("fewstep.recipes") / "library" / f"{name}.yaml").read_text()
+    return (resources.files("fewstep.recipes") / "library" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -18,6 +18,7 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.recipes.teachers import build_teacher
+from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import StudentSampler, load
@@ -41,6 +42,7 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
     if recipe.data is None:
         raise UserError(f"{run}: its recipe has no 'data' section, and 'shift' compares samples with data; run a recipe with data.")
     data = build_data(recipe.data)
+    announce(data, watcher or Silent())
     student = load(folder.path)
     device = device_of(student.model)
     evaluator = build_evaluator(choice, data, device)

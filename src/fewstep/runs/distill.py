@@ -24,6 +24,7 @@ from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
 from fewstep.recipes.places import without_folders
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
+from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of
 from fewstep.runs.origins import settle_origins
@@ -56,6 +57,7 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
         origins = settle_origins(folder, recipe, parts.data, resume)
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), _heard(watcher))
         write_recipe(folder, recipe)
+        announce(parts.data, _heard(watcher), folder.passed_over)
         if parts.data is None:
             _heard(watcher).say(WITHOUT_DATA)
         student = trainer.fit(resume)
@@ -79,6 +81,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
         resume = resume or distributed.restarted()
         recipe = settle(folder, source, overrides, resume, PretrainRecipe)
         parts = distributed.in_step(lambda: build_pretraining(recipe))
+        announce(parts.data, _heard(watcher), folder.passed_over)
         probes = []
         if isinstance(parts.model, (NetworkDenoiser, Generator)):
             evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))

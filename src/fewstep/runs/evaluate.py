@@ -23,6 +23,7 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes import config
 from fewstep.recipes.parts import build_evaluator, data_of
+from fewstep.runs.data import announce, said_of
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.guidance import guided_samplers
 from fewstep.runs.origins import measured_origins
@@ -67,6 +68,7 @@ def evaluate(
     student, teacher = load(folder.path), load_teacher(folder.path)
     evaluator = build_evaluator(choice, data_of(recipe.data), device_of(student.model), student.space)
     watcher = watcher or Silent()
+    announce(evaluator.data, watcher)
     result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": measured_origins(folder, recipe, evaluator.data, watcher.say)}
     teacher_steps = choice.teacher_steps
     jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
@@ -82,6 +84,7 @@ def evaluate(
                 steps = max(teacher_steps, default=teacher.usual_steps) if name == "teacher" else student.usual_steps
                 jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
     _work_off(jobs, evaluator, draws, watcher)
+    result.update(said_of(evaluator.data))
     for job in jobs:
         result["left_out"] |= job.left_out
     if evaluator.data is None:

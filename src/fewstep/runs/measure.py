@@ -26,6 +26,7 @@ from fewstep.recipes.origins import origins_of
 from fewstep.recipes.parts import build_data, data_of
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
+from fewstep.runs.data import announce, said_of
 from fewstep.runs.evaluate import chosen
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.origins import measured_origins
@@ -56,6 +57,7 @@ def measure_many(
     recipe = folder.read_distill_recipe()
     chosen(recipe.evaluation, samples=samples, teacher_steps=None if steps is None else [steps])
     data = data_of(recipe.data)
+    announce(data, watcher)
     sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
     space = build_space(recipe.evaluation.features, sampler.space if data is None else data)
     steps = sampler.usual_steps if steps is None else steps
@@ -74,7 +76,7 @@ def measure_many(
     left_out = {name: why for name, why in lacking.items() if metrics is None}
     numbers = _numbers(wanted, generated, real, against, recipe.evaluation.seed, left_out)
     described = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": source, "origins": origins}
-    result = {**described, **numbers, **({"left_out": left_out} if left_out else {})}
+    result = {**described, **numbers, **({"left_out": left_out} if left_out else {}), **said_of(data)}
     folder.write(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
@@ -86,6 +88,7 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
     if recipe.data is None:
         raise UserError(f"{run}: its recipe has no 'data' section, so that there are no statistics of data to write.")
     data = build_data(recipe.data)
+    announce(data, watcher or Silent())
     if Path(path).suffix == ".npz":
         raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")
     with Crew(workers or Workers()) as crew:

@@ -70,7 +70,7 @@ def _teacher(choice: config.TeacherChoice) -> Iterator[Finding]:
 
 def _published(key: str, source: str, sha256: str | None) -> Finding:
     try:
-        if is_address(source) and not cached_file(source).is_file():
+        if is_address(source) and not cached_file(source, sha256).is_file():
             return note(key, f"{source} was not fetched yet.", "It is, when the recipe is run; without a network fetch it elsewhere and give the file's path.")
         path = local_file(source, sha256)
     except UserError as error:

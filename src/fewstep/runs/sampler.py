@@ -163,6 +163,8 @@ def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | Non
         return None
     if classes is None:
         return torch.arange(n) % known
+    if not isinstance(classes, int) and bool((classes != classes.long()).any()):
+        raise UserError("classes must be whole numbers; a fraction names no class.")
     labels = torch.full((n,), classes) if isinstance(classes, int) else classes.long()
     if labels.shape != (n,) or int(labels.min()) < 0 or int(labels.max()) >= known:
         raise UserError(f"classes must be in [0, {known - 1}], one or {n} of them.")

@@ -147,7 +147,7 @@ class DegradationPath(Stateful):
         if not self._manifest.is_file():
             raise UserError(f"{self._manifest}: there is no such file, and without it there is no path; restore it from a copy, or record the path again.")
         try:
-            content = json.loads(self._manifest.read_text())
+            content = json.loads(self._manifest.read_text(encoding="utf-8"))
             nodes, origin, closed, steps = content["nodes"], content["origin"], content["closed"], content["steps"]
             ways = [float(way) for way in content.get("ways", ())]
             if content["format"] != FORMAT:

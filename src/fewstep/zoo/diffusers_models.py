@@ -91,7 +91,7 @@ def _folder(source: str | Path, revision: str | None) -> Path:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is missing or not JSON; the folder must hold a pipeline that diffusers saved, a UNet2DModel and its scheduler.") from error
     if not isinstance(content, dict):
