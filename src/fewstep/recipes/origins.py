@@ -51,7 +51,9 @@ def digest_of(named: Named) -> str | None:
         return None
     if isinstance(named.owner, config.DiffusersTeacher):
         return _of_files(diffusers_models.files_of(named.value, named.owner.revision))
-    return content_digest(local_file(named.value) if is_address(named.value) else absolute(named.value))
+    # One address may have served several files; the recipe says which.
+    sha256 = named.owner.model_dump().get("sha256")
+    return content_digest(local_file(named.value, sha256) if is_address(named.value) else absolute(named.value))
 
 
 def _of_files(files: Mapping[str, Path]) -> str:
