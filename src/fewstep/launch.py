@@ -43,6 +43,11 @@ def restarts() -> int:
     return _whole("TORCHELASTIC_RESTART_COUNT", 0) or 0
 
 
+def restarted() -> bool:
+    """Whether this is such a new start."""
+    return restarts() > 0
+
+
 def _meeting(number: int, processes: int) -> str:
     host, port = os.environ.get("MASTER_ADDR", ""), _whole("MASTER_PORT", 1)
     missing = [name for name, value in (("MASTER_ADDR", host), ("MASTER_PORT", port)) if not value]

@@ -15,6 +15,7 @@ from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
 from fewstep.errors import UserError
 from fewstep.files import locked, write_text
+from fewstep.launch import restarted
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.store import load_strictly, save_network
@@ -48,7 +49,7 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
     """
     folder = _folder(source, out)
     with distributed.joined(), locked(folder.path):
-        resume = resume or distributed.restarted()
+        resume = resume or restarted()
         recipe = _settle(folder, source, overrides, resume, DistillRecipe)
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path))
         # What training shards cannot be copied any more.
@@ -71,7 +72,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
     with distributed.joined(), locked(folder.path):
-        resume = resume or distributed.restarted()
+        resume = resume or restarted()
         recipe = _settle(folder, source, overrides, resume, PretrainRecipe)
         parts = distributed.in_step(lambda: build_pretraining(recipe))
         probes = []
