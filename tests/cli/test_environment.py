@@ -42,7 +42,9 @@ def test_what_cannot_be_meant_is_a_sentence(variables, sentence, monkeypatch):
     assert "unset RANK and WORLD_SIZE" in said
 
 
-@pytest.mark.parametrize("variables", ["RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1", "RANK=0 WORLD_SIZE=1", "WORLD_SIZE=1", "RANK=0 WORLD_SIZE=1 MASTER_ADDR=nobody.invalid MASTER_PORT=9", "RANK= "])
+@pytest.mark.parametrize(
+    "variables", ["RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1", "RANK=0 WORLD_SIZE=1", "WORLD_SIZE=1", "RANK=0 WORLD_SIZE=1 MASTER_ADDR=nobody.invalid MASTER_PORT=9", "RANK= "]
+)
 def test_a_process_that_is_all_of_its_group_needs_nobody(variables, monkeypatch):
     """Also where an address is left of another day."""
     surrounded(monkeypatch, variables)

@@ -45,7 +45,9 @@ def said_of(number: int) -> str:
     return "fewstep: interrupted." if number == signal.SIGINT else f"fewstep: ended by {signal.Signals(number).name}."
 
 
-@pytest.mark.parametrize(("module", "number"), [("typer", signal.SIGINT), ("fewstep.tables", signal.SIGINT), ("fewstep.entry", signal.SIGTERM), ("torch", signal.SIGINT), ("torch", signal.SIGHUP)])
+@pytest.mark.parametrize(
+    ("module", "number"), [("typer", signal.SIGINT), ("fewstep.tables", signal.SIGINT), ("fewstep.entry", signal.SIGTERM), ("torch", signal.SIGINT), ("torch", signal.SIGHUP)]
+)
 def test_a_signal_while_python_imports_us_is_a_sentence(module, number):
     def heard() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
