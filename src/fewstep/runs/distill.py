@@ -13,6 +13,7 @@ from fewstep import distributed
 from fewstep.addresses import all_without_secrets
 from fewstep.data import SampleSpace
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
+from fewstep.launch import restarted
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.store import load_strictly, save_network
@@ -49,7 +50,7 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
     """
     folder = _folder(source, out)
     with distributed.joined(), held(folder, _heard(watcher).say):
-        resume = resume or distributed.restarted()
+        resume = resume or restarted()
         recipe = settle(folder, source, overrides, resume, DistillRecipe)
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path, begun=folder.checkpoints.is_dir()))
         # What training shards cannot be copied any more.
@@ -78,7 +79,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
     with distributed.joined(), held(folder, _heard(watcher).say):
-        resume = resume or distributed.restarted()
+        resume = resume or restarted()
         recipe = settle(folder, source, overrides, resume, PretrainRecipe)
         parts = distributed.in_step(lambda: build_pretraining(recipe))
         announce(parts.data, _heard(watcher), folder.passed_over)
