@@ -113,15 +113,18 @@ def sample(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
+    from fewstep.caches import output
     from fewstep.runs import load_guided, load_teacher
     from fewstep.runs.pictures import write_array, write_samples
 
     sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
     samples = sampler(n, seed, class_id, steps)
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
-    write_samples(picture, samples, sampler.low, sampler.high)
+    with output(picture):
+        write_samples(picture, samples, sampler.low, sampler.high)
     if npz is not None:
-        write_array(npz, samples)
+        with output(npz):
+            write_array(npz, samples)
     typer.echo(str(picture))
 
 
@@ -203,6 +206,7 @@ def compare(
 
     Example: fewstep compare runs/digits-disback runs/digits-diff-instruct
     """
+    from fewstep.caches import output
     from fewstep.report import Curve, plot_curves
     from fewstep.runs import compare as look
 
@@ -210,7 +214,8 @@ def compare(
     for note in comparison.notes:
         typer.echo(note, err=True)
     curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
-    plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
+    with output(out):
+        plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
     typer.echo(json.dumps(comparison.as_json()) if as_json else f"{comparison_table(comparison.as_json())}\n{out}")
 
 
