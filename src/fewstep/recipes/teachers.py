@@ -42,8 +42,10 @@ def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice) -> N
         side = choice.description["img_resolution"]
         return freeze(NetworkDenoiser(network, KarrasVE(), EDM(SIGMA_DATA), EDMInputs(SIGMA_DATA), (3, side, side), choice.classes))
     model = pretrained_model(choice)
+    if isinstance(choice, config.DiffusersTeacher):
+        return _of_diffusers(choice, _announced(data)[1]).to("meta")
     if model is None:
-        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher, config.DiffusersTeacher))
+        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher))
         return _stored(choice).to("meta")
     shape, classes = _announced(data)
     with torch.device("meta"):
@@ -77,7 +79,14 @@ def _loaded(choice: config.TeacherChoice, data: Dataset) -> NetworkDenoiser:
         return freeze(build_denoiser(choice.model, data.shape, data.classes, choice.seed))
     if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
         return _published(choice)
+    if isinstance(choice, config.DiffusersTeacher):
+        return _of_diffusers(choice, data.classes)
     return _stored(choice)
+
+
+def _of_diffusers(choice: config.DiffusersTeacher, classes: int) -> NetworkDenoiser:
+    """``classes``: the data's, since the network's embeddings do not tell whether the last is that of no class."""
+    return diffusers_models.load(choice.path, choice.revision, choice.of_folder, classes)
 
 
 def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -> NetworkDenoiser:
@@ -89,11 +98,9 @@ def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -
     return teacher
 
 
-def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.DiffusersTeacher) -> NetworkDenoiser:
+def _stored(choice: config.ShippedTeacher | config.FileTeacher) -> NetworkDenoiser:
     if isinstance(choice, config.ShippedTeacher):
         return shipped_denoiser(choice.name)
-    if isinstance(choice, config.DiffusersTeacher):
-        return diffusers_models.load(choice.path, choice.revision)
     path = Path(absolute(choice.path))
     if choice.recipe is not None and not path.is_file():
         raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")
