@@ -328,7 +328,7 @@ def rewritten(path: Path, **changes: Any) -> None:
         ("unet/config.json", {"class_embed_type": "timestep"}, "embeds 0 classes of type timestep"),
         ("unet/config.json", {"sample_size": None}, "must have a sample_size"),
         ("unet/config.json", {"sample_size": -8}, "must have a sample_size .* it has -8"),
-        ("unet/config.json", {"sample_size": "8"}, "must have a sample_size .* it has \"8\""),
+        ("unet/config.json", {"sample_size": "8"}, 'must have a sample_size .* it has "8"'),
         ("unet/config.json", {"sample_size": [8, 0]}, "must have a sample_size"),
         ("unet/config.json", {"sample_size": True}, "must have a sample_size"),
         ("unet/config.json", {"in_channels": "3", "out_channels": "3"}, "must have a sample_size"),

@@ -175,4 +175,4 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    return TeacherSampler(low, high, model, RULES[solver.rule], build_grid(solver.grid)), recipe.evaluation.teacher_steps[0]
+    return TeacherSampler(low, high, model, RULES[solver.rule], build_grid(solver.grid), solver.churn), recipe.evaluation.teacher_steps[0]

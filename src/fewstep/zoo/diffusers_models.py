@@ -195,7 +195,8 @@ def _vp_or_flow(config: Mapping[str, Any]) -> Meaning:
     kind = _word(config, "prediction_type", "epsilon")
     if kind not in _FLOW_PREDICTIONS:
         known = ", ".join(_FLOW_PREDICTIONS)
-        raise UserError(f"'use_flow_sigmas' is true, which makes it a rectified flow, and prediction_type is '{kind}', which is known of none; it must be one of {known}, or use_flow_sigmas false.")
+        what = f"'use_flow_sigmas' is true, which makes it a rectified flow, and prediction_type is '{kind}'"
+        raise UserError(f"{what}, which is not a flow's; it must be one of {known}, or use_flow_sigmas false.")
     steps = _count(config, "num_train_timesteps")
     if steps < 2:
         raise UserError(f"'num_train_timesteps' must be at least 2, it is {steps}.")
