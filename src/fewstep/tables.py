@@ -61,7 +61,18 @@ def evaluation_table(result: dict[str, Any]) -> str:
         lines += [_quality(f"{name}, {_steps(steps)}, guided by {scale}", entry) for name, found in models.items() for steps, entry in found.items()]
     reference = result["reference"]
     lines.append(f"{'two halves of the data':<34} {reference['halves_fd']:>18.2f}   ({reference['samples']} samples a draw, {_draws(reference['draws'])})")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_mismatch(result.get("mismatch", {}))])
+
+
+def _mismatch(found: dict[str, Any]) -> list[str]:
+    """The teacher's mismatch degree on data and on the student's samples, in both units."""
+    if "assessed_norm" not in found:
+        return []
+    lines = [f"{'mismatch degree of the teacher':<34} {'a dimension, times sigma':>26} {'mean norm (DisBack, Eq. 9)':>28}"]
+    for key, name in (("training", "on data"), ("assessed", "on the student's samples")):
+        norm = found[f"{key}_norm"]
+        lines.append(f"{name:<34} {found[f'{key}_mean']:>26.3f} " + f"{norm['mean']:.3g} +- {norm['deviation']:.2g}".rjust(28))
+    return lines
 
 
 def measurement_table(result: dict[str, Any]) -> str:
