@@ -140,7 +140,25 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     for name, entry in comparison.items():
         reached = "; ".join(f"{other}: " + ("never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations") for other, found in entry["reaches"].items())
         lines.append(f"{name:<{width}} {entry['level']:>8.2f} {entry['steps']:>8} {entry['evaluations']:>12}   {reached}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_speed_ups(comparison, width)])
+
+
+def _speed_ups(comparison: dict[str, Any], width: int) -> list[str]:
+    """How many times sooner each run reaches fixed levels than the others; beside it what the paper says of such a pair."""
+    lines = [f"{'sooner than':<{width}} {'at level':>10} {'in steps':>9} {'in evaluations':>15}"]
+    pairs = [(name, other, found, entry.get("published", {}).get(other)) for name, entry in comparison.items() for other, found in entry.get("speed_up", {}).items()]
+    # Of a pair the faster run has the row; both where it depends on the level.
+    for name, other, found, published in pairs:
+        rows = [each for each in found if each["evaluations"] is not None and (each["evaluations"] > 1 or published is not None)]
+        if not rows:
+            continue
+        lines.append(f"{name} than {other}" + ("" if published is None else f" (the paper's Fig. 1: {published:g} times, in iterations)"))
+        lines += [f"{'':<{width}} {each['level']:>10.4g} {_times(each['steps']):>9} {_times(each['evaluations']):>15}" for each in rows]
+    return lines if len(lines) > 1 else []
+
+
+def _times(factor: float | None) -> str:
+    return "-" if factor is None else f"{factor:.2f} x"
 
 
 def plan_table(plan: dict[str, Any], memory: float | None) -> str:
