@@ -206,10 +206,11 @@ def shift(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two or more run folders.")],
+    level: Annotated[list[float], typer.Option("--level", metavar="DISTANCE", help="Compare the speed at this Frechet distance; repeatable.")] = [],  # noqa: B006
     as_json: JsonOption = False,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The plot.")] = Path("comparison.png"),
 ) -> None:
-    """Shows how many steps and network evaluations each run needs to reach the others' level, with a plot.
+    """Shows how many steps and network evaluations each run needs to reach the others' level and fixed ones, with a plot.
 
     Example: fewstep compare runs/digits-disback runs/digits-diff-instruct
     """
@@ -219,7 +220,7 @@ def compare(
     from fewstep.runs.pictures import check_picture
 
     check_picture(out)
-    comparison = look(runs)
+    comparison = look(runs, level)
     for note in comparison.notes:
         typer.echo(note, err=True)
     curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -42,6 +43,7 @@ from fewstep.prediction import prediction_from
 from fewstep.recipes import config
 from fewstep.recipes.spaces import build_space
 from fewstep.schedule import KarrasVE, Schedule, schedule_from
+from fewstep.solvers import NO_CHURN, Churn
 from fewstep.solvers.sampling import GRIDS
 from fewstep.times import Grid, LogNormalTimes, RhoTimes, TimeDistribution, UniformTimes
 from fewstep.training import SGD, Adam, Optimizer
@@ -81,6 +83,13 @@ def check_grids(section: config.Section, schedule: Schedule, key: str) -> None:
                 raise UserError(f"'{key}.{name}.grid: {value.grid}' does not fit the teacher's schedule: {error}") from error
         elif isinstance(value, config.Section):
             check_grids(value, schedule, f"{key}.{name}")
+
+
+def build_churn(choice: config.ChurnChoice, steps: int) -> Churn:
+    """What is added at the steps of a sampler of so many."""
+    if steps < choice.from_steps:
+        return NO_CHURN
+    return Churn(choice.amount, choice.low, math.inf if choice.high is None else choice.high, choice.noise)
 
 
 def build_denoising_weight(choice: config.EDMWeighting | config.ScoreWeighting) -> DenoisingWeight:

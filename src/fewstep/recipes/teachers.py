@@ -66,8 +66,10 @@ def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice | Non
         side = choice.description["img_resolution"]
         return freeze(NetworkDenoiser(network, KarrasVE(), EDM(SIGMA_DATA), EDMInputs(SIGMA_DATA), (3, side, side), choice.classes))
     model = pretrained_model(choice)
+    if isinstance(choice, config.DiffusersTeacher):
+        return _of_diffusers(choice, None if data is None else _announced(data)[1]).to("meta")
     if model is None:
-        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher, config.DiffusersTeacher))
+        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher))
         return _stored(choice).to("meta")
     shape, classes = _announced(data or _data_of_recipe(choice))
     with torch.device("meta"):
@@ -115,7 +117,14 @@ def _loaded(choice: config.TeacherChoice, data: Dataset | None) -> NetworkDenois
         return freeze(build_denoiser(choice.model, data.shape, data.classes, choice.seed))
     if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
         return _published(choice)
+    if isinstance(choice, config.DiffusersTeacher):
+        return _of_diffusers(choice, None if data is None else data.classes)
     return _stored(choice)
+
+
+def _of_diffusers(choice: config.DiffusersTeacher, classes: int | None) -> NetworkDenoiser:
+    """``classes``: the data's, since the network's embeddings do not tell whether the last is that of no class; None without data."""
+    return diffusers_models.load(choice.path, choice.revision, choice.of_folder, classes)
 
 
 def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -> NetworkDenoiser:
@@ -127,11 +136,9 @@ def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -
     return teacher
 
 
-def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.DiffusersTeacher) -> NetworkDenoiser:
+def _stored(choice: config.ShippedTeacher | config.FileTeacher) -> NetworkDenoiser:
     if isinstance(choice, config.ShippedTeacher):
         return shipped_denoiser(choice.name)
-    if isinstance(choice, config.DiffusersTeacher):
-        return diffusers_models.load(choice.path, choice.revision)
     path = Path(absolute(choice.path))
     if choice.recipe is not None and not path.is_file():
         raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")

@@ -189,4 +189,5 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    return TeacherSampler(low, high, model, RULES[solver.rule], build_grid(solver.grid)), (recipe.evaluation.teacher_steps or [35])[0]
+    grid, steps = build_grid(solver.grid), (recipe.evaluation.teacher_steps or [35])[0]
+    return TeacherSampler(low, high, model, RULES[solver.rule], grid, solver.churn), steps

@@ -18,7 +18,7 @@ from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
-from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, training_mismatch
+from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes import config
@@ -121,6 +121,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     labels = subset.labels if student.prior.classes else None
     assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, student.usual_steps), labels, place)
     assessed_mean, training_mean = comparable_means(assessed, training)
+    norms = dict(zip(("assessed_norm", "training_norm"), map(asdict, comparable_norms(assessed, training)), strict=True))
     return {
         "levels": training.levels,
         "training": training.degrees,
@@ -128,6 +129,9 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
         "reliable": [a and b for a, b in zip(training.reliable, assessed.reliable, strict=True)],
         "training_mean": training_mean,
         "assessed_mean": assessed_mean,
+        # Eq. 9 as it is printed.
+        **norms,
+        "norms": {name: {"mean": each.norms, "deviation": each.deviations} for name, each in (("training", training), ("assessed", assessed))},
     }
 
 
