@@ -21,6 +21,7 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.gallery import write_worst
 from fewstep.runs.guidance import guided_samplers
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
@@ -49,7 +50,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Quality, breadth, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
 
-    Steps and draws default to the recipe's. Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
+    The student's worst samples are shown in ``samples/worst.png``. Steps and draws default to the recipe's. Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
     scales, ``result["guidance"][str(scale)]`` has the same for the guided teacher at its most steps and, where it was conditioned on the scale, for the student at its usual steps.
     """
     folder = RunFolder(Path(run))
@@ -73,6 +74,7 @@ def evaluate(
                 jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
     _work_off(jobs, evaluator, draws, watcher)
     result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
+    result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, watcher.say)
     folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
