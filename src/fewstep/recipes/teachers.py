@@ -31,11 +31,20 @@ def build_teacher(choice: config.TeacherChoice, data: Dataset | None) -> Network
     if data is None:
         return teacher
     if teacher.shape != data.shape or teacher.classes not in (0, data.classes):
+        null = isinstance(choice, config.DiffusersTeacher) and teacher.classes == data.classes + 1
+        remedy = f"set 'teacher.classes' to {data.classes} if its last embedding is 'no class', or set " if null and data.classes else "set "
         raise UserError(
             f"the teacher makes samples of shape {teacher.shape} in {teacher.classes} classes, the data has shape {data.shape} and {data.classes} classes; "
-            "set 'teacher' or 'data' so that they agree."
+            f"{remedy}'teacher' or 'data' so that they agree."
         )
     return teacher
+
+
+def remarks_on(choice: config.TeacherChoice) -> tuple[str, ...]:
+    """Sentences on what was chosen among a teacher's files, and on what of them is left out."""
+    if not isinstance(choice, config.DiffusersTeacher):
+        return ()
+    return diffusers_models.remarks_of(choice.path, choice.revision, choice.variant, choice.subfolder, choice.classes)
 
 
 def space_of(choice: config.TeacherChoice, teacher: NetworkDenoiser) -> SampleSpace:
@@ -66,10 +75,8 @@ def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice | Non
         side = choice.description["img_resolution"]
         return freeze(NetworkDenoiser(network, KarrasVE(), EDM(SIGMA_DATA), EDMInputs(SIGMA_DATA), (3, side, side), choice.classes))
     model = pretrained_model(choice)
-    if isinstance(choice, config.DiffusersTeacher):
-        return _of_diffusers(choice, None if data is None else _announced(data)[1]).to("meta")
     if model is None:
-        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher))
+        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher, config.DiffusersTeacher))
         return _stored(choice).to("meta")
     shape, classes = _announced(data or _data_of_recipe(choice))
     with torch.device("meta"):
@@ -117,14 +124,7 @@ def _loaded(choice: config.TeacherChoice, data: Dataset | None) -> NetworkDenois
         return freeze(build_denoiser(choice.model, data.shape, data.classes, choice.seed))
     if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
         return _published(choice)
-    if isinstance(choice, config.DiffusersTeacher):
-        return _of_diffusers(choice, None if data is None else data.classes)
     return _stored(choice)
-
-
-def _of_diffusers(choice: config.DiffusersTeacher, classes: int | None) -> NetworkDenoiser:
-    """``classes``: the data's, since the network's embeddings do not tell whether the last is that of no class; None without data."""
-    return diffusers_models.load(choice.path, choice.revision, choice.of_folder, classes)
 
 
 def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -> NetworkDenoiser:
@@ -136,9 +136,11 @@ def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -
     return teacher
 
 
-def _stored(choice: config.ShippedTeacher | config.FileTeacher) -> NetworkDenoiser:
+def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.DiffusersTeacher) -> NetworkDenoiser:
     if isinstance(choice, config.ShippedTeacher):
         return shipped_denoiser(choice.name)
+    if isinstance(choice, config.DiffusersTeacher):
+        return diffusers_models.load(choice.path, choice.revision, choice.variant, choice.subfolder, choice.classes)
     path = Path(absolute(choice.path))
     if choice.recipe is not None and not path.is_file():
         raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")

@@ -10,7 +10,6 @@ from fewstep.data.archive import MOST_CLASSES
 from fewstep.networks.edm import SETTINGS
 from fewstep.recipes.config.base import Names, Section, Seed, WeightsPath
 from fewstep.recipes.config.models import DenoiserModel
-from fewstep.zoo.diffusers_files import Choice
 
 
 class ShippedTeacher(Section):
@@ -72,19 +71,18 @@ class ConsistencyModelsTeacher(_Published):
 class DiffusersTeacher(Section):
     """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``.
 
-    ``subfolder``: of the network, where a folder holds several (``unet_ema``); ``variant``: of its weights (``fp16``), where there are several. Both are found unless given.
+    ``variant``: of the weights, such as ``fp16``; null for the usual ones, or the only one there.
+    ``subfolder``: of the network, null for ``unet``, and for ``unet_ema`` where that is all there
+    is. ``classes``: null for as many as the network has embeddings; one fewer makes the last
+    embedding that of "no class".
     """
 
     kind: Literal["diffusers"]
     path: Annotated[str, Names("weights", hub="models")]
     revision: str | None = None
-    subfolder: str | None = Field(None, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    variant: str | None = Field(None, pattern="^[A-Za-z0-9_]+$")
-
-    @property
-    def of_folder(self) -> Choice:
-        """What of the folder is meant."""
-        return Choice(self.subfolder, self.variant)
+    variant: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
+    subfolder: str | None = Field(None, pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    classes: int | None = Field(None, ge=1, le=MOST_CLASSES)
 
 
 TeacherChoice = Annotated[
