@@ -1,19 +1,28 @@
-# Two commands: `make demo` runs the main job, `make test` passes the tests; each sets up all it needs in .venv.
+# `make demo` runs the main job, `make test` passes the tests (`make check` a part of them, `make test-all` also the slow ones); each sets up all it needs in .venv.
 # PIP_ARGS passes options on to pip, for example an index of CPU-only builds of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test lint weights clean
+.PHONY: demo check test test-all lint weights clean
 
 demo: .venv/.core
 	$(BIN)/fewstep distill digits-disback --out runs/demo --resume
 	$(BIN)/fewstep evaluate runs/demo
 	@echo "the report: runs/demo/report.html   the samples: runs/demo/samples/final.png"
 
+TESTS := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Lint, types, layers and laws: minutes.
+check: .venv/.test lint
+	$(TESTS) tests/laws
+
 test: .venv/.test lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(TESTS) -m 'not slow'
+
+test-all: .venv/.test lint
+	$(TESTS)
 
 lint: .venv/.test
 	$(BIN)/ruff check .

@@ -370,20 +370,21 @@ def draw(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     figure = Figure(figsize=(12, 3.2 * len(cells)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(cells), 3, squeeze=False)
+    colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(row["arm"] for row in rows))}
     for (distance, mismatch, levels), cell in zip(panels, cells, strict=True):
         for row in (row for row in rows if row["cell"] == cell):
             curves = row["curves"]
             medians = [statistics.median(column) for column in zip(*(curve["fd"] for curve in curves), strict=False)]
-            distance.plot(curves[0]["evaluations"][: len(medians)], medians, label=row["arm"])
+            distance.plot(curves[0]["evaluations"][: len(medians)], medians, label=row["arm"], color=colours[row["arm"]])
             tracks = row["mismatch_over_training"]
             medians = [statistics.median(value for _, value in column) for column in zip(*tracks, strict=False)]
-            mismatch.plot([evaluations for evaluations, _ in tracks[0]][: len(medians)], medians, label=row["arm"])
+            mismatch.plot([evaluations for evaluations, _ in tracks[0]][: len(medians)], medians, label=row["arm"], color=colours[row["arm"]])
             if row["arm"] != DIFF_INSTRUCT:
                 by = row["gain_by_level"]
-                levels.plot([each["level"] for each in by], [each["mean"] for each in by], marker="o", label=row["arm"])
+                levels.plot([each["level"] for each in by], [each["mean"] for each in by], marker="o", color=colours[row["arm"]])
                 if by[0]["low"] is not None:
                     bounds = ([each[key] for each in by] for key in ("low", "high"))
-                    levels.fill_between([each["level"] for each in by], *bounds, alpha=0.15)
+                    levels.fill_between([each["level"] for each in by], *bounds, alpha=0.15, color=colours[row["arm"]])
         for panel in (distance, mismatch):
             panel.set_yscale("log")
             panel.set_xlabel("network evaluations of one sample")

@@ -35,7 +35,7 @@ from fewstep.zoo import nvidia
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
 from release_kit import Watch, named, program, release, text
 
-RESULT = Path(__file__).parent / "results" / "fuzz_pickles.json"
+RESULTS = Path(__file__).parent / "results"
 OPCODES = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
 NAMES = [
     *(("os", "system"), ("builtins", "eval"), ("builtins", "exec"), ("builtins", "getattr"), ("subprocess", "Popen"), ("pickle", "loads"), ("torch", "load"), ("numpy", "load")),
@@ -182,13 +182,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     result = fuzz(chosen.minutes, chosen.seed)
     for name, value in result.items():
         print(f"{name:24} {value}" if not isinstance(value, dict | list) else f"{name}:\n" + "\n".join(f"    {line}" for line in (value.items() if isinstance(value, dict) else value)))
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    chosen.results.mkdir(parents=True, exist_ok=True)
+    (chosen.results / "fuzz_pickles.json").write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(1 if result["other"] or result["executions"] else 0)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from fewstep.files import read_tensors, write_tensors
-from hostile_files import damage, picture
+from fewstep.files import read_tensors
+from hostile_files import damage, forge, picture
 from hostile_values import Stock
 
 OURS = (
@@ -78,7 +78,7 @@ def _spoilt_checkpoint(folder: Path, chance: random.Random) -> str:
         tensors, metadata = read_tensors(file)
         name = chance.choice([name for name, value in tensors.items() if value.is_floating_point() and value.numel()])
         tensors[name].view(-1)[0] = float("nan")
-        write_tensors(file, tensors, metadata)
+        forge(file, tensors, metadata)
     return "a spoilt checkpoint"
 
 

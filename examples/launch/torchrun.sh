@@ -5,7 +5,7 @@
 #     RECIPE=mine.yaml OUT=/shared/mine bash examples/launch/torchrun.sh --set training.steps=1000
 #     NODES=2 NODE_RANK=0 ENDPOINT=node0:29400 OUT=/shared/mine bash examples/launch/torchrun.sh    # on node0, and with NODE_RANK=1 on the other
 #
-# What follows the script's name goes to 'fewstep distill'. Stop it by Ctrl-C or SIGTERM; the same line goes on from where it stopped.
+# What follows the script's name goes to 'fewstep distill'. Stop it by Ctrl-C, SIGTERM or SIGHUP; the same line goes on from where it stopped.
 set -euo pipefail
 
 RECIPE=${RECIPE:-imagenet64-disback}

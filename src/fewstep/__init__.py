@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+# Nothing is imported before ``start`` can tell of an interruption; type checkers take this name for true.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
+NEEDS_UNIX = "fewstep needs Unix (Linux or macOS), whose locks and signals guard its runs; on Windows use WSL."
 
 _MODULES = frozenset(
     {"condition", "cost", "data", "denoisers", "errors", "metrics", "networks", "objectives", "prediction", "random", "recipes"}
@@ -19,6 +22,8 @@ _FUNCTIONS = frozenset({"compare", "distill", "evaluate", "load", "load_teacher"
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     if name in _MODULES:
         return importlib.import_module(f"fewstep.{name}")
     if name in _FUNCTIONS:

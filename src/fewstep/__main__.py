@@ -1,6 +1,6 @@
 """``python -m fewstep``: the command line."""
 
-from fewstep.entry import main
+from fewstep.start import main
 
 if __name__ == "__main__":
     main()

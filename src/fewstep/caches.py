@@ -57,7 +57,10 @@ def content_digest(path: Path | str) -> str:
 
 
 def content_digests(folder: Path | str, names: Iterable[str]) -> list[str]:
-    """The SHA-256 of each named file of a folder; what is remembered of them is one file of the cache. Raises as ``content_digest`` does."""
+    """The SHA-256 of each named file of a folder.
+
+    What is remembered of them is one file of the cache. Raises as ``content_digest`` does.
+    """
     folder = Path(folder).expanduser().absolute()
     with _said(folder), _remembered(folder) as digest_of:
         return [digest_of(folder / name) for name in names]
@@ -81,7 +84,9 @@ def address_marks(url: str) -> dict[str, str] | None:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Holds a folder of the cache as ``files.locked`` does, having waited for another process that holds it."""
+    """Holds a folder of the cache as ``files.locked`` does, having waited for another process that
+    holds it.
+    """
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -116,7 +121,9 @@ def _of_folder(folder: Path, above: tuple[Path, ...], digest_of: Callable[[Path]
 
 @contextlib.contextmanager
 def _remembered(folder: Path) -> Iterator[Callable[[Path], str]]:
-    """What gives the digests of a folder's files, all of which are remembered in one file of the cache."""
+    """What gives the digests of a folder's files, all of which are remembered in one file of the
+    cache.
+    """
     memory = _memory(folder)
     known = _read(memory).get("files", {})
     known = known if isinstance(known, dict) else {}

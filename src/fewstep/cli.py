@@ -38,6 +38,9 @@ app = typer.Typer(
 data = typer.Typer(name="data", help="Makes and shows image sets.\n\nExample: fewstep data emoji emoji32.zip --size 32", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data)
 
+MOST_SAMPLES, MOST_STEPS = 1_000_000, 10_000
+"""The bounds of the recipe's keys for the same things; a test compares them, since reading them here would take a second."""
+
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as training.steps=40; repeatable.")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/NAME unless given.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder; training.steps alone may be raised.")]
@@ -100,13 +103,13 @@ def distill(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = N
 @app.command()
 def sample(
     run: RunArgument,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps; 1 for the student and 35 for the teacher unless given.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, max=MOST_STEPS, help="Steps; 1 for the student and 35 for the teacher unless given.")] = None,
     class_id: Annotated[int | None, typer.Option("--class", min=0, help="One class for all samples; all classes in turn unless given.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Sample i of a seed is always the same.")] = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 80,
     teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
     guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="Classifier-free guidance of the teacher, or the scale for a student that was conditioned on it.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="The picture; RUN/samples/sample.png unless given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="The picture, .png, .jpg, .webp or .bmp; RUN/samples/sample.png unless given.")] = None,
     npz: Annotated[Path | None, typer.Option("--npz", metavar="FILE.npz", help="Also write the samples as an array.")] = None,
 ) -> None:
     """Draws samples into a PNG grid, and optionally an .npz.
@@ -115,11 +118,14 @@ def sample(
     """
     from fewstep.caches import output
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.pictures import write_array, write_samples
+    from fewstep.runs.pictures import check_array, check_picture, write_array, write_samples
 
+    picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
+    check_picture(picture)
+    if npz is not None:
+        check_array(npz)
     sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
     samples = sampler(n, seed, class_id, steps)
-    picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     with output(picture):
         write_samples(picture, samples, sampler.low, sampler.high)
     if npz is not None:
@@ -132,9 +138,10 @@ def sample(
 def evaluate(
     run: RunArgument,
     as_json: JsonOption = False,
-    draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws; the recipe's unless given.")] = None,
-    teacher_steps: Annotated[list[int], typer.Option("--teacher-steps", min=1, help="Steps of the teacher; repeatable.")] = [],  # noqa: B006
-    student_steps: Annotated[list[int], typer.Option("--student-steps", min=1, help="Steps of the student; repeatable.")] = [],  # noqa: B006
+    samples: Annotated[int | None, typer.Option("--samples", min=2, max=MOST_SAMPLES, help="Samples a draw; the recipe's unless given.")] = None,
+    draws: Annotated[int | None, typer.Option("--draws", min=1, max=MOST_STEPS, help="Draws; the recipe's unless given.")] = None,
+    teacher_steps: Annotated[list[int], typer.Option("--teacher-steps", min=1, max=MOST_STEPS, help="Steps of the teacher; repeatable.")] = [],  # noqa: B006
+    student_steps: Annotated[list[int], typer.Option("--student-steps", min=1, max=MOST_STEPS, help="Steps of the student; repeatable.")] = [],  # noqa: B006
     guidance: Annotated[list[float], typer.Option("--guidance", min=0, metavar="W", help="Also at this guidance scale; repeatable.")] = [],  # noqa: B006
 ) -> None:
     """Measures teacher and student: Frechet distance, class accuracy, recall, diversity, network evaluations and milliseconds an image.
@@ -144,7 +151,7 @@ def evaluate(
     from fewstep.report import write_run_report
     from fewstep.runs import evaluate as measure
 
-    result = measure(run, teacher_steps, student_steps, draws, _watcher(), guidance)
+    result = measure(run, teacher_steps, student_steps, draws, _watcher(), guidance, samples)
     write_run_report(run)
     typer.echo(json.dumps(result) if as_json else evaluation_table(result))
 
@@ -152,10 +159,10 @@ def evaluate(
 @app.command()
 def measure(
     run: RunArgument,
-    samples: Annotated[int, typer.Option("--samples", min=10, help="How many samples.")] = 50_000,
+    samples: Annotated[int, typer.Option("--samples", min=2, max=MOST_SAMPLES, help="How many samples.")] = 50_000,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes, each on one thread; the result is the same for any number.")] = 1,
     teacher: Annotated[bool, typer.Option("--teacher", help="Measure the run's teacher instead.")] = False,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps; the student's own and 35 for the teacher unless given.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, max=MOST_STEPS, help="Steps; the student's own and 35 for the teacher unless given.")] = None,
     reference: Annotated[Path | None, typer.Option("--reference", metavar="FILE", help="Statistics of the data: .npz with mu and sigma, or what --write-reference wrote.")] = None,
     metric: Annotated[list[str], typer.Option("--metric", help="fd, kid, is, breadth or accuracy; repeatable; all that the feature space allows unless given.")] = [],  # noqa: B006
     batch: Annotated[int, typer.Option("--batch", min=1, max=500, help="Samples in memory at a time, in each process.")] = 500,
@@ -179,9 +186,9 @@ def measure(
 @app.command()
 def shift(
     run: RunArgument,
-    teacher_steps: Annotated[int | None, typer.Option("--teacher-steps", min=1, help="DDIM steps of the teacher; 8 for each of the student's unless given.")] = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=6, help="Samples a row; the recipe's unless given.")] = None,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Draws a row.")] = 1,
+    teacher_steps: Annotated[int | None, typer.Option("--teacher-steps", min=1, max=MOST_STEPS, help="DDIM steps of the teacher; 8 for each of the student's unless given.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=2, max=MOST_SAMPLES, help="Samples a row; the recipe's unless given.")] = None,
+    draws: Annotated[int, typer.Option("--draws", min=1, max=MOST_STEPS, help="Draws a row.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Shows where the errors of a student of several steps arise: generations shared by teacher and student (DDIL, Tables 5 to 7), and each step's sensitivity.
@@ -199,18 +206,21 @@ def shift(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two or more run folders.")],
+    level: Annotated[list[float], typer.Option("--level", metavar="DISTANCE", help="Compare the speed at this Frechet distance; repeatable.")] = [],  # noqa: B006
     as_json: JsonOption = False,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The plot.")] = Path("comparison.png"),
 ) -> None:
-    """Shows how many steps and network evaluations each run needs to reach the others' level, with a plot.
+    """Shows how many steps and network evaluations each run needs to reach the others' level and fixed ones, with a plot.
 
     Example: fewstep compare runs/digits-disback runs/digits-diff-instruct
     """
     from fewstep.caches import output
     from fewstep.report import Curve, plot_curves
     from fewstep.runs import compare as look
+    from fewstep.runs.pictures import check_picture
 
-    comparison = look(runs)
+    check_picture(out)
+    comparison = look(runs, level)
     for note in comparison.notes:
         typer.echo(note, err=True)
     curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]

@@ -15,7 +15,8 @@ import contextlib
 import datetime
 import gc
 import json
-import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -24,42 +25,73 @@ from torch import Tensor
 from torch import distributed as dist
 
 from fewstep.errors import NotFinite, SharedError, SharedNotFinite, UserError
+from fewstep.launch import REMEDY, Launch, launched, local_number, restarts
 
 T = TypeVar("T")
 LONGEST_WAIT = datetime.timedelta(minutes=30)
 """For the slowest process; one that is gone is noticed at once."""
+LONGEST_START = datetime.timedelta(minutes=10)
+"""Between the first process that is there and the last one; torchrun waits as long for its machines."""
+QUIET_START = 10.0
+"""Seconds of it that pass without a word."""
 _acting: list[None] = []
-
-
-def launched() -> bool:
-    """Whether torchrun (or what sets the same variables) started this process as one of a group."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this group anew after a failure (``--max-restarts``)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Inside, the processes that torchrun started are one group; a process that was started alone, or belongs to a group already, is left as it is."""
-    if dist.is_initialized() or not launched():
+    launch = None if dist.is_initialized() else launched()
+    if launch is None:
         yield
         return
     if torch.cuda.is_available():
         # nccl works on the current card: each process on its own.
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, number, processes = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
-    # A store may outlive the workers that torchrun has killed: what they wrote there must not be taken for the new ones' addresses.
-    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(store=store, rank=number, world_size=processes, timeout=LONGEST_WAIT)
+        torch.cuda.set_device(local_number())
+    dist.init_process_group(store=_met(launch), rank=launch.number, world_size=launch.processes, timeout=LONGEST_WAIT)
     try:
         yield
     finally:
         # A DDP module that is still there can make gloo wait for ever; some are in cycles.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _met(launch: Launch) -> dist.Store:
+    """The store through which the processes find each other, once all of them are there. Raises ``UserError`` where they do not come."""
+    if launch.processes == 1:
+        # A group of one needs no network.
+        return dist.HashStore()
+    found: list[dist.Store | dist.DistError] = []
+    # In a thread: torch waits where no signal is heard.
+    waiting = threading.Thread(target=lambda: found.append(_meeting()), daemon=True)
+    waiting.start()
+    waiting.join(QUIET_START)
+    if waiting.is_alive():
+        sys.stderr.write(f"fewstep: process {launch.number} of {launch.processes} waits for the others at {launch.meeting}.\n")
+    while waiting.is_alive():
+        waiting.join(0.2)
+    (store,) = found
+    if isinstance(store, dist.Store):
+        return store
+    where = f"process {launch.number} of {launch.processes} (RANK and WORLD_SIZE in the environment)"
+    raise UserError(f"{where} did not meet the others at {launch.meeting}: {_first_line(store)}; {REMEDY}.") from store
+
+
+def _meeting() -> dist.Store | dist.DistError:
+    """The store, when all processes have come to it, or why they did not."""
+    try:
+        found, number, processes = next(dist.rendezvous("env://", timeout=LONGEST_START))
+        # A store may outlive the workers that torchrun has killed: what they wrote there must not be taken for the new ones' addresses.
+        store = dist.PrefixStore(f"start-{restarts()}", found)
+        store.set(f"here-{number}", "")
+        store.wait([f"here-{each}" for each in range(processes)], LONGEST_START)
+    except dist.DistError as error:
+        return error
+    return store
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def size() -> int:

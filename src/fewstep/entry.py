@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from typing import Any, NoReturn
 import typer
 
 from fewstep.cli import app
+from fewstep.ending import Ended, ended_by_signals
 from fewstep.errors import SharedError, Stopped, UserError, one_line
+from fewstep.launch import launched
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
@@ -20,7 +23,7 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 
 class _AtOnce:
-    """A hook of Python's for exceptions that nobody can catch, in the place of ``before``: a Ctrl-C among them ends the process, in one sentence.
+    """A hook of Python's for exceptions that nobody can catch, in the place of ``before``: a Ctrl-C or another signal among them ends the process, in one sentence.
 
     It may fall into a callback or into the interpreter's own end, where Python would say so and go on. Nothing needs to be undone: files are written aside.
     """
@@ -29,14 +32,15 @@ class _AtOnce:
         self.before = before
 
     def __call__(self, *what: Any) -> None:
-        # ``sys.excepthook`` is given the kind of an exception first, ``sys.unraisablehook`` an object that has it.
-        kind = what[0] if isinstance(what[0], type) else what[0].exc_type
-        if not issubclass(kind, KeyboardInterrupt):
+        # ``sys.excepthook`` is given the kind of an exception and then the exception, ``sys.unraisablehook`` an object that has both.
+        kind, error = what[:2] if isinstance(what[0], type) else (what[0].exc_type, what[0].exc_value)
+        if not issubclass(kind, (KeyboardInterrupt, Ended)):
             self.before(*what)
             return
+        sentence, code = (str(error), 128 + error.signal) if isinstance(error, Ended) else ("interrupted.", 130)
         # A progress bar may have hidden the cursor.
-        os.write(2, (b"\x1b[?25h" if os.isatty(2) else b"") + b"fewstep: interrupted.\n")
-        os._exit(130)
+        os.write(2, (b"\x1b[?25h" if os.isatty(2) else b"") + f"fewstep: {sentence}\n".encode())
+        os._exit(code)
 
 
 def _end_at_once_where_interrupted() -> None:
@@ -59,7 +63,7 @@ def _is_a_lost_process(error: Exception) -> bool:
 @contextlib.contextmanager
 def _group() -> Iterator[None]:
     """Of the processes that torchrun has started, which work together, one talks."""
-    if "RANK" not in os.environ:
+    if launched() is None:
         yield
         return
     # DDP warns once about a choice that ours is on purpose (``training.layout``).
@@ -69,23 +73,33 @@ def _group() -> Iterator[None]:
     with contextlib.ExitStack() as inside:
         inside.enter_context(distributed.joined())
         if not distributed.first():
-            inside.enter_context(contextlib.redirect_stdout(inside.enter_context(open(os.devnull, "w"))))
+            inside.enter_context(contextlib.redirect_stdout(inside.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         yield
 
 
+def _print_any_name() -> None:
+    """Makes the output take names of any coding: what it cannot print is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
-    """The entry point: an error that the user can mend is one sentence and exit code 2; a run stopped by signal S has saved and exits with 128 + S.
+    """The command: an error that the user can mend is one sentence and exit code 2; a run stopped by signal S has saved and exits with 128 + S, as does any other command, at once.
 
     Of several processes each ends so; the sentence is said by the one whose error it was.
     """
     _end_at_once_where_interrupted()
+    _print_any_name()
     try:
-        with _group():
+        with ended_by_signals(), _group():
             app()
     except SharedError:
         sys.exit(2)
     except UserError as error:
         _fail(str(error), 2)
+    except UnicodeEncodeError as error:
+        _fail(f"'{error.object}' cannot be a file's name in this locale, whose coding is {error.encoding}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1.", 2)
     except (MemoryError, RuntimeError) as error:
         if _is_a_lost_process(error):
             _fail("another process of this run has ended, and this one with it; look for what it said, and go on with --resume.", 1)
@@ -99,7 +113,8 @@ def main() -> None:
         if ended.code != 130:
             raise
         _fail("interrupted.", 130)
-    except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
+    except (Stopped, Ended) as stopped:
+        group = launched()
+        if group is None or group.number == 0:
             _fail(str(stopped), 128 + stopped.signal)
         sys.exit(128 + stopped.signal)

@@ -7,7 +7,14 @@ exits with 2. Anything else that escapes is a defect of ours and keeps its trace
 
 from __future__ import annotations
 
+from fewstep import NEEDS_UNIX
 from fewstep.addresses import without_secrets
+
+try:
+    import fcntl  # noqa: F401
+except ImportError:
+    # Everything of ours imports this module; the command line says it without a traceback (``start``).
+    raise ImportError(NEEDS_UNIX) from None
 
 LONGEST = 1000
 """Characters of a sentence: what it quotes may be of any length."""

@@ -76,8 +76,17 @@ def write_alone(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """``write_bytes`` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """``write_bytes`` of UTF-8 text; what a name that is not UTF-8 has in it is escaped."""
+    write_bytes(path, as_utf8(text))
+
+
+def as_utf8(text: str) -> bytes:
+    """The text in UTF-8.
+
+    Python reads a name that is not UTF-8 into characters that UTF-8 lacks: they become their
+    escapes.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -87,7 +96,7 @@ def append_line(path: Path, line: str) -> None:
         try:
             with open(path, "r+b") as stream:
                 stream.seek(0, os.SEEK_END)
-                stream.write(line.encode() + b"\n")
+                stream.write(as_utf8(line) + b"\n")
         except OSError as error:
             raise UserError(why_not_written(path, error)) from error
 
@@ -180,10 +189,20 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path.")
     try:
-        with safe_open(str(path), framework="pt") as stream:
+        with _utf8_name(path) as name, safe_open(name, framework="pt") as stream:
             yield stream
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is not a readable safetensors file ({error}); it may have been cut short.") from error
+
+
+@contextlib.contextmanager
+def _utf8_name(path: Path) -> Iterator[str]:
+    """A name of the file in UTF-8: safetensors opens no other."""
+    if as_utf8(str(path)) == os.fsencode(path):
+        yield str(path)
+        return
+    with open(path, "rb") as stream:
+        yield f"/dev/fd/{stream.fileno()}"
 
 
 def _metadata(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], str]:

@@ -60,8 +60,21 @@ def evaluation_table(result: dict[str, Any]) -> str:
     for scale, models in result.get("guidance", {}).items():
         lines += [_quality(f"{name}, {_steps(steps)}, guided by {scale}", entry) for name, found in models.items() for steps, entry in found.items()]
     reference = result["reference"]
-    lines.append(f"{'two halves of the data':<34} {reference['halves_fd']:>18.2f}   ({reference['samples']} samples a draw, {_draws(reference['draws'])})")
-    return "\n".join(lines)
+    halves = f"{reference['halves_fd']:>18.2f}" if "halves_fd" in reference else f"{'-':>18}"
+    lines.append(f"{'two halves of the data':<34} {halves}   ({reference['samples']} samples a draw, {_draws(reference['draws'])})")
+    lines += _left_out(result)
+    return "\n".join([*lines, *_mismatch(result.get("mismatch", {}))])
+
+
+def _mismatch(found: dict[str, Any]) -> list[str]:
+    """The teacher's mismatch degree on data and on the student's samples, in both units."""
+    if "assessed_norm" not in found:
+        return []
+    lines = [f"{'mismatch degree of the teacher':<34} {'a dimension, times sigma':>26} {'mean norm (DisBack, Eq. 9)':>28}"]
+    for key, name in (("training", "on data"), ("assessed", "on the student's samples")):
+        norm = found[f"{key}_norm"]
+        lines.append(f"{name:<34} {found[f'{key}_mean']:>26.3f} " + f"{norm['mean']:.3g} +- {norm['deviation']:.2g}".rjust(28))
+    return lines
 
 
 def measurement_table(result: dict[str, Any]) -> str:
@@ -73,6 +86,7 @@ def measurement_table(result: dict[str, Any]) -> str:
         if key in result:
             value = result[key]
             lines.append(f"{name:<28} " + (f"{value['mean']:.4g} +- {value['spread']:.2g}" if isinstance(value, dict) else f"{value:.4g}"))
+    lines += _left_out(result)
     return "\n".join(lines)
 
 
@@ -94,20 +108,34 @@ def shift_table(result: dict[str, Any]) -> str:
 
 def _shared(title: str, rows: list[tuple[str, dict[str, Any]]]) -> str:
     lines = [f"{title:<28} {'Frechet distance':>18} {'class accuracy':>15} {'recall':>7} {'diversity':>10}"]
-    return "\n".join(lines + [f"{setting:<28} {_distance(entry):>18} {_accuracy(entry):>15} {entry['recall']:>7.3f} {entry['diversity']:>10.3f}" for setting, entry in rows])
+    return "\n".join(lines + [f"{setting:<28} {_distance(entry):>18} {_accuracy(entry):>15} {_figure(entry, 'recall', 7)} {_figure(entry, 'diversity', 10)}" for setting, entry in rows])
 
 
 def _quality(label: str, entry: dict[str, Any]) -> str:
-    breadth = f"{entry['recall']:>7.3f} {entry['diversity']:>10.3f}"
+    breadth = f"{_figure(entry, 'recall', 7)} {_figure(entry, 'diversity', 10)}"
     return f"{label:<34} {_distance(entry):>18} {_accuracy(entry):>15} {breadth} {entry['nfe']:>12.0f} {entry['ms_per_image']:>9.2f}"
 
 
+def _figure(entry: dict[str, Any], name: str, width: int) -> str:
+    return f"{entry[name]:>{width}.3f}" if entry.get(name) is not None else f"{'-':>{width}}"
+
+
+def _left_out(result: dict[str, Any]) -> list[str]:
+    """A line a reason, with the figures that were left out for it."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in result.get("left_out", {}).items():
+        by_reason.setdefault(reason, []).append(_MEASURED.get(name, name))
+    return [f"left out: {', '.join(names)}: {one_line(reason)}." for reason, names in by_reason.items()]
+
+
 def _distance(entry: dict[str, Any]) -> str:
+    if entry.get("fd") is None:
+        return "-"
     return f"{entry['fd']:.2f} +- {entry['fd_spread']:.2f}" if entry["fd_spread"] else f"{entry['fd']:.2f}"
 
 
 def _accuracy(entry: dict[str, Any]) -> str:
-    return f"{entry['accuracy']:.1%}" if "accuracy" in entry else "-"
+    return f"{entry['accuracy']:.1%}" if entry.get("accuracy") is not None else "-"
 
 
 def _level(level: float | None) -> str:
@@ -129,7 +157,25 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     for name, entry in comparison.items():
         reached = "; ".join(f"{other}: " + ("never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations") for other, found in entry["reaches"].items())
         lines.append(f"{name:<{width}} {entry['level']:>8.2f} {entry['steps']:>8} {entry['evaluations']:>12}   {reached}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_speed_ups(comparison, width)])
+
+
+def _speed_ups(comparison: dict[str, Any], width: int) -> list[str]:
+    """How many times sooner each run reaches fixed levels than the others; beside it what the paper says of such a pair."""
+    lines = [f"{'sooner than':<{width}} {'at level':>10} {'in steps':>9} {'in evaluations':>15}"]
+    pairs = [(name, other, found, entry.get("published", {}).get(other)) for name, entry in comparison.items() for other, found in entry.get("speed_up", {}).items()]
+    # Of a pair the faster run has the row; both where it depends on the level.
+    for name, other, found, published in pairs:
+        rows = [each for each in found if each["evaluations"] is not None and (each["evaluations"] > 1 or published is not None)]
+        if not rows:
+            continue
+        lines.append(f"{name} than {other}" + ("" if published is None else f" (the paper's Fig. 1: {published:g} times, in iterations)"))
+        lines += [f"{'':<{width}} {each['level']:>10.4g} {_times(each['steps']):>9} {_times(each['evaluations']):>15}" for each in rows]
+    return lines if len(lines) > 1 else []
+
+
+def _times(factor: float | None) -> str:
+    return "-" if factor is None else f"{factor:.2f} x"
 
 
 def plan_table(plan: dict[str, Any], memory: float | None) -> str:
@@ -142,6 +188,7 @@ def plan_table(plan: dict[str, Any], memory: float | None) -> str:
         f"  a forward keeps {_size(plan['kept']).strip()} a sample for the backward, at most {plan['graphs']:.1f} of them at once",
         f"  on disk: the path {_size(plan['path_bytes']).strip()}, each checkpoint {_size(plan['checkpoint_bytes']).strip()}",
         f"  work: {plan['evaluations']:.3g} network evaluations of {plan['operations']:.3g} operations",
+        *(f"  {note}" for note in plan["notes"]),
         "",
         f"{'setting':<34}{'batch a GPU':>12}{'state':>12}{'activations':>13}{'memory':>12}" + (f"{'fits':>6}{'most':>7}" if memory else "") + f"{'time':>9}",
         *(_setting_line(each, plan["cheapest"], memory) for each in plan["settings"]),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from bench_kit import started
+from bench_kit import FOLDER, imported, started
 
 FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "evaluation.draws=1", "--seeds", "1")
 # By name: arguments, and the JSON file that must be there afterwards.
@@ -16,12 +17,43 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "family": (("--only", "diff-instruct", "--budget", "2000", *FEW), "family.json"),
     "fastgan": (("--budget", "2000", "--gan", "500", *FEW), "fastgan.json"),
     "field": ((), "field.json"),
+    "step": (("--pairs", "1", "--block", "1"), "step.json"),
+    "mismatch": ((), "mismatch.json"),
+    "fuzz_pickles": (("--minutes", "0.02"), "fuzz_pickles.json"),
+    "hostile": (("--count", "3"), "hostile.json"),
+    "scaling_model": ((), "scaling_model.json"),
+    "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),
+    "faults": (("--kills", "1", "--processes", "1", "--faults", "SIGTERM"), "faults.json"),
 }
+WITH_OUT = ("faults",)
+# More than 40 seconds of an idle core, or whole processes that are started and ended.
+SLOW = ("ddil", "fastgan", "faults", "hostile", "scaling_model", "throughput")
+# Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
+NEEDS_MORE = ("emoji",)
+# Not for users: ``faults_run`` starts it, with its task in the environment.
+INNER = ("faults_entry",)
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if re.search(r"^def main\(", path.read_text(encoding="utf-8"), re.MULTILINE) and path.stem not in INNER)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_script_says_what_it_takes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        imported(name).main()
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    """Here, or by a test that starts it by name."""
+    others = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__))
+    unrun = [name for name in PROGRAMS if name not in (*SCRIPTS, *NEEDS_MORE) and f'started("{name}"' not in others]
+    assert not unrun, "these have no tiny settings in SCRIPTS"
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SCRIPTS])
 def test_a_script_runs_to_its_end(name: str, tmp_path: Path) -> None:
     arguments, result = SCRIPTS[name]
-    where = ("--results", str(tmp_path / "results"), *(("--out", str(tmp_path / "runs")) if "--seeds" in arguments else ()))
+    where = ("--results", str(tmp_path / "results"), *(("--out", str(tmp_path / "runs")) if "--seeds" in arguments or name in WITH_OUT else ()))
     assert started(name, *arguments, *where).strip()
     assert json.loads((tmp_path / "results" / result).read_text(encoding="utf-8"))

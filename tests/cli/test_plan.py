@@ -81,7 +81,7 @@ def test_the_state_is_that_of_the_run(tmp_path):
     one = bytes_of(digits())
     assert plan.settings[0].state == state_bytes(built.stages, built.teacher) + one
     assert plan.path_bytes == 4 * one
-    assert plan.steps == {"record": 40, "distill": 2400}
+    assert plan.steps == {"record": 40, "distill": 2360}
     assert {part.role for part in plan.parts} == {"teacher", "fake score", "student", "average of student (distill)", "target's slot"}
 
 
@@ -167,6 +167,23 @@ def test_a_plan_that_cannot_be_made_is_one_sentence(command, arguments, sentence
     assert code == 2
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_rehearsal_counts_and_does_not_learn():
+    """At rates at which the twin's networks would diverge, and the plan with them."""
+    assert plan_recipe("mixture2d-diff-instruct", ["method.optimizer.lr=1.0e+30", "training.steps=100", "training.batch=10"]).evaluations > 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ\nat::native"), KeyError("distill"), ZeroDivisionError("division by zero")])
+def test_a_rehearsal_that_fails_is_one_sentence(command, monkeypatch, error):
+    def failing(self: object, resume: bool = False) -> None:
+        raise error
+
+    monkeypatch.setattr("fewstep.training.Trainer.fit", failing)
+    code, _, said = command("plan", "mixture2d-diff-instruct")
+    assert code == 2
+    assert said.startswith(f"fewstep: the plan's rehearsal, some steps of the recipe with tiny networks on made-up images, failed ({type(error).__name__}: ")
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_a_twin_of_a_twin_is_itself():

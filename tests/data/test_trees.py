@@ -86,6 +86,12 @@ def test_numbers_in_names_of_classes_count_as_numbers_and_a_changed_order_is_sai
     assert sorted(["b", "a10", "a9", "a", "a09", "10", "9"], key=natural) == ["9", "10", "a", "a09", "a9", "a10", "b"]
 
 
+def test_a_name_in_an_archive_may_be_of_any_length(tmp_path):
+    content = png(picture(0))
+    images = open_images(zipped(tmp_path / "a.zip", {f"{'9' * 5000}/a.png": content, "2/b.png": content, f"1/{'x/' * 20_000}c.png": content}))
+    assert images.names == ("1", "2", "9" * 5000)
+
+
 def test_a_class_without_a_readable_image_keeps_its_number(tmp_path):
     folder = _tree(tmp_path / "set", ["ant/a.png", "bee/x.tiff", "cat/", "dog/d.png"])
     (folder / "cow").symlink_to(folder / "ant")

@@ -13,11 +13,16 @@ import torch
 from law_kit import normals, randomised, tiny_denoiser
 from torch import Tensor, nn
 
+from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, copy_of
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
+from fewstep.schedule import KarrasVE
 from fewstep.stateful import Stateful, find_stateful
-from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Plateau, SwitchRule
+from fewstep.states import Prior
+from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Plateau, Probes, SwitchRule
+from fewstep.times import LogNormalTimes
+from fewstep.training import MeasureSpacing
 
 X, T = normals(5, 2, dtype=torch.float32), torch.full((5,), 0.02, dtype=torch.float64)
 
@@ -41,6 +46,40 @@ def _output(path: DegradationPath, node: int) -> Tensor:
 
 
 # The path
+
+
+class _Shift(Denoiser):
+    """A denoiser whose estimates are one number, its weight."""
+
+    schedule = KarrasVE()
+    shape = (2,)
+    classes = 0
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        return self.value + torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(("places", "uneven"), [((1.0, 2.0, 3.0), ""), ((5.1, 7.0, 10.0), "51%, 70%, 100%"), ((0.0, 0.0, 0.0), ""), ((9.0, 10.0), "")])
+def test_a_path_that_is_passed_in_one_jump_is_said(places: tuple[float, ...], uneven: str, tmp_path: Path) -> None:
+    path, model = DegradationPath(tmp_path, _Shift(0.0)), _Shift(0.0)
+    for step, place in enumerate(places, 1):
+        path.record(_Shift(place), step)
+    probes = Probes(_Shift(0.0), Prior(KarrasVE(), (2,), 0.5), LogNormalTimes(), path.teacher, rows=4)
+    action = MeasureSpacing(path, model, probes)
+    action.run()
+    assert float(model.value.detach()) == (places[-1] if len(places) > 2 else 0.0)
+    if len(places) > 2:
+        assert path.ways == pytest.approx([b - a for a, b in itertools.pairwise((0.0, *places))], abs=1e-6)
+    assert (uneven in action.remark) if uneven else action.remark == ""
+    again = DegradationPath.open(tmp_path, path.teacher)
+    assert (again.ways, again.uneven) == (path.ways, path.uneven)
+    fresh = DegradationPath(tmp_path / "other", path.teacher)
+    fresh.load_state_dict(_through_json(path.state_dict()))
+    assert fresh.ways == path.ways
 
 
 def test_a_path_is_read_as_it_was_recorded(tmp_path: Path) -> None:

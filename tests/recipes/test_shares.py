@@ -9,7 +9,8 @@ import pytest
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.distillation import build_distillation
 from fewstep.recipes.shares import divided
-from fewstep.recipes.source import load_recipe, validate
+from fewstep.recipes.source import load_recipe, shipped_names, validate
+from fewstep.runs.plan import sketch
 
 
 @pytest.mark.parametrize(("total", "shares"), [(100, [1, 1.25, 1.5625]), (7, [1, 1, 1]), (1000, [0.6, 0.4]), (3, [1, 1, 1])])
@@ -49,3 +50,27 @@ def test_the_first_part_of_a_round_is_as_long_as_ddil_asks(tmp_path):
     recipe = validate(values, "test")
     assert isinstance(recipe, DistillRecipe)
     assert [stage.until for stage in build_distillation(recipe, tmp_path).stages] == [200, 600]
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_names() if name.startswith("digits-") and isinstance(load_recipe(name), DistillRecipe)])
+def test_what_is_made_beforehand_scales_with_the_run(name, tmp_path):
+    """With 4 steps no more samples are carried through networks before a stage than it draws, and no more than a step a stage and node is recorded."""
+    recipe = load_recipe(name, ["training.steps=4"])
+    assert isinstance(recipe, DistillRecipe)
+    stages = sketch(recipe, tmp_path)[1].stages
+    for stage in stages:
+        assert stage.total is not None
+        assert sum(action.samples for action in stage.begin) <= stage.total * recipe.training.batch
+    assert sum(stage.total or 0 for stage in stages) <= 32
+
+
+def test_a_full_run_makes_all_its_pairs(tmp_path):
+    for name, keys in (("digits-reflow", ("method", "pairs")), ("digits-kd", ("method", "pairs", "count")), ("digits-dmd", ("method", "regression", "pairs"))):
+        recipe = load_recipe(name)
+        assert isinstance(recipe, DistillRecipe)
+        count = recipe.model_dump()
+        for key in keys:
+            count = count[key]
+        made = [action.samples for stage in sketch(recipe, tmp_path)[1].stages for action in stage.begin if action.samples]
+        assert made
+        assert set(made) == {count}

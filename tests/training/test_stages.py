@@ -295,8 +295,8 @@ def test_terms_of_a_phase_share_the_students_graph_and_the_next_phase_makes_its_
     teacher = small_teacher()
     student = copy_of(teacher)
     prior, handed = prior_of(teacher), []
-    first = Phase("first", student, [Term(Push(student, handed), prior, name="a"), Term(Push(student, handed, 0.5), prior, 2.0, "b")], Adam(1e-2))
-    second = Phase("second", student, [Term(Push(student, handed), prior)], Adam(1e-2))
+    first = Phase("first", student, [Term(Push(student, handed), prior, name="a"), Term(Push(student, handed, 0.5), prior, 2.0, "b")], Adam(1e-2), clip=1.0)
+    second = Phase("second", student, [Term(Push(student, handed), prior)], Adam(1e-2), clip=1.0)
     with cost.metered() as meter:
         Trainer(tmp_path, [Stage("s", 1, [first, second])], student, settings()).fit()
     a, b, c = handed

@@ -12,11 +12,15 @@ from torch import Tensor
 
 from fewstep import cost
 from fewstep.condition import Condition
-from fewstep.denoisers import NetworkDenoiser, load_model, save_model
+from fewstep.data import digits
+from fewstep.denoisers import Guided, NetworkDenoiser, load_model, save_model
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.schedule import DiscreteVP, KarrasVE
+from fewstep.recipes import config
+from fewstep.recipes.teachers import build_teacher, sketched_teacher
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.zoo import diffusers_models
+from fewstep.zoo.diffusers_files import Choice
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -135,6 +139,162 @@ def test_the_first_releases_names_of_attention_are_read(tmp_path):
     assert torch.equal(diffusers_models.load(path)(noised(), t), before(noised(), t))
 
 
+# Which files
+
+
+def same_as_diffusers(denoiser: NetworkDenoiser, network: Any, labels: Tensor | None = None) -> None:
+    """What the network emits is what diffusers' own emits."""
+    x, t = noised(), torch.tensor([0.01, 0.4, 1.0])
+    expected = network(x, t * 100 - 1, class_labels=labels).sample
+    found = denoiser.network(x, t * 100 - 1, Condition(labels=labels))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_variants_and_shards_give_what_diffusers_gives(tmp_path, variant, shards):
+    path, network = folder(tmp_path, diffusers.DDPMScheduler(100))
+    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    saved = network.half() if variant else network
+    saved.save_pretrained(path / "unet", variant=variant, max_shard_size="20KB" if shards else "1GB")
+    assert (len(list((path / "unet").glob("*.safetensors"))) > 1) == shards
+    own = diffusers.UNet2DModel.from_pretrained(path / "unet", variant=variant, torch_dtype=torch.float32)
+    same_as_diffusers(diffusers_models.load(path), own)
+    named = set(diffusers_models.files_of(path))
+    assert named == {"scheduler", *(each.name for each in (path / "unet").iterdir())}
+
+
+def test_the_plain_weights_come_before_variants_unless_one_is_named(tmp_path):
+    path, network = folder(tmp_path, diffusers.DDPMScheduler(100))
+    for name, factor in (("fp16", 0.5), ("non_ema", 2.0)):
+        other = diffusers.UNet2DModel.from_config(network.config)
+        other.load_state_dict({key: factor * value for key, value in network.state_dict().items()})
+        other.save_pretrained(path / "unet", variant=name)
+    same_as_diffusers(diffusers_models.load(path), network)
+    same_as_diffusers(diffusers_models.load(path, choice=Choice(variant="non_ema")), other)
+    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds the variants fp16, non_ema of its weights; set 'teacher\.variant'"):
+        diffusers_models.load(path)
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.bf16\.safetensors: there is no such file"):
+        diffusers_models.load(path, choice=Choice(variant="bf16"))
+
+
+def test_a_training_checkpoint_holds_the_average_beside_the_weights(tmp_path):
+    from diffusers.training_utils import EMAModel
+
+    _, network = folder(tmp_path / "run", diffusers.DDPMScheduler(100))
+    checkpoint = tmp_path / "run" / "checkpoint-500"
+    average = EMAModel(network.parameters(), model_cls=diffusers.UNet2DModel, model_config=network.config)
+    for parameter in network.parameters():
+        parameter.data += 1
+    average.save_pretrained(checkpoint / "unet_ema")
+    before = diffusers.UNet2DModel.from_pretrained(tmp_path / "run" / "unet")
+    # The scheduler is the run's, a folder above.
+    same_as_diffusers(diffusers_models.load(checkpoint), before)
+    same_as_diffusers(diffusers_models.load(checkpoint / "unet_ema"), before)
+    network.save_pretrained(checkpoint / "unet")
+    with pytest.raises(UserError, match=r"holds the trained weights \(unet\) and their average \(unet_ema\); set 'teacher\.subfolder'"):
+        diffusers_models.load(checkpoint)
+    same_as_diffusers(diffusers_models.load(checkpoint, choice=Choice("unet_ema")), before)
+    same_as_diffusers(diffusers_models.load(checkpoint, choice=Choice("unet")), network)
+    with pytest.raises(UserError, match="has no folder 'vae'"):
+        diffusers_models.load(checkpoint, choice=Choice("vae"))
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "sentence"),
+    [
+        ({}, r"has no 'weight_map'"),
+        ({"weight_map": {"conv_in.weight": "../secret.safetensors"}}, r"says of the tensor 'conv_in\.weight' that it is in .*secret"),
+        ({"weight_map": {"conv_in.weight": 1}}, r"that it is in 1, which is no file"),
+        ({"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00013-of-00012.safetensors"}}, r"00013-of-00012\.safetensors: there is no such file, though"),
+        ({"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00002-of-00012.safetensors"}}, r"holds the tensor '.*', of which .*index\.json says otherwise"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_parts_is_refused(tmp_path, spoilt, sentence):
+    path, network = folder(tmp_path, diffusers.DDPMScheduler(100))
+    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(path / "unet", max_shard_size="20KB")
+    index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    whole = json.loads(index.read_text())
+    index.write_text(json.dumps(spoilt))
+    with pytest.raises(UserError, match=sentence):
+        diffusers_models.load(path)
+    whole["weight_map"]["conv_in.novel"] = next(iter(whole["weight_map"].values()))
+    index.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"names the tensor 'conv_in\.novel', which is not in its file"):
+        diffusers_models.load(path)
+    index.unlink()
+    with pytest.raises(UserError, match=r"holds parts of its weights .* but no index of them"):
+        diffusers_models.load(path)
+
+
+# Classes and "no class"
+
+
+def test_one_embedding_more_than_classes_is_that_of_no_class(tmp_path):
+    path, network = folder(tmp_path, diffusers.DDPMScheduler(100, clip_sample=False), classes=11)
+    denoiser = diffusers_models.load(path, classes=10)
+    assert (denoiser.classes, denoiser.network.classes) == (10, 10)
+    x, t = noised(), torch.tensor([0.2, 0.2, 0.7])
+    emitted = [network(x, t * 100 - 1, class_labels=torch.tensor(ids)).sample for ids in ([3, 10, 0], [10, 10, 10])]
+    expected = [denoiser.prediction.to_x0(denoiser.schedule, each, x, t.double()) for each in emitted]
+    assert torch.allclose(denoiser(x, t, torch.tensor([3, -1, 0])), expected[0], rtol=0, atol=1e-5)
+    assert torch.allclose(denoiser(x, t), expected[1], rtol=0, atol=1e-5)
+    guided = Guided(denoiser, 2.0)(x, t, torch.tensor([3, 1, 0]))
+    assert not torch.allclose(guided, denoiser(x, t, torch.tensor([3, 1, 0])), atol=1e-3)
+    with pytest.raises(UserError, match="needs a class from 0 to 9 for each sample: or -1 for 'no class'"):
+        denoiser(x, t, torch.tensor([3, 10, 0]))
+    save_model(tmp_path / "ours.safetensors", denoiser)
+    again, _ = load_model(tmp_path / "ours.safetensors")
+    labels = torch.tensor([3, -1, 0])
+    assert torch.equal(again(x, t, labels), denoiser(x, t, labels))
+    assert diffusers_models.load(path).classes == diffusers_models.load(path, classes=11).classes == 11
+
+
+def test_a_recipe_takes_a_teacher_of_ten_classes_with_eleven_embeddings(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        network = diffusers.UNet2DModel(**{**CONFIG, "in_channels": 1, "out_channels": 1}, num_class_embeds=11)
+    network.save_pretrained(tmp_path / "unet_ema")
+    diffusers.DDPMScheduler(100).save_pretrained(tmp_path / "scheduler")
+    choice = config.DiffusersTeacher(kind="diffusers", path=str(tmp_path), subfolder="unet_ema")
+    teacher = build_teacher(choice, digits())
+    assert teacher.classes == 10
+    assert sketched_teacher(choice, config.DigitsData(kind="digits")).classes == 10
+
+
+# Flows
+
+
+@pytest.mark.parametrize("prediction", ["flow_prediction", "sample"])
+def test_flow_sigmas_are_a_rectified_flow(tmp_path, prediction):
+    scheduler = diffusers.DPMSolverMultistepScheduler(100, use_flow_sigmas=True, prediction_type=prediction, solver_order=1, flow_shift=3.0)
+    path, network = folder(tmp_path, scheduler)
+    denoiser = diffusers_models.load(path)
+    assert denoiser.schedule == RectifiedFlow(0.01)
+    scheduler.set_timesteps(10)
+    x = noised()
+    for index in (0, 4, 8):
+        scheduler._step_index = index
+        # diffusers rounds the timestep that the network is given, and ours is asked at that level.
+        timestep = int(scheduler.timesteps[index])
+        scheduler.sigmas[index] = timestep / 100
+        expected = scheduler.convert_model_output(network(x, timestep).sample, sample=x)
+        assert torch.allclose(denoiser(x, torch.full((3,), timestep / 100, dtype=torch.float64)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_flow_sigmas_with_the_predictions_of_other_processes_are_refused(tmp_path, prediction):
+    path, _ = folder(tmp_path, diffusers.DPMSolverMultistepScheduler(100, prediction_type=prediction))
+    assert isinstance(diffusers_models.load(path).schedule, DiscreteVP)
+    rewritten(path / "scheduler" / "scheduler_config.json", use_flow_sigmas=True)
+    with pytest.raises(UserError, match=f"'use_flow_sigmas' is true, which makes it a rectified flow, and prediction_type is '{prediction}'"):
+        diffusers_models.load(path)
+    rewritten(path / "scheduler" / "scheduler_config.json", use_flow_sigmas="false")
+    with pytest.raises(UserError, match="'use_flow_sigmas' must be true or false"):
+        diffusers_models.load(path)
+
+
 # Refusals
 
 
@@ -153,10 +313,28 @@ def rewritten(path: Path, **changes: Any) -> None:
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type is 'flow'"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": "gone"}, "lacks the entry 'num_train_timesteps'"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 1}, "DiscreteVP: need at least 2 steps"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "100"}, "'num_train_timesteps' must be a number, it is \"100\""),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 99.5}, "'num_train_timesteps' must be a whole number"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "'num_train_timesteps' must be a whole number"),
+        ("scheduler/scheduler_config.json", {"beta_start": "0.0001"}, "'beta_start' must be a number, it is \"0.0001\""),
+        ("scheduler/scheduler_config.json", {"beta_end": True}, "'beta_end' must be a number, it is true"),
+        ("scheduler/scheduler_config.json", {"beta_end": float("nan")}, "'beta_end' must be a number, it is NaN"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": ["linear"]}, r"its betas \(\[\"linear\"\]"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": "false"}, "'rescale_betas_zero_snr' must be true or false, it is \"false\""),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "sigma_min": "0.002", "sigma_max": 80}, "'sigma_min' must be a number"),
+        ("scheduler/scheduler_config.json", {"_class_name": "CMStochasticIterativeScheduler", "sigma_data": [0.5], "sigma_min": 1, "sigma_max": 80}, "'sigma_data' must be a number"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "is the configuration of a UNet2DConditionModel"),
         ("unet/config.json", {"novel": 1}, "takes no 'novel'"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "embeds 0 classes of type timestep"),
         ("unet/config.json", {"sample_size": None}, "must have a sample_size"),
+        ("unet/config.json", {"sample_size": -8}, "must have a sample_size .* it has -8"),
+        ("unet/config.json", {"sample_size": "8"}, 'must have a sample_size .* it has "8"'),
+        ("unet/config.json", {"sample_size": [8, 0]}, "must have a sample_size"),
+        ("unet/config.json", {"sample_size": True}, "must have a sample_size"),
+        ("unet/config.json", {"in_channels": "3", "out_channels": "3"}, "must have a sample_size"),
+        ("unet/config.json", {"num_class_embeds": "10"}, r"unet.config\.json: 'num_class_embeds' must be a whole number"),
+        ("unet/config.json", {"num_class_embeds": 0}, r"'num_class_embeds' must be a whole number"),
+        ("unet/config.json", {"block_out_channels": ["8", "16"]}, r"unet.config\.json: .* cannot be built"),
         ("unet/config.json", {"layers_per_block": 2}, "lacks tensor"),
     ],
 )
@@ -188,16 +366,22 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_no_pickles(tmp_path, monke
 
     path, _ = folder(tmp_path, diffusers.DDPMScheduler(100))
     asked: list[Any] = []
+    variant = tmp_path / "diffusion_pytorch_model.fp16.safetensors"
 
     def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision, allow_patterns))
         if revision is None:
             raise OSError("offline")
+        if variant.is_file() and "*diffusion_pytorch_model*.safetensors" in allow_patterns:
+            variant.rename(path / "unet" / variant.name)
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert diffusers_models.load("owner/name", "abc").shape == (3, 8, 8)
     assert asked == [("owner/name", "abc", ["*.json", "*diffusion_pytorch_model.safetensors"])]
+    (path / "unet" / "diffusion_pytorch_model.safetensors").rename(variant)
+    assert diffusers_models.load("owner/name", "abc").shape == (3, 8, 8)
+    assert asked[1:] == [asked[0], ("owner/name", "abc", ["*.json", "*diffusion_pytorch_model*.safetensors"])]
     with pytest.raises(UserError, match=r"owner/name: could not be fetched from the hub \(offline\)"):
         diffusers_models.load("owner/name")
 

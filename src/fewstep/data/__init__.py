@@ -1,8 +1,8 @@
 """Data sets: shipped, made on the spot, or images from a zip or a folder."""
 
-from fewstep.data.dataset import Dataset, InMemory, Subset
+from fewstep.data.dataset import Dataset, InMemory, SampleSpace, Subset
 from fewstep.data.digits import digits
 from fewstep.data.images import Images, open_images
 from fewstep.data.mixture import random_mixture, ring_mixture
 
-__all__ = ["Dataset", "Images", "InMemory", "Subset", "digits", "open_images", "random_mixture", "ring_mixture"]
+__all__ = ["Dataset", "Images", "InMemory", "SampleSpace", "Subset", "digits", "open_images", "random_mixture", "ring_mixture"]

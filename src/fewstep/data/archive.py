@@ -30,7 +30,7 @@ from fewstep.caches import content_digest
 from fewstep.data.pixels import encode
 from fewstep.data.tree import METADATA, Tree, tree_of
 from fewstep.errors import UserError
-from fewstep.files import replacing
+from fewstep.files import as_utf8, replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -41,7 +41,10 @@ _MOST_JSON = 2**27
 
 
 class Source(Protocol):
-    """A collection of named files: ``names`` of its images in order, and any file's bytes by name; ``packed``: whether it is an archive."""
+    """A collection of named files: ``names`` of its images in order, and any file's bytes by name.
+
+    ``packed``: whether it is an archive.
+    """
 
     path: Path
     names: tuple[str, ...]
@@ -123,7 +126,10 @@ def _check(entry: zipfile.ZipInfo, path: Path) -> None:
 
 
 def _shown(entry: zipfile.ZipInfo) -> str:
-    """An entry's name. macOS writes UTF-8 without saying so, which the format then takes for an old code page."""
+    """An entry's name.
+
+    macOS writes UTF-8 without saying so, which the format then takes for an old code page.
+    """
     if entry.flag_bits & 0x800 or entry.filename.isascii():
         return entry.filename
     try:
@@ -133,8 +139,16 @@ def _shown(entry: zipfile.ZipInfo) -> str:
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """All folders that the names name or lie in."""
-    return {parent.as_posix() for name in names for parent in (PurePosixPath(name + "x" if name.endswith("/") else name).parents) if parent.parts}
+    """The folders of the first two levels that the names name or lie in; no rule asks for more."""
+    found = set()
+    for name in names:
+        first, slash, rest = name.partition("/")
+        if slash:
+            found.add(first)
+            second, slash, _ = rest.partition("/")
+            if slash:
+                found.add(f"{first}/{second}")
+    return found
 
 
 def read_json(source: Source, name: str) -> Any:
@@ -165,7 +179,7 @@ def write_archive(path: Path, pictures: Iterable[tuple[Picture, int | None]], cl
         metadata = {"labels": labels if whole else None, **({"classes": list(classes)} if classes and whole else {})}
         for name, value in {METADATA: metadata, **(more or {})}.items():
             # A name that is not UTF-8 has characters that only JSON's own escapes can say.
-            archive.writestr(_entry(name), json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+            archive.writestr(_entry(name), as_utf8(json.dumps(value, ensure_ascii=False)))
     return len(labels)
 
 

@@ -43,7 +43,10 @@ _ADDRESS = re.compile(r"https?://[^\s'\"`$|;<>\\]+\.(tar|tgz|tar\.gz)")
 
 
 class Converted(NamedTuple):
-    """A zip that was made of another set; what to call it; the sentences to say of it; what was passed over."""
+    """A zip that was made of another set.
+
+    ``name``: what to call it. ``remarks``: the sentences to say of it.
+    """
 
     path: Path
     name: str
@@ -89,7 +92,9 @@ def _pictures(records: Iterable[Record], size: int | None) -> Iterator[tuple[Pic
 
 
 def cached(folder: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | None, write: Callable[[Path], PassedOver], name: str) -> Converted:
-    """The zip in ``folder`` for what was ``asked`` of a ``content``, JSON values; written by ``write(path)`` where there is none yet.
+    """The zip in ``folder`` for what was ``asked`` of a ``content``, JSON values.
+
+    It is written by ``write(path)`` where there is none yet.
 
     ``name``: what to call it. ``content``: what decides it, None where that cannot be known now; the newest zip of what was asked
     then serves. Several processes write one zip once: the others wait.
@@ -113,7 +118,9 @@ def cached(folder: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | 
 
 
 def _entry(path: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | None, write: Callable[[Path], PassedOver]) -> tuple[list[str], dict[str, Any]]:
-    """What is to be said of a zip that is there or was written now, and what its ``about.json`` says."""
+    """What is to be said of a zip that is there or was written now, and what its ``about.json``
+    says.
+    """
     about = _whole(path)
     if about is not None:
         return [], about

@@ -18,6 +18,16 @@ from torch import Tensor
 from fewstep.files import digest_of
 
 
+@dataclass(frozen=True)
+class SampleSpace:
+    """What samples look like: their ``shape`` *D, values in [``low``, ``high``], and how many ``classes`` they are of, 0 for none. Data says so, and where there is no data the teacher."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    classes: int
+
+
 class Dataset(abc.ABC):
     """Samples in [low, high] with ``labels`` (N,) int64 in [0, classes), or None with classes = 0; ``names`` of the classes, empty where they have none."""
 
@@ -27,7 +37,9 @@ class Dataset(abc.ABC):
     high: float
     names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
-    """Sentences that are worth a line when the set is used: what was passed over, and how classes were found."""
+    """Sentences that are worth a line when the set is used: what was passed over, and how classes
+    were found.
+    """
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -50,6 +62,11 @@ class Dataset(abc.ABC):
         It follows the content: another path is the same set, another content under the same path is
         another set. Files are read for it when it is first asked; the digest is remembered.
         """
+
+    @property
+    def space(self) -> SampleSpace:
+        """What its samples look like."""
+        return SampleSpace(self.shape, self.low, self.high, self.classes)
 
     def subset(self, index: Tensor) -> Dataset:
         """The data set of the samples at ``index`` (n,), in that order, with the same classes and range."""

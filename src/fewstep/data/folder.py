@@ -13,7 +13,9 @@ from fewstep.errors import UserError
 
 
 class Folder(Source):
-    """The images of a folder and its sub-folders, by their paths relative to it (see ``tree``); links to files are followed, links to folders are not.
+    """The images of a folder and its sub-folders, by their paths relative to it (see ``tree``).
+
+    Links to files are followed, links to folders are not.
 
     Raises ``UserError`` for a folder that cannot be read: its images would be missing in silence.
     """

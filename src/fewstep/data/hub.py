@@ -1,4 +1,6 @@
-"""Which commit of a data set of the Hugging Face hub a recipe means: the newest one is another one tomorrow."""
+"""Which commit of a data set of the Hugging Face hub a recipe means: the newest one is another one
+tomorrow.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def is_commit(revision: str | None) -> bool:
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a data set is now (its newest for None); None where the hub cannot be asked.
+    """The commit that a revision of a data set is now (its newest for None).
+
+    None where the hub cannot be asked.
 
     Raises ``UserError`` where the hub has no such set or revision.
     """

@@ -91,7 +91,8 @@ class Images(Dataset):
 
 
 def open_images(path: Path | str | Converted, size: int | None = None, labels: bool = True, channels: int = 3, cached_bytes: int = CACHED_BYTES) -> Images:
-    """The images of a zip or a folder, or of the zip that was made of another set: labels are those of its ``dataset.json``, else its sub-folders (see ``labels``).
+    """The images of a zip or a folder, or of the zip that was made of another set: labels are those
+    of its ``dataset.json``, else its sub-folders (see ``labels``).
 
     ``channels``: 3, or 1 for the luma. Raises ``UserError``, naming file and entry, when there is no such file, no image, an image of another size than the first, or ``dataset.json`` is
     wrong.

@@ -1,4 +1,7 @@
-"""The classes of an image set: of its ``dataset.json``, else of its folders. A class is a whole number from 0."""
+"""The classes of an image set: of its ``dataset.json``, else of its folders.
+
+A class is a whole number from 0.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ _EDM = re.compile(r"[0-9]{5}/img[0-9]{8}\.png")
 
 
 class Labels(NamedTuple):
-    """The ``numbers`` of the images' classes, or None; the ``names`` of the classes; which of them have no image; what is worth a line."""
+    """The ``numbers`` of the images' classes, or None.
+
+    ``names``: those of the classes. ``passed_over``: among others, classes without an image.
+    ``remarks``: sentences that are worth a line.
+    """
 
     numbers: list[int] | None
     names: tuple[str, ...] = ()
@@ -29,7 +36,10 @@ class Labels(NamedTuple):
 
 
 def class_number(value: Any, refuse: Callable[[], UserError]) -> int:
-    """The class that a value names: a whole number from 0, or a text of its digits. Raises what ``refuse`` makes for any other, a fraction among them."""
+    """The class that a value names: a whole number from 0, or a text of its digits.
+
+    Raises what ``refuse`` makes for any other, a fraction among them.
+    """
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     if isinstance(value, str):

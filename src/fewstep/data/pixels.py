@@ -87,7 +87,10 @@ def decode(content: bytes, where: str) -> Picture:
 
 
 def _without_texts(content: bytes, where: str) -> tuple[bytes, bytes | None]:
-    """A PNG without its texts and its colour profile, and that profile. What is wrong with it is left for the decoder to find."""
+    """A PNG without its texts and its colour profile, and that profile.
+
+    What is wrong with it is left for the decoder to find.
+    """
     kept, begin, position, profile = [], 0, len(_PNG), None
     while position + 12 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
@@ -104,7 +107,9 @@ def _without_texts(content: bytes, where: str) -> tuple[bytes, bytes | None]:
 
 
 def _unpacked_profile(chunk: bytes, where: str) -> bytes | None:
-    """The profile in the body of an iCCP chunk: a name, a zero, the method's number, and the packed profile."""
+    """The profile in the body of an iCCP chunk: a name, a zero, the method's number, and the packed
+    profile.
+    """
     packed = chunk.partition(b"\0")[2][1:]
     try:
         profile = zlib.decompressobj().decompress(packed, _MOST_PROFILE + 1)
@@ -131,7 +136,10 @@ def _of_eight_bits(picture: Picture) -> Picture:
 
 
 def _orientation(exif: bytes | None) -> int:
-    """The orientation, 1 to 8, that EXIF data gives in its first directory; 1 where it says none that can be read."""
+    """The orientation, 1 to 8, that EXIF data gives in its first directory.
+
+    1 where it says none that can be read.
+    """
     body = (exif or b"").removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(body[:4])
     if order is None or len(body) < 8:
@@ -186,7 +194,10 @@ def _managed(picture: Picture, profile: bytes | None) -> Picture:
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, colours: str) -> ImageCmsTransform | None:
-    """What carries pixels of kind ``colours`` from a profile to sRGB; None for sRGB itself and for what cannot be used: another kind of colours, or no profile at all."""
+    """What carries pixels of kind ``colours`` from a profile to sRGB.
+
+    None for sRGB itself and for what cannot be used: another kind of colours, or no profile at all.
+    """
     from PIL import Image, ImageCms, features
 
     if not features.check("littlecms2"):

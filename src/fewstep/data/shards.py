@@ -12,7 +12,8 @@ _GROUP = re.compile(r"\{([^{}]*)\}")
 
 
 def expanded(urls: str) -> list[str]:
-    """The names that a text with braces stands for, in order: ``{000..099}`` is a range, ``{a,b}`` a choice.
+    """The names that a text with braces stands for, in order: ``{000..099}`` is a range, ``{a,b}``
+    a choice.
 
     Raises ``UserError`` for braces that are neither, and for more names than ``MOST_SHARDS``.
     """

@@ -41,7 +41,10 @@ class PassedOver:
 
     @classmethod
     def of_json(cls, value: Mapping[str, Mapping[str, Any]]) -> PassedOver:
-        """What ``as_json`` has written; raises ``KeyError``, ``TypeError`` or ``AttributeError`` for anything else."""
+        """What ``as_json`` has written.
+
+        Raises ``KeyError``, ``TypeError`` or ``AttributeError`` for anything else.
+        """
         return cls({str(reason): (int(entry["count"]), str(entry["example"])) for reason, entry in value.items()})
 
     def __bool__(self) -> bool:
@@ -66,7 +69,11 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class Tree:
-    """``names`` of the images, sorted; ``root``: what stands before each of them, "" or a folder with "/"; ``tops``: the folders at the top."""
+    """``names`` of the images, sorted.
+
+    ``root``: what stands before each of them, "" or a folder with "/"; ``tops``: the folders at the
+    top.
+    """
 
     names: tuple[str, ...]
     root: str
@@ -113,6 +120,9 @@ def _wrapper(entries: Sequence[str], files: Sequence[str]) -> str:
     return f"{tops.pop()}/" if len(tops) == 1 and files and all("/" in name for name in files) else ""
 
 
-def natural(name: str) -> tuple[tuple[str | int, ...], str]:
+def natural(name: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
     """What sorts names by their letters and by their numbers as numbers."""
-    return tuple(int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", name))), name
+    parts = re.split(r"([0-9]+)", name)
+    # A number by its digits: a name in an archive may have more of them than Python makes a number of.
+    numbers = [(len(part.lstrip("0")), part.lstrip("0")) for part in parts[1::2]]
+    return tuple(numbers[place // 2] if place % 2 else part for place, part in enumerate(parts)), name

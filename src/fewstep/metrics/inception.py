@@ -18,6 +18,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
+from fewstep.caches import content_digest
 from fewstep.errors import UserError
 from fewstep.locations import absolute
 from fewstep.metrics.features import FeatureSpace, placed
@@ -88,4 +89,6 @@ def _downloaded(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=_DIGEST, progress=False)
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(f"{url}: Inception's weights could not be downloaded ({error}); fetch the file elsewhere and set 'evaluation.features.weights' to it.") from error
+    if not content_digest(path).startswith(_DIGEST):
+        raise UserError(f"{path}: was cut or altered since it was downloaded; remove it to download it again, or set 'evaluation.features.weights'.")
     return path

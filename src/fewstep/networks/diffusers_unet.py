@@ -9,15 +9,18 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
-from fewstep.condition import Condition
+from fewstep.condition import NO_CLASS, Condition
 from fewstep.errors import UserError
 from fewstep.networks.base import DenoisingNetwork
 
 
 class DiffusersUNet(DenoisingNetwork):
-    """(B, C, H, W), noise labels (B,), condition -> (B, C, H, W). ``config``: the arguments of ``UNet2DModel``, plain values; ``classes`` must be its number of class embeddings.
+    """(B, C, H, W), noise labels (B,), condition -> (B, C, H, W). ``config``: the arguments of ``UNet2DModel``, plain values; ``classes``: its number of class embeddings, or one fewer.
+
+    The embedding beyond the classes is that of "no class": the label -1 has it, and so has every sample of a condition without labels.
 
     Raises ``UserError`` when diffusers is missing, for an argument that it does not know, and for networks with other conditions or without a middle block.
     """
@@ -31,10 +34,12 @@ class DiffusersUNet(DenoisingNetwork):
         unknown = sorted(set(config) - set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"})
         if unknown:
             raise UserError(f"network 'diffusers-unet2d': UNet2DModel of the installed diffusers takes no '{unknown[0]}'; install the version that wrote the configuration, or a newer one.")
-        if config.get("class_embed_type") is not None or (config.get("num_class_embeds") or 0) != classes:
-            embedded = f"{config.get('num_class_embeds') or 0} classes of type {config.get('class_embed_type')}"
+        count = config.get("num_class_embeds") or 0
+        if config.get("class_embed_type") is not None or count not in (classes, classes + 1 if classes else 0):
+            embedded = f"{count} classes of type {config.get('class_embed_type')}"
             raise UserError(f"network 'diffusers-unet2d': its configuration embeds {embedded}, not {classes} labels.")
         self.classes = classes
+        self.knows_no_class = count > classes
         unet: Any = UNet2DModel(**config)
         if unet.mid_block is None:
             raise UserError("network 'diffusers-unet2d': it has no middle block, whose activations are the features for critics.")
@@ -49,7 +54,7 @@ class DiffusersUNet(DenoisingNetwork):
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         if end_label is not None:
             raise UserError("this network takes no end label: diffusers' U-Net has no place for one; use a network of ours as a trajectory student.")
-        return self.unet(x, noise_label, class_labels=self._labels(condition, len(x)), return_dict=False)[0]
+        return self.unet(x, noise_label, class_labels=self._labels(condition, len(x), x.device), return_dict=False)[0]
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         """The activations after the middle block, (B, bottleneck, h, w); the decoder is not computed."""
@@ -62,14 +67,17 @@ class DiffusersUNet(DenoisingNetwork):
             handle.remove()
         raise AssertionError("UNet2DModel ran without its middle block")
 
-    def _labels(self, condition: Condition, rows: int) -> Tensor | None:
-        """Class ids (B,), or None for a network without classes. Raises ``UserError`` for a label that it has no embedding for."""
+    def _labels(self, condition: Condition, rows: int, device: torch.device) -> Tensor | None:
+        """The indices of the embeddings (B,), or None for a network without classes. Raises ``UserError`` for a label that it has no embedding for."""
         if not self.classes:
             return None
-        labels = condition.labels
-        if labels is None or labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-            raise UserError(f"diffusers' class-conditional U-Net needs a class from 0 to {self.classes - 1} for each sample: it has no embedding for 'no class'.")
-        return labels
+        labels, lowest = condition.labels, NO_CLASS if self.knows_no_class else 0
+        if labels is None and self.knows_no_class:
+            return torch.full((rows,), self.classes, device=device)
+        if labels is None or labels.ndim != 1 or int(labels.min()) < lowest or int(labels.max()) >= self.classes:
+            lacking = "or -1 for 'no class'" if self.knows_no_class else "it has no embedding for 'no class'"
+            raise UserError(f"diffusers' class-conditional U-Net needs a class from 0 to {self.classes - 1} for each sample: {lacking}.")
+        return torch.where(labels == NO_CLASS, self.classes, labels)
 
 
 class _Reached(Exception):

@@ -56,7 +56,7 @@ class SmallUNet(DenoisingNetwork):
     their pixels its channels, so that H and W must be multiples of 2 ``patch`` and the cost falls by its square. ``guidance`` and ``end``: see ``SideLabels``.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32, depth: int = 3, classes: int = 0, embedding: int = 64, guidance: bool = False, end: bool = False, patch: int = 1):
+    def __init__(self, channels: int = 1, width: int = 32, depth: int = 2, classes: int = 0, embedding: int = 64, guidance: bool = False, end: bool = False, patch: int = 1):
         super().__init__()
         wide = 2 * width
         inner = channels * patch**2

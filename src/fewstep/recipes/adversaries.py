@@ -84,7 +84,7 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.training.seed)
         if isinstance(choice, ClassifierFeatures):
-            if context.data.shape != (1, 8, 8):
+            if context.space.shape != (1, 8, 8):
                 raise UserError("'method.adversarial.kind: classifier-features' reads 8x8 digits; use 'teacher-trunk' for this data.")
             network = digit_features()
             with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fewstep.denoisers import Denoiser
@@ -19,7 +19,8 @@ from fewstep.times import GridTimes
 
 @dataclass(frozen=True)
 class Transitions:
-    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the student by ``student``, the teacher by ``teacher``; ``data``: forward diffusion at these times.
+    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the student by ``student``, the teacher by ``teacher``;
+    ``diffused`` makes the forward diffusion of data at these times, for those that ask for it.
 
     ``whole``: a trajectory is wholly the student's or wholly the teacher's (DMD2), rather than alternating (progressive distillation).
     ``grids``: the times of each number of steps, of which one is drawn at random for a trajectory; trajectories are then the student's alone (consistency distillation).
@@ -28,9 +29,14 @@ class Transitions:
     times: tuple[float, ...]
     student: FlowMap
     teacher: FlowMap
-    data: States
+    diffused: Callable[[], States]
     whole: bool = False
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def data(self) -> States:
+        """Forward diffusion of data at these times."""
+        return self.diffused()
 
 
 def build_threshold(choice: config.ReflectedChoice, bound: float) -> Threshold | None:
@@ -77,7 +83,7 @@ def trajectory_states(context: Context, steps: int) -> States:
     if steps == 1:
         return context.prior
     times = context.student_times(steps)
-    transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), started_states(context, times), whole=True)
+    transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True)
     return build_states(context, _rollout(context, context.student_map, transitions), transitions)
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fewstep.data import Dataset
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import Threshold
+from fewstep.errors import UserError
 from fewstep.metrics.features import Features
 from fewstep.recipes import config
 from fewstep.schedule import Schedule
@@ -35,6 +36,7 @@ class Student:
 class Context:
     """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same, thresholded where the recipe says so. Both frozen.
 
+    ``space``: what samples look like; ``found``: the recipe's data, None where it has none (``data`` is for what cannot do without).
     ``prior`` is where the student's samples start, ``sampling`` how they go on; ``average`` follows ``student.model`` and is the run's result. ``features``: the evaluation's feature space.
     """
 
@@ -43,7 +45,8 @@ class Context:
     states: config.StatesChoice
     training: config.Training
     folder: Path
-    data: Dataset
+    found: Dataset | None
+    space: SampleSpace
     features: Features
     original: NetworkDenoiser
     teacher: Denoiser
@@ -54,6 +57,16 @@ class Context:
     threshold: Threshold | None
     roles: frozenset[str]
     works_on: torch.device
+
+    @property
+    def data(self) -> Dataset:
+        """The data; raises ``UserError`` where the recipe has none."""
+        if self.found is None:
+            raise UserError(
+                f"'method.kind: {self.method.model_dump()['kind']}' with these states and terms is trained on data, and the recipe has no 'data' section; "
+                "add one, or leave out what needs data: distribution matching without a critic, on 'states.kind: usual', needs none."
+            )
+        return self.found
 
     @property
     def device(self) -> torch.device:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
 
 from fewstep.errors import UserError
+from fewstep.launch import local_number
 from fewstep.recipes.config import Distributed
 from fewstep.training.layout import is_sharded
 
@@ -24,7 +24,7 @@ def resolve_device(name: DeviceName) -> torch.device:
         if name == "cuda":
             raise UserError("'training.device: cuda' needs a GPU that torch can use, and finds none on this machine; set it to 'auto' or 'cpu', or install torch for your GPU.")
         return torch.device("cpu")
-    card = int(os.environ.get("LOCAL_RANK", "0"))
+    card = local_number()
     if card >= cards:
         raise UserError(f"this is process {card + 1} of this machine, which has {cards} GPU(s): start one process a GPU (--nproc-per-node {cards}), or set 'training.device: cpu'.")
     return torch.device("cuda", card)

@@ -9,59 +9,69 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewstep.data import Dataset
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
 from fewstep.networks import DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.axes import build_threshold
+from fewstep.recipes.backtracking import check_reach, check_switch, reach_check
 from fewstep.recipes.context import Context
 from fewstep.recipes.device import building_device, resolve_device
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
-from fewstep.recipes.parts import build_data, build_decay, build_features
+from fewstep.recipes.parts import build_decay, build_features, check_grids, data_of
 from fewstep.recipes.recipe import DistillRecipe
 from fewstep.recipes.students import build_student
-from fewstep.recipes.teachers import build_teacher
+from fewstep.recipes.teachers import build_teacher, space_of
 from fewstep.solvers.sampling import Sampling
 from fewstep.stateful import find_stateful
 from fewstep.states import Generated, Prior, States, WithGuidance
-from fewstep.targets import DegradationPath
+from fewstep.targets import Backtracked, DegradationPath
 from fewstep.training import Monitor, Stage
 from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
 
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """The parts of a distillation run. ``fake`` and ``path`` where there are any; ``average`` follows the student and is the run's result."""
+    """The parts of a distillation run. ``fake``, ``path`` and the backtracked ``target`` where there are any; ``average`` follows the student and is the run's result."""
 
     teacher: NetworkDenoiser
     student: Denoiser | Generator
     average: Averaged
     prior: Prior
     sampling: Sampling
-    data: Dataset
+    data: Dataset | None
+    space: SampleSpace
     stages: list[Stage]
     monitor: Monitor
     fake: Denoiser | None
     path: DegradationPath | None
+    target: Backtracked | None = None
 
 
-def build_distillation(recipe: DistillRecipe, folder: Path) -> Distillation:
+def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False) -> Distillation:
     """The run that the recipe asks for, on ``training.device`` (its networks on the CPU where they are yet to be sharded); files that it makes on the way (a path, pairs) go into ``folder``.
+    ``begun``: whether it is a run that goes on, which is not refused for its steps and measurements.
 
     Raises ``UserError`` for parts that do not go together, and for a device that is not there.
     """
-    check_parts(recipe)
-    data, device = build_data(recipe.data), resolve_device(recipe.training.device)
-    teacher, features = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device)), build_features(recipe.evaluation.features, data, device)
+    check_parts(recipe, begun)
+    data, device = data_of(recipe.data), resolve_device(recipe.training.device)
+    teacher = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device))
+    features = build_features(recipe.evaluation.features, space_of(recipe.teacher, teacher) if data is None else data.space, device)
+    if not begun:
+        check_grids(recipe.evaluation, teacher.schedule, "evaluation")
+        check_grids(recipe.method, teacher.schedule, "method")
     context = build_context(recipe, folder, data, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
     student = context.student.model
-    return Distillation(context.original, student, context.average, context.prior, context.sampling, data, built.stages, _monitor(context, built), fake, built.path)
+    target = next((found for found in find_stateful(built.stages).values() if isinstance(found, Backtracked)), None)
+    monitor = _monitor(context, built, target)
+    return Distillation(context.original, student, context.average, context.prior, context.sampling, data, context.space, built.stages, monitor, fake, built.path, target)
 
 
 def recompute(models: Iterable[nn.Module], on: bool) -> None:
@@ -72,17 +82,22 @@ def recompute(models: Iterable[nn.Module], on: bool) -> None:
                 module.recompute = on
 
 
-def check_parts(recipe: DistillRecipe) -> None:
-    """Raises ``UserError`` for parts that do not go together; needs no data and no weights."""
+def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
+    """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few steps to reach the teacher; needs no data and no weights."""
     check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
+    check_switch(recipe.target, recipe.method.learns_fake)
+    if not begun:
+        check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
 
 
-def build_context(recipe: DistillRecipe, folder: Path, data: Dataset, original: NetworkDenoiser, features: Features, works_on: torch.device) -> Context:
-    """What the method's builder is given: ``original`` is the frozen teacher, ``features`` the space of perceptual distances; the run works on the device ``works_on``."""
+def build_context(recipe: DistillRecipe, folder: Path, data: Dataset | None, original: NetworkDenoiser, features: Features, works_on: torch.device) -> Context:
+    """What the method's builder is given: ``original`` is the frozen teacher, ``data`` None for a recipe without data,
+    ``features`` the space of perceptual distances; the run works on the device ``works_on``."""
     method, roles = recipe.method, _roles(recipe)
     if method.sampling.guidance is not None and not original.classes:
         raise UserError("'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher.")
-    threshold = build_threshold(recipe.reflected, max(abs(data.low), abs(data.high)))
+    space = space_of(recipe.teacher, original) if data is None else data.space
+    threshold = build_threshold(recipe.reflected, max(abs(space.low), abs(space.high)))
     student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
     return Context(
         method=method,
@@ -90,7 +105,8 @@ def build_context(recipe: DistillRecipe, folder: Path, data: Dataset, original: 
         states=recipe.states,
         training=recipe.training,
         folder=folder,
-        data=data,
+        found=data,
+        space=space,
         features=features,
         original=original,
         teacher=original if threshold is None or "teacher" not in roles else Reflected(original, threshold),
@@ -116,9 +132,9 @@ def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
     return [role for role in (traits.roles if traits.usual_roles is None else traits.usual_roles) if not (role == "student" and is_generator(student))]
 
 
-def _monitor(context: Context, built: Built) -> Monitor:
+def _monitor(context: Context, built: Built, target: Backtracked | None) -> Monitor:
     rows = 256
-    data, clip = context.data, context.method.optimizer.clip
+    data, clip = context.found, context.method.optimizer.clip
     samples = generated(context.student.model, context.prior, context.sampling)
     checks: list[Check] = []
     # A collection grows when it is drawn from, which a monitor must not make it do.
@@ -127,9 +143,12 @@ def _monitor(context: Context, built: Built) -> Monitor:
     # Against a fake score that is not learned the gap says nothing about convergence.
     if built.fake is not None:
         checks.append(Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps"))
-    checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data), Saturation(samples, data, advice=_against_saturation(context))]
+    if data is not None:
+        checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data)]
+        checks.append(Saturation(samples, data, advice=_against_saturation(context)))
     if clip is not None:
         checks.append(GradientNorm("student", clip))
+    checks += reach_check(context.target, context.method.student_every, context.training.steps, target)
     return Monitor(checks, context.training.health_every, rows, warn_from=context.training.steps // 4)
 
 

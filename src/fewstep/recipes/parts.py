@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -11,7 +12,7 @@ from torch import nn
 
 from fewstep.caches import cache_folder
 from fewstep.condition import Condition
-from fewstep.data import Dataset, digits, open_images, random_mixture
+from fewstep.data import Dataset, SampleSpace, digits, open_images, random_mixture
 from fewstep.data.convert import huggingface, webdataset
 from fewstep.data.mixture import sampled
 from fewstep.data.synthetic import waves
@@ -41,7 +42,8 @@ from fewstep.objectives import (
 from fewstep.prediction import prediction_from
 from fewstep.recipes import config
 from fewstep.recipes.spaces import build_space
-from fewstep.schedule import KarrasVE, schedule_from
+from fewstep.schedule import KarrasVE, Schedule, schedule_from
+from fewstep.solvers import NO_CHURN, Churn
 from fewstep.solvers.sampling import GRIDS
 from fewstep.times import Grid, LogNormalTimes, RhoTimes, TimeDistribution, UniformTimes
 from fewstep.training import SGD, Adam, Optimizer
@@ -68,6 +70,26 @@ def build_times(choice: config.LogNormal | config.Uniform | config.RhoUniform) -
 def build_grid(name: str) -> Grid:
     """A time grid for sampling."""
     return GRIDS[name]
+
+
+def check_grids(section: config.Section, schedule: Schedule, key: str) -> None:
+    """Raises ``UserError`` for a solver in a recipe's section, here called ``key``, whose grid cannot start where the teacher's noise does: before anything is trained."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, config.SolverChoice):
+            try:
+                build_grid(value.grid).times(schedule, 2)
+            except UserError as error:
+                raise UserError(f"'{key}.{name}.grid: {value.grid}' does not fit the teacher's schedule: {error}") from error
+        elif isinstance(value, config.Section):
+            check_grids(value, schedule, f"{key}.{name}")
+
+
+def build_churn(choice: config.ChurnChoice, steps: int) -> Churn:
+    """What is added at the steps of a sampler of so many."""
+    if steps < choice.from_steps:
+        return NO_CHURN
+    return Churn(choice.amount, choice.low, math.inf if choice.high is None else choice.high, choice.noise)
 
 
 def build_denoising_weight(choice: config.EDMWeighting | config.ScoreWeighting) -> DenoisingWeight:
@@ -98,6 +120,11 @@ def build_settings(training: config.Training, spread: config.Distributed | None 
     spread = spread or config.Distributed()
     usual = Settings(training.batch, training.seed, training.precision, training.log_every, training.checkpoint_every, training.keep)
     return replace(usual, accumulate=training.accumulate, mode=spread.mode, replicas=spread.replicas, checkpoints=spread.checkpoints)
+
+
+def data_of(choice: config.DataChoice | None) -> Dataset | None:
+    """The data set of a recipe that may have none."""
+    return None if choice is None else build_data(choice)
 
 
 def build_data(choice: config.DataChoice) -> Dataset:
@@ -166,21 +193,23 @@ def around(network: nn.Module, model: config.DenoiserModel, shape: tuple[int, ..
     return NetworkDenoiser(network, schedule, prediction, inputs, shape, classes)
 
 
-def build_distance(choice: config.DistanceChoice, features: Features, data: Dataset) -> Distance:
+def build_distance(choice: config.DistanceChoice, features: Features, space: SampleSpace) -> Distance:
     """A distance between samples; ``features`` for the perceptual one."""
     if isinstance(choice, config.PseudoHuberDistance):
-        return PseudoHuber(0.00054 * prod(data.shape) ** 0.5 if choice.c is None else choice.c)
+        return PseudoHuber(0.00054 * prod(space.shape) ** 0.5 if choice.c is None else choice.c)
     if isinstance(choice, config.PerceptualDistance):
         return Perceptual(features)
     return L1() if isinstance(choice, config.L1Distance) else SquaredL2()
 
 
-def build_features(choice: config.FeaturesChoice, data: Dataset, device: torch.device | str = "cpu") -> Features:
+def build_features(choice: config.FeaturesChoice, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> Features:
     """The feature space in which samples are compared, its network on a device."""
     return build_space(choice, data, device).extract
 
 
-def build_evaluator(choice: config.Evaluation, data: Dataset, device: torch.device | str = "cpu") -> Evaluator:
-    """What measures samples, its network on a device."""
-    space = build_space(choice.features, data, device)
-    return Evaluator(data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed)
+def build_evaluator(choice: config.Evaluation, data: Dataset | None, device: torch.device | str = "cpu", like: SampleSpace | None = None) -> Evaluator:
+    """What measures samples, its network on a device; without data, samples that look ``like`` that."""
+    look = like if data is None else data.space
+    assert look is not None
+    space = build_space(choice.features, look, device)
+    return Evaluator(data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed, look.classes)

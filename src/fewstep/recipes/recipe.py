@@ -11,7 +11,7 @@ from fewstep.recipes.methods import MethodChoice
 
 
 class DistillRecipe(config.Section):
-    """Distils a teacher into a few-step student."""
+    """Distils a teacher into a few-step student. ``data``: null for methods that need none, which then measure nothing against data."""
 
     task: Literal["distill"]
     teacher: config.TeacherChoice
@@ -20,7 +20,7 @@ class DistillRecipe(config.Section):
     target: config.TargetChoice = config.FixedTarget(kind="fixed")
     states: config.StatesChoice = config.UsualStates(kind="usual")
     reflected: config.ReflectedChoice = config.NotReflected(kind="none")
-    data: config.DataChoice
+    data: config.DataChoice | None = None
     training: config.Training
     evaluation: config.Evaluation
     distributed: config.Distributed = config.Distributed()

@@ -24,6 +24,11 @@ def planned(training: config.Training) -> int:
     return training.laid_out_for or training.steps
 
 
+def drawn(count: int, steps: int, training: config.Training) -> int:
+    """How many of ``count`` samples are made before ``steps`` steps that draw a batch of them each: no more than are drawn, so that a short run makes few."""
+    return min(count, steps * training.batch)
+
+
 def extended(stages: Sequence[Stage], training: config.Training) -> list[Stage]:
     """Stages that were laid out for ``planned(training)``, the last one longer by what a resumed run was given besides; what was done before stays as it was."""
     last = stages[-1]

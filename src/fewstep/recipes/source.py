@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from fewstep.errors import UserError
 from fewstep.locations import absolute
@@ -82,7 +83,7 @@ def shipped_text(name: str) -> str:
         close = difflib.get_close_matches(name, shipped_names(), 1)
         hint = f"did you mean '{close[0]}'?" if close else "'fewstep recipes' lists those that ship."
         raise UserError(f"there is no recipe '{name}'; {hint}")
-    return (resources.files("fewstep.recipes") / "library" / f"{name}.yaml").read_text()
+    return (resources.files("fewstep.recipes") / "library" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -91,11 +92,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Paths in it, which are relative to the working directory, are made absolute.
     """
     values, where = _read(source)
-    given: dict[str, Any] = {}
-    for text in overrides:
-        key, value = _override(text)
+    pairs = [_override(text) for text in overrides]
+    given = dict(pairs)
+    for key, value in pairs:
+        _spell_out(values, key, given)
         _assign(values, key, value)
-        given[key] = value
     recipe = validate(values, where, given)
     if "training.steps" in given:
         original, _ = _read(source)
@@ -190,6 +191,48 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"--set {key}: '{'.'.join(parents[: index + 1])}' is a value, not a section.")
         values = inner
     values[last] = value
+
+
+def _spell_out(values: dict[str, Any], key: str, given: Mapping[str, Any]) -> None:
+    """Writes the defaults of the sections that hold ``key`` and that the recipe leaves out, so that an override of one key keeps the rest: their kind before all.
+
+    A section whose kind is overridden too begins from that kind's own defaults.
+    """
+    task = values.get("task")
+    section: type[BaseModel] | None = _TASKS.get(task) if isinstance(task, str) else None
+    names = key.split(".")
+    for index, name in enumerate(names[:-1]):
+        field = section.model_fields.get(name) if section is not None else None
+        if field is None:
+            return
+        if values.get(name) is None and f"{'.'.join(names[: index + 1])}.kind" not in given:
+            values[name] = _default(field)
+        inner = values.get(name)
+        if not isinstance(inner, dict):
+            # What is missing altogether is made by ``_assign``, which also refuses what is a value.
+            if inner is None:
+                values.pop(name, None)
+            return
+        section, values = _chosen(_models(field.annotation), inner), inner
+
+
+def _default(field: FieldInfo) -> dict[str, Any] | None:
+    """What a section says that is left out or null: what its default says, or the kind where there is but one; None for what has neither."""
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel):
+        return default.model_dump(mode="json", exclude_unset=True)
+    models = _models(field.annotation)
+    if len(models) != 1:
+        return None
+    kind = _kind(models[0])
+    return {} if kind is None else {"kind": kind}
+
+
+def _chosen(models: Sequence[type[BaseModel]], values: Mapping[str, Any]) -> type[BaseModel] | None:
+    """Which of a union's sections the values are of."""
+    if len(models) == 1:
+        return models[0]
+    return next((model for model in models if "kind" in model.model_fields and values.get("kind") in typing.get_args(model.model_fields["kind"].annotation)), None)
 
 
 def _scaled(recipe: Recipe, factor: float, fixed: set[str]) -> Recipe:

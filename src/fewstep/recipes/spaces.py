@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data import Dataset
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
 from fewstep.locations import absolute
@@ -20,7 +20,7 @@ from fewstep.recipes import config
 from fewstep.zoo import digit_features
 
 
-def build_space(choice: config.FeaturesChoice, data: Dataset, device: torch.device | str = "cpu") -> FeatureSpace:
+def build_space(choice: config.FeaturesChoice, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
     """The space in which samples are compared, its network on ``device`` and its features where the samples are.
 
     Raises ``UserError`` where it does not fit the data, or its file or library is missing.
@@ -37,7 +37,7 @@ def build_space(choice: config.FeaturesChoice, data: Dataset, device: torch.devi
     return _of(digit_features(), "digits-features", data, device)
 
 
-def _trained(choice: config.ClassifierFeatures, data: Dataset) -> tuple[Classifier, str]:
+def _trained(choice: config.ClassifierFeatures, data: Dataset | SampleSpace) -> tuple[Classifier, str]:
     """The network of a file that ``fewstep pretrain`` wrote, and a name after the file's content."""
     path = Path(absolute(choice.path))
     if not path.is_file():
@@ -50,6 +50,6 @@ def _trained(choice: config.ClassifierFeatures, data: Dataset) -> tuple[Classifi
     return network, f"classifier-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
-def _of(network: Classifier, name: str, data: Dataset, device: torch.device | str) -> FeatureSpace:
+def _of(network: Classifier, name: str, data: Dataset | SampleSpace, device: torch.device | str) -> FeatureSpace:
     freeze(network).to(device)
     return FeatureSpace(name, placed(network.features, device), placed(network.head, device), network.classes == data.classes)

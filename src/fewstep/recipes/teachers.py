@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data import Dataset
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, freeze, load_model
 from fewstep.errors import UserError
+from fewstep.files import read_tensors
 from fewstep.locations import absolute
 from fewstep.networks import build
 from fewstep.prediction import EDM
@@ -18,14 +19,17 @@ from fewstep.recipes.recipe import PretrainRecipe
 from fewstep.recipes.source import load_recipe
 from fewstep.schedule import KarrasVE
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
+from fewstep.zoo.shipped import SHIPPED_RANGES
 
 SIGMA_DATA = 0.5
 """Of every published EDM network."""
 
 
-def build_teacher(choice: config.TeacherChoice, data: Dataset) -> NetworkDenoiser:
-    """The frozen teacher, checked against the data."""
+def build_teacher(choice: config.TeacherChoice, data: Dataset | None) -> NetworkDenoiser:
+    """The frozen teacher, checked against the data where there is data."""
     teacher = _loaded(choice, data)
+    if data is None:
+        return teacher
     if teacher.shape != data.shape or teacher.classes not in (0, data.classes):
         raise UserError(
             f"the teacher makes samples of shape {teacher.shape} in {teacher.classes} classes, the data has shape {data.shape} and {data.classes} classes; "
@@ -34,7 +38,27 @@ def build_teacher(choice: config.TeacherChoice, data: Dataset) -> NetworkDenoise
     return teacher
 
 
-def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice) -> NetworkDenoiser:
+def space_of(choice: config.TeacherChoice, teacher: NetworkDenoiser) -> SampleSpace:
+    """What samples look like, from the teacher alone: images are in [-1, 1], and a file of ours or a shipped one says the range of other samples.
+
+    Raises ``UserError`` where nothing says it.
+    """
+    low, high = (-1.0, 1.0) if len(teacher.shape) == 3 else _range_of(choice)
+    return SampleSpace(teacher.shape, low, high, teacher.classes)
+
+
+def _range_of(choice: config.TeacherChoice) -> tuple[float, float]:
+    if isinstance(choice, config.ShippedTeacher):
+        return SHIPPED_RANGES[choice.name]
+    if isinstance(choice, config.FileTeacher) and Path(choice.path).is_file():
+        stated = read_tensors(Path(choice.path))[1].get("range")
+        if isinstance(stated, list) and len(stated) == 2 and all(isinstance(value, int | float) for value in stated) and stated[0] < stated[1]:
+            return float(stated[0]), float(stated[1])
+        raise UserError(f"{choice.path}: does not say in which range its samples are, and the recipe has no 'data' section; add one.")
+    raise UserError(f"'teacher.kind: {choice.kind}' does not say in which range its samples are, and the recipe has no 'data' section; add one.")
+
+
+def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice | None) -> NetworkDenoiser:
     """The teacher on the meta device. Files that need not be there are not read: a published network is known by its name, a pretrained one by its recipe."""
     if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
         with torch.device("meta"):
@@ -42,10 +66,12 @@ def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice) -> N
         side = choice.description["img_resolution"]
         return freeze(NetworkDenoiser(network, KarrasVE(), EDM(SIGMA_DATA), EDMInputs(SIGMA_DATA), (3, side, side), choice.classes))
     model = pretrained_model(choice)
+    if isinstance(choice, config.DiffusersTeacher):
+        return _of_diffusers(choice, None if data is None else _announced(data)[1]).to("meta")
     if model is None:
-        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher, config.DiffusersTeacher))
+        assert isinstance(choice, (config.ShippedTeacher, config.FileTeacher))
         return _stored(choice).to("meta")
-    shape, classes = _announced(data)
+    shape, classes = _announced(data or _data_of_recipe(choice))
     with torch.device("meta"):
         network = build({**model.network.model_dump(), "classes": classes})
     # The schedule and what the network is fed are computed with numbers, so that only the network is built there.
@@ -64,6 +90,18 @@ def pretrained_model(choice: config.TeacherChoice) -> config.DenoiserModel | Non
     return recipe.model
 
 
+def _data_of_recipe(choice: config.TeacherChoice) -> config.DataChoice:
+    """The data of the recipe that makes the teacher, for a run without data of its own."""
+    recipe = load_recipe(choice.recipe) if isinstance(choice, config.FileTeacher) and choice.recipe is not None else None
+    if recipe is None or recipe.data is None:
+        raise _shapeless()
+    return recipe.data
+
+
+def _shapeless() -> UserError:
+    return UserError("'teacher.kind: untrained' takes its shape and classes from data, and the recipe has no 'data' section; add one, or use another teacher.")
+
+
 def _announced(data: config.DataChoice) -> tuple[tuple[int, ...], int]:
     """Shape and classes of data, read from the recipe where it says them, from the data where not."""
     if isinstance(data, config.ImagesData) and data.size is not None and data.classes is not None:
@@ -72,12 +110,21 @@ def _announced(data: config.DataChoice) -> tuple[tuple[int, ...], int]:
     return found.shape, found.classes
 
 
-def _loaded(choice: config.TeacherChoice, data: Dataset) -> NetworkDenoiser:
+def _loaded(choice: config.TeacherChoice, data: Dataset | None) -> NetworkDenoiser:
     if isinstance(choice, config.UntrainedTeacher):
+        if data is None:
+            raise _shapeless()
         return freeze(build_denoiser(choice.model, data.shape, data.classes, choice.seed))
     if isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
         return _published(choice)
+    if isinstance(choice, config.DiffusersTeacher):
+        return _of_diffusers(choice, None if data is None else data.classes)
     return _stored(choice)
+
+
+def _of_diffusers(choice: config.DiffusersTeacher, classes: int | None) -> NetworkDenoiser:
+    """``classes``: the data's, since the network's embeddings do not tell whether the last is that of no class; None without data."""
+    return diffusers_models.load(choice.path, choice.revision, choice.of_folder, classes)
 
 
 def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -> NetworkDenoiser:
@@ -89,11 +136,9 @@ def _published(choice: config.NvidiaTeacher | config.ConsistencyModelsTeacher) -
     return teacher
 
 
-def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.DiffusersTeacher) -> NetworkDenoiser:
+def _stored(choice: config.ShippedTeacher | config.FileTeacher) -> NetworkDenoiser:
     if isinstance(choice, config.ShippedTeacher):
         return shipped_denoiser(choice.name)
-    if isinstance(choice, config.DiffusersTeacher):
-        return diffusers_models.load(choice.path, choice.revision)
     path = Path(absolute(choice.path))
     if choice.recipe is not None and not path.is_file():
         raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")

@@ -27,7 +27,7 @@ _EDM = {"schedule": {"kind": "karras-ve"}, "prediction": {"kind": "edm"}}
 def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
     """The twin, of about ``steps`` steps (at least one for each stage and node), with ``batch`` samples each."""
     values = recipe.model_dump(mode="json")
-    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData))
+    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData)) or (recipe.data is None and _is_shipped(recipe))
     values["method"], values["training"] = _small(values["method"]), _training(values["training"], batch)
     if isinstance(recipe, DistillRecipe):
         values["states"] = _small(values["states"])
@@ -55,6 +55,10 @@ def tiny(network: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in {**network, **sizes}.items() if key not in ("augment_dim", "classes")}
     sizes = {"channels": 3, "width": 8, "depth": 1, "embedding": 16, "size": SIDE, "features": 8, "latent": 8}
     return {key: sizes.get(key, value) for key, value in network.items()}
+
+
+def _is_shipped(recipe: Recipe) -> bool:
+    return isinstance(recipe, DistillRecipe) and isinstance(recipe.teacher, config.ShippedTeacher)
 
 
 def _teacher_network(teacher: config.TeacherChoice) -> dict[str, Any]:

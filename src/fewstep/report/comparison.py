@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.caches import output
 from fewstep.errors import UserError
-from fewstep.files import write_bytes, write_text
+from fewstep.files import write_text
 from fewstep.report.chart import Chart, Drawing, Level, Series, draw
 from fewstep.report.page import render
 from fewstep.report.scale import LEAST
 from fewstep.report.words import compact, is_number, number
+from fewstep.runs.pictures import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,8 @@ class Curve:
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float] | None = None) -> Path:
-    """Draws the curves into the PNG ``path``, with a dashed line for each of ``levels`` (what it is: a distance), and returns the path.
+    """Draws the curves into the picture ``path``, with a dashed line for each of ``levels`` (what
+    it is: a distance), and returns the path.
 
     Raises ``UserError`` when there is nothing to draw. The same curves give the same bytes.
     """
@@ -66,7 +68,7 @@ def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float]
     _add_levels(axes, _positive(levels))
     content = BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
-    write_bytes(path, content.getvalue())
+    write_picture(path, content.getvalue())
     return Path(path)
 
 

@@ -26,9 +26,10 @@ from fewstep.errors import UserError
 from fewstep.metrics.gathered import Gathered, Gatherer, spaced
 from fewstep.metrics.inception_score import ClassScores
 from fewstep.metrics.moments import Moments
+from fewstep.metrics.quality import labels_of
 from fewstep.random import Place
 from fewstep.recipes.device import resolve_device
-from fewstep.recipes.parts import build_data
+from fewstep.recipes.parts import data_of
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.sampler import BATCH, load, load_teacher
@@ -110,9 +111,12 @@ class Crew:
 def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     """The job as a function from the first index of a block of ``batch`` to what is gathered of it."""
     recipe = RunFolder(job.run).read_distill_recipe()
-    data, seed = build_data(recipe.data), recipe.evaluation.seed
-    gatherer = Gatherer(build_space(recipe.evaluation.features, data, resolve_device("auto")), job.count, min(SPLITS, job.count), seed)
-    if job.source == "data":
+    data, seed = data_of(recipe.data), recipe.evaluation.seed
+    sampler = None if job.source == "data" else load_teacher(job.run) if job.source == "teacher" else load(job.run)
+    look = data if data is not None else load(job.run).space if sampler is None else sampler.space
+    gatherer = Gatherer(build_space(recipe.evaluation.features, look, resolve_device("auto")), job.count, min(SPLITS, job.count), seed)
+    if sampler is None:
+        assert data is not None
         order = torch.arange(len(data)) if data.labels is None else torch.argsort(data.labels, stable=True)
         order = order[spaced(len(data), job.count)]
 
@@ -121,8 +125,7 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
             return gatherer(start, data.take(index), None if data.labels is None else data.labels[index])
 
         return of_data
-    sampler = load_teacher(job.run) if job.source == "teacher" else load(job.run)
-    labels = data.proportional_labels(job.count) if sampler.classes else None
+    labels = labels_of(data, job.count, sampler.classes) if sampler.classes else None
     place = Place(seed, "evaluation", 0)
 
     def of_model(start: int) -> Gathered:

@@ -32,6 +32,7 @@ from fewstep.states.pairs import check_pairs
 from fewstep.targets import DegradationPath
 from fewstep.training.actions import MakePairs
 from fewstep.training.checkpoint import Why, set_aside_in
+from fewstep.training.log import read_log
 
 _ASIDE: dict[Why, str] = {
     "unreadable": "it could not be read",
@@ -51,7 +52,7 @@ def check_run(path: Path) -> list[Finding]:
     found += [*_in_use(path), *_ledger(path / NAME), *_checkpoints(path, listing, resume), *check_log(folder, listing)]
     found += [*check_path(folder.degradation, _has_recorded(recipe, newest)), *_pairs(folder), *_results(folder, recipe, resume)]
     if isinstance(recipe, DistillRecipe) and newest is not None:
-        found += _pairs_in_use(folder, recipe, newest)
+        found += [*_pairs_in_use(folder, recipe, newest), *_short_of_teacher(folder, recipe, resume)]
     return [*found, *check_record(folder, recipe), *check_records(folder, resume)]
 
 
@@ -106,6 +107,20 @@ def _pairs_in_use(folder: RunFolder, recipe: DistillRecipe, newest: CheckpointFi
     for action in stages[newest.stage or 0].begin:
         if isinstance(action, MakePairs) and not action.path.is_file():
             yield problem(action.path, "there is no such file, and the run draws from it.", _PAIRS)
+
+
+def _short_of_teacher(folder: RunFolder, recipe: DistillRecipe, resume: str) -> Iterator[Finding]:
+    """Whether a backtracked run that has ended was ever trained against its teacher."""
+    if not isinstance(recipe.target, config.BacktrackedTarget) or not folder.student.is_file():
+        return
+    try:
+        nodes = [entry["target_node"] for entry in read_log(folder.log) if "target_node" in entry]
+    except UserError:
+        # Said where the log is looked at.
+        return
+    if nodes and nodes[-1]:
+        sentence = f"the run ended with its target at node {nodes[-1]:g}, and never reached its teacher."
+        yield note(folder.log, sentence, f"Go on with more steps: '{resume} --set training.steps=N', N above {recipe.training.steps}.")
 
 
 def _results(folder: RunFolder, recipe: Recipe | None, resume: str) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes.parts import build_data, build_evaluator
 from fewstep.recipes.teachers import build_teacher
+from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import StudentSampler, load
@@ -38,7 +39,10 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
     choice = recipe.evaluation if samples is None else recipe.evaluation.model_copy(update={"samples": samples})
+    if recipe.data is None:
+        raise UserError(f"{run}: its recipe has no 'data' section, and 'shift' compares samples with data; run a recipe with data.")
     data = build_data(recipe.data)
+    announce(data, watcher or Silent())
     student = load(folder.path)
     device = device_of(student.model)
     evaluator = build_evaluator(choice, data, device)
@@ -116,7 +120,7 @@ def _entry(found: ShiftRow, setting: str) -> dict[str, Any]:
 def _sensitivity(relay: Relay, evaluator: Evaluator) -> dict[str, Any]:
     """In the feature space of the evaluation, on the first draw's noise."""
     rows = min(evaluator.samples, SENSITIVITY_ROWS)
-    found = step_sensitivity(relay, Place(evaluator.seed, "evaluation", 0), rows, evaluator.data.proportional_labels(rows), evaluator.features)
+    found = step_sensitivity(relay, Place(evaluator.seed, "evaluation", 0), rows, replace(evaluator, samples=rows).labels, evaluator.features)
     return {**asdict(found), "samples": rows}
 
 

@@ -18,7 +18,7 @@ from fewstep.data.labels import read_labels
 from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
 from fewstep.files import write_text
-from fewstep.runs.pictures import write_samples
+from fewstep.runs.pictures import check_picture, write_samples
 from fewstep.training import Watcher
 
 SHEET_ROWS = 200
@@ -53,6 +53,8 @@ def make_emoji(out: Path | str, size: int = 32, font: Path | None = None, names:
 
 def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, Any]:
     """The number of images, their shape, and how many there are of each class; with ``sheet`` also a contact sheet of at most ``SHEET_ROWS`` images, evenly spaced."""
+    if sheet is not None:
+        check_picture(sheet)
     images = open_images(path)
     described: dict[str, Any] = {"path": str(path), "images": len(images), "shape": list(images.shape), "classes": []}
     if images.labels is not None:
@@ -64,16 +66,22 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
         with output(sheet):
             write_samples(sheet, images.take(images.head(SHEET_ROWS)), images.low, images.high, columns=20)
         described["sheet"] = str(sheet)
-    return {**described, **_said(images.passed_over, images.remarks)}
+    return {**described, **said_of(images)}
 
 
-def announce(data: Dataset, watcher: Watcher, record: Path | None = None) -> None:
-    """Says what is worth a line of a run's data, and writes it as JSON into a file where one is given."""
+def announce(data: Dataset | None, watcher: Watcher, record: Path | None = None) -> None:
+    """Says what is worth a line of a run's data, and writes it as JSON into ``record`` where that is given."""
+    if data is None:
+        return
     for sentence in data.remarks:
         watcher.say(sentence)
     if record is not None and data.remarks:
-        passed_over = data.passed_over if isinstance(data, Images) else PassedOver()
-        write_text(record, json.dumps(_said(passed_over, data.remarks), indent=2) + "\n")
+        write_text(record, json.dumps(said_of(data), indent=2) + "\n")
+
+
+def said_of(data: Dataset | None) -> dict[str, Any]:
+    """What is worth a line of a run's data, as JSON has it; nothing where nothing is."""
+    return {} if data is None else _said(data.passed_over if isinstance(data, Images) else PassedOver(), data.remarks)
 
 
 def _said(passed_over: PassedOver, remarks: tuple[str, ...]) -> dict[str, Any]:

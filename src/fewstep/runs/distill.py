@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fewstep import distributed
 from fewstep.addresses import all_without_secrets
-from fewstep.data import Dataset
+from fewstep.data import SampleSpace
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
+from fewstep.launch import restarted
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.store import load_strictly, save_network
@@ -24,6 +25,7 @@ from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
 from fewstep.recipes.places import without_folders
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
+from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of
 from fewstep.runs.origins import settle_origins
@@ -38,6 +40,7 @@ from fewstep.states import Prior
 from fewstep.training import Monitor, Probe, Settings, Silent, Trainer, Watcher
 
 PICTURE_ROWS = 80
+WITHOUT_DATA = "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
 
 
 def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None) -> Path:
@@ -47,22 +50,27 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
     """
     folder = _folder(source, out)
     with distributed.joined(), held(folder, _heard(watcher).say):
-        resume = resume or distributed.restarted()
+        resume = resume or restarted()
         recipe = settle(folder, source, overrides, resume, DistillRecipe)
-        parts = distributed.in_step(lambda: build_distillation(recipe, folder.path))
+        parts = distributed.in_step(lambda: build_distillation(recipe, folder.path, begun=folder.checkpoints.is_dir()))
         # What training shards cannot be copied any more.
         plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
         origins = settle_origins(folder, recipe, parts.data, resume)
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), _heard(watcher))
         write_recipe(folder, recipe)
+        announce(parts.data, _heard(watcher), folder.passed_over)
+        if parts.data is None:
+            _heard(watcher).say(WITHOUT_DATA)
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
+        if parts.target is not None and parts.target.short:
+            _heard(watcher).say(parts.target.short)
         _save(folder, recipe, student, parts, plain)
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
-        sampler = StudentSampler(parts.data.low, parts.data.high, student, parts.prior, parts.sampling)
+        sampler = StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
         _write_picture(folder.samples / "final.png", sampler, parts)
-        if parts.data.shape == (2,):
+        if parts.space.shape == (2,):
             _write_directions(folder, sampler, parts)
     return folder.path
 
@@ -71,16 +79,17 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
     with distributed.joined(), held(folder, _heard(watcher).say):
-        resume = resume or distributed.restarted()
+        resume = resume or restarted()
         recipe = settle(folder, source, overrides, resume, PretrainRecipe)
         parts = distributed.in_step(lambda: build_pretraining(recipe))
+        announce(parts.data, _heard(watcher), folder.passed_over)
         probes = []
         if isinstance(parts.model, (NetworkDenoiser, Generator)):
             evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
 
             def measure(_step: int) -> Mapping[str, float]:
                 sampler, steps = _pretrained_sampler(trainer.average.average, recipe, parts)
-                return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, steps), 1)
+                return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, steps), parts.data.space, 1)
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
         origins = settle_origins(folder, recipe, parts.data, resume, {"data", "evaluation"} if probes else {"data"})
@@ -88,9 +97,9 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
         write_recipe(folder, recipe)
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
-            save_model(folder.model, model)
+            save_model(folder.model, model, {"range": [parts.data.low, parts.data.high]})
         elif parts.prior is not None:
-            save_model(folder.model, model, _how_it_samples(parts.prior, parts.data, Sampling()))
+            save_model(folder.model, model, _how_it_samples(parts.prior, parts.data.space, Sampling()))
         else:
             save_network(folder.model, model)
     return folder.path
@@ -106,23 +115,24 @@ def _heard(watcher: Watcher | None) -> Watcher:
 
 
 def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, watcher: Watcher) -> Trainer:
-    evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
+    evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.space)
+    evaluator = replace(evaluator, conditional=bool(parts.prior.classes))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
         assert isinstance(student, (Denoiser, Generator))
-        return StudentSampler(parts.data.low, parts.data.high, student, parts.prior, parts.sampling)
+        return StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
 
     def measure(_step: int) -> Mapping[str, float]:
-        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels, parts.sampling.steps), 1)
+        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels, parts.sampling.steps), parts.space, 1)
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
         _write_picture(folder.samples / name, sampler(), parts)
         return {"file": f"samples/{name}"}
 
-    every = recipe.evaluation.every
-    probes: list[Probe | Monitor] = [Probe("evaluation", every, measure), Probe("samples", every, picture), parts.monitor]
+    every, figures = recipe.evaluation.every, {"fd", "accuracy"} - set(evaluator.lacking())
+    probes: list[Probe | Monitor] = [*([Probe("evaluation", every, measure)] if figures else []), Probe("samples", every, picture), parts.monitor]
     return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, watcher=watcher)
 
 
@@ -130,23 +140,27 @@ def _settings(recipe: Recipe) -> Settings:
     return replace(build_settings(recipe.training, recipe.distributed), run=run_of(recipe), device=resolve_device(recipe.training.device))
 
 
-def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], draws: int) -> dict[str, float]:
-    low, high = evaluator.data.low, evaluator.data.high
-    quality = evaluator.measure(lambda place, n, labels: draw(place, n, labels).clamp(low, high), draws)
-    return {"fd": quality.fd, **({} if quality.accuracy is None else {"accuracy": quality.accuracy})}
+def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], space: SampleSpace, draws: int) -> dict[str, float]:
+    quality = evaluator.measure(lambda place, n, labels: draw(place, n, labels).clamp(space.low, space.high), draws)
+    return {name: value for name, value in (("fd", quality.fd), ("accuracy", quality.accuracy)) if value is not None}
 
 
 def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> None:
     """Samples on noise that is the same for every picture of every run; points over the data's."""
-    plane = parts.data.shape == (2,)
+    plane = parts.space.shape == (2,)
     rows = 2000 if plane else PICTURE_ROWS
     samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), parts.sampling.steps)
-    write_samples(path, samples, parts.data.low, parts.data.high, data=parts.data.take(parts.data.head(rows)) if plane else None)
+    data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
+    write_samples(path, samples, parts.space.low, parts.space.high, data=data)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
     samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), parts.sampling.steps)
-    panels: list[tuple[str, Denoiser, Tensor, str]] = [("teacher's score, training data", parts.teacher, parts.data.take(parts.data.head(1000)), DATA)]
+    panels: list[tuple[str, Denoiser, Tensor, str]] = []
+    if parts.data is not None:
+        panels.append(("teacher's score, training data", parts.teacher, parts.data.take(parts.data.head(1000)), DATA))
+    else:
+        panels.append(("teacher's score, student's samples", parts.teacher, samples, GENERATED))
     if parts.fake is not None:
         panels.append(("fake score, student's samples", parts.fake, samples, GENERATED))
     write_directions(folder.samples / "directions.png", panels)
@@ -154,7 +168,7 @@ def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distill
 
 def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generator, parts: Distillation, plain: nn.Module | None) -> None:
     """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded."""
-    extra = _how_it_samples(parts.prior, parts.data, parts.sampling)
+    extra = _how_it_samples(parts.prior, parts.space, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
         save_adapter(folder.adapter, adapter_of(student), {"teacher": all_without_secrets(without_folders(recipe.teacher).model_dump(mode="json")), **extra})
         assert isinstance(plain, Denoiser)
@@ -163,9 +177,9 @@ def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generato
     save_model(folder.student, student, extra)
 
 
-def _how_it_samples(prior: Prior, data: Dataset, sampling: Sampling) -> dict[str, Any]:
+def _how_it_samples(prior: Prior, space: SampleSpace, sampling: Sampling) -> dict[str, Any]:
     """What a few-step model's file says besides the model; ``runs.load`` reads it."""
-    return {"prior": {"time": prior.time, "scale": prior.std}, "range": [data.low, data.high], "sampling": sampling.describe()}
+    return {"prior": {"time": prior.time, "scale": prior.std}, "range": [space.low, space.high], "sampling": sampling.describe()}
 
 
 def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretraining) -> tuple[Sampler, int]:
@@ -175,4 +189,5 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    return TeacherSampler(low, high, model, RULES[solver.rule], build_grid(solver.grid)), recipe.evaluation.teacher_steps[0]
+    grid, steps = build_grid(solver.grid), (recipe.evaluation.teacher_steps or [35])[0]
+    return TeacherSampler(low, high, model, RULES[solver.rule], grid, solver.churn), steps

@@ -14,12 +14,9 @@ from fewstep.caches import cache_folder
 from fewstep.runs.findings import Finding, note, ok, problem
 
 EXTRAS = {
-    "diffusers": ("diffusers", "transformers", "peft", "accelerate"),
+    "diffusers": ("diffusers",),
     "data": ("datasets", "webdataset"),
     "metrics": ("torch-fidelity",),
-    "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
-    "demo": ("gradio",),
 }
 """The packages of each extra of ours."""
 LITTLE_ROOM = 2**30

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fewstep import distributed
 from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
-from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, training_mismatch
+from fewstep.errors import UserError
+from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
-from fewstep.recipes.parts import build_data, build_evaluator
+from fewstep.recipes import config
+from fewstep.recipes.parts import build_evaluator, data_of
+from fewstep.runs.data import announce, said_of
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.gallery import write_worst
 from fewstep.runs.guidance import guided_samplers
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
@@ -31,12 +36,13 @@ MISMATCH_ROWS = 1000
 
 @dataclass(frozen=True)
 class _Job:
-    """A model to be measured at a number of steps; ``into`` takes what is found."""
+    """A model to be measured at a number of steps; ``into`` takes what is found, ``left_out`` the reasons of what could not be."""
 
     name: str
     sampler: Sampler
     steps: int
     into: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -46,33 +52,48 @@ def evaluate(
     draws: int | None = None,
     watcher: Watcher | None = None,
     guidance: Sequence[float] = (),
+    samples: int | None = None,
 ) -> dict[str, Any]:
     """Quality, breadth, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
 
-    Steps and draws default to the recipe's. Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
+    Steps, draws and ``samples`` a draw default to the recipe's; they have its bounds. A figure that
+    cannot be had is left out, with its reason in ``result["left_out"]``. The student's worst samples
+    are shown in ``samples/worst.png``.
+
+    Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
     scales, ``result["guidance"][str(scale)]`` has the same for the guided teacher at its most steps and, where it was conditioned on the scale, for the student at its usual steps.
     """
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
-    choice = recipe.evaluation
-    draws = draws or choice.draws
+    choice = chosen(recipe.evaluation, samples=samples, draws=draws, teacher_steps=teacher_steps, student_steps=student_steps)
+    draws = choice.draws
     student, teacher = load(folder.path), load_teacher(folder.path)
-    evaluator = build_evaluator(choice, build_data(recipe.data), device_of(student.model))
+    evaluator = build_evaluator(choice, data_of(recipe.data), device_of(student.model), student.space)
     watcher = watcher or Silent()
+    announce(evaluator.data, watcher)
     result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": measured_origins(folder, recipe, evaluator.data, watcher.say)}
-    teacher_steps = teacher_steps or choice.teacher_steps
+    teacher_steps = choice.teacher_steps
     jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
-    jobs += [_Job("student", student, steps, result["student"]) for steps in student_steps or choice.student_steps]
-    result["reference"] = {"halves_fd": evaluator.halves(), "samples": evaluator.samples, "draws": draws}
+    jobs += [_Job("student", student, steps, result["student"]) for steps in choice.student_steps]
+    no_halves = evaluator.why_no_halves()
+    result["reference"] = {**({} if no_halves else {"halves_fd": evaluator.halves()}), "samples": evaluator.samples, "draws": draws}
+    result["left_out"] = {"halves_fd": no_halves} if no_halves else {}
     if guidance:
         result["guidance"] = {}
         for scale, samplers in guided_samplers(folder.path, student, guidance).items():
             result["guidance"][scale] = {name: {} for name in samplers}
             for name, sampler in samplers.items():
-                steps = max(teacher_steps) if name == "teacher" else student.usual_steps
+                steps = max(teacher_steps, default=teacher.usual_steps) if name == "teacher" else student.usual_steps
                 jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
     _work_off(jobs, evaluator, draws, watcher)
-    result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
+    result.update(said_of(evaluator.data))
+    for job in jobs:
+        result["left_out"] |= job.left_out
+    if evaluator.data is None:
+        result["left_out"] |= dict.fromkeys(("mismatch", "worst"), "there is no data to compare with")
+    else:
+        result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
+        result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, watcher.say)
     folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
@@ -89,7 +110,8 @@ def _work_off(jobs: Sequence[_Job], evaluator: Evaluator, draws: int, watcher: W
                 done += 1
                 watcher.step(done, note)
 
-            job.into[str(job.steps)] = _measure(evaluator, job.sampler, job.steps, draws, report)
+            job.into[str(job.steps)], left_out = _measure(evaluator, job.sampler, job.steps, draws, report)
+            job.left_out.update(left_out)
 
 
 def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict[str, Any]:
@@ -102,6 +124,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     labels = subset.labels if student.prior.classes else None
     assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, student.usual_steps), labels, place)
     assessed_mean, training_mean = comparable_means(assessed, training)
+    norms = dict(zip(("assessed_norm", "training_norm"), map(asdict, comparable_norms(assessed, training)), strict=True))
     return {
         "levels": training.levels,
         "training": training.degrees,
@@ -109,10 +132,13 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
         "reliable": [a and b for a, b in zip(training.reliable, assessed.reliable, strict=True)],
         "training_mean": training_mean,
         "assessed_mean": assessed_mean,
+        # Eq. 9 as it is printed.
+        **norms,
+        "norms": {name: {"mean": each.norms, "deviation": each.deviations} for name, each in (("training", training), ("assessed", assessed))},
     }
 
 
-def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, report: Callable[[], None]) -> dict[str, Any]:
+def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, report: Callable[[], None]) -> tuple[dict[str, Any], Mapping[str, str]]:
     spent = 0.0
 
     def sample(place: Place, n: int, labels: Tensor | None) -> Tensor:
@@ -124,12 +150,20 @@ def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, rep
         return samples
 
     with metered() as meter:
-        found = evaluator.describe(sample, draws)
+        found = replace(evaluator, conditional=bool(sampler.classes)).describe(sample, draws)
     # Of all processes: each counts what it did itself.
     evaluations = float(distributed.total(torch.tensor([meter.evaluations]))[0])
-    quality = found.quality
     images = draws * evaluator.samples
-    entry: dict[str, Any] = {"fd": quality.fd, "fd_spread": quality.fd_spread}
-    if quality.accuracy is not None:
-        entry["accuracy"] = quality.accuracy
-    return {**entry, **asdict(found.breadth), "nfe": evaluations / images, "ms_per_image": 1e3 * spent / images}
+    figures = {**asdict(found.quality), **asdict(found.breadth), "nfe": evaluations / images, "ms_per_image": 1e3 * spent / images}
+    return {name: value for name, value in figures.items() if value is not None}, found.left_out
+
+
+def chosen(choice: config.Evaluation, **given: Any) -> config.Evaluation:
+    """The recipe's evaluation with what was given instead, within the bounds of its keys; raises ``UserError`` for what is outside them."""
+    # What a command was not given: an option that may be repeated is then an empty list.
+    values = {name: list(value) if isinstance(value, Sequence) else value for name, value in given.items() if value is not None and value != []}
+    try:
+        return config.Evaluation.model_validate({**choice.model_dump(), **values})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"'{problem['loc'][0]}' is {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}.") from error

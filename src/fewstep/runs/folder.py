@@ -69,6 +69,11 @@ class RunFolder:
         """Checksums of what the run is made from."""
         return self.path / "origins.json"
 
+    @property
+    def passed_over(self) -> Path:
+        """What of the data was passed over, where there is such a thing."""
+        return self.path / "passed-over.json"
+
     def write(self, path: Path, text: str, say: Callable[[str], None] = print_sentence) -> None:
         """Writes a result into the folder; what stands under its name and no command of ours wrote is kept, and ``say`` told."""
         with keeping(self.path, say):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from fewstep.caches import content_digest, output
-from fewstep.data import Dataset
+from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
 from fewstep.metrics.diversity import relative_diversity
 from fewstep.metrics.features import FeatureSpace
@@ -19,13 +19,15 @@ from fewstep.metrics.frechet import frechet_distance
 from fewstep.metrics.gathered import KEPT, Gathered, spaced
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import manifold_scores
-from fewstep.metrics.quality import BREADTH_ROWS
+from fewstep.metrics.quality import BREADTH_ROWS, NEIGHBOURHOODS
 from fewstep.metrics.reference import Reference, load_reference, save_reference
 from fewstep.random import Place
 from fewstep.recipes.origins import origins_of
-from fewstep.recipes.parts import build_data
+from fewstep.recipes.parts import build_data, data_of
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
+from fewstep.runs.data import announce, said_of
+from fewstep.runs.evaluate import chosen
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, load, load_teacher
@@ -53,14 +55,17 @@ def measure_many(
     """
     folder, watcher = RunFolder(Path(run)), watcher or Silent()
     recipe = folder.read_distill_recipe()
-    data = build_data(recipe.data)
-    space = build_space(recipe.evaluation.features, data)
+    chosen(recipe.evaluation, samples=samples, teacher_steps=None if steps is None else [steps])
+    data = data_of(recipe.data)
+    announce(data, watcher)
     sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
-    wanted = _wanted(metrics, space, bool(sampler.classes) and data.labels is not None)
+    space = build_space(recipe.evaluation.features, sampler.space if data is None else data)
     steps = sampler.usual_steps if steps is None else steps
     origins = measured_origins(folder, recipe, data, watcher.say)
-    stored = None if reference is None else _stored(reference, space, data, origins["digests"])
-    count = _data_count(data, wanted, stored is not None)
+    stored = None if reference is None else _stored(reference, space, sampler.space, origins["digests"])
+    lacking = _lacking(space, sampler, data, stored is not None)
+    wanted = _wanted(metrics, lacking)
+    count = 0 if data is None else _data_count(data, wanted, stored is not None)
     with Crew(workers or Workers()) as crew:
         real = crew.gather(Job(folder.path, "data", count), watcher) if count else None
         generated = crew.gather(Job(folder.path, model, samples, steps), watcher)
@@ -68,8 +73,10 @@ def measure_many(
     source = {"file": None if reference is None else str(reference), "count": None if against is None else against.statistics.count}
     if reference is not None:
         source |= {"sha256": content_digest(reference)}
+    left_out = {name: why for name, why in lacking.items() if metrics is None}
+    numbers = _numbers(wanted, generated, real, against, recipe.evaluation.seed, left_out)
     described = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": source, "origins": origins}
-    result = {**described, **_numbers(wanted, generated, real, against, recipe.evaluation.seed)}
+    result = {**described, **numbers, **({"left_out": left_out} if left_out else {}), **said_of(data)}
     folder.write(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
@@ -78,7 +85,10 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
     """Writes the statistics of all of a run's data, in the feature space of its recipe, for ``reference`` of later measurements."""
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
+    if recipe.data is None:
+        raise UserError(f"{run}: its recipe has no 'data' section, so that there are no statistics of data to write.")
     data = build_data(recipe.data)
+    announce(data, watcher or Silent())
     if Path(path).suffix == ".npz":
         raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")
     with Crew(workers or Workers()) as crew:
@@ -89,27 +99,37 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
     return Path(path)
 
 
-def _wanted(metrics: Collection[str] | None, space: FeatureSpace, conditional: bool) -> tuple[str, ...]:
+def _lacking(space: FeatureSpace, sampler: Sampler, data: Dataset | None, stored: bool) -> dict[str, str]:
+    """Why a metric cannot be measured, by its name, as far as that is known before anything is sampled."""
+    found: dict[str, str] = {}
+    if data is None:
+        found |= dict.fromkeys(("kid", "breadth"), "there is no data to compare with")
+        if not stored:
+            found["fd"] = "there is neither data nor a reference to compare with"
+    if space.head is None:
+        found["is"] = f"the feature space '{space.name}' has no classifier"
+    if not (space.labelled and sampler.classes and (data is None or data.labels is not None)):
+        found["accuracy"] = "it needs a model with classes and a classifier of the data's classes"
+    return found
+
+
+def _wanted(metrics: Collection[str] | None, lacking: Mapping[str, str]) -> tuple[str, ...]:
     """What is measured, in the order of ``METRICS``."""
-    lacking = {
-        "is": None if space.head is not None else f"the feature space '{space.name}' has no classifier",
-        "accuracy": None if space.labelled and conditional else "it needs a model with classes and a classifier of the data's classes",
-    }
     if metrics is None:
-        return tuple(name for name in METRICS if lacking.get(name) is None)
+        return tuple(name for name in METRICS if name not in lacking)
     for name in metrics:
         if name not in METRICS:
             raise UserError(f"--metric: there is no metric '{name}'; it must be one of {', '.join(METRICS)}.")
-        if lacking.get(name) is not None:
+        if name in lacking:
             raise UserError(f"--metric: '{name}' cannot be measured: {lacking[name]}; leave it out or set 'evaluation.features' in the run's recipe.")
     return tuple(name for name in METRICS if name in metrics)
 
 
 @torch.no_grad()
-def _stored(path: Path | str, space: FeatureSpace, data: Dataset, origins: Origins) -> Reference:
+def _stored(path: Path | str, space: FeatureSpace, look: SampleSpace, origins: Origins) -> Reference:
     """The reference, checked before anything is sampled; its data may be others than the run's ``origins`` say."""
     found = load_reference(path)
-    dimensions = space.extract(data.take(torch.zeros(1, dtype=torch.int64))).shape[1]
+    dimensions = space.extract(torch.full((1, *look.shape), look.low)).shape[1]
     if len(found.statistics.mean) != dimensions:
         raise UserError(f"{path}: holds statistics of {len(found.statistics.mean)} features, this run measures {dimensions}; take both from one feature space.")
     if found.space not in (None, space.name):
@@ -127,31 +147,58 @@ def _data_count(data: Dataset, wanted: tuple[str, ...], stored: bool) -> int:
     return min(len(data), KEPT) if "kid" in wanted or "breadth" in wanted else 0
 
 
-def _numbers(wanted: tuple[str, ...], generated: Gathered, real: Gathered | None, reference: Reference | None, seed: int) -> dict[str, Any]:
+def _numbers(wanted: tuple[str, ...], generated: Gathered, real: Gathered | None, reference: Reference | None, seed: int, left_out: dict[str, str]) -> dict[str, Any]:
+    """The figures that can be had; ``left_out`` takes the reasons of the others, none of which takes another along."""
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
+        "fd": lambda: _distance(generated, reference),
+        "kid": lambda: _kernel(generated, real, seed),
+        "is": lambda: _inception(generated),
+        "breadth": lambda: _breadth(generated, real, left_out),
+        "accuracy": lambda: _accuracy(generated),
+    }
     found: dict[str, Any] = {}
-    if "fd" in wanted:
-        assert reference is not None
-        found["fd"] = frechet_distance(generated.moments.statistics(), reference.statistics)
-    if "kid" in wanted:
-        assert real is not None
-        size = min(KERNEL_SUBSET, len(real.kept), len(generated.kept))
-        found["kid"] = {**asdict(kernel_distance(real.kept, generated.kept, size=size, place=Place(seed, "kernel-distance"))), "size": size}
-    if "is" in wanted:
-        assert generated.scores is not None
-        found["is"] = {**asdict(generated.scores.score()), "splits": len(generated.scores.counts)}
-    if "breadth" in wanted:
-        assert real is not None
-        found |= _breadth(real, generated)
-    if "accuracy" in wanted:
-        assert generated.hits is not None
-        found["accuracy"] = generated.hits / generated.moments.count
+    for name in wanted:
+        try:
+            found |= makers[name]()
+        except UserError as error:
+            left_out[name] = str(error).removesuffix(".")
     return found
 
 
-def _breadth(real: Gathered, generated: Gathered) -> dict[str, float]:
-    """Neighbourhood scores (k = 5) and relative diversity of at most ``BREADTH_ROWS`` of each, as ``evaluate`` has them."""
+def _distance(generated: Gathered, reference: Reference | None) -> dict[str, Any]:
+    assert reference is not None
+    return {"fd": frechet_distance(generated.moments.statistics(), reference.statistics)}
+
+
+def _kernel(generated: Gathered, real: Gathered | None, seed: int) -> dict[str, Any]:
+    assert real is not None
+    size = min(KERNEL_SUBSET, len(real.kept), len(generated.kept))
+    return {"kid": {**asdict(kernel_distance(real.kept, generated.kept, size=size, place=Place(seed, "kernel-distance"))), "size": size}}
+
+
+def _inception(generated: Gathered) -> dict[str, Any]:
+    assert generated.scores is not None
+    return {"is": {**asdict(generated.scores.score()), "splits": len(generated.scores.counts)}}
+
+
+def _accuracy(generated: Gathered) -> dict[str, Any]:
+    assert generated.hits is not None
+    return {"accuracy": generated.hits / generated.moments.count}
+
+
+def _breadth(generated: Gathered, real: Gathered | None, left_out: dict[str, str]) -> dict[str, float]:
+    """Neighbourhood scores (k = 5) and relative diversity of at most ``BREADTH_ROWS`` of each, as ``evaluate`` has them; either without the other where one cannot be had."""
+    assert real is not None
     ours, theirs = (spaced(len(each.kept), BREADTH_ROWS) for each in (generated, real))
     labelled = generated.kept_labels is not None and real.kept_labels is not None
-    scores = asdict(manifold_scores(real.kept[theirs], generated.kept[ours]))
     own, other = (each.labels[chosen] if labelled else None for each, chosen in ((generated, ours), (real, theirs)))
-    return {**scores, "diversity": relative_diversity(generated.kept[ours], own, real.kept[theirs], other)}
+    found: dict[str, float] = {}
+    try:
+        found |= asdict(manifold_scores(real.kept[theirs], generated.kept[ours]))
+    except UserError as error:
+        left_out |= dict.fromkeys(NEIGHBOURHOODS, str(error).removesuffix("."))
+    try:
+        found["diversity"] = relative_diversity(generated.kept[ours], own, real.kept[theirs], other)
+    except UserError as error:
+        left_out["diversity"] = str(error).removesuffix(".")
+    return found

@@ -1,30 +1,69 @@
-"""Samples as PNG files."""
+"""Samples as pictures, of the kind that the file's name says."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.data.pixels import over_white
+from fewstep.errors import UserError
 from fewstep.files import write_bytes
 from fewstep.runs.plane import scatter_png
+
+_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "BMP": {}}
 
 
 def write_samples(path: Path, samples: Tensor, low: float, high: float, columns: int = 10, data: Tensor | None = None) -> None:
     """Writes images (N, C, H, W) as a grid of enlarged tiles, or points (N, 2) as a scatter plot, over those of ``data`` (M, 2) if given; values in [low, high]."""
-    if samples.ndim == 2:
-        write_bytes(path, scatter_png(samples, low, high, data))
-    else:
-        write_bytes(path, _grid(samples, low, high, columns))
+    check_picture(path)
+    write_picture(path, scatter_png(samples, low, high, data) if samples.ndim == 2 else _grid(samples, low, high, columns))
+
+
+def check_picture(path: Path) -> str:
+    """The format that a picture's name says. Raises ``UserError`` for a name that says none."""
+    kind = _KINDS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UserError(f"{path}: is no name of a picture; give one that ends in {', '.join(_KINDS)}.")
+    return kind
+
+
+def write_picture(path: Path, png: bytes) -> None:
+    """Writes a PNG's picture in the format that the file's name says: JPEG with little loss, the
+    others with none.
+    """
+    from PIL import Image
+
+    kind = check_picture(path)
+    if kind == "PNG":
+        write_bytes(path, png)
+        return
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        try:
+            over_white(picture).save(stream, format=kind, **_OPTIONS[kind])
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: a picture of {picture.width} x {picture.height} pixels cannot be written as {kind} ({error}); give a name that ends in .png.") from error
+    write_bytes(path, stream.getvalue())
+
+
+def check_array(path: Path) -> None:
+    """Raises ``UserError`` for a name that is not an .npz's."""
+    if Path(path).suffix.lower() != ".npz":
+        raise UserError(f"{path}: samples are written as an .npz; give a name that ends in .npz.")
 
 
 def write_array(path: Path, samples: Tensor) -> None:
     """Writes the samples as the array ``samples`` of a compressed .npz."""
     import numpy as np
 
+    check_array(path)
     stream = io.BytesIO()
     np.savez_compressed(stream, samples=samples.numpy())
     write_bytes(path, stream.getvalue())

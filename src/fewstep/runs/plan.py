@@ -30,12 +30,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.data import InMemory
+from fewstep.data import Dataset, InMemory
 from fewstep.errors import UserError
 from fewstep.metrics.features import fourier_features
 from fewstep.networks import find_kind
 from fewstep.networks.footprint import bytes_of
 from fewstep.recipes import DistillRecipe, config, load_recipe
+from fewstep.recipes.backtracking import open_end, walk_of
 from fewstep.recipes.context import Context
 from fewstep.recipes.distillation import build_context, check_parts, recompute
 from fewstep.recipes.methods import Built
@@ -87,6 +88,7 @@ class Setting:
 class Plan:
     """``steps`` by stage; ``evaluations``: of the whole run; ``operations``: of one; ``kept``: bytes a sample that a forward keeps, of the student or of the teacher's copies,
     whichever is more; ``largest``: bytes of the largest block; ``path_bytes``: of the nodes on disk;
+    ``notes``: what depends on what the run will measure;
     ``settings`` from the fewest GPUs on; ``cheapest``: the first of those that fit that takes the least GPU-hours.
     """
 
@@ -103,6 +105,7 @@ class Plan:
     checkpoint_bytes: int
     settings: list[Setting]
     cheapest: Setting | None
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -136,7 +139,8 @@ def plan(recipe: DistillRecipe, name: str, gpus: int = 1, memory_gb: float | Non
     check_parts(recipe)
     context, built = sketch(recipe, Path("plan"))
     slot = bytes_of(context.original) if isinstance(recipe.target, config.BacktrackedTarget) else 0
-    steps = {stage.name: stage.total or recipe.training.steps for stage in built.stages}
+    steps = _steps(recipe, built)
+    open_ended = open_end(recipe.target, recipe.method.student_every, recipe.training.steps)
     measured = _measured(recipe, context, built, steps, slot)
     memory = None if memory_gb is None else int(memory_gb * GIB)
     settings = _settings(recipe, measured, gpus, memory, tflops * 1e12 * reached)
@@ -155,7 +159,18 @@ def plan(recipe: DistillRecipe, name: str, gpus: int = 1, memory_gb: float | Non
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values()) + _moments(built),
         settings=settings,
         cheapest=min(fitting, key=lambda setting: (setting.hours * setting.gpus, setting.gpus)) if fitting else None,
+        notes=(open_ended,) if open_ended else (),
     )
+
+
+def _steps(recipe: DistillRecipe, built: Built) -> dict[str, int]:
+    """The steps of each stage; where it is measured when a recording ends, its most."""
+    steps = {stage.name: stage.total for stage in built.stages}
+    walk = walk_of(recipe.target, recipe.method.student_every)
+    if walk is not None and steps["record"] is None:
+        steps["record"] = walk.record[1]
+        steps["distill"] = max(recipe.training.steps - walk.record[1], walk.nodes[0] + 1)
+    return {name: recipe.training.steps if count is None else count for name, count in steps.items()}
 
 
 def _measured(recipe: DistillRecipe, context: Context, built: Built, steps: dict[str, int], slot: int) -> _Measured:
@@ -183,7 +198,9 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     teacher = sketched_teacher(recipe.teacher, recipe.data)
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
     # Digits and points are at hand, and some methods look at them.
-    blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else build_data(recipe.data)
+    blank: Dataset | None = None
+    if recipe.data is not None:
+        blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else build_data(recipe.data)
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or at least no larger than the run's.
     context = build_context(recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1), torch.device("meta"))
     built = recipe.method.build(context)

@@ -14,17 +14,20 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
+from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
 from fewstep.networks.footprint import Footprint, Kept, measure
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_settings
+from fewstep.recipes.source import validate
 from fewstep.recipes.twin import twin
 from fewstep.states import Prior
 from fewstep.training import Trainer
 from fewstep.training.log import read_log
 
 STEPS, BATCH = 24, 4
+_REST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,33 @@ class Rehearsal:
 
 
 def rehearse(recipe: DistillRecipe) -> Rehearsal:
-    """Runs the twin for some steps of each stage; takes seconds."""
-    step, begin, graphs = _counted(twin(recipe, STEPS, BATCH))
-    # The peak is the same in every step of a stage.
-    once = twin(recipe, 1, BATCH)
-    _, _, shorter = _counted(once.model_copy(update={"training": once.training.model_copy(update={"precision": "bf16"})}))
+    """Runs the twin for some steps of each stage; takes seconds. Raises ``UserError`` where the twin cannot be run."""
+    try:
+        step, begin, graphs = _counted(_resting(twin(recipe, STEPS, BATCH)))
+        # The peak is the same in every step of a stage.
+        once = _resting(twin(recipe, 1, BATCH))
+        _, _, shorter = _counted(once.model_copy(update={"training": once.training.model_copy(update={"precision": "bf16"})}))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # What torch says of a size goes on with its own stack.
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UserError(
+            f"the plan's rehearsal, some steps of the recipe with tiny networks on made-up images, failed ({reason}); a run of these parts may fail likewise: change what the message names."
+        ) from error
     return Rehearsal(step, begin, graphs, shorter)
+
+
+def _resting(recipe: DistillRecipe) -> DistillRecipe:
+    """The recipe with rates at which nothing moves: a rehearsal counts, and tiny networks at a large network's rates may diverge."""
+
+    def rested(section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        return {key: _REST if key == "lr" else rested(value) for key, value in section.items()}
+
+    values = recipe.model_dump(mode="json")
+    made = validate({**values, "method": rested(values["method"]), "target": rested(values["target"])}, "the recipe's twin")
+    assert isinstance(made, DistillRecipe)
+    return made
 
 
 def _counted(recipe: DistillRecipe) -> tuple[dict[str, float], dict[str, float], float]:

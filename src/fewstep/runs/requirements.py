@@ -20,6 +20,7 @@ from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_
 from fewstep.recipes.distillation import check_parts
 from fewstep.runs.environment import EXTRAS, version_of
 from fewstep.runs.findings import Finding, note, ok, problem, refused
+from fewstep.runs.plan import sketch
 from fewstep.zoo.download import cached_file, local_file
 
 
@@ -45,6 +46,9 @@ def _parts(recipe: Recipe, name: str) -> Finding:
         return ok(name, "is a valid recipe for 'fewstep pretrain'.")
     try:
         check_parts(recipe)
+        if recipe.data is None:
+            # Whether the method can do without is known when it is built.
+            sketch(recipe, Path("plan"))
     except UserError as error:
         return refused(name, error)
     return ok(name, "is a valid recipe for 'fewstep distill', and its parts go together.")
@@ -66,7 +70,7 @@ def _teacher(choice: config.TeacherChoice) -> Iterator[Finding]:
 
 def _published(key: str, source: str, sha256: str | None) -> Finding:
     try:
-        if is_address(source) and not cached_file(source).is_file():
+        if is_address(source) and not cached_file(source, sha256).is_file():
             return note(key, f"{source} was not fetched yet.", "It is, when the recipe is run; without a network fetch it elsewhere and give the file's path.")
         path = local_file(source, sha256)
     except UserError as error:
@@ -90,8 +94,10 @@ def _start(choice: config.StudentChoice) -> Iterator[Finding]:
         yield _stored("student.start", choice.start, lambda path: load_model(path)[0])
 
 
-def _data(choice: config.DataChoice) -> Iterator[Finding]:
-    if isinstance(choice, config.ImagesData):
+def _data(choice: config.DataChoice | None) -> Iterator[Finding]:
+    if choice is None:
+        yield ok("data", "there is none: nothing is measured against data.")
+    elif isinstance(choice, config.ImagesData):
         yield from _images(choice)
     elif isinstance(choice, config.HuggingFaceData):
         yield _library("data.kind: huggingface", "data", "datasets")

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
+from fewstep.data import SampleSpace
 from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
+from fewstep.recipes.config import ChurnChoice
 from fewstep.recipes.device import DeviceName, resolve_device
-from fewstep.recipes.parts import build_data, build_grid
-from fewstep.recipes.teachers import build_teacher
+from fewstep.recipes.parts import build_churn, build_grid, data_of
+from fewstep.recipes.teachers import build_teacher, space_of
 from fewstep.runs.folder import RunFolder
 from fewstep.schedule import KarrasVE, Schedule
-from fewstep.solvers import RULES, Rule, solve
+from fewstep.solvers import RULES, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.times import Grid
@@ -43,6 +45,16 @@ class Sampler(abc.ABC):
     def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int | None = None) -> Tensor:
         labels = labels_for(n, classes, self.classes)
         return self.draw(Place(seed, "sample"), n, labels, self.usual_steps if steps is None else steps).clamp(self.low, self.high)
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+
+    @property
+    def space(self) -> SampleSpace:
+        """What its samples look like."""
+        return SampleSpace(self.shape, self.low, self.high, self.classes)
 
     @property
     @abc.abstractmethod
@@ -69,6 +81,10 @@ class StudentSampler(Sampler):
     model: Denoiser | Generator
     prior: Prior
     sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.model.shape
 
     @property
     def classes(self) -> int:
@@ -106,11 +122,16 @@ class StudentSampler(Sampler):
 
 @dataclass(frozen=True, eq=False)
 class TeacherSampler(Sampler):
-    """``steps`` steps (35 unless told otherwise) of the solver rule on the grid, from t_max."""
+    """``steps`` steps (35 unless told otherwise) of the solver rule on the grid, from t_max, with the noise that ``churn`` adds at so many steps."""
 
     denoiser: Denoiser
     rule: Rule
     grid: Grid
+    churn: ChurnChoice = field(default_factory=ChurnChoice)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.denoiser.shape
 
     @property
     def classes(self) -> int:
@@ -123,13 +144,13 @@ class TeacherSampler(Sampler):
     @torch.no_grad()
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         schedule, device = self.denoiser.schedule, device_of(self.denoiser)
-        times = self.grid.times(schedule, steps)
+        times, churn = self.grid.times(schedule, steps), build_churn(self.churn, steps)
 
         def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
             noise = place.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
             condition = Condition(labels=None if labels is None else labels[first : first + rows]).to(device)
-            return solve(self.rule, self.denoiser, schedule.prior_scale * noise, times, condition).cpu()
+            return solve_with_churn(self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, place, start + first, condition).cpu()
 
         return torch.cat(deal(range(0, n, BATCH), block))
 
@@ -144,6 +165,8 @@ def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | Non
         return None
     if classes is None:
         return torch.arange(n) % known
+    if not isinstance(classes, int) and bool((classes != classes.long()).any()):
+        raise UserError("classes must be whole numbers; a fraction names no class.")
     labels = torch.full((n,), classes) if isinstance(classes, int) else classes.long()
     if labels.shape != (n,) or int(labels.min()) < 0 or int(labels.max()) >= known:
         raise UserError(f"classes must be in [0, {known - 1}], one or {n} of them.")
@@ -190,11 +213,13 @@ def _number(value: Any, least: float = -LARGEST) -> float:
 def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "auto") -> TeacherSampler:
     """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1; ``device`` as in ``load``."""
     recipe = RunFolder(Path(run)).read_distill_recipe()
-    data = build_data(recipe.data)
-    teacher: Denoiser = build_teacher(recipe.teacher, data).to(resolve_device(device))
+    data = data_of(recipe.data)
+    own = build_teacher(recipe.teacher, data)
+    space = space_of(recipe.teacher, own) if data is None else data.space
+    teacher: Denoiser = own.to(resolve_device(device))
     solver = recipe.evaluation.solver
     if guidance != 1.0:
         if not teacher.classes:
             raise UserError("guidance needs a teacher with classes; this one has none.")
         teacher = Guided(teacher, guidance)
-    return TeacherSampler(data.low, data.high, teacher, RULES[solver.rule], build_grid(solver.grid))
+    return TeacherSampler(space.low, space.high, teacher, RULES[solver.rule], build_grid(solver.grid), solver.churn)

@@ -72,12 +72,11 @@ def settle(folder: RunFolder, source: str | Path, overrides: Sequence[str], resu
 
 
 def write_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """Writes the recipe into the run's folder, if another stands there."""
+    """Writes the recipe into the run's folder, if another stands there: the same in other words stays as it is."""
 
     def write() -> None:
-        text = dump(recipe)
-        if not folder.recipe.is_file() or folder.recipe.read_bytes() != text.encode():
-            write_text(folder.recipe, text)
+        if not folder.recipe.is_file() or folder.read_recipe() != recipe:
+            write_text(folder.recipe, dump(recipe))
 
     distributed.together(write)
 

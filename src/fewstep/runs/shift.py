@@ -162,16 +162,17 @@ class ShiftRow:
     """One row of a table: ``setting`` is the teacher's probability or the time of the switch; ``accuracy`` is None without a classifier; ``diversity`` is relative to the data's."""
 
     setting: float
-    fd: float
-    fd_spread: float
+    fd: float | None
+    fd_spread: float | None
     accuracy: float | None
-    recall: float
-    diversity: float
+    recall: float | None
+    diversity: float | None
 
 
 def row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float, draws: int = 1) -> ShiftRow:
     """The quality of one selection's samples, clamped to the data's range."""
     sampler, data = mixed_sampler(relay, selection), evaluator.data
+    assert data is not None
     found = evaluator.describe(lambda place, rows, labels: sampler(place, rows, labels).clamp(data.low, data.high), draws)
     quality, breadth = found.quality, found.breadth
     return ShiftRow(float(setting), quality.fd, quality.fd_spread, quality.accuracy, breadth.recall, breadth.diversity)

@@ -2,6 +2,7 @@
 
 from fewstep.targets.backtracked import Backtracked
 from fewstep.targets.path import DegradationPath
+from fewstep.targets.probes import Probes
 from fewstep.targets.record import ByDistance, EverySteps, RecordRule
 from fewstep.targets.reflected import ReflectedTarget
 from fewstep.targets.switch import Every, Plateau, SwitchRule
@@ -15,6 +16,7 @@ __all__ = [
     "EverySteps",
     "Fixed",
     "Plateau",
+    "Probes",
     "RecordRule",
     "ReflectedTarget",
     "SwitchRule",

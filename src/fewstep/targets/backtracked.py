@@ -37,6 +37,13 @@ class Backtracked(Target, Stateful):
             self._enter(max(self.path.last - 1, 0))
         return self.path.teacher if self._slot is None else self._slot
 
+    @property
+    def short(self) -> str:
+        """A sentence for the end of a run whose target has not reached the teacher; nothing where it has."""
+        if not self.node:
+            return ""
+        return f"the run ended with its target at node {self.node} of {self.path.last}, and never reached its teacher; go on with --resume and more 'training.steps'."
+
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
         if self.node:
             self._told.append((log_snr, gap))

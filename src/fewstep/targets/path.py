@@ -11,7 +11,7 @@ Nodes are loaded strictly, one at a time, into a single frozen copy of the teach
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from fewstep.stopping import StopRule
 from fewstep.targets.record import RecordRule
 
 FORMAT = 1
+# The recorded nodes from which on their spacing says something.
+FEWEST = 3
 
 
 class DegradationPath(Stateful):
@@ -44,6 +46,7 @@ class DegradationPath(Stateful):
         self.nodes: list[dict[str, Any]] = []
         self.closed = ""
         self.steps = 0
+        self.ways: list[float] = []
         self._rule: RecordRule | None = None
         self._manifest = self.folder / "manifest.json"
 
@@ -73,6 +76,24 @@ class DegradationPath(Stateful):
         self.closed = reason
         self._write_manifest()
 
+    def lay_out(self, ways: Sequence[float]) -> None:
+        """Notes how far each node lies from the one before it, in one unit for all."""
+        self.ways = list(ways)
+        self._write_manifest()
+
+    @property
+    def uneven(self) -> str:
+        """The sentence for a path of three recorded nodes or more whose first lies beyond half of the way; else nothing.
+
+        The student then passes the larger part of the path in one jump, which is what a path is to spare it.
+        """
+        whole = sum(self.ways)
+        if len(self.ways) < FEWEST or not whole > 0 or self.ways[0] <= whole / 2:
+            return ""
+        places = ", ".join(f"{sum(self.ways[: index + 1]) / whole:.0%}" for index in range(len(self.ways)))
+        remedy = "record by distance ('target.record.kind: distance'), or with a lower 'target.optimizer.lr'"
+        return f"the path's {len(self.ways)} nodes stand at {places} of the way from the teacher, so that most of it is one jump: {remedy}."
+
     def read(self, index: int) -> dict[str, Tensor]:
         """The weights of node ``index`` >= 1; raises ``UserError`` naming the file when it is missing, damaged or not the one that was recorded."""
         node = self.nodes[index - 1]
@@ -94,28 +115,35 @@ class DegradationPath(Stateful):
         """Ends the recording stage once the path has ``nodes`` nodes, the teacher counted, or was closed."""
         return _Full(self, nodes)
 
-    def rest(self, total: int, least: int = 1) -> StopRule:
-        """Ends the stage after the recording one when both have ``total`` steps together, but not before it has ``least``."""
-        return _Rest(self, total, least)
+    def rest(self, total: int, nodes: int = 1, least: Callable[[int], int] = lambda _: 1) -> StopRule:
+        """Ends the stage after the recording one when both have ``total`` steps together, but not before it has ``least(N)``, N being the nodes recorded; ``nodes``: as of ``full``."""
+        return _Rest(self, total, nodes, least)
 
     def recorder(self, rule: RecordRule) -> Recorder:
         """A hook for the degrading phase, which records what the rule says."""
         self._rule = rule
         return Recorder(self, rule)
 
+    def expected_steps(self, nodes: int) -> int | None:
+        """How many steps the recording of a path of ``nodes`` nodes, the teacher counted, will take, where that is known."""
+        return None if self._rule is None else self._rule.expected_steps(nodes)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"nodes": [dict(node) for node in self.nodes], "closed": self.closed, "steps": self.steps}
+        return {"nodes": [dict(node) for node in self.nodes], "closed": self.closed, "steps": self.steps, "ways": list(self.ways)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Returns to an earlier length of the path; nodes recorded after it are forgotten."""
         self.nodes = [dict(node) for node in state["nodes"]]
         self.closed = state["closed"]
         self.steps = state["steps"]
+        # Of a run that was made before there were any: not measured.
+        self.ways = list(state.get("ways", ()))
         if self.nodes:
             self._write_manifest()
 
     def _write_manifest(self) -> None:
         content = {"format": FORMAT, "origin": self.origin, "nodes": self.nodes, "closed": self.closed, "steps": self.steps}
+        content |= {"ways": self.ways} if self.ways else {}
         with keeping(self.folder):
             write_text(self._manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -123,8 +151,9 @@ class DegradationPath(Stateful):
         if not self._manifest.is_file():
             raise UserError(f"{self._manifest}: there is no such file, and without it there is no path; restore it from a copy, or record the path again.")
         try:
-            content = json.loads(self._manifest.read_text())
+            content = json.loads(self._manifest.read_text(encoding="utf-8"))
             nodes, origin, closed, steps = content["nodes"], content["origin"], content["closed"], content["steps"]
+            ways = [float(way) for way in content.get("ways", ())]
             if content["format"] != FORMAT:
                 raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
             well_formed = all(set(node) == {"file", "digest", "step"} and Path(node["file"]).name == node["file"] for node in nodes)
@@ -132,7 +161,7 @@ class DegradationPath(Stateful):
             raise UserError(f"{self._manifest}: is not a readable path manifest ({error}); delete the folder to record again.") from error
         if not well_formed:
             raise UserError(f"{self._manifest}: an entry of 'nodes' is malformed; delete the folder to record again.")
-        self.origin, self.nodes, self.closed, self.steps = origin, nodes, closed, steps
+        self.origin, self.nodes, self.closed, self.steps, self.ways = origin, nodes, closed, steps, ways
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,21 +174,24 @@ class _Full(StopRule):
 
     @property
     def total(self) -> int | None:
-        return None if self.path._rule is None else self.path._rule.expected_steps(self.nodes)
+        return self.path.expected_steps(self.nodes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Rest(StopRule):
     path: DegradationPath
     together: int
-    least: int
+    nodes: int
+    least: Callable[[int], int]
 
     def finished(self, steps: int) -> bool:
         return steps >= self.total
 
     @property
     def total(self) -> int:
-        return max(self.together - self.path.steps, self.least)
+        # Before anything is recorded: what the whole path will take, where that is known.
+        before = self.path.steps or (self.path.expected_steps(self.nodes) or 0)
+        return max(self.together - before, self.least(self.path.last or self.nodes - 1))
 
 
 class Recorder(Stateful):

@@ -68,7 +68,7 @@ class EverySteps(RecordRule):
 class ByDistance(RecordRule):
     """See the module's docstring. ``probe(model)`` gives the model's estimates (B, *D) on fixed inputs; ``distance`` and ``floor`` are relative to the teacher's spread."""
 
-    def __init__(self, distance: float, probe: Callable[[Denoiser], Tensor], teacher: Denoiser, floor: float = 0.5, max_steps: int = 1000):
+    def __init__(self, distance: float, probe: Callable[[Denoiser], Tensor], teacher: Denoiser, floor: float = 0.5, max_steps: int = 200):
         if not distance > 0 or not 0 <= floor < 1 or max_steps < 1:
             raise UserError("recording by distance: need distance > 0, 0 <= floor < 1 and max_steps >= 1.")
         self.distance, self.floor, self.max_steps = distance, floor, max_steps

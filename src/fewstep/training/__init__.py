@@ -1,6 +1,6 @@
 """The loop that is the same for every method."""
 
-from fewstep.training.actions import Action, Copy, CopyNode
+from fewstep.training.actions import Action, Copy, CopyNode, MeasureSpacing
 from fewstep.training.monitors import Monitor, Reading
 from fewstep.training.optimizer import SGD, Adam, Optimizer
 from fewstep.training.phase import Phase, Stage, Term
@@ -16,6 +16,7 @@ __all__ = [
     "Copy",
     "CopyNode",
     "Diverged",
+    "MeasureSpacing",
     "Monitor",
     "Optimizer",
     "Phase",

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep import distributed
+from fewstep.cost import unmetered
 from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser
 from fewstep.networks.store import load_strictly
@@ -19,7 +21,8 @@ from fewstep.solvers import FlowMap
 from fewstep.states import Prior, State, Step
 from fewstep.states.pairs import write_pairs
 from fewstep.states.state import CPU
-from fewstep.targets import DegradationPath
+from fewstep.targets import DegradationPath, Probes
+from fewstep.targets.path import FEWEST
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,11 @@ class Action(abc.ABC):
     def writes(self) -> Sequence[nn.Module]:
         """The models whose weights it writes; a checkpoint holds them."""
         return ()
+
+    @property
+    def remark(self) -> str:
+        """What is worth a line once it has run; nothing unless a class has something to say."""
+        return ""
 
     @property
     def samples(self) -> int:
@@ -69,6 +77,41 @@ class CopyNode(Action):
     @property
     def writes(self) -> Sequence[nn.Module]:
         return (self.target,)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasureSpacing(Action):
+    """Measures how far the nodes of a path of three recorded nodes or more lie apart.
+
+    The way to a node is the root mean square by which the estimates on the probes change from the node before it. ``model``
+    takes each node in turn and stays at the last. What it costs is not counted: it is a check of health.
+    """
+
+    path: DegradationPath
+    model: Denoiser
+    probes: Probes
+
+    @torch.no_grad()
+    def run(self) -> None:
+        if self.path.last < FEWEST:
+            return
+        ways: list[float] = []
+        with unmetered():
+            last = self.probes(self.path.teacher)
+            for index in range(1, self.path.last + 1):
+                self.path.load(index, self.model)
+                here = self.probes(self.model)
+                ways.append(float((here - last).double().square().mean().sqrt()))
+                last = here
+        self.path.lay_out(distributed.agreed(ways))
+
+    @property
+    def writes(self) -> Sequence[nn.Module]:
+        return (self.model,)
+
+    @property
+    def remark(self) -> str:
+        return self.path.uneven
 
 
 @dataclass(frozen=True, eq=False)

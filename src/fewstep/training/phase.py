@@ -47,7 +47,7 @@ class Phase:
     terms: Sequence[Term]
     optimizer: Optimizer = field(default_factory=Adam)
     every: int = 1
-    clip: float | None = 1.0
+    clip: float | None = None
     after_step: Callable[[int, Any], None] | None = None
     averages: Sequence[Averaged] = ()
     trainable: nn.Module | None = None

@@ -1,12 +1,14 @@
-"""A polite stop: SIGTERM and Ctrl-C ask the run to end at the next step; a second Ctrl-C ends it at once."""
+"""A polite stop: SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C ask the run to end at the next step; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
+
+from fewstep.ending import SIGNALS, handled
 
 
 @dataclass
@@ -20,18 +22,11 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Listens while inside, in the main thread; elsewhere signals cannot be received and nothing is listened to."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
-    def ask(number: int, _frame: object) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled((*SIGNALS, signal.SIGINT), ask):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

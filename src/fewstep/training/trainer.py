@@ -158,6 +158,8 @@ class Trainer:
             with metered() as meter:
                 for action in stage.begin:
                     action.run()
+                    if action.remark:
+                        self.watcher.say(action.remark)
             progress.evaluations += int(distributed.total(torch.tensor([meter.evaluations], dtype=torch.float64))[0])
         optimizers = optimizers or build_optimizers(stage)
         self._losses = {phase.name: self._layout.prepared(phase) for phase in stage.phases}

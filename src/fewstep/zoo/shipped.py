@@ -10,6 +10,8 @@ from fewstep.networks import DigitClassifier
 from fewstep.networks.store import load_network
 
 SHIPPED_DENOISERS = ("digits", "mixture2d")
+SHIPPED_RANGES = {"digits": (-1.0, 1.0), "mixture2d": (-4.417694091796875, 4.417694091796875)}
+"""In which their samples are: that of the data of the recipes that made them."""
 
 
 def shipped_denoiser(name: str) -> NetworkDenoiser:

@@ -29,6 +29,7 @@ from fewstep.recipes.config.axes import (
 )
 from fewstep.recipes.config.base import (
     MOST,
+    ChurnChoice,
     Count,
     DenoisingWeighting,
     DistanceChoice,
@@ -42,6 +43,7 @@ from fewstep.recipes.config.base import (
     Positive,
     PseudoHuberDistance,
     RhoUniform,
+    SamplerChoice,
     ScoreWeighting,
     Section,
     Seed,
@@ -61,6 +63,7 @@ from fewstep.recipes.config.teachers import ConsistencyModelsTeacher, DiffusersT
 __all__ = [
     "MOST",
     "BacktrackedTarget",
+    "ChurnChoice",
     "ClassifierChoice",
     "ClassifierFeatures",
     "ClassifierModel",
@@ -115,6 +118,7 @@ __all__ = [
     "RhoUniform",
     "Role",
     "RolloutStates",
+    "SamplerChoice",
     "ScoreWeighting",
     "Section",
     "Seed",

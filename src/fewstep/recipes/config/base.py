@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -143,3 +143,34 @@ DistanceChoice = Annotated[SquaredL2Distance | L1Distance | PseudoHuberDistance 
 class SolverChoice(Section):
     rule: Literal["euler", "heun", "dpm2m"] = "dpm2m"
     grid: Literal["rho", "log-snr", "uniform"] = "rho"
+
+
+class ChurnChoice(Section):
+    """The stochastic sampler of Karras et al. 2022 (Alg. 2): ``amount`` is its S_churn, ``low`` and ``high`` S_min and S_max (sigma / alpha; no bound above unless given), ``noise`` S_noise.
+
+    ``from_steps``: with fewer steps nothing is added, so that a recipe measures its teacher in few steps without, and in many with it, as the paper does.
+    """
+
+    amount: float = Field(0.0, ge=0, le=1e6)
+    low: float = Field(0.0, ge=0, le=1e6)
+    high: Positive | None = None
+    noise: float = Field(1.0, gt=0, le=100)
+    from_steps: Count = 1
+
+    @model_validator(mode="after")
+    def _levels_in_order(self) -> Self:
+        if self.high is not None and self.low > self.high:
+            raise ValueError(f"'low' is {self.low:g} and 'high' {self.high:g}; the level from which noise is added must not lie above that up to which it is")
+        return self
+
+
+class SamplerChoice(SolverChoice):
+    """How a teacher's samples are made: a solver, and the noise added at its steps."""
+
+    churn: ChurnChoice = ChurnChoice()
+
+    @model_validator(mode="after")
+    def _has_no_memory(self) -> Self:
+        if self.churn.amount and self.rule == "dpm2m":
+            raise ValueError("'churn' goes with the rules euler and heun only, since dpm2m extrapolates from its last step; set 'rule: heun' or leave 'churn' out")
+        return self

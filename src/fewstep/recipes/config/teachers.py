@@ -10,6 +10,7 @@ from fewstep.data.archive import MOST_CLASSES
 from fewstep.networks.edm import SETTINGS
 from fewstep.recipes.config.base import Names, Section, Seed, WeightsPath
 from fewstep.recipes.config.models import DenoiserModel
+from fewstep.zoo.diffusers_files import Choice
 
 
 class ShippedTeacher(Section):
@@ -69,11 +70,21 @@ class ConsistencyModelsTeacher(_Published):
 
 
 class DiffusersTeacher(Section):
-    """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``."""
+    """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``.
+
+    ``subfolder``: of the network, where a folder holds several (``unet_ema``); ``variant``: of its weights (``fp16``), where there are several. Both are found unless given.
+    """
 
     kind: Literal["diffusers"]
     path: Annotated[str, Names("weights", hub="models")]
     revision: str | None = None
+    subfolder: str | None = Field(None, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    variant: str | None = Field(None, pattern="^[A-Za-z0-9_]+$")
+
+    @property
+    def of_folder(self) -> Choice:
+        """What of the folder is meant."""
+        return Choice(self.subfolder, self.variant)
 
 
 TeacherChoice = Annotated[

@@ -40,7 +40,7 @@ class AdversarialDiffusionMethod(Method):
                 "'method.kind: adversarial-diffusion' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'."
             )
         student, times = context.student.model, context.student_times()
-        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), started_states(context, times), whole=True)
+        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True)
         states = build_states(context, transitions.data, transitions)
         degraded = copy_of(context.original)
         recorded_by = ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
@@ -48,6 +48,6 @@ class AdversarialDiffusionMethod(Method):
         matching = DistributionMatching(student, Delta(), target.target, build_times(self.times), build_matching_weight(self.weighting))
         fools, critics = build_adversary(self.adversarial, context, states, [])
         # Distribution matching sums over dimensions; the paper's distance, which lambda weighs against logits, is a mean.
-        terms = [Term(matching, states, self.distillation / prod(context.data.shape), "distillation"), fools]
+        terms = [Term(matching, states, self.distillation / prod(context.space.shape), "distillation"), fools]
         stage = Stage("distill", target.until, [student_phase(context, terms, 1, target.hook), *critics], target.begin)
         return Built([*target.record, stage], target.path)

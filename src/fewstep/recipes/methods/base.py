@@ -54,6 +54,16 @@ class Method(config.Section, abc.ABC):
         return 1
 
     @property
+    def learns_fake(self) -> bool:
+        """Whether it trains a fake score."""
+        return False
+
+    @property
+    def student_every(self) -> int:
+        """The steps of the run for one update of the student, where another network is updated more often."""
+        return 1
+
+    @property
     def sampling(self) -> Sampling:
         """How its students make samples."""
         return Sampling(steps=self.steps_of_student)

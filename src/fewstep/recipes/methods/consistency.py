@@ -88,9 +88,9 @@ class ConsistencyMethod(GridMethod):
         assert isinstance(averaged, Denoiser)
         # The guided estimate is what leaves the data's range, so the threshold comes after it.
         teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
-        distance = build_distance(self.distance, context.features, context.data)
+        distance = build_distance(self.distance, context.features, context.space)
         objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, RULES[self.rule], distance)
         grids = {steps: self.coarse(times, steps) for steps in self.rollout_steps}
-        transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), forward_states(context, ladder.starts), grids=grids)
+        transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, ladder.starts), grids=grids)
         states = build_states(context, transitions.data, transitions)
         return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="consistency")], averages=[target])])])

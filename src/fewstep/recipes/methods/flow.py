@@ -15,7 +15,7 @@ from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
 from fewstep.recipes.parts import build_distance, build_grid
-from fewstep.recipes.shares import divided, extended, planned
+from fewstep.recipes.shares import divided, drawn, extended, planned
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import RULES, FlowMap, Rescaled, Solver
 from fewstep.solvers.sampling import Sampling
@@ -26,7 +26,8 @@ from fewstep.training.actions import MakePairs
 
 
 class RectifiedFlowMethod(Method):
-    """``reflows`` rounds of reflow on ``pairs`` couplings each, the first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler steps of the flow.
+    """``reflows`` rounds of reflow on ``pairs`` couplings each (no more than its steps draw),
+    the first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler steps of the flow.
     ``distil``: the share of the run that the last stage takes, which makes a one-step student of the flow; 0 for none: the student is then the flow, for ``steps`` Euler steps.
     """
 
@@ -75,18 +76,18 @@ class RectifiedFlowMethod(Method):
         stages = []
         for index, length in enumerate(lengths[: self.reflows]):
             flow_map = self._of_teacher(context) if index == 0 else self._of_flow(context)
-            pairs, action = self._couple(context, flow_map, f"pairs-{index + 1}")
+            pairs, action = self._couple(context, flow_map, f"pairs-{index + 1}", length)
             term = Term(VelocityRegression(context.denoising_student), pairs, name="velocity")
             stages.append(Stage(f"reflow-{index + 1}", length, [student_phase(context, [term])], [action]))
         if distils:
-            pairs, action = self._couple(context, self._of_flow(context), "pairs-last")
-            objective = EndpointRegression(context.student.model, build_distance(self.distance, context.features, context.data))
+            pairs, action = self._couple(context, self._of_flow(context), "pairs-last", lengths[-1])
+            objective = EndpointRegression(context.student.model, build_distance(self.distance, context.features, context.space))
             stages.append(Stage("distill", lengths[-1], [student_phase(context, [Term(objective, pairs, name="regression")])], [action]))
         return Built(extended(stages, context.training))
 
-    def _couple(self, context: Context, flow_map: FlowMap, name: str) -> tuple[Pairs, MakePairs]:
-        path = context.folder / f"{name}.safetensors"
-        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, self.pairs, path, context.training.seed, name, device=context.works_on)
+    def _couple(self, context: Context, flow_map: FlowMap, name: str, length: int) -> tuple[Pairs, MakePairs]:
+        path, count = context.folder / f"{name}.safetensors", drawn(self.pairs, length, context.training)
+        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, count, path, context.training.seed, name, device=context.works_on)
 
     def _of_teacher(self, context: Context) -> FlowMap:
         schedule = context.original.schedule

@@ -37,6 +37,14 @@ class IdentityMethod(Method):
     def steps_of_student(self) -> int:
         return self.steps
 
+    @property
+    def learns_fake(self) -> bool:
+        return True
+
+    @property
+    def student_every(self) -> int:
+        return self.fake.updates
+
     def build(self, context: Context) -> Built:
         student, fake = context.student.model, started(self.fake, context)
         states = trajectory_states(context, self.steps)
@@ -45,7 +53,7 @@ class IdentityMethod(Method):
         target = build_target(context, degraded, recorded_by, states, start, learned=True)
         objective = ScoreIdentity(student, context.reflected(fake, "fake"), target.target, build_times(self.times), self.alpha, build_matching_weight(self.weighting.kind))
         phases = [
-            student_phase(context, [Term(objective, states, name="identity")], self.fake.updates, target.hook),
+            student_phase(context, [Term(objective, states, name="identity")], self.student_every, target.hook),
             trained("fake", fake, [Term(learning, states, name="fake score")], self.fake.optimizer),
         ]
         return Built([*target.record, Stage("distill", target.until, phases, target.begin)], target.path, learning, states)

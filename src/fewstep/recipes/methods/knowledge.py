@@ -13,6 +13,7 @@ from fewstep.recipes.axes import Transitions, build_states, forward_states, teac
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
 from fewstep.recipes.parts import build_distance, build_grid
+from fewstep.recipes.shares import drawn, planned
 from fewstep.solvers import RULES, Solver
 from fewstep.states import Pairs
 from fewstep.training import Stage, Term
@@ -20,7 +21,7 @@ from fewstep.training.actions import MakePairs
 
 
 class StoredPairs(config.Section):
-    """``count`` pairs, made before the first step and kept in the run's folder."""
+    """``count`` pairs, but no more than the run's steps draw, made before the first step and kept in the run's folder."""
 
     kind: Literal["stored"]
     count: int = Field(20_000, ge=1, le=10_000_000)
@@ -70,14 +71,14 @@ class KnowledgeMethod(Method):
     def build(self, context: Context) -> Built:
         student = context.student.model
         solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], build_grid(self.solver.grid))
-        distance = build_distance(self.distance, context.features, context.data)
+        distance = build_distance(self.distance, context.features, context.space)
         if isinstance(self.pairs, StoredPairs):
             path = context.folder / "pairs.safetensors"
-            begin = [MakePairs(solver, context.prior, self.pairs.count, path, context.training.seed, device=context.works_on)]
+            begin = [MakePairs(solver, context.prior, drawn(self.pairs.count, planned(context.training), context.training), path, context.training.seed, device=context.works_on)]
             term = Term(EndpointRegression(student, distance), Pairs(path, context.schedule, context.prior.time), name="regression")
             return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])
         times = context.student_times()
-        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), forward_states(context, times), whole=True)
+        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: forward_states(context, times), whole=True)
         states = build_states(context, context.prior if self.steps == 1 else transitions.data, transitions)
         term = Term(EndpointRegression(student, distance, solver), states, name="regression")
         return Built([Stage("distill", context.training.steps, [student_phase(context, [term])])])

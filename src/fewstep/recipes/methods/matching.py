@@ -36,6 +36,7 @@ from fewstep.recipes.backtracking import build_target
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
 from fewstep.recipes.parts import build_denoising_weight, build_distance, build_grid, build_matching_weight, build_times
+from fewstep.recipes.shares import drawn, planned
 from fewstep.solvers import RULES, Solver
 from fewstep.states import Pairs, States
 from fewstep.training import Phase, Stage, Term
@@ -87,7 +88,7 @@ FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(
 
 
 class Regression(config.Section):
-    """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs`` made once by ``steps`` steps of the solver."""
+    """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs`` (no more than the run draws) made once by ``steps`` steps of the solver."""
 
     weight: config.Positive = 0.25
     pairs: int = Field(5000, ge=1, le=10_000_000)
@@ -123,6 +124,14 @@ class DistributionMatchingMethod(Method):
     def steps_of_student(self) -> int:
         return self.steps
 
+    @property
+    def learns_fake(self) -> bool:
+        return isinstance(self.fake, _TrainedFake)
+
+    @property
+    def student_every(self) -> int:
+        return self.fake.updates if isinstance(self.fake, _TrainedFake) else 1
+
     def build(self, context: Context) -> Built:
         student = context.student.model
         states = trajectory_states(context, self.steps)
@@ -142,8 +151,7 @@ class DistributionMatchingMethod(Method):
         if self.adversarial is not None:
             generator_term, phases = build_adversary(self.adversarial, context, states, phases)
             terms.append(generator_term)
-        updates = self.fake.updates if isinstance(self.fake, _TrainedFake) else 1
-        stage = Stage("distill", target.until, [student_phase(context, terms, updates, target.hook), *phases], begin)
+        stage = Stage("distill", target.until, [student_phase(context, terms, self.student_every, target.hook), *phases], begin)
         return Built([*target.record, stage], target.path, objective, states)
 
     def _fake(self, context: Context, states: States) -> tuple[FakeScore, list[Phase], ScoreMatching | None]:
@@ -166,8 +174,9 @@ class DistributionMatchingMethod(Method):
         path = context.folder / "pairs.safetensors"
         solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], build_grid(choice.solver.grid))
         pairs = Pairs(path, context.schedule, context.prior.time)
-        term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.data), None), pairs, choice.weight, "regression")
-        return term, MakePairs(solver, context.prior, choice.pairs, path, context.training.seed, device=context.works_on)
+        term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.space), None), pairs, choice.weight, "regression")
+        count = drawn(choice.pairs, planned(context.training), context.training)
+        return term, MakePairs(solver, context.prior, count, path, context.training.seed, device=context.works_on)
 
 
 def several_steps(traits: Traits) -> Traits:

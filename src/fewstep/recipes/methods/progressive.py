@@ -121,7 +121,7 @@ class ProgressiveMethod(Method):
     def _round(self, context: Context, teacher: Denoiser, steps: int, length: int, begin: Sequence[Copy]) -> list[Stage]:
         student, times = context.denoising_student, context.student_times(steps)
         objective = ProgressiveDistillation(student, Fixed(teacher), times, context.student_times(2 * steps), self._weight())
-        transitions = Transitions(times, context.student_map, teacher_transition(teacher, 2, context), forward_states(context, times))
+        transitions = Transitions(times, context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, times))
         stages = []
         first = context.states.first_part if isinstance(context.states, config.DDILStates) else 0.6
         for part, share in enumerate(divided(length, [first, 1 - first]) if self.parts == 2 else [length]):

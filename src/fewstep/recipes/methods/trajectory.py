@@ -68,10 +68,10 @@ class TrajectoryMethod(GridMethod):
         target = Averaged(student, HalfLife(self.ema, ramp=0.0))
         averaged = target.average
         assert isinstance(averaged, TrajectoryDenoiser)
-        distance = build_distance(self.distance, context.features, context.data)
+        distance = build_distance(self.distance, context.features, context.space)
         objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
         teacher = teacher_transition(context.teacher, 2, context)
-        transitions = Transitions((*times[:-1], 0.0), context.student_map, teacher, forward_states(context, times[:-1]), grids={self.steps: self.coarse(times, self.steps)})
+        transitions = Transitions((*times[:-1], 0.0), context.student_map, teacher, lambda: forward_states(context, times[:-1]), grids={self.steps: self.coarse(times, self.steps)})
         states = build_states(context, transitions.data, transitions)
         critics: list[Phase] = []
         if self.adversarial is not None:

@@ -1,0 +1,72 @@
+"""The signals that ask a command to end: what batch systems, terminals and shells send, besides Ctrl-C.
+
+A run that trains takes them for requests to save and stop (``training.signals``). Any other command
+ends at once: they are raised as ``Ended``, so that what is open is closed and one sentence is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import termios
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Ended(BaseException):
+    """The command was ended by signal number ``signal``; no ``except Exception`` holds it up."""
+
+    def __init__(self, number: int):
+        super().__init__(f"ended by {signal.Signals(number).name}.")
+        self.signal = number
+
+
+@contextlib.contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, these signals go to ``handler``; a signal that is ignored stays ignored (SIGHUP under nohup).
+
+    Only the main thread can receive signals; in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_a_lost_terminal()
+        handler(number, frame)
+
+    # SIGINT of a job in the background is ignored by the shell's choice, not by the user's.
+    heard = [number for number in numbers if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def ended_by_signals() -> contextlib.AbstractContextManager[None]:
+    """Inside, each of ``SIGNALS`` raises ``Ended``."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    return handled(SIGNALS, end)
+
+
+def _leave_a_lost_terminal() -> None:
+    """What is still said goes nowhere: a write to a terminal that has hung up fails, and would end a run before it has saved."""
+    for stream in (1, 2):
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
