@@ -2,9 +2,13 @@
 
     python benchmarks/ddil.py --out runs/ddil                  # some four hours of two cores
     python benchmarks/ddil.py --out runs/ddil --seeds 2 --only pd4
+    python benchmarks/ddil.py --study overhead --seeds 3 --budget 100000 --only pd4 lcm4 dmd2-4
 
 Every run of a task gets the same number of network evaluations (collecting trajectories is paid from them). Seeds are paired, and so is the evaluation's noise: the gain of a setting is
 the mean over seeds of log(plain / setting) in the Frechet distance at the student's own number of steps, given as a percentage with Student's 95 % interval. Beside it the paper's gain.
+
+``--study overhead``: what collecting trajectories costs, in evaluations and in seconds of the processor, over all else within the same run (``collecting.py``), and the distance at equal
+evaluations: as the recipes do it, and as they did at first, when fresh trajectories at every step gave one state each.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paired import gain, shown
 from runner import Job, measured, options_of, run_all
 
 REFLECTED = {"reflected": {"kind": "static", "bound": 1.0}}
@@ -27,7 +33,9 @@ T_VALUES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 9: 2
 
 @dataclass(frozen=True)
 class Task:
-    """``recipe``, and ``ddil_recipe``, the same with DDIL's states; a step of training costs ``cost`` evaluations of one sample, with DDIL ``ddil_cost``. ``paper``: its gains by setting."""
+    """``recipe``, and ``ddil_recipe``, the same with DDIL's states; a step of training costs ``cost`` evaluations of one sample, with DDIL ``ddil_cost``. ``paper``: its gains by setting.
+    ``first``: how the recipe first collected, at ``first_cost``.
+    """
 
     name: str
     recipe: str
@@ -39,6 +47,8 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 64
     ddil_settings: Mapping[str, Any] = field(default_factory=dict)
+    first_cost: float = 0.0
+    first: Mapping[str, Any] = field(default_factory=dict)
 
     def job(self, setting: str, budget: int, seed: int, out: Path) -> Job:
         ddil = setting in ("ddil", "both")
@@ -50,15 +60,46 @@ class Task:
         values["training.steps"] = round(budget / (self.batch * (self.ddil_cost if ddil else self.cost)))
         return Job(out / str(budget) / f"{self.name}-{setting}-{seed}", self.ddil_recipe if ddil else self.recipe, values)
 
+    def collecting(self, arm: str, budget: int, seed: int, out: Path) -> CountedJob:
+        """The run with DDIL's states of an arm of the study of overhead."""
+        values = {"training.seed": seed, "training.batch": self.batch, "training.health_every": 100_000, "evaluation.every": 100_000, **self.settings, **ARMS[arm](self)}
+        values["training.steps"] = round(budget / (self.batch * (self.ddil_cost if arm == "now" else self.first_cost)))
+        return CountedJob(out / "overhead" / str(budget) / f"{self.name}-{arm}-{seed}", self.ddil_recipe, values)
 
+
+@dataclass(frozen=True)
+class CountedJob(Job):
+    """A distillation that also says what collecting took."""
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, str(Path(__file__).with_name("collecting.py")), self.recipe, "--out", str(self.folder)]
+
+    @property
+    def done(self) -> bool:
+        return super().done and self.spent_file.is_file()
+
+    @property
+    def spent_file(self) -> Path:
+        return self.folder / "collecting.json"
+
+    def spent(self) -> dict[str, Any]:
+        """What ``collecting.py`` counted."""
+        found: dict[str, Any] = json.loads(self.spent_file.read_text())
+        return found
+
+
+ARMS: Mapping[str, Callable[[Task], Mapping[str, Any]]] = {"first": lambda task: task.first, "now": lambda task: task.ddil_settings}
+ONE_EACH = {"states.collect": 16, "states.every": 1, "states.of_each": "one"}
+ALL_FRESH = {"states.collect": 64, "states.every": 1, "states.of_each": "one"}
 SETTINGS = ("plain", "reflected", "ddil", "both")
 PD, LCM, DMD2 = {"ddil": "+3.9"}, {"both": "+6.3"}, {"both": "+12.7"}
 TASKS = (
-    Task("pd4", "digits-pd", "digits-pd-ddil", 4, 5, 8, PD),
-    Task("pd2", "digits-pd", "digits-pd-ddil", 2, 5, 8, {"ddil": "+8.7"}, {"method.steps": 2}),
-    Task("lcm4", "digits-lcm", "digits-lcm-ddil", 4, 6, 6.75, LCM),
-    Task("dmd2-4", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 19.3, DMD2),
-    Task("dmd2-4-small", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 19.3, DMD2, batch=8, ddil_settings={"states.capacity": 8, "states.collect": 8}),
+    Task("pd4", "digits-pd", "digits-pd-ddil", 4, 5, 5.4, PD, first_cost=8, first=ONE_EACH),
+    Task("pd2", "digits-pd", "digits-pd-ddil", 2, 5, 5.4, {"ddil": "+8.7"}, {"method.steps": 2}, first_cost=8, first=ONE_EACH),
+    Task("lcm4", "digits-lcm", "digits-lcm-ddil", 4, 6, 6.2, LCM, first_cost=6.75, first=ONE_EACH),
+    Task("dmd2-4", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 15, DMD2, first_cost=19.3, first=ALL_FRESH),
+    Task("dmd2-4-small", "digits-dmd2-4step", "digits-dmd2-ddil", 4, 16.5, 15, DMD2, batch=8, ddil_settings={"states.capacity": 8, "states.collect": 2}),
 )
 
 
@@ -66,8 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=int, default=200_000)
     parser.add_argument("--only", nargs="*", default=[task.name for task in TASKS])
+    parser.add_argument("--study", choices=["gains", "overhead"], default="gains")
     options = options_of(parser, "runs/ddil", 6)
     tasks = [task for task in TASKS if task.name in options.only]
+    if options.study == "overhead":
+        overhead(tasks, options)
+        return
     # Seed by seed, so that an early stop leaves whole comparisons.
     planned = [(task, task.job(setting, options.budget, seed, options.out)) for seed in range(options.seeds) for task in tasks for setting in SETTINGS]
     own = {job.folder: task.own for task, job in planned}
@@ -76,6 +121,40 @@ def main() -> None:
     show(rows, options)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "ddil.json").write_text(json.dumps({"budget": options.budget, "seeds": options.seeds, "rows": rows}, indent=1) + "\n")
+
+
+def overhead(tasks: Sequence[Task], options: argparse.Namespace) -> None:
+    """Runs both arms of the tasks that have two, seed by seed, and says what collecting cost and how near the students are."""
+    tasks = [task for task in tasks if task.first]
+    planned = [(task, task.collecting(arm, options.budget, seed, options.out)) for seed in range(options.seeds) for task in tasks for arm in ARMS]
+    own = {job.folder: task.own for task, job in planned}
+    run_all([job for _, job in planned], options, lambda job: measured(job.folder, [own[job.folder]]))
+    rows = [row for task in tasks for row in overhead_of(task, options)]
+    print(f"\n{options.seeds} seeds, {options.budget} network evaluations a run; overhead: median over seeds of collecting over all else, within a run")
+    print(f"{'task':<10} {'collecting':<11} {'in evaluations':>15} {'in seconds':>11} {'distance (range)':>22} {'evaluations':>12} {'gain over first, 95 %':>30}")
+    for row in rows:
+        distance = f"{statistics.median(row['fd']):.2f} ({min(row['fd']):.2f}-{max(row['fd']):.2f})"
+        shares = [f"{statistics.median(row[key]):.1%}" for key in ("share_of_evaluations", "share_of_seconds")]
+        print(f"{row['task']:<10} {row['arm']:<11} {shares[0]:>15} {shares[1]:>11} {distance:>22} {statistics.median(row['evaluations']):>12.0f} {row['shown']:>30}")
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / "ddil-overhead.json"
+    # Tasks may have budgets of their own: what this call has not measured stays.
+    others = [row for row in json.loads(path.read_text())["rows"] if row["task"] not in options.only] if path.is_file() else []
+    path.write_text(json.dumps({"rows": [*others, *rows]}, indent=1) + "\n")
+
+
+def overhead_of(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row an arm."""
+    rows: list[dict[str, Any]] = []
+    for arm in ARMS:
+        jobs = [task.collecting(arm, options.budget, seed, options.out) for seed in range(options.seeds)]
+        distances, spent = [measured(job.folder, [task.own])[str(task.own)]["fd"] for job in jobs], [job.spent() for job in jobs]
+        shares = {f"share_of_{key}": [each["collecting"][key] / each["rest"][key] for each in spent] for key in ("evaluations", "seconds")}
+        evaluations = [each["collecting"]["evaluations"] + each["rest"]["evaluations"] for each in spent]
+        found = gain(distances, rows[0]["fd"]) if rows else None
+        counted = {"budget": options.budget, "seeds": options.seeds, "evaluations": evaluations}
+        rows.append({"task": task.name, "arm": arm, **counted, "fd": distances, **shares, "gain": found, "shown": "" if found is None else shown(found)})
+    return rows
 
 
 def summary(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
