@@ -677,7 +677,7 @@ def test_inverse_consistency_refuses_what_has_no_meaning() -> None:
     for bad, steps in (((*times, 0.0), 1), (times, 0)):
         with pytest.raises(UserError, match="inverse consistency: its times must end at t_min"):
             InverseConsistency(model, freeze(copy_of(model)), fixed, bad, HEUN, steps)
-    with pytest.raises(UserError, match="from which no step goes up on its times .*; draw the states' times from all but the first"):
+    with pytest.raises(UserError, match=r"from which no step goes up on its times .*; draw the states' times from all but the first"):
         _loss(_inverse(times, 1), State(normals(1, 2), torch.tensor([times[0]], dtype=torch.float64)))
 
 

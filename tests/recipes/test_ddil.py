@@ -13,6 +13,7 @@ from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.axes import stops_at
 from fewstep.recipes.distillation import Distillation, build_distillation
+from fewstep.recipes.methods.progressive import GuidanceRange
 from fewstep.recipes.source import dump
 from fewstep.states import Dagger, ForwardDiffusion, Mixture, OpenRollout, PerBatch, Rollout, States, Step
 from fewstep.times import UniformTimes
@@ -142,3 +143,13 @@ def test_a_setting_of_later_versions_is_said_only_where_it_is_used() -> None:
     assert later - {"inversion"} <= values_of(used.model_dump())
     assert load_recipe("mixture2d-ctm", ["method.inversion=0.5"]).model_dump()["method"]["inversion"] == 0.5
     assert "of_each: all" in dump(used)
+
+
+def test_the_usual_range_of_guidance_is_meng_et_als() -> None:
+    """They write (1 + w) conditional - w null with w in [2, 14]; here that is w + 1."""
+    usual = GuidanceRange()
+    assert (usual.low, usual.high) == (2 + 1, 14 + 1)
+    assert usual.low <= usual.sample_at <= usual.high
+    conditional, null = 0.7, -0.2
+    for theirs, ours in ((2.0, usual.low), (14.0, usual.high)):
+        assert (1 + theirs) * conditional - theirs * null == pytest.approx(null + ours * (conditional - null))

@@ -1,7 +1,8 @@
 r"""States with a guidance scale, for students that take the scale as an input.
 
 Meng et al. 2023 ("On Distillation of Guided Diffusion Models", Sec. 3.1) distil classifier-free guidance into one network that is told the scale w, drawn uniformly from
-[w_min, w_max] for each sample; latent consistency models do the same with w in [2, 14] (Luo et al. 2023).
+[w_min, w_max] for each sample; latent consistency models do the same with w in [2, 14] (Luo et al. 2023). Both count (1 + w) conditional - w null: their w
+is this library's less 1, so that their range is [3, 15] here.
 """
 
 from __future__ import annotations
