@@ -153,3 +153,17 @@ def test_the_usual_range_of_guidance_is_meng_et_als() -> None:
     conditional, null = 0.7, -0.2
     for theirs, ours in ((2.0, usual.low), (14.0, usual.high)):
         assert (1 + theirs) * conditional - theirs * null == pytest.approx(null + ours * (conditional - null))
+
+
+@pytest.mark.parametrize(("weight", "names"), [(0.0, ["soft consistency", "denoising"]), (0.5, ["soft consistency", "denoising", "inversion"])])
+def test_a_trajectory_model_is_trained_upwards_where_the_recipe_asks_for_it(tmp_path: Path, weight: float, names: list[str]) -> None:
+    """From every time but the first, on diffused data; a step of it is finite."""
+    parts = built(tmp_path, "mixture2d-ctm", f"method.inversion={weight}", "method.points=6")
+    terms = parts.stages[0].phases[0].terms
+    assert [term.name for term in terms] == names
+    if weight:
+        step = Step(Place(0, "up"), 200)
+        state = step.state(terms[-1].states)
+        assert terms[-1].weight == weight
+        assert sorted(state.t.unique().tolist(), reverse=True) == list(terms[-1].objective.times)[1:]
+        assert bool(torch.isfinite(terms[-1].objective(step, state).total))
