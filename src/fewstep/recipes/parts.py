@@ -105,9 +105,9 @@ def build_matching_weight(name: str) -> MatchingWeight:
 def build_optimizer(choice: config.Optimizer) -> Optimizer:
     """An optimizer as a value."""
     if choice.kind == "sgd":
-        return SGD(choice.lr, choice.weight_decay, choice.warmup, choice.decay)
+        return SGD(choice.lr, choice.weight_decay, choice.warmup, choice.decay, along=choice.decay_along)
     first, second = choice.betas
-    return Adam(choice.lr, choice.weight_decay, choice.warmup, choice.decay, (first, second))
+    return Adam(choice.lr, choice.weight_decay, choice.warmup, choice.decay, (first, second), along=choice.decay_along)
 
 
 def build_decay(choice: config.HalfLifeAverage | config.PowerAverage) -> Decay:

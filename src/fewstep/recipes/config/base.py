@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
 from fewstep.locations import Hub
@@ -20,6 +20,24 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, and values are not coerced from other types beyond int to float."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _as_saved(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Its values, less what is marked ``Later`` and has its default."""
+        values: dict[str, Any] = plain(self)
+        return {key: value for key, value in values.items() if not _is_unsaid(type(self).model_fields.get(key), value)}
+
+
+class Later:
+    """Marks a setting that earlier versions did not have.
+
+    A section says it only where it has not its default. A run is known by what its recipe says
+    (``runs.identity``), so a run of an earlier version keeps its name.
+    """
+
+
+def _is_unsaid(field: FieldInfo | None, value: Any) -> bool:
+    return field is not None and any(isinstance(mark, Later) for mark in field.metadata) and value == field.default
 
 
 class Share:
@@ -99,7 +117,7 @@ DenoisingWeighting = Annotated[EDMWeighting | ScoreWeighting, Field(discriminato
 
 
 class Optimizer(Section):
-    """See ``fewstep.training.optimizer``; ``betas`` are Adam's. ``clip``: bound on the gradient's norm, null for none."""
+    """See ``fewstep.training.optimizer``; ``betas`` are Adam's. ``decay_along``: how the rate falls. ``clip``: bound on the gradient's norm, null for none."""
 
     kind: Literal["adam", "sgd"] = "adam"
     lr: Positive = 1e-4
@@ -107,6 +125,7 @@ class Optimizer(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0, le=MOST)
     decay: float = Field(0.0, ge=0, le=1)
+    decay_along: Annotated[Literal["cosine", "line"], Later()] = "cosine"
     clip: Positive | None = None
 
     @model_validator(mode="after")
