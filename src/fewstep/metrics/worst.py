@@ -21,7 +21,9 @@ class Farthest:
 
 
 def farthest(real: Tensor, generated: Tensor, count: int) -> Farthest:
-    """The ``count`` samples of features ``generated`` (M, d), all if there are fewer, whose nearest neighbour in ``real`` (N, d) is farthest. Equal distances are in the order of the samples.
+    """The ``count`` samples of features ``generated`` (M, d), all if there are fewer, whose nearest neighbour in ``real`` (N, d) is farthest.
+
+    Equal distances are in the order of the samples.
 
     Raises ``UserError`` without samples of either, and for values that are not finite.
     """

@@ -50,7 +50,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Quality, breadth, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
 
-    The student's worst samples are shown in ``samples/worst.png``. Steps and draws default to the recipe's. Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
+    The student's worst samples are shown in ``samples/worst.png``.
+
+    Steps and draws default to the recipe's. Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
     scales, ``result["guidance"][str(scale)]`` has the same for the guided teacher at its most steps and, where it was conditioned on the scale, for the student at its usual steps.
     """
     folder = RunFolder(Path(run))
