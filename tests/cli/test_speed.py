@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def test_recipes_of_the_paper_measure_often_enough_to_show_its_factors() -> None
         for arm in ("disback", "diff-instruct"):
             recipe = load_recipe(f"{data}-{arm}")
             assert recipe.training.steps // recipe.evaluation.every >= 50
+
+
+def test_the_documentation_has_the_same_factors() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "published.md").read_text(encoding="utf-8")
+    assert sorted(float(found) for found in re.findall(r"\| ([\d.]+) times \|", page)) == sorted(DISBACK_SPEED_UPS.values())
 
 
 def test_compare_prints_the_speed_up_beside_the_papers(tmp_path: Path) -> None:
