@@ -24,7 +24,7 @@ from typing import Any
 import faults_entry
 
 LONGEST = 120.0
-PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|there is no checkpoint|resuming with |.*student.safetensors, ")
+PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no checkpoint|resuming with |.*student.safetensors, ")
 
 
 class Forked:

@@ -32,7 +32,7 @@ from typing import Any, TextIO
 REPOSITORY = Path(__file__).parents[1]
 LIMIT_SECONDS, LIMIT_WAITING, LIMIT_MIB = 60.0, 300.0, 1024
 LIFE = 100
-PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|there is no checkpoint|resuming with ")
+PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no checkpoint|resuming with ")
 COLUMNS = ("cases", "refused", "valid", "tracebacks", "untidy", "lost", "hangs", "over memory", "crashes", "worst MiB", "worst s")
 
 

@@ -32,9 +32,14 @@ class Job:
         """Whether that is there."""
         return self.model.is_file()
 
+    @property
+    def command(self) -> list[str]:
+        """What runs it, or goes on with it, without its settings."""
+        return [sys.executable, "-m", "fewstep", self.task, self.recipe, "--out", str(self.folder), "--resume", "--threads", "1"]
+
     def run(self, more: Mapping[str, Any]) -> None:
         """Runs it, with ``more`` settings, in a process of its own; ends the benchmark with its last line of error if it fails."""
-        command = [sys.executable, "-m", "fewstep", self.task, self.recipe, "--out", str(self.folder), "--resume", "--threads", "1"]
+        command = self.command
         # training.steps is given in full beside all shares, so that none is scaled.
         command += [argument for key, value in {**self.settings, **more}.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

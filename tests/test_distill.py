@@ -13,6 +13,7 @@ from fewstep.recipes import load_recipe
 from fewstep.recipes.distillation import build_distillation
 from fewstep.solvers import Renoise
 from fewstep.states import Generated, Prior, State, States, Step
+from fewstep.tables import evaluation_table
 from fewstep.training.log import read_log
 from fewstep.training.monitors import Gap, Saturation, Spread
 
@@ -42,6 +43,13 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
     # Fig. 11: on an untrained student's samples the teacher is further from the true score than on data, most of all at low noise.
     assert any(mismatch["reliable"])
     assert mismatch["assessed_mean"] > 1.1 * mismatch["training_mean"]
+    assert mismatch["assessed_norm"]["mean"] > mismatch["training_norm"]["mean"] > 0
+    assert mismatch["assessed_norm"]["deviation"] > 0
+    assert [len(each["mean"]) for each in mismatch["norms"].values()] == [len(mismatch["levels"])] * 2
+    table = evaluation_table(result).splitlines()
+    (shown,) = [line for line in table if line.startswith("on the student's samples")]
+    assert f"{mismatch['assessed_mean']:.3f}" in shown
+    assert f"{mismatch['assessed_norm']['mean']:.3g} +- {mismatch['assessed_norm']['deviation']:.2g}" in shown
     excess = [a - t for a, t in zip(mismatch["assessed"], mismatch["training"], strict=True)]
     assert min(excess) > 0
     assert max(excess) == excess[0]

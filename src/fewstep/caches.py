@@ -22,6 +22,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.files import in_use, locked, write_alone
+from fewstep.ledger import NAME, keeping_file, print_sentence
 
 # A file that changed so lately may change again without another time of change: clocks of file systems are coarse.
 _SETTLED_NS = 2_000_000_000
@@ -32,6 +33,14 @@ def cache_folder() -> Path:
     """$FEWSTEP_CACHE, or ``~/.cache/fewstep``."""
     chosen = os.environ.get("FEWSTEP_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "fewstep"
+
+
+def output(path: Path | str, say: Callable[[str], None] = print_sentence) -> contextlib.AbstractContextManager[None]:
+    """Around the writing of a file that a command was told to write: what stands there and no command wrote is kept under another name.
+
+    What commands have written is noted in the cache folder.
+    """
+    return keeping_file(Path(path), cache_folder() / NAME, say)
 
 
 def content_digest(path: Path | str) -> str:

@@ -116,6 +116,7 @@ def sample(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
+    from fewstep.caches import output
     from fewstep.runs import load_guided, load_teacher
     from fewstep.runs.pictures import check_array, check_picture, write_array, write_samples
 
@@ -125,9 +126,11 @@ def sample(
         check_array(npz)
     sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
     samples = sampler(n, seed, class_id, steps)
-    write_samples(picture, samples, sampler.low, sampler.high)
+    with output(picture):
+        write_samples(picture, samples, sampler.low, sampler.high)
     if npz is not None:
-        write_array(npz, samples)
+        with output(npz):
+            write_array(npz, samples)
     typer.echo(str(picture))
 
 
@@ -203,23 +206,26 @@ def shift(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two or more run folders.")],
+    level: Annotated[list[float], typer.Option("--level", metavar="DISTANCE", help="Compare the speed at this Frechet distance; repeatable.")] = [],  # noqa: B006
     as_json: JsonOption = False,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The plot.")] = Path("comparison.png"),
 ) -> None:
-    """Shows how many steps and network evaluations each run needs to reach the others' level, with a plot.
+    """Shows how many steps and network evaluations each run needs to reach the others' level and fixed ones, with a plot.
 
     Example: fewstep compare runs/digits-disback runs/digits-diff-instruct
     """
+    from fewstep.caches import output
     from fewstep.report import Curve, plot_curves
     from fewstep.runs import compare as look
     from fewstep.runs.pictures import check_picture
 
     check_picture(out)
-    comparison = look(runs)
+    comparison = look(runs, level)
     for note in comparison.notes:
         typer.echo(note, err=True)
     curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
-    plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
+    with output(out):
+        plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
     typer.echo(json.dumps(comparison.as_json()) if as_json else f"{comparison_table(comparison.as_json())}\n{out}")
 
 

@@ -4,7 +4,10 @@ A name is not ownership: somebody may have put a file of his own where a run wri
 ``written.jsonl``, with a line for each file that was written under ``keeping``: its name and the SHA-256 of its content.
 The line comes before the file, so that a run which is killed between the two knows its file all the same. A file about to
 be replaced whose content no line of its name has was not written here: it gets another name, and that is said. A run of
-an earlier version has no ledger: what its folder holds is taken for its own when it is next written to.
+an earlier version has no ledger: of what its folder holds nothing is known, so that what is written again and differs is
+kept once. A finished model is kept also where it is the run's own and another is to take its place.
+
+A file that a command was told to write (``sample --out``) may lie anywhere: ``keeping_file`` has a ledger for it elsewhere.
 
 Lines are only added, each with a single write: a run and a command that measures it may write at the same moment.
 """
@@ -15,15 +18,17 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fewstep import distributed
-
 NAME = "written.jsonl"
 # A log grows line by line and is cut by its run; a checkpoint says itself whose it is (see ``training.checkpoint``).
 _SPEAK_FOR_THEMSELVES = (NAME, "metrics.jsonl", "lock", "checkpoints")
+_BEGINS = b'{"file": '
+_ASIDE = re.compile(r"\.(set-aside|earlier)(-\d+)?(\.[^.]*)?$")
+_MODELS = ("student.safetensors", "adapter.safetensors", "model.safetensors")
 _kept: dict[Path, Ledger] = {}
 
 
@@ -39,13 +44,35 @@ def keeping(folder: Path, say: Callable[[str], None] = print_sentence) -> Iterat
     if folder in _kept:
         yield
         return
-    _kept[folder] = Ledger(folder, say)
+    _kept[folder] = Ledger(folder, folder / NAME, say)
     try:
-        if distributed.first():
-            _kept[folder].adopt()
         yield
     finally:
         del _kept[folder]
+
+
+@contextlib.contextmanager
+def keeping_file(path: Path, ledger: Path, say: Callable[[str], None] = print_sentence) -> Iterator[None]:
+    """Within it, the one file ``path``, wherever it is, is subject to the ledger in the file ``ledger``."""
+    path = Path(path).absolute()
+    if path in _kept:
+        yield
+        return
+    _kept[path] = _Elsewhere(Path(path.anchor), ledger, say)
+    try:
+        yield
+    finally:
+        del _kept[path]
+
+
+def is_ledger(path: Path) -> bool:
+    """Whether a file is a ledger, or is not there; a line of it may have been cut short."""
+    if not os.path.lexists(path):
+        return True
+    if not path.is_file() or path.is_symlink():
+        return False
+    lines = [line for line in path.read_bytes().splitlines() if line]
+    return all(line.startswith(_BEGINS[: len(line)]) for line in lines)
 
 
 def noted_in(folder: Path) -> set[str]:
@@ -59,42 +86,39 @@ def ledger_of(path: Path) -> Ledger | None:
     for folder, ledger in _kept.items():
         if folder in path.parents and path.relative_to(folder).parts[0] not in _SPEAK_FOR_THEMSELVES:
             return ledger
-    return None
+    return _kept.get(path)
 
 
 class Ledger:
-    """The ledger of ``folder``, made with its first line."""
+    """The ledger of what is in ``folder``, in the file ``path``, made with its first line."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print_sentence):
+    def __init__(self, folder: Path, path: Path, say: Callable[[str], None]):
         self.folder = folder
         self._say = say
-        self._path = folder / NAME
+        self._path = path
 
     def about_to_replace(self, path: Path, aside: Path) -> None:
         """Notes that ``aside``, a whole file, is to become ``path``; what stands there and is not known gets another name."""
         digest = _digest(aside)
         known = list(_lines_of(self._path))
-        if os.path.lexists(path) and not self._knows(path, digest, known):
-            self._say(f"{path}: was not written by this run; it is kept as {set_aside(path, 'set-aside').name}.")
+        if os.path.lexists(path) and not self._is(path, digest):
+            if not self._knows(path, known):
+                self._say(f"{path}: was not written by this run; it is kept as {set_aside(path, 'set-aside').name}.")
+            elif path.name in _MODELS and path.absolute().parent == self.folder:
+                self._say(f"{path}: differs from the one that takes its place; it is kept as {set_aside(path, 'earlier').name}.")
         if self._line(path, digest) not in known:
             self._add(path, digest)
 
-    def adopt(self) -> None:
-        """Where there is no ledger yet, notes all files that are there."""
-        if not self._path.exists():
-            for path in sorted(self.folder.rglob("*")):
-                if path.is_file() and not path.is_symlink() and ledger_of(path) is self:
-                    self._add(path, _digest(path))
+    @staticmethod
+    def _is(path: Path, digest: str) -> bool:
+        return path.is_file() and not path.is_symlink() and _digest(path) == digest
 
-    def _knows(self, path: Path, new: str, known: Sequence[Mapping[str, str]]) -> bool:
-        if path.is_symlink() or not path.is_file():
-            return False
-        digest = _digest(path)
-        return digest == new or self._line(path, digest) in known
+    def _knows(self, path: Path, known: Sequence[Mapping[str, str]]) -> bool:
+        return path.is_file() and not path.is_symlink() and self._line(path, _digest(path)) in known
 
     def _add(self, path: Path, digest: str) -> None:
         line = json.dumps(self._line(path, digest))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         try:
             # Begins a line of its own, whatever was cut short before it.
@@ -107,6 +131,14 @@ class Ledger:
         return {"file": Path(path).absolute().relative_to(self.folder).as_posix(), "sha256": digest}
 
 
+class _Elsewhere(Ledger):
+    """A ledger that is not among what it notes: where it cannot be written, what a command wrote is kept at the next time."""
+
+    def _add(self, path: Path, digest: str) -> None:
+        with contextlib.suppress(OSError):
+            super()._add(path, digest)
+
+
 def set_aside(path: Path, why: str) -> Path:
     """Gives a file, a link or a folder another name beside the old one, which says ``why``; returns it. Raises ``OSError``."""
     # A folder of shards has a name without a suffix, a file's suffix says how to read it.
@@ -116,6 +148,11 @@ def set_aside(path: Path, why: str) -> Path:
     new = next(name for name in names if not os.path.lexists(name))
     path.rename(new)
     return new
+
+
+def is_set_aside(path: Path) -> bool:
+    """Whether a name is one that a ledger gave to a file which stood in the way."""
+    return _ASIDE.search(path.name) is not None
 
 
 def _lines_of(path: Path) -> Iterator[dict[str, str]]:

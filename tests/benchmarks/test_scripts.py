@@ -10,10 +10,11 @@ import pytest
 from bench_kit import FOLDER, imported, started
 
 FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "evaluation.draws=1", "--seeds", "1")
-# By name: arguments, and the JSON file that must be there afterwards.
+# By name, what is before a comma is the script: arguments, and the JSON file that must be there afterwards.
 SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "convergence": (("--study", "toy", "--budget", "9000", *FEW), "convergence-toy.json"),
     "ddil": (("--only", "pd4", "--budget", "2000", *FEW), "ddil.json"),
+    "ddil, overhead": (("--study", "overhead", "--only", "lcm4", "--budget", "2000", *FEW), "ddil-overhead.json"),
     "family": (("--only", "diff-instruct", "--budget", "2000", *FEW), "family.json"),
     "fastgan": (("--budget", "2000", "--gan", "500", *FEW), "fastgan.json"),
     "field": ((), "field.json"),
@@ -24,14 +25,15 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "scaling_model": ((), "scaling_model.json"),
     "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),
     "faults": (("--kills", "1", "--processes", "1", "--faults", "SIGTERM"), "faults.json"),
+    "inversion": (("--steps", "3", *FEW), "inversion.json"),
 }
 WITH_OUT = ("faults",)
 # More than 40 seconds of an idle core, or whole processes that are started and ended.
-SLOW = ("ddil", "fastgan", "faults", "hostile", "scaling_model", "throughput")
+SLOW = ("ddil", "ddil, overhead", "fastgan", "faults", "hostile", "scaling_model", "throughput")
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)
-# Not for users: ``faults_run`` starts it, with its task in the environment.
-INNER = ("faults_entry",)
+# Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study overhead`` the other.
+INNER = ("faults_entry", "collecting")
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if re.search(r"^def main\(", path.read_text(encoding="utf-8"), re.MULTILINE) and path.stem not in INNER)
 
 
@@ -55,5 +57,5 @@ def test_every_script_is_run_by_a_test() -> None:
 def test_a_script_runs_to_its_end(name: str, tmp_path: Path) -> None:
     arguments, result = SCRIPTS[name]
     where = ("--results", str(tmp_path / "results"), *(("--out", str(tmp_path / "runs")) if "--seeds" in arguments or name in WITH_OUT else ()))
-    assert started(name, *arguments, *where).strip()
+    assert started(name.partition(",")[0], *arguments, *where).strip()
     assert json.loads((tmp_path / "results" / result).read_text(encoding="utf-8"))

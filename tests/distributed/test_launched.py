@@ -91,3 +91,27 @@ def test_a_stopped_and_then_killed_run_ends_as_an_undisturbed_one(tmp_path):
     assert process.wait(LIMIT) == 0, said(run)
     assert (run / "student.safetensors").read_bytes() == (calm / "student.safetensors").read_bytes()
     assert log_of(run) == log_of(calm)
+
+
+def test_two_processes_agree_on_what_is_not_theirs(tmp_path):
+    """A folder of somebody's own is left as it is; what stands in a run's way is kept, and each is said once by the first process."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "student.safetensors").write_bytes(b"mine")
+    process = launched(run, mode="fsdp")
+    assert process.wait(LIMIT) != 0
+    assert "run: holds 'student.safetensors', and no run of fewstep's; nothing was written" in said(run)
+    assert [path.name for path in run.iterdir()] == ["student.safetensors"]
+
+    (run / "student.safetensors").unlink()
+    assert launched(run, "--set=training.steps=20", mode="fsdp").wait(LIMIT) == 0, said(run)
+    finished = (run / "student.safetensors").read_bytes()
+    (run / "student.safetensors").write_bytes(b"mine")
+    last = Checkpoints(run / "checkpoints").paths()[0]
+    (last / "manifest.json").write_bytes(b"damaged")
+    (last / "notes.txt").write_bytes(b"mine")
+    assert launched(run, "--set=training.steps=20", "--resume", mode="fsdp").wait(LIMIT) == 0, said(run)
+    assert (run / "student.safetensors").read_bytes() == finished
+    assert (run / "student.set-aside.safetensors").read_bytes() == b"mine"
+    assert {path.name for path in last.with_name(f"{last.name}.unreadable").iterdir()} >= {"manifest.json", "notes.txt"}
+    assert said(run).count("kept as student.set-aside.safetensors") == said(run).count(f"kept as {last.name}.unreadable") == 1

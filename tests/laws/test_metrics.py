@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.data import InMemory
 from fewstep.denoisers import StableTargetField
 from fewstep.errors import UserError
-from fewstep.metrics import FeatureStatistics, MismatchDegree, assessed_mismatch, frechet_distance, outside, spread, training_mismatch
+from fewstep.metrics import FeatureStatistics, MismatchDegree, assessed_mismatch, comparable_norms, frechet_distance, outside, spread, training_mismatch
 from fewstep.metrics.frechet import features_of
 from fewstep.random import Place
 from fewstep.schedule import KarrasVE, Schedule
@@ -141,6 +141,31 @@ def test_degrees_are_differences_of_scores_in_units_of_pure_noise(schedule: Sche
     scores = [(schedule.alpha(t) * denoiser(x_t, t).double() - x_t) / schedule.sigma(t) ** 2 for denoiser in (mixture, field)]
     assert found.degrees[0] == pytest.approx(float((schedule.sigma(t) * (scores[0] - scores[1])).square().mean().sqrt()), rel=1e-5)
     assert found.effective_sizes[0] == pytest.approx(float(field.effective_size(x_t, t).mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_norms_are_equation_9_as_it_is_printed(schedule: Schedule) -> None:
+    """The mean over samples of the norm of a difference of scores of x_t / alpha, and the deviation over the samples."""
+    mixture, place, level = three_gaussians(schedule), Place(0), 0.8
+    samples = mixture.sample(60, Place(0, "own"))[0] + 0.3
+    found = assessed_mismatch(mixture, samples, None, place, (level,))
+    t = schedule.time_at_sigma(level)
+    x_t = schedule.add_noise(samples, t.expand(60), place.normal(f"mismatch-{level}", (60, 2)))
+    y = x_t / float(schedule.alpha(t))
+    scores = [(denoiser(x_t, t).double() - y) / level**2 for denoiser in (mixture, StableTargetField(schedule, samples))]
+    norms = (scores[0] - scores[1]).square().sum(1).sqrt()
+    assert found.norms[0] == pytest.approx(float(norms.mean()), rel=1e-5)
+    assert found.deviations[0] == pytest.approx(float(norms.std(correction=0)), rel=1e-5)
+    # The other unit is the root mean square of the same a dimension, times sigma.
+    assert found.degrees[0] == pytest.approx(level * float((norms.square().mean() / 2).sqrt()), rel=1e-5)
+
+
+def test_norms_are_compared_over_levels_that_are_reliable_in_both() -> None:
+    one = MismatchDegree((0.1, 1.0, 3.0), (5.0, 1.0, 2.0), (1.2, 2.0, 30.0), (9.0, 3.0, 1.0), (1.0, 0.3, 0.4))
+    other = MismatchDegree((0.1, 1.0, 3.0), (5.0, 1.0, 2.0), (4.0, 2.0, 30.0), (8.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    first, second = comparable_norms(one, other)
+    assert (first.mean, second.mean) == (2.0, 1.5)
+    assert (first.deviation, second.deviation) == (pytest.approx(0.125**0.5), 0.0)
 
 
 def test_two_isolated_samples_are_marked_unreliable() -> None:

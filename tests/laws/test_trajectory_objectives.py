@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from fewstep.objectives import (
     Distance,
     EDMWeight,
     EndpointRegression,
+    InverseConsistency,
     Ladder,
     Objective,
     Perceptual,
@@ -538,6 +540,145 @@ def test_soft_consistency_refuses_what_has_no_meaning() -> None:
             SoftConsistency(model, freeze(copy_of(model)), fixed, bad, HEUN, steps)
     with pytest.raises(UserError, match="from which no step goes down"):
         _loss(_soft(times, 1), State(normals(1, 2), torch.tensor([times[-1]], dtype=torch.float64)))
+
+
+# Inverse consistency
+
+
+def _spread_up(times: tuple[float, ...], rows: int) -> Tensor:
+    """Each of the times from which a step goes up in turn, (rows,)."""
+    return torch.tensor([times[1 + i % (len(times) - 1)] for i in range(rows)], dtype=torch.float64)
+
+
+def _rung_above(times: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    """The time one rung above each t; the first stays."""
+    grid = torch.tensor(times, dtype=torch.float64)
+    return lambda t: grid[((t[:, None] - grid).abs().argmin(1) - 1).clamp(min=0)]
+
+
+@every_schedule
+@pytest.mark.parametrize("max_steps", [1, 3, 100])
+def test_the_exact_jump_upwards_has_no_loss_under_an_exact_teacher(schedule: Schedule, max_steps: int) -> None:
+    gaussian, times = one_gaussian(schedule), _rungs(schedule, 12)
+    model = trajectory(ExactJump(gaussian), schedule)
+    teacher = exact_step(gaussian, _rung_above(times))
+    state = noisy(gaussian, _spread_up(times, 60))
+    # From t_min a jump is 1e4 times its network's output less its input, so that rounding shows there.
+    assert float(_loss(InverseConsistency(model, model, Fixed(teacher), times, EULER, max_steps), state)) < 1e-13
+    assert float(_loss(InverseConsistency(model, model, Fixed(gaussian), times, EULER, max_steps), state)) > 1e-6
+    wrong = freeze(trajectory(TinyJump(), schedule))
+    assert float(_loss(InverseConsistency(wrong, model, Fixed(teacher), times, EULER, max_steps), state)) > 1e-3
+
+
+@every_rule
+def test_the_loss_of_the_exact_jump_upwards_is_the_teachers_local_error(rule: Rule) -> None:
+    gaussian, losses = one_gaussian(KarrasVE()), []
+    model = trajectory(ExactJump(gaussian), gaussian.schedule)
+    for steps in (96, 192):
+        times = _rungs(gaussian.schedule, steps)
+        state = noisy(gaussian, torch.full((64,), times[steps // 2], dtype=torch.float64))
+        losses.append(float(_loss(InverseConsistency(model, model, Fixed(gaussian), times, rule, 1), state)))
+    assert math.log2(losses[0] / losses[1]) == pytest.approx(2 * (rule.order + 1), abs=0.4)
+
+
+def _inverse(times: tuple[float, ...], max_steps: int, teacher: Denoiser | None = None) -> InverseConsistency:
+    schedule = KarrasVE()
+    averaged = freeze(trajectory(TinyJump(1), schedule))
+    return InverseConsistency(trajectory(TinyJump(0), schedule), averaged, Fixed(teacher or one_gaussian(schedule)), times, HEUN, max_steps)
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 100])
+def test_times_upwards_are_ordered_bounded_and_uniform(max_steps: int) -> None:
+    times = _rungs(KarrasVE(), 6)
+    rows = 12_000
+    state = State(torch.zeros(rows, 2), _spread_up(times, rows))
+    now, between, end = _inverse(times, max_steps).indices(Step(Place(0), rows), state)
+    assert bool(((end <= between) & (between < now) & (end >= 0) & (now - between <= max_steps)).all())
+    at_last = now == 6
+    counts = torch.bincount(end[at_last], minlength=6)
+    assert float(((counts - counts.sum() / 6) ** 2 / (counts.sum() / 6)).sum()) < 20.5
+    chosen = torch.bincount(between[at_last & (end == 0)], minlength=6)[max(6 - max_steps, 0) :].double()
+    assert float(((chosen - chosen.mean()) ** 2 / chosen.mean()).sum()) < 20.5
+
+
+def test_inverse_consistency_is_its_formula_sample_by_sample_and_so_is_its_gradient() -> None:
+    schedule = KarrasVE()
+    times, teacher = _rungs(schedule, 6), one_gaussian(schedule)
+    objective = _inverse(times, 3)
+    state = noisy(teacher, _spread_up(times, 18))
+    now, between, end = objective.indices(Step(Place(0, "law"), 18), state)
+    assert len(set((now - between).tolist())) == 3
+    apart = []
+    for row in range(18):
+        x, s = state.x[row : row + 1], times[int(end[row])]
+        with torch.no_grad():
+            x_u = x
+            for index in range(int(now[row]), int(between[row]), -1):
+                x_u = teacher_step(HEUN, teacher, x_u, times[index], times[index - 1])
+            target = objective.averaged.jump(x_u, times[int(between[row])], s)
+        apart.append(((objective.student.jump(x, times[int(now[row])], s) - target) / schedule.sigma(torch.tensor(s, dtype=torch.float64))).square().mean())
+    expected, found = torch.stack(apart).mean(), _loss(objective, state)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    ours, theirs = (torch.autograd.grad(value, list(objective.student.parameters())) for value in (found, expected))
+    assert all(torch.allclose(a, b, rtol=1e-7, atol=1e-12) and bool((a != 0).any()) for a, b in zip(ours, theirs, strict=True))
+
+
+class _Turned(nn.Module):
+    """The exact flow upwards, off by ``error`` times the noise level of the end in every direction."""
+
+    def __init__(self, gaussian: GaussianMixture):
+        super().__init__()
+        self.gaussian, self.error = gaussian, nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, s: Tensor) -> Tensor:
+        schedule = self.gaussian.schedule
+        wrong = carried(self.gaussian, x, t, s) + self.error * schedule.sigma(s)[:, None]
+        return x0_of_transition(schedule, x, wrong, t, s)
+
+
+def test_an_error_in_units_of_noise_costs_its_square_at_every_level_with_the_gradient_of_a_square() -> None:
+    """On a Gaussian the upward map is known: a jump that is off by e sigma_s has the loss e^2 and the gradient 2 e, whatever t, u and s."""
+    gaussian = one_gaussian(KarrasVE())
+    times = _rungs(gaussian.schedule, 6)
+    student, exact = _Turned(gaussian), freeze(trajectory(ExactJump(gaussian), gaussian.schedule))
+    objective = InverseConsistency(trajectory(student, gaussian.schedule), exact, Fixed(exact_step(gaussian, _rung_above(times))), times, EULER, 3)
+    for t in times[1:]:
+        loss = _loss(objective, noisy(gaussian, torch.full((8,), t, dtype=torch.float64)))
+        assert float(loss.detach()) == pytest.approx(0.01, rel=1e-5)
+        assert float(torch.autograd.grad(loss, student.error)[0]) == pytest.approx(0.2, rel=1e-5)
+
+
+def test_inverse_consistencys_teacher_runs_only_where_it_must() -> None:
+    teacher = freeze(tiny_denoiser().double())
+    times = _rungs(teacher.schedule, 6)
+    model = freeze(trajectory(TinyJump(), teacher.schedule))
+    objective = InverseConsistency(model, model, Fixed(teacher), times, HEUN, 100)
+    state = State(normals(30, 2), _spread_up(times, 30))
+    now, between, _ = objective.indices(Step(Place(0, "law"), 30), state)
+    with cost.metered() as meter:
+        _loss(objective, state)
+    assert meter.evaluations == 2 * 30 + 2 * int((now - between).sum())
+
+
+def test_inverse_consistency_over_two_processes_is_that_over_one() -> None:
+    times = _rungs(KarrasVE(), 6)
+    objective = _inverse(times, 3)
+    state = noisy(one_gaussian(KarrasVE()), _spread_up(times, 12))
+    halves = [_loss(objective, State(state.x[part], state.t[part]), start=part.start) for part in (slice(0, 6), slice(6, 12))]
+    torch.testing.assert_close(_loss(objective, state), (halves[0] + halves[1]) / 2, rtol=1e-10, atol=0)
+
+
+def test_inverse_consistency_refuses_what_has_no_meaning() -> None:
+    times = _rungs(KarrasVE(), 6)
+    model = trajectory(TinyJump(), KarrasVE())
+    fixed = Fixed(one_gaussian(KarrasVE()))
+    with pytest.raises(UserError, match="inverse consistency: the averaged model must be frozen"):
+        InverseConsistency(model, copy_of(model), fixed, times)
+    for bad, steps in (((*times, 0.0), 1), (times, 0)):
+        with pytest.raises(UserError, match="inverse consistency: its times must end at t_min"):
+            InverseConsistency(model, freeze(copy_of(model)), fixed, bad, HEUN, steps)
+    with pytest.raises(UserError, match=r"from which no step goes up on its times .*; draw the states' times from all but the first"):
+        _loss(_inverse(times, 1), State(normals(1, 2), torch.tensor([times[0]], dtype=torch.float64)))
 
 
 # Rectified flow

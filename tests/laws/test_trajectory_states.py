@@ -29,6 +29,7 @@ from fewstep.states import (
     Generated,
     Linear,
     Mixture,
+    OpenRollout,
     Pairs,
     PerBatch,
     Prior,
@@ -234,6 +235,92 @@ def test_a_random_rollout_is_one_of_its_rollouts_and_all_come_up() -> None:
         if step < 6:
             _same(Step(place, 8).state(RandomRollout(student, prior, grids)), Step(place, 8).state(Rollout(student, prior, grids[steps])))
     assert min(counts.values()) > 20
+
+
+def _each(state: State, stops: int) -> list[State]:
+    """The states of trajectories by stop."""
+    return [State.of({name: value[stop::stops] for name, value in state.tensors().items()}) for stop in range(stops)]
+
+
+def test_all_states_of_trajectories_are_the_rollouts_at_each_stop() -> None:
+    """Sample after sample; a trajectory is that of a rollout whose only stop lies there."""
+    student, stops = _student(), (0, 2, 3)
+    guided = WithGuidance(_prior(), 2, 14)
+    state = Rollout(student, guided, TIMES, (3, 0, 2)).trajectories(Step(PLACE, 5))
+    assert state.t.tolist() == [TIMES[stop] for stop in stops] * 5
+    for stop, ours in zip(stops, _each(state, 3), strict=True):
+        _same(ours, Step(PLACE, 5).state(Rollout(student, guided, TIMES, (stop,))), without=("noise",))
+    assert (state.x0, state.noise, state.origin, state.x.requires_grad) == (None, None, None, False)
+
+
+def test_all_states_are_those_of_the_rollout_that_is_chosen() -> None:
+    student, prior = _student(), _prior()
+    grids = {steps: tuple(nested_times(RhoGrid(), VE, 1.0, steps).tolist()) for steps in (2, 3)}
+    rollouts = {"a": Rollout(student, prior, TIMES), "b": Rollout(student, prior, (1.0, 0.5))}
+    seen = set()
+    for step in range(12):
+        place = Place(0, "s", step)
+        drawn, batch = RandomRollout(student, prior, grids), PerBatch(rollouts, Constant({"a": 1, "b": 1}))
+        _same(drawn.trajectories(Step(place, 4)), drawn.chosen(Step(place, 4)).trajectories(Step(place, 4)))
+        index = batch.chosen(Step(place, 4))
+        state = batch.trajectories(Step(place, 4))
+        _same(state, rollouts["ab"[index]].trajectories(Step(place, 4)), without=("origin",))
+        assert state.origin.tolist() == [index] * len(state.x)
+        seen.add((len(drawn.trajectories(Step(place, 4)).x), len(state.x)))
+    assert {len_ for len_, _ in seen} == {8, 12}
+    assert {len_ for _, len_ in seen} == {16, 8}
+    # The scale is the sample's, all along its trajectory.
+    outer = WithGuidance(rollouts["a"], 2, 14).trajectories(Step(PLACE, 4))
+    assert torch.equal(outer.condition.guidance, Step(PLACE, 4).state(WithGuidance(prior, 2, 14)).condition.guidance.repeat_interleave(4))
+
+
+def test_a_random_rollouts_stops_are_those_of_its_number_of_steps() -> None:
+    grids = {steps: tuple(nested_times(RhoGrid(), VE, 1.0, steps).tolist()) for steps in (3, 4)}
+    for step in range(8):
+        place = Place(0, "s", step)
+        state = Step(place, 6).state(RandomRollout(_student(), _prior(), grids, {3: (1,), 4: (2,)}))
+        assert state.t.unique().tolist() in ([grids[3][1]], [grids[4][2]])
+    with pytest.raises(UserError, match="stops must be"):
+        RandomRollout(_student(), _prior(), grids, {4: (4,)})
+
+
+def test_an_open_rollout_goes_along_the_times_above_its_stop_and_then_there() -> None:
+    """Algorithm 1: the jumps, T_s from its distribution, the same whatever rows are drawn; the states as the student makes them."""
+    counting, stops = _Counting([]), []
+    for step in range(400):
+        place = Place(0, "s", step)
+        rollout = OpenRollout(counting, _prior(), TIMES[:4], VE, UniformTimes(high=0.5))
+        counting.jumps.clear()
+        state = rollout.draw(Step(place, 3, 2))
+        stop = float(state.t[0])
+        path = [*(t for t in TIMES[:4] if t > stop), stop]
+        assert counting.jumps == list(pairwise(path))
+        assert state.t.tolist() == [stop] * 3
+        stops.append(stop)
+    # Uniform between t_min and 0.5: the mean and the largest distance to the distribution function, at four deviations.
+    ordered = torch.tensor(sorted(stops))
+    assert float(((ordered - VE.t_min) / (0.5 - VE.t_min) - (torch.arange(400) + 0.5) / 400).abs().max()) < 2 / math.sqrt(400)
+    student, place = _student(), PLACE
+    rollout = OpenRollout(student, _prior(), TIMES[:4], VE, UniformTimes(high=0.2))
+    state, whole = rollout.draw(Step(place, 6)), rollout.trajectories(Step(place, 6))
+    path = rollout.path(Step(place, 6))
+    x, labels = 80.0 * place.normal("prior", (6, 2)), place.integers("prior-class", 6, 3)
+    for index, ours in enumerate(_each(whole, len(path))):
+        if index:
+            x0 = student.model(x, torch.full((6,), path[index - 1], dtype=torch.float64), labels)
+            x = (x0 + 80.0 * path[index] * place.normal(f"renoise-{path[index]:.12g}", (6, 2))).detach()
+        assert torch.equal(ours.x, x)
+        assert ours.t.tolist() == [path[index]] * 6
+    assert torch.equal(state.x, x)
+
+
+def test_an_open_rollout_stopped_at_its_first_time_is_the_prior() -> None:
+    rollout = OpenRollout(_student(), _prior(), (1.0,), VE, GridTimes((1.0,)))
+    _same(Step(PLACE, 5).state(rollout), Step(PLACE, 5).state(_prior()), without=("noise",))
+    with pytest.raises(UserError, match="end above 0"):
+        OpenRollout(_student(), _prior(), TIMES, VE, UniformTimes())
+    with pytest.raises(UserError, match="not the prior's time"):
+        OpenRollout(_student(), _prior(), (0.5, 0.1), VE, UniformTimes())
 
 
 def test_a_rollout_hands_the_guidance_scale_to_its_map() -> None:
@@ -591,6 +678,37 @@ def test_states_are_collected_every_so_many_steps_and_always_into_an_empty_buffe
     assert _held(dagger) == [3000, 3001, 4000, 4001, 8000, 8001, 12000, 12001]
 
 
+def test_a_collection_of_whole_trajectories_holds_all_of_their_states() -> None:
+    """Three stops a trajectory, the newest last; drawn from where the rollout was, and no map is called between two collections."""
+    counting = _Counting([])
+    rollout = Rollout(counting, _prior(), TIMES, (0, 1, 3))
+    dagger = Dagger(rollout, capacity=10, collect=2, keep="ring", every=4, of_each="all")
+    for step in range(9):
+        before = len(counting.jumps)
+        state = Step(Place(7, "s", step), 64).state(dagger)
+        assert len(counting.jumps) - before == (3 if step % 4 == 0 else 0)
+    fresh = [rollout.trajectories(Step(Place(7, "s", step), 2)) for step in (0, 4, 8)]
+    last = torch.cat([each.t for each in fresh])[-10:]
+    assert sorted(dagger.tensors()["t"].tolist()) == sorted(last.tolist())
+    assert set(state.t.tolist()) <= set(last.tolist())
+    held = {tuple(row) for row in dagger.tensors()["x"].tolist()}
+    assert held == {tuple(row) for row in torch.cat([each.x for each in fresh])[-10:].tolist()}
+    assert dagger.filled == 10
+    with pytest.raises(UserError, match="of_each must be 'one' or 'all', got 'some'"):
+        Dagger(rollout, 4, 2, "ring", of_each="some")
+
+
+def test_processes_hold_the_same_whole_trajectories_and_draw_their_own_rows() -> None:
+    whole, first, second = (Dagger(Rollout(_student(), _prior(), TIMES), 20, 3, "ring", every=3, of_each="all") for _ in range(3))
+    for step in range(5):
+        place = Place(7, "s", step)
+        parts = [Step(place, 4, start).state(dagger).tensors() for dagger, start in ((first, 0), (second, 4))]
+        for name, value in Step(place, 8).state(whole).tensors().items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), value)
+        for dagger in (first, second):
+            assert all(torch.equal(value, whole.tensors()[name]) for name, value in dagger.tensors().items())
+
+
 def test_a_reservoir_holds_every_state_ever_seen_equally_often() -> None:
     """Chi-square over 30 states in a buffer of 6, over many seeds; slots of one buffer are different states."""
     runs, counts = 1000, torch.zeros(30, dtype=torch.float64)
@@ -622,9 +740,10 @@ def test_draws_from_a_buffer_are_uniform_and_whole(keep: str) -> None:
 
 @pytest.mark.parametrize("keep", ["ring", "reservoir"])
 @pytest.mark.parametrize("cut", [0, 1, 3, 6])
-def test_a_resumed_buffer_goes_on_bit_for_bit(keep: str, cut: int) -> None:
+@pytest.mark.parametrize("of_each", ["one", "all"])
+def test_a_resumed_buffer_goes_on_bit_for_bit(keep: str, cut: int, of_each: str) -> None:
     def build() -> Dagger:
-        return Dagger(WithGuidance(Rollout(_student(), _prior(), TIMES), 2, 14), capacity=20, collect=6, keep=keep, every=2)
+        return Dagger(WithGuidance(Rollout(_student(), _prior(), TIMES), 2, 14), capacity=20, collect=6, keep=keep, every=2, of_each=of_each)
 
     whole, first, second = build(), build(), build()
     undisturbed = _run(whole, range(8))

@@ -266,7 +266,8 @@ def test_the_path_is_recorded_on_the_untrained_generators_images(tmp_path: Path)
 def test_the_monitors_read_a_generator_of_images(tmp_path: Path) -> None:
     parts = build_distillation(images(target=BACKTRACKED), tmp_path)
     readings = {reading.name: reading.value for reading in parts.monitor.read(Step(Place(0, "monitor"), 20), {"fake.denoising": 1.0, "student.gap": 0.5})}
-    assert set(readings) == {"fake_score_lag", "gap", "mismatch_over_bound", "spread_over_data", "saturation"}
+    norms = {"mismatch_norm", "mismatch_norm_deviation", "mismatch_norm_on_data"}
+    assert set(readings) == {"fake_score_lag", "gap", "mismatch_over_bound", *norms, "spread_over_data", "saturation"}
     # Tanh stays in the data's range.
     assert readings["saturation"] == 0.0
 

@@ -21,7 +21,7 @@ from fewstep.recipes.parts import build_data
 from fewstep.recipes.places import named_in
 
 # Free texts that lead nowhere: columns of a set, a commit, a checksum, the name of an architecture.
-PLAIN = {"split", "image", "label", "revision", "sha256", "network"}
+PLAIN = {"subfolder", "variant", "split", "image", "label", "revision", "sha256", "network"}
 
 
 def sections(model: type[BaseModel]) -> set[type[BaseModel]]:

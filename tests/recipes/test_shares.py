@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.errors import UserError
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.distillation import build_distillation
 from fewstep.recipes.shares import divided
@@ -74,3 +75,28 @@ def test_a_full_run_makes_all_its_pairs(tmp_path):
         made = [action.samples for stage in sketch(recipe, tmp_path)[1].stages for action in stage.begin if action.samples]
         assert made
         assert set(made) == {count}
+
+
+def rounds_of(tmp_path, *overrides: str) -> list[tuple[str, int]]:
+    recipe = load_recipe("mixture2d-pd-ddil", overrides)
+    assert isinstance(recipe, DistillRecipe)
+    return [(stage.name, stage.until) for stage in build_distillation(recipe, tmp_path).stages]
+
+
+def test_ddils_rounds_are_said_as_they_are(tmp_path):
+    """Garrepalli et al. 2024, Sec. 5: 5 thousand steps, 6 and 4, 8 and 6, 8 and 6; the first round in one part."""
+    paper = rounds_of(tmp_path, "method.steps=2", "method.rounds=[[5.0],[6.0,4.0],[8.0,6.0],[8.0,6.0]]", "training.steps=4300")
+    assert paper == [("16-steps", 500), ("8-steps-1", 600), ("8-steps-2", 400), ("4-steps-1", 800), ("4-steps-2", 600), ("2-steps-1", 800), ("2-steps-2", 600)]
+
+
+def test_rounds_in_the_place_of_growth_and_parts_are_the_same_run(tmp_path):
+    usual = rounds_of(tmp_path, "method.growth=2.0", "method.start=8", "method.steps=2", "training.steps=900")
+    said = rounds_of(tmp_path, "method.rounds=[[0.6,0.4],[1.2,0.8]]", "method.start=8", "method.steps=2", "training.steps=900")
+    assert usual == said == [("4-steps-1", 180), ("4-steps-2", 120), ("2-steps-1", 360), ("2-steps-2", 240)]
+
+
+def test_rounds_are_as_many_as_there_are(tmp_path):
+    with pytest.raises(UserError, match="'rounds' has 1 entries, but from 32 steps to 4 there are 3 rounds"):
+        load_recipe("mixture2d-pd-ddil", ["method.rounds=[[1.0]]"])
+    with pytest.raises(UserError, match=r"method\.rounds"):
+        load_recipe("mixture2d-pd-ddil", ["method.rounds=[[1.0],[1.0,2.0,3.0],[1.0]]"])

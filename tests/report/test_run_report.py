@@ -292,9 +292,13 @@ def test_the_mismatch_degree_is_shown_by_level_and_unreliable_levels_are_marked(
     path = folder / "evaluation.json"
     evaluation = json.loads(path.read_text())
     evaluation["mismatch"] = {"levels": [0.1, 1.6], "training": [0.581, 0.075], "assessed": [0.975, 0.098], "reliable": [False, True]}
+    evaluation["mismatch"]["norms"] = {"training": {"mean": [3.25, 0.5], "deviation": [0.5, 0.0]}, "assessed": {"mean": [7.1], "deviation": [0.1]}}
     path.write_text(json.dumps(evaluation))
     page = write_run_report(folder).read_text()
     section = page[page.index("Mismatch degree by noise level") :]
+    assert "3.25 ± 0.50" in section
+    # Columns of another length are left out.
+    assert "7.1" not in section[: section.index("</table>")]
     places = [section.index(text) for text in ("0.581", "0.975", "unreliable", "0.075", "0.098")]
     assert places == sorted(places)
     assert section.count("unreliable:") == 1

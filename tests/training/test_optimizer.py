@@ -10,6 +10,7 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.recipes import load_recipe
+from fewstep.recipes.parts import build_optimizer
 from fewstep.training import SGD, Adam
 from fewstep.training.memory import state_bytes
 
@@ -44,6 +45,20 @@ def test_a_rate_warms_up_and_falls_along_half_a_cosine():
     assert optimizer.rate(75, 100) == pytest.approx(0.5)
     assert optimizer.rate(99, 100) < 0.001
     assert optimizer.rate(99, None) == 1.0
+
+
+@pytest.mark.parametrize("kind", [Adam, SGD])
+def test_a_rate_falls_along_a_line_where_that_is_asked(kind):
+    optimizer = kind(2.0, warmup=3, decay=0.5, along="line")
+    assert [optimizer.rate(step, 100) for step in (0, 3, 50)] == [0.5, 2.0, 2.0]
+    assert [optimizer.rate(step, 100) for step in (60, 75, 99)] == pytest.approx([1.6, 1.0, 0.04])
+    assert optimizer.rate(99, None) == 2.0
+
+
+def test_a_recipe_says_along_what_the_rate_falls():
+    for kind, expected in (("line", 0.75), ("cosine", 0.5 * (1 + 0.5**0.5))):
+        recipe = load_recipe("mixture2d-pd", [f"method.optimizer.decay_along={kind}", "method.optimizer.decay=1.0", "method.optimizer.lr=1.0", "method.optimizer.warmup=0"])
+        assert build_optimizer(recipe.method.optimizer).rate(25, 100) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", [Adam, SGD])

@@ -215,6 +215,29 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(small_run):
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ['{"epoch": 3}\n', "notes\n", '{"step": 3, "stage": "distill", "evaluations": 8}\n'])
+def test_a_log_that_is_another_runs_or_no_log_is_not_cut(small_run, content):
+    run = small_run("mine", steps=2)
+    run.folder.mkdir(parents=True)
+    (run.folder / "metrics.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is the log of a run already, or somebody's own"):
+        run.trainer().fit()
+    assert (run.folder / "metrics.jsonl").read_text() == content
+    assert not (run.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["step-00000004.safetensors", "step-00000004"])
+def test_where_no_checkpoint_can_be_read_nothing_is_begun_or_renamed(small_run, name):
+    run = small_run("mine", steps=2)
+    path = run.folder / "checkpoints" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    for resume, sentence in ((False, "holds a run already"), (True, "none of its 1 checkpoints can be gone on from")):
+        with pytest.raises(UserError, match=sentence):
+            run.trainer().fit(resume)
+        assert path.read_text() == "mine"
+
+
 def test_resuming_with_other_threads_warns(small_run):
     run = small_run("threads", steps=6)
     run.trainer().fit()

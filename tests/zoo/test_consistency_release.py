@@ -196,3 +196,18 @@ def test_what_is_no_state_dict_is_refused_unread(tmp_path, content):
         torch.save(content, path)
     with pytest.raises(UserError, match=r"release\.pt: is not a state dict"):
         load_as(path, description(True, 5), EDM(0.5))
+
+
+def test_tensors_of_other_shapes_and_types_are_refused_by_name(tmp_path):
+    whole, path = released(True, 4).tensors, tmp_path / "release.pt"
+    attention = next(name for name in whole if name.endswith("qkv.weight"))
+    changes = {
+        attention: (torch.zeros(()), whole[attention][:-1], whole[attention].to(torch.int8)),
+        "label_emb.weight": (torch.zeros(()), torch.zeros(4), torch.zeros(2, 3, 4)),
+        "out.2.bias": (torch.zeros(3, dtype=torch.complex64),),
+    }
+    for name, values in changes.items():
+        for value in values:
+            torch.save({**whole, name: value}, path)
+            with pytest.raises(UserError, match=r"release\.pt: tensor '.*' is .*(does not belong|of a floating type|the network needs)"):
+                consistency_models.load_as(path, description(True, 4), EDM(0.5))

@@ -209,6 +209,7 @@ def test_arguments_that_are_not_the_tensors_are_refused(tmp_path, arguments, sen
         ("EDMPrecond", {"sigma_data": 0.0}, "has 0.0 for sigma_data"),
         ("EDMPrecond", {"sigma_min": 90.0}, "need 0 < sigma_min < sigma_max"),
         ("VPPrecond", {"beta_d": 1e9}, "for beta_d"),
+        ("VPPrecond", {"beta_d": 1000.0, "beta_min": 100.0}, r"whose highest noise level is 1\.94e\+130"),
         ("VPPrecond", {"M": 2.5}, "has 2.5 for M"),
         ("iDDPMPrecond", {"M": 500}, "table of noise levels is not the one of its constants"),
         ("iDDPMPrecond", {"C_2": 0.1}, "table of noise levels is not the one of its constants"),

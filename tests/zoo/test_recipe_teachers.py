@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from diffusers import DDPMScheduler
 from release_kit import NETWORKS, release
 from test_consistency_release import description, released
-from test_diffusers_release import folder
+from test_diffusers_release import folder, rewritten
 
 from fewstep.data.synthetic import waves
 from fewstep.denoisers import save_model
 from fewstep.errors import UserError
 from fewstep.prediction import EDM
 from fewstep.recipes import config, load_recipe
+from fewstep.recipes.origins import digest_of
+from fewstep.recipes.places import named_in
 from fewstep.recipes.source import validate
-from fewstep.recipes.teachers import build_teacher, sketched_teacher
+from fewstep.recipes.teachers import build_teacher, remarks_on, sketched_teacher
+from fewstep.runs import distill, examine
+from fewstep.runs.plan import plan_recipe
+from fewstep.training import Silent
 from fewstep.zoo import consistency_models, diffusers_models, nvidia
 
 SONG = {key: value for key, value in NETWORKS["SongUNet"].items() if key != "in_channels"}
@@ -93,3 +99,63 @@ def test_a_teacher_of_another_shape_than_the_data_is_refused(tmp_path):
     save_model(tmp_path / "model.safetensors", made)
     with pytest.raises(UserError, match=r"makes samples of shape \(3, 8, 8\) in 2 classes, the data has shape \(3, 8, 8\) and 3 classes"):
         build_teacher(teacher_of({"kind": "file", "path": str(tmp_path / "model.safetensors")}), waves((3, 8, 8), 3, 6))
+
+
+def test_a_diffusers_section_says_variant_subfolder_and_classes(tmp_path):
+    path, network = folder(tmp_path / "pipeline", DDPMScheduler(100), classes=11)
+    network.conv_out.weight.add_(0.5)
+    network.save_pretrained(path / "unet_ema", variant="fp16")
+    section = {"kind": "diffusers", "path": str(path)}
+    data = waves((3, 8, 8), 10, 20)
+    with pytest.raises(UserError, match=r"in 11 classes, .* 10 classes; set 'teacher\.classes' to 10 if its last embedding is 'no class'"):
+        build_teacher(teacher_of(section), data)
+    usual = build_teacher(teacher_of({**section, "classes": 10}), data)
+    chosen = teacher_of({**section, "classes": 10, "subfolder": "unet_ema", "variant": "fp16"})
+    average = build_teacher(chosen, data)
+    assert usual.classes == average.classes == 10
+    assert torch.allclose(average.network.leave.weight, usual.network.leave.weight + 0.5)
+    assert sketched_teacher(chosen, None).classes == 10
+    # The checksum is of what the keys choose.
+    digests = [digest_of(next(named_in(choice))) for choice in (teacher_of(section), teacher_of({**section, "classes": 10}), chosen)]
+    assert digests[0] == digests[1] != digests[2]
+    assert any("clip_sample" in remark for remark in remarks_on(chosen))
+    for key, value in (("subfolder", "../elsewhere"), ("subfolder", "/etc"), ("variant", "a/b"), ("classes", 0)):
+        with pytest.raises(UserError, match=rf"teacher\.{key}"):
+            teacher_of({**section, key: value})
+
+
+class Listening(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.heard = []
+
+    def say(self, sentence):
+        self.heard.append(sentence)
+
+
+def test_a_run_of_a_diffusers_folder_is_examined_planned_and_distilled(tmp_path):
+    """With classes and "no class": what is chosen and left out is said by the run and by ``doctor``."""
+    path, _ = folder(tmp_path / "pipeline", DDPMScheduler(100, 1e-3, 0.2), classes=11)
+    (path / "unet").rename(path / "unet_ema")
+    values = load_recipe("digits-diff-instruct").model_dump(mode="json")
+    recipe = tmp_path / "recipe.yaml"
+    features = {**values["evaluation"], "features": {"kind": "fourier"}, "samples": 20, "every": 100}
+    sections = {
+        "teacher": {"kind": "diffusers", "path": str(path), "classes": 10},
+        "data": {"kind": "waves", "shape": [3, 8, 8], "classes": 10, "samples": 40},
+    }
+    recipe.write_text(yaml.safe_dump({**values, **sections, "evaluation": features}))
+    found = [(finding.level, finding.sentence) for finding in examine(recipe) if finding.place == "teacher.path"]
+    assert [level for level, _ in found] == ["ok", "note", "note"]
+    said = [sentence for _, sentence in found[1:]]
+    assert "'unet_ema', an average over training, is taken" in said[0]
+    assert "clip_sample of its sampler is left out" in said[1]
+    assert plan_recipe(recipe, []).settings
+    watcher = Listening()
+    distill(recipe, ["training.steps=2", "training.batch=4"], tmp_path / "run", watcher=watcher)
+    assert [sentence for sentence in watcher.heard if sentence in said] == said
+    rewritten(path / "scheduler" / "scheduler_config.json", beta_start="0.1")
+    (problem,) = (finding for finding in examine(recipe) if finding.place == "teacher.path")
+    assert problem.level == "problem"
+    assert "has '0.1' for beta_start" in problem.sentence

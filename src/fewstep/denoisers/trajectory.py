@@ -5,7 +5,8 @@ A network g of (x, t, s) takes the place of the estimate of x_0 in a DDIM step f
     G(x, t, s) = r x + (alpha_s - r alpha_t) g(x, t, s),    r = sigma_s / sigma_t,
 
 which under variance exploding is (s / t) x + (1 - s / t) g. So G(x, t, t) = x bit for bit, whatever the network; as s tends to t, g must become the denoiser E[x_0 given x_t] for G
-to be the ODE's solution, so g(x, t, t) *is* trained as a denoiser, and at s = 0 G is g itself, a sample. s > t is inversion: the same network carries data to noise.
+to be the ODE's solution, so g(x, t, t) *is* trained as a denoiser, and at s = 0 G is g itself, a sample. s > t is inversion, data to noise by the same
+network: it must be trained for that (``InverseConsistency``; ``method.inversion`` in a recipe), and a model that was not is far off there.
 
 The network is called as ``network(scale x, label(t), condition, label(s))``, g = skip(t) x + out(t) F as with any denoiser. The label of s is taken at t_min where s is below:
 there the labels of many networks tend to infinity, and nothing can be told apart there any more.

@@ -6,7 +6,7 @@ from fewstep.metrics.frechet import FeatureStatistics, frechet_distance
 from fewstep.metrics.inception_score import ClassScores, InceptionScore, inception_score
 from fewstep.metrics.kernel import KernelDistance, kernel_distance, squared_discrepancy
 from fewstep.metrics.manifold import ManifoldScores, expected_coverage, manifold_scores
-from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means, training_mismatch
+from fewstep.metrics.mismatch import MismatchDegree, Norm, assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.moments import Moments
 from fewstep.metrics.reference import Reference, load_reference, save_reference
 from fewstep.metrics.spread import outside, spread
@@ -20,10 +20,12 @@ __all__ = [
     "ManifoldScores",
     "MismatchDegree",
     "Moments",
+    "Norm",
     "Reference",
     "assessed_mismatch",
     "class_diversity",
     "comparable_means",
+    "comparable_norms",
     "expected_coverage",
     "frechet_distance",
     "inception_score",

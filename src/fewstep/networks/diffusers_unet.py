@@ -9,15 +9,20 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
-from fewstep.condition import Condition
+from fewstep.condition import NO_CLASS, Condition
 from fewstep.errors import UserError
 from fewstep.networks.base import DenoisingNetwork
 
 
 class DiffusersUNet(DenoisingNetwork):
-    """(B, C, H, W), noise labels (B,), condition -> (B, C, H, W). ``config``: the arguments of ``UNet2DModel``, plain values; ``classes`` must be its number of class embeddings.
+    """(B, C, H, W), noise labels (B,), condition -> (B, C, H, W).
+
+    ``config``: the arguments of ``UNet2DModel``, plain values. ``classes``: its number of class
+    embeddings, or one fewer: the last embedding is then "no class", which is the label -1, and what
+    samples without labels get.
 
     Raises ``UserError`` when diffusers is missing, for an argument that it does not know, and for networks with other conditions or without a middle block.
     """
@@ -31,10 +36,16 @@ class DiffusersUNet(DenoisingNetwork):
         unknown = sorted(set(config) - set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"})
         if unknown:
             raise UserError(f"network 'diffusers-unet2d': UNet2DModel of the installed diffusers takes no '{unknown[0]}'; install the version that wrote the configuration, or a newer one.")
-        if config.get("class_embed_type") is not None or (config.get("num_class_embeds") or 0) != classes:
-            embedded = f"{config.get('num_class_embeds') or 0} classes of type {config.get('class_embed_type')}"
+        embeddings = config.get("num_class_embeds") or 0
+        if config.get("class_embed_type") is not None or embeddings not in (classes, classes + 1 if classes else 0):
+            embedded = f"{embeddings} classes of type {config.get('class_embed_type')}"
             raise UserError(f"network 'diffusers-unet2d': its configuration embeds {embedded}, not {classes} labels.")
+        if config.get("time_embedding_type", "positional") != "positional":
+            # A learned embedding knows whole steps only; Fourier features take the logarithm of a
+            # label, which may be 0 here.
+            raise UserError(f"network 'diffusers-unet2d': has {config['time_embedding_type']!r:.80} for time_embedding_type, and only 'positional' takes any noise label.")
         self.classes = classes
+        self.has_null = embeddings > classes
         unet: Any = UNet2DModel(**config)
         if unet.mid_block is None:
             raise UserError("network 'diffusers-unet2d': it has no middle block, whose activations are the features for critics.")
@@ -67,9 +78,16 @@ class DiffusersUNet(DenoisingNetwork):
         if not self.classes:
             return None
         labels = condition.labels
-        if labels is None or labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-            raise UserError(f"diffusers' class-conditional U-Net needs a class from 0 to {self.classes - 1} for each sample: it has no embedding for 'no class'.")
-        return labels
+        if labels is None and self.has_null:
+            return torch.full((rows,), self.classes, device=self.leave.weight.device)
+        if labels is not None and labels.is_meta:
+            # There ids have no values to be looked at, and sizes are all that is asked for.
+            return torch.zeros(rows, dtype=torch.int64, device="meta")
+        lowest = NO_CLASS if self.has_null else 0
+        if labels is None or labels.ndim != 1 or labels.is_floating_point() or int(labels.min()) < lowest or int(labels.max()) >= self.classes:
+            null = ", or -1 for 'no class'" if self.has_null else ": it has no embedding for 'no class'"
+            raise UserError(f"diffusers' class-conditional U-Net needs a class from 0 to {self.classes - 1} for each sample{null}.")
+        return torch.where(labels == NO_CLASS, self.classes, labels)
 
 
 class _Reached(Exception):

@@ -15,7 +15,7 @@ from fewstep.objectives.matching import DiffInstructWeight, DistributionMatching
 from fewstep.objectives.progressive import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
 from fewstep.objectives.regression import EndpointRegression
 from fewstep.objectives.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
-from fewstep.objectives.trajectory import SoftConsistency
+from fewstep.objectives.trajectory import InverseConsistency, SoftConsistency
 
 __all__ = [
     "L1",
@@ -42,6 +42,7 @@ __all__ = [
     "GANLoss",
     "Hinge",
     "Imitation",
+    "InverseConsistency",
     "Ladder",
     "Largest",
     "Learned",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,17 +28,18 @@ def check_decreasing(times: Sequence[float], owner: str) -> None:
         raise UserError(f"{owner}: needs at least two times that fall strictly within [0, 1], got {_listed(times)}.")
 
 
-def index_among(times: Sequence[float], t: Tensor, owner: str) -> Tensor:
+def index_among(times: Sequence[float], t: Tensor, owner: str, way: Literal["down", "up"] = "down") -> Tensor:
     """The index in ``times`` (decreasing) of each of t (B,), (B,) int64.
 
-    Raises ``UserError`` for one that is off by more than 1e-9, and for the last, from which no step goes down.
+    Raises ``UserError`` for one that is off by more than 1e-9, and for the one from which no step goes that ``way``: the last, or upwards the first.
     """
+    end, others = (len(times) - 1, "all but the last") if way == "down" else (0, "all but the first")
     grid = torch.tensor(times, dtype=torch.float64, device=t.device)
     distance, index = (t.to(torch.float64)[:, None] - grid).abs().min(1)
-    wrong = (distance > _TOLERANCE) | (index == len(times) - 1)
+    wrong = (distance > _TOLERANCE) | (index == end)
     if bool(wrong.any()):
         raise UserError(
-            f"{owner}: a state stands at t = {float(t[wrong][0]):.9g}, from which no step goes down on its times {_listed(times)}; draw the states' times from all but the last of these."
+            f"{owner}: a state stands at t = {float(t[wrong][0]):.9g}, from which no step goes {way} on its times {_listed(times)}; draw the states' times from {others} of these."
         )
     return index
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fewstep.denoisers import Denoiser
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, Threshold
+from fewstep.errors import UserError
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.recipes.shares import planned
 from fewstep.solvers import FlowMap, Solver
 from fewstep.solvers.sampling import GRIDS
-from fewstep.states import Alternate, Constant, Dagger, ForwardDiffusion, Linear, Mixture, PerBatch, RandomRollout, Rollout, Started, States
+from fewstep.states import Alternate, Constant, Dagger, ForwardDiffusion, Linear, Mixture, OpenRollout, PerBatch, RandomRollout, Rollout, Started, States
 from fewstep.states.weights import Weights
-from fewstep.times import GridTimes
+from fewstep.times import GridTimes, UniformTimes
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Transitions:
 
     ``whole``: a trajectory is wholly the student's or wholly the teacher's (DMD2), rather than alternating (progressive distillation).
     ``grids``: the times of each number of steps, of which one is drawn at random for a trajectory; trajectories are then the student's alone (consistency distillation).
+    ``anywhere``: the objective takes states at any time, not only at ``times``.
     """
 
     times: tuple[float, ...]
@@ -32,6 +34,7 @@ class Transitions:
     diffused: Callable[[], States]
     whole: bool = False
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    anywhere: bool = False
 
     @property
     def data(self) -> States:
@@ -68,6 +71,16 @@ def build_states(context: Context, usual: States, transitions: Transitions, part
         return context.method.guided(context.prior)
     if isinstance(choice, config.ForwardStates):
         return transitions.data
+    if choice.stops == "any" and not transitions.anywhere:
+        kind = context.method.model_dump()["kind"]
+        raise UserError(
+            f"'method.kind: {kind}' and 'states.stops: any' cannot be combined: its steps begin at the times of its grid and nowhere else; "
+            "use 'all', or shares of the trajectory such as [0.5]."
+        )
+    if choice.stops == "any":
+        # Alg. 1 draws T_s first, for data and trajectories alike.
+        anytime = UniformTimes(high=transitions.times[0])
+        transitions = replace(transitions, diffused=lambda: context.method.guided(ForwardDiffusion(context.data, context.schedule, anytime)))
     if isinstance(choice, config.RolloutStates):
         return _rollout(context, transitions.student, transitions)
     if isinstance(choice, config.PerBatchStates):
@@ -83,7 +96,7 @@ def trajectory_states(context: Context, steps: int) -> States:
     if steps == 1:
         return context.prior
     times = context.student_times(steps)
-    transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True)
+    transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True, anywhere=True)
     return build_states(context, _rollout(context, context.student_map, transitions), transitions)
 
 
@@ -92,17 +105,27 @@ def teacher_transition(teacher: Denoiser, steps: int, context: Context) -> FlowM
     return Solver(teacher, steps, grid=GRIDS[context.sampling.grid])
 
 
+def stops_at(shares: Sequence[float], steps: int) -> tuple[int, ...]:
+    """The indices of the times that lie after these shares of ``steps`` steps, the nearest from which a step is taken; each once, ascending."""
+    return tuple(sorted({min(round(share * steps), steps - 1) for share in shares}))
+
+
 def _rollout(context: Context, flow_map: FlowMap, transitions: Transitions) -> States:
+    stops = "all" if isinstance(context.states, (config.UsualStates, config.PriorStates, config.ForwardStates)) else context.states.stops
+    prior, times = _prior(context), transitions.times[:-1]
+    if stops == "any":
+        return OpenRollout(flow_map, prior, times, context.schedule, UniformTimes(high=times[0]))
     if transitions.grids:
-        return RandomRollout(flow_map, _prior(context), transitions.grids)
-    return Rollout(flow_map, _prior(context), transitions.times[:-1])
+        indices = {} if stops == "all" else {steps: stops_at(stops, steps) for steps in transitions.grids}
+        return RandomRollout(flow_map, prior, transitions.grids, indices)
+    return Rollout(flow_map, prior, times, None if stops == "all" else stops_at(stops, len(times)))
 
 
 def _per_batch(context: Context, choice: config.PerBatchStates, transitions: Transitions) -> States:
     sources: dict[str, States] = {"data": transitions.data, "student": _rollout(context, transitions.student, transitions)}
     weights = {"data": choice.data, "student": choice.student}
     if choice.teacher > 0:
-        sources["teacher"], weights["teacher"] = Rollout(transitions.teacher, _prior(context), transitions.times[:-1]), choice.teacher
+        sources["teacher"], weights["teacher"] = _rollout(context, transitions.teacher, replace(transitions, grids={})), choice.teacher
     return PerBatch(sources, Constant(weights))
 
 
@@ -112,12 +135,12 @@ def _aggregated(context: Context, choice: config.DDILStates, transitions: Transi
     if transitions.grids:
         trajectories = _rollout(context, transitions.student, transitions)
     elif transitions.whole:
-        sources = {"student": _rollout(context, transitions.student, transitions), "teacher": Rollout(transitions.teacher, _prior(context), transitions.times[:-1])}
+        sources = {"student": _rollout(context, transitions.student, transitions), "teacher": _rollout(context, transitions.teacher, transitions)}
         trajectories = PerBatch(sources, _named(student, "student", "teacher"))
     else:
         alternate = Alternate({"student": transitions.student, "teacher": transitions.teacher}, _named(student, "student", "teacher"))
-        trajectories = Rollout(alternate, _prior(context), transitions.times[:-1])
-    kept = Dagger(trajectories, choice.capacity, choice.collect, choice.keep)
+        trajectories = _rollout(context, alternate, transitions)
+    kept = Dagger(trajectories, choice.capacity, choice.collect, choice.keep, choice.every, choice.of_each)
     return Mixture({"data": transitions.data, "collected": kept}, _named(collected, "collected", "data"))
 
 

@@ -50,7 +50,8 @@ def digest_of(named: Named) -> str | None:
     if named.value is None:
         return None
     if isinstance(named.owner, config.DiffusersTeacher):
-        return _of_files(diffusers_models.files_of(named.value, named.owner.revision))
+        owner = named.owner
+        return _of_files(diffusers_models.files_of(named.value, owner.revision, owner.variant, owner.subfolder))
     # One address may have served several files; the recipe says which.
     sha256 = named.owner.model_dump().get("sha256")
     return content_digest(local_file(named.value, sha256) if is_address(named.value) else absolute(named.value))

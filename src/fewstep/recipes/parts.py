@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -42,6 +43,7 @@ from fewstep.prediction import prediction_from
 from fewstep.recipes import config
 from fewstep.recipes.spaces import build_space
 from fewstep.schedule import KarrasVE, Schedule, schedule_from
+from fewstep.solvers import NO_CHURN, Churn
 from fewstep.solvers.sampling import GRIDS
 from fewstep.times import Grid, LogNormalTimes, RhoTimes, TimeDistribution, UniformTimes
 from fewstep.training import SGD, Adam, Optimizer
@@ -83,6 +85,13 @@ def check_grids(section: config.Section, schedule: Schedule, key: str) -> None:
             check_grids(value, schedule, f"{key}.{name}")
 
 
+def build_churn(choice: config.ChurnChoice, steps: int) -> Churn:
+    """What is added at the steps of a sampler of so many."""
+    if steps < choice.from_steps:
+        return NO_CHURN
+    return Churn(choice.amount, choice.low, math.inf if choice.high is None else choice.high, choice.noise)
+
+
 def build_denoising_weight(choice: config.EDMWeighting | config.ScoreWeighting) -> DenoisingWeight:
     """A weight of denoising score matching."""
     return EDMWeight(choice.sigma_data) if isinstance(choice, config.EDMWeighting) else ScoreWeight()
@@ -96,9 +105,9 @@ def build_matching_weight(name: str) -> MatchingWeight:
 def build_optimizer(choice: config.Optimizer) -> Optimizer:
     """An optimizer as a value."""
     if choice.kind == "sgd":
-        return SGD(choice.lr, choice.weight_decay, choice.warmup, choice.decay)
+        return SGD(choice.lr, choice.weight_decay, choice.warmup, choice.decay, along=choice.decay_along)
     first, second = choice.betas
-    return Adam(choice.lr, choice.weight_decay, choice.warmup, choice.decay, (first, second))
+    return Adam(choice.lr, choice.weight_decay, choice.warmup, choice.decay, (first, second), along=choice.decay_along)
 
 
 def build_decay(choice: config.HalfLifeAverage | config.PowerAverage) -> Decay:

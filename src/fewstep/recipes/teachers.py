@@ -31,11 +31,20 @@ def build_teacher(choice: config.TeacherChoice, data: Dataset | None) -> Network
     if data is None:
         return teacher
     if teacher.shape != data.shape or teacher.classes not in (0, data.classes):
+        null = isinstance(choice, config.DiffusersTeacher) and teacher.classes == data.classes + 1
+        remedy = f"set 'teacher.classes' to {data.classes} if its last embedding is 'no class', or set " if null and data.classes else "set "
         raise UserError(
             f"the teacher makes samples of shape {teacher.shape} in {teacher.classes} classes, the data has shape {data.shape} and {data.classes} classes; "
-            "set 'teacher' or 'data' so that they agree."
+            f"{remedy}'teacher' or 'data' so that they agree."
         )
     return teacher
+
+
+def remarks_on(choice: config.TeacherChoice) -> tuple[str, ...]:
+    """Sentences on what was chosen among a teacher's files, and on what of them is left out."""
+    if not isinstance(choice, config.DiffusersTeacher):
+        return ()
+    return diffusers_models.remarks_of(choice.path, choice.revision, choice.variant, choice.subfolder, choice.classes)
 
 
 def space_of(choice: config.TeacherChoice, teacher: NetworkDenoiser) -> SampleSpace:
@@ -131,7 +140,7 @@ def _stored(choice: config.ShippedTeacher | config.FileTeacher | config.Diffuser
     if isinstance(choice, config.ShippedTeacher):
         return shipped_denoiser(choice.name)
     if isinstance(choice, config.DiffusersTeacher):
-        return diffusers_models.load(choice.path, choice.revision)
+        return diffusers_models.load(choice.path, choice.revision, choice.variant, choice.subfolder, choice.classes)
     path = Path(absolute(choice.path))
     if choice.recipe is not None and not path.is_file():
         raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain {choice.recipe}', or correct 'teacher.path'.")

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.caches import output
 from fewstep.errors import UserError
 from fewstep.files import write_text
 from fewstep.report.chart import Chart, Drawing, Level, Series, draw
@@ -87,7 +88,8 @@ def write_comparison_report(
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
     numeric = [all(row.get(name) is None or is_number(row[name]) for row in rows if name in row) for name in names]
-    write_text(path, render("comparison.html.j2", title=title, chart=_drawing(curves, _positive(levels)), columns=names, rows=cells, numeric=numeric))
+    with output(path):
+        write_text(path, render("comparison.html.j2", title=title, chart=_drawing(curves, _positive(levels)), columns=names, rows=cells, numeric=numeric))
     return Path(path)
 
 

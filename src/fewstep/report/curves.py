@@ -16,11 +16,16 @@ _LABEL: dict[Axis, str] = {"step": "steps", "evaluations": "network evaluations 
 _SMALL = (350, 190)
 _RECORDING = "the degradation path is being recorded"
 
+_NORM = "mismatch_norm"
+# What is drawn in the chart of the norm.
+_BESIDE = {"mismatch_norm_deviation": "deviation over samples", "mismatch_norm_on_data": "on data"}
+
 # A reading's title, what it means, and the value that it should be near, where there is one.
 _READINGS = {
     "fake_score_lag": ("Lag of the fake score", "Its loss on samples made now, over its loss in training: well above 1 it trails the student.", 1.0),
     "gap": ("Gap between the scores", "The relative squared distance between fake and target score.", None),
     "mismatch_over_bound": ("Mismatch degree", "The teacher's on the student's samples, over its value on data: 1 is as good as data.", 1.0),
+    _NORM: ("Mismatch degree, Eq. 9", "The mean norm of the difference of scores on the student's samples, as DisBack prints it.", None),
     "spread_over_data": ("Spread within classes", "The samples' over the data's: below 1 the student collapses, above it scatters.", 1.0),
     "saturation": ("Saturation", "The fraction of values outside the data's range.", None),
 }
@@ -68,9 +73,12 @@ def health_charts(history: History) -> list[Drawing]:
     """One small chart a reading."""
     charts = []
     for name in history.readings():
+        if name in _BESIDE:
+            continue
         title, meaning, ideal = _READINGS.get(name) or _other_reading(name)
         levels = (Level(ideal, ""),) if ideal is not None else ()
-        charts += _chart(history, title, "step", _series(history.health, [name], "step", {name: title}), levels=levels, size=_SMALL, note=meaning)
+        names = {name: title, **_BESIDE} if name == _NORM else {name: title}
+        charts += _chart(history, title, "step", _series(history.health, [*names], "step", names), levels=levels, size=_SMALL, note=meaning)
     return charts
 
 

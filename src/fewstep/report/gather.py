@@ -11,6 +11,7 @@ from typing import Any
 
 from fewstep.addresses import all_without_secrets, without_secrets
 from fewstep.errors import UserError
+from fewstep.ledger import is_set_aside
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.source import read_values
 from fewstep.report.history import History
@@ -152,7 +153,7 @@ def _guided(by_scale: Any) -> tuple[Evaluated, ...]:
 def _samples(folder: Path, history: History) -> tuple[tuple[int, Picture], ...]:
     """Those that the log names, or, when it names none, those that lie there; a few, evenly chosen."""
     logged = [str(entry.get("file", "")) for entry in history.samples]
-    names = sorted({Path(name).name for name in logged} or {path.name for path in (folder / "samples").glob("step-*.png")})
+    names = sorted({Path(name).name for name in logged} or {path.name for path in (folder / "samples").glob("step-*.png") if not is_set_aside(path)})
     found = [(int(match[1]), folder / "samples" / name) for name in names if (match := _STEP.fullmatch(name))]
     there = evenly(sorted(item for item in found if item[1].is_file()), _IN_STRIP)
     return tuple((step, picture) for step, path in there if (picture := read_picture(path)) is not None)
@@ -165,5 +166,5 @@ def _row_names(path: Path) -> tuple[str, ...]:
 
 
 def _others(folder: Path) -> tuple[Picture, ...]:
-    paths = sorted(path for path in folder.glob("*.png") if path.name != "path.png" and not _STEP.fullmatch(path.name))
+    paths = sorted(path for path in folder.glob("*.png") if not is_set_aside(path) and path.name != "path.png" and not _STEP.fullmatch(path.name))
     return tuple(picture for path in paths if (picture := read_picture(path)) is not None)

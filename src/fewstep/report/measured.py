@@ -53,12 +53,25 @@ def evaluation_table(run: Run) -> Table | None:
 
 
 def mismatch_rows(run: Run) -> list[dict[str, Any]]:
-    """The mismatch degree by noise level: the teacher on data, and on the student's samples (DisBack, Fig. 11)."""
+    """The mismatch degree by noise level: the teacher on data, and on the student's samples (DisBack, Fig. 11); as Eq. 9 is printed too, where it was measured so."""
     columns = [run.mismatch.get(name) for name in ("levels", "training", "assessed", "reliable")]
     if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns if column is not None}) != 1:
         return []
     rows = zip(*(column for column in columns if column is not None), strict=True)
-    return [{"level": number(level), "training": number(training), "assessed": number(assessed), "reliable": bool(fine)} for level, training, assessed, fine in rows]
+    shown = [{"level": number(level), "training": number(training), "assessed": number(assessed), "reliable": bool(fine)} for level, training, assessed, fine in rows]
+    for name in ("training", "assessed"):
+        for row, norm in zip(shown, _norms(run.mismatch.get("norms"), name, len(shown)), strict=True):
+            row[f"{name}_norm"] = norm
+    return shown
+
+
+def _norms(norms: Any, name: str, rows: int) -> list[str]:
+    """The mean norm of each level with its deviation over the samples."""
+    found = norms.get(name) if isinstance(norms, dict) else None
+    columns = [found.get(key) for key in ("mean", "deviation")] if isinstance(found, dict) else []
+    if not columns or not all(isinstance(column, list) and len(column) == rows for column in columns):
+        return [ABSENT] * rows
+    return [with_spread(mean, deviation) for mean, deviation in zip(*columns, strict=True)]
 
 
 def reading_of_table(run: Run) -> str:

@@ -11,6 +11,7 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.guidance import load_guided
 from fewstep.runs.inspect import inspect
 from fewstep.runs.measure import measure_many, write_reference
+from fewstep.runs.mismatch import mismatch_over_training
 from fewstep.runs.plan import plan_recipe
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, load, load_teacher
 
@@ -33,6 +34,7 @@ __all__ = [
     "load_teacher",
     "measure_many",
     "measure_shift",
+    "mismatch_over_training",
     "plan_recipe",
     "pretrain",
     "prune_checkpoints",

@@ -21,15 +21,19 @@ from fewstep.errors import NotFinite, UserError
 from fewstep.files import locked
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of
-from fewstep.training.checkpoint import Checkpoints, check_run_of, check_values, is_folder, look_at, place_of, remove_checkpoint
+from fewstep.training.checkpoint import Checkpoints, check_run_of, check_values, is_folder, is_of_run, look_at, place_of, remove_checkpoint
 from fewstep.training.log import read_log
 from fewstep.training.sharded import is_folder_of_shards
 
 State = Literal["whole", "damaged", "foreign", "unreadable", "not finite"]
 # What only the holder of the run's lock writes; reports and measurements are written without it.
-_HELD = ("checkpoints/.*.aside", "path/.*.aside", ".recipe.yaml.*.aside", ".metrics.jsonl.*.aside", ".*.safetensors.*.aside")
-# The names that ``files.replacing`` and ``training.sharded`` make, and nothing else.
-_BEGUN = re.compile(r"\..+\.\d+-\d+(-\d+)?\.aside|\.step-\d{8}(\.old|\.removed)?\.aside")
+_HELD = {
+    "": r"recipe\.yaml|origins\.json|metrics\.jsonl|(student|adapter|model|pairs[\w-]*)\.safetensors",
+    "path": r"manifest\.json|node-\d+\.safetensors",
+    "checkpoints": r"step-\d{8}\.safetensors",
+}
+# The folders that ``training.sharded`` makes, and nothing else.
+_BEGUN = re.compile(r"\.step-\d{8}(\.old|\.removed)?\.aside")
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,16 @@ def prune_checkpoints(run: Path | str, keep: int) -> Listing:
     """
     if keep < 1:
         raise UserError(f"--prune {keep}: at least 1 checkpoint must be kept, or the run could not go on.")
+    folder = RunFolder(Path(run))
     list_checkpoints(run)
-    with locked(Path(run)):
+    with locked(folder.path):
         before = list_checkpoints(run, verify=True)
         for each in before.checkpoints:
             if each.state == "unreadable":
                 raise UserError(f"{Path(run) / each.file}: cannot be read, and nothing was removed; repair the disk or the permissions, or move it away.")
         if before.checkpoints and before.resumes is None:
             raise UserError(f"{run}: none of its {len(before.checkpoints)} checkpoints is whole, and nothing was removed; restore one from a copy, or delete the folder to begin anew.")
-        gone = [each for each in before.checkpoints if each.state == "whole"][keep:]
+        gone = [each for each in before.checkpoints if each.state == "whole" and is_of_run(folder.path / each.file, _run_of(folder))][keep:]
         removed = [*(each.file for each in gone), *before.leftovers]
         for name in removed:
             remove_checkpoint(Path(run) / name)
@@ -124,9 +129,16 @@ def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]], r
 
 
 def _run_of(folder: RunFolder) -> str:
-    """By what its checkpoints are known; nothing where the recipe does not say it."""
+    """By what its checkpoints are known; where the recipe does not say it, what the newest of them says."""
     try:
         return run_of(folder.read_recipe())
+    except UserError:
+        return next((run for run in map(_said_by, Checkpoints(folder.checkpoints).paths()) if run), "")
+
+
+def _said_by(path: Path) -> str:
+    try:
+        return str(look_at(path, False).get("run", ""))
     except UserError:
         return ""
 
@@ -149,13 +161,13 @@ def _stage_name(log: list[dict[str, Any]], step: int, stage_step: int) -> str | 
 
 
 def _leftovers(run: Path) -> Iterator[Path]:
-    for pattern in _HELD:
-        yield from sorted(path for path in run.glob(pattern) if _BEGUN.fullmatch(path.name) and _is_begun(path))
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether a path of such a name is a file, or a folder that holds nothing but shards."""
-    return path.is_file() and not path.is_symlink() if not is_folder_of_shards(path) else True
+    for name, held in _HELD.items():
+        # As ``files.replacing`` names them.
+        begun = re.compile(rf"\.({held})\.\d+-\d+(-\d+)?\.aside")
+        for path in sorted((run / name).glob(".*.aside")):
+            file = begun.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
+            if file or (name == "checkpoints" and _BEGUN.fullmatch(path.name) is not None and is_folder_of_shards(path)):
+                yield path
 
 
 def _relative(path: Path, run: Path) -> str:

@@ -17,6 +17,7 @@ from fewstep.data import random_mixture
 from fewstep.denoisers.lora import load_adapter
 from fewstep.errors import UserError
 from fewstep.files import check_finite, in_use, read_tensors
+from fewstep.ledger import NAME, is_ledger, is_set_aside
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, config
 from fewstep.runs.checkpoints import CheckpointFile, Listing, list_checkpoints
 from fewstep.runs.findings import Finding, note, ok, problem, refused
@@ -48,7 +49,7 @@ def check_run(path: Path) -> list[Finding]:
     recipe, found = _recipe(folder)
     resume = f"fewstep {'pretrain' if isinstance(recipe, PretrainRecipe) else 'distill'} {folder.recipe} --out {path} --resume"
     newest = next((each for each in listing.checkpoints if each.state == "whole"), None)
-    found += [*_in_use(path), *_checkpoints(path, listing, resume), *check_log(folder, listing)]
+    found += [*_in_use(path), *_ledger(path / NAME), *_checkpoints(path, listing, resume), *check_log(folder, listing)]
     found += [*check_path(folder.degradation, _has_recorded(recipe, newest)), *_pairs(folder), *_results(folder, recipe, resume)]
     if isinstance(recipe, DistillRecipe) and newest is not None:
         found += [*_pairs_in_use(folder, recipe, newest), *_short_of_teacher(folder, recipe, resume)]
@@ -57,7 +58,7 @@ def check_run(path: Path) -> list[Finding]:
 
 def check_path(folder: Path, needed: bool = True) -> Iterator[Finding]:
     """The findings of a degradation path; ``needed``: whether there must be one."""
-    manifest, nodes = folder / "manifest.json", sorted(folder.glob("node-*.safetensors"))
+    manifest, nodes = folder / "manifest.json", sorted(each for each in folder.glob("node-*.safetensors") if not is_set_aside(each))
     remedy = "Restore it from a copy; a finished student does without it, and a new run records the path again."
     if not manifest.is_file():
         if needed or nodes:
@@ -89,7 +90,7 @@ def _has_recorded(recipe: Recipe | None, newest: CheckpointFile | None) -> bool:
 
 
 def _pairs(folder: RunFolder) -> Iterator[Finding]:
-    for path in sorted(folder.path.glob("pairs*.safetensors")):
+    for path in sorted(each for each in folder.path.glob("pairs*.safetensors") if not is_set_aside(each)):
         yield _checked(path, lambda path: check_pairs(path, read_tensors(path)[0]), "is whole.", _PAIRS)
 
 
@@ -170,17 +171,27 @@ def _in_use(path: Path) -> Iterator[Finding]:
         yield refused(path / "lock", error)
 
 
+def _ledger(path: Path) -> Iterator[Finding]:
+    """The findings of what a run noted of its files; a run of an earlier version noted nothing."""
+    if not is_ledger(path):
+        yield problem(path, "is not what a run notes of its files.", "Restore it from a copy, or delete it: what is written again and differs is then kept under another name, once.")
+    elif path.is_file():
+        yield ok(path, "notes the files that were written into the folder.")
+
+
 def _checkpoints(path: Path, listing: Listing, resume: str) -> Iterator[Finding]:
-    begin = f"goes on from {path / listing.resumes}" if listing.resumes else "begins anew"
+    begin = f"goes on from {path / listing.resumes}" if listing.resumes else "stops, because it can go on from none"
     for each in listing.checkpoints:
         if each.state == "whole":
             yield ok(path / each.file, f"is the checkpoint of step {each.step}{', from which a resumed run goes on' if each.file == listing.resumes else ''}.")
         else:
             yield refused(path / each.file, each.why, f"Restore it from a copy, or go on without it: '{resume}' {begin}.")
     if not listing.checkpoints:
-        yield note(path / "checkpoints", "there are no checkpoints.", f"'{resume}' begins anew.")
+        yield note(path / "checkpoints", "there are no checkpoints.", f"'{resume}' begins anew, unless the log has steps from after one was written.")
     for why, words in _ASIDE.items():
         for aside in set_aside_in(path / "checkpoints", (why,)):
             yield note(aside, f"was set aside ({words}): no run goes on from it.", "Nothing needs to be done. Delete it if it is of no use.")
+    for aside in sorted(each for each in path.rglob("*.*") if is_set_aside(each)):
+        yield note(aside, "stood where the run wrote, and was kept under this name.", "Nothing needs to be done. Delete it if it is of no use.")
     for name in listing.leftovers:
         yield note(path / name, "is half a file that a writer left when it was killed.", f"'fewstep checkpoints {path} --prune 2' removes it.")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.published import published_speed_up
+from fewstep.runs.speed import speed_ups
 from fewstep.runs.yardstick import check_comparable
 from fewstep.training.log import read_log
 
@@ -42,19 +45,29 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The curves of several runs. ``notes``: what of their being comparable cannot be checked, a sentence each."""
+    """The curves of several runs. ``notes``: what of their being comparable cannot be checked, a sentence each.
+
+    ``levels``: distances at which their speed is compared, multiples of each run's own unless given. ``published``: a paper's speed-up, by the names of two runs.
+    """
 
     runs: tuple[Measured, ...]
     notes: tuple[str, ...] = ()
+    levels: tuple[float, ...] = ()
+    published: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """``{run: {"level", "steps", "evaluations", "reaches": {other: {"steps", "evaluations"} or None}}}``."""
+        """``{run: {"level", "steps", "evaluations", "reaches": {other: {"steps", "evaluations"} or None}}}``.
+
+        ``"speed_up"``: at fixed levels, by the other run, how many times sooner than it (see ``speed``); ``"published"``: what the paper says of that.
+        """
         return {
             run.name: {
                 "level": run.level,
                 "steps": run.steps[-1],
                 "evaluations": run.evaluations[-1],
                 "reaches": {other.name: _pair(run.reaches(other.level)) for other in self.runs if other is not run},
+                "speed_up": {other.name: [asdict(each) for each in speed_ups(run, other, self.levels)] for other in self.runs if other is not run},
+                "published": {other: factor for (name, other), factor in self.published.items() if name == run.name},
             }
             for run in self.runs
         }
@@ -64,15 +77,25 @@ def _pair(reached: tuple[int, int] | None) -> dict[str, int] | None:
     return None if reached is None else {"steps": reached[0], "evaluations": reached[1]}
 
 
-def compare(runs: Sequence[Path | str]) -> Comparison:
-    """Reads the measurements that the runs took while they trained.
+def compare(runs: Sequence[Path | str], levels: Sequence[float] = ()) -> Comparison:
+    """Reads the measurements that the runs took while they trained; their speed is compared at the distances ``levels``.
 
     Raises ``UserError`` for a folder without any, and for figures that were taken in other features or on other data.
     """
     if len({str(run) for run in runs}) < 2:
         raise UserError("compare needs at least two different runs.")
     found = tuple(measured(Path(run)) for run in runs)
-    return Comparison(found, tuple(check_comparable([RunFolder(Path(run)) for run in runs])))
+    wrong = next((level for level in levels if not 0 < level < _LARGEST), None)
+    if wrong is not None:
+        raise UserError(f"--level: a Frechet distance is above 0, got {wrong}.")
+    return Comparison(found, tuple(check_comparable([RunFolder(Path(run)) for run in runs])), tuple(levels), _published(runs))
+
+
+def _published(runs: Sequence[Path | str]) -> dict[tuple[str, str], float]:
+    """What papers say of each pair of runs of which they speak."""
+    recipes = {str(Path(run)): RunFolder(Path(run)).read_recipe() for run in runs}
+    factors = {(one, other): published_speed_up(recipes[one], recipes[other]) for one, other in permutations(recipes, 2)}
+    return {pair: factor for pair, factor in factors.items() if factor is not None}
 
 
 def _is_measured(entry: dict[str, Any]) -> bool:

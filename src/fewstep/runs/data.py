@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fewstep.caches import output
 from fewstep.data import Dataset, Images, open_images
 from fewstep.data.convert import Record, write_records
 from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
@@ -33,7 +34,8 @@ def make_zip(source: Path | str, out: Path | str, size: int | None = None) -> di
         for index, name in enumerate(files.names):
             yield Record(files.read(name), None if found.numbers is None else found.numbers[index], f"{files.path}: '{name}'")
 
-    write_records(out, records(), size, found.names)
+    with output(out):
+        write_records(out, records(), size, found.names)
     described = describe_images(out)
     passed_over = files.tree.passed_over + found.passed_over
     remarks = (*([passed_over.sentence(files.path)] if passed_over else []), *found.remarks)
@@ -44,7 +46,8 @@ def make_emoji(out: Path | str, size: int = 32, font: Path | None = None, names:
     """Draws the colour emoji into an EDM zip of ``size`` x ``size`` images, with the files at Debian's places unless given; returns what ``describe_images`` does."""
     out = _zip_path(out)
     emoji = read_emoji(names or NAMES)
-    write_emoji(out, size, emoji, drawn_by(font or FONT))
+    with output(out):
+        write_emoji(out, size, emoji, drawn_by(font or FONT))
     return describe_images(out)
 
 
@@ -60,7 +63,8 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
         # A list, since two classes may have one name.
         described["classes"] = [{"name": name, "images": count} for name, count in zip(names, counts, strict=True)]
     if sheet is not None:
-        write_samples(sheet, images.take(images.head(SHEET_ROWS)), images.low, images.high, columns=20)
+        with output(sheet):
+            write_samples(sheet, images.take(images.head(SHEET_ROWS)), images.low, images.high, columns=20)
         described["sheet"] = str(sheet)
     return {**described, **said_of(images)}
 

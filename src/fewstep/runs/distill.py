@@ -25,6 +25,7 @@ from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
 from fewstep.recipes.places import without_folders
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
+from fewstep.recipes.teachers import remarks_on
 from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of
@@ -59,6 +60,8 @@ def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str |
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), _heard(watcher))
         write_recipe(folder, recipe)
         announce(parts.data, _heard(watcher), folder.passed_over)
+        for remark in remarks_on(recipe.teacher):
+            _heard(watcher).say(remark)
         if parts.data is None:
             _heard(watcher).say(WITHOUT_DATA)
         student = trainer.fit(resume)
@@ -189,4 +192,5 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    return TeacherSampler(low, high, model, RULES[solver.rule], build_grid(solver.grid)), (recipe.evaluation.teacher_steps or [35])[0]
+    grid, steps = build_grid(solver.grid), (recipe.evaluation.teacher_steps or [35])[0]
+    return TeacherSampler(low, high, model, RULES[solver.rule], grid, solver.churn), steps

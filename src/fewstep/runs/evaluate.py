@@ -18,13 +18,14 @@ from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
-from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, training_mismatch
+from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes import config
 from fewstep.recipes.parts import build_evaluator, data_of
 from fewstep.runs.data import announce, said_of
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.gallery import write_worst
 from fewstep.runs.guidance import guided_samplers
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
@@ -56,7 +57,8 @@ def evaluate(
     """Quality, breadth, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
 
     Steps, draws and ``samples`` a draw default to the recipe's; they have its bounds. A figure that
-    cannot be had is left out, with its reason in ``result["left_out"]``.
+    cannot be had is left out, with its reason in ``result["left_out"]``. The student's worst samples
+    are shown in ``samples/worst.png``.
 
     Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
     scales, ``result["guidance"][str(scale)]`` has the same for the guided teacher at its most steps and, where it was conditioned on the scale, for the student at its usual steps.
@@ -88,9 +90,10 @@ def evaluate(
     for job in jobs:
         result["left_out"] |= job.left_out
     if evaluator.data is None:
-        result["left_out"]["mismatch"] = "there is no data to compare with"
+        result["left_out"] |= dict.fromkeys(("mismatch", "worst"), "there is no data to compare with")
     else:
         result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
+        result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, watcher.say)
     folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", watcher.say)
     return result
 
@@ -121,6 +124,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     labels = subset.labels if student.prior.classes else None
     assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, student.usual_steps), labels, place)
     assessed_mean, training_mean = comparable_means(assessed, training)
+    norms = dict(zip(("assessed_norm", "training_norm"), map(asdict, comparable_norms(assessed, training)), strict=True))
     return {
         "levels": training.levels,
         "training": training.degrees,
@@ -128,6 +132,9 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
         "reliable": [a and b for a, b in zip(training.reliable, assessed.reliable, strict=True)],
         "training_mean": training_mean,
         "assessed_mean": assessed_mean,
+        # Eq. 9 as it is printed.
+        **norms,
+        "norms": {name: {"mean": each.norms, "deviation": each.deviations} for name, each in (("training", training), ("assessed", assessed))},
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from fewstep.caches import content_digest
+from fewstep.caches import content_digest, output
 from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
 from fewstep.metrics.diversity import relative_diversity
@@ -94,7 +94,8 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
     with Crew(workers or Workers()) as crew:
         gathered = crew.gather(Job(folder.path, "data", len(data)), watcher or Silent())
     origins = origins_of(recipe, ("data", "evaluation"), data)
-    save_reference(Path(path), Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins))
+    with output(path):
+        save_reference(Path(path), Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins))
     return Path(path)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from fewstep.data.pixels import decode
 from fewstep.errors import UserError
+from fewstep.ledger import is_set_aside
 from fewstep.runs.checkpoints import Listing
 from fewstep.runs.findings import Finding, note, ok, problem, refused
 from fewstep.runs.folder import RunFolder
@@ -55,7 +56,7 @@ def check_records(folder: RunFolder, resume: str) -> Iterator[Finding]:
     for path, command in ((folder.evaluation, "evaluate"), (folder.path / "shift.json", "shift")):
         if path.is_file():
             yield _object(path, f"Measure it again: 'fewstep {command} {folder.path}'.")
-    for path in sorted(folder.path.glob("measured-*.json")):
+    for path in sorted(each for each in folder.path.glob("measured-*.json") if not is_set_aside(each)):
         yield _object(path, f"Measure it again: 'fewstep measure {folder.path}'.")
     yield from _pictures(folder, resume)
     report = folder.path / "report.html"
@@ -85,7 +86,7 @@ def _warnings(path: Path, entries: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _pictures(folder: RunFolder, resume: str) -> Iterator[Finding]:
-    found = sorted(folder.samples.glob("*.png"))
+    found = sorted(each for each in folder.samples.glob("*.png") if not is_set_aside(each))
     bad = [path for path in found if not _is_picture(path)]
     for path in bad:
         yield problem(path, "is no whole picture.", "Delete it: only the report shows it." if path.name.startswith("step-") else f"Draw it again: '{resume}'.")

@@ -18,6 +18,7 @@ from fewstep.locations import absolute, folder_or_id, is_address
 from fewstep.networks.store import load_network
 from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
 from fewstep.recipes.distillation import check_parts
+from fewstep.recipes.teachers import remarks_on
 from fewstep.runs.environment import EXTRAS, version_of
 from fewstep.runs.findings import Finding, note, ok, problem, refused
 from fewstep.runs.plan import sketch
@@ -63,7 +64,7 @@ def _teacher(choice: config.TeacherChoice) -> Iterator[Finding]:
         yield _published(key, choice.path, choice.sha256)
     elif isinstance(choice, config.DiffusersTeacher):
         yield _library("teacher.kind: diffusers", "diffusers", "diffusers")
-        yield _of_diffusers(key, choice)
+        yield from _of_diffusers(key, choice)
     else:
         yield ok("teacher", f"'{choice.kind}' needs no file.")
 
@@ -78,15 +79,20 @@ def _published(key: str, source: str, sha256: str | None) -> Finding:
     return ok(key, f"{path} is there{', with the SHA-256 that the recipe gives' if sha256 else ''}.")
 
 
-def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Finding:
+def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding]:
     try:
         found = folder_or_id(choice.path, "models")
+        if Path(found).is_absolute():
+            remarks = remarks_on(choice)
+            yield ok(key, f"{found} is there, with a configuration and a scheduler that are known.")
+            yield from (note(key, remark) for remark in remarks)
+            return
     except UserError as error:
-        return refused(key, error)
-    if Path(found).is_absolute():
-        return ok(key, f"{found} is there.")
+        yield refused(key, error)
+        return
     pinned = f"at {choice.revision}" if choice.revision else "at its newest revision"
-    return note(key, f"{choice.path} is fetched from the hub {pinned}, unless it was before.", "" if choice.revision else "Set 'teacher.revision' to a commit, so that it stays the same.")
+    remedy = "" if choice.revision else "Set 'teacher.revision' to a commit, so that it stays the same."
+    yield note(key, f"{choice.path} is fetched from the hub {pinned}, unless it was before.", remedy)
 
 
 def _start(choice: config.StudentChoice) -> Iterator[Finding]:

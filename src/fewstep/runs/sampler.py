@@ -16,12 +16,13 @@ from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
+from fewstep.recipes.config import ChurnChoice
 from fewstep.recipes.device import DeviceName, resolve_device
-from fewstep.recipes.parts import build_grid, data_of
+from fewstep.recipes.parts import build_churn, build_grid, data_of
 from fewstep.recipes.teachers import build_teacher, space_of
 from fewstep.runs.folder import RunFolder
 from fewstep.schedule import KarrasVE, Schedule
-from fewstep.solvers import RULES, Rule, solve
+from fewstep.solvers import RULES, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.times import Grid
@@ -121,11 +122,12 @@ class StudentSampler(Sampler):
 
 @dataclass(frozen=True, eq=False)
 class TeacherSampler(Sampler):
-    """``steps`` steps (35 unless told otherwise) of the solver rule on the grid, from t_max."""
+    """``steps`` steps (35 unless told otherwise) of the solver rule on the grid, from t_max, with the noise that ``churn`` adds at so many steps."""
 
     denoiser: Denoiser
     rule: Rule
     grid: Grid
+    churn: ChurnChoice = field(default_factory=ChurnChoice)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -142,13 +144,13 @@ class TeacherSampler(Sampler):
     @torch.no_grad()
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         schedule, device = self.denoiser.schedule, device_of(self.denoiser)
-        times = self.grid.times(schedule, steps)
+        times, churn = self.grid.times(schedule, steps), build_churn(self.churn, steps)
 
         def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
             noise = place.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
             condition = Condition(labels=None if labels is None else labels[first : first + rows]).to(device)
-            return solve(self.rule, self.denoiser, schedule.prior_scale * noise, times, condition).cpu()
+            return solve_with_churn(self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, place, start + first, condition).cpu()
 
         return torch.cat(deal(range(0, n, BATCH), block))
 
@@ -220,4 +222,4 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
         if not teacher.classes:
             raise UserError("guidance needs a teacher with classes; this one has none.")
         teacher = Guided(teacher, guidance)
-    return TeacherSampler(space.low, space.high, teacher, RULES[solver.rule], build_grid(solver.grid))
+    return TeacherSampler(space.low, space.high, teacher, RULES[solver.rule], build_grid(solver.grid), solver.churn)

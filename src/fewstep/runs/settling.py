@@ -2,7 +2,8 @@
 
 Nothing that a run did not write itself is ever removed or replaced. So a folder that holds anything else than this
 recipe's own run is refused; what is in a run's folder and was not written by the run keeps its content under another name
-(``ledger``). The recipe is written when everything has been built: a run that is refused leaves an empty folder.
+(``ledger``). A folder is a run's where the ledger names its recipe, or, for a run of an earlier version, where its log or a
+checkpoint has the form that ours have. The recipe is written when everything has been built: a run that is refused leaves an empty folder.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Any
 from fewstep import distributed
 from fewstep.errors import UserError
 from fewstep.files import locked, write_text
-from fewstep.ledger import NAME, keeping, noted_in
+from fewstep.ledger import NAME, is_ledger, keeping, noted_in
 from fewstep.recipes import PretrainRecipe, Recipe, dump, load_recipe
 from fewstep.recipes.places import anchored
 from fewstep.recipes.source import validate
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import kept_as_known, paths_of, placed_alike, spread_alike, spread_like, with_steps
 from fewstep.runs.origins import moved
-from fewstep.training.checkpoint import Checkpoints
-from fewstep.training.log import read_log
+from fewstep.training.checkpoint import Checkpoints, is_checkpoint
+from fewstep.training.log import is_own_line, read_log
 
 # What a run that was stopped before it wrote anything leaves: its lock, and a file that it was about to write.
 _LEFT = re.compile(r"lock|written\.jsonl|\..+\.\d+-\d+-\d+\.aside")
@@ -46,13 +47,19 @@ def _check_free(folder: RunFolder) -> None:
         names = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
         raise UserError(f"{path}: cannot be used as a folder ({error.strerror or error}); choose another with --out.") from error
-    ours = noted_in(path)
-    others = [name for name in names if name not in ours and not _LEFT.fullmatch(name)]
-    if folder.recipe.is_file() and (NAME in names or folder.log.is_file() or folder.checkpoints.is_dir()):
+    known = is_ledger(path / NAME)
+    ours = noted_in(path) if known else set()
+    others = [name for name in names if name not in ours and not (_LEFT.fullmatch(name) and (known or name != NAME))]
+    if folder.recipe.is_file() and (folder.recipe.name in ours or _is_older_run(folder)):
         return
     if others:
         shown = ", ".join(f"'{name}'" for name in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise UserError(f"{path}: holds {shown}, and no run of fewstep's; nothing was written, choose another folder with --out.")
+
+
+def _is_older_run(folder: RunFolder) -> bool:
+    """Whether a run of a version without ledgers was here: its log or a checkpoint says so."""
+    return any(is_own_line(entry) for entry in read_log(folder.log)) or any(is_checkpoint(path) for path in Checkpoints(folder.checkpoints).paths())
 
 
 def settle(folder: RunFolder, source: str | Path, overrides: Sequence[str], resume: bool, kind: type[Any]) -> Any:
@@ -83,6 +90,10 @@ def _settled(folder: RunFolder, source: str | Path, overrides: Sequence[str], re
         return recipe
     if not resume:
         raise UserError(f"{folder.path}: holds a run already; go on with --resume, or choose another folder with --out.")
+    made = [path for path in (folder.student, folder.model) if path.is_file()]
+    if made and not Checkpoints(folder.checkpoints).paths():
+        what = f"is finished, and {folder.checkpoints} holds no checkpoint to go on from"
+        raise UserError(f"{made[0]}: {what}; put its checkpoints back, or start anew in another folder with --out.")
     return _resumed(folder, recipe, source, overrides)
 
 
@@ -90,7 +101,7 @@ def _took_a_step(folder: RunFolder) -> bool:
     """Whether there is anything of a run to go on from: not so where it was refused, or failed, before its first step."""
     if Checkpoints(folder.checkpoints).paths():
         return True
-    return any(entry.get("step") not in (None, 0) for entry in read_log(folder.log))
+    return folder.student.is_file() or folder.model.is_file() or any(entry.get("step") not in (None, 0) for entry in read_log(folder.log))
 
 
 def _resumed(folder: RunFolder, now: Recipe, source: str | Path, overrides: Sequence[str]) -> Recipe:

@@ -7,7 +7,7 @@ A jump from t to s goes to s~ first and is noised from there to s. With rho = si
 so that x_s has the noise level of s whatever gamma is. gamma = 0 is the deterministic jump G(x, t, s), with no noise drawn; gamma = 1 goes to clean samples and noises them again,
 as consistency models do (``Renoise``). A jump to s = 0 is G(x, t, 0).
 
-With gamma = 0, s may lie after t: the model then carries data to noise.
+With gamma = 0, s may lie after t: a model that was trained for it (``InverseConsistency``) then carries data to noise.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from fewstep.states.guidance import WithGuidance
 from fewstep.states.mixture import Mixture, PerBatch
 from fewstep.states.pairs import Pairs, write_pairs
 from fewstep.states.prior import Prior
-from fewstep.states.rollout import RandomRollout, Rollout
+from fewstep.states.rollout import OpenRollout, RandomRollout, Rollout
 from fewstep.states.started import Started
 from fewstep.states.state import State, States
 from fewstep.states.step import Step
@@ -22,6 +22,7 @@ __all__ = [
     "Generated",
     "Linear",
     "Mixture",
+    "OpenRollout",
     "Pairs",
     "PerBatch",
     "Prior",

@@ -1,6 +1,7 @@
 r"""Aggregated states: the collection D <- D u tau of DAgger (Ross et al. 2011; DDIL, Garrepalli et al. 2024, Alg. 2 and 3).
 
 Fresh states of a source (trajectories of today's student, say) are added to a bounded buffer, and training draws from the buffer: the student also sees what its earlier selves met.
+A state that is drawn once and forgotten costs a trajectory; whole trajectories (Alg. 2 adds each of theirs), collected now and then, cost little.
 What a full buffer forgets:
 
 - ``ring``: the oldest state, so that it holds the last ``capacity``;
@@ -40,11 +41,12 @@ class _Buffer:
 class Dagger(States, Stateful):
     """Draws uniformly, with replacement, from a buffer of at most ``capacity`` states of ``source``; see the module's docstring.
 
-    The first draw at a place (stage, step) first adds ``collect`` fresh states, if the step is a multiple of ``every`` or the buffer is empty; further draws there add none. The
-    fresh ones are samples 0 to ``collect`` of the place's global batch, whatever rows are drawn, so that all processes hold the same buffer. x, t and the condition are kept; x0,
-    noise and origin are None. Its state is the buffer, kept on the device of the states: a checkpoint holds it.
+    The first draw at a place (stage, step) first adds the fresh states of ``collect`` samples, if the step is a multiple of ``every`` or the buffer is empty; further draws there add
+    none. ``of_each`` "one" adds one state of each sample, "all" all of its trajectory's (``States.trajectories``). The fresh ones are samples 0 to ``collect`` of the place's global
+    batch, whatever rows are drawn, so that all processes hold the same buffer. x, t and the condition are kept; x0, noise and origin are None. Its state is the buffer, kept on
+    the device of the states: a checkpoint holds it.
 
-    Raises ``UserError`` for numbers below 1, for collect > capacity, for an unknown ``keep``, and at the draw for a source whose conditions change their fields.
+    Raises ``UserError`` for numbers below 1, for collect > capacity, for an unknown ``keep`` or ``of_each``, and at the draw for a source whose conditions change their fields.
     """
 
     source: States
@@ -52,6 +54,7 @@ class Dagger(States, Stateful):
     collect: int
     keep: Literal["reservoir", "ring"]
     every: int = 1
+    of_each: Literal["one", "all"] = "one"
     _buffer: _Buffer = field(init=False, repr=False, default_factory=_Buffer)
 
     def __post_init__(self) -> None:
@@ -59,6 +62,8 @@ class Dagger(States, Stateful):
             raise UserError(f"dagger: needs 1 <= collect <= capacity and every >= 1, got collect {self.collect}, capacity {self.capacity} and every {self.every}.")
         if self.keep not in _SLOTS:
             raise UserError(f"dagger: keep must be one of {', '.join(_SLOTS)}, got '{self.keep}'.")
+        if self.of_each not in ("one", "all"):
+            raise UserError(f"dagger: of_each must be 'one' or 'all', got '{self.of_each}'.")
 
     @property
     def filled(self) -> int:
@@ -71,10 +76,15 @@ class Dagger(States, Stateful):
             # A buffer from a checkpoint is on the CPU until its first draw.
             buffer.rows = State.of(buffer.rows).to(step.device).tensors()
         if buffer.last != here and (step.place.step % self.every == 0 or not buffer.seen):
-            self._add(Step(step.place, self.collect, device=step.device).state(self.source), step.place)
+            self._add(self.fresh(step), step.place)
             buffer.last = here
         index = step.place.integers("dagger-row", step.rows, self.filled, step.start)
         return State.of({name: value[index.to(value.device)] for name, value in buffer.rows.items()})
+
+    def fresh(self, step: Step) -> State:
+        """What is collected at a step, the same in every process."""
+        whole = Step(step.place, self.collect, device=step.device)
+        return self.source.trajectories(whole) if self.of_each == "all" else whole.state(self.source)
 
     def _add(self, fresh: State, place: Place) -> None:
         buffer, tensors = self._buffer, {name: value for name, value in fresh.tensors().items() if name not in _FORGOTTEN}
@@ -82,13 +92,13 @@ class Dagger(States, Stateful):
             buffer.rows = {name: value.new_zeros(self.capacity, *value.shape[1:]) for name, value in tensors.items()}
         if set(tensors) != set(buffer.rows):
             raise UserError(f"dagger: its source gives {', '.join(sorted(tensors))}, but gave {', '.join(sorted(buffer.rows))} before; its states must keep the same fields.")
-        slots = _SLOTS[self.keep](buffer.seen, self.collect, self.capacity, place).tolist()
+        slots = _SLOTS[self.keep](buffer.seen, len(fresh.x), self.capacity, place).tolist()
         # A slot that is taken twice belongs to the later state; -1 is let go.
         row_of = {slot: row for row, slot in enumerate(slots) if slot >= 0}
         taken, rows = torch.tensor(list(row_of), dtype=torch.int64), torch.tensor(list(row_of.values()), dtype=torch.int64)
         for name, value in buffer.rows.items():
             value[taken.to(value.device)] = tensors[name][rows.to(value.device)]
-        buffer.seen += self.collect
+        buffer.seen += len(fresh.x)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self._buffer.seen, "last": None if self._buffer.last is None else list(self._buffer.last)}

@@ -64,11 +64,22 @@ class PerBatch(States):
         check_names("per batch", self.sources, self.weights)
 
     def draw(self, step: Step) -> State:
+        index = self.chosen(step)
+        return self._from(index, step.state(list(self.sources.values())[index]))
+
+    def trajectories(self, step: Step) -> State:
+        index = self.chosen(step)
+        return self._from(index, list(self.sources.values())[index].trajectories(step))
+
+    def chosen(self, step: Step) -> int:
+        """Which source this step's batch is from, in the order of ``sources``."""
         names = list(self.sources)
         # No start: the choice is the whole batch's, and so every process's.
         u = step.place.uniform("batch-source-" + "-".join(sorted(names)), 1)
-        index = int(self.weights.choose(names, step.place.step, u))
-        return replace(step.state(self.sources[names[index]]), origin=torch.full((step.rows,), index, dtype=torch.int64))
+        return int(self.weights.choose(names, step.place.step, u))
+
+    def _from(self, index: int, state: State) -> State:
+        return replace(state, origin=torch.full((len(state.x),), index, dtype=torch.int64))
 
 
 def _joined(names: list[str], drawn: Mapping[str, dict[str, Tensor]], origin: Tensor) -> dict[str, Tensor]:

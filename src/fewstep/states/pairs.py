@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.caches import output
 from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
@@ -63,7 +64,8 @@ def write_pairs(path: Path, x: Tensor, x0: Tensor, labels: Tensor | None, metada
     """
     tensors = {"x": x, "x0": x0} if labels is None else {"x": x, "x0": x0, "labels": labels}
     check_pairs(path, tensors)
-    return write_tensors(path, tensors, metadata)
+    with output(path):
+        return write_tensors(path, tensors, metadata)
 
 
 def check_pairs(path: Path, tensors: Mapping[str, Tensor]) -> None:

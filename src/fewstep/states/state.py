@@ -68,6 +68,13 @@ class States(abc.ABC):
     def draw(self, step: Step) -> State:
         """The states of this step: ``step.rows`` samples of the global batch, from ``step.start`` on."""
 
+    def trajectories(self, step: Step) -> State:
+        """All states of ``step.rows`` trajectories, trajectory after trajectory.
+
+        A source without trajectories has one state of each sample: its draw.
+        """
+        return step.state(self)
+
 
 def select(mask: Tensor, these: Tensor, others: Tensor) -> Tensor:
     """The samples of ``these`` (B, *D) where ``mask`` (B,) is true, else those of ``others`` (B, *D)."""

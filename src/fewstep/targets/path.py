@@ -2,7 +2,8 @@ r"""The degradation path {s'_0 = teacher, s'_1, ..., s'_N} on disk (DisBack, Sec
 
 Node i >= 1 is the file ``node-i.safetensors``; node 0 is the teacher, which the run has anyway. ``manifest.json`` names each node's file, digest and the recording step, and carries what the
 caller wants to remember of how the path was made. A node is added by writing its file first and the manifest after it, so that a
-manifest never names a node that is not whole; files that the manifest does not name are ignored.
+manifest never names a node that is not whole; files that the manifest does not name are ignored. A file that this path did not
+write, of another path or of somebody's, keeps its content under another name (see ``ledger``).
 
 Nodes are loaded strictly, one at a time, into a single frozen copy of the teacher: memory does not grow with N.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
 from fewstep.files import digest_of, read_tensors, write_tensors, write_text
+from fewstep.ledger import keeping
 from fewstep.networks.store import load_strictly
 from fewstep.stateful import Stateful
 from fewstep.stopping import StopRule
@@ -34,7 +36,7 @@ FEWEST = 3
 class DegradationPath(Stateful):
     """A path in ``folder`` that starts at ``teacher``; ``origin`` is kept in the manifest (for instance the resolved recipe).
 
-    A new path is empty, and recording replaces what the folder holds; ``DegradationPath.open`` reads a recorded one.
+    A new path is empty, and recording replaces what paths have written into the folder; ``DegradationPath.open`` reads a recorded one.
     """
 
     def __init__(self, folder: Path | str, teacher: Denoiser, origin: Mapping[str, Any] | None = None):
@@ -64,7 +66,8 @@ class DegradationPath(Stateful):
         """Appends the model's weights as the next node, degraded for ``step`` steps."""
         index = len(self.nodes) + 1
         path = self.folder / f"node-{index}.safetensors"
-        digest = write_tensors(path, model.state_dict(), {"node": index, "step": step})
+        with keeping(self.folder):
+            digest = write_tensors(path, model.state_dict(), {"node": index, "step": step})
         self.nodes.append({"file": path.name, "digest": digest, "step": step})
         self._write_manifest()
 
@@ -141,7 +144,8 @@ class DegradationPath(Stateful):
     def _write_manifest(self) -> None:
         content = {"format": FORMAT, "origin": self.origin, "nodes": self.nodes, "closed": self.closed, "steps": self.steps}
         content |= {"ways": self.ways} if self.ways else {}
-        write_text(self._manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        with keeping(self.folder):
+            write_text(self._manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _read_manifest(self) -> None:
         if not self._manifest.is_file():

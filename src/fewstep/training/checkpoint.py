@@ -4,14 +4,15 @@ A checkpoint holds the weights of every trained network, the average, the optimi
 ``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
 whatever wrote it and in however many processes. The newest ``keep`` of the run stay. One that cannot be read, is another
 run's, or holds values that are not finite (an older version could write it) is set aside for the one before it, as is one
-from which a run ended at once in values that are not finite: it keeps its content under another name.
+from which a run ended at once in values that are not finite: it keeps its content under another name. Only what reads as a
+checkpoint of this run is ever removed or written over.
 """
 
 from __future__ import annotations
 
 import abc
+import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -60,6 +61,7 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Writes the checkpoint of global step ``step`` into one file and then removes those beyond the newest ``keep``."""
         path = self.folder / f"step-{step:08d}.safetensors"
+        distributed.together(lambda: make_way(path, self.run))
         write_tensors(path, tensors, dict(state))
         self.prune()
         return path
@@ -68,26 +70,26 @@ class Checkpoints:
         """Removes this run's beyond the newest ``keep``; what cannot be read, or is another's, stays."""
 
         def remove() -> None:
-            for old in [path for path in self.paths() if self._is_ours(path)][self.keep :]:
+            for old in [path for path in self.paths() if is_of_run(path, self.run)][self.keep :]:
                 remove_checkpoint(old)
 
         distributed.together(remove)
 
-    def _is_ours(self, path: Path) -> bool:
-        """Whether a file or folder says of itself that it is a checkpoint of this run, of the step in its name."""
-        try:
-            state = look_at(path, verify=False)
-            place_of(path, state)
-            check_run_of(path, state, self.run)
-        except UserError:
-            return False
-        return True
-
     def paths(self) -> list[Path]:
-        """The files and folders, newest first."""
-        if not self.folder.is_dir():
+        """The files and folders, newest first. Raises ``UserError`` where their folder is there and cannot be listed."""
+        if not os.path.lexists(self.folder):
             return []
-        return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
+        try:
+            names = os.listdir(self.folder)
+        except OSError as error:
+            what = f"cannot be listed ({error.strerror or error})"
+            raise UserError(f"{self.folder}: {what}; mount it or mend its permissions, or choose another folder with --out.") from error
+        return sorted((self.folder / name for name in names if _NAME.fullmatch(name)), reverse=True)
+
+    def check_none(self) -> None:
+        """Raises ``UserError`` where there is any, whoever's it is and whether or not it can be read."""
+        if distributed.together(lambda: bool(self.paths())):
+            raise UserError(f"{self.folder.parent}: holds a run already; go on with it (resume), or choose another folder.")
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest that reads whole, None when there is no file or folder of a checkpoint's name.
@@ -157,6 +159,42 @@ def set_aside_in(folder: Path, why: Sequence[Why] = get_args(Why)) -> list[Path]
     return sorted(path for each in why for path in folder.glob(f"step-*.{each}*")) if folder.is_dir() else []
 
 
+def make_way(path: Path, run: str) -> None:
+    """Gives what is at the place of a checkpoint that is to be written another name, unless it is one of ``run``. This process alone."""
+    if os.path.lexists(path) and not is_of_run(path, run):
+        set_aside(path, "set-aside")
+
+
+def is_of_run(path: Path, run: str) -> bool:
+    """Whether a path says of itself that it is a complete checkpoint of ``run``, of the step in its name, and holds nothing else."""
+    if path.is_symlink():
+        return False
+    try:
+        state = look_at(path, verify=False)
+        place_of(path, state)
+        check_run_of(path, state, run)
+        return not is_folder(path) or not _strays(path)
+    except UserError:
+        return False
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path reads as a checkpoint of whichever run, without its values."""
+    try:
+        place_of(path, look_at(path, verify=False))
+    except UserError:
+        return False
+    return True
+
+
+def _strays(folder: Path) -> list[str]:
+    """What is in a folder of shards and is no part of it."""
+    from fewstep.training.sharded import is_part, read_manifest
+
+    named = set(read_manifest(folder)["files"])
+    return sorted(name for name in os.listdir(folder) if name not in named and (not is_part(name) or name.startswith("shard-")))
+
+
 def _wrong_values(path: Path) -> str:
     """The sentence for values that are not finite in a checkpoint, each process having looked at its share of the files; empty where all are finite."""
     problem = ""
@@ -213,14 +251,28 @@ def is_folder(path: Path) -> bool:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint, a folder by renaming it first, so that what is half removed is no checkpoint. Raises ``UserError`` when it cannot be removed."""
+    """Removes a checkpoint that the caller knows to be the run's; a folder is renamed first, so that what is half removed is no checkpoint.
+
+    Raises ``UserError``, having removed nothing, where a folder holds what is no part of a checkpoint, or it cannot be removed.
+    """
+    from fewstep.training.sharded import is_part
+
     try:
-        if path.is_dir() and not path.is_symlink():
-            # What is aside already is nobody's.
-            gone = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.removed.aside"))
-            shutil.rmtree(gone)
-        else:
+        if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
+            return
+        others = [name for name in sorted(os.listdir(path)) if not is_part(name)]
+        if others:
+            raise UserError(f"{path / others[0]}: is no part of a checkpoint, and its folder was not removed; move it away.")
+        gone = path
+        # What is aside already has no other name.
+        if not path.name.startswith("."):
+            gone = path.with_name(f".{path.name}.removed.aside")
+            remove_checkpoint(gone)
+            path.rename(gone)
+        for name in sorted(os.listdir(gone)):
+            (gone / name).unlink()
+        gone.rmdir()
     except OSError as error:
         raise UserError(f"{path}: cannot be removed ({error.strerror or error}); change the permissions of its folder.") from error
 

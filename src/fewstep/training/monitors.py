@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser
-from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means, training_mismatch
+from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.spread import outside, spread
 from fewstep.objectives import ScoreMatching
 from fewstep.random import Place
@@ -28,11 +28,12 @@ SPREAD_VALUES = 2**24
 
 @dataclass(frozen=True)
 class Reading:
-    """A named value, and a sentence when it is off."""
+    """A named value, and a sentence when it is off; ``beside``: what was found along with it."""
 
     name: str
     value: float
     warning: str = ""
+    beside: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,8 @@ class Monitor:
     @torch.no_grad()
     def read(self, step: Step, recent: Mapping[str, float]) -> list[Reading]:
         """The readings of one moment."""
-        return [reading for check in self.checks if (reading := check.read(step, recent)) is not None]
+        found = [reading for check in self.checks if (reading := check.read(step, recent)) is not None]
+        return [each for reading in found for each in (reading, *reading.beside)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,10 @@ class Gap(Check):
 
 @dataclass(frozen=True, eq=False)
 class Mismatch(Check):
-    """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3 does) over its value on ``data``: above ``limit`` the student is off the data."""
+    """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3 does) over its value on ``data``: above ``limit`` the student is off the data.
+
+    Beside it the same as Eq. 9 is printed, a mean norm: with its deviation over the samples, and its value on ``data``.
+    """
 
     teacher: Denoiser
     samples: States
@@ -109,7 +114,10 @@ class Mismatch(Check):
         degree, bound = comparable_means(assessed, self._bound)
         ratio = degree / bound
         warning = f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
-        return Reading("mismatch_over_bound", ratio, warning if ratio > self.limit else "")
+        norm, bound_norm = comparable_norms(assessed, self._bound)
+        figures = {"mismatch_norm": norm.mean, "mismatch_norm_deviation": norm.deviation, "mismatch_norm_on_data": bound_norm.mean}
+        beside = tuple(Reading(name, value) for name, value in figures.items())
+        return Reading("mismatch_over_bound", ratio, warning if ratio > self.limit else "", beside)
 
     # When it is first asked for: networks are where they work by then.
     @cached_property

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from fewstep.errors import UserError
 
 @dataclass(frozen=True)
 class Optimizer(abc.ABC):
-    """The rate rises linearly over ``warmup`` steps, stays at ``lr``, and over the last ``decay`` fraction of a stage of known length falls to 0 along half a cosine.
+    """The rate rises linearly over ``warmup`` steps, stays at ``lr``, and over the last ``decay`` fraction of a stage of known length falls to 0 along half a cosine,
+    or, with ``along`` "line", along a line (DDIL's "linear schedule", Garrepalli et al. 2024, Sec. 5).
 
     ``weight_decay`` is decoupled from the gradient (Loshchilov and Hutter 2019) in Adam, and a penalty in plain gradient descent, where the two are one.
     """
@@ -25,6 +27,7 @@ class Optimizer(abc.ABC):
     weight_decay: float = 0.0
     warmup: int = 0
     decay: float = 0.0
+    along: Literal["cosine", "line"] = field(default="cosine", kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
@@ -45,7 +48,8 @@ class Optimizer(abc.ABC):
         if total is not None and self.decay > 0:
             begin = total * (1 - self.decay)
             if step > begin:
-                rate *= 0.5 * (1 + math.cos(math.pi * (step - begin) / (total - begin)))
+                gone = (step - begin) / (total - begin)
+                rate *= 1 - gone if self.along == "line" else 0.5 * (1 + math.cos(math.pi * gone))
         return rate
 
 

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -33,13 +32,13 @@ from fewstep import distributed
 from fewstep.errors import UserError
 from fewstep.files import sync_folder, why_not_written, write_text
 from fewstep.ledger import set_aside
-from fewstep.training.checkpoint import Checkpoint, place_of
+from fewstep.training.checkpoint import Checkpoint, make_way, place_of, remove_checkpoint
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _BLOCK = 2**22
-# Shards as DCP names them, the index that it writes besides, and files of both that were begun.
-_OURS = re.compile(r"shard-\d{5}-.*|manifest\.json|.*\.(metadata|index\.json)|\..*\.aside|.*\.tmp")
+# Shards as DCP names them, the manifest, and one that was begun.
+_PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors|manifest\.json|\.manifest\.json\.\d+-\d+(-\d+)?\.aside")
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,10 @@ class ShardWriter:
                 old = writing.path.with_name(f".{writing.path.name}.old.aside")
                 if os.path.lexists(old):
                     _removed_or_set_aside(old)
-                if is_folder_of_shards(writing.path):
+                make_way(writing.path, str(writing.state.get("run", "")))
+                if os.path.lexists(writing.path):
                     # Renamed before it is removed: the tensors of one of the two are on the disk at any moment.
                     writing.path.rename(old)
-                elif os.path.lexists(writing.path):
-                    set_aside(writing.path, "set-aside")
                 aside.rename(writing.path)
                 sync_folder(writing.path.parent)
                 if old.is_dir():
@@ -207,13 +205,18 @@ def _emptied(aside: Path) -> None:
 
 def is_folder_of_shards(path: Path) -> bool:
     """Whether a path is a folder that holds files of the names that ``ShardWriter`` gives, and nothing else."""
-    return path.is_dir() and not path.is_symlink() and all(each.is_file() and _OURS.fullmatch(each.name) for each in path.iterdir())
+    return path.is_dir() and not path.is_symlink() and all(each.is_file() and is_part(each.name) for each in path.iterdir())
+
+
+def is_part(name: str) -> bool:
+    """Whether a name is one that ``ShardWriter`` gives to a file."""
+    return _PART.fullmatch(name) is not None
 
 
 def _removed_or_set_aside(path: Path) -> None:
     """Removes a folder of shards that was begun, or is replaced; anything else under its name gets another name."""
     if is_folder_of_shards(path):
-        shutil.rmtree(path)
+        remove_checkpoint(path)
     else:
         set_aside(path, "set-aside")
 

@@ -147,10 +147,9 @@ class Trainer:
             yield from found.networks()
 
     def _start(self) -> None:
-        """Begins a run; what one without a checkpoint left behind is begun again, a run with one is not touched."""
-        if self._saver.checkpoints.newest(self.watcher.say) is not None:
-            raise UserError(f"{self.folder}: holds a run already; go on with it (resume), or choose another folder.")
-        self._log.cut(0)
+        """Begins a run; a folder in which one has made a step or saved is not touched."""
+        self._saver.checkpoints.check_none()
+        self._log.begin()
         self._probe()
 
     def _run_stage(self, optimizers: dict[str, torch.optim.Optimizer], stop: StopRequest) -> None:
@@ -373,7 +372,9 @@ class Trainer:
         found = self._saver.checkpoints.newest(self.watcher.say)
         if found is None:
             if self._log.path.is_file():
+                self._check_never_saved()
                 self.watcher.say("there is no checkpoint to resume from: starting from the beginning.")
+                self._log.cut(0, self.watcher.say)
             return None
         state = found.state
         check_origins(f"the newest checkpoint in {self._saver.checkpoints.folder}", state.get("origins", {}), self.settings.origins, self.watcher.say)
@@ -387,12 +388,21 @@ class Trainer:
         for name, network in self.networks.items():
             load_strictly(network, found.read(f"network/{name}/", network.state_dict()), f"checkpoint of step {self.progress.step}, network '{name}'")
         self._sums, self._recent, self._figures = state["sums"], state["recent"], state["figures"]
-        self._log.cut(state["log_lines"])
+        self._log.cut(state["log_lines"], self.watcher.say)
         optimizers = build_optimizers(self.stages[self.progress.stage])
         if self.progress.stage_step:
             for name, optimizer in optimizers.items():
                 restore_optimizer(optimizer, f"optimizer/{name}", found)
         return optimizers
+
+    def _check_never_saved(self) -> None:
+        """Raises ``UserError`` where the log has steps after a checkpoint must have been written: it is gone, or its disk is not mounted."""
+        # In the background one is whole when the next begins, at the latest.
+        first = self.settings.checkpoint_every * (2 if self._saver.kind == "background" else 1)
+        made = self._log.last_step()
+        if made > first:
+            what = f"holds no checkpoint, though the run made {made} steps"
+            raise UserError(f"{self._saver.checkpoints.folder}: {what}; put its checkpoints back (is a disk not mounted?), or start anew in another folder.")
 
     def _warn_if_not_exact(self, state: Mapping[str, Any]) -> None:
         for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):

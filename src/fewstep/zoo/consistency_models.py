@@ -29,6 +29,7 @@ from fewstep.networks.store import check_strictly, load_strictly
 from fewstep.prediction import EDM, Consistency, Prediction
 from fewstep.schedule import KarrasVE
 from fewstep.zoo.download import local_file
+from fewstep.zoo.machine import shown
 
 SIGMA_DATA = 0.5
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
@@ -89,9 +90,11 @@ def renamed(tensors: Mapping[str, Tensor], description: Mapping[str, Any], sourc
             raise UserError(f"{source}: has an unknown tensor '{name}'; the file does not belong to this network.")
         ours, value = f"{names[layer]}.{kind}", value.float()
         if ours.endswith(("qkv.weight", "qkv.bias")):
+            if not value.ndim or len(value) % (3 * _heads(value)):
+                raise UserError(f"{source}: tensor '{name}' is {tuple(value.shape)}, which are no queries, keys and values of heads; the file does not belong to this network.")
             value = _heads_first(value)
         elif layer == "label_emb":
-            value = value.T.contiguous()
+            value = value.mT.contiguous() if value.ndim == 2 else value
         # Attention's layers are convolutions of one dimension in ADM's first release, of two here.
         found[ours] = value[..., None] if value.ndim == 3 else value
     with torch.device("meta"):
@@ -112,6 +115,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: is not a state dict that can be read without running code ({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
         raise UserError(f"{path}: is not a state dict of tensors; the release's files are.")
+    other = next((name for name, value in content.items() if not value.is_floating_point()), None)
+    if other is not None:
+        raise UserError(f"{path}: tensor {shown(other)} is {content[other].dtype}; only weights of a floating type are read, as the release's are.")
     return content
 
 
@@ -153,7 +159,10 @@ def _modules(description: Mapping[str, Any]) -> Iterator[_Module]:
             index += 1
 
 
+def _heads(value: Tensor) -> int:
+    return max(1, len(value) // 3 // 64)
+
+
 def _heads_first(value: Tensor) -> Tensor:
     """Channels (3, heads, 64) as (heads, 64, 3)."""
-    heads = max(1, len(value) // 3 // 64)
-    return value.unflatten(0, (3, heads, -1)).permute(1, 2, 0, *range(3, value.ndim + 2)).flatten(0, 2).contiguous()
+    return value.unflatten(0, (3, _heads(value), -1)).permute(1, 2, 0, *range(3, value.ndim + 2)).flatten(0, 2).contiguous()

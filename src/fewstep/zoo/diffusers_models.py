@@ -1,168 +1,200 @@
-"""diffusers' unconditional and class-conditional image models: a ``UNet2DModel`` and the scheduler that says what its output means.
+"""diffusers' image models: a ``UNet2DModel`` and the scheduler that says what its output means.
 
-==================================================  =========================================  =================================  =====================================
-scheduler                                           schedule                                   prediction                         inputs
-==================================================  =========================================  =================================  =====================================
-``DDPMScheduler``, ``DDIMScheduler`` and their kin  ``DiscreteVP`` of its betas                ``Epsilon``, ``X0`` or ``V``       ``TimestepInputs``: index i
-``EDMEulerScheduler``, ``EDMDPMSolverMultistep-``   ``KarrasVE(sigma_min, sigma_max)``         ``EDM``                            ``EDMInputs``
-``CMStochasticIterativeScheduler``                  ``KarrasVE(sigma_min, sigma_max)``         ``Consistency``                    ``EDMInputs``, its label times 1000
-==================================================  =========================================  =================================  =====================================
+Which files are read says ``diffusers_folders``; what a scheduler means says
+``diffusers_schedulers``. Weights of any floating type are read in float32. Only safetensors are
+read, no pickled weights.
 
-What a scheduler does besides (clipping x0, its grid and rule of sampling) is a sampler's business and stays out. Only safetensors are read, no pickled weights.
+A network with one embedding more than there are classes was trained with the label of the last
+embedding for "no class". That is said by ``classes``, since nothing in the folder says it; the
+label -1 of ours ("no class") is then the last embedding.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs, freeze
-from fewstep.denoisers.inputs import Inputs
+from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
-from fewstep.locations import folder_or_id
 from fewstep.networks import build
 from fewstep.networks.store import load_strictly
-from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V
-from fewstep.schedule import DiscreteVP, KarrasVE, Schedule
+from fewstep.zoo.diffusers_folders import Pipeline, Weights, find_pipeline, read_json
+from fewstep.zoo.diffusers_schedulers import about, ignored_by, meaning_of
+from fewstep.zoo.machine import shown
+from fewstep.zoo.modules import flag, real, whole, wholes, word, words
 
-Meaning = tuple[Schedule, Prediction, Inputs]
-
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS: Mapping[str, Prediction] = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
 # Attention's layers had other names in the first releases of diffusers.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_LARGEST = 4096
+_MOST = 1_000_000
+_WHOLE = {
+    "in_channels": (1, 64),
+    "out_channels": (1, 64),
+    "layers_per_block": (1, 64),
+    "norm_num_groups": (1, _MOST),
+    "downsample_padding": (0, 16),
+    "attention_head_dim": (1, _MOST),
+    "attn_norm_num_groups": (1, _MOST),
+    "time_embedding_dim": (1, _MOST),
+    "num_class_embeds": (1, _MOST),
+    "num_train_timesteps": (1, _MOST),
+}
+_REALS = {"freq_shift": (-1e6, 1e6), "dropout": (0.0, 1.0), "norm_eps": (0.0, 1.0), "mid_block_scale_factor": (1e-6, 1e6)}
+_FLAGS = ("center_input_sample", "flip_sin_to_cos", "add_attention")
+_TEXTS = ("time_embedding_type", "mid_block_type", "downsample_type", "upsample_type", "act_fn", "resnet_time_scale_shift", "class_embed_type")
+_NULLABLE = frozenset(
+    (
+        *("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds", "num_train_timesteps"),
+        *("mid_block_type", "class_embed_type"),
+    )
+)
 
 
-def load(source: str | Path, revision: str | None = None) -> NetworkDenoiser:
-    """The frozen denoiser in a pipeline's folder, or under an id of the hub (``owner/name``, there at ``revision``: a commit pins it).
+def load(
+    source: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    classes: int | None = None,
+) -> NetworkDenoiser:
+    """The frozen denoiser in a pipeline's folder, or under an id of the hub (``owner/name``).
 
-    Raises ``UserError`` naming the file for a missing or malformed one, a scheduler that is not in the table, weights that do not fit, and when diffusers is missing.
+    ``revision``: of the hub's; a commit pins it. ``variant``: of the weights, such as ``fp16``.
+    ``subfolder``: of the network, see ``diffusers_folders``. ``classes``: as many as there are
+    embeddings unless given; with one fewer the last embedding is "no class".
+
+    Raises ``UserError`` naming the file for a missing or malformed one, a scheduler that is not
+    known, weights that do not fit, and when diffusers is missing.
     """
-    folder = _folder(source, revision)
-    inner = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _json(inner / "config.json")
-    if config.get("_class_name") != "UNet2DModel":
-        raise UserError(f"{inner / 'config.json'}: is the configuration of a {config.get('_class_name')}; only UNet2DModel is read here.")
-    place = next((p for p in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json") if p.is_file()), folder / "scheduler" / "scheduler_config.json")
-    schedule, prediction, inputs = _meaning(_json(place), place)
-    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
-    with torch.random.fork_rng(devices=[]):
-        network = build({"kind": "diffusers-unet2d", "config": arguments, "classes": arguments.get("num_class_embeds") or 0})
-    load_strictly(network, _weights(inner / _WEIGHTS), str(inner / _WEIGHTS))
-    return freeze(NetworkDenoiser(network, schedule, prediction, inputs, _shape(arguments, inner / "config.json"), arguments.get("num_class_embeds") or 0))
+    pipeline = find_pipeline(source, revision, variant, subfolder)
+    schedule, prediction, inputs = meaning_of(read_json(pipeline.scheduler), pipeline.scheduler)
+    arguments, classes = _network(pipeline, classes)
+    network = _built(arguments, classes, pipeline.config)
+    load_strictly(network, _tensors(pipeline.weights), str(pipeline.weights.index or pipeline.weights.files[0]))
+    return freeze(NetworkDenoiser(network, schedule, prediction, inputs, _shape(arguments), classes))
 
 
-def files_of(source: str | Path, revision: str | None = None) -> dict[str, Path]:
-    """The files of the network and of its scheduler, by names that do not say where the folder is.
+def files_of(source: str | Path, revision: str | None = None, variant: str | None = None, subfolder: str | None = None) -> dict[str, Path]:
+    """The files that ``load`` reads and no others, by names that do not say where the folder is.
 
-    Raises ``UserError`` as it does.
+    Raises ``UserError`` where a file is missing.
     """
-    folder = _folder(source, revision)
-    inner = folder / "unet" if (folder / "unet").is_dir() else folder
-    found = {path.name: path for pattern in ("config.json", "*.safetensors", "*.index.json") for path in inner.glob(pattern)}
-    for path in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
-        if path.is_file():
-            found["scheduler"] = path
+    return find_pipeline(source, revision, variant, subfolder).files
+
+
+def remarks_of(
+    source: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    classes: int | None = None,
+) -> tuple[str, ...]:
+    """Sentences on what ``load`` chooses among several, and on what it leaves out.
+
+    Raises what ``load`` raises for a configuration; weights are not read.
+    """
+    pipeline = find_pipeline(source, revision, variant, subfolder)
+    scheduler = read_json(pipeline.scheduler)
+    meaning_of(scheduler, pipeline.scheduler)
+    _network(pipeline, classes)
+    return (*pipeline.remarks, *ignored_by(scheduler, pipeline.scheduler))
+
+
+def _built(arguments: dict[str, Any], classes: int, path: Path) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return build({"kind": "diffusers-unet2d", "config": arguments, "classes": classes})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _network(pipeline: Pipeline, classes: int | None) -> tuple[dict[str, Any], int]:
+    """The arguments of ``UNet2DModel``, each checked before it is believed, and the classes."""
+    config = read_json(pipeline.config)
+    with about(pipeline.config):
+        if config.get("_class_name") != "UNet2DModel":
+            raise UserError(f"is the configuration of a {shown(config.get('_class_name'))}; only UNet2DModel is read here.")
+        arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+        for name in arguments:
+            _check(arguments, name)
+        _shape(arguments)
+        embeddings = arguments.get("num_class_embeds") or 0
+    if classes is None or classes == embeddings:
+        return arguments, embeddings
+    if not 1 <= classes == embeddings - 1:
+        raise UserError(
+            f"{pipeline.config}: has {embeddings} for num_class_embeds, 'teacher.classes' says {classes}; leave it out for as many as "
+            "there are embeddings, or set it to one fewer where the last is 'no class'."
+        )
+    return arguments, classes
+
+
+def _check(arguments: dict[str, Any], name: str) -> None:
+    """Raises ``UserError`` for a value that would be read wrongly, or break the network when it is called."""
+    if arguments[name] is None and name in _NULLABLE:
+        return
+    if name in _WHOLE:
+        whole(arguments, name, *_WHOLE[name])
+    elif name in _REALS:
+        real(arguments, name, *_REALS[name])
+    elif name in _FLAGS:
+        flag(arguments, name, False)
+    elif name in _TEXTS:
+        word(arguments, name)
+    elif name == "block_out_channels":
+        wholes(arguments, name, 1, _MOST)
+    elif name in ("down_block_types", "up_block_types"):
+        words(arguments, name)
+
+
+def _shape(arguments: dict[str, Any]) -> tuple[int, ...]:
+    """That of one sample."""
+    size = arguments.get("sample_size")
+    given = {"sample_size": size if isinstance(size, list) else [size, size]}
+    sides = wholes(given, "sample_size", 1, _LARGEST)
+    if len(sides) != 2:
+        raise UserError(f"has {len(sides)} numbers for sample_size, which must be a number or two of them.")
+    levels = len(arguments.get("block_out_channels", range(4)))
+    if any(side % 2 ** (levels - 1) for side in sides):
+        raise UserError(f"has {sides[0]} x {sides[1]} for sample_size, which {levels} block_out_channels halve {levels - 1} times: it must be a multiple of {2 ** (levels - 1)}.")
+    channels, emitted = arguments.get("in_channels", 3), arguments.get("out_channels", 3)
+    if channels != emitted:
+        raise UserError(f"has {emitted} for out_channels and {channels} for in_channels, which must be equal: a variance that a network learnt is not read here.")
+    return (channels, *sides)
+
+
+def _tensors(weights: Weights) -> dict[str, Tensor]:
+    """The state dict of ``DiffusersUNet``, in float32; each tensor from where the index has it."""
+    found: dict[str, Tensor] = {}
+    for path in weights.files:
+        tensors = _read(path)
+        if weights.places is not None:
+            named = {name for name, shard in weights.places.items() if shard == path.name}
+            stray = min(named ^ tensors.keys(), default=None)
+            if stray is not None:
+                raise UserError(f"{path}: tensor {shown(stray)} is not where {weights.index} places it; get the shards and their index from one source.")
+        for name, value in tensors.items():
+            if not value.is_floating_point():
+                raise UserError(f"{path}: tensor {shown(name)} is {value.dtype}; only weights of a floating type are read, take those that were not quantised.")
+            found[f"unet.{_renamed(name)}"] = value.float()
     return found
 
 
-def _folder(source: str | Path, revision: str | None) -> Path:
-    """A local folder, or the hub's snapshot."""
-    found = folder_or_id(str(source), "models")
-    if os.path.isabs(found):
-        return Path(found)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(f"{source}: fetching from the hub needs diffusers: pip install 'fewstep[diffusers]'.") from error
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.json", f"*{_WEIGHTS}"]))
-    # The hub's own exceptions derive from these.
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: could not be fetched from the hub ({str(error).splitlines()[0]}); check the id and the revision, or give a local folder.") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is missing or not JSON; the folder must hold a pipeline that diffusers saved, a UNet2DModel and its scheduler.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no configuration; get the folder from its source again.")
-    return content
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of ``DiffusersUNet``, in float32."""
+def _read(path: Path) -> Mapping[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; pickled weights (.bin) are not read, save the model with safe_serialization.")
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is not a readable safetensors file ({error}); it may have been cut short.") from error
-    return {f"unet.{_renamed(name)}": value.float() for name, value in tensors.items()}
 
 
 def _renamed(name: str) -> str:
     layer, _, kind = name.rpartition(".")
     head, _, last = layer.rpartition(".")
     return f"{head}.{_OLD_NAMES[last]}.{kind}" if ".attentions." in f".{name}" and last in _OLD_NAMES else name
-
-
-def _shape(config: Mapping[str, Any], path: Path) -> tuple[int, ...]:
-    size, channels = config.get("sample_size"), config.get("in_channels", 3)
-    sides = [size, size] if isinstance(size, int) else size
-    if not isinstance(sides, list) or len(sides) != 2 or config.get("out_channels", 3) != channels:
-        raise UserError(f"{path}: must have a sample_size and as many out_channels as in_channels; it has {size}, {config.get('out_channels', 3)} and {channels}.")
-    return (channels, *sides)
-
-
-def _meaning(config: Mapping[str, Any], path: Path) -> Meaning:
-    name = str(config.get("_class_name"))
-    if name not in _SCHEDULERS:
-        raise UserError(f"{path}: is the configuration of a {name}; it must be one of {', '.join(_SCHEDULERS)}.")
-    try:
-        return _SCHEDULERS[name](config)
-    except KeyError as error:
-        raise UserError(f"{path}: lacks the entry {error}; get the folder from its source again.") from error
-    except (UserError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _vp(config: Mapping[str, Any]) -> Meaning:
-    betas, kind = config["beta_schedule"], config.get("prediction_type", "epsilon")
-    if betas not in _BETAS or config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
-        raise UserError(f"its betas ({betas}, trained or rescaled ones) are not known; beta_schedule must be one of {', '.join(_BETAS)}, as it was trained.")
-    if kind not in _PREDICTIONS:
-        raise UserError(f"prediction_type is '{kind}'; it must be one of {', '.join(_PREDICTIONS)}.")
-    schedule = DiscreteVP(_BETAS[betas], config["num_train_timesteps"], config["beta_start"], config["beta_end"])  # type: ignore[arg-type]
-    return schedule, _PREDICTIONS[kind], TimestepInputs(float(config["num_train_timesteps"]))
-
-
-def _edm(config: Mapping[str, Any]) -> Meaning:
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        raise UserError(f"prediction_type is '{config['prediction_type']}'; EDM's own is called 'epsilon' there, and no other is known here.")
-    data = float(config["sigma_data"])
-    return KarrasVE(config["sigma_min"], config["sigma_max"]), EDM(data), EDMInputs(data)
-
-
-def _consistency(config: Mapping[str, Any]) -> Meaning:
-    data, lowest = float(config["sigma_data"]), float(config["sigma_min"])
-    return KarrasVE(lowest, config["sigma_max"]), Consistency(data, lowest), EDMInputs(data, 1000.0)
-
-
-_SCHEDULERS: Mapping[str, Callable[[Mapping[str, Any]], Meaning]] = {
-    **dict.fromkeys(("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), _vp),
-    **dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), _edm),
-    "CMStochasticIterativeScheduler": _consistency,
-}

@@ -95,6 +95,22 @@ def word(values: dict[str, Any], name: str) -> str:
     return value
 
 
+def flag(values: dict[str, Any], name: str, usual: bool) -> bool:
+    """True or False; ``usual`` where it is left out."""
+    value: Any = values.get(name, usual)
+    if type(value) is not bool:
+        raise UserError(f"has {_said(value)} for {name}, which must be true or false.")
+    return value
+
+
+def words(values: dict[str, Any], name: str) -> list[str]:
+    """At most 16 texts."""
+    value: Any = values.get(name)
+    if type(value) not in (list, tuple) or len(value) > _LONGEST:
+        raise UserError(f"has {_said(value)} for {name}, which must be a list of at most {_LONGEST} texts.")
+    return [word({name: item}, name) for item in value]
+
+
 def _entries(record: Record, kind: str, prefix: str) -> dict[str, Any]:
     found = record.state.get(kind) if type(record.state) is dict else None
     if type(found) is not dict:

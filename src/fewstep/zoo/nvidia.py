@@ -57,6 +57,7 @@ _LISTS = {"channel_mult": (1, 16), "attn_resolutions": (1, 1024), "resample_filt
 _SHARES = ("dropout", "label_dropout")
 _WORDS = ("embedding_type", "encoder_type", "decoder_type")
 _USUAL_LEVELS = (1, 1, 1, 1)
+_HIGHEST_LEVEL = 1e6
 
 Preconditioning = tuple[KarrasVE, Prediction, Inputs]
 
@@ -193,11 +194,14 @@ def _edm(state: dict[str, Any]) -> Preconditioning:
 
 def _vp(state: dict[str, Any]) -> Preconditioning:
     inputs = VPInputs(real(state, "beta_d", 1e-6, 1000.0), real(state, "beta_min", 0.0, 100.0), whole(state, "M", 2, 100_000))
-    return KarrasVE(inputs.level(real(state, "epsilon_t", 1e-12, 1.0)), inputs.level(1.0)), Epsilon(), inputs
+    low, high = inputs.level(real(state, "epsilon_t", 1e-12, 1.0)), inputs.level(1.0)
+    if high > _HIGHEST_LEVEL:
+        raise UserError(f"has {inputs.beta_d} for beta_d and {inputs.beta_min} for beta_min, whose highest noise level is {high:.3g}: it must be at most {_HIGHEST_LEVEL:g}.")
+    return KarrasVE(low, high), Epsilon(), inputs
 
 
 def _ve(state: dict[str, Any]) -> Preconditioning:
-    return KarrasVE(real(state, "sigma_min", 0.0, 1e6), real(state, "sigma_max", 0.0, 1e6)), ScaledScore(), VEInputs()
+    return KarrasVE(real(state, "sigma_min", 0.0, _HIGHEST_LEVEL), real(state, "sigma_max", 0.0, _HIGHEST_LEVEL)), ScaledScore(), VEInputs()
 
 
 def _iddpm(state: dict[str, Any]) -> Preconditioning:

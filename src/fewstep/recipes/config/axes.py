@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.recipes.config.base import MOST, Count, Few, Optimizer, Positive, Section, Seed, Share, Steps, WeightsPath
+from fewstep.recipes.config.base import MOST, Count, Few, Later, Optimizer, Positive, Section, Seed, Share, Steps, WeightsPath
 from fewstep.recipes.config.models import DenoisingNetwork, FastGANChoice
 
 
@@ -131,17 +131,23 @@ class ForwardStates(Section):
     kind: Literal["forward"]
 
 
+Stops = Literal["all", "any"] | Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1, max_length=100)]
+"""Where trajectories stop, and a student is trained on them: at all of its times; at any time (DDIL, Alg. 1), and then data are noised to any time as well; or after these shares of
+its steps (0 for pure noise, 0.5 for half of the way)."""
+
+
 class RolloutStates(Section):
     """The student's own backward trajectory (DMD2's backward simulation)."""
 
     kind: Literal["rollout"]
+    stops: Annotated[Stops, Later()] = "all"
 
 
 class DDILStates(Section):
     """DDIL's aggregated data set (Alg. 2 and 3): ``collected`` of the states come from a bounded collection of trajectories in which a transition is the student's with probability
     ``student`` (methods whose trajectories are the student's alone do not use it); the rest is forward diffusion of data. From the share ``first_part`` of a stage on, the ``later`` values
-    hold (App. A: 25 % and 15 %, then 50 % and 80 %). ``collect`` fresh states are added a step; with ``capacity``
-    equal to it there is no collection, and states are always today's student's (DMD2).
+    hold (App. A: 25 % and 15 %, then 50 % and 80 %). At every step that is a multiple of ``every``, ``collect`` fresh trajectories give the collection ``of_each`` one state or all of
+    theirs; with a ``capacity`` equal to what is added at each step there is no collection, and states are always today's student's (DMD2).
     """
 
     kind: Literal["ddil"]
@@ -153,11 +159,14 @@ class DDILStates(Section):
     capacity: Count = 4096
     collect: int = Field(16, ge=1, le=65_536)
     keep: Literal["reservoir", "ring"] = "ring"
+    every: Annotated[Count, Later()] = 1
+    of_each: Annotated[Literal["one", "all"], Later()] = "one"
+    stops: Annotated[Stops, Later()] = "all"
 
     @model_validator(mode="after")
     def _holds_what_it_collects(self) -> DDILStates:
         if self.collect > self.capacity:
-            raise ValueError(f"'capacity' ({self.capacity}) must be at least 'collect' ({self.collect}), the states that are added at a step")
+            raise ValueError(f"'capacity' ({self.capacity}) must be at least 'collect' ({self.collect}), the trajectories that are added at once")
         return self
 
 
@@ -168,6 +177,7 @@ class PerBatchStates(Section):
     data: float = Field(0.5, ge=0)
     teacher: float = Field(0.0, ge=0)
     student: float = Field(0.5, ge=0)
+    stops: Annotated[Stops, Later()] = "all"
 
     @model_validator(mode="after")
     def _has_a_source(self) -> PerBatchStates:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
 from fewstep.locations import Hub
@@ -20,6 +20,24 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, and values are not coerced from other types beyond int to float."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _as_saved(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Its values, less what is marked ``Later`` and has its default."""
+        values: dict[str, Any] = plain(self)
+        return {key: value for key, value in values.items() if not _is_unsaid(type(self).model_fields.get(key), value)}
+
+
+class Later:
+    """Marks a setting that earlier versions did not have.
+
+    A section says it only where it has not its default. A run is known by what its recipe says
+    (``runs.identity``), so a run of an earlier version keeps its name.
+    """
+
+
+def _is_unsaid(field: FieldInfo | None, value: Any) -> bool:
+    return field is not None and any(isinstance(mark, Later) for mark in field.metadata) and value == field.default
 
 
 class Share:
@@ -99,7 +117,7 @@ DenoisingWeighting = Annotated[EDMWeighting | ScoreWeighting, Field(discriminato
 
 
 class Optimizer(Section):
-    """See ``fewstep.training.optimizer``; ``betas`` are Adam's. ``clip``: bound on the gradient's norm, null for none."""
+    """See ``fewstep.training.optimizer``; ``betas`` are Adam's. ``decay_along``: how the rate falls. ``clip``: bound on the gradient's norm, null for none."""
 
     kind: Literal["adam", "sgd"] = "adam"
     lr: Positive = 1e-4
@@ -107,6 +125,7 @@ class Optimizer(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0, le=MOST)
     decay: float = Field(0.0, ge=0, le=1)
+    decay_along: Annotated[Literal["cosine", "line"], Later()] = "cosine"
     clip: Positive | None = None
 
     @model_validator(mode="after")
@@ -143,3 +162,34 @@ DistanceChoice = Annotated[SquaredL2Distance | L1Distance | PseudoHuberDistance 
 class SolverChoice(Section):
     rule: Literal["euler", "heun", "dpm2m"] = "dpm2m"
     grid: Literal["rho", "log-snr", "uniform"] = "rho"
+
+
+class ChurnChoice(Section):
+    """The stochastic sampler of Karras et al. 2022 (Alg. 2): ``amount`` is its S_churn, ``low`` and ``high`` S_min and S_max (sigma / alpha; no bound above unless given), ``noise`` S_noise.
+
+    ``from_steps``: with fewer steps nothing is added, so that a recipe measures its teacher in few steps without, and in many with it, as the paper does.
+    """
+
+    amount: float = Field(0.0, ge=0, le=1e6)
+    low: float = Field(0.0, ge=0, le=1e6)
+    high: Positive | None = None
+    noise: float = Field(1.0, gt=0, le=100)
+    from_steps: Count = 1
+
+    @model_validator(mode="after")
+    def _levels_in_order(self) -> Self:
+        if self.high is not None and self.low > self.high:
+            raise ValueError(f"'low' is {self.low:g} and 'high' {self.high:g}; the level from which noise is added must not lie above that up to which it is")
+        return self
+
+
+class SamplerChoice(SolverChoice):
+    """How a teacher's samples are made: a solver, and the noise added at its steps."""
+
+    churn: ChurnChoice = ChurnChoice()
+
+    @model_validator(mode="after")
+    def _has_no_memory(self) -> Self:
+        if self.churn.amount and self.rule == "dpm2m":
+            raise ValueError("'churn' goes with the rules euler and heun only, since dpm2m extrapolates from its last step; set 'rule: heun' or leave 'churn' out")
+        return self

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.recipes.config.base import Count, Few, Names, Positive, Section, Seed, SolverChoice, WeightsPath
+from fewstep.recipes.config.base import Count, Few, Names, Positive, SamplerChoice, Section, Seed, WeightsPath
 
 
 class HalfLifeAverage(Section):
@@ -93,4 +93,4 @@ class Evaluation(Section):
     every: Count = 200
     teacher_steps: list[Few] = Field([35, 1], max_length=100)
     student_steps: list[Few] = Field([1], max_length=100)
-    solver: SolverChoice = SolverChoice()
+    solver: SamplerChoice = SamplerChoice()

@@ -69,11 +69,20 @@ class ConsistencyModelsTeacher(_Published):
 
 
 class DiffusersTeacher(Section):
-    """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``."""
+    """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``.
+
+    ``variant``: of the weights, such as ``fp16``; null for the usual ones, or the only one there.
+    ``subfolder``: of the network, null for ``unet``, and for ``unet_ema`` where that is all there
+    is. ``classes``: null for as many as the network has embeddings; one fewer makes the last
+    embedding that of "no class".
+    """
 
     kind: Literal["diffusers"]
     path: Annotated[str, Names("weights", hub="models")]
     revision: str | None = None
+    variant: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
+    subfolder: str | None = Field(None, pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    classes: int | None = Field(None, ge=1, le=MOST_CLASSES)
 
 
 TeacherChoice = Annotated[

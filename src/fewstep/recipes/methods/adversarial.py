@@ -40,7 +40,7 @@ class AdversarialDiffusionMethod(Method):
                 "'method.kind: adversarial-diffusion' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'."
             )
         student, times = context.student.model, context.student_times()
-        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True)
+        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True, anywhere=True)
         states = build_states(context, transitions.data, transitions)
         degraded = copy_of(context.original)
         recorded_by = ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))

@@ -78,7 +78,7 @@ class KnowledgeMethod(Method):
             term = Term(EndpointRegression(student, distance), Pairs(path, context.schedule, context.prior.time), name="regression")
             return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])
         times = context.student_times()
-        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: forward_states(context, times), whole=True)
+        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: forward_states(context, times), whole=True, anywhere=True)
         states = build_states(context, context.prior if self.steps == 1 else transitions.data, transitions)
         term = Term(EndpointRegression(student, distance, solver), states, name="regression")
         return Built([Stage("distill", context.training.steps, [student_phase(context, [term])])])

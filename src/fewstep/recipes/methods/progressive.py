@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
@@ -30,9 +31,9 @@ class GuidanceRange(config.Section):
     ``sample_at``: the scale used unless told otherwise.
     """
 
-    low: float = Field(2.0, ge=0)
-    high: float = Field(14.0, ge=0)
-    sample_at: float = Field(2.0, ge=0)
+    low: float = Field(3.0, ge=0)
+    high: float = Field(15.0, ge=0)
+    sample_at: float = Field(3.0, ge=0)
 
     @model_validator(mode="after")
     def _is_a_range(self) -> GuidanceRange:
@@ -42,12 +43,14 @@ class GuidanceRange(config.Section):
 
 
 Power = Annotated[int, Field(ge=1, le=10_000)]
+Parts = Annotated[list[config.Positive], Field(min_length=1, max_length=2)]
 
 
 class ProgressiveMethod(Method):
     """From ``start`` steps of the teacher to ``steps`` of the student, both powers of two. ``growth``: each round is this much longer than the one before. ``parts`` 2 splits each round
-    in two, the second with a new warm-up (DDIL's protocol). ``convert``: the student emits another prediction, for which it is first trained (``prepare``, a share of the run).
-    ``sample_with``: DDIM steps, or DPM-Solver++ 2M as DDIL does (App. A).
+    in two, the second with a new warm-up (DDIL's protocol). ``rounds``, in the place of ``growth``, ``parts`` and the states' ``first_part``: of each round the lengths of its one or
+    two parts, in proportion ([[5], [6, 4], [8, 6], [8, 6]] is DDIL's from 32 steps to 2). ``grid``: of the nested times. ``convert``: the student emits another prediction, for which
+    it is first trained (``prepare``, a share of the run). ``sample_with``: DDIM steps, or DPM-Solver++ 2M as DDIL does (App. A).
     """
 
     kind: Literal["progressive"]
@@ -60,6 +63,8 @@ class ProgressiveMethod(Method):
     guidance: GuidanceRange | None = None
     prepare: float = Field(0.15, gt=0, lt=1)
     sample_with: Literal["euler", "dpm2m"] = "euler"
+    rounds: Annotated[list[Parts] | None, config.Later()] = None
+    grid: Annotated[Literal["rho", "log-snr", "uniform"], config.Later()] = "rho"
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student"), usual_roles=("teacher",))
 
@@ -67,6 +72,9 @@ class ProgressiveMethod(Method):
     def _halves(self) -> ProgressiveMethod:
         if any(n & (n - 1) for n in (self.start, self.steps)) or self.start <= self.steps:
             raise ValueError(f"'start' ({self.start}) and 'steps' ({self.steps}) must be powers of two, 'start' the larger")
+        needed = len(list(self._halved()))
+        if self.rounds is not None and len(self.rounds) != needed:
+            raise ValueError(f"'rounds' has {len(self.rounds)} entries, but from {self.start} steps to {self.steps} there are {needed} rounds; give the parts of each")
         return self
 
     @property
@@ -81,7 +89,7 @@ class ProgressiveMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("ddim", steps=self.steps, guidance=None if self.guidance is None else self.guidance.sample_at, rule=self.sample_with)
+        return Sampling("ddim", self.grid, self.steps, guidance=None if self.guidance is None else self.guidance.sample_at, rule=self.sample_with)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         if self.convert is not None:
@@ -89,25 +97,33 @@ class ProgressiveMethod(Method):
         return copy if self.guidance is None else grown_denoiser(copy, guidance=True)
 
     def build(self, context: Context) -> Built:
-        rounds = list(self._rounds())
+        rounds = list(self._halved())
         prepares = self.convert is not None or self.guidance is not None
         total = planned(context.training)
-        shares = [self.growth**index for index in range(len(rounds))]
+        parts = self._parts(context, len(rounds))
+        shares = [self.growth**index for index in range(len(rounds))] if self.rounds is None else [math.fsum(each) for each in parts]
         lengths = divided(total, [self.prepare / (1 - self.prepare) * sum(shares), *shares] if prepares else shares)
         teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
         stages = []
         if prepares:
             stages.append(self._prepare(context, teacher, lengths.pop(0)))
         slot = freeze(copy_of(context.averaged))
-        for index, (steps, length) in enumerate(zip(rounds, lengths, strict=True)):
+        for index, (steps, length, split) in enumerate(zip(rounds, lengths, parts, strict=True)):
             first = index == 0 and not prepares
             # The average is what the round before has made: it becomes teacher, and the student goes on from it.
             begin = [] if first else [Copy(context.average.average, slot), Copy(context.average.average, context.student.model)]
             in_force = teacher if first else context.reflected(slot, "teacher")
-            stages += self._round(context, in_force, steps, length, begin)
+            stages += self._round(context, in_force, steps, divided(length, split), begin)
         return Built(extended(stages, context.training))
 
-    def _rounds(self) -> Iterator[int]:
+    def _parts(self, context: Context, rounds: int) -> list[list[float]]:
+        """The lengths of each round's parts, in proportion."""
+        if self.rounds is not None:
+            return self.rounds
+        first = context.states.first_part if isinstance(context.states, config.DDILStates) else 0.6
+        return [[first, 1 - first] if self.parts == 2 else [1.0]] * rounds
+
+    def _halved(self) -> Iterator[int]:
         steps = self.start
         while steps > self.steps:
             steps //= 2
@@ -118,15 +134,15 @@ class ProgressiveMethod(Method):
         objective = Imitation(context.denoising_student, Fixed(teacher), self._weight())
         return Stage("prepare", length, [student_phase(context, [Term(objective, states, name="imitation")])])
 
-    def _round(self, context: Context, teacher: Denoiser, steps: int, length: int, begin: Sequence[Copy]) -> list[Stage]:
+    def _round(self, context: Context, teacher: Denoiser, steps: int, parts: Sequence[int], begin: Sequence[Copy]) -> list[Stage]:
         student, times = context.denoising_student, context.student_times(steps)
         objective = ProgressiveDistillation(student, Fixed(teacher), times, context.student_times(2 * steps), self._weight())
         transitions = Transitions(times, context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, times))
         stages = []
-        first = context.states.first_part if isinstance(context.states, config.DDILStates) else 0.6
-        for part, share in enumerate(divided(length, [first, 1 - first]) if self.parts == 2 else [length]):
-            states = build_states(context, transitions.data, transitions, part if self.parts == 2 else None, length)
-            name = f"{steps}-steps" + (f"-{part + 1}" if self.parts == 2 else "")
+        split = len(parts) == 2
+        for part, share in enumerate(parts):
+            states = build_states(context, transitions.data, transitions, part if split else None, sum(parts))
+            name = f"{steps}-steps" + (f"-{part + 1}" if split else "")
             stages.append(Stage(name, share, [student_phase(context, [Term(objective, states, name="progressive")])], begin if part == 0 else []))
         return stages
 

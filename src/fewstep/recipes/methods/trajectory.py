@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from fewstep.denoisers import Averaged, Denoiser, EndJump, HalfLife, NetworkDenoiser, TrajectoryDenoiser, trajectory_of
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
-from fewstep.objectives import Balanced, Denoising, Objective, SoftConsistency
+from fewstep.objectives import Balanced, Denoising, InverseConsistency, Objective, SoftConsistency
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, build_adversary
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
@@ -33,7 +33,7 @@ class DenoisingTerm(config.Section):
 
 class TrajectoryMethod(GridMethod):
     """``max_steps``: the teacher's at most in one state (its u is drawn among them). ``adversarial``: balanced by gradients against the soft consistency, from step ``adversarial_after``
-    on. ``gamma``: for sampling.
+    on. ``gamma``: for sampling. ``inversion``: weight of the jumps from data to noise, which are trained on diffused data; 0 leaves them out.
     """
 
     kind: Literal["trajectory"]
@@ -42,6 +42,7 @@ class TrajectoryMethod(GridMethod):
     adversarial: AdversarialChoice | None = None
     adversarial_after: Annotated[int, Field(ge=0, le=config.MOST), config.Share()] = 0
     gamma: float = Field(0.0, ge=0, le=1)
+    inversion: Annotated[float, Field(ge=0), config.Later()] = 0.0
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))
 
@@ -86,4 +87,7 @@ class TrajectoryMethod(GridMethod):
         if self.denoising.weight > 0:
             data = ForwardDiffusion(context.data, context.schedule, build_times(self.denoising.times))
             terms.append(Term(Denoising(student, build_denoising_weight(self.denoising.weighting)), data, self.denoising.weight, "denoising"))
+        if self.inversion > 0:
+            upwards = InverseConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
+            terms.append(Term(upwards, forward_states(context, times[1:]), self.inversion, "inversion"))
         return Built([Stage("distill", context.training.steps, [student_phase(context, terms, averages=[target]), *critics])])

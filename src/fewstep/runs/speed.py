@@ -1,0 +1,43 @@
+"""How many times sooner a run reaches a fixed distance than another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+MULTIPLES = (1.0, 1.1, 1.25, 1.5, 2.0)
+"""Of the slower run's own level, where no levels are given."""
+
+
+class Curve(Protocol):
+    """What is asked of a run: where it ends, and when it reaches a level."""
+
+    @property
+    def level(self) -> float:
+        """The distance at which the run ends."""
+
+    def reaches(self, level: float) -> tuple[int, int] | None:
+        """(steps, evaluations), None for never."""
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """At a distance ``level``: the other run's ``steps`` over this run's, and its network ``evaluations``; None where either never reaches it, or does before its first step."""
+
+    level: float
+    steps: float | None
+    evaluations: float | None
+
+
+def speed_ups(one: Curve, other: Curve, levels: Sequence[float] = ()) -> list[SpeedUp]:
+    """Of ``one`` over ``other``, at the levels given, or at ``MULTIPLES`` of the other's own level."""
+    return [_at(one, other, level) for level in levels or [multiple * other.level for multiple in MULTIPLES]]
+
+
+def _at(one: Curve, other: Curve, level: float) -> SpeedUp:
+    ours, theirs = one.reaches(level), other.reaches(level)
+    if ours is None or theirs is None:
+        return SpeedUp(level, None, None)
+    steps, evaluations = (there / here if here and there else None for here, there in zip(ours, theirs, strict=True))
+    return SpeedUp(level, steps, evaluations)

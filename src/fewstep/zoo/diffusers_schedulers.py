@@ -1,0 +1,157 @@
+"""diffusers' scheduler files: what a network emits and is fed, by their class and their numbers.
+
+==================================================  =========================================  ==================================  =====================================
+scheduler                                           schedule                                   prediction                          inputs
+==================================================  =========================================  ==================================  =====================================
+``DDPMScheduler``, ``DDIMScheduler`` and their kin  ``DiscreteVP`` of its betas                ``Epsilon``, ``X0`` or ``V``        ``TimestepInputs``: index i
+``DPMSolverMultistep-`` with ``use_flow_sigmas``    ``RectifiedFlow``                          ``Velocity`` or ``X0``              ``TimestepInputs``: N t
+``EDMEulerScheduler``, ``EDMDPMSolverMultistep-``   ``KarrasVE(sigma_min, sigma_max)``         ``EDM``                             ``EDMInputs``
+``CMStochasticIterativeScheduler``                  ``KarrasVE(sigma_min, sigma_max)``         ``Consistency``                     ``EDMInputs``, its label times 1000
+==================================================  =========================================  ==================================  =====================================
+
+What a scheduler does besides (its grid and its rule of sampling) is a sampler's business and stays
+out. Of what changes an estimate, clipping and thresholding, it is said that it stays out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.denoisers import EDMInputs, TimestepInputs
+from fewstep.denoisers.inputs import Inputs
+from fewstep.errors import UserError
+from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V, Velocity
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
+from fewstep.zoo.diffusers_folders import CORRECT
+from fewstep.zoo.modules import flag, real, whole, word
+
+Meaning = tuple[Schedule, Prediction, Inputs]
+
+_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_VP: Mapping[str, Prediction] = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
+_FLOW: Mapping[str, Prediction] = {"flow_prediction": Velocity(), "sample": X0()}
+_MOST_STEPS = 100_000
+_LOWEST, _HIGHEST = 1e-6, 1e6
+# Below it an estimate is a difference of numbers that float32 cannot tell apart.
+_LEAST_SIGNAL = 1e-7
+_CLIPPING = {"DDPMScheduler": "clip_sample", "DDIMScheduler": "clip_sample", "CMStochasticIterativeScheduler": "clip_denoised"}
+"""Flags that are on where they are left out."""
+
+
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Puts the file's name before what is wrong in it, and what to do behind."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removesuffix('.')}; {CORRECT}.") from error
+
+
+def meaning_of(config: dict[str, Any], path: Path) -> Meaning:
+    """The schedule, the prediction and the inputs. Raises ``UserError`` naming file, key and value."""
+    with about(path):
+        name = word(config, "_class_name")
+        if name not in _SCHEDULERS:
+            raise UserError(f"is the configuration of a {name:.80}, which must be one of {', '.join(_SCHEDULERS)}")
+        _left_out(config)
+        schedule, prediction, inputs = _SCHEDULERS[name](config)
+        prediction.check(schedule)
+        inputs.check(schedule)
+    return schedule, prediction, inputs
+
+
+def ignored_by(config: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Sentences on what a scheduler does to estimates of x0 that a denoiser here does not."""
+    with about(path):
+        on = _left_out(config)
+    if not on:
+        return ()
+    return (f"{path}: {' and '.join(on)} of its sampler is left out, estimates stay as the network makes them; 'reflected' keeps them in range.",)
+
+
+def _left_out(config: dict[str, Any]) -> list[str]:
+    """The keys by which a scheduler changes estimates of x0."""
+    clipping = _CLIPPING.get(str(config.get("_class_name")))
+    on = [clipping] if clipping is not None and flag(config, clipping, True) else []
+    return [*on, "thresholding"] if flag(config, "thresholding", False) else on
+
+
+def _vp(config: dict[str, Any]) -> Meaning:
+    if flag(config, "use_flow_sigmas", False):
+        return _flow(config)
+    schedule = _betas(config)
+    predictions = {name: kind for name, kind in _VP.items() if name != "sample" or config["_class_name"] != "PNDMScheduler"}
+    prediction = _chosen(config, predictions, "with a variance preserving schedule")
+    if isinstance(prediction, Epsilon) and float(schedule.alpha(1.0)) < _LEAST_SIGNAL:
+        raise UserError(f"has betas that leave {float(schedule.alpha(1.0)):.1g} of the signal at the last step, from which noise tells no x0 apart")
+    return schedule, prediction, TimestepInputs(float(schedule.steps))
+
+
+def _betas(config: dict[str, Any]) -> DiscreteVP:
+    betas, steps = word(_having(config, "beta_schedule"), "beta_schedule"), _steps(config)
+    if betas not in _BETAS:
+        raise UserError(f"has '{betas:.80}' for beta_schedule, which must be one of {', '.join(_BETAS)}")
+    if config.get("trained_betas") is not None:
+        raise UserError("has trained_betas, a table of its own in the place of beta_schedule, which is not read here (it must be null)")
+    if flag(config, "rescale_betas_zero_snr", False):
+        kind = config.get("prediction_type", "epsilon")
+        why = "no signal is left at the last step, where noise tells no x0 apart" if kind == "epsilon" else "rescaled betas are not read here"
+        raise UserError(f"has true for rescale_betas_zero_snr with prediction_type '{kind}': {why} (it must be false)")
+    start, end = (real(_having(config, name), name, 0.0, 1.0) for name in ("beta_start", "beta_end"))
+    if not 0 < start <= end < 1:
+        raise UserError(f"has {start} for beta_start and {end} for beta_end, where 0 < beta_start <= beta_end < 1 must hold")
+    return DiscreteVP(_BETAS[betas], steps, start, end)  # type: ignore[arg-type]
+
+
+def _flow(config: dict[str, Any]) -> Meaning:
+    """Its sigma is the time: x_t = (1 - sigma) x0 + sigma eps; the shift moves its grid only."""
+    prediction, steps = _chosen(config, _FLOW, "with use_flow_sigmas: true"), _steps(config)
+    return RectifiedFlow(1.0 / steps), prediction, TimestepInputs(float(steps), 0.0)
+
+
+def _edm(config: dict[str, Any]) -> Meaning:
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise UserError(f"has {prediction!r:.80} for prediction_type; EDM's own is called 'epsilon' there, and no other is known here")
+    data = real(_having(config, "sigma_data"), "sigma_data", _LOWEST, _HIGHEST)
+    return _levels(config), EDM(data), EDMInputs(data)
+
+
+def _consistency(config: dict[str, Any]) -> Meaning:
+    schedule, data = _levels(config), real(_having(config, "sigma_data"), "sigma_data", _LOWEST, _HIGHEST)
+    return schedule, Consistency(data, schedule.sigma_min), EDMInputs(data, 1000.0)
+
+
+def _levels(config: dict[str, Any]) -> KarrasVE:
+    low, high = (real(_having(config, name), name, _LOWEST, _HIGHEST) for name in ("sigma_min", "sigma_max"))
+    if not low < high:
+        raise UserError(f"has {low} for sigma_min and {high} for sigma_max, where sigma_min < sigma_max must hold")
+    return KarrasVE(low, high)
+
+
+def _steps(config: dict[str, Any]) -> int:
+    return whole(_having(config, "num_train_timesteps"), "num_train_timesteps", 2, _MOST_STEPS)
+
+
+def _chosen(config: dict[str, Any], predictions: Mapping[str, Prediction], where: str) -> Prediction:
+    kind = word({"prediction_type": "epsilon", **config}, "prediction_type")
+    if kind not in predictions:
+        raise UserError(f"has '{kind:.80}' for prediction_type, which {where} must be one of {', '.join(predictions)}")
+    return predictions[kind]
+
+
+def _having(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The configuration, in which an entry must be."""
+    if name not in config:
+        raise UserError(f"lacks the entry '{name}'")
+    return config
+
+
+_SCHEDULERS: Mapping[str, Callable[[dict[str, Any]], Meaning]] = {
+    **dict.fromkeys(("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), _vp),
+    **dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), _edm),
+    "CMStochasticIterativeScheduler": _consistency,
+}
