@@ -99,6 +99,7 @@ ARMS: Mapping[str, Callable[[Task], Mapping[str, Any]]] = {"first": lambda task:
 ONE_EACH = {"states.collect": 16, "states.every": 1, "states.of_each": "one"}
 ALL_FRESH = {"states.collect": 64, "states.every": 1, "states.of_each": "one"}
 WHOLE = {"states.collect": 64, "states.of_each": "all"}
+WHOLE_FRESH = {**WHOLE, "states.collect": 16, "states.every": 1}
 SETTINGS = ("plain", "reflected", "ddil", "both")
 # Table 2's and 3's distances: 23.34 to 22.42 and 26.43 to 24.13 (PD, thresholds on), 24.39, 24.25, 23.44, 22.86 (LCM), 31.77, 29.32, 27.72 (DMD2).
 LCM, DMD2 = {"reflected": "+0.6", "ddil": "+3.9", "both": "+6.3"}, {"reflected": "+7.7", "both": "+12.7"}

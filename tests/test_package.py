@@ -71,10 +71,13 @@ def test_an_installed_wheel_distils(wheel, tmp_path):
 
 
 @pytest.mark.parametrize(("extra", "package"), [(extra, plain(each)) for extra, packages in OPTIONAL.items() for each in packages])
-def test_what_an_extra_installs_is_imported(extra, package):
+def test_what_an_extra_installs_is_imported_where_it_is_needed(extra, package):
+    """By a function, never by a module: whoever has no need of it need not have it."""
     module = package.replace("-", "_")
-    pattern = re.compile(rf"^\s*(?:from|import) {module}\b", re.MULTILINE)
-    assert any(pattern.search(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")), f"nothing imports {package}, which the extra '{extra}' installs"
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = rf"(?:from|import) {module}\b"
+    assert any(re.search(rf"^[ ]+{named}", source, re.MULTILINE) for source in sources), f"nothing imports {package}, which the extra '{extra}' installs"
+    assert not any(re.search(rf"^{named}", source, re.MULTILINE) for source in sources), f"a module needs {package}, which the extra '{extra}' installs"
 
 
 def test_the_doctor_knows_the_extras():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,6 +12,17 @@ import torch
 import fewstep as fs
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+
+
+def shown_commands() -> Iterator[tuple[str, list[str]]]:
+    """Each line that a document gives to the shell, with where it stands; without comments."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```sh\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield f"{document.name}: {line}", words
 
 
 def test_the_api_example_runs_and_makes_digits(tmp_path, monkeypatch):
@@ -45,6 +58,42 @@ def test_every_command_of_the_readme_exists():
 
 
 def test_links_of_the_documents_lead_somewhere():
-    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_command_of_the_documents_is_taken_as_it_stands():
+    """Its options exist, and a shipped recipe that it names takes what it sets."""
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
+    from fewstep.cli import app
+    from fewstep.recipes import load_recipe
+
+    seen = 0
+    for where, words in shown_commands():
+        if "fewstep" not in words:
+            continue
+        command, name, rest = get_command(app), "fewstep", words[words.index("fewstep") + 1 :]
+        while isinstance(command, TyperGroup):
+            name, *rest = rest
+            assert name in command.commands, where
+            command = command.commands[name]
+        given = command.make_context(name, rest).params
+        if "settings" in given and not given["recipe"].endswith(".yaml"):
+            load_recipe(given["recipe"], given["settings"])
+        seen += 1
+    assert seen > 50
+
+
+def test_every_benchmark_of_the_documents_has_the_options_that_are_given():
+    common = (ROOT / "benchmarks" / "runner.py").read_text(encoding="utf-8")
+    seen = 0
+    for where, words in shown_commands():
+        for script in (word for word in words if word.startswith("benchmarks/")):
+            source = (ROOT / script).read_text(encoding="utf-8")
+            for option in (word for word in words if word.startswith("--")):
+                assert f'"{option}"' in source + common, where
+                seen += 1
+    assert seen > 10

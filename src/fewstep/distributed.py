@@ -44,8 +44,8 @@ def joined() -> Iterator[None]:
     if launch is None:
         yield
         return
-    if torch.cuda.is_available():
-        # nccl works on the current card: each process on its own.
+    if local_number() < torch.cuda.device_count():
+        # nccl works on the current card: each process on its own. A run that needs a card which is not there is refused where it asks (``recipes.device``).
         torch.cuda.set_device(local_number())
     dist.init_process_group(store=_met(launch), rank=launch.number, world_size=launch.processes, timeout=LONGEST_WAIT)
     try:

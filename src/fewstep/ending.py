@@ -26,6 +26,10 @@ class Ended(BaseException):
         self.signal = number
 
 
+class _Interrupted(KeyboardInterrupt):
+    """A Ctrl-C. After one of Python's own kind that came through code which C runs by name, as torch's beginnings do, Python kills itself by SIGINT at its end, whatever the exit code."""
+
+
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Inside, these signals go to ``handler``; a signal that is ignored stays ignored (SIGHUP under nohup).
@@ -52,12 +56,14 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], N
 
 
 def ended_by_signals() -> contextlib.AbstractContextManager[None]:
-    """Inside, each of ``SIGNALS`` raises ``Ended``."""
+    """Inside, each of ``SIGNALS`` raises ``Ended``, and SIGINT a ``KeyboardInterrupt``, where Python would."""
 
     def end(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise _Interrupted
         raise Ended(number)
 
-    return handled(SIGNALS, end)
+    return handled((*SIGNALS, signal.SIGINT) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else SIGNALS, end)
 
 
 def _leave_a_lost_terminal() -> None:

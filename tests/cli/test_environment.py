@@ -9,6 +9,8 @@ import pytest
 from cli_kit import called, failed
 
 from fewstep import distributed
+from fewstep.errors import UserError
+from fewstep.recipes.device import resolve_device
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
 
@@ -66,3 +68,20 @@ def test_processes_that_do_not_come_are_not_waited_for_for_ever(number, monkeypa
     assert waits == f"fewstep: process {number} of 2 waits for the others at 127.0.0.1:{port}."
     assert ends.startswith(f"fewstep: process {number} of 2 (RANK and WORLD_SIZE in the environment) did not meet the others at 127.0.0.1:{port}: ")
     assert result.returncode == 2
+
+
+def test_a_number_of_a_card_that_is_not_there_is_said_where_a_card_is_asked_for(monkeypatch):
+    """Not by torch, when the group is joined: a run on the CPU has no use for it."""
+    surrounded(monkeypatch, "RANK=0 WORLD_SIZE=1 LOCAL_RANK=3")
+    asked: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", asked.append)
+    with distributed.joined():
+        assert resolve_device("cpu").type == "cpu"
+        with pytest.raises(UserError, match=r"this is process 4 of this machine, which has 2 GPU\(s\)"):
+            resolve_device("auto")
+    assert not asked
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with distributed.joined():
+        assert asked == [1]

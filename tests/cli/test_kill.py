@@ -71,6 +71,7 @@ def test_killed_three_times_in_each_stage_the_end_is_byte_equal(undisturbed, tmp
     same(folder, reference)
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stopped_politely_it_saves_and_the_end_is_byte_equal(undisturbed, tmp_path, number):
     recipe, reference = undisturbed

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
-from cli_kit import ENVIRONMENT
+from cli_kit import ENVIRONMENT, small_recipe
 
 from fewstep.ending import SIGNALS
+from fewstep.runs.blocks import _begin
+from fewstep.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures("usual_signals")
 
 # A signal that arrives when a module is about to be imported, and what a console script does.
 DURING_IMPORT = """
@@ -86,3 +95,64 @@ def test_a_system_that_is_no_unix_is_told_so_in_a_sentence():
     assert len(ended.stderr.strip().splitlines()) == 1
     used = ran(WITHOUT_FCNTL + "import fewstep; fewstep.load")
     assert used.stderr.strip().splitlines()[-1].startswith("ImportError: fewstep needs Unix (Linux or macOS)")
+
+
+# A Ctrl-C while C runs code by its text, as it does when torch is imported: ``python -m`` remembers that, and would end by a signal whichever exit code is asked for.
+IN_TEXT = """
+import ctypes
+from fewstep import entry
+def interrupt():
+    run = ctypes.pythonapi.PyRun_String
+    run.restype = ctypes.py_object
+    run(b"import os; os.kill(os.getpid(), 2)", 257, ctypes.py_object({}), ctypes.py_object({}))
+entry.app = interrupt
+from fewstep.start import main
+main()
+"""
+
+
+def test_the_exit_code_is_ours_wherever_a_ctrl_c_falls(tmp_path):
+    (tmp_path / "interrupted.py").write_text(IN_TEXT)
+    script = f"import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.chdir({str(tmp_path)!r}); os.execv(sys.executable, [sys.executable, '-m', 'interrupted'])"
+    ended = ran(script)
+    assert (ended.returncode, ended.stderr.strip()) == (130, said_of(signal.SIGINT))
+
+
+def test_a_worker_leaves_the_answer_to_the_process_that_started_it():
+    """Terminals and SLURM signal all processes: a worker that ended first would pass for one that had no memory left."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as pool:
+        worker = pool.submit(os.getpid).result()
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(worker, number)
+            assert pool.submit(os.getpid).result() == worker
+
+
+# The command, in the terminal that its streams are on.
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "fewstep", *sys.argv[1:]])
+"""
+
+
+def lines_of(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.is_file() else 0
+
+
+def test_a_run_saves_when_its_terminal_is_closed(tmp_path):
+    """The bar and the last sentence have nowhere to go then; the run must reach its checkpoint all the same."""
+    run = tmp_path / "run"
+    recipe = small_recipe(tmp_path / "small.yaml", steps=4000, checkpoint_every=100_000)
+    command = [sys.executable, "-c", IN_A_TERMINAL, "distill", str(recipe), "--out", str(run)]
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while lines_of(run) < 6 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert process.wait(120) == 128 + signal.SIGHUP
+    assert len(Checkpoints(run / "checkpoints").paths()) == 1

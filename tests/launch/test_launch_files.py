@@ -239,3 +239,12 @@ def test_the_job_runs_a_command_that_is_understood(manifests, monkeypatch):
     assert load_recipe(ours["recipe"], ours["settings"]).training.batch % 16 == 0
     (container,) = manifests["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     assert any(ours["out"].is_relative_to(mount["mountPath"]) for mount in container["volumeMounts"])
+
+
+def test_torchrun_hands_on_the_signals_that_the_documents_add() -> None:
+    """By its option: the variable in which torchrun keeps them for itself is written over."""
+    text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    option = re.search(r"`(--signals-to-handle) ([A-Z0-9,]+)`", text)
+    assert option is not None
+    config, _, _ = config_from_args(parse_args([*option.groups(), "--nproc-per-node", "1", "script.py"]))
+    assert "SIGUSR1" in config.signals_to_handle.split(",")

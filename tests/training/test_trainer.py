@@ -110,6 +110,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(small_run):
     assert [p.name for p in (run.folder / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_and_stops_and_the_rest_is_bit_for_bit(small_run, number):
     whole, cut = small_run("whole"), small_run("cut")

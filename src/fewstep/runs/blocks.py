@@ -137,8 +137,9 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
 
 
 def _begin() -> None:
-    """Sets up a worker: Ctrl-C is the parent's to answer, which then gives out no more blocks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Sets up a worker: what terminals and SLURM send to all processes is the parent's to answer, which then gives out no more blocks. SIGTERM ends a worker."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
