@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs, save_model
+from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.prediction import Epsilon, Velocity
 from fewstep.recipes import DistillRecipe
@@ -42,9 +43,13 @@ def test_every_method_trains_on_a_teacher_of_another_schedule(tmp_path, kind, na
     values["training"] |= {"steps": 8, "batch": 4, "health_every": 1000}
     if "pairs" in values["method"]:
         values["method"]["pairs"] = {"kind": "stored", "count": 8} if name == "kd" else 8
-    if (name, kind) == ("reflow", "flow"):
-        # A flow starts where alpha is 0, at which a grid in sigma / alpha cannot.
-        values["method"]["solver"]["grid"] = "uniform"
+    if kind == "flow":
+        # A flow starts where alpha is 0, at which a grid in sigma / alpha cannot: refused before anything is trained.
+        with pytest.raises(UserError, match=r"'evaluation\.solver\.grid: rho' does not fit the teacher's schedule"):
+            build_distillation(validate(values, "test"), tmp_path)
+        values["evaluation"]["solver"]["grid"] = "uniform"
+        if name == "reflow":
+            values["method"]["solver"]["grid"] = "uniform"
     recipe = validate(values, "test")
     assert isinstance(recipe, DistillRecipe)
     parts = build_distillation(recipe, tmp_path)

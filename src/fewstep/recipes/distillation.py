@@ -21,7 +21,7 @@ from fewstep.recipes.context import Context
 from fewstep.recipes.device import building_device, resolve_device
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
-from fewstep.recipes.parts import build_decay, build_features, check_grids, data_of
+from fewstep.recipes.parts import build_decay, build_features, data_of, fitting_grid
 from fewstep.recipes.recipe import DistillRecipe
 from fewstep.recipes.students import build_student
 from fewstep.recipes.teachers import build_teacher, space_of
@@ -62,8 +62,7 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     teacher = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device))
     features = build_features(recipe.evaluation.features, space_of(recipe.teacher, teacher) if data is None else data.space, device)
     if not begun:
-        check_grids(recipe.evaluation, teacher.schedule, "evaluation")
-        check_grids(recipe.method, teacher.schedule, "method")
+        fitting_grid(recipe.evaluation.solver, teacher.schedule, "evaluation.solver")
     context = build_context(recipe, folder, data, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)

@@ -72,17 +72,18 @@ def build_grid(name: str) -> Grid:
     return GRIDS[name]
 
 
-def check_grids(section: config.Section, schedule: Schedule, key: str) -> None:
-    """Raises ``UserError`` for a solver in a recipe's section, here called ``key``, whose grid cannot start where the teacher's noise does: before anything is trained."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, config.SolverChoice):
-            try:
-                build_grid(value.grid).times(schedule, 2)
-            except UserError as error:
-                raise UserError(f"'{key}.{name}.grid: {value.grid}' does not fit the teacher's schedule: {error}") from error
-        elif isinstance(value, config.Section):
-            check_grids(value, schedule, f"{key}.{name}")
+def fitting_grid(choice: config.SolverChoice, schedule: Schedule, key: str, first: float | None = None) -> Grid:
+    """The grid of a solver that a recipe names under ``key``.
+
+    Raises ``UserError`` where it cannot start at time ``first``, where the teacher's noise does unless given: before
+    anything is trained.
+    """
+    grid = build_grid(choice.grid)
+    try:
+        grid.times(schedule, 2, first)
+    except UserError as error:
+        raise UserError(f"'{key}.grid: {choice.grid}' does not fit the teacher's schedule: {error}") from error
+    return grid
 
 
 def build_churn(choice: config.ChurnChoice, steps: int) -> Churn:

@@ -14,7 +14,7 @@ from fewstep.networks import build
 from fewstep.objectives import AdversarialCritic, AdversarialGenerator, Classification, Clean, CleanCritic, Denoising, GANLoss, Hinge, NonSaturating, Shifted, View
 from fewstep.recipes import config
 from fewstep.recipes.device import building_device, resolve_device
-from fewstep.recipes.parts import build_data, build_denoising_weight, build_model, build_optimizer, build_times, check_grids
+from fewstep.recipes.parts import build_data, build_denoising_weight, build_model, build_optimizer, build_times, fitting_grid
 from fewstep.recipes.recipe import ClassificationPretraining, DenoisingPretraining, GANPretraining, PretrainRecipe
 from fewstep.recipes.students import build_generator, generator_prior
 from fewstep.schedule import KarrasVE
@@ -52,7 +52,7 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
     assert not isinstance(recipe.model, config.GeneratorModel)
     model = build_model(recipe.model, data, recipe.training.seed).to(device)
     if isinstance(model, NetworkDenoiser):
-        check_grids(recipe.evaluation, model.schedule, "evaluation")
+        fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver")
     phase = Phase("model", model, [_alone(method, model, data)], build_optimizer(method.optimizer), clip=method.optimizer.clip)
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
 

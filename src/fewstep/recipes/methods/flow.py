@@ -14,7 +14,7 @@ from fewstep.objectives import EndpointRegression, VelocityRegression
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
-from fewstep.recipes.parts import build_distance, build_grid
+from fewstep.recipes.parts import build_distance, fitting_grid
 from fewstep.recipes.shares import divided, drawn, extended, planned
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import RULES, FlowMap, Rescaled, Solver
@@ -91,7 +91,7 @@ class RectifiedFlowMethod(Method):
 
     def _of_teacher(self, context: Context) -> FlowMap:
         schedule = context.original.schedule
-        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], build_grid(self.solver.grid))
+        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], fitting_grid(self.solver, schedule, "method.solver"))
         return Rescaled(solver, schedule.prior_scale, schedule.t_max)
 
     def _of_flow(self, context: Context) -> FlowMap:

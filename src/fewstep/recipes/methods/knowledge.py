@@ -12,7 +12,7 @@ from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
-from fewstep.recipes.parts import build_distance, build_grid
+from fewstep.recipes.parts import build_distance, fitting_grid
 from fewstep.recipes.shares import drawn, planned
 from fewstep.solvers import RULES, Solver
 from fewstep.states import Pairs
@@ -70,7 +70,8 @@ class KnowledgeMethod(Method):
 
     def build(self, context: Context) -> Built:
         student = context.student.model
-        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], build_grid(self.solver.grid))
+        grid = fitting_grid(self.solver, context.schedule, "method.solver", context.prior.time)
+        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], grid)
         distance = build_distance(self.distance, context.features, context.space)
         if isinstance(self.pairs, StoredPairs):
             path = context.folder / "pairs.safetensors"

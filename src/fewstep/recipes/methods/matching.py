@@ -35,7 +35,7 @@ from fewstep.recipes.axes import trajectory_states
 from fewstep.recipes.backtracking import build_target
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
-from fewstep.recipes.parts import build_denoising_weight, build_distance, build_grid, build_matching_weight, build_times
+from fewstep.recipes.parts import build_denoising_weight, build_distance, build_matching_weight, build_times, fitting_grid
 from fewstep.recipes.shares import drawn, planned
 from fewstep.solvers import RULES, Solver
 from fewstep.states import Pairs, States
@@ -172,7 +172,8 @@ class DistributionMatchingMethod(Method):
 
     def _regression(self, context: Context, choice: Regression) -> tuple[Term, Action]:
         path = context.folder / "pairs.safetensors"
-        solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], build_grid(choice.solver.grid))
+        grid = fitting_grid(choice.solver, context.schedule, "method.regression.solver", context.prior.time)
+        solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], grid)
         pairs = Pairs(path, context.schedule, context.prior.time)
         term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.space), None), pairs, choice.weight, "regression")
         count = drawn(choice.pairs, planned(context.training), context.training)
