@@ -24,10 +24,15 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 
+
+class Inert:
+    """Says of its objects that they remember nothing which a checkpoint would need: a data set and the files that it reads."""
+
+
 # What holds no other part: numbers, texts, and what a run does not look into.
 _PLAIN = (str, bytes, int, float, complex, type(None))
 _NUMBERS = (range, slice, np.ndarray, np.generic, Tensor, torch.dtype, torch.device)
-_LEAVES = (*_PLAIN, *_NUMBERS, PurePath, enum.Enum, type, types.ModuleType, nn.Module)
+_LEAVES = (*_PLAIN, *_NUMBERS, PurePath, enum.Enum, type, types.ModuleType, Inert, nn.Module)
 # What is bound to an object, which is walked.
 _BOUND = (types.MethodType, types.BuiltinMethodType)
 # Containers without attributes: they are what is in them.

@@ -14,7 +14,7 @@ SMALL = ("--set", "evaluation.samples=200", "--set", "training.batch=8", "--jobs
 
 def test_the_plane_is_compared_at_equal_evaluations_and_goes_on_where_it_was(tmp_path: Path) -> None:
     cell = "mean -1.2, constant rate"
-    settings = ["--study", "plane", "--out", str(tmp_path), "--results", str(tmp_path), "--cells", cell, "--seeds", "2", "--steps", "300", *SMALL]
+    settings = ["--study", "plane", "--out", str(tmp_path), "--results", str(tmp_path), "--cells", cell, "--seeds", "2", "--steps", "400", *SMALL]
     printed = started("disback", *settings)
     assert "6 of 6 runs to do" in printed
     found = json.loads((tmp_path / "disback-plane.json").read_text())
@@ -22,7 +22,7 @@ def test_the_plane_is_compared_at_equal_evaluations_and_goes_on_where_it_was(tmp
     assert set(rows) == {"diff-instruct", "disback", "warm"}
     for row in rows.values():
         assert row["seeds"] == [201, 202]
-        assert row["evaluations"] == pytest.approx([300 * 6 * 8] * 2, rel=0.01)
+        assert row["evaluations"] == pytest.approx([400 * 6 * 8] * 2, rel=0.01)
         assert len(row["mismatch_over_training"][0]) >= 10
     assert rows["disback"]["gain_end"]["pairs"] == 2
     assert (tmp_path / "disback-plane.png").is_file()

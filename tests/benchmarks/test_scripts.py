@@ -12,7 +12,7 @@ from bench_kit import FOLDER, imported, started
 FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "evaluation.draws=1", "--seeds", "1")
 # By name, what is before a comma is the script: arguments, and the JSON file that must be there afterwards.
 SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "convergence": (("--study", "toy", "--budget", "9000", *FEW), "convergence-toy.json"),
+    "convergence": (("--study", "toy", "--budget", "110000", *FEW), "convergence-toy.json"),
     "ddil": (("--only", "pd4", "--budget", "2000", *FEW), "ddil.json"),
     "ddil, overhead": (("--study", "overhead", "--only", "lcm4", "--budget", "2000", *FEW), "ddil-overhead.json"),
     "family": (("--only", "diff-instruct", "--budget", "2000", *FEW), "family.json"),
@@ -29,7 +29,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 WITH_OUT = ("faults",)
 # More than 40 seconds of an idle core, or whole processes that are started and ended.
-SLOW = ("ddil", "ddil, overhead", "fastgan", "faults", "hostile", "scaling_model", "throughput")
+SLOW = ("ddil", "ddil, overhead", "family", "fastgan", "faults", "hostile", "scaling_model", "throughput")
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)
 # Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study overhead`` the other.

@@ -157,7 +157,7 @@ def test_a_student_of_a_flow_is_refused_likewise(tmp_path: Path):
         inputs = EDMInputs(0.5) if not refused else TimestepInputs(offset=0.0)
         prediction = EDM(0.5) if not refused else prediction_from({"kind": "velocity"})
         save_model(tmp_path / "t.safetensors", NetworkDenoiser(network, schedule, prediction, inputs, (2,), 0))
-        for key, name in (("evaluation.solver.grid", "mixture2d-diff-instruct"), ("method.solver.grid", "mixture2d-kd")):
+        for key, name in (("evaluation.solver.grid", "mixture2d-diff-instruct"), ("method.solver.grid", "mixture2d-reflow")):
             recipe = load_recipe(name, [f"teacher={{kind: file, path: {tmp_path / 't.safetensors'}}}", "training.batch=4"])
             assert isinstance(recipe, DistillRecipe)
             if key.startswith("method"):

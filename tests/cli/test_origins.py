@@ -133,7 +133,9 @@ def test_other_weights_under_the_same_name_refuse_to_resume(project, file, key):
     assert before[key][:12] in sentence
     # The checkpoint knows it as well, where the folder's record is lost.
     (project / "run" / "origins.json").unlink()
-    sentence = failed(_resume(project))
+    result = _resume(project)
+    assert result.returncode == 2
+    sentence = result.stderr.splitlines()[-1]
     assert f"what '{key}' names was exchanged" in sentence
     assert before[key][:12] in sentence
     (project / "run" / "origins.json").unlink(missing_ok=True)

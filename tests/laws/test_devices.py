@@ -57,6 +57,7 @@ from fewstep.states import (
     ForwardDiffusion,
     Generated,
     Mixture,
+    OpenRollout,
     Pairs,
     PerBatch,
     Prior,
@@ -140,6 +141,7 @@ STATES: dict[str, Callable[[Scene], States]] = {
     "guidance": lambda s: s.guided,
     "rollout": _rollout,
     "rollout-dpm": lambda s: Rollout(Solver(s.denoiser(1), 2, DPM2M), s.prior, TIMES),
+    "open": lambda s: OpenRollout(Renoise(s.denoiser(1), SCHEDULE, Place(0)), s.prior, TIMES, SCHEDULE, UniformTimes()),
     "random": lambda s: RandomRollout(Renoise(s.denoiser(1), SCHEDULE, Place(0)), s.prior, {1: (1.0, 0.0), 3: TIMES}),
     "alternate": lambda s: Rollout(Alternate({"student": Solver(s.denoiser(1), 1), "teacher": Solver(s.teacher(), 2, HEUN)}, Constant({"student": 0.5, "teacher": 0.5})), s.guided, TIMES),
     "generated": lambda s: Generated(Renoise(s.denoiser(1), SCHEDULE, Place(0)), s.prior, (*TIMES, 0.0)),
@@ -176,6 +178,10 @@ def _consistency(s: Scene, rule: Rule, distance: objectives.Distance, edges: tup
 
 def _soft(s: Scene) -> objectives.SoftConsistency:
     return objectives.SoftConsistency(student := s.trajectory(1), freeze(copy_of(student)), Fixed(s.teacher()), TIMES, HEUN, 2)
+
+
+def _inverse(s: Scene) -> objectives.InverseConsistency:
+    return objectives.InverseConsistency(student := s.trajectory(1), freeze(copy_of(student)), Fixed(s.teacher()), TIMES, HEUN, 2)
 
 
 def _balanced(s: Scene) -> objectives.Objective:
@@ -224,6 +230,7 @@ OBJECTIVES: dict[str, Case] = {
         ForwardDiffusion(DATA, SCHEDULE, GridTimes((1.0, 0.5))),
     ),
     "soft consistency": lambda s: (_soft(s), s.forward),
+    "inverse consistency": lambda s: (_inverse(s), replace(s.forward, times=GridTimes(TIMES[1:-1]))),
     "balanced": lambda s: (_balanced(s), s.forward),
     "regression": lambda s: (objectives.EndpointRegression(s.denoiser(1), objectives.L1()), _pairs(s)),
     "regression, solved": lambda s: (objectives.EndpointRegression(s.denoiser(1), endpoint=Solver(s.teacher(), 3, HEUN)), s.forward),

@@ -118,8 +118,8 @@ def test_how_trajectories_are_collected_is_as_the_recipe_says(tmp_path: Path) ->
     assert (dagger.capacity, dagger.collect, dagger.every, dagger.of_each, dagger.keep) == (12, 3, 7, "one", "reservoir")
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_names() if "-ddil" in name])
-def test_shipped_recipes_collect_whole_trajectories(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in shipped_names() if "-pd-ddil" in name])
+def test_recipes_of_progressive_distillation_collect_whole_trajectories(name: str) -> None:
     """A trajectory of which one state is kept costs as much as one of which all are."""
     recipe = load_recipe(name)
     assert isinstance(recipe, DistillRecipe)

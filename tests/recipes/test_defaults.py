@@ -30,7 +30,7 @@ def below(cls: type) -> Iterator[type]:
         yield from below(each)
 
 
-NEUTRAL = {("Sampling", "steps"), ("ForwardDiffusion", "label_dropout")}
+NEUTRAL = {("Sampling", "steps"), ("ForwardDiffusion", "label_dropout"), ("Term", "weight")}
 """Parts that many makers share, whose parameter left out means that the thing is not done: what a method's own key usually is belongs to the method."""
 
 

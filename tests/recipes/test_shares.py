@@ -60,7 +60,10 @@ def test_what_is_made_beforehand_scales_with_the_run(name, tmp_path):
     assert isinstance(recipe, DistillRecipe)
     stages = sketch(recipe, tmp_path)[1].stages
     for stage in stages:
-        assert stage.total is not None
+        if stage.total is None:
+            # A recording that is measured; its most is the recipe's.
+            assert recipe.model_dump()["target"]["record"]["max_steps"] <= 8
+            continue
         assert sum(action.samples for action in stage.begin) <= stage.total * recipe.training.batch
     assert sum(stage.total or 0 for stage in stages) <= 32
 

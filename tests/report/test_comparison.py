@@ -58,7 +58,7 @@ def test_plot_leaves_no_figure_open(tmp_path: Path) -> None:
 
 
 def test_equal_curves_give_equal_bytes(tmp_path: Path) -> None:
-    plots = [plot_curves(CURVES, tmp_path / name, LEVELS).read_bytes() for name in "ab"]
+    plots = [plot_curves(CURVES, tmp_path / f"{name}.png", LEVELS).read_bytes() for name in "ab"]
     pages = [write_comparison_report(CURVES, ROWS, tmp_path / name, levels=LEVELS).read_bytes() for name in "ab"]
     assert plots[0] == plots[1]
     assert pages[0] == pages[1]

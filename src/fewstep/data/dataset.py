@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.files import digest_of
+from fewstep.stateful import Inert
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SampleSpace:
     classes: int
 
 
-class Dataset(abc.ABC):
+class Dataset(Inert, abc.ABC):
     """Samples in [low, high] with ``labels`` (N,) int64 in [0, classes), or None with classes = 0; ``names`` of the classes, empty where they have none."""
 
     labels: Tensor | None

@@ -94,7 +94,7 @@ class InverseConsistency(Objective):
     teacher: Target
     times: Sequence[float]
     rule: Rule = HEUN
-    max_steps: int = 1
+    max_steps: int = 3
     distance: Distance = field(default_factory=SquaredL2)
 
     def __post_init__(self) -> None:
