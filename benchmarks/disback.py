@@ -30,9 +30,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paired import gain, shown
+
+if TYPE_CHECKING:
+    from fewstep.runs.compare import Measured
 
 # A step of recording: the student's sample 1, the degrading teacher's forward and backward 3.
 RECORDING = 4
@@ -257,30 +260,23 @@ def run_all(study: Study, runs: Sequence[Run], jobs: int) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """What one run logged: distances and mismatch degrees over evaluations."""
+    """What one run logged: its curve, and mismatch degrees over evaluations."""
 
-    evaluations: tuple[int, ...]
-    fd: tuple[float, ...]
-    last_quarter: float
+    curve: Measured
     mismatch: tuple[tuple[int, float], ...]
 
     def reaches(self, level: float) -> int | None:
         """The evaluations from which two measurements in a row are at or below the level."""
-        for index, fd in enumerate(self.fd):
-            if fd <= level and all(later <= level for later in self.fd[index + 1 : index + 2]):
-                return self.evaluations[index]
-        return None
+        found = self.curve.reaches(level)
+        return None if found is None else found[1]
 
 
 def read(run: Run) -> Found:
+    from fewstep.runs import mismatch_over_training
     from fewstep.runs.compare import measured
-    from fewstep.training.log import read_log
 
-    curve = measured(run.folder)
-    log = read_log(run.folder / "metrics.jsonl")
-    key = "mismatch_over_bound"
-    mismatch = tuple((int(entry["evaluations"]), float(entry[key])) for entry in log if key in entry)
-    return Found(tuple(curve.evaluations), tuple(curve.fd), curve.level, mismatch)
+    mismatch = tuple((evaluations, degree) for _, evaluations, degree in mismatch_over_training(run.folder))
+    return Found(measured(run.folder), mismatch)
 
 
 def by_level(run: Run) -> dict[str, list[float]]:
@@ -319,15 +315,15 @@ def rows_of(study: Study, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         for name, ours in found.items():
             theirs = found[DIFF_INSTRUCT]
             row: dict[str, Any] = {"cell": cell.name, "arm": name, "seeds": seeds}
-            row["last_quarter"] = [each.last_quarter for each in ours]
-            row["end"] = [each.fd[-1] for each in ours]
-            row["evaluations"] = [each.evaluations[-1] for each in ours]
-            row["curves"] = [{"evaluations": each.evaluations, "fd": each.fd} for each in ours]
+            row["last_quarter"] = [each.curve.level for each in ours]
+            row["end"] = [each.curve.fd[-1] for each in ours]
+            row["evaluations"] = [each.curve.evaluations[-1] for each in ours]
+            row["curves"] = [{"evaluations": each.curve.evaluations, "fd": each.curve.fd} for each in ours]
             row["mismatch_over_training"] = [each.mismatch for each in ours]
             row["mismatch_by_level"] = degrees[name]
             if name != DIFF_INSTRUCT:
-                row["gain_last_quarter"] = gain(row["last_quarter"], [each.last_quarter for each in theirs])
-                row["gain_end"] = gain(row["end"], [each.fd[-1] for each in theirs])
+                row["gain_last_quarter"] = gain(row["last_quarter"], [each.curve.level for each in theirs])
+                row["gain_end"] = gain(row["end"], [each.curve.fd[-1] for each in theirs])
                 row["to_level"] = {str(level): time_to(level, ours, theirs) for level in study.levels}
                 row["to_its_level"] = time_to(None, ours, theirs)
                 row["gain_by_level"] = gains_by_level(degrees[name], degrees[DIFF_INSTRUCT])
@@ -336,7 +332,7 @@ def rows_of(study: Study, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 def time_to(level: float | None, ours: Sequence[Found], theirs: Sequence[Found]) -> dict[str, Any]:
     """Evaluations to a level over Diff-Instruct's on the seeds where both reach it; None: its own last quarter, of its seed."""
-    pairs = [(a.reaches(b.last_quarter if level is None else level), b.reaches(b.last_quarter if level is None else level)) for a, b in zip(ours, theirs, strict=True)]
+    pairs = [(a.reaches(b.curve.level if level is None else level), b.reaches(b.curve.level if level is None else level)) for a, b in zip(ours, theirs, strict=True)]
     both = [(a, b) for a, b in pairs if a and b]
     found: dict[str, Any] = {"reached": sum(a is not None for a, _ in pairs), "theirs_reached": sum(b is not None for _, b in pairs)}
     if both:
