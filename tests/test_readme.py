@@ -46,6 +46,22 @@ def test_the_api_example_runs_and_makes_digits(tmp_path, monkeypatch):
     assert samples.shape == (4, 1, 8, 8)
 
 
+def test_a_network_of_ones_own_is_distilled_as_the_readme_shows(tmp_path, monkeypatch):
+    """Some 20 lines; only the steps are cut."""
+    match = re.search(r"<!-- own -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert match is not None
+    assert len([line for line in match.group(1).splitlines() if line.strip()]) <= 21
+    small = ["training.steps=6", "training.batch=4", "evaluation.samples=16", "evaluation.every=6", "target.record.steps=1", "target.switch.steps=1"]
+    short = match.group(1).replace('out="runs/mine"', f'out="runs/mine", overrides={small}')
+    assert short != match.group(1)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(short, "README.md", "exec"), names)
+    samples = names["samples"]
+    assert isinstance(samples, torch.Tensor)
+    assert samples.shape == (16, 1, 8, 8)
+
+
 def test_every_command_of_the_readme_exists():
     from typer.main import get_command
 

@@ -18,7 +18,11 @@ _MODULES = frozenset(
     {"condition", "cost", "data", "denoisers", "errors", "metrics", "networks", "objectives", "prediction", "random", "recipes"}
     | {"report", "runs", "schedule", "solvers", "states", "targets", "times", "training", "zoo"}
 )
-_FUNCTIONS = frozenset({"compare", "distill", "evaluate", "load", "load_teacher", "pretrain"})
+_FUNCTIONS = {
+    **dict.fromkeys(("compare", "distill", "evaluate", "load", "load_teacher", "pretrain"), "runs"),
+    "register_network": "networks",
+    "register_data": "recipes.given",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -27,7 +31,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"fewstep.{name}")
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module("fewstep.runs"), name)
+        return getattr(importlib.import_module(f"fewstep.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'fewstep' has no attribute '{name}'")
 
 

@@ -35,6 +35,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+@app.callback()
+def fewstep(
+    imports: Annotated[list[str], typer.Option("--import", metavar="MODULE", help="Import a module of yours first, which registers networks or data; repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Turns a pretrained diffusion model into a generator of one to four steps.
+
+    Example: fewstep distill digits-disback && fewstep report runs/digits-disback
+    """
+    if imports:
+        from fewstep.imports import import_named
+
+        for name in imports:
+            import_named(name)
+
+
 data = typer.Typer(name="data", help="Makes and shows image sets.\n\nExample: fewstep data emoji emoji32.zip --size 32", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data)
 

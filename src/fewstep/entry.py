@@ -14,6 +14,7 @@ import typer
 from fewstep.cli import app
 from fewstep.ending import Ended, ended_by_signals
 from fewstep.errors import SharedError, Stopped, UserError, one_line
+from fewstep.imports import foremost
 from fewstep.launch import launched
 
 
@@ -93,7 +94,7 @@ def main() -> None:
     _print_any_name()
     try:
         with ended_by_signals(), _group():
-            app()
+            app(args=foremost(sys.argv[1:]))
     except SharedError:
         sys.exit(2)
     except UserError as error:

@@ -23,20 +23,19 @@ emitted. eps and score say nothing of x0 where a = 0 and are refused there. Sour
 from __future__ import annotations
 
 import abc
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.schedule import Schedule, expand
+from fewstep.values import Positive, Value, kind_of
 
 
 @dataclass(frozen=True)
-class Prediction(abc.ABC):
+class Prediction(Value, abc.ABC):
     """See the module's docstring; final classes below."""
 
     @abc.abstractmethod
@@ -57,10 +56,6 @@ class Prediction(abc.ABC):
         """Raises ``UserError`` when this prediction cannot be used on the whole of the schedule's range; most can."""
         return
 
-    def describe(self) -> dict[str, Any]:
-        """Plain values from which ``prediction_from`` rebuilds it."""
-        return {"kind": KIND_OF[type(self)], **dataclasses.asdict(self)}
-
 
 class _NeedsSignal(Prediction):
     """Predictions from which x0 cannot be told where alpha = 0."""
@@ -68,7 +63,7 @@ class _NeedsSignal(Prediction):
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha(schedule.t_max)) == 0.0:
             raise UserError(
-                f"{KIND_OF[type(self)]} prediction cannot be used with {type(schedule).__name__}, whose alpha is 0 at t = "
+                f"{kind_of(type(self))} prediction cannot be used with {type(schedule).__name__}, whose alpha is 0 at t = "
                 f"{schedule.t_max}: x0 cannot be told from it there; use v, velocity or x0 prediction."
             )
 
@@ -76,6 +71,8 @@ class _NeedsSignal(Prediction):
 @dataclass(frozen=True)
 class X0(Prediction):
     """The network emits the clean sample."""
+
+    kind: Literal["x0"] = field(default="x0", kw_only=True)
 
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha = schedule.alpha(t)
@@ -86,6 +83,8 @@ class X0(Prediction):
 class Epsilon(_NeedsSignal):
     """The network emits the noise (Ho et al. 2020)."""
 
+    kind: Literal["eps"] = field(default="eps", kw_only=True)
+
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha = schedule.alpha(t)
         return 1 / alpha, -schedule.sigma(t) / alpha
@@ -94,6 +93,8 @@ class Epsilon(_NeedsSignal):
 @dataclass(frozen=True)
 class Score(_NeedsSignal):
     """The network emits the gradient of the log density of x_t (Song et al. 2021)."""
+
+    kind: Literal["score"] = field(default="score", kw_only=True)
 
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha = schedule.alpha(t)
@@ -104,6 +105,8 @@ class Score(_NeedsSignal):
 class ScaledScore(_NeedsSignal):
     """The network emits sigma times the score, the noise with its sign turned, as NCSN++ does (Song et al. 2021; Karras et al. 2022, Tab. 1, VE)."""
 
+    kind: Literal["scaled-score"] = field(default="scaled-score", kw_only=True)
+
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha = schedule.alpha(t)
         return 1 / alpha, schedule.sigma(t) / alpha
@@ -112,6 +115,8 @@ class ScaledScore(_NeedsSignal):
 @dataclass(frozen=True)
 class V(Prediction):
     """The network emits alpha eps - sigma x0 (Salimans and Ho 2022)."""
+
+    kind: Literal["v"] = field(default="v", kw_only=True)
 
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -123,6 +128,8 @@ class V(Prediction):
 class Velocity(Prediction):
     """The network emits d x_t / d t = alpha' x0 + sigma' eps (Liu et al. 2022)."""
 
+    kind: Literal["velocity"] = field(default="velocity", kw_only=True)
+
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         sigma, sigma_rate = schedule.sigma(t), schedule.sigma_rate(t)
         wronskian = sigma * schedule.alpha_rate(t) - schedule.alpha(t) * sigma_rate
@@ -133,11 +140,8 @@ class Velocity(Prediction):
 class EDM(Prediction):
     """The network emits EDM's F, of unit variance at every level (Karras et al. 2022, Tab. 1); ``sigma_data`` > 0."""
 
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise UserError(f"EDM prediction: sigma_data must be positive, got {self.sigma_data}.")
+    kind: Literal["edm"] = field(default="edm", kw_only=True)
+    sigma_data: Positive = 0.5
 
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -149,33 +153,14 @@ class EDM(Prediction):
 class Consistency(_NeedsSignal):
     """The network emits F of a consistency model (Song et al. 2023, App. C): x0 is x / alpha itself at sigma / alpha = ``sigma_min``, where ``target`` is therefore not defined."""
 
-    sigma_data: float = 0.5
-    sigma_min: float = 0.002
-
-    def __post_init__(self) -> None:
-        if not (self.sigma_data > 0 and self.sigma_min > 0):
-            raise UserError(f"consistency prediction: sigma_data and sigma_min must be positive, got {self.sigma_data} and {self.sigma_min}.")
+    kind: Literal["consistency"] = field(default="consistency", kw_only=True)
+    sigma_data: Positive = 0.5
+    sigma_min: Positive = 0.002
 
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha, rho = schedule.alpha(t), schedule.rho(t)
         above = rho - self.sigma_min
         return self.sigma_data**2 / (alpha * (above**2 + self.sigma_data**2)), above * self.sigma_data / torch.sqrt(rho**2 + self.sigma_data**2)
-
-
-KIND_OF: dict[type[Prediction], str] = {X0: "x0", Epsilon: "eps", Score: "score", ScaledScore: "scaled-score", V: "v", Velocity: "velocity", EDM: "edm", Consistency: "consistency"}
-
-
-def prediction_from(description: Mapping[str, Any]) -> Prediction:
-    """Rebuilds a prediction from ``Prediction.describe``; raises ``UserError`` for an unknown kind or field."""
-    values = dict(description)
-    kind = values.pop("kind", None)
-    for cls, name in KIND_OF.items():
-        if name == kind:
-            unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-            if unknown:
-                raise UserError(f"prediction '{kind}': unknown field '{min(unknown)}'.")
-            return cls(**values)
-    raise UserError(f"prediction: unknown kind '{kind}'; it must be one of {', '.join(KIND_OF.values())}.")
 
 
 def score_of(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:

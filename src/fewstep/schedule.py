@@ -19,17 +19,16 @@ against x (B, *D) and answers in x's type.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
+import annotated_types as at
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.values import Contradiction, Positive, Value
 
 
 def as_time(t: Tensor | float) -> Tensor:
@@ -43,7 +42,7 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Schedule(abc.ABC):
+class Schedule(Value, abc.ABC):
     """See the module's docstring; final classes below."""
 
     @property
@@ -98,21 +97,19 @@ class Schedule(abc.ABC):
         t = as_time(t)
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
 
-    def describe(self) -> dict[str, Any]:
-        """Plain values from which ``schedule_from`` rebuilds it."""
-        return {"kind": KIND_OF[type(self)], **dataclasses.asdict(self)}
-
 
 @dataclass(frozen=True)
 class KarrasVE(Schedule):
     """Variance exploding: sigma = sigma_max t, trained for sigma in [sigma_min, sigma_max] (Karras et al. 2022, Tab. 1)."""
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    kind: Literal["karras-ve"] = field(default="karras-ve", kw_only=True)
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise UserError(f"KarrasVE: need 0 < sigma_min < sigma_max < infinity, got {self.sigma_min} and {self.sigma_max}.")
+        super().__post_init__()
+        if not self.sigma_min < self.sigma_max:
+            raise Contradiction(f"KarrasVE: 'sigma_min' must be below 'sigma_max', got {self.sigma_min} and {self.sigma_max}.")
 
     @property
     def t_min(self) -> float:
@@ -143,18 +140,16 @@ class DiscreteVP(Schedule):
     square root), ``cosine`` (Nichol and Dhariwal 2021, Eq. 17, betas capped at 0.999; beta_start and beta_end are not used).
     """
 
+    kind: Literal["discrete-vp"] = field(default="discrete-vp", kw_only=True)
     betas: Literal["linear", "scaled_linear", "cosine"] = "linear"
-    steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
+    steps: Annotated[int, at.Interval(ge=2, le=100_000)] = 1000
+    beta_start: Positive = 1e-4
+    beta_end: Positive = 2e-2
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise UserError(f"DiscreteVP: need at least 2 steps, got {self.steps}.")
-        if self.betas not in _BETAS:
-            raise UserError(f"DiscreteVP: betas must be one of {', '.join(_BETAS)}, got '{self.betas}'.")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(f"DiscreteVP: need 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}.")
+        super().__post_init__()
+        if not self.beta_start <= self.beta_end < 1:
+            raise Contradiction(f"DiscreteVP: need beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}.")
 
     @property
     def t_min(self) -> float:
@@ -207,11 +202,8 @@ class DiscreteVP(Schedule):
 class RectifiedFlow(Schedule):
     """The straight interpolation x_t = (1 - t) x_0 + t eps (Liu et al. 2022); alpha(1) = 0."""
 
-    epsilon: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.epsilon < 1:
-            raise UserError(f"RectifiedFlow: need 0 < epsilon < 1, got {self.epsilon}.")
+    kind: Literal["rectified-flow"] = field(default="rectified-flow", kw_only=True)
+    epsilon: Annotated[float, at.Interval(gt=0, lt=1)] = 1e-3
 
     @property
     def t_min(self) -> float:
@@ -249,17 +241,3 @@ def _cosine(vp: DiscreteVP) -> Tensor:
 
 
 _BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "cosine": _cosine}
-KIND_OF: dict[type[Schedule], str] = {KarrasVE: "karras-ve", DiscreteVP: "discrete-vp", RectifiedFlow: "rectified-flow"}
-
-
-def schedule_from(description: Mapping[str, Any]) -> Schedule:
-    """Rebuilds a schedule from ``Schedule.describe``; raises ``UserError`` for an unknown kind or field."""
-    values = dict(description)
-    kind = values.pop("kind", None)
-    for cls, name in KIND_OF.items():
-        if name == kind:
-            unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-            if unknown:
-                raise UserError(f"schedule '{kind}': unknown field '{min(unknown)}'.")
-            return cls(**values)
-    raise UserError(f"schedule: unknown kind '{kind}'; it must be one of {', '.join(KIND_OF.values())}.")

@@ -23,7 +23,7 @@ _MEASURED = {
 def matrix_table(name: str | None, as_json: bool) -> str:
     """What goes with what: a line a recipe, or one recipe and its reasons; raises ``UserError`` for a recipe without axes."""
     from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
-    from fewstep.recipes.legality import COLUMNS, row
+    from fewstep.recipes.legality import columns, row
 
     names = shipped_names() if name is None else [name]
     loaded = [(each, load_recipe(each)) for each in names]
@@ -33,10 +33,10 @@ def matrix_table(name: str | None, as_json: bool) -> str:
     if as_json:
         return json.dumps({each.name: each.cells for each in rows})
     width = max(len(each.name) for each in rows) + 2
-    short = [column.split()[1] for column in COLUMNS]
+    short = [column.split()[1] for column in columns()]
     lines = [
         " " * width + "  ".join(short),
-        *(f"{each.name:<{width}}" + "  ".join(f"{'yes' if each.cells[c] is None else '-':<{len(s)}}" for c, s in zip(COLUMNS, short, strict=True)) for each in rows),
+        *(f"{each.name:<{width}}" + "  ".join(f"{'yes' if each.cells[c] is None else '-':<{len(s)}}" for c, s in zip(columns(), short, strict=True)) for each in rows),
     ]
     if name is not None:
         lines += [f"- {reason}" for reason in rows[0].cells.values() if reason is not None]

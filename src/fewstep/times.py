@@ -10,8 +10,9 @@ has the grid of N / 2 steps as its every second point, as progressive distillati
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.schedule import Schedule
+from fewstep.values import Fraction, Positive, Value
 
 
 @dataclass(frozen=True)
-class Grid(abc.ABC):
+class Grid(Value, abc.ABC):
     """A rule that places N times between two ends."""
 
     @abc.abstractmethod
@@ -42,7 +44,8 @@ class Grid(abc.ABC):
 class RhoGrid(Grid):
     """Uniform in rho^(1/exponent), rho = sigma / alpha (Karras et al. 2022, Eq. 5, exponent 7). Not for alpha(first) = 0."""
 
-    exponent: float = 7.0
+    kind: Literal["rho"] = field(default="rho", kw_only=True)
+    exponent: Positive = 7.0
 
     def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
         rho = schedule.rho(torch.tensor([first, last], dtype=torch.float64))
@@ -57,6 +60,8 @@ class RhoGrid(Grid):
 class LogSNRGrid(Grid):
     """Uniform in log_snr (Lu et al. 2022). Not for alpha(first) = 0."""
 
+    kind: Literal["log-snr"] = field(default="log-snr", kw_only=True)
+
     def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
         ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
         if not torch.isfinite(ends).all():
@@ -68,6 +73,8 @@ class LogSNRGrid(Grid):
 @dataclass(frozen=True)
 class UniformGrid(Grid):
     """Uniform in t."""
+
+    kind: Literal["uniform"] = field(default="uniform", kw_only=True)
 
     def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
         return torch.linspace(first, last, points, dtype=torch.float64)
@@ -93,7 +100,7 @@ def _with_exact_ends(times: Tensor, first: float, last: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TimeDistribution(abc.ABC):
+class TimeDistribution(Value, abc.ABC):
     """A distribution of training times, given by its inverse cumulative function."""
 
     @abc.abstractmethod
@@ -109,8 +116,9 @@ class TimeDistribution(abc.ABC):
 class UniformTimes(TimeDistribution):
     """Uniform in t between two times (the trained range unless given): DMD's, with low = 0.02 and high = 0.98."""
 
-    low: float | None = None
-    high: float | None = None
+    kind: Literal["uniform"] = field(default="uniform", kw_only=True)
+    low: Fraction | None = None
+    high: Fraction | None = None
 
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
         low = schedule.t_min if self.low is None else max(self.low, schedule.t_min)
@@ -122,8 +130,9 @@ class UniformTimes(TimeDistribution):
 class LogNormalTimes(TimeDistribution):
     """log rho ~ N(mean, std^2), clipped to the trained range: EDM's, with mean -1.2 and std 1.2 (Karras et al. 2022, Tab. 1)."""
 
+    kind: Literal["log-normal"] = field(default="log-normal", kw_only=True)
     mean: float = -1.2
-    std: float = 1.2
+    std: Positive = 1.2
 
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
         # ndtri is infinite at 0, which a 53-bit uniform number can be.
@@ -135,9 +144,10 @@ class LogNormalTimes(TimeDistribution):
 class RhoTimes(TimeDistribution):
     """Uniform in rho^(1/exponent) between two noise levels (the trained range unless given): Karras' grid as a distribution."""
 
-    exponent: float = 7.0
-    low: float | None = None
-    high: float | None = None
+    kind: Literal["rho"] = field(default="rho", kw_only=True)
+    exponent: Positive = 7.0
+    low: Positive | None = None
+    high: Positive | None = None
 
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
         ends = schedule.rho(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
@@ -157,6 +167,7 @@ class GridTimes(TimeDistribution):
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.times or self.times[-1] <= 0 or any(s >= t for t, s in pairwise(self.times)):
             raise UserError(f"GridTimes: needs one or more decreasing times above 0 (a network is not called at 0), got {self.times}.")
 

@@ -21,8 +21,7 @@ from fewstep.denoisers import copy_of, load_adapter, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names, shipped_text
-from fewstep.recipes.legality import COLUMNS, row
-from fewstep.recipes.parts import build_data
+from fewstep.recipes.legality import columns, row
 from fewstep.recipes.teachers import build_teacher
 from fewstep.runs import distill, load_teacher
 
@@ -64,7 +63,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 def test_the_printed_matrix_is_the_rule():
     header, *lines = inside("recipes", "--matrix").splitlines()
-    assert header.split() == [column.split()[1] for column in COLUMNS]
+    assert header.split() == [column.split()[1] for column in columns()]
     printed = {line.split()[0]: line.split()[1:] for line in lines}
     recipes = {name: load_recipe(name) for name in shipped_names()}
     assert printed == {name: ["yes" if cell is None else "-" for cell in row(name, recipe.method).cells.values()] for name, recipe in recipes.items() if isinstance(recipe, DistillRecipe)}
@@ -130,7 +129,7 @@ def test_an_adapter_on_the_teacher_is_the_student(runs):
     run = runs["low rank"]
     recipe = load_recipe(run / "recipe.yaml")
     assert isinstance(recipe, DistillRecipe)
-    adapted = copy_of(build_teacher(recipe.teacher, build_data(recipe.data)))
+    adapted = copy_of(build_teacher(recipe.teacher, recipe.data.open()))
     stored = load_adapter(run / "adapter.safetensors")
     assert (stored.rank, stored.extra["teacher"]) == (2, recipe.teacher.model_dump(mode="json"))
     student, _ = load_model(run / "student.safetensors")

@@ -25,7 +25,7 @@ from fewstep.files import read_tensors, write_tensors
 from fewstep.metrics.frechet import features_of
 from fewstep.networks import build
 from fewstep.networks.bounds import at_most, machine_numbers
-from fewstep.networks.build import KINDS
+from fewstep.networks.registry import kinds
 from fewstep.networks.store import load_network, save_network
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
@@ -342,7 +342,7 @@ def test_trying_that_a_network_fits_draws_nothing(kind) -> None:
     torch.manual_seed(5)
     built = build({"kind": kind}).state_dict()
     torch.manual_seed(5)
-    plain = KINDS[kind]().state_dict()
+    plain = kinds()[kind].cls().state_dict()
     assert all(torch.equal(built[name], value) for name, value in plain.items())
 
 

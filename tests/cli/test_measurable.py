@@ -16,7 +16,7 @@ from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs, save_m
 from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import build
-from fewstep.prediction import EDM, prediction_from
+from fewstep.prediction import EDM, Prediction
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, config, load_recipe
 from fewstep.recipes.distillation import build_distillation
@@ -38,7 +38,7 @@ def taken(key: str, value: int) -> bool:
     """Whether the recipe's key takes the value."""
     try:
         TypeAdapter(config.Evaluation.model_fields[key].annotation).validate_python([value] if key.endswith("steps") else value)
-        config.Evaluation.model_validate({"features": {"kind": "fourier"}, key: [value] if key.endswith("steps") else value})
+        config.Evaluation.of({"features": {"kind": "fourier"}, key: [value] if key.endswith("steps") else value})
     except ValidationError:
         return False
     return True
@@ -155,7 +155,7 @@ def test_a_student_of_a_flow_is_refused_likewise(tmp_path: Path):
     network = build({"kind": "residual-mlp", "width": 8, "depth": 1, "classes": 0})
     for schedule, refused in ((RectifiedFlow(), True), (KarrasVE(), False)):
         inputs = EDMInputs(0.5) if not refused else TimestepInputs(offset=0.0)
-        prediction = EDM(0.5) if not refused else prediction_from({"kind": "velocity"})
+        prediction = EDM(0.5) if not refused else Prediction.from_description({"kind": "velocity"})
         save_model(tmp_path / "t.safetensors", NetworkDenoiser(network, schedule, prediction, inputs, (2,), 0))
         for key, name in (("evaluation.solver.grid", "mixture2d-diff-instruct"), ("method.solver.grid", "mixture2d-reflow")):
             recipe = load_recipe(name, [f"teacher={{kind: file, path: {tmp_path / 't.safetensors'}}}", "training.batch=4"])

@@ -21,7 +21,7 @@ from fewstep.networks import Classifier, ImageClassifier, build
 from fewstep.networks.store import load_network, save_network
 from fewstep.random import Place
 from fewstep.recipes import config, load_recipe, shipped_text
-from fewstep.recipes.parts import build_data, build_evaluator, build_features
+from fewstep.recipes.parts import build_evaluator, build_features
 from fewstep.recipes.pretrain import build_pretraining
 from fewstep.recipes.spaces import build_space
 from fewstep.runs import RunFolder, Workers, distill, load, load_teacher, measure_many, write_reference
@@ -67,7 +67,7 @@ def test_other_batches_change_it_by_rounding_alone(run, alone):
 def test_it_finds_what_evaluate_finds(run, alone):
     """The same noise, classes and data, whole there and in blocks here."""
     recipe = RunFolder(run).read_distill_recipe()
-    evaluator, student = build_evaluator(recipe.evaluation, build_data(recipe.data)), load(run)
+    evaluator, student = build_evaluator(recipe.evaluation, recipe.data.open()), load(run)
     expected = evaluator.describe(lambda place, n, labels: student.draw(place, n, labels, 1).clamp(-1, 1), 1)
     assert alone["fd"] == pytest.approx(expected.quality.fd, rel=1e-6)
     assert alone["accuracy"] == expected.quality.accuracy

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cli_kit import called, failed
 from PIL import Image
+from pydantic import TypeAdapter
 
 from fewstep.denoisers import save_model
 from fewstep.errors import UserError
@@ -46,7 +47,7 @@ def made(tmp_path_factory):
         _draw(project / "images" / str(index % 10) / f"{index:02}.png", index)
     for name, file in (("digits", "teacher"), ("digits-features", "features")):
         shutil.copy(str(WEIGHTS / f"{name}.safetensors"), project / f"{file}.safetensors")
-    choice = config.FastGANStudent(**{**START, "start": None})
+    choice = TypeAdapter(config.StudentChoice).validate_python({**START, "start": None})
     save_model(project / "start.safetensors", build_generator(choice, (1, 8, 8), 10, 7, "student.kind"))
     values = yaml.safe_load(shipped_text("digits-fastgan-diff-instruct"))
     values |= {"student": START, "teacher": {"kind": "file", "path": "teacher.safetensors"}}

@@ -28,7 +28,6 @@ from fewstep.data.shards import expanded
 from fewstep.data.tree import HIDDEN, PassedOver
 from fewstep.errors import UserError
 from fewstep.recipes import config
-from fewstep.recipes.parts import build_data
 from fewstep.runs.data import describe_images, make_zip
 from fewstep.runs.pictures import write_samples
 
@@ -214,19 +213,19 @@ def shards(tmp_path, monkeypatch):
 
 def test_a_recipe_names_shards_and_gets_images_by_index(shards, tmp_path):
     choice = config.WebDatasetData(kind="webdataset", urls=shards, label="cls", size=6)
-    data = build_data(choice)
+    data = choice.open()
     assert (len(data), data.shape, data.classes) == (4, (3, 6, 6), 2)
     assert np.array_equal(data.take(torch.tensor([1]))[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy(), picture(1, 6, 8)[:, 1:7])
     assert data.remarks == (f"shards '{shards}': passed over 1 hidden files or folders (such as '__MACOSX'); 1 classes without an image, which keep their numbers (such as '0').",)
     before = data.identity
     (tmp_path / "x-1.tar").write_bytes((tmp_path / "x-0.tar").read_bytes())
-    assert build_data(choice).identity != before
+    assert choice.open().identity != before
     (tmp_path / "x-1.tar").unlink()
     with pytest.raises(UserError, match=r"x-1\.tar: cannot be read \(No such file"):
-        build_data(choice)
+        choice.open()
     (tmp_path / "x-1.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(UserError, match=r"(?s)shards '.*': cannot be read \(.*\); check 'data\.urls'"):
-        build_data(choice)
+        choice.open()
 
 
 def test_the_same_shards_elsewhere_are_one_set(shards, tmp_path):
@@ -355,9 +354,9 @@ def test_a_hub_that_cannot_be_reached_names_no_commit(monkeypatch):
 
 def test_a_recipe_names_images(tmp_path):
     zipped(tmp_path / "a.zip", {"a.png": png(picture(0)), "b.png": png(picture(1))}, {"labels": [["a.png", 0], ["b.png", 1]]})
-    data = build_data(config.ImagesData(kind="images", path=str(tmp_path / "a.zip"), size=2))
+    data = config.ImagesData(kind="images", path=str(tmp_path / "a.zip"), size=2).open()
     assert (data.shape, data.classes, data.low, data.high) == ((3, 2, 2), 2, -1.0, 1.0)
-    plain = build_data(config.ImagesData(kind="images", path=str(tmp_path / "a.zip"), labels=False, channels=1))
+    plain = config.ImagesData(kind="images", path=str(tmp_path / "a.zip"), labels=False, channels=1).open()
     assert (plain.shape, plain.classes, plain.labels) == ((1, 4, 4), 0, None)
 
 

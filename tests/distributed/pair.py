@@ -33,7 +33,7 @@ from fewstep.recipes.distillation import build_distillation
 from fewstep.recipes.parts import build_settings
 from fewstep.runs import distill, evaluate
 from fewstep.runs.sampler import StudentSampler
-from fewstep.targets import ByDistance, Plateau
+from fewstep.targets import RecordByDistance, SwitchAtPlateau
 from fewstep.training import Trainer
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.settings import Settings
@@ -186,12 +186,12 @@ def small_things(folder: Path) -> dict[str, Any]:
 
 def rules(rank: int) -> dict[str, Any]:
     """What rules decide on where the processes see unlike things: a gap that falls in the second process only, a model that moves in the first only."""
-    plateau, flat = Plateau(window=1, min_steps=1, max_steps=9), []
+    plateau, flat = SwitchAtPlateau(window=1, min_steps=1, max_steps=9).rule(), []
     for gap in (1.0, 0.1 if rank == 1 else 1.0):
         plateau.observe(torch.zeros(3, dtype=torch.float64), torch.full((3,), gap))
         flat.append(plateau.done(0, 1))
     still = torch.tensor([[-1.0], [1.0]])
-    distance = ByDistance(0.1, lambda model: model, still)
+    distance = RecordByDistance(0.1).rule(lambda model: model, still)
     return {"plateau": [plateau.ratio(), *flat], "distance": [distance.decide(1, still if rank == 1 else 1.5 * still).record, distance.travelled]}
 
 

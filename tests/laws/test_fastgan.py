@@ -142,7 +142,7 @@ def test_the_parameters_names_stay() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"resolution": 4}, "not of 4"), ({"resolution": 24}, "not of 24"), ({"resolution": 512}, "not of 512"), ({"width": 6}, "multiple of 4, got 6"), ({"width": 0}, "got 0")],
+    [({"resolution": 4}, "not of 4"), ({"resolution": 24}, "not of 24"), ({"resolution": 512}, "not of 512"), ({"width": 6}, "a multiple of 4"), ({"width": 0}, "at least 4")],
 )
 def test_sizes_that_it_has_not_are_refused(changes: dict[str, int], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

@@ -177,8 +177,8 @@ def test_only_silent_branches_grow_and_none_is_lost() -> None:
         grown(network_of("mlp", end=True), end=False)
     with pytest.raises(UserError, match="unknown argument 'end'"):
         grown(build({"kind": "latent-mlp"}), end=True)
-    with pytest.raises(UserError, match="was not made by"):
-        grown(ResidualMLP(), end=True)
+    with pytest.raises(UserError, match="is not registered"):
+        grown(torch.nn.Linear(2, 2), end=True)
 
 
 def test_a_grown_denoiser_estimates_the_same() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.denoisers import EDMInputs, NetworkDenoiser
 from fewstep.errors import UserError
-from fewstep.prediction import EDM, X0, Epsilon, Prediction, Score, V, Velocity, prediction_from, score_of
+from fewstep.prediction import EDM, X0, Epsilon, Prediction, Score, V, Velocity, score_of
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule, expand
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -139,7 +139,7 @@ def test_coefficients_have_the_shape_of_time(schedule: Schedule, prediction: Pre
 
 @every_prediction
 def test_description_rebuilds_it(prediction: Prediction) -> None:
-    assert prediction_from(json.loads(json.dumps(prediction.describe()))) == prediction
+    assert Prediction.from_description(json.loads(json.dumps(prediction.describe()))) == prediction
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_description_rebuilds_it(prediction: Prediction) -> None:
     [
         lambda: EDM(0.0),
         lambda: EDM(float("nan")),
-        lambda: prediction_from({"kind": "noise"}),
-        lambda: prediction_from({}),
-        lambda: prediction_from({"kind": "v", "sigma_data": 0.5}),
+        lambda: Prediction.from_description({"kind": "noise"}),
+        lambda: Prediction.from_description({}),
+        lambda: Prediction.from_description({"kind": "v", "sigma_data": 0.5}),
     ],
 )
 def test_bad_arguments_are_refused(build: Callable[[], Prediction]) -> None:

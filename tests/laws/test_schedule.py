@@ -10,7 +10,7 @@ from law_kit import SCHEDULES, normals, trained_times
 
 from fewstep.denoisers import TimestepInputs
 from fewstep.errors import UserError
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, schedule_from
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 DIFFUSERS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -124,7 +124,7 @@ def test_add_noise_is_the_forward_process_sample_by_sample(schedule: Schedule, d
 
 @every_schedule
 def test_description_rebuilds_it(schedule: Schedule) -> None:
-    assert schedule_from(json.loads(json.dumps(schedule.describe()))) == schedule
+    assert Schedule.from_description(json.loads(json.dumps(schedule.describe()))) == schedule
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_description_rebuilds_it(schedule: Schedule) -> None:
         lambda: DiscreteVP(beta_end=1.0),
         lambda: RectifiedFlow(0.0),
         lambda: RectifiedFlow(1.0),
-        lambda: schedule_from({"kind": "straight"}),
-        lambda: schedule_from({}),
-        lambda: schedule_from({"kind": "karras-ve", "sigma_data": 0.5}),
+        lambda: Schedule.from_description({"kind": "straight"}),
+        lambda: Schedule.from_description({}),
+        lambda: Schedule.from_description({"kind": "karras-ve", "sigma_data": 0.5}),
     ],
 )
 def test_bad_arguments_are_refused(build) -> None:

@@ -20,7 +20,7 @@ from fewstep.files import read_tensors, write_tensors
 from fewstep.schedule import KarrasVE
 from fewstep.stateful import Stateful, find_stateful
 from fewstep.states import Prior
-from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Plateau, Probes, SwitchRule
+from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Probes, RecordByDistance, SwitchAtPlateau, SwitchRule
 from fewstep.times import LogNormalTimes
 from fewstep.training import MeasureSpacing
 
@@ -258,8 +258,8 @@ def test_the_rule_starts_afresh_at_every_node(tmp_path: Path) -> None:
         return [nodes.count(node) for node in (3, 2, 1)]
 
     assert stays(Every([3, 1, 2]), 10) == [3, 1, 2]
-    assert stays(Plateau(4, 0.02, 1, 100), 40) == [8, 8, 8]
-    assert stays(Plateau(4, 0.02, 1, 5), 40) == [5, 5, 5]
+    assert stays(SwitchAtPlateau(4, 0.02, 1, 100).rule(), 40) == [8, 8, 8]
+    assert stays(SwitchAtPlateau(4, 0.02, 1, 5).rule(), 40) == [5, 5, 5]
 
 
 def test_a_switch_changes_what_the_target_says(tmp_path: Path) -> None:
@@ -380,23 +380,23 @@ def _falling(steps: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("window", [1, 5, 20])
 def test_plateau_leaves_when_the_gap_is_flat_and_not_while_it_falls(window: int) -> None:
     steady = lambda _steps: (_levels(1.0), torch.full((8,), 3.0))  # noqa: E731
-    assert _node_steps(Plateau(window, 0.02, 1, 10**6), steady) == 2 * window
+    assert _node_steps(SwitchAtPlateau(window, 0.02, 1, 10**6).rule(), steady) == 2 * window
     if window > 1:
-        assert _node_steps(Plateau(window, 0.0051 * window, 1, 10**6), _flat) <= 4 * window
+        assert _node_steps(SwitchAtPlateau(window, 0.0051 * window, 1, 10**6).rule(), _flat) <= 4 * window
     # Over a window the gap falls to 0.995^window, further than the improvement asked for.
-    assert _node_steps(Plateau(window, 0.004 * window, 1, 10**6), _falling, limit=1500) == 1500
+    assert _node_steps(SwitchAtPlateau(window, 0.004 * window, 1, 10**6).rule(), _falling, limit=1500) == 1500
 
 
 def test_plateau_leaves_soon_after_a_fall_has_ended() -> None:
     gaps = lambda steps: (_levels(1.0), torch.full((8,), max(0.97**steps, 0.97**80)))  # noqa: E731
-    left = _node_steps(Plateau(20, 0.02, 20, 10**6), gaps)
+    left = _node_steps(SwitchAtPlateau(20, 0.02, 20, 10**6).rule(), gaps)
     assert 80 < left <= 80 + 40
 
 
 def test_plateau_keeps_to_its_least_and_most_steps() -> None:
-    assert _node_steps(Plateau(5, 0.02, 37, 100), lambda _steps: (_levels(1.0), torch.ones(8))) == 37
-    assert _node_steps(Plateau(5, 0.02, 3, 100), lambda _steps: (_levels(1.0), torch.ones(8))) == 10
-    assert _node_steps(Plateau(5, 0.02, 10, 63), _falling) == 63
+    assert _node_steps(SwitchAtPlateau(5, 0.02, 37, 100).rule(), lambda _steps: (_levels(1.0), torch.ones(8))) == 37
+    assert _node_steps(SwitchAtPlateau(5, 0.02, 3, 100).rule(), lambda _steps: (_levels(1.0), torch.ones(8))) == 10
+    assert _node_steps(SwitchAtPlateau(5, 0.02, 10, 63).rule(), _falling) == 63
 
 
 def test_plateau_compares_level_with_level() -> None:
@@ -406,19 +406,19 @@ def test_plateau_compares_level_with_level() -> None:
         high = min(7, 1 + steps // 6)
         return torch.cat([_levels(0.05, 8 - high), _levels(10.0, high)]), torch.cat([torch.full((8 - high,), 1000.0), torch.full((high,), 1.0)])
 
-    rule = Plateau(20, 0.02, 1, 10**6)
+    rule = SwitchAtPlateau(20, 0.02, 1, 10**6).rule()
     assert _node_steps(rule, drifting) == 40
     # And a fall at one level, however small that level's gaps are, counts as much as any other.
     both = lambda steps: (torch.cat([_levels(0.05), _levels(10.0)]), torch.cat([torch.full((8,), 1000.0), torch.full((8,), 0.99**steps)]))  # noqa: E731
-    assert _node_steps(Plateau(20, 0.02, 1, 10**6), both, limit=400) == 400
+    assert _node_steps(SwitchAtPlateau(20, 0.02, 1, 10**6).rule(), both, limit=400) == 400
 
 
 def test_plateau_forgets_the_node_it_left() -> None:
-    rule = Plateau(5, 0.02, 1, 10**6)
+    rule = SwitchAtPlateau(5, 0.02, 1, 10**6).rule()
     assert [_node_steps(rule, lambda _steps: (_levels(1.0), torch.ones(8))) for _ in range(3)] == [10, 10, 10]
 
 
-@pytest.mark.parametrize("make", [lambda: Every([3, 9, 4]), lambda: Plateau(6, 0.05, 5, 25)], ids=["every", "plateau"])
+@pytest.mark.parametrize("make", [lambda: Every([3, 9, 4]), lambda: SwitchAtPlateau(6, 0.05, 5, 25).rule()], ids=["every", "plateau"])
 @pytest.mark.parametrize("stop", [0, 4, 13, 29])
 def test_a_resumed_rule_decides_as_if_it_had_not_stopped(make: Callable[[], SwitchRule], stop: int) -> None:
     gaps = normals(60, 8).abs()
@@ -449,10 +449,10 @@ def test_a_resumed_rule_decides_as_if_it_had_not_stopped(make: Callable[[], Swit
         lambda: Every(0),
         lambda: Every([]),
         lambda: Every([3, 0]),
-        lambda: Plateau(0),
-        lambda: Plateau(improvement=1.0),
-        lambda: Plateau(min_steps=0),
-        lambda: Plateau(min_steps=9, max_steps=8),
+        lambda: SwitchAtPlateau(0).rule(),
+        lambda: SwitchAtPlateau(improvement=1.0).rule(),
+        lambda: SwitchAtPlateau(min_steps=0).rule(),
+        lambda: SwitchAtPlateau(min_steps=9, max_steps=8).rule(),
     ],
 )
 def test_impossible_switch_rules_are_refused(build: Callable[[], SwitchRule]) -> None:
@@ -479,7 +479,7 @@ PROBES = (PROBES - PROBES.mean(0)) / (PROBES - PROBES.mean(0)).square().mean().s
 
 
 def _rule(distance: float, floor: float = 0.5, max_steps: int = 1000) -> ByDistance:
-    return ByDistance(distance, lambda model: model.estimates(), _Affine(), floor, max_steps)  # type: ignore[attr-defined, arg-type]
+    return RecordByDistance(distance, floor, max_steps).rule(lambda model: model.estimates(), _Affine())  # type: ignore[attr-defined, arg-type]
 
 
 def _walk(folder: Path, rule, at: Callable[[int], _Affine], limit: int = 300) -> DegradationPath:
@@ -521,7 +521,7 @@ def test_nodes_lie_the_set_distance_apart(distance: float, speed: float, tmp_pat
 
 
 def test_distance_does_not_see_the_scale_of_the_data(tmp_path: Path) -> None:
-    rule = ByDistance(0.1, lambda model: 1000 * model.estimates(), _Affine())  # type: ignore[attr-defined, arg-type]
+    rule = RecordByDistance(0.1).rule(lambda model: 1000 * model.estimates(), _Affine())  # type: ignore[attr-defined, arg-type]
     large = _walk(tmp_path / "large", rule, lambda step: _Affine(1.0, 0.03 * step), limit=60)
     small = _walk(tmp_path / "small", _rule(0.1), lambda step: _Affine(1.0, 0.03 * step), limit=60)
     assert [node["step"] for node in large.nodes] == [node["step"] for node in small.nodes]

@@ -28,7 +28,7 @@ from fewstep.denoisers import (
 )
 from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.store import describe_model, model_from
-from fewstep.denoisers.threshold import Threshold, threshold_from
+from fewstep.denoisers.threshold import Threshold
 from fewstep.denoisers.trajectory import TrajectoryDenoiser
 from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
@@ -133,20 +133,20 @@ def test_a_reflected_students_network_is_told_where_to_go_by_straight_through_on
 
 @every_threshold
 def test_a_threshold_comes_back_from_its_description(threshold: Threshold) -> None:
-    assert threshold_from(json.loads(json.dumps(threshold.describe()))) == threshold
+    assert Threshold.from_description(json.loads(json.dumps(threshold.describe()))) == threshold
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: StaticThreshold(0.0), "above 0"),
-        (lambda: StaticThreshold(math.nan), "above 0"),
+        (lambda: StaticThreshold(math.nan), "finite"),
         (lambda: DynamicThreshold(math.inf), "finite"),
-        (lambda: DynamicThreshold(1.0, 99.5), "fraction"),
-        (lambda: DynamicThreshold(1.0, 0.0), "fraction"),
-        (lambda: threshold_from({"kind": "soft"}), "unknown kind"),
-        (lambda: threshold_from({"kind": "static", "width": 1}), "unknown field 'width'"),
-        (lambda: threshold_from(StraightThrough(StraightThrough(StaticThreshold())).describe()), "nesting"),
+        (lambda: DynamicThreshold(1.0, 99.5), "at most 1"),
+        (lambda: DynamicThreshold(1.0, 0.0), "above 0"),
+        (lambda: Threshold.from_description({"kind": "soft"}), "unknown kind"),
+        (lambda: Threshold.from_description({"kind": "static", "width": 1}), "unknown field 'width'"),
+        (lambda: Threshold.from_description(StraightThrough(StraightThrough(StaticThreshold())).describe()), "nesting"),
     ],
 )
 def test_thresholds_without_a_meaning_are_refused(make, said: str) -> None:
@@ -233,7 +233,7 @@ def test_hostile_depth_is_bounded() -> None:
         ({"kind": "boundary", "of": None}, "malformed"),
         ({"kind": ["boundary"]}, "malformed"),
         ({"kind": "reflected", "of": describe_model(tiny_denoiser())}, "incomplete"),
-        ({"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "soft"}}, "unknown kind or nesting 'soft'"),
+        ({"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "soft"}}, "threshold: unknown kind 'soft'"),
         ({"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "static", "bound": "1"}}, "malformed"),
         ({"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "straight-through", "of": 3}}, "malformed"),
         ({"kind": "rescheduled", "of": describe_model(tiny_denoiser()), "schedule": {"kind": "no-such"}}, "unknown kind 'no-such'"),

@@ -25,7 +25,7 @@ from fewstep.prediction import EDM
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.distillation import Distillation, build_distillation
-from fewstep.recipes.legality import COLUMNS, ROLES, STATES, STUDENTS, check, role_refusal, row, states_refusal, student_refusal, target_refusal
+from fewstep.recipes.legality import ROLES, STATES, check, columns, families, role_refusal, row, states_refusal, student_refusal, target_refusal
 from fewstep.recipes.methods import Method
 from fewstep.recipes.parts import build_settings
 from fewstep.recipes.source import validate
@@ -153,7 +153,7 @@ def sampler_of(parts: Distillation) -> StudentSampler:
 
 Combination = tuple[str, str, str, str | None]
 """(states, target, student, role)"""
-AXES: tuple[tuple[str | None, ...], ...] = (("usual", *STATES), ("fixed", "backtracked"), STUDENTS, (None, *ROLES))
+AXES: tuple[tuple[str | None, ...], ...] = (("usual", *STATES), ("fixed", "backtracked"), tuple(families()), (None, *ROLES))
 
 
 def method_of(values: dict[str, Any]) -> Method:
@@ -255,7 +255,7 @@ def test_a_cell_of_the_matrix_is_what_the_choice_alone_is_told(name):
     """So that 'yes' is what the runs above cover: a cell is the refusal of a recipe that is usual but for its column."""
     method = method_of({**VARIANTS, **ON_DIGITS}[name])
     cells = row("any", method).cells
-    assert tuple(cells) == COLUMNS
+    assert tuple(cells) == columns()
     for column, cell in cells.items():
         axis, value = column.split()
         place = ("states", "target", "student", "reflected").index(axis)

@@ -20,7 +20,7 @@ from fewstep.networks import FastGAN
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, dump, load_recipe
 from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.parts import build_decay, build_settings
+from fewstep.recipes.parts import build_settings
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
 from fewstep.recipes.source import validate
 from fewstep.runs import RunFolder, load
@@ -48,7 +48,7 @@ def game(steps: int = 6, **method: Any) -> PretrainRecipe:
 
 def trainer_of(recipe: PretrainRecipe, folder: Path, watcher: Silent | None = None) -> tuple[Pretraining, Trainer]:
     parts = build_pretraining(recipe)
-    return parts, Trainer(folder, parts.stages, parts.model, build_settings(recipe.training), build_decay(recipe.training.average), watcher=watcher)
+    return parts, Trainer(folder, parts.stages, parts.model, build_settings(recipe.training), recipe.training.average, watcher=watcher)
 
 
 def images(**changes: Any) -> DistillRecipe:

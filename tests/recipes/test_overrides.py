@@ -10,9 +10,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from fewstep.denoisers import HalfLife, PowerFunction
 from fewstep.errors import UserError
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
-from fewstep.recipes.config.run import HalfLifeAverage, PowerAverage
 
 
 def left_out(section: BaseModel, written: Any, before: str = "") -> Iterator[tuple[str, BaseModel]]:
@@ -50,7 +50,7 @@ def bare(tmp_path: Path) -> Path:
 
 def test_a_union_keeps_its_kind(bare):
     recipe = load_recipe(bare, ["training.average.ramp=0", "method.times.mean=-1.0"])
-    assert recipe.training.average == HalfLifeAverage(kind="half-life", ramp=0)
+    assert recipe.training.average == HalfLife(ramp=0)
     assert recipe.method.times.kind == "log-normal"
     assert recipe.method.times.mean == -1.0
 
@@ -62,4 +62,4 @@ def test_a_key_of_another_kind_is_unknown_there():
 
 @pytest.mark.parametrize("settings", [["training.average.std=0.05", "training.average.kind=power"], ["training.average.kind=power", "training.average.std=0.05"]])
 def test_a_kind_that_is_given_too_begins_from_its_own_defaults(settings, bare):
-    assert load_recipe(bare, [*settings, "method.times.mean=0"]).training.average == PowerAverage(kind="power", std=0.05)
+    assert load_recipe(bare, [*settings, "method.times.mean=0"]).training.average == PowerFunction(0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -15,13 +16,14 @@ from pydantic import BaseModel
 from fewstep.errors import UserError
 from fewstep.locations import absolute, folder_or_id, is_hub_id, same_place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, load_recipe
-from fewstep.recipes.config import HuggingFaceData, Names, marks_of
+from fewstep.recipes.config import HuggingFaceData, Names
+from fewstep.recipes.config.base import fields_of
 from fewstep.recipes.origins import digest_of
-from fewstep.recipes.parts import build_data
 from fewstep.recipes.places import named_in
 
 # Free texts that lead nowhere: columns of a set, a commit, a checksum, the name of an architecture.
-PLAIN = {"subfolder", "variant", "split", "image", "label", "revision", "sha256", "network"}
+# Besides: the kind of a network, and the name of what Python gives.
+PLAIN = {"subfolder", "variant", "split", "image", "label", "revision", "sha256", "network", "kind", "name"}
 
 
 def sections(model: type[BaseModel]) -> set[type[BaseModel]]:
@@ -38,12 +40,18 @@ def sections(model: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
+def is_text(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return is_text(typing.get_args(annotation)[0])
+    return annotation is str or str in typing.get_args(annotation)
+
+
 def test_every_text_of_a_recipe_that_leads_out_of_it_is_marked():
     texts = {
-        (section.__name__, name): any(isinstance(mark, Names) for mark in marks_of(field))
+        (section.__name__, name): any(isinstance(mark, Names) for mark in field.marks)
         for section in sections(DistillRecipe) | sections(PretrainRecipe)
-        for name, field in section.model_fields.items()
-        if field.annotation is str or str in typing.get_args(field.annotation)
+        for name, field in fields_of(section).items()
+        if is_text(field.annotation)
     }
     assert texts[("NvidiaTeacher", "path")]
     assert {name for (_, name), marked in texts.items() if not marked} == PLAIN
@@ -99,7 +107,7 @@ def test_a_path_is_never_asked_of_the_hub(name, tmp_path, monkeypatch):
     Path("there").write_text("a file and no folder")
     assert not is_hub_id(name, "data sets")
     with pytest.raises(UserError, match="is neither a folder nor an id of the hub") as caught:
-        build_data(HuggingFaceData(kind="huggingface", name=name))
+        HuggingFaceData(kind="huggingface", name=name).open()
     assert absolute(name) in str(caught.value)
     with pytest.raises(UserError, match="is neither a folder nor an id of the hub"):
         folder_or_id(name, "models")

@@ -17,7 +17,6 @@ from fewstep.networks import build
 from fewstep.prediction import EDM
 from fewstep.recipes import DistillRecipe, config, load_recipe, shipped_text
 from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.parts import build_data
 from fewstep.recipes.source import validate
 from fewstep.recipes.teachers import build_teacher, space_of
 from fewstep.report import write_run_report
@@ -110,7 +109,7 @@ def test_a_shipped_teacher_has_the_range_of_its_data():
         recipe = load_recipe(f"{name}-diff-instruct")
         assert isinstance(recipe, DistillRecipe)
         assert recipe.data is not None
-        assert space_of(recipe.teacher, build_teacher(recipe.teacher, None)) == build_data(recipe.data).space
+        assert space_of(recipe.teacher, build_teacher(recipe.teacher, None)) == recipe.data.open().space
 
 
 def test_a_file_says_its_range_or_asks_for_data(tmp_path):
@@ -122,7 +121,7 @@ def test_a_file_says_its_range_or_asks_for_data(tmp_path):
     with pytest.raises(UserError, match="does not say in which range its samples are, and the recipe has no 'data' section"):
         space_of(choice, teacher)
     with pytest.raises(UserError, match=r"'teacher\.kind: untrained' takes its shape and classes from data"):
-        build_teacher(config.UntrainedTeacher.model_validate({"kind": "untrained", "model": load_recipe("mixture2d-teacher").model_dump()["model"]}), None)
+        build_teacher(config.UntrainedTeacher.of({"kind": "untrained", "model": load_recipe("mixture2d-teacher").model_dump()["model"]}), None)
 
 
 def test_shift_asks_for_data(tmp_path):

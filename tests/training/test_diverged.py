@@ -16,7 +16,7 @@ from fewstep.denoisers import Averaged, HalfLife, copy_of
 from fewstep.errors import NotFinite, UserError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.objectives import Loss, Objective
-from fewstep.targets import Backtracked, DegradationPath, Plateau
+from fewstep.targets import Backtracked, DegradationPath, SwitchAtPlateau
 from fewstep.training import SGD, Adam, Diverged, Phase, Probe, Settings, Silent, Stage, Term, Trainer
 from fewstep.training.log import read_log
 from fewstep.training.optimizer import step_unless
@@ -74,7 +74,7 @@ def names(run) -> list[str]:
     return sorted(path.name for path in (run.folder / "checkpoints").glob("*"))
 
 
-@pytest.mark.parametrize("optimizer", [Adam(0.1, 0.1, betas=(0.9, 0.99)), SGD(0.1, 0.1)])
+@pytest.mark.parametrize("optimizer", [Adam(0.1, weight_decay=0.1, betas=(0.9, 0.99)), SGD(0.1, 0.1)])
 def test_a_step_that_is_left_out_changes_no_bit_of_weights_and_moments(optimizer):
     weight = nn.Parameter(torch.randn(5))
     built = optimizer.build([weight])
@@ -122,7 +122,7 @@ def test_a_step_whose_gradient_is_no_number_leaves_everything_as_it_was(small_ru
     bad, good = small_run("bad", nodes=3, record=2), small_run("good", nodes=3, record=2)
     for run in (bad, good):
         assert run.path is not None
-        run.target = Backtracked(run.path, Plateau(window=2, min_steps=9, max_steps=9))
+        run.target = Backtracked(run.path, SwitchAtPlateau(window=2, min_steps=9, max_steps=9).rule())
         student = run.stages[-1].phases[0]
         run.matching = replace(run.matching, target=run.target)
         run.stages[-1] = replace(run.stages[-1], phases=[replace(student, after_step=run.target.advance), run.stages[-1].phases[1]])

@@ -295,8 +295,8 @@ def test_terms_of_a_phase_share_the_students_graph_and_the_next_phase_makes_its_
     teacher = small_teacher()
     student = copy_of(teacher)
     prior, handed = prior_of(teacher), []
-    first = Phase("first", student, [Term(Push(student, handed), prior, name="a"), Term(Push(student, handed, 0.5), prior, 2.0, "b")], Adam(1e-2), clip=1.0)
-    second = Phase("second", student, [Term(Push(student, handed), prior)], Adam(1e-2), clip=1.0)
+    first = Phase("first", student, [Term(Push(student, handed), prior, name="a"), Term(Push(student, handed, 0.5), prior, 2.0, "b")], Adam(1e-2, clip=1.0))
+    second = Phase("second", student, [Term(Push(student, handed), prior)], Adam(1e-2, clip=1.0))
     with cost.metered() as meter:
         Trainer(tmp_path, [Stage("s", 1, [first, second])], student, settings()).fit()
     a, b, c = handed
@@ -323,7 +323,7 @@ def test_weights_of_terms_are_factors_of_their_gradients(tmp_path):
     def gradients(weights: Sequence[float]) -> dict[str, Tensor]:
         student = copy_of(teacher)
         objectives = [EndpointRegression(student, distance, Solver(teacher, 2)) for distance in (SquaredL2(), L1())]
-        phase = Phase("student", student, [Term(o, prior_of(teacher), w) for o, w in zip(objectives, weights, strict=True)], Adam(1e-9), clip=None)
+        phase = Phase("student", student, [Term(o, prior_of(teacher), w) for o, w in zip(objectives, weights, strict=True)], Adam(1e-9))
         Trainer(tmp_path / str(weights), [Stage("s", 1, [phase])], student, settings()).fit()
         return {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
 

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, conv2d, group_norm, interpolate, lin
 from fewstep.denoisers import NetworkDenoiser, load_model, save_model
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.prediction import EDM, Consistency, prediction_from
+from fewstep.prediction import EDM, Consistency, Prediction
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.zoo import consistency_models
 from fewstep.zoo.consistency_models import NETWORKS, load_as, load_student, load_teacher
@@ -146,7 +146,7 @@ def test_the_consistency_prediction_is_the_identity_at_its_lowest_level():
     (skip, out), (skip_ve, out_ve) = prediction.coefficients(vp, t), prediction.coefficients(ve, ve.time_at_sigma(vp.rho(t)))
     assert torch.allclose(skip * vp.alpha(t), skip_ve)
     assert torch.allclose(out, out_ve)
-    assert prediction_from(prediction.describe()) == prediction
+    assert Prediction.from_description(prediction.describe()) == prediction
     with pytest.raises(UserError, match="consistency prediction cannot be used with RectifiedFlow"):
         prediction.check(RectifiedFlow())
     with pytest.raises(UserError, match="must be positive"):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import fewstep as fs
 from fewstep.condition import Condition
 from fewstep.denoisers import IDDPMInputs, NetworkDenoiser, VEInputs, VPInputs, load_model, save_model
-from fewstep.denoisers.inputs import describe_inputs, inputs_from
+from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
-from fewstep.prediction import ScaledScore, prediction_from
+from fewstep.prediction import Prediction, ScaledScore
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.zoo import nvidia
 from fewstep.zoo.download import file_digest, local_file
@@ -149,11 +149,11 @@ def test_inputs_see_the_same_process_on_every_schedule(inputs):
     (scale, label), (scale_ve, label_ve) = inputs.scale_and_label(vp, t), inputs.scale_and_label(ve, ve.time_at_sigma(vp.rho(t)))
     assert label.tolist() == pytest.approx(label_ve.tolist(), rel=1e-9)
     assert (scale * vp.alpha(t)).tolist() == pytest.approx(scale_ve.tolist(), rel=1e-9)
-    assert inputs_from(describe_inputs(inputs)) == inputs
+    assert Inputs.from_description(inputs.describe()) == inputs
     with pytest.raises(UserError, match=r"inputs cannot be used with RectifiedFlow"):
         inputs.check(RectifiedFlow())
     with pytest.raises(UserError, match="unknown field 'more'"):
-        inputs_from({**describe_inputs(inputs), "more": 1})
+        Inputs.from_description({**inputs.describe(), "more": 1})
 
 
 def test_a_scaled_score_is_the_noise_turned_around():
@@ -162,7 +162,7 @@ def test_a_scaled_score_is_the_noise_turned_around():
     x = schedule.add_noise(x0, t, noise)
     assert torch.allclose(ScaledScore().to_x0(schedule, -noise, x, t), x0, atol=1e-12)
     assert torch.allclose(ScaledScore().target(schedule, x0, x, t), -noise, atol=1e-12)
-    assert prediction_from(ScaledScore().describe()) == ScaledScore()
+    assert Prediction.from_description(ScaledScore().describe()) == ScaledScore()
     with pytest.raises(UserError, match="scaled-score prediction cannot be used with RectifiedFlow"):
         ScaledScore().check(RectifiedFlow())
 

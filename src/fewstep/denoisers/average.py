@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import abc
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
+import annotated_types as at
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.errors import UserError
+from fewstep.values import NotNegative, Value
 
 
 @dataclass(frozen=True)
-class Decay(abc.ABC):
+class Decay(Value, abc.ABC):
     """How fast an average forgets."""
 
     @abc.abstractmethod
@@ -35,8 +37,9 @@ class Decay(abc.ABC):
 class HalfLife(Decay):
     """Halves its memory every ``steps``; ``ramp`` > 0 bounds the half-life by ramp times the updates so far."""
 
-    steps: float
-    ramp: float = 0.05
+    kind: Literal["half-life"] = field(default="half-life", kw_only=True)
+    steps: NotNegative = 200.0
+    ramp: NotNegative = 0.05
 
     def beta(self, update: int) -> float:
         if self.steps <= 0:
@@ -48,13 +51,12 @@ class HalfLife(Decay):
 class PowerFunction(Decay):
     """Profile of relative width ``std`` in (0, 0.28): EDM2's 0.05, 0.10, ..."""
 
-    std: float = 0.1
+    kind: Literal["power"] = field(default="power", kw_only=True)
+    std: Annotated[float, at.Interval(gt=0, lt=0.288)] = 0.1
 
     @property
     def gamma(self) -> float:
         """The positive root of Eq. 127 (Karras et al. 2024, Alg. 2)."""
-        if not 0 < self.std < 0.288:
-            raise UserError(f"PowerFunction: std must be in (0, 0.288), got {self.std}.")
         inverse = self.std**-2
         return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 

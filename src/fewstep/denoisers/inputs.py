@@ -18,22 +18,24 @@ Those by r need a finite one, so alpha > 0.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
+import annotated_types as at
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.schedule import Schedule
+from fewstep.values import Positive, Value
+
+_Steps = Annotated[int, at.Interval(ge=2, le=100_000)]
 
 
 @dataclass(frozen=True)
-class Inputs(abc.ABC):
+class Inputs(Value, abc.ABC):
     """What a network is fed."""
 
     def check(self, schedule: Schedule) -> None:
@@ -58,8 +60,9 @@ class _NeedsSignal(Inputs):
 class EDMInputs(_NeedsSignal):
     """x of unit variance, and label_factor log(sigma / alpha) / 4; ``label_factor`` is 1 in EDM, and 1000 in consistency models (Song et al. 2023, App. C)."""
 
-    sigma_data: float = 0.5
-    label_factor: float = 1.0
+    kind: Literal["edm"] = field(default="edm", kw_only=True)
+    sigma_data: Positive = 0.5
+    label_factor: Positive = 1.0
 
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -70,7 +73,8 @@ class EDMInputs(_NeedsSignal):
 class TimestepInputs(Inputs):
     """x as it is, and the discrete index count t - 1 (Ho et al. 2020); for flows, count t with ``offset`` 0."""
 
-    count: float = 1000.0
+    kind: Literal["timestep"] = field(default="timestep", kw_only=True)
+    count: Positive = 1000.0
     offset: float = 1.0
 
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +85,10 @@ class TimestepInputs(Inputs):
 class VPInputs(_NeedsSignal):
     """x of unit variance (for data of unit variance), and (steps - 1) u, u being the time at which the process of rate beta_min + beta_d u has the same sigma / alpha."""
 
-    beta_d: float = 19.9
-    beta_min: float = 0.1
-    steps: int = 1000
+    kind: Literal["vp"] = field(default="vp", kw_only=True)
+    beta_d: Positive = 19.9
+    beta_min: Positive = 0.1
+    steps: _Steps = 1000
 
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -100,6 +105,8 @@ class VPInputs(_NeedsSignal):
 class VEInputs(_NeedsSignal):
     """x / alpha as it is, and log(sigma / (2 alpha))."""
 
+    kind: Literal["ve"] = field(default="ve", kw_only=True)
+
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         return 1 / alpha, torch.log(0.5 * sigma / alpha)
@@ -112,9 +119,10 @@ class IDDPMInputs(_NeedsSignal):
     The levels are those of the cosine schedule with offset ``c2``, each step's ratio of alpha bars not below ``c1`` (Karras et al. 2022, App. C.3.1).
     """
 
-    c1: float = 0.001
-    c2: float = 0.008
-    steps: int = 1000
+    kind: Literal["iddpm"] = field(default="iddpm", kw_only=True)
+    c1: Positive = 0.001
+    c2: Positive = 0.008
+    steps: _Steps = 1000
 
     @functools.cached_property
     def levels(self) -> Tensor:
@@ -129,24 +137,3 @@ class IDDPMInputs(_NeedsSignal):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         nearest = ((sigma / alpha)[:, None] - self.levels.to(t.device)).abs().argmin(dim=1)
         return 1 / torch.sqrt(sigma**2 + alpha**2), (self.steps - 1 - nearest).to(torch.float64)
-
-
-_INPUTS: dict[str, type[Inputs]] = {"edm": EDMInputs, "timestep": TimestepInputs, "vp": VPInputs, "ve": VEInputs, "iddpm": IDDPMInputs}
-
-
-def inputs_from(description: Mapping[str, Any]) -> Inputs:
-    """Rebuilds inputs from ``describe_inputs``; raises ``UserError`` for an unknown kind or field."""
-    values = dict(description)
-    kind = values.pop("kind", None)
-    if kind not in _INPUTS:
-        raise UserError(f"inputs: unknown kind '{kind}'; it must be one of {', '.join(_INPUTS)}.")
-    unknown = set(values) - {f.name for f in dataclasses.fields(_INPUTS[kind])}
-    if unknown:
-        raise UserError(f"inputs '{kind}': unknown field '{min(unknown)}'.")
-    return _INPUTS[kind](**values)
-
-
-def describe_inputs(inputs: Inputs) -> dict[str, Any]:
-    """Plain values from which ``inputs_from`` rebuilds it."""
-    kind = next(name for name, cls in _INPUTS.items() if cls is type(inputs))
-    return {"kind": kind, **dataclasses.asdict(inputs)}

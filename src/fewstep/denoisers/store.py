@@ -6,8 +6,7 @@ another shape or not finite is named.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from fewstep.condition import Condition
 from fewstep.denoisers.base import Denoiser
 from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.generator import Generator
-from fewstep.denoisers.inputs import Inputs, describe_inputs, inputs_from
+from fewstep.denoisers.inputs import Inputs
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.denoisers.threshold import threshold_from
+from fewstep.denoisers.threshold import Threshold
 from fewstep.denoisers.trajectory import TrajectoryDenoiser
 from fewstep.denoisers.wrappers import Reflected, Rescheduled
 from fewstep.errors import UserError
@@ -28,9 +27,9 @@ from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import build, describe
 from fewstep.networks.bounds import at_most
 from fewstep.networks.diffusers_unet import DiffusersUNet
-from fewstep.networks.store import FORMAT, load_strictly, room_for
-from fewstep.prediction import Prediction, prediction_from
-from fewstep.schedule import Schedule, schedule_from
+from fewstep.networks.store import FORMAT, MODULE, load_strictly, module_of, room_for
+from fewstep.prediction import Prediction
+from fewstep.schedule import Schedule
 
 _DEEPEST = 8
 _LARGEST = 100_000
@@ -42,82 +41,64 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
     Raises ``UserError`` for a model of another type, and for one with an adapter that is not ``merged``.
     """
+    kind = next((name for name, known in _MODELS.items() if type(model) is known), None)
+    if kind is None:
+        raise UserError(f"{type(model).__name__} cannot be stored in a file: only {', '.join(_MODELS)} can.")
+    return {"kind": kind, **_parts_of(model)}
+
+
+def _parts_of(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, (NetworkDenoiser, TrajectoryDenoiser)):
-        return {
-            "kind": "denoiser" if isinstance(model, NetworkDenoiser) else "trajectory",
-            "network": describe(model.network),
-            "schedule": model.schedule.describe(),
-            "prediction": model.prediction.describe(),
-            "inputs": describe_inputs(model.inputs),
-            "shape": list(model.shape),
-            "classes": model.classes,
-        }
+        values = {name: value.describe() for name, value in (("schedule", model.schedule), ("prediction", model.prediction), ("inputs", model.inputs))}
+        return {"network": describe(model.network), **values, "shape": list(model.shape), "classes": model.classes}
     if isinstance(model, Generator):
-        return {
-            "kind": "generator",
-            "network": describe(model.network),
-            "latent_shape": list(model.latent_shape),
-            "shape": list(model.shape),
-            "classes": model.classes,
-        }
-    if isinstance(model, Rescheduled):
-        return {"kind": "rescheduled", "schedule": model.schedule.describe(), "of": describe_model(model.denoiser)}
-    if isinstance(model, Reflected):
-        return {"kind": "reflected", "threshold": model.threshold.describe(), "of": describe_model(model.denoiser)}
-    if isinstance(model, Boundary):
-        return {"kind": "boundary", "of": describe_model(model.denoiser)}
-    raise UserError(f"{type(model).__name__} cannot be stored in a file: only {', '.join(_KINDS)} can.")
+        return {"network": describe(model.network), "latent_shape": list(model.latent_shape), "shape": list(model.shape), "classes": model.classes}
+    assert isinstance(model, (Rescheduled, Reflected, Boundary))
+    own = {"schedule": model.schedule.describe()} if isinstance(model, Rescheduled) else {"threshold": model.threshold.describe()} if isinstance(model, Reflected) else {}
+    return {**own, "of": describe_model(model.denoiser)}
 
 
-def model_from(description: Mapping[str, Any]) -> Denoiser | Generator:
-    """A fresh model from ``describe_model``. Raises ``UserError`` for an unknown kind, a malformed description, and wrappers nested deeper than 8."""
-    return _model_from(description, _DEEPEST)
+def model_from(description: Mapping[str, Any], module: str | None = None) -> Denoiser | Generator:
+    """A fresh model from ``describe_model``. ``module``: the one that registers its network, where that is known.
+
+    Raises ``UserError`` for an unknown kind, a malformed description, and wrappers nested deeper than 8.
+    """
+    return _model_from(description, _DEEPEST, module)
 
 
-def _model_from(description: Mapping[str, Any], levels: int) -> Denoiser | Generator:
+def _model_from(d: Mapping[str, Any], levels: int, module: str | None) -> Denoiser | Generator:
     try:
-        kind = description["kind"]
-        if kind not in _KINDS:
-            raise UserError(f"unknown kind of model '{kind}'; it must be one of {', '.join(_KINDS)}.")
-        return _KINDS[kind](description, levels)
+        kind = d["kind"]
+        if kind not in _MODELS:
+            raise UserError(f"unknown kind of model '{kind}'; it must be one of {', '.join(_MODELS)}.")
+        if "of" in d:
+            return _wrapper(_MODELS[kind], d, levels, module)
+        network, shape, classes = build(d["network"], module), _shape(d["shape"]), _classes(d["classes"])
+        if _MODELS[kind] is Generator:
+            return Generator(network, _shape(d["latent_shape"]), shape, classes)
+        around = TrajectoryDenoiser if _MODELS[kind] is TrajectoryDenoiser else NetworkDenoiser
+        return around(network, Schedule.from_description(d["schedule"]), Prediction.from_description(d["prediction"]), Inputs.from_description(d["inputs"]), shape, classes)
+    except UserError:
+        raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"the description of a model is incomplete or malformed ({error}).") from error
 
 
-def _generator(d: Mapping[str, Any], levels: int) -> Generator:
-    return Generator(build(d["network"]), _shape(d["latent_shape"]), _shape(d["shape"]), _classes(d["classes"]))
-
-
-def _denoiser(d: Mapping[str, Any], levels: int) -> NetworkDenoiser:
-    return NetworkDenoiser(build(d["network"]), *_settings(d))
-
-
-def _trajectory(d: Mapping[str, Any], levels: int) -> TrajectoryDenoiser:
-    return TrajectoryDenoiser(build(d["network"]), *_settings(d))
-
-
-def _settings(d: Mapping[str, Any]) -> tuple[Schedule, Prediction, Inputs, tuple[int, ...], int]:
-    for part in ("schedule", "prediction", "inputs"):
-        _check_numbers(d[part])
-    return schedule_from(d["schedule"]), prediction_from(d["prediction"]), inputs_from(d["inputs"]), _shape(d["shape"]), _classes(d["classes"])
+def _wrapper(cls: type[nn.Module], d: Mapping[str, Any], levels: int, module: str | None) -> Denoiser:
+    if levels == 0:
+        raise UserError(f"the description of a model nests more than {_DEEPEST} wrappers, which no model of ours does.")
+    inner = _model_from(d["of"], levels - 1, module)
+    if isinstance(inner, Generator):
+        raise UserError(f"the description of a model wraps a generator as '{d['kind']}'; only denoisers can be wrapped.")
+    if cls is Rescheduled:
+        return Rescheduled(inner, Schedule.from_description(d["schedule"]))
+    return Boundary(inner) if cls is Boundary else Reflected(inner, Threshold.from_description(d["threshold"]))
 
 
 def _shape(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not 1 <= len(values) <= 4 or not all(type(value) is int and 1 <= value <= _LARGEST for value in values):
         raise ValueError(f"a shape of {values!r:.80}")
     return tuple(values)
-
-
-def _check_numbers(values: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for what no schedule, prediction, inputs or threshold is made of."""
-    for key, value in values.items():
-        if key == "bound" and value == math.inf:
-            # Of a threshold that leaves everything as it is.
-            continue
-        if isinstance(value, dict):
-            _check_numbers(value)
-        elif not (isinstance(value, str) or (type(value) in (int, float) and abs(value) <= _LARGEST and (key != "steps" or type(value) is int))):
-            raise ValueError(f"'{key}' is {value!r:.80}")
 
 
 @torch.no_grad()
@@ -157,43 +138,19 @@ def _classes(value: Any) -> int:
     return value
 
 
-def _rescheduled(d: Mapping[str, Any], levels: int) -> Rescheduled:
-    _check_numbers(d["schedule"])
-    return Rescheduled(_inner(d, levels), schedule_from(d["schedule"]))
-
-
-def _reflected(d: Mapping[str, Any], levels: int) -> Reflected:
-    _check_numbers(d["threshold"])
-    return Reflected(_inner(d, levels), threshold_from(d["threshold"]))
-
-
-def _boundary(d: Mapping[str, Any], levels: int) -> Boundary:
-    return Boundary(_inner(d, levels))
-
-
-def _inner(d: Mapping[str, Any], levels: int) -> Denoiser:
-    """What a wrapper is around."""
-    if levels == 0:
-        raise UserError(f"the description of a model nests more than {_DEEPEST} wrappers, which no model of ours does.")
-    model = _model_from(d["of"], levels - 1)
-    if isinstance(model, Generator):
-        raise UserError(f"the description of a model wraps a generator as '{d['kind']}'; only denoisers can be wrapped.")
-    return model
-
-
-_KINDS: dict[str, Callable[[Mapping[str, Any], int], Denoiser | Generator]] = {
-    "denoiser": _denoiser,
-    "generator": _generator,
-    "trajectory": _trajectory,
-    "rescheduled": _rescheduled,
-    "reflected": _reflected,
-    "boundary": _boundary,
+_MODELS: dict[str, type[nn.Module]] = {
+    "denoiser": NetworkDenoiser,
+    "generator": Generator,
+    "trajectory": TrajectoryDenoiser,
+    "rescheduled": Rescheduled,
+    "reflected": Reflected,
+    "boundary": Boundary,
 }
 
 
 def save_model(path: Path, model: nn.Module, extra: Mapping[str, Any] | None = None) -> str:
     """Writes the model and ``extra`` (plain values) to ``path``; returns the file's digest."""
-    metadata = {"format": FORMAT, "model": describe_model(model), **(extra or {})}
+    metadata = {"format": FORMAT, "model": describe_model(model), **module_of(model), **(extra or {})}
     return write_tensors(path, model.state_dict(), metadata)
 
 
@@ -204,7 +161,7 @@ def load_model(path: Path) -> tuple[Denoiser | Generator, dict[str, Any]]:
         raise UserError(f"{path}: is not a model file of format {FORMAT}; it may come from another version or be another kind of file.")
     try:
         with at_most(room_for(tensors), "the file"):
-            model = model_from(metadata.pop("model"))
+            model = model_from(metadata.pop("model"), metadata.pop(MODULE, None))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     load_strictly(model, tensors, str(path))

@@ -8,60 +8,44 @@ r"""Thresholds of estimates of x0, for data in the symmetric range [-b, b].
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+import annotated_types as at
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.values import Contradiction, Infinite, Positive, Value
 
 
 @dataclass(frozen=True)
-class Threshold(abc.ABC):
+class Threshold(Value, abc.ABC):
     """Maps estimates (B, *D) into the data's range."""
 
     @abc.abstractmethod
     def apply(self, x0: Tensor) -> Tensor:
         """The estimates (B, *D) within bounds, of the same type."""
 
-    @abc.abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Plain values from which ``threshold_from`` rebuilds it."""
-
 
 @dataclass(frozen=True)
 class StaticThreshold(Threshold):
     """Clamps to [-bound, bound]; an infinite bound changes nothing."""
 
-    bound: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.bound > 0:
-            raise UserError(f"StaticThreshold: the bound must be above 0, got {self.bound}.")
+    kind: Literal["static"] = field(default="static", kw_only=True)
+    bound: Annotated[float, at.Gt(0), Infinite()] = 1.0
 
     def apply(self, x0: Tensor) -> Tensor:
         return x0.clamp(-self.bound, self.bound)
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "static", **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
 class DynamicThreshold(Threshold):
     """See the module's docstring; ``percentile`` p is a fraction in (0, 1], with Imagen's 0.995. Between order statistics the quantile is linear."""
 
-    bound: float = 1.0
-    percentile: float = 0.995
-
-    def __post_init__(self) -> None:
-        if not 0 < self.bound < math.inf:
-            raise UserError(f"DynamicThreshold: the bound must be above 0 and finite, got {self.bound}.")
-        if not 0 < self.percentile <= 1:
-            raise UserError(f"DynamicThreshold: the percentile must be a fraction in (0, 1], such as 0.995, got {self.percentile}.")
+    kind: Literal["dynamic"] = field(default="dynamic", kw_only=True)
+    bound: Positive = 1.0
+    percentile: Annotated[float, at.Interval(gt=0, le=1)] = 0.995
 
     def apply(self, x0: Tensor) -> Tensor:
         size = self._quantile(x0).clamp(min=self.bound).reshape(-1, *[1] * (x0.ndim - 1))
@@ -74,21 +58,21 @@ class DynamicThreshold(Threshold):
         low, high = ordered[:, math.floor(place)], ordered[:, math.ceil(place)]
         return torch.lerp(low, high, place - math.floor(place))
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "dynamic", **dataclasses.asdict(self)}
-
 
 @dataclass(frozen=True)
 class StraightThrough(Threshold):
-    """The value of ``threshold``, exactly, and the gradient of the identity: a student beyond the bound is still told where to go."""
+    """The value of another threshold, exactly, and the gradient of the identity: a student beyond the bound is still told where to go."""
 
-    threshold: Threshold
+    kind: Literal["straight-through"] = field(default="straight-through", kw_only=True)
+    of: Threshold
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.of, StraightThrough):
+            raise Contradiction("StraightThrough: a nesting of two says nothing new; use the inner one alone.")
 
     def apply(self, x0: Tensor) -> Tensor:
-        return _Straight.apply(x0, self.threshold)
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "straight-through", "of": self.threshold.describe()}
+        return _Straight.apply(x0, self.of)
 
 
 class _Straight(torch.autograd.Function):
@@ -111,18 +95,3 @@ class _Straight(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         return tangents[0].clone()
-
-
-def threshold_from(description: Mapping[str, Any]) -> Threshold:
-    """Rebuilds a threshold from ``describe``; raises ``UserError`` for an unknown kind or field, and for a straight-through of a straight-through, which says nothing new."""
-    values = dict(description)
-    kind = values.pop("kind", None)
-    if kind == "straight-through" and set(values) == {"of"} and values["of"].get("kind") != kind:
-        return StraightThrough(threshold_from(values["of"]))
-    for name, cls in (("static", StaticThreshold), ("dynamic", DynamicThreshold)):
-        if kind == name:
-            unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-            if unknown:
-                raise UserError(f"threshold '{kind}': unknown field '{min(unknown)}'.")
-            return cls(**values)
-    raise UserError(f"threshold: unknown kind or nesting '{kind}'; it must be static, dynamic, or straight-through of one of these.")

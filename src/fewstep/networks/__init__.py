@@ -1,7 +1,7 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
-from fewstep.networks.base import DenoisingNetwork
-from fewstep.networks.build import build, describe, find_kind
+from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
+from fewstep.networks.build import build, describe
 from fewstep.networks.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critic import FeatureHead, ProjectedCritic
 from fewstep.networks.diffusers_unet import DiffusersUNet
@@ -11,6 +11,8 @@ from fewstep.networks.grow import grown
 from fewstep.networks.image_critic import ImageCritic
 from fewstep.networks.lora import Adapter, adapter_of, add_adapter, apply_adapter
 from fewstep.networks.mlp import LatentMLP, ResidualMLP
+from fewstep.networks.registry import find_kind, register
+from fewstep.networks.registry import register as register_network
 from fewstep.networks.unet import SmallUNet
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "DigitClassifier",
     "FastGAN",
     "FeatureHead",
+    "GeneratorNetwork",
     "ImageClassifier",
     "ImageCritic",
     "LatentMLP",
@@ -37,4 +40,6 @@ __all__ = [
     "describe",
     "find_kind",
     "grown",
+    "register",
+    "register_network",
 ]

@@ -10,6 +10,21 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 
 
+class GeneratorNetwork(nn.Module, abc.ABC):
+    """Called as ``network(z (B, latent), condition) -> (B, *D)``: it makes samples of latents and knows no noise levels.
+
+    Its constructor takes ``latent``, the number of a latent's dimensions.
+    """
+
+    @classmethod
+    @abc.abstractmethod
+    def sizes_for(cls, shape: tuple[int, ...]) -> dict[str, int]:
+        """The arguments of the constructor by which it makes samples of ``shape``.
+
+        Raises ``UserError`` for samples that it does not make, as the end of a sentence about it.
+        """
+
+
 class DenoisingNetwork(nn.Module, abc.ABC):
     """Called as ``network(x (B, *D), noise_label (B,), condition, end_label (B,) or None) -> (B, *D)``.
 

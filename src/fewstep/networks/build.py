@@ -12,57 +12,34 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.networks.bounds import MOST_UNITS, Undrawn, at_most, machine_numbers
-from fewstep.networks.classifier import DigitClassifier, ImageClassifier
-from fewstep.networks.critic import FeatureHead
-from fewstep.networks.diffusers_unet import DiffusersUNet
-from fewstep.networks.edm import DhariwalUNet, SongUNet
-from fewstep.networks.fastgan import FastGAN
-from fewstep.networks.image_critic import ImageCritic
 from fewstep.networks.lora import has_adapter
-from fewstep.networks.mlp import LatentMLP, ResidualMLP
-from fewstep.networks.unet import SmallUNet
-
-KINDS: dict[str, type[nn.Module]] = {
-    "small-unet": SmallUNet,
-    "residual-mlp": ResidualMLP,
-    "latent-mlp": LatentMLP,
-    "fastgan": FastGAN,
-    "digit-classifier": DigitClassifier,
-    "image-classifier": ImageClassifier,
-    "feature-head": FeatureHead,
-    "song-unet": SongUNet,
-    "dhariwal-unet": DhariwalUNet,
-    "diffusers-unet2d": DiffusersUNet,
-    "image-critic": ImageCritic,
-}
+from fewstep.networks.registry import arguments_of, find_kind, kind_named
+from fewstep.values import checked
 
 
-def build(description: Mapping[str, Any]) -> nn.Module:
-    """A fresh network from ``{"kind": ..., **arguments}``, its description kept as ``network.description``, with the arguments that were left out.
+def build(description: Mapping[str, Any], module: str | None = None) -> nn.Module:
+    """A fresh network from ``{"kind": ..., **arguments}``. ``module``: the one that registered the kind, where that is known.
 
-    Raises ``UserError`` for an unknown kind or argument, for arguments that make no network, and for one that this machine could not hold (see ``bounds``).
+    Raises ``UserError`` for an unknown kind or argument, for arguments outside their bounds or that make no network, and for one that this machine could not hold (see ``bounds``).
     """
     arguments = dict(description)
-    kind = arguments.pop("kind", None)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"network: unknown kind '{kind}'; it must be one of {', '.join(KINDS)}.")
-    known = inspect.signature(KINDS[kind].__init__).parameters
-    unknown = sorted(set(arguments) - set(known))
+    kind = kind_named(arguments.pop("kind", None), module)
+    unknown = sorted(set(arguments) - set(kind.arguments))
     if unknown:
-        raise UserError(f"network '{kind}': unknown argument '{unknown[0]}'; it takes {', '.join(n for n in known if n != 'self')}.")
+        raise UserError(f"network '{kind.name}': unknown argument '{unknown[0]}'; it takes {', '.join(kind.arguments)}.")
     large = next((name for name, value in arguments.items() if isinstance(value, int) and value > MOST_UNITS), None)
     if large is not None:
-        raise UserError(f"network '{kind}': '{large}' is more than {MOST_UNITS:,}, which nothing in a network is; correct it.")
+        raise UserError(f"network '{kind.name}': '{large}' is more than {MOST_UNITS:,}, which nothing in a network is; correct it.")
+    arguments = checked({name: argument.annotation for name, argument in kind.arguments.items()}, arguments, f"network '{kind.name}'")
+    missing = next((name for name, argument in kind.arguments.items() if name not in arguments and argument.default is inspect.Parameter.empty), None)
+    if missing is not None:
+        raise UserError(f"network '{kind.name}': the argument '{missing}' is missing; add it.")
     try:
-        network = _built(KINDS[kind], arguments)
+        return _built(kind.cls, arguments)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         # What torch says of a size goes on with its own stack.
         reason = str(error).partition("\n")[0]
-        raise UserError(f"network '{kind}': cannot be built with the arguments that are given ({reason}); correct its sizes.") from error
-    # Spelled out, so that a network is described alike whoever made it, and when its class has learnt a new argument. Lists, since JSON knows no tuples.
-    usual = {name: value.default for name, value in known.items() if value.default is not inspect.Parameter.empty}
-    network.description = {"kind": kind, **{name: _plain(value) for name, value in {**usual, **arguments}.items()}}  # type: ignore[assignment]
-    return network
+        raise UserError(f"network '{kind.name}': cannot be built with the arguments that are given ({reason}); correct its sizes.") from error
 
 
 def _built(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -75,21 +52,16 @@ def _built(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     return cls(**arguments)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def describe(network: nn.Module) -> dict[str, Any]:
-    """The description from which ``build`` made the network. Raises ``UserError`` for one that it did not make, or whose weights carry an adapter."""
-    description = getattr(network, "description", None)
-    if not isinstance(description, dict):
-        raise UserError(f"{type(network).__name__} was not made by fewstep.networks.build, so a file could not rebuild it.")
+    """The description from which ``build`` makes the network, with the arguments that were left out; lists for tuples, since JSON knows no tuples.
+
+    Raises ``UserError`` for a network of a class that is not registered, and for weights that carry an adapter.
+    """
+    arguments = arguments_of(network)
     if has_adapter(network):
         raise UserError(f"{type(network).__name__} carries an adapter, whose weights are not the network's own: fold it in by 'merged', or save the adapter by 'save_adapter'.")
-    return description
+    return {"kind": find_kind(network), **{name: _plain(value) for name, value in arguments.items()}}
 
 
-def find_kind(network: nn.Module) -> str | None:
-    """The kind by which ``build`` made the network, None for one that it did not make."""
-    description = getattr(network, "description", None)
-    return str(description["kind"]) if isinstance(description, dict) else None
+def _plain(value: Any) -> Any:
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value

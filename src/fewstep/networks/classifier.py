@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import abc
 import itertools
+from typing import Annotated
 
+import annotated_types as at
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.networks.registry import register
+from fewstep.values import Count
 
 
 class Classifier(nn.Module, abc.ABC):
@@ -30,10 +34,11 @@ class Classifier(nn.Module, abc.ABC):
         return self.head(self.features(x))
 
 
+@register("digit-classifier")
 class DigitClassifier(Classifier):
     """(B, 1, 8, 8) -> class logits (B, classes), by three convolutions and a hidden layer of ``features``."""
 
-    def __init__(self, classes: int = 10, width: int = 32, features: int = 64):
+    def __init__(self, classes: int = 10, width: Count = 32, features: Count = 64):
         super().__init__()
         self.shape = (1, 8, 8)
         self.classes = classes
@@ -76,6 +81,7 @@ class _Residual(nn.Module):
         return x + self.body(x)
 
 
+@register("image-classifier")
 class ImageClassifier(Classifier):
     """(B, channels, size, size) -> class logits (B, classes), a small residual network; ``size`` a multiple of 4 that halves down to 4, 5, 6 or 7.
 
@@ -83,7 +89,15 @@ class ImageClassifier(Classifier):
     pixels, goes flat into a hidden layer of ``features``, so that positions count. At full size there is one convolution alone, which is what keeps it cheap.
     """
 
-    def __init__(self, classes: int, size: int = 32, channels: int = 3, width: int = 16, depth: int = 1, features: int = 128):
+    def __init__(
+        self,
+        classes: int,
+        size: Count = 32,
+        channels: Count = 3,
+        width: Annotated[int, at.Interval(ge=8, le=65_536), at.MultipleOf(8)] = 16,
+        depth: Count = 1,
+        features: Count = 128,
+    ):
         halvings = max(size, 1).bit_length() - 3
         if halvings < 1 or size % 2**halvings:
             raise UserError(f"image classifier: 'size' must be 4, 5, 6 or 7 doubled once or more, such as 8, 16, 32 or 64, got {size}.")

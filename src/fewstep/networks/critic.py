@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from fewstep.condition import Condition, as_condition
 from fewstep.errors import UserError
 from fewstep.networks.embedding import one_hot
+from fewstep.networks.registry import register
 
 
+@register("feature-head")
 class FeatureHead(nn.Module):
     """Features (B, channels, ...), condition -> logits (B,), larger for what looks real; ``width`` is that of the hidden layer."""
 

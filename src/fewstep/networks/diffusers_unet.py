@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from fewstep.condition import NO_CLASS, Condition
 from fewstep.errors import UserError
 from fewstep.networks.base import DenoisingNetwork
+from fewstep.networks.registry import register
+from fewstep.values import Given
 
 
+@register("diffusers-unet2d")
 class DiffusersUNet(DenoisingNetwork):
     """(B, C, H, W), noise labels (B,), condition -> (B, C, H, W).
 
@@ -27,7 +30,7 @@ class DiffusersUNet(DenoisingNetwork):
     Raises ``UserError`` when diffusers is missing, for an argument that it does not know, and for networks with other conditions or without a middle block.
     """
 
-    def __init__(self, config: Mapping[str, Any], classes: int = 0):
+    def __init__(self, config: Annotated[Mapping[str, Any], Given()], classes: int = 0):
         super().__init__()
         try:
             from diffusers import UNet2DModel

@@ -19,14 +19,19 @@ Where the paper's generator is no function of the latent, ours differs:
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
+import annotated_types as at
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
+from fewstep.networks.base import GeneratorNetwork
 from fewstep.networks.embedding import one_hot
+from fewstep.networks.registry import register
+from fewstep.values import Count, Given
 
 CHANNELS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5}
 """Channels by side, in widths."""
@@ -80,13 +85,21 @@ def excitations(resolution: int) -> dict[int, int]:
     return {side: max(4, side // 16) for side in CHANNELS if min(64, resolution) <= side <= resolution}
 
 
-class FastGAN(nn.Module):
+@register("fastgan")
+class FastGAN(GeneratorNetwork):
     """Latents (B, latent), condition -> images (B, channels, resolution, resolution) in (-1, 1).
 
     ``resolution``: a power of two from 8 to 256. ``width``: a multiple of 4, the paper's 64. Raises ``UserError`` for others.
     """
 
-    def __init__(self, latent: int = 256, resolution: int = 64, channels: int = 3, width: int = 64, classes: int = 0):
+    def __init__(
+        self,
+        latent: Count = 256,
+        resolution: Annotated[Count, Given()] = 64,
+        channels: Annotated[Count, Given()] = 3,
+        width: Annotated[int, at.Interval(ge=4, le=65_536), at.MultipleOf(4)] = 64,
+        classes: int = 0,
+    ):
         super().__init__()
         if resolution not in CHANNELS or resolution == 4:
             raise UserError(f"FastGAN: makes images of 8, 16, 32, 64, 128 or 256 pixels, not of {resolution}; use images of such a size, or another kind of network.")
@@ -99,6 +112,12 @@ class FastGAN(nn.Module):
         self.excitations = nn.ModuleDict({str(side): SkipExcitation(sizes[low], sizes[side]) for side, low in excitations(resolution).items()})
         self.pairs = excitations(resolution)
         self.leave = nn.Conv2d(sizes[resolution], channels, 3, padding=1)
+
+    @classmethod
+    def sizes_for(cls, shape: tuple[int, ...]) -> dict[str, int]:
+        if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in CHANNELS or shape[1] == min(CHANNELS):
+            raise UserError(f"makes square images whose side is a power of two from 8 to 256, and samples here have shape {shape}; use another kind.")
+        return {"resolution": shape[1], "channels": shape[0]}
 
     def forward(self, z: Tensor, condition: Condition) -> Tensor:
         if self.classes:

@@ -12,6 +12,7 @@ to the next, and R1 is there to bound the slope.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +20,8 @@ from torch.nn import functional
 from fewstep.condition import Condition, as_condition
 from fewstep.errors import UserError
 from fewstep.networks.embedding import one_hot
+from fewstep.networks.registry import register
+from fewstep.values import Count, Given
 
 _SLOPE = 0.2
 
@@ -39,13 +42,14 @@ class _Down(nn.Module):
         return (functional.avg_pool2d(hidden, 2) + self.skip(functional.avg_pool2d(x, 2))) * 0.5**0.5
 
 
+@register("image-critic")
 class ImageCritic(nn.Module):
     """Images (B, channels, resolution, resolution), condition -> logits (B,), larger for what looks real.
 
     ``resolution``: a power of two, at least 8; ``width``: the channels at full resolution. Raises ``UserError`` for another resolution.
     """
 
-    def __init__(self, resolution: int = 64, channels: int = 3, width: int = 32, classes: int = 0):
+    def __init__(self, resolution: Annotated[Count, Given()] = 64, channels: Annotated[Count, Given()] = 3, width: Count = 32, classes: int = 0):
         super().__init__()
         if resolution < 8 or resolution & (resolution - 1):
             raise UserError(f"ImageCritic: looks at images whose side is a power of two and at least 8, not {resolution}.")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.networks.base import DenoisingNetwork
+from fewstep.errors import UserError
+from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
+from fewstep.networks.registry import register
+from fewstep.values import Count, Given
 
 
+@register("residual-mlp")
 class ResidualMLP(DenoisingNetwork):
     """(B, dim), noise labels (B,), condition -> (B, dim): residual blocks of width ``width``, each shifted by the noise embedding.
 
     ``guidance`` and ``end``: see ``SideLabels``.
     """
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 4, classes: int = 0, guidance: bool = False, end: bool = False):
+    def __init__(self, dim: Count = 2, width: Count = 128, depth: Count = 4, classes: int = 0, guidance: bool = False, end: bool = False):
         super().__init__()
         self.classes = classes
         self.bottleneck = width
@@ -48,16 +54,23 @@ class ResidualMLP(DenoisingNetwork):
         return hidden
 
 
-class LatentMLP(nn.Module):
+@register("latent-mlp")
+class LatentMLP(GeneratorNetwork):
     """Latents (B, latent), condition -> (B, dim): the paper's "simple MLP" generator of the plane, with no notion of noise levels."""
 
-    def __init__(self, latent: int = 2, dim: int = 2, width: int = 64, depth: int = 3, classes: int = 0):
+    def __init__(self, latent: Count = 2, dim: Annotated[Count, Given()] = 2, width: Count = 64, depth: Count = 3, classes: int = 0):
         super().__init__()
         self.classes = classes
         layers: list[nn.Module] = [nn.Linear(latent + classes, width), nn.SiLU()]
         for _ in range(depth - 1):
             layers += [nn.Linear(width, width), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Linear(width, dim))
+
+    @classmethod
+    def sizes_for(cls, shape: tuple[int, ...]) -> dict[str, int]:
+        if len(shape) != 1:
+            raise UserError(f"makes points, and samples here have shape {shape}; use a 'fastgan' or a 'copy' for images.")
+        return {"dim": shape[0]}
 
     def forward(self, z: Tensor, condition: Condition) -> Tensor:
         if self.classes:

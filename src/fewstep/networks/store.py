@@ -15,13 +15,16 @@ from fewstep.errors import UserError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.networks.bounds import at_most
 from fewstep.networks.build import build, describe
+from fewstep.networks.registry import find_kind, kind_named
 
 FORMAT = 1
+MODULE = "network_module"
+"""What a file says of a network that is not ours: the module that registers it, for the sentence to whoever lacks it."""
 
 
 def save_network(path: Path, network: nn.Module) -> str:
     """Writes a network that ``build`` made; returns the file's digest."""
-    return write_tensors(path, network.state_dict(), {"format": FORMAT, "network": describe(network)})
+    return write_tensors(path, network.state_dict(), {"format": FORMAT, "network": describe(network), **module_of(network)})
 
 
 def load_network(path: Path) -> nn.Module:
@@ -31,11 +34,18 @@ def load_network(path: Path) -> nn.Module:
         raise UserError(f"{path}: is not a network file of format {FORMAT}; it may come from another version or be another kind of file.")
     try:
         with at_most(room_for(tensors), "the file"):
-            network = build(metadata["network"])
+            network = build(metadata["network"], metadata.get(MODULE))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     load_strictly(network, tensors, str(path))
     return network
+
+
+def module_of(model: nn.Module) -> dict[str, str]:
+    """The module that registers the model's network, by ``MODULE``; nothing for a network of ours."""
+    kinds = [kind_named(name) for module in model.modules() if (name := find_kind(module)) is not None]
+    foreign = next((kind.module for kind in kinds if not kind.module.startswith("fewstep.")), None)
+    return {} if foreign is None else {MODULE: foreign}
 
 
 def room_for(tensors: Mapping[str, Tensor]) -> int:

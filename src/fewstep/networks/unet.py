@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import annotated_types as at
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -9,6 +12,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from fewstep.condition import Condition
 from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
+from fewstep.networks.registry import register
+from fewstep.values import Count
 
 
 class _Block(nn.Module):
@@ -49,6 +54,7 @@ class _Attention(nn.Module):
         return x + self.out(torch.einsum("bqk,bck->bcq", weights, v).reshape(x.shape))
 
 
+@register("small-unet")
 class SmallUNet(DenoisingNetwork):
     """(B, channels, H, W), noise labels (B,), condition -> (B, channels, H, W); H and W even.
 
@@ -56,7 +62,17 @@ class SmallUNet(DenoisingNetwork):
     their pixels its channels, so that H and W must be multiples of 2 ``patch`` and the cost falls by its square. ``guidance`` and ``end``: see ``SideLabels``.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32, depth: int = 2, classes: int = 0, embedding: int = 64, guidance: bool = False, end: bool = False, patch: int = 1):
+    def __init__(
+        self,
+        channels: Count = 1,
+        width: Annotated[int, at.Interval(ge=8, le=65_536), at.MultipleOf(8)] = 32,
+        depth: Count = 2,
+        classes: int = 0,
+        embedding: Count = 64,
+        guidance: bool = False,
+        end: bool = False,
+        patch: Count = 1,
+    ):
         super().__init__()
         wide = 2 * width
         inner = channels * patch**2

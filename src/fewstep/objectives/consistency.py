@@ -15,6 +15,7 @@ where a point at the edge already stays as it is. At e = 0 that step gives f its
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ from fewstep.targets import Target
 @dataclass(frozen=True)
 class UnitWeight(DenoisingWeight):
     """1 at every time."""
+
+    kind: Literal["unit"] = field(default="unit", kw_only=True)
 
     def at(self, schedule: Schedule, t: Tensor) -> Tensor:
         return torch.ones_like(t)

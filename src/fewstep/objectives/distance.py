@@ -13,26 +13,33 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.values import Positive, Value
 
 
 @dataclass(frozen=True)
-class Distance(abc.ABC):
+class Distance(Value, abc.ABC):
     """Called as ``distance(a (B, *D), b (B, *D)) -> (B,)``: symmetric, >= 0, and 0 for equal samples."""
 
     @abc.abstractmethod
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """See the class's docstring."""
 
+    def within(self, features: Callable[[Tensor], Tensor]) -> Distance:
+        """The distance itself, which needs no feature space."""
+        return self
+
 
 @dataclass(frozen=True)
 class SquaredL2(Distance):
     """The mean squared difference."""
+
+    kind: Literal["l2"] = field(default="l2", kw_only=True)
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).square().flatten(1).mean(1)
@@ -42,19 +49,18 @@ class SquaredL2(Distance):
 class L1(Distance):
     """The mean absolute difference."""
 
+    kind: Literal["l1"] = field(default="l1", kw_only=True)
+
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
 class PseudoHuber(Distance):
-    """sqrt(sum of squares + c^2) - c with ``c`` > 0; None is the paper's 0.00054 sqrt(d) for samples of d dimensions. Raises ``UserError`` for another c."""
+    """sqrt(sum of squares + c^2) - c with ``c`` > 0; None is the paper's 0.00054 sqrt(d) for samples of d dimensions."""
 
-    c: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.c is not None and not 0 < self.c < math.inf:
-            raise UserError(f"pseudo-Huber distance: c must be positive and finite, got {self.c}; at 0 its gradient has no value for equal samples.")
+    kind: Literal["pseudo-huber"] = field(default="pseudo-huber", kw_only=True)
+    c: Positive | None = None
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         total = (a - b).square().flatten(1).sum(1)

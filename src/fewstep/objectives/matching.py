@@ -25,7 +25,8 @@ The gradient is handed to autograd as the scalar mean_b <g_b, x_b> with g held c
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,11 @@ from fewstep.schedule import Schedule, expand
 from fewstep.states import State, Step
 from fewstep.targets import Target
 from fewstep.times import TimeDistribution
+from fewstep.values import Value
 
 
 @dataclass(frozen=True)
-class MatchingWeight(abc.ABC):
+class MatchingWeight(Value, abc.ABC):
     """The factor on D_fake - D_target."""
 
     @abc.abstractmethod
@@ -52,6 +54,8 @@ class MatchingWeight(abc.ABC):
 class PlainWeight(MatchingWeight):
     """alpha^2 / sigma^2."""
 
+    kind: Literal["plain"] = field(default="plain", kw_only=True)
+
     def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
         return (schedule.alpha(t) / schedule.sigma(t)) ** 2
 
@@ -59,6 +63,8 @@ class PlainWeight(MatchingWeight):
 @dataclass(frozen=True)
 class DiffInstructWeight(MatchingWeight):
     """1."""
+
+    kind: Literal["diff-instruct"] = field(default="diff-instruct", kw_only=True)
 
     def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -68,6 +74,8 @@ class DiffInstructWeight(MatchingWeight):
 class DMDWeight(MatchingWeight):
     """1 / mean over dimensions of |x - D_target|."""
 
+    kind: Literal["dmd"] = field(default="dmd", kw_only=True)
+
     def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
         return 1 / (x0 - target_x0).abs().flatten(1).mean(1).clamp(min=1e-6)
 
@@ -76,6 +84,8 @@ class DMDWeight(MatchingWeight):
 class SDSWeight(MatchingWeight):
     """alpha sigma."""
 
+    kind: Literal["sds"] = field(default="sds", kw_only=True)
+
     def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
         return schedule.alpha(t) * schedule.sigma(t)
 
@@ -83,6 +93,8 @@ class SDSWeight(MatchingWeight):
 @dataclass(frozen=True)
 class ExponentialWeight(MatchingWeight):
     """2 alpha: more noise counts less in variance preserving and flow; in variance exploding it is 2 throughout."""
+
+    kind: Literal["exponential"] = field(default="exponential", kw_only=True)
 
     def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
         return 2 * schedule.alpha(t)

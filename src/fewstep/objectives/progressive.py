@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ from fewstep.targets import Target
 class TruncatedSNR(DenoisingWeight):
     """max(1, alpha^2 / sigma^2)."""
 
+    kind: Literal["truncated-snr"] = field(default="truncated-snr", kw_only=True)
+
     def at(self, schedule: Schedule, t: Tensor) -> Tensor:
         return ((schedule.alpha(t) / schedule.sigma(t)) ** 2).clamp(min=1.0)
 
@@ -44,6 +47,8 @@ class TruncatedSNR(DenoisingWeight):
 @dataclass(frozen=True)
 class SNRPlusOne(DenoisingWeight):
     """1 + alpha^2 / sigma^2."""
+
+    kind: Literal["snr+1"] = field(default="snr+1", kw_only=True)
 
     def at(self, schedule: Schedule, t: Tensor) -> Tensor:
         return 1.0 + (schedule.alpha(t) / schedule.sigma(t)) ** 2

@@ -7,7 +7,8 @@ lambda = alpha^2 / sigma^4 (``ScoreWeight``). EDM's weight makes the loss of its
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ from fewstep.objectives.loss import Loss, Objective
 from fewstep.schedule import Schedule, expand
 from fewstep.states import State, Step
 from fewstep.times import TimeDistribution
+from fewstep.values import Positive, Value
 
 
 @dataclass(frozen=True)
-class DenoisingWeight(abc.ABC):
+class DenoisingWeight(Value, abc.ABC):
     """lambda(t) on the squared error of x0."""
 
     @abc.abstractmethod
@@ -33,7 +35,8 @@ class DenoisingWeight(abc.ABC):
 class EDMWeight(DenoisingWeight):
     """(sigma^2 + sigma_data^2 alpha^2) / (sigma sigma_data)^2."""
 
-    sigma_data: float = 0.5
+    kind: Literal["edm"] = field(default="edm", kw_only=True)
+    sigma_data: Positive = 0.5
 
     def at(self, schedule: Schedule, t: Tensor) -> Tensor:
         sigma = schedule.sigma(t)
@@ -43,6 +46,8 @@ class EDMWeight(DenoisingWeight):
 @dataclass(frozen=True)
 class ScoreWeight(DenoisingWeight):
     """alpha^2 / sigma^4: the squared error of the score, as Eq. 5 and 7 are printed."""
+
+    kind: Literal["score"] = field(default="score", kw_only=True)
 
     def at(self, schedule: Schedule, t: Tensor) -> Tensor:
         return schedule.alpha(t) ** 2 / schedule.sigma(t) ** 4

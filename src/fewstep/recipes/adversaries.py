@@ -18,35 +18,36 @@ from fewstep.recipes import config
 from fewstep.recipes.axes import forward_states
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import trained
-from fewstep.recipes.parts import build_times
 from fewstep.states import States
-from fewstep.training import Phase, Term
+from fewstep.times import LogNormalTimes
+from fewstep.training import Adam, Phase, Term
+from fewstep.values import Count, Positive
 from fewstep.zoo import digit_features
 
 
 class _Adversary(config.Section):
     """``weight``: the generator's term's. ``r1``: the factor of R1 on what the critic sees. ``width``: of the critic's hidden layer."""
 
-    weight: config.Positive = 0.01
+    weight: Positive = 0.01
     loss: Literal["non-saturating", "hinge"] = "non-saturating"
     r1: float = Field(0.0, ge=0)
-    width: config.Count = 64
+    width: Count = 64
 
 
 class FakeTrunk(_Adversary):
     """A head on the bottleneck of the fake score, trained as a second term of its phase, on noised samples (DMD2). ``critic_weight``: that term's."""
 
     kind: Literal["fake-trunk"]
-    critic_weight: config.Positive = 0.03
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    critic_weight: Positive = 0.03
+    times: config.TimesChoice = LogNormalTimes()
 
 
 class TeacherTrunk(_Adversary):
     """A head on the bottleneck of the frozen teacher, in a phase of its own, on noised samples."""
 
     kind: Literal["teacher-trunk"]
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
-    optimizer: config.Optimizer = config.Optimizer()
+    times: config.TimesChoice = LogNormalTimes()
+    optimizer: config.OptimizerChoice = Adam()
 
 
 class ClassifierFeatures(_Adversary):
@@ -55,7 +56,7 @@ class ClassifierFeatures(_Adversary):
     """
 
     kind: Annotated[Literal["classifier-features"], config.Names("shipped", file="digits-features")]
-    optimizer: config.Optimizer = config.Optimizer()
+    optimizer: config.OptimizerChoice = Adam()
 
 
 AdversarialChoice = Annotated[FakeTrunk | TeacherTrunk | ClassifierFeatures, Field(discriminator="kind")]
@@ -91,7 +92,7 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
                 channels = [features.shape[1] for features in network.stages(context.data.take(context.data.head(1)))]
             critic = ProjectedCritic(network.to(context.device).stages, channels, classes, choice.width)
             return CleanCritic(critic.to(context.device)), Clean()
-        view = Noised(context.original.schedule, build_times(choice.times))
+        view = Noised(context.original.schedule, choice.times)
         trunk = context.original.network
         assert isinstance(trunk, DenoisingNetwork)
         head = FeatureHead(trunk.bottleneck, classes, choice.width).to(context.device)

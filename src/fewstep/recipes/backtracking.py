@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.denoisers import Denoiser, NetworkDenoiser
+from fewstep.denoisers import NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.objectives import ScoreMatching
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
-from fewstep.recipes.parts import build_optimizer
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
-from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Plateau, Probes, RecordRule, ReflectedTarget, SwitchRule, Target
+from fewstep.targets import Backtracked, DegradationPath, Fixed, Probes, ReflectedTarget, Target
 from fewstep.training import CopyNode, MeasureSpacing, Phase, Stage, Term
 from fewstep.training.actions import Action
 from fewstep.training.monitors import Check, Reading
@@ -60,30 +59,18 @@ def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMa
         return TargetParts(Fixed(context.teacher), [], [], steps, None, None)
     check_switch(choice, learned)
     path = DegradationPath(context.folder / "path", context.original, {"method": context.method.model_dump(mode="json"), "target": choice.model_dump(mode="json")})
-    backtracked = Backtracked(path, _switch_rule(choice.switch))
+    backtracked = Backtracked(path, choice.switch.rule())
     target: Target = backtracked
     if context.threshold is not None and "teacher" in context.roles:
         target = ReflectedTarget(backtracked, context.threshold)
     if choice.nodes == 1:
         return TargetParts(target, [], [], steps, backtracked, path)
     probes = Probes(objective.student, states, objective.times, context.original)
-    recorder = path.recorder(_record_rule(choice, context.original, probes))
-    phase = Phase("degrade", degraded, [Term(objective, states, name="degradation")], build_optimizer(choice.optimizer), 1, choice.optimizer.clip, recorder)
+    recorder = path.recorder(choice.record.rule(probes, context.original))
+    phase = Phase("degrade", degraded, [Term(objective, states, name="degradation")], choice.optimizer, 1, recorder)
     begin: list[Action] = [MeasureSpacing(path, degraded, probes), *([] if start is None else [CopyNode(path, start)])]
-    least = LeastSteps(tuple(_each(choice)), context.method.student_every)
+    least = LeastSteps(tuple(choice.switch.updates(choice.nodes - 2)[0]), context.method.student_every)
     return TargetParts(target, [Stage("record", path.full(choice.nodes), [phase])], begin, path.rest(steps, choice.nodes, least), backtracked, path)
-
-
-def _record_rule(choice: config.BacktrackedTarget, teacher: Denoiser, probes: Probes) -> RecordRule:
-    if isinstance(choice.record, config.RecordEvery):
-        return EverySteps(choice.record.steps)
-    return ByDistance(choice.record.distance, probes, teacher, choice.record.floor, choice.record.max_steps)
-
-
-def _switch_rule(choice: config.SwitchEvery | config.SwitchAtPlateau) -> SwitchRule:
-    if isinstance(choice, config.SwitchEvery):
-        return Every(choice.steps)
-    return Plateau(choice.window, choice.improvement, choice.min_steps, choice.max_steps)
 
 
 @dataclass(frozen=True)
@@ -112,18 +99,18 @@ def walk_of(choice: config.TargetChoice, student_every: int) -> Walk | None:
     if isinstance(choice, config.FixedTarget) or choice.nodes == 1:
         return None
     planned = choice.nodes - 1
-    each = _each(choice)
-    if isinstance(choice.record, config.RecordEvery):
-        record = choice.record.steps * planned, choice.record.steps * planned
-        rounding = planned * _unrounded(choice.record.steps) + student_every * sum(map(_unrounded, each))
-        return Walk(record, (student_every * sum(each), student_every * sum(_each(choice, most=True))), rounding)
-    # A path that is measured may end at its first node, after which the target is the teacher.
-    return Walk((1, choice.record.max_steps), (0, student_every * sum(_each(choice, most=True))), 0.0)
+    record = choice.record.bounds(planned)
+    fewest, most = choice.switch.updates(choice.nodes - 2)
+    if choice.record.measures:
+        # A path that is measured may end at its first node, after which the target is the teacher.
+        return Walk(record, (0, student_every * sum(most)), 0.0)
+    rounding = planned * _unrounded(record[0] // planned) + student_every * sum(map(_unrounded, fewest))
+    return Walk(record, (student_every * sum(fewest), student_every * sum(most)), rounding)
 
 
 def check_switch(choice: config.TargetChoice, learned: bool) -> None:
     """Raises ``UserError`` for a switch rule that watches a learned fake score, of a method without such a score."""
-    if not learned and isinstance(choice, config.BacktrackedTarget) and isinstance(choice.switch, config.SwitchAtPlateau):
+    if not learned and isinstance(choice, config.BacktrackedTarget) and choice.switch.measures:
         raise UserError("'target.switch.kind: plateau' watches the gap between the target and a fake score that is learned, which this method has not; use 'target.switch.kind: every'.")
 
 
@@ -143,7 +130,7 @@ def open_end(choice: config.TargetChoice, student_every: int, steps: int) -> str
     walk = walk_of(choice, student_every)
     if walk is None or walk.most <= steps or isinstance(choice, config.FixedTarget):
         return ""
-    if isinstance(choice.switch, config.SwitchAtPlateau):
+    if choice.switch.measures:
         return f"the run may end before its target is the teacher: recording and walking back the path take {walk.least:,} to {walk.most:,} of its steps, by what is measured."
     return f"the run may take up to {walk.most:,} steps: so many until its target is the teacher, if recording takes its most."
 
@@ -169,18 +156,10 @@ class Reach(Check):
 
 def reach_check(choice: config.TargetChoice, student_every: int, steps: int, target: Backtracked | None) -> list[Check]:
     """The check of a target whose switches are measured; others reach the teacher by themselves."""
-    if target is None or isinstance(choice, config.FixedTarget) or not isinstance(choice.switch, config.SwitchAtPlateau):
+    if target is None or isinstance(choice, config.FixedTarget) or not choice.switch.measures:
         return []
-    return [Reach(target, choice.switch.min_steps, student_every, steps)]
-
-
-def _each(choice: config.BacktrackedTarget, most: bool = False) -> list[int]:
-    """The student's updates at each node between the first target and the teacher, in the order of use; the fewest of a rule that measures, or the most."""
-    nodes = choice.nodes - 2
-    if isinstance(choice.switch, config.SwitchAtPlateau):
-        return [choice.switch.max_steps if most else choice.switch.min_steps] * nodes
-    each = [choice.switch.steps] if isinstance(choice.switch.steps, int) else list(choice.switch.steps)
-    return (each + each[-1:] * nodes)[:nodes]
+    (least,), _ = choice.switch.updates(1)
+    return [Reach(target, least, student_every, steps)]
 
 
 def _unrounded(share: int) -> float:

@@ -21,7 +21,7 @@ from fewstep.recipes.context import Context
 from fewstep.recipes.device import building_device, resolve_device
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
-from fewstep.recipes.parts import build_decay, build_features, data_of, fitting_grid
+from fewstep.recipes.parts import build_features, data_of, fitting_grid
 from fewstep.recipes.recipe import DistillRecipe
 from fewstep.recipes.students import build_student
 from fewstep.recipes.teachers import build_teacher, space_of
@@ -112,7 +112,7 @@ def build_context(recipe: DistillRecipe, folder: Path, data: Dataset | None, ori
         student=student,
         prior=prior,
         sampling=method.sampling,
-        average=Averaged(student.model, build_decay(recipe.training.average)),
+        average=Averaged(student.model, recipe.training.average),
         threshold=threshold,
         roles=frozenset(roles),
         works_on=works_on,

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewstep.errors import UserError
+from fewstep.networks import GeneratorNetwork
+from fewstep.networks.registry import kinds
 from fewstep.recipes import config
 from fewstep.recipes.methods.base import Method
 
 STATES = ("prior", "forward", "rollout", "ddil", "per-batch")
-FAMILIES = {"copy": "copy", "network": "copy", "lora": "lora", "latent-mlp": "generator", "fastgan": "generator"}
-"""Kinds of students, by what a method needs to know of them: a denoiser all of whose weights are trained ('copy'), one with an adapter, or a generator on latents."""
-STUDENTS = tuple(FAMILIES)
+_DENOISERS = {"copy": "copy", "network": "copy", "lora": "lora"}
 ROLES: tuple[config.Role, ...] = ("teacher", "target", "fake", "student")
 
 _STATES_REASON = {
@@ -25,6 +25,15 @@ _STATES_REASON = {
     "ddil": "a student of one step has no trajectory to collect",
     "per-batch": "a student of one step has no trajectory to mix",
 }
+
+
+def families() -> dict[str, str]:
+    """Kinds of students, by what a method needs to know of them.
+
+    'copy': a denoiser all of whose weights are trained; 'lora': a denoiser with an adapter; 'generator': a network on
+    latents, of which any that is registered is a kind.
+    """
+    return {**_DENOISERS, **{name: "generator" for name, kind in kinds(GeneratorNetwork).items() if kind.in_recipes}}
 
 
 def states_refusal(method: Method, kind: str) -> str | None:
@@ -47,15 +56,15 @@ def target_refusal(method: Method, kind: str) -> str | None:
 
 def is_generator(student: str) -> bool:
     """Whether students of this kind are generators on latents, which know no noise levels."""
-    return FAMILIES[student] == "generator"
+    return families()[student] == "generator"
 
 
 def student_refusal(method: Method, kind: str, states: str = "usual", roles: Sequence[str] = ()) -> str | None:
     """Why the method cannot train this student, None where it can."""
-    traits, family = method.in_force, FAMILIES[kind]
+    traits, family = method.in_force, families()[kind]
     if family not in traits.students:
         reason = traits.because.get(family, _STUDENT_REASON[family])
-        able = ", ".join(f"'{k}'" for k in STUDENTS if FAMILIES[k] in traits.students)
+        able = ", ".join(f"'{k}'" for k, of in families().items() if of in traits.students)
         return f"'method.kind: {_name(method)}' and 'student.kind: {kind}' cannot be combined: {reason}; use a student of kind {able}."
     if is_generator(kind) and states not in ("usual", "prior"):
         return (
@@ -98,14 +107,16 @@ class Row:
     cells: dict[str, str | None]
 
 
-COLUMNS = (*(f"states {kind}" for kind in STATES), "target backtracked", *(f"student {kind}" for kind in STUDENTS), *(f"reflected {role}" for role in ROLES))
+def columns() -> tuple[str, ...]:
+    """What a method is asked of, one column a choice."""
+    return (*(f"states {kind}" for kind in STATES), "target backtracked", *(f"student {kind}" for kind in families()), *(f"reflected {role}" for role in ROLES))
 
 
 def row(name: str, method: Method) -> Row:
     """The method against every choice of every axis, one at a time, by the rule that recipes are checked with."""
     cells = {f"states {kind}": states_refusal(method, kind) for kind in STATES}
     cells["target backtracked"] = target_refusal(method, "backtracked")
-    cells |= {f"student {kind}": student_refusal(method, kind) for kind in STUDENTS}
+    cells |= {f"student {kind}": student_refusal(method, kind) for kind in families()}
     cells |= {f"reflected {role}": role_refusal(method, role) for role in ROLES}
     return Row(name, cells)
 

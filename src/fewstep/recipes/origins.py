@@ -16,7 +16,6 @@ from fewstep.data import Dataset
 from fewstep.locations import absolute, is_address
 from fewstep.metrics.inception import weights_file
 from fewstep.recipes import config
-from fewstep.recipes.parts import build_data
 from fewstep.recipes.places import Named, named_in
 from fewstep.recipes.recipe import Recipe
 from fewstep.training.origins import DATA
@@ -33,7 +32,7 @@ def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Da
     named = [each for each in named_in(recipe) if each.key.partition(".")[0] in chosen]
     found = {each.key: digest for each in named if (digest := digest_of(each)) is not None}
     if DATA in chosen and recipe.data is not None:
-        found[DATA] = (build_data(recipe.data) if data is None else data).identity
+        found[DATA] = (recipe.data.open() if data is None else data).identity
     return dict(sorted(found.items()))
 
 

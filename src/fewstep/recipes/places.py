@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from fewstep.locations import absolute, is_address, is_hub_id
-from fewstep.recipes.config import Names, WebDatasetData, marks_of
+from fewstep.recipes.config import Names, WebDatasetData
+from fewstep.recipes.config.base import fields_of, is_section
 
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
@@ -31,11 +32,11 @@ class Named:
 
 def named_in(section: BaseModel, prefix: str = "") -> Iterator[Named]:
     """All fields of a section, and of the sections in it, that name what lies outside."""
-    for name, field in type(section).model_fields.items():
+    for name, field in fields_of(type(section)).items():
         value, key = getattr(section, name), f"{prefix}{name}"
-        if isinstance(value, BaseModel):
+        if is_section(value):
             yield from named_in(value, f"{key}.")
-        for mark in marks_of(field):
+        for mark in field.marks:
             if isinstance(mark, Names):
                 yield Named(key, value, mark, section)
 

@@ -14,7 +14,7 @@ from fewstep.networks import build
 from fewstep.objectives import AdversarialCritic, AdversarialGenerator, Classification, Clean, CleanCritic, Denoising, GANLoss, Hinge, NonSaturating, Shifted, View
 from fewstep.recipes import config
 from fewstep.recipes.device import building_device, resolve_device
-from fewstep.recipes.parts import build_data, build_denoising_weight, build_model, build_optimizer, build_times, fitting_grid
+from fewstep.recipes.parts import build_model, fitting_grid
 from fewstep.recipes.recipe import ClassificationPretraining, DenoisingPretraining, GANPretraining, PretrainRecipe
 from fewstep.recipes.students import build_generator, generator_prior
 from fewstep.schedule import KarrasVE
@@ -40,7 +40,7 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
 
     Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
     """
-    data, method, device = build_data(recipe.data), recipe.method, building_device(recipe.distributed, resolve_device(recipe.training.device))
+    data, method, device = recipe.data.open(), recipe.method, building_device(recipe.distributed, resolve_device(recipe.training.device))
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
@@ -53,7 +53,7 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
     model = build_model(recipe.model, data, recipe.training.seed).to(device)
     if isinstance(model, NetworkDenoiser):
         fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver")
-    phase = Phase("model", model, [_alone(method, model, data)], build_optimizer(method.optimizer), clip=method.optimizer.clip)
+    phase = Phase("model", model, [_alone(method, model, data)], method.optimizer)
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
 
 
@@ -62,8 +62,8 @@ def _alone(method: DenoisingPretraining | ClassificationPretraining, model: nn.M
     if isinstance(method, ClassificationPretraining):
         return Term(Classification(model, method.noise_std), _clean(data), name="classification")
     assert isinstance(model, NetworkDenoiser)
-    states = ForwardDiffusion(data, model.schedule, build_times(method.times), method.label_dropout)
-    return Term(Denoising(model, build_denoising_weight(method.weighting)), states, name="denoising")
+    states = ForwardDiffusion(data, model.schedule, method.times, method.label_dropout)
+    return Term(Denoising(model, method.weighting), states, name="denoising")
 
 
 def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Dataset, seed: int) -> list[Phase]:
@@ -72,13 +72,13 @@ def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Data
     view: View = Shifted(method.shift, data.low) if method.shift else Clean()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build({**method.critic.model_dump(), "resolution": data.shape[1], "channels": data.shape[0], "classes": data.classes})
+        network = build(method.critic.description(resolution=data.shape[1], channels=data.shape[0], classes=data.classes))
     critic = CleanCritic(network).to(device_of(generator))
     fools = Term(AdversarialGenerator(generator, critic, loss, view), prior, name="adversarial")
     tells = Term(AdversarialCritic(critic, generator, _clean(data), loss, view, method.r1), prior, name="critic")
     return [
-        Phase("generator", generator, [fools], build_optimizer(method.optimizer), clip=method.optimizer.clip),
-        Phase("critic", critic, [tells], build_optimizer(method.critic_optimizer), clip=method.critic_optimizer.clip),
+        Phase("generator", generator, [fools], method.optimizer),
+        Phase("critic", critic, [tells], method.critic_optimizer),
     ]
 
 

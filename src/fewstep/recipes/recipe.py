@@ -6,8 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fewstep.networks.registry import kinds
+from fewstep.objectives import EDMWeight
 from fewstep.recipes import config
+from fewstep.recipes.config.models import section_of
 from fewstep.recipes.methods import MethodChoice
+from fewstep.times import LogNormalTimes
+from fewstep.training import Adam
 
 
 class DistillRecipe(config.Section):
@@ -28,16 +33,19 @@ class DistillRecipe(config.Section):
 
 class DenoisingPretraining(config.Section):
     kind: Literal["denoising"]
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
-    weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
+    times: config.TimesChoice = LogNormalTimes()
+    weighting: config.DenoisingWeighting = EDMWeight()
     label_dropout: float = Field(0.1, ge=0, le=1)
-    optimizer: config.Optimizer = config.Optimizer()
+    optimizer: config.OptimizerChoice = Adam()
 
 
 class ClassificationPretraining(config.Section):
     kind: Literal["classification"]
     noise_std: float = Field(0.1, ge=0)
-    optimizer: config.Optimizer = config.Optimizer()
+    optimizer: config.OptimizerChoice = Adam()
+
+
+_CRITIC = section_of(kinds()["image-critic"])(kind="image-critic")
 
 
 class GANPretraining(config.Section):
@@ -47,9 +55,9 @@ class GANPretraining(config.Section):
     loss: Literal["non-saturating", "hinge"] = "non-saturating"
     r1: float = Field(1.0, ge=0)
     shift: int = Field(0, ge=0, le=64)
-    critic: config.ImageCriticChoice = config.ImageCriticChoice()
-    optimizer: config.Optimizer = config.Optimizer()
-    critic_optimizer: config.Optimizer = config.Optimizer()
+    critic: config.CriticChoice = _CRITIC
+    optimizer: config.OptimizerChoice = Adam()
+    critic_optimizer: config.OptimizerChoice = Adam()
 
 
 class PretrainRecipe(config.Section):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from fewstep.errors import UserError
 from fewstep.locations import absolute
-from fewstep.recipes.config import Share, marks_of
+from fewstep.recipes.config.base import SectionField, fields_of, is_section, kind_of_section, replaced, saved
 from fewstep.recipes.places import anchored, is_recipe_file
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
+from fewstep.values import Share
 
 _TASKS: dict[str, type[DistillRecipe] | type[PretrainRecipe]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
 # The longest that ships has 3 kB; PyYAML takes a thousand times the length of a text in memory.
@@ -119,7 +118,7 @@ def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) ->
     if not isinstance(task, str) or task not in _TASKS:
         raise UserError(f"{where}: 'task' must be one of {', '.join(_TASKS)}, got {_shown(task)}.")
     try:
-        return _TASKS[task].model_validate(values)
+        return _TASKS[task].of(values)
     except ValidationError as error:
         raise UserError(_sentence(error, _TASKS[task], where, given or {})) from error
 
@@ -199,10 +198,10 @@ def _spell_out(values: dict[str, Any], key: str, given: Mapping[str, Any]) -> No
     A section whose kind is overridden too begins from that kind's own defaults.
     """
     task = values.get("task")
-    section: type[BaseModel] | None = _TASKS.get(task) if isinstance(task, str) else None
+    section: type[Any] | None = _TASKS.get(task) if isinstance(task, str) else None
     names = key.split(".")
     for index, name in enumerate(names[:-1]):
-        field = section.model_fields.get(name) if section is not None else None
+        field = fields_of(section).get(name) if section is not None else None
         if field is None:
             return
         if values.get(name) is None and f"{'.'.join(names[: index + 1])}.kind" not in given:
@@ -213,40 +212,41 @@ def _spell_out(values: dict[str, Any], key: str, given: Mapping[str, Any]) -> No
             if inner is None:
                 values.pop(name, None)
             return
-        section, values = _chosen(_models(field.annotation), inner), inner
+        section, values = _chosen(field, inner), inner
 
 
-def _default(field: FieldInfo) -> dict[str, Any] | None:
+def _default(field: SectionField) -> dict[str, Any] | None:
     """What a section says that is left out or null: what its default says, or the kind where there is but one; None for what has neither."""
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    if isinstance(default, BaseModel):
-        return default.model_dump(mode="json", exclude_unset=True)
-    models = _models(field.annotation)
-    if len(models) != 1:
+    if is_section(field.default):
+        plain: dict[str, Any] = saved(field.default)
+        return plain
+    if len(field.sections) != 1:
         return None
-    kind = _kind(models[0])
+    kind = kind_of_section(field.sections[0])
     return {} if kind is None else {"kind": kind}
 
 
-def _chosen(models: Sequence[type[BaseModel]], values: Mapping[str, Any]) -> type[BaseModel] | None:
-    """Which of a union's sections the values are of."""
-    if len(models) == 1:
-        return models[0]
-    return next((model for model in models if "kind" in model.model_fields and values.get("kind") in typing.get_args(model.model_fields["kind"].annotation)), None)
+def _chosen(field: SectionField, values: Mapping[str, Any]) -> type[Any] | None:
+    """Which of a field's sections the values are of."""
+    if len(field.sections) == 1:
+        return field.sections[0]
+    usual = kind_of_section(type(field.default)) if is_section(field.default) else None
+    kind = values.get("kind", usual)
+    return next((section for section in field.sections if kind is not None and kind_of_section(section) == kind), None)
 
 
 def _scaled(recipe: Recipe, factor: float, fixed: set[str]) -> Recipe:
     """The recipe with every ``Share`` scaled, except keys that the user gave."""
 
-    def scale(section: BaseModel, prefix: str) -> BaseModel:
+    def scale(section: Any, prefix: str) -> Any:
         changes: dict[str, Any] = {}
-        for name, field in type(section).model_fields.items():
+        for name, field in fields_of(type(section)).items():
             value, key = getattr(section, name), f"{prefix}{name}"
-            if isinstance(value, BaseModel):
+            if is_section(value):
                 changes[name] = scale(value, key + ".")
-            elif not _given(key, fixed) and any(isinstance(mark, Share) for mark in marks_of(field)):
-                changes[name] = [max(1, round(v * factor)) for v in value] if isinstance(value, list) else max(1, round(value * factor))
-        return section.model_copy(update=changes)
+            elif not _given(key, fixed) and any(isinstance(mark, Share) for mark in field.marks):
+                changes[name] = tuple(max(1, round(v * factor)) for v in value) if isinstance(value, tuple) else max(1, round(value * factor))
+        return replaced(section, changes)
 
     scaled = scale(recipe, "")
     assert isinstance(scaled, (DistillRecipe, PretrainRecipe))
@@ -262,24 +262,25 @@ def _sentence(error: ValidationError, root: type[BaseModel], where: str, given: 
     """The first problem in words: source, key, what is wrong, what to do."""
     problem = error.errors()[0]
     # An unknown key may look like anything, also like what pydantic puts in for chosen kinds.
-    unknown = problem["type"] == "extra_forbidden"
+    unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
     keys = [*_plain_keys(root, problem["loc"][:-1]), str(problem["loc"][-1])] if unknown else list(_plain_keys(root, problem["loc"]))
     dotted = ".".join(keys)
     source = next((f"--set {key}" for key in given if dotted == key or dotted.startswith(key + ".") or key.startswith(dotted + ".")), where)
     kind, context = problem["type"], problem.get("ctx", {})
     if unknown:
-        known = [name for section in _sections(root, problem["loc"][:-1]) for name in section.model_fields]
+        known = [name for section in _sections(root, problem["loc"][:-1]) for name in fields_of(section)]
         close = difflib.get_close_matches(keys[-1], known, 1)
         return f"{source}: unknown key '{dotted}'; " + (f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}.")
-    if kind == "missing":
-        return f"{source}: the key '{dotted}' is missing; add it."
-    if kind == "union_tag_not_found":
-        return f"{source}: '{dotted}' must say its 'kind'; one of {_tags(root, problem['loc'])}."
-    if kind == "union_tag_invalid":
-        return f"{source}: '{dotted}.kind' is '{context['tag']}'; it must be one of {context['expected_tags']}."
-    if kind == "value_error":
+    sentences = {
+        "missing": lambda: f"the key '{dotted}' is missing; add it.",
+        "json_invalid": lambda: "holds half of a character (a lone surrogate), which no text is; correct it.",
+        "union_tag_not_found": lambda: f"'{dotted}' must say its 'kind'; one of {context.get('must_be') or _tags(root, problem['loc'])}.",
+        "union_tag_invalid": lambda: f"'{dotted}.kind' is '{context['tag']}'; it must be {context.get('must_be') or 'one of ' + context['expected_tags']}.",
         # A section's own check, which says what it was given.
-        return f"{source}: in '{dotted}' {context['error']}."
+        "value_error": lambda: f"in '{dotted}' {str(context['error']).removesuffix('.')}.",
+    }
+    if kind in sentences:
+        return f"{source}: {sentences[kind]()}"
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return f"{source}: '{dotted}' is {_shown(problem['input'])}: {message}."
 
@@ -300,39 +301,38 @@ def _shown(value: Any) -> str:
     return _Short().repr(value)
 
 
-def _plain_keys(root: type[BaseModel], location: Sequence[int | str]) -> Iterator[str]:
+def _plain_keys(root: type[Any], location: Sequence[int | str]) -> Iterator[str]:
     """The keys as the user wrote them: without the tags that pydantic puts in for chosen kinds."""
-    sections: list[type[BaseModel]] = [root]
-    for part in location:
-        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
-        if fields:
+    for part, sections, is_tag in _walked(root, location):
+        inner = isinstance(part, str) and ("[" in part or part in ("int", "constrained-int"))
+        if _fields_named(sections, part) or not (is_tag or inner):
             yield str(part)
-            sections = [inner for field in fields for inner in _models(field.annotation)]
-        elif isinstance(part, int) or (not any(_kind(section) == part for section in sections) and "[" not in part and part not in ("int", "constrained-int")):
-            yield str(part)
-        else:
-            sections = [section for section in sections if _kind(section) == part] or sections
 
 
-def _sections(root: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:
-    sections: list[type[BaseModel]] = [root]
-    for part in location:
-        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
-        sections = [inner for field in fields for inner in _models(field.annotation)] or [s for s in sections if _kind(s) == part] or sections
+def _sections(root: type[Any], location: Sequence[int | str]) -> list[type[Any]]:
+    """The sections at a location, of which one was meant."""
+    *_, (_, sections, _) = _walked(root, [*location, ""])
     return sections
 
 
-def _tags(root: type[BaseModel], location: Sequence[int | str]) -> str:
-    return ", ".join(f"'{kind}'" for section in _sections(root, location) if (kind := _kind(section)))
+def _walked(root: type[Any], location: Sequence[int | str]) -> Iterator[tuple[int | str, list[type[Any]], bool]]:
+    """Each part of a location, the sections in which it stands, and whether it is the kind of one of these."""
+    sections, choice = [root], False
+    for part in location:
+        tagged = [section for section in sections if kind_of_section(section) == part]
+        # A kind comes first where there is a choice: a section of the kind 'network' may have a field of that name.
+        if tagged and (choice or not _fields_named(sections, part)):
+            yield part, [], True
+            sections, choice = tagged, False
+            continue
+        yield part, sections, False
+        inner = [section for field in _fields_named(sections, part) for section in field.sections]
+        sections, choice = inner or sections, len(inner) > 1
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models(part)]
+def _fields_named(sections: Sequence[type[Any]], name: int | str) -> list[SectionField]:
+    return [fields_of(section)[name] for section in sections if isinstance(name, str) and name in fields_of(section)]
 
 
-def _kind(section: type[BaseModel]) -> str | None:
-    field = section.model_fields.get("kind")
-    options = typing.get_args(field.annotation) if field is not None else ()
-    return options[0] if len(options) == 1 else None
+def _tags(root: type[Any], location: Sequence[int | str]) -> str:
+    return ", ".join(f"'{kind}'" for section in _sections(root, location) if (kind := kind_of_section(section)))

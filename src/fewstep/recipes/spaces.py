@@ -17,6 +17,7 @@ from fewstep.metrics.inception import inception_space
 from fewstep.networks import Classifier
 from fewstep.networks.store import load_network
 from fewstep.recipes import config
+from fewstep.recipes.given import given_features
 from fewstep.zoo import digit_features
 
 
@@ -28,6 +29,8 @@ def build_space(choice: config.FeaturesChoice, data: Dataset | SampleSpace, devi
     if isinstance(choice, config.FourierFeatures):
         extract = fourier_features(prod(data.shape), choice.count, choice.bandwidth, choice.seed)
         return FeatureSpace(f"fourier-{choice.count}-{choice.bandwidth:g}-{choice.seed}", extract)
+    if isinstance(choice, config.GivenFeatures):
+        return given_features(choice.name)
     if isinstance(choice, config.InceptionFeatures):
         return inception_space(choice.weights, data.low, data.high, device)
     if isinstance(choice, config.ClassifierFeatures):

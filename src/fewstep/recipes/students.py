@@ -14,8 +14,8 @@ from fewstep.denoisers.store import describe_model
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.errors import UserError
 from fewstep.locations import absolute
-from fewstep.networks import add_adapter, build
-from fewstep.networks.fastgan import CHANNELS
+from fewstep.networks import GeneratorNetwork, add_adapter, build
+from fewstep.networks.registry import arguments_of, kinds
 from fewstep.recipes import config
 from fewstep.recipes.context import Student
 from fewstep.recipes.methods import Method
@@ -29,7 +29,7 @@ def build_student(choice: config.StudentChoice, method: Method, teacher: Network
 
     Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
     """
-    if isinstance(choice, (config.LatentStudent, config.FastGANStudent)):
+    if isinstance(choice, config.GeneratorStudent):
         generator = build_generator(choice, teacher.shape, teacher.classes, choice.seed, "student.kind")
         return Student(_started(generator, choice.start).to(device_of(teacher))), generator_prior(generator, teacher.schedule)
     own = _started(_around(choice, teacher), choice.start).to(device_of(teacher)) if isinstance(choice, config.NetworkStudent) else copy_of(teacher)
@@ -43,20 +43,18 @@ def build_student(choice: config.StudentChoice, method: Method, teacher: Network
     return Student(student, adapter), method.prior(student, choice.first_sigma)
 
 
-def build_generator(choice: config.LatentStudent | config.FastGANChoice, shape: tuple[int, ...], classes: int, seed: int, key: str) -> Generator:
+def build_generator(choice: config.NetworkSection, shape: tuple[int, ...], classes: int, seed: int, key: str) -> Generator:
     """A fresh generator of samples of ``shape``, its weights a function of ``seed``. Raises ``UserError``, naming the recipe's ``key``, for a shape that this kind does not make."""
-    if isinstance(choice, config.LatentStudent):
-        if len(shape) != 1:
-            raise UserError(f"'{key}: {choice.kind}' makes points, and samples here have shape {shape}; use a 'fastgan' or a 'copy' for images.")
-        description = {"kind": choice.kind, "latent": choice.latent, "dim": shape[0], "width": choice.width, "depth": choice.depth, "classes": classes}
-    else:
-        if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in CHANNELS or shape[1] == min(CHANNELS):
-            raise UserError(f"'{key}: {choice.kind}' makes square images whose side is a power of two from 8 to 256, and samples here have shape {shape}; use another kind.")
-        description = {"kind": choice.kind, "latent": choice.latent, "resolution": shape[1], "channels": shape[0], "width": choice.width, "classes": classes}
+    cls = kinds(GeneratorNetwork)[choice.kind].cls
+    assert issubclass(cls, GeneratorNetwork)
+    try:
+        sizes = cls.sizes_for(shape)
+    except UserError as error:
+        raise UserError(f"'{key}: {choice.kind}' {error}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(description)
-    return Generator(network, (choice.latent,), shape, classes)
+        network = build(choice.description(**sizes, classes=classes))
+    return Generator(network, (arguments_of(network)["latent"],), shape, classes)
 
 
 def generator_prior(generator: Generator, schedule: Schedule) -> Prior:

@@ -14,7 +14,7 @@ from fewstep.locations import absolute
 from fewstep.networks import build
 from fewstep.prediction import EDM
 from fewstep.recipes import config
-from fewstep.recipes.parts import around, build_data, build_denoiser
+from fewstep.recipes.parts import around, build_denoiser
 from fewstep.recipes.recipe import PretrainRecipe
 from fewstep.recipes.source import load_recipe
 from fewstep.schedule import KarrasVE
@@ -80,7 +80,7 @@ def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice | Non
         return _stored(choice).to("meta")
     shape, classes = _announced(data or _data_of_recipe(choice))
     with torch.device("meta"):
-        network = build({**model.network.model_dump(), "classes": classes})
+        network = build(model.network.description(classes=classes))
     # The schedule and what the network is fed are computed with numbers, so that only the network is built there.
     return freeze(around(network, model, shape, classes))
 
@@ -113,7 +113,7 @@ def _announced(data: config.DataChoice) -> tuple[tuple[int, ...], int]:
     """Shape and classes of data, read from the recipe where it says them, from the data where not."""
     if isinstance(data, config.ImagesData) and data.size is not None and data.classes is not None:
         return (data.channels, data.size, data.size), data.classes
-    found = build_data(data)
+    found = data.open()
     return found.shape, found.classes
 
 

@@ -16,7 +16,7 @@ from fewstep.denoisers import Denoiser, Generator, Guided, Rescheduled, device_o
 from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
-from fewstep.recipes.parts import build_data, build_evaluator
+from fewstep.recipes.parts import build_evaluator
 from fewstep.recipes.teachers import build_teacher
 from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
@@ -41,7 +41,7 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
     choice = recipe.evaluation if samples is None else recipe.evaluation.model_copy(update={"samples": samples})
     if recipe.data is None:
         raise UserError(f"{run}: its recipe has no 'data' section, and 'shift' compares samples with data; run a recipe with data.")
-    data = build_data(recipe.data)
+    data = recipe.data.open()
     announce(data, watcher or Silent())
     student = load(folder.path)
     device = device_of(student.model)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fewstep import distributed
 from fewstep.addresses import all_without_secrets
-from fewstep.data import SampleSpace
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
 from fewstep.launch import restarted
+from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.store import load_strictly, save_network
@@ -22,20 +23,20 @@ from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.device import resolve_device
 from fewstep.recipes.distillation import Distillation, build_distillation
-from fewstep.recipes.parts import build_decay, build_evaluator, build_grid, build_settings
+from fewstep.recipes.parts import build_evaluator, build_settings
 from fewstep.recipes.places import without_folders
 from fewstep.recipes.pretrain import Pretraining, build_pretraining
 from fewstep.recipes.teachers import remarks_on
 from fewstep.runs.data import announce
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.identity import run_of
+from fewstep.runs.objects import Objects
 from fewstep.runs.origins import settle_origins
 from fewstep.runs.paths import write_path_picture
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.plane import DATA, GENERATED, write_directions
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
 from fewstep.runs.settling import held, settle, write_recipe
-from fewstep.solvers import RULES
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.training import Monitor, Probe, Settings, Silent, Trainer, Watcher
@@ -44,15 +45,31 @@ PICTURE_ROWS = 80
 WITHOUT_DATA = "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
 
 
-def distill(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None) -> Path:
+def distill(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    out: Path | str | None = None,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    data: Dataset | None = None,
+    features: FeatureSpace | None = None,
+) -> Path:
     """Runs a distillation recipe (a shipped name or a YAML file) and returns its run folder.
+
+    ``teacher`` (a ``NetworkDenoiser`` around a registered network), ``data`` and ``features`` take the place of what the
+    recipe names. The teacher is kept in the folder; data and features are to be given again where the run is resumed or
+    measured in another process.
 
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on; ``training.steps`` alone may be raised.
     """
     folder = _folder(source, out)
     with distributed.joined(), held(folder, _heard(watcher).say):
         resume = resume or restarted()
-        recipe = settle(folder, source, overrides, resume, DistillRecipe)
+        given = Objects(teacher, data, features)
+        recipe = settle(folder, source, [*overrides, *given.overrides(folder)], resume, DistillRecipe)
+        given.keep_teacher(folder)
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path, begun=folder.checkpoints.is_dir()))
         # What training shards cannot be copied any more.
         plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
@@ -96,7 +113,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
         origins = settle_origins(folder, recipe, parts.data, resume, {"data", "evaluation"} if probes else {"data"})
-        trainer = Trainer(folder.path, parts.stages, parts.model, replace(_settings(recipe), origins=origins), build_decay(recipe.training.average), probes, _heard(watcher))
+        trainer = Trainer(folder.path, parts.stages, parts.model, replace(_settings(recipe), origins=origins), recipe.training.average, probes, _heard(watcher))
         write_recipe(folder, recipe)
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
@@ -192,5 +209,5 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    grid, steps = build_grid(solver.grid), (recipe.evaluation.teacher_steps or [35])[0]
-    return TeacherSampler(low, high, model, RULES[solver.rule], grid, solver.churn), steps
+    grid, steps = solver.grid, (recipe.evaluation.teacher_steps or [35])[0]
+    return TeacherSampler(low, high, model, solver.rule, grid, solver.churn), steps

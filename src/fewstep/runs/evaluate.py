@@ -18,10 +18,12 @@ from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
+from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.recipes import config
+from fewstep.recipes.given import give
 from fewstep.recipes.parts import build_evaluator, data_of
 from fewstep.runs.data import announce, said_of
 from fewstep.runs.folder import RunFolder
@@ -53,9 +55,13 @@ def evaluate(
     watcher: Watcher | None = None,
     guidance: Sequence[float] = (),
     samples: int | None = None,
+    *,
+    data: Dataset | None = None,
+    features: FeatureSpace | None = None,
 ) -> dict[str, Any]:
     """Quality, breadth, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
 
+    ``data`` and ``features``: of a run that was given them as objects, where this process was not.
     Steps, draws and ``samples`` a draw default to the recipe's; they have its bounds. A figure that
     cannot be had is left out, with its reason in ``result["left_out"]``. The student's worst samples
     are shown in ``samples/worst.png``.
@@ -64,6 +70,7 @@ def evaluate(
     scales, ``result["guidance"][str(scale)]`` has the same for the guided teacher at its most steps and, where it was conditioned on the scale, for the student at its usual steps.
     """
     folder = RunFolder(Path(run))
+    give(data, features)
     recipe = folder.read_distill_recipe()
     choice = chosen(recipe.evaluation, samples=samples, draws=draws, teacher_steps=teacher_steps, student_steps=student_steps)
     draws = choice.draws
@@ -163,7 +170,7 @@ def chosen(choice: config.Evaluation, **given: Any) -> config.Evaluation:
     # What a command was not given: an option that may be repeated is then an empty list.
     values = {name: list(value) if isinstance(value, Sequence) else value for name, value in given.items() if value is not None and value != []}
     try:
-        return config.Evaluation.model_validate({**choice.model_dump(), **values})
+        return config.Evaluation.of({**choice.model_dump(mode="json"), **values})
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"'{problem['loc'][0]}' is {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}.") from error

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "student.safetensors"
 
     @property
+    def teacher(self) -> Path:
+        """The teacher, of a run that was given one as an object."""
+        return self.path / "teacher.safetensors"
+
+    @property
     def adapter(self) -> Path:
         """The low-rank adapter of a student that is one, alone."""
         return self.path / "adapter.safetensors"

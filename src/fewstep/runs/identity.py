@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
+
+from pydantic_core import to_json
 
 from fewstep.locations import same_place
 from fewstep.recipes import Recipe, config
@@ -14,8 +17,36 @@ OUTSIDE = frozenset({"teacher", "data", "evaluation"})
 
 def run_of(recipe: Recipe) -> str:
     """A short hash of the recipe less what a resumed run may change (steps, device, portions, processes), and less the sections that name files, which may have been moved."""
-    plain = with_steps(spread_alike(recipe), 1, None).model_dump_json(exclude=set(OUTSIDE))
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    plain = with_steps(spread_alike(recipe), 1, None).model_dump(mode="json", exclude=set(OUTSIDE))
+    return hashlib.sha256(to_json(_as_first_spelled(plain))).hexdigest()[:16]
+
+
+_FIRST_SPELLED = {
+    "adam": ("kind", "lr", "betas", "weight_decay", "warmup", "decay", "decay_along", "clip"),
+    "sgd": ("kind", "lr", "betas", "weight_decay", "warmup", "decay", "decay_along", "clip"),
+    **dict.fromkeys(
+        ("song-unet", "dhariwal-unet"),
+        (
+            *("img_resolution", "in_channels", "out_channels", "model_channels", "channel_mult", "channel_mult_emb"),
+            *("num_blocks", "attn_resolutions", "kind"),
+            *("embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter", "adaptive_scale"),
+        ),
+    ),
+}
+"""The order of the keys by which runs have been known from the first, of sections whose own order is another now."""
+
+
+def _as_first_spelled(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return [_as_first_spelled(each) for each in plain]
+    if not isinstance(plain, dict):
+        return plain
+    values = {key: _as_first_spelled(value) for key, value in plain.items()}
+    if values.get("kind") == "sgd":
+        # It was spelled with Adam's, which it does not have.
+        values["betas"] = [0.0, 0.999]
+    first = _FIRST_SPELLED.get(str(values.get("kind")), ())
+    return {**{key: values[key] for key in first if key in values}, **values}
 
 
 def spread_like(recipe: Recipe, other: Recipe) -> Recipe:

@@ -23,7 +23,7 @@ from fewstep.metrics.quality import BREADTH_ROWS, NEIGHBOURHOODS
 from fewstep.metrics.reference import Reference, load_reference, save_reference
 from fewstep.random import Place
 from fewstep.recipes.origins import origins_of
-from fewstep.recipes.parts import build_data, data_of
+from fewstep.recipes.parts import data_of
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
 from fewstep.runs.data import announce, said_of
@@ -87,7 +87,7 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
     recipe = folder.read_distill_recipe()
     if recipe.data is None:
         raise UserError(f"{run}: its recipe has no 'data' section, so that there are no statistics of data to write.")
-    data = build_data(recipe.data)
+    data = recipe.data.open()
     announce(data, watcher or Silent())
     if Path(path).suffix == ".npz":
         raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")

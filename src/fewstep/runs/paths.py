@@ -11,10 +11,8 @@ from fewstep.denoisers import NetworkDenoiser
 from fewstep.files import write_text
 from fewstep.random import Place
 from fewstep.recipes.config import Evaluation
-from fewstep.recipes.parts import build_grid
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.sampler import TeacherSampler, labels_for
-from fewstep.solvers import RULES
 from fewstep.targets import DegradationPath
 
 STEPS = 18
@@ -28,7 +26,7 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     if len(teacher.shape) != 3:
         return
     own = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
-    sampler = TeacherSampler(-1.0, 1.0, teacher, RULES[evaluation.solver.rule], build_grid(evaluation.solver.grid))
+    sampler = TeacherSampler(-1.0, 1.0, teacher, evaluation.solver.rule, evaluation.solver.grid)
     rows = []
     try:
         for node in range(path.last + 1):

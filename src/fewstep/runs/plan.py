@@ -40,7 +40,6 @@ from fewstep.recipes.backtracking import open_end, walk_of
 from fewstep.recipes.context import Context
 from fewstep.recipes.distillation import build_context, check_parts, recompute
 from fewstep.recipes.methods import Built
-from fewstep.recipes.parts import build_data
 from fewstep.recipes.teachers import sketched_teacher
 from fewstep.runs.rehearsal import Rehearsal, as_trained, footprint_of, prior_of, rehearse
 from fewstep.training.memory import state_bytes
@@ -200,7 +199,7 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     # Digits and points are at hand, and some methods look at them.
     blank: Dataset | None = None
     if recipe.data is not None:
-        blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else build_data(recipe.data)
+        blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else recipe.data.open()
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or at least no larger than the run's.
     context = build_context(recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1), torch.device("meta"))
     built = recipe.method.build(context)

@@ -96,7 +96,7 @@ def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding
 
 
 def _start(choice: config.StudentChoice) -> Iterator[Finding]:
-    if isinstance(choice, (config.NetworkStudent, config.LatentStudent, config.FastGANStudent)) and choice.start is not None:
+    if isinstance(choice, (config.NetworkStudent, config.GeneratorStudent)) and choice.start is not None:
         yield _stored("student.start", choice.start, lambda path: load_model(path)[0])
 
 

@@ -16,13 +16,12 @@ from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
-from fewstep.recipes.config import ChurnChoice
 from fewstep.recipes.device import DeviceName, resolve_device
-from fewstep.recipes.parts import build_churn, build_grid, data_of
+from fewstep.recipes.parts import data_of
 from fewstep.recipes.teachers import build_teacher, space_of
 from fewstep.runs.folder import RunFolder
 from fewstep.schedule import KarrasVE, Schedule
-from fewstep.solvers import RULES, Rule, solve_with_churn
+from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.times import Grid
@@ -127,7 +126,7 @@ class TeacherSampler(Sampler):
     denoiser: Denoiser
     rule: Rule
     grid: Grid
-    churn: ChurnChoice = field(default_factory=ChurnChoice)
+    churn: Churn = NO_CHURN
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -144,7 +143,7 @@ class TeacherSampler(Sampler):
     @torch.no_grad()
     def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         schedule, device = self.denoiser.schedule, device_of(self.denoiser)
-        times, churn = self.grid.times(schedule, steps), build_churn(self.churn, steps)
+        times, churn = self.grid.times(schedule, steps), self.churn.at(steps)
 
         def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
@@ -222,4 +221,4 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
         if not teacher.classes:
             raise UserError("guidance needs a teacher with classes; this one has none.")
         teacher = Guided(teacher, guidance)
-    return TeacherSampler(space.low, space.high, teacher, RULES[solver.rule], build_grid(solver.grid), solver.churn)
+    return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, solver.churn)

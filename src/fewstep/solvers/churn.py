@@ -14,8 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from fewstep.condition import Condition
@@ -24,26 +26,39 @@ from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.schedule import Schedule
 from fewstep.solvers.rule import Rule, solve
+from fewstep.values import Contradiction, Count, Positive, Value
+
+Level = Annotated[float, Interval(ge=0, le=1e6)]
 
 
 @dataclass(frozen=True)
-class Churn:
-    """See the module's docstring; an ``amount`` of 0 adds nothing."""
+class Churn(Value):
+    """See the module's docstring; an ``amount`` of 0 adds nothing. ``high``: None for no bound.
 
-    amount: float = 0.0
-    low: float = 0.0
-    high: float = math.inf
-    noise: float = 1.0
+    ``from_steps``: with fewer steps nothing is added, so that a recipe measures its teacher in few
+    steps without, and in many with it, as the paper does.
+    """
+
+    amount: Level = 0.0
+    low: Level = 0.0
+    high: Positive | None = None
+    noise: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    from_steps: Count = 1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.amount < math.inf and 0 <= self.low <= self.high and 0 < self.noise < math.inf):
-            raise UserError(f"churn: needs an amount of at least 0, levels 0 <= low <= high and noise above 0, got {self.amount}, {self.low}, {self.high} and {self.noise}.")
+        super().__post_init__()
+        if self.high is not None and self.low > self.high:
+            raise Contradiction(f"'low' is {self.low:g} and 'high' {self.high:g}; the level from which noise is added must not lie above that up to which it is")
+
+    def at(self, steps: int) -> Churn:
+        """What is added at the steps of a sampler of so many."""
+        return NO_CHURN if steps < self.from_steps else self
 
     def lifted_time(self, schedule: Schedule, t: Tensor, steps: int) -> Tensor:
         """t^ for a scalar time t of a grid of ``steps`` steps; t itself where nothing is added."""
         rho = float(schedule.rho(t)) if float(schedule.alpha(t)) > 0 else math.inf
         gamma = min(self.amount / steps, math.sqrt(2) - 1)
-        if gamma == 0 or not self.low <= rho <= self.high or math.isinf(rho):
+        if gamma == 0 or not self.low <= rho <= (math.inf if self.high is None else self.high) or math.isinf(rho):
             return t
         return schedule.time_at_sigma((1 + gamma) * rho).clamp(max=schedule.t_max)
 

@@ -20,9 +20,9 @@ from fewstep.schedule import Schedule
 from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
 from fewstep.solvers.gamma import Gamma
 from fewstep.solvers.rule import RULES, solve
-from fewstep.times import Grid, LogSNRGrid, RhoGrid, UniformGrid, nested_times
+from fewstep.times import Grid, UniformGrid, nested_times
 
-GRIDS: Mapping[str, Grid] = {"rho": RhoGrid(), "log-snr": LogSNRGrid(), "uniform": UniformGrid()}
+GRIDS: Mapping[str, Grid] = {kind: cls() for kind, cls in Grid.family().items()}
 
 
 MOST_STEPS = 10_000

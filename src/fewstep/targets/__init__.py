@@ -3,9 +3,9 @@
 from fewstep.targets.backtracked import Backtracked
 from fewstep.targets.path import DegradationPath
 from fewstep.targets.probes import Probes
-from fewstep.targets.record import ByDistance, EverySteps, RecordRule
+from fewstep.targets.record import ByDistance, EverySteps, RecordByDistance, RecordEvery, Recording, RecordRule
 from fewstep.targets.reflected import ReflectedTarget
-from fewstep.targets.switch import Every, Plateau, SwitchRule
+from fewstep.targets.switch import Every, Plateau, SwitchAtPlateau, SwitchEvery, Switching, SwitchRule
 from fewstep.targets.target import Fixed, Target
 
 __all__ = [
@@ -17,8 +17,14 @@ __all__ = [
     "Fixed",
     "Plateau",
     "Probes",
+    "RecordByDistance",
+    "RecordEvery",
     "RecordRule",
+    "Recording",
     "ReflectedTarget",
+    "SwitchAtPlateau",
+    "SwitchEvery",
     "SwitchRule",
+    "Switching",
     "Target",
 ]

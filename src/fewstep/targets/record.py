@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from torch import Tensor
 from fewstep import distributed
 from fewstep.cost import unmetered
 from fewstep.denoisers import Denoiser
-from fewstep.errors import UserError
 from fewstep.stateful import Stateful
+from fewstep.values import BelowOne, Positive, Steps, Value
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,63 @@ class RecordRule(Stateful):
         return None
 
 
+@dataclass(frozen=True)
+class Recording(Value, abc.ABC):
+    """How a path is recorded: the settings of a rule."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it looks at the degrading teacher, so that a path may end early."""
+        return False
+
+    @abc.abstractmethod
+    def rule(self, probe: Callable[[Denoiser], Tensor], teacher: Denoiser) -> RecordRule:
+        """A fresh rule; ``probe(model)`` gives a model's estimates (B, *D) on fixed inputs."""
+
+    @abc.abstractmethod
+    def bounds(self, planned: int) -> tuple[int, int]:
+        """The least and the most steps in which ``planned`` nodes besides the teacher are recorded."""
+
+
+@dataclass(frozen=True)
+class RecordEvery(Recording):
+    """A node every ``steps`` steps."""
+
+    kind: Literal["every"] = field(default="every", kw_only=True)
+    steps: Steps
+
+    def rule(self, probe: Callable[[Denoiser], Tensor], teacher: Denoiser) -> RecordRule:
+        return EverySteps(self.steps)
+
+    def bounds(self, planned: int) -> tuple[int, int]:
+        return self.steps * planned, self.steps * planned
+
+
+@dataclass(frozen=True)
+class RecordByDistance(Recording):
+    """See the module's docstring. ``distance`` and ``floor`` are relative to the teacher's spread over the probes."""
+
+    kind: Literal["distance"] = field(default="distance", kw_only=True)
+    distance: Positive = 0.1
+    floor: BelowOne = 0.5
+    max_steps: Steps = 200
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    def rule(self, probe: Callable[[Denoiser], Tensor], teacher: Denoiser) -> RecordRule:
+        return ByDistance(self, probe, teacher)
+
+    def bounds(self, planned: int) -> tuple[int, int]:
+        return 1, self.max_steps
+
+
 class EverySteps(RecordRule):
     """A node every ``steps`` steps."""
 
     def __init__(self, steps: int):
-        if steps < 1:
-            raise UserError(f"recording every {steps} steps: the number must be at least 1.")
-        self.steps = steps
+        self.steps = RecordEvery(steps).steps
 
     def decide(self, step: int, model: Denoiser) -> Decision:
         return Decision(step % self.steps == 0)
@@ -66,12 +116,10 @@ class EverySteps(RecordRule):
 
 
 class ByDistance(RecordRule):
-    """See the module's docstring. ``probe(model)`` gives the model's estimates (B, *D) on fixed inputs; ``distance`` and ``floor`` are relative to the teacher's spread."""
+    """See ``RecordByDistance``. ``probe(model)`` gives the model's estimates (B, *D) on fixed inputs."""
 
-    def __init__(self, distance: float, probe: Callable[[Denoiser], Tensor], teacher: Denoiser, floor: float = 0.5, max_steps: int = 200):
-        if not distance > 0 or not 0 <= floor < 1 or max_steps < 1:
-            raise UserError("recording by distance: need distance > 0, 0 <= floor < 1 and max_steps >= 1.")
-        self.distance, self.floor, self.max_steps = distance, floor, max_steps
+    def __init__(self, settings: RecordByDistance, probe: Callable[[Denoiser], Tensor], teacher: Denoiser):
+        self.settings = settings
         self._probe, self._teacher = probe, teacher
         # Looked for when they are first needed: networks are where they work by then.
         self._last: Tensor | None = None
@@ -87,13 +135,13 @@ class ByDistance(RecordRule):
         now = self._look(model)
         # Processes on unlike devices differ in the last digits; one of them decides.
         self.travelled, spread = distributed.agreed([float((now - self._last).square().mean().sqrt() / self._unit), float(_spread(now) / self._unit)])
-        record = self.travelled >= self.distance
+        record = self.travelled >= self.settings.distance
         if record:
             self._last = now
-        if spread < self.floor:
+        if spread < self.settings.floor:
             return Decision(False, f"collapse was near: the estimates' spread fell to {spread:.2f} of the teacher's after {step} steps")
-        if step >= self.max_steps:
-            return Decision(record, f"the limit of {self.max_steps} steps was reached")
+        if step >= self.settings.max_steps:
+            return Decision(record, f"the limit of {self.settings.max_steps} steps was reached")
         return Decision(record)
 
     def state_dict(self) -> dict[str, Any]:

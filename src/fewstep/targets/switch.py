@@ -10,14 +10,16 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+import annotated_types as at
 import torch
 from torch import Tensor
 
 from fewstep import distributed
-from fewstep.errors import UserError
 from fewstep.stateful import Stateful
+from fewstep.values import MOST, BelowOne, Contradiction, Share, Steps, Value
 
 # Edges of the noise levels sigma / alpha within which gaps are averaged.
 LEVEL_EDGES = (0.1, 0.25, 0.6, 1.5, 4.0)
@@ -39,13 +41,74 @@ class SwitchRule(Stateful):
         """Forgets what was seen at the node that was left."""
 
 
+@dataclass(frozen=True)
+class Switching(Value, abc.ABC):
+    """How a path is walked back: the settings of a rule."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it looks at the gap to a learned fake score, and not at the steps alone."""
+        return False
+
+    @abc.abstractmethod
+    def rule(self) -> SwitchRule:
+        """A fresh rule."""
+
+    @abc.abstractmethod
+    def updates(self, nodes: int) -> tuple[list[int], list[int]]:
+        """The fewest and the most updates of the student at each of ``nodes`` nodes, in the order of use."""
+
+
+@dataclass(frozen=True)
+class SwitchEvery(Switching):
+    """``steps`` at each node; a list gives the nodes in the order of use (the most degraded target first), its last
+    entry serving all that remain.
+    """
+
+    kind: Literal["every"] = field(default="every", kw_only=True)
+    steps: Steps | Annotated[tuple[Annotated[int, at.Interval(ge=1, le=MOST)], ...], at.MinLen(1), Share()]
+
+    def rule(self) -> SwitchRule:
+        return Every(self.steps)
+
+    def updates(self, nodes: int) -> tuple[list[int], list[int]]:
+        each = [self.steps] if isinstance(self.steps, int) else list(self.steps)
+        at_each = (each + each[-1:] * nodes)[:nodes]
+        return at_each, at_each
+
+
+@dataclass(frozen=True)
+class SwitchAtPlateau(Switching):
+    """See the module's docstring. ``window`` steps a window; at least ``min_steps`` and at most ``max_steps`` a node."""
+
+    kind: Literal["plateau"] = field(default="plateau", kw_only=True)
+    window: Steps = 20
+    improvement: BelowOne = 0.02
+    min_steps: Steps = 20
+    max_steps: Steps = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_steps > self.max_steps:
+            raise Contradiction(f"'min_steps' is {self.min_steps} and 'max_steps' {self.max_steps}; the fewest steps at a node must not exceed the most")
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    def rule(self) -> SwitchRule:
+        return Plateau(self)
+
+    def updates(self, nodes: int) -> tuple[list[int], list[int]]:
+        return [self.min_steps] * nodes, [self.max_steps] * nodes
+
+
 class Every(SwitchRule):
-    """``steps`` at each node; a sequence gives the nodes in the order of use (the most degraded target first), its last entry serving all that remain."""
+    """See ``SwitchEvery``."""
 
     def __init__(self, steps: int | Sequence[int]):
-        self.steps = (steps,) if isinstance(steps, int) else tuple(steps)
-        if not self.steps or min(self.steps) < 1:
-            raise UserError(f"switching every {steps} steps: each number must be at least 1.")
+        given = SwitchEvery(steps if isinstance(steps, int) else tuple(steps)).steps
+        self.steps = (given,) if isinstance(given, int) else given
         self._visited = 0
 
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
@@ -65,12 +128,10 @@ class Every(SwitchRule):
 
 
 class Plateau(SwitchRule):
-    """See the module's docstring. ``window`` steps a window; at least ``min_steps`` and at most ``max_steps`` a node."""
+    """See ``SwitchAtPlateau``."""
 
-    def __init__(self, window: int = 20, improvement: float = 0.02, min_steps: int = 20, max_steps: int = 200):
-        if window < 1 or not 0 <= improvement < 1 or not 1 <= min_steps <= max_steps:
-            raise UserError("plateau: need window >= 1, 0 <= improvement < 1 and 1 <= min_steps <= max_steps.")
-        self.window, self.improvement, self.min_steps, self.max_steps = window, improvement, min_steps, max_steps
+    def __init__(self, settings: SwitchAtPlateau):
+        self.settings, self.window = settings, settings.window
         self._sums: list[list[float]] = []
         self._counts: list[list[int]] = []
         self._whole = True
@@ -91,9 +152,9 @@ class Plateau(SwitchRule):
 
     def done(self, node: int, steps: int) -> bool:
         self._whole = True
-        if steps >= self.max_steps:
+        if steps >= self.settings.max_steps:
             return True
-        return steps >= self.min_steps and len(self._sums) >= 2 * self.window and self.ratio() > 1 - self.improvement
+        return steps >= self.settings.min_steps and len(self._sums) >= 2 * self.window and self.ratio() > 1 - self.settings.improvement
 
     def ratio(self) -> float:
         """The second window's mean gap over the first's, averaged over the levels that both have seen."""

@@ -6,32 +6,35 @@ import abc
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+import annotated_types as at
 import torch
 from torch import Tensor, nn
 
 from fewstep import distributed
-from fewstep.errors import UserError
+from fewstep.values import MOST, BelowOne, Fraction, Later, NotNegative, Positive, Value
+
+Warmup = Annotated[int, at.Interval(ge=0, le=MOST)]
 
 
 @dataclass(frozen=True)
-class Optimizer(abc.ABC):
-    """The rate rises linearly over ``warmup`` steps, stays at ``lr``, and over the last ``decay`` fraction of a stage of known length falls to 0 along half a cosine,
-    or, with ``along`` "line", along a line (DDIL's "linear schedule", Garrepalli et al. 2024, Sec. 5).
+class Optimizer(Value, abc.ABC):
+    """The rate rises linearly over ``warmup`` steps, stays at ``lr``, and falls to 0 over the last ``decay``
+    fraction of a stage of known length: along half a cosine, or, with ``decay_along`` "line", along a line
+    (DDIL's "linear schedule", Garrepalli et al. 2024, Sec. 5).
 
-    ``weight_decay`` is decoupled from the gradient (Loshchilov and Hutter 2019) in Adam, and a penalty in plain gradient descent, where the two are one.
+    ``clip`` bounds the norm of the gradient, None for no bound. ``weight_decay`` is decoupled from the
+    gradient (Loshchilov and Hutter 2019) in Adam, and a penalty in plain gradient descent, where the two
+    are one.
     """
 
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    warmup: int = 0
-    decay: float = 0.0
-    along: Literal["cosine", "line"] = field(default="cosine", kw_only=True)
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
-            raise UserError(f"{type(self).__name__}: need lr > 0, warmup >= 0 and decay in [0, 1], got {self.lr}, {self.warmup} and {self.decay}.")
+    lr: Positive = 1e-4
+    weight_decay: NotNegative = 0.0
+    warmup: Warmup = 0
+    decay: Fraction = 0.0
+    decay_along: Annotated[Literal["cosine", "line"], Later()] = field(default="cosine", kw_only=True)
+    clip: Positive | None = field(default=None, kw_only=True)
 
     @property
     @abc.abstractmethod
@@ -49,7 +52,7 @@ class Optimizer(abc.ABC):
             begin = total * (1 - self.decay)
             if step > begin:
                 gone = (step - begin) / (total - begin)
-                rate *= 1 - gone if self.along == "line" else 0.5 * (1 + math.cos(math.pi * gone))
+                rate *= 1 - gone if self.decay_along == "line" else 0.5 * (1 + math.cos(math.pi * gone))
         return rate
 
 
@@ -57,8 +60,9 @@ class Optimizer(abc.ABC):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015)."""
 
-    betas: tuple[float, float] = (0.0, 0.999)
-    eps: float = 1e-8
+    kind: Literal["adam"] = field(default="adam", kw_only=True)
+    betas: tuple[BelowOne, BelowOne] = (0.0, 0.999)
+    eps: Annotated[Positive, Later()] = 1e-8
 
     @property
     def moments(self) -> int:
@@ -72,6 +76,8 @@ class Adam(Optimizer):
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Gradient descent, w <- w - lr (g + weight_decay w), without momentum: what DisBack trains its LSUN generators with (App. B.2)."""
+
+    kind: Literal["sgd"] = field(default="sgd", kw_only=True)
 
     @property
     def moments(self) -> int:

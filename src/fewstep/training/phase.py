@@ -38,7 +38,7 @@ class Term:
 class Phase:
     """One network, one optimizer, a cadence, and terms.
 
-    ``every``: runs at steps 0, every, 2 every, ... of its stage. ``clip``: the largest norm of the gradient, None for no clipping. ``after_step(steps finished, network)`` is
+    ``every``: runs at steps 0, every, 2 every, ... of its stage. ``after_step(steps finished, network)`` is
     called after each optimizer step. ``averages`` follow the network. ``trainable``: the part of the network that is trained (an adapter), all of it unless given.
     """
 
@@ -47,7 +47,6 @@ class Phase:
     terms: Sequence[Term]
     optimizer: Optimizer = field(default_factory=Adam)
     every: int = 1
-    clip: float | None = None
     after_step: Callable[[int, Any], None] | None = None
     averages: Sequence[Averaged] = ()
     trainable: nn.Module | None = None

@@ -218,7 +218,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         report = Report(phase, steps)
         self._backward(phase, steps, self._losses[phase.name], report)
-        norm = nn.utils.clip_grad_norm_(phase.trained.parameters(), phase.clip if phase.clip is not None else float("inf"))
+        norm = nn.utils.clip_grad_norm_(phase.trained.parameters(), phase.optimizer.clip if phase.optimizer.clip is not None else float("inf"))
         report.end(distributed.whole(norm))
         self._reports.append(report)
         self._soundness.judge(report)

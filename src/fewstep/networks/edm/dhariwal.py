@@ -10,8 +10,10 @@ Dropout is not applied, in training neither: distillation takes teacher, student
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Annotated
 
+import annotated_types as at
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -20,12 +22,15 @@ from fewstep.networks.edm.embedding import PositionalEmbedding, augmentation
 from fewstep.networks.edm.layers import BlockStyle, Conv, GroupNorm, Init, Linear, UNetBlock
 from fewstep.networks.edm.unet import Entry, UNet, last_of, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
+from fewstep.networks.registry import register
+from fewstep.values import Count, Given
 
 _EPS = 1e-5
 _INIT = Init("kaiming-uniform", math.sqrt(1 / 3), math.sqrt(1 / 3))
 _ZERO = Init("kaiming-uniform", 0.0, 0.0)
 
 
+@register("dhariwal-unet")
 class DhariwalUNet(UNet):
     """(B, in_channels, R, R), noise labels (B,), condition -> (B, out_channels, R, R), R = ``img_resolution``.
 
@@ -38,18 +43,18 @@ class DhariwalUNet(UNet):
 
     def __init__(
         self,
-        img_resolution: int,
-        in_channels: int = 3,
-        out_channels: int = 3,
+        img_resolution: Count,
+        in_channels: Count = 3,
+        out_channels: Count = 3,
         classes: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        dropout: float = 0.0,
-        label_dropout: float = 0.0,
+        augment_dim: Annotated[int, Given()] = 0,
+        model_channels: Count = 192,
+        channel_mult: Annotated[tuple[Count, ...], at.MinLen(1)] = (1, 2, 3, 4),
+        channel_mult_emb: Count = 4,
+        num_blocks: Count = 3,
+        attn_resolutions: tuple[Count, ...] = (32, 16, 8),
+        dropout: Annotated[float, Given()] = 0.0,
+        label_dropout: Annotated[float, Given()] = 0.0,
         adaptive_scale: bool = True,
         guidance: bool = False,
         end: bool = False,

@@ -12,25 +12,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
+import annotated_types as at
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from fewstep.condition import Condition
-from fewstep.errors import UserError
 from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding, augmentation
 from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, GroupNorm, Init, Linear, Resample, UNetBlock
 from fewstep.networks.edm.unet import Entry, UNet, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
+from fewstep.networks.registry import register
+from fewstep.values import Count, Given
 
 _EPS = 1e-6
 _INIT = Init("xavier-uniform")
 _LAST = Init("xavier-uniform", 1e-5)
 _ATTENTION = Init("xavier-uniform", math.sqrt(0.2))
-_TYPES = {"embedding_type": ("positional", "fourier"), "encoder_type": ("standard", "skip", "residual"), "decoder_type": ("standard", "skip")}
 
 
+@register("song-unet")
 class SongUNet(UNet):
     """(B, in_channels, R, R), noise labels (B,), condition -> (B, out_channels, R, R), R = ``img_resolution``.
 
@@ -44,28 +47,27 @@ class SongUNet(UNet):
 
     def __init__(
         self,
-        img_resolution: int,
-        in_channels: int = 3,
-        out_channels: int = 3,
+        img_resolution: Count,
+        in_channels: Count = 3,
+        out_channels: Count = 3,
         classes: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.0,
-        label_dropout: float = 0.0,
-        embedding_type: str = "positional",
-        channel_mult_noise: int = 1,
-        encoder_type: str = "standard",
-        decoder_type: str = "standard",
-        resample_filter: Sequence[int] = (1, 1),
+        augment_dim: Annotated[int, Given()] = 0,
+        model_channels: Count = 128,
+        channel_mult: Annotated[tuple[Count, ...], at.MinLen(1)] = (1, 2, 2, 2),
+        channel_mult_emb: Count = 4,
+        num_blocks: Count = 4,
+        attn_resolutions: tuple[Count, ...] = (16,),
+        dropout: Annotated[float, Given()] = 0.0,
+        label_dropout: Annotated[float, Given()] = 0.0,
+        embedding_type: Literal["positional", "fourier"] = "positional",
+        channel_mult_noise: Count = 1,
+        encoder_type: Literal["standard", "skip", "residual"] = "standard",
+        decoder_type: Literal["standard", "skip"] = "standard",
+        resample_filter: Annotated[tuple[Count, ...], at.MinLen(1)] = (1, 1),
         guidance: bool = False,
         end: bool = False,
     ):
         super().__init__()
-        _check_types(embedding_type=embedding_type, encoder_type=encoder_type, decoder_type=decoder_type)
         plan = plan_of(img_resolution, model_channels, [model_channels * factor for factor in channel_mult], num_blocks, attn_resolutions)
         self.classes = classes
         self.augment_dim = augment_dim
@@ -147,12 +149,6 @@ class SongUNet(UNet):
         """The image at a level, from the level's last activations and the image below."""
         written = self.dec[f"{level}_aux_conv"](silu(self.dec[f"{level}_aux_norm"](hidden)))
         return written if image is None else written + self.dec[f"{level}_aux_up"](image)
-
-
-def _check_types(**given: str) -> None:
-    for name, value in given.items():
-        if value not in _TYPES[name]:
-            raise UserError(f"{name} is '{value}'; it must be one of {', '.join(_TYPES[name])}.")
 
 
 def _entrance(entry: Entry, encoder_type: str, image: int, taps: Sequence[int]) -> dict[str, nn.Module]:

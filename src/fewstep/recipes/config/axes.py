@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from fewstep.recipes.config.base import MOST, Count, Few, Later, Optimizer, Positive, Section, Seed, Share, Steps, WeightsPath
-from fewstep.recipes.config.models import DenoisingNetwork, FastGANChoice
+from fewstep.networks import GeneratorNetwork
+from fewstep.networks.registry import Kind, kinds
+from fewstep.recipes.config.base import Choice, Kinds, Section, Seed, WeightsPath, fields_of, kind_of_section
+from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, section_of
+from fewstep.recipes.config.values import OptimizerChoice
+from fewstep.targets import Recording, Switching
+from fewstep.training import Adam
+from fewstep.values import Count, Few, Fraction, Later, Positive
 
 
 class CopyStudent(Section):
@@ -31,70 +40,47 @@ class NetworkStudent(Section):
     """A denoiser around another network than the teacher's, fed as the teacher is. ``start``: a file of such a denoiser, null for random weights of ``seed``."""
 
     kind: Literal["network"]
-    network: DenoisingNetwork
+    network: DenoisingChoice
     start: WeightsPath | None = None
     first_sigma: Positive = 2.5
     seed: Seed = 0
 
 
-class LatentStudent(Section):
-    """A multilayer perceptron on a latent, which knows no noise levels (App. E.2). ``start``: a file of such a generator, null for random weights of ``seed``."""
+class GeneratorStudent(NetworkSection):
+    """A generator on latents, which knows no noise levels (App. A.2 and E.2): any registered ``GeneratorNetwork``.
 
-    kind: Literal["latent-mlp"]
-    latent: Count = 2
-    width: Count = 64
-    depth: Count = 3
-    seed: Seed = 0
-    start: WeightsPath | None = None
+    ``seed``: of its weights. ``start``: a file of such a generator, null for random weights; the
+    model of a pretraining by GAN is such a file.
+    """
 
-
-class FastGANStudent(FastGANChoice):
-    """FastGAN's generator, which knows no noise levels (App. A.2). ``start``: as of 'latent-mlp'; the model of a pretraining by GAN is one."""
-
-    seed: Seed = 0
-    start: WeightsPath | None = None
+    if TYPE_CHECKING:
+        # Fields that ``_generator_student`` adds last, after those of the network.
+        seed: int
+        start: str | None
 
 
-StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | LatentStudent | FastGANStudent, Field(discriminator="kind")]
+@functools.cache
+def _generator_student(kind: Kind) -> type[GeneratorStudent]:
+    more: dict[str, Any] = {"seed": (Seed, 0), "start": (WeightsPath | None, None)}
+    network = section_of(kind)
+    fields = {name: (field.annotation, ... if field.default is dataclasses.MISSING else field.default) for name, field in fields_of(network).items()}
+    made: type[GeneratorStudent] = create_model(f"{kind.cls.__name__}Student", __base__=GeneratorStudent, **fields, **more)  # type: ignore[call-overload]
+    return made
+
+
+class StudentKinds(Choice):
+    """The kinds of students: denoisers, and any registered generator."""
+
+    def options(self, base: Any) -> Mapping[str, type[Any]]:
+        denoisers = {str(kind_of_section(section)): section for section in (CopyStudent, LowRankStudent, NetworkStudent)}
+        return {**denoisers, **{name: _generator_student(kind) for name, kind in kinds(GeneratorNetwork).items() if kind.in_recipes}}
+
+
+StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | GeneratorStudent, StudentKinds()]
 
 
 class FixedTarget(Section):
     kind: Literal["fixed"]
-
-
-class RecordEvery(Section):
-    kind: Literal["every"]
-    steps: Steps
-
-
-class RecordByDistance(Section):
-    """``distance`` and ``floor`` relative to the teacher's spread over the probes."""
-
-    kind: Literal["distance"]
-    distance: Positive = 0.1
-    floor: float = Field(0.5, ge=0, lt=1)
-    max_steps: Steps = 200
-
-
-RecordChoice = Annotated[RecordEvery | RecordByDistance, Field(discriminator="kind")]
-
-
-class SwitchEvery(Section):
-    """``steps`` at each node, or a list in the order of use whose last entry serves all that remain."""
-
-    kind: Literal["every"]
-    steps: Steps | Annotated[list[Annotated[int, Field(ge=1, le=MOST)]], Field(min_length=1), Share()]
-
-
-class SwitchAtPlateau(Section):
-    kind: Literal["plateau"]
-    window: Steps = 20
-    improvement: float = Field(0.02, ge=0, lt=1)
-    min_steps: Steps = 20
-    max_steps: Steps = 200
-
-
-SwitchChoice = Annotated[SwitchEvery | SwitchAtPlateau, Field(discriminator="kind")]
 
 
 class BacktrackedTarget(Section):
@@ -102,15 +88,12 @@ class BacktrackedTarget(Section):
 
     kind: Literal["backtracked"]
     nodes: Few
-    record: RecordChoice
-    switch: SwitchChoice
-    optimizer: Optimizer = Optimizer()
+    record: Annotated[Recording, Kinds()]
+    switch: Annotated[Switching, Kinds()]
+    optimizer: OptimizerChoice = Adam()
 
 
 TargetChoice = Annotated[FixedTarget | BacktrackedTarget, Field(discriminator="kind")]
-
-
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class UsualStates(Section):
@@ -151,10 +134,10 @@ class DDILStates(Section):
     """
 
     kind: Literal["ddil"]
-    collected: Probability = 0.25
-    student: Probability = 0.15
-    later_collected: Probability = 0.5
-    later_student: Probability = 0.8
+    collected: Fraction = 0.25
+    student: Fraction = 0.15
+    later_collected: Fraction = 0.5
+    later_student: Fraction = 0.8
     first_part: float = Field(0.6, gt=0, lt=1)
     capacity: Count = 4096
     collect: int = Field(16, ge=1, le=65_536)

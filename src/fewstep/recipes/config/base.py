@@ -1,47 +1,52 @@
-"""What sections of a recipe are made of: strict models, counts that scale with the run, optimizers, times and weights.
+"""What sections of a recipe are made of: strict models, and choices among values that know their name.
 
-A number of steps that is a share of the whole run is marked ``Share``: overriding ``training.steps`` scales it along.
+A section is a model of pydantic, or a value from below (``fewstep.values``), whose text there is the
+only one. A choice among values, networks or sections is open: what is registered or defined when a
+recipe is read can be chosen.
 """
 
 from __future__ import annotations
 
+import abc
+import dataclasses
+import functools
+import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import UnionType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic.fields import FieldInfo
+import annotated_types as at
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SerializerFunctionWrapHandler, TypeAdapter, model_serializer
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fewstep.locations import Hub
+from fewstep.values import Later, Value, hints_of, marks_in
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, and values are not coerced from other types beyond int to float."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = STRICT
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The section of plain values; raises pydantic's ``ValidationError``."""
+        # As JSON, in which a value is a mapping; of Python's objects a strict model wants the value itself.
+        return cls.model_validate_json(json.dumps(values))
 
     @model_serializer(mode="wrap")
     def _as_saved(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Its values, less what is marked ``Later`` and has its default."""
         values: dict[str, Any] = plain(self)
-        return {key: value for key, value in values.items() if not _is_unsaid(type(self).model_fields.get(key), value)}
+        return {key: value for key, value in values.items() if not _is_unsaid(self, key)}
 
 
-class Later:
-    """Marks a setting that earlier versions did not have.
-
-    A section says it only where it has not its default. A run is known by what its recipe says
-    (``runs.identity``), so a run of an earlier version keeps its name.
-    """
-
-
-def _is_unsaid(field: FieldInfo | None, value: Any) -> bool:
-    return field is not None and any(isinstance(mark, Later) for mark in field.metadata) and value == field.default
-
-
-class Share:
-    """Marks a count of steps that keeps its proportion to ``training.steps``."""
+AnySection = Section | Value
+"""A part of a recipe, or a value that is one."""
 
 
 @dataclass(frozen=True)
@@ -60,136 +65,185 @@ class Names:
     file: str | None = None
 
 
-def marks_of(field: FieldInfo) -> Iterator[Any]:
-    """What a field is annotated with, also where the annotation is of one of its alternatives."""
-    yield from field.metadata
-    for part in typing.get_args(field.annotation):
-        yield from getattr(part, "__metadata__", ())
-
-
 WeightsPath = Annotated[str, Names("weights")]
-
-MOST = 99_999_999
-"""Of anything that is counted: a checkpoint's name has eight digits."""
-
-Count = Annotated[int, Field(ge=1, le=MOST)]
-Steps = Annotated[int, Field(ge=1, le=MOST), Share()]
-Positive = Annotated[float, Field(gt=0)]
-Few = Annotated[int, Field(ge=1, le=10_000)]
-"""Points of a grid or steps of a sampler: what is listed in full, or nested, before a run begins."""
-
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Seed = Annotated[int, at.Interval(ge=-(2**63), lt=2**63)]
 """What torch takes as one."""
 
 
-class LogNormal(Section):
-    kind: Literal["log-normal"]
-    mean: float = -1.2
-    std: Positive = 1.2
+class Choice(abc.ABC):
+    """Marks a field that takes one of several sections, told apart by their ``kind``; ``usual``: the kind of a section that says none."""
+
+    usual: str | None = None
+
+    @abc.abstractmethod
+    def options(self, base: Any) -> Mapping[str, type[Any]]:
+        """The sections by kind, of a field that is annotated as a ``base``."""
+
+    def unknown(self, expected: str) -> str:
+        """What a kind must be, ``expected`` being the known ones."""
+        return f"one of {expected}"
+
+    def __get_pydantic_core_schema__(self, base: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        to_plain = core_schema.plain_serializer_function_ser_schema(saved)
+        return core_schema.no_info_plain_validator_function(functools.partial(self.read, base), serialization=to_plain)
+
+    def read(self, base: Any, given: Any) -> Any:
+        """The section of plain values; raises pydantic's errors."""
+        options = self.options(base)
+        if isinstance(given, tuple(options.values())):
+            return given
+        if not isinstance(given, Mapping):
+            raise PydanticCustomError("dict_type", "Input should be an object")
+        kind, expected = given.get("kind", self.usual), ", ".join(f"'{name}'" for name in options)
+        if kind is None:
+            raise PydanticCustomError("union_tag_not_found", "no kind", {"must_be": expected})
+        if not isinstance(kind, str) or kind not in options:
+            raise PydanticCustomError("union_tag_invalid", "unknown kind", {"tag": str(kind), "must_be": self.unknown(expected)})
+        return _adapter(kind, options[kind]).validate_json(json.dumps({"kind": kind, **given}))
 
 
-class Uniform(Section):
-    kind: Literal["uniform"]
-    low: float | None = Field(None, ge=0, le=1)
-    high: float | None = Field(None, ge=0, le=1)
+@dataclass(frozen=True)
+class Kinds(Choice):
+    """Any value of the family of the annotated class."""
+
+    usual: str | None = None
+
+    def options(self, base: Any) -> Mapping[str, type[Any]]:
+        return base.family()
 
 
-class RhoUniform(Section):
-    kind: Literal["rho"]
-    exponent: Positive = 7.0
-    low: Positive | None = None
-    high: Positive | None = None
+class ByName:
+    """Marks a field whose value needs no more than its name, which is what a recipe says; ``known``: the values by name."""
+
+    def __init__(self, known: Mapping[str, Any]):
+        self.known = known
+
+    def __get_pydantic_core_schema__(self, base: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        to_plain = core_schema.plain_serializer_function_ser_schema(self.name_of)
+        return core_schema.no_info_plain_validator_function(self._read, serialization=to_plain)
+
+    def name_of(self, value: Any) -> str:
+        """The name of one of its values."""
+        return next(name for name, known in self.known.items() if known == value)
+
+    def _read(self, given: Any) -> Any:
+        if any(given is known for known in self.known.values()):
+            return given
+        if not isinstance(given, str) or given not in self.known:
+            raise PydanticCustomError("literal_error", "Input should be {names}", {"names": " or ".join(f"'{name}'" for name in self.known)})
+        return self.known[given]
 
 
-TimesChoice = Annotated[LogNormal | Uniform | RhoUniform, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class _Tag:
+    """Puts the kind into the places that errors name, as a union of sections does."""
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, section: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.tagged_union_schema({self.kind: handler(section)}, "kind")
 
 
-class EDMWeighting(Section):
-    kind: Literal["edm"]
-    sigma_data: Positive = 0.5
+def _adapter(kind: str, section: type[Any]) -> TypeAdapter[Any]:
+    if section not in _ADAPTERS:
+        tagged: Any = Annotated[section, _Tag(kind)]
+        _ADAPTERS[section] = TypeAdapter(tagged)
+    return _ADAPTERS[section]
 
 
-class ScoreWeighting(Section):
-    kind: Literal["score"]
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 
-DenoisingWeighting = Annotated[EDMWeighting | ScoreWeighting, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class SectionField:
+    """A field of a section: its annotation, with marks, and its default (``dataclasses.MISSING`` for none)."""
+
+    annotation: Any
+    default: Any
+
+    @property
+    def marks(self) -> list[Any]:
+        """What it is annotated with, also where the annotation is of one of its alternatives."""
+        return list(marks_in(self.annotation))
+
+    @property
+    def sections(self) -> list[type[Any]]:
+        """The sections of which it takes one; none for a plain value."""
+        return list(_sections_in(self.annotation))
 
 
-class Optimizer(Section):
-    """See ``fewstep.training.optimizer``; ``betas`` are Adam's. ``decay_along``: how the rate falls. ``clip``: bound on the gradient's norm, null for none."""
-
-    kind: Literal["adam", "sgd"] = "adam"
-    lr: Positive = 1e-4
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.999], min_length=2, max_length=2)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup: int = Field(0, ge=0, le=MOST)
-    decay: float = Field(0.0, ge=0, le=1)
-    decay_along: Annotated[Literal["cosine", "line"], Later()] = "cosine"
-    clip: Positive | None = None
-
-    @model_validator(mode="after")
-    def _betas_are_adams(self) -> Optimizer:
-        if self.kind == "sgd" and self.betas != [0.0, 0.999]:
-            raise ValueError(f"'betas' are {self.betas}, but 'kind: sgd' has none; leave them out")
-        return self
+def fields_of(section: type[Any]) -> dict[str, SectionField]:
+    """The fields of a section, whether a model or a value."""
+    if section not in _FIELDS:
+        _FIELDS[section] = _of_model(section) if issubclass(section, BaseModel) else _of_value(section)
+    return _FIELDS[section]
 
 
-class SquaredL2Distance(Section):
-    kind: Literal["l2"]
+_FIELDS: dict[type[Any], dict[str, SectionField]] = {}
 
 
-class L1Distance(Section):
-    kind: Literal["l1"]
+def _of_model(section: type[BaseModel]) -> dict[str, SectionField]:
+    found = {}
+    for name, field in section.model_fields.items():
+        default = dataclasses.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+        found[name] = SectionField(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, default)
+    return found
 
 
-class PseudoHuberDistance(Section):
-    """``c``: 0.00054 times the root of the number of dimensions unless given (Song and Dhariwal 2023)."""
-
-    kind: Literal["pseudo-huber"]
-    c: Positive | None = None
+def _of_value(section: type[Any]) -> dict[str, SectionField]:
+    hints = hints_of(section)
+    return {field.name: SectionField(hints[field.name], field.default) for field in dataclasses.fields(section)}
 
 
-class PerceptualDistance(Section):
-    """In the feature space of the evaluation."""
-
-    kind: Literal["perceptual"]
-
-
-DistanceChoice = Annotated[SquaredL2Distance | L1Distance | PseudoHuberDistance | PerceptualDistance, Field(discriminator="kind")]
+def is_section(value: Any) -> bool:
+    """Whether a field's value has fields of its own."""
+    return isinstance(value, (BaseModel, Value))
 
 
-class SolverChoice(Section):
-    rule: Literal["euler", "heun", "dpm2m"] = "dpm2m"
-    grid: Literal["rho", "log-snr", "uniform"] = "rho"
+def replaced(section: Any, changes: Mapping[str, Any]) -> Any:
+    """The section with other values, which are not validated."""
+    return section.model_copy(update=changes) if isinstance(section, BaseModel) else dataclasses.replace(section, **changes)
 
 
-class ChurnChoice(Section):
-    """The stochastic sampler of Karras et al. 2022 (Alg. 2): ``amount`` is its S_churn, ``low`` and ``high`` S_min and S_max (sigma / alpha; no bound above unless given), ``noise`` S_noise.
-
-    ``from_steps``: with fewer steps nothing is added, so that a recipe measures its teacher in few steps without, and in many with it, as the paper does.
-    """
-
-    amount: float = Field(0.0, ge=0, le=1e6)
-    low: float = Field(0.0, ge=0, le=1e6)
-    high: Positive | None = None
-    noise: float = Field(1.0, gt=0, le=100)
-    from_steps: Count = 1
-
-    @model_validator(mode="after")
-    def _levels_in_order(self) -> Self:
-        if self.high is not None and self.low > self.high:
-            raise ValueError(f"'low' is {self.low:g} and 'high' {self.high:g}; the level from which noise is added must not lie above that up to which it is")
-        return self
+def saved(section: Any) -> Any:
+    """The plain values of a section as a recipe's file has them."""
+    if isinstance(section, BaseModel):
+        return section.model_dump(mode="json")
+    if isinstance(section, Value):
+        return {name: _said(field, getattr(section, name)) for name, field in fields_of(type(section)).items() if not _is_unsaid(section, name)}
+    return [saved(each) for each in section] if isinstance(section, (list, tuple)) else section
 
 
-class SamplerChoice(SolverChoice):
-    """How a teacher's samples are made: a solver, and the noise added at its steps."""
+def _said(field: SectionField, value: Any) -> Any:
+    by_name = next((mark for mark in field.marks if isinstance(mark, ByName)), None)
+    return saved(value) if by_name is None else by_name.name_of(value)
 
-    churn: ChurnChoice = ChurnChoice()
 
-    @model_validator(mode="after")
-    def _has_no_memory(self) -> Self:
-        if self.churn.amount and self.rule == "dpm2m":
-            raise ValueError("'churn' goes with the rules euler and heun only, since dpm2m extrapolates from its last step; set 'rule: heun' or leave 'churn' out")
-        return self
+def kind_of_section(section: type[Any]) -> str | None:
+    """The one kind that a section is of, None for a section without one."""
+    field = fields_of(section).get("kind")
+    options = _literals(field.annotation) if field is not None else ()
+    return options[0] if len(options) == 1 else None
+
+
+def _is_unsaid(section: Any, name: str) -> bool:
+    field = fields_of(type(section)).get(name)
+    return field is not None and any(isinstance(mark, Later) for mark in field.marks) and getattr(section, name) == field.default
+
+
+def _literals(annotation: Any) -> Sequence[str]:
+    if typing.get_origin(annotation) is Annotated:
+        return _literals(typing.get_args(annotation)[0])
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Any]]:
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        choice = next((mark for mark in parts[1:] if isinstance(mark, Choice)), None)
+        yield from _sections_in(parts[0]) if choice is None else choice.options(parts[0]).values()
+    elif origin in (typing.Union, UnionType):
+        for part in parts:
+            yield from _sections_in(part)
+    elif isinstance(annotation, type) and issubclass(annotation, (BaseModel, Value)):
+        yield annotation

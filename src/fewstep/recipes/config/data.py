@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import abc
 from math import prod
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fewstep.caches import cache_folder
+from fewstep.data import Dataset, digits, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
-from fewstep.recipes.config.base import Few, Names, Section, Seed
+from fewstep.data.convert import huggingface, webdataset
+from fewstep.data.mixture import sampled
+from fewstep.data.synthetic import waves
+from fewstep.errors import UserError
+from fewstep.locations import absolute, folder_or_id
+from fewstep.recipes.config.base import Names, Section, Seed
+from fewstep.recipes.given import given_data
+from fewstep.schedule import KarrasVE
+from fewstep.values import Few
 
 _MOST_VALUES = 2**24
 
 
-class DigitsData(Section):
+class _Data(Section, abc.ABC):
+    @abc.abstractmethod
+    def open(self) -> Dataset:
+        """The data set; one of another library is turned into a zip in the cache folder first, once."""
+
+
+class DigitsData(_Data):
     kind: Literal["digits"]
 
+    def open(self) -> Dataset:
+        return digits()
 
-class MixtureData(Section):
+
+class MixtureData(_Data):
     """``components`` round Gaussians with means uniform in a square (App. E.2); ``samples`` of them stand for the data set."""
 
     kind: Literal["random-mixture"]
@@ -27,8 +47,13 @@ class MixtureData(Section):
     samples: int = Field(10_000, ge=2, le=10_000_000)
     seed: Seed = 0
 
+    def open(self) -> Dataset:
+        # The mixture's schedule plays no part in its clean samples.
+        mixture = random_mixture(KarrasVE(), self.components, self.half_width, self.std, self.seed)
+        return sampled(mixture, self.samples, self.seed)
 
-class _ImageSet(Section):
+
+class _ImageSet(_Data, abc.ABC):
     """``size``: pixels a side of the centred square that each image is resized to, null to take them as they are; values are always in [-1, 1]."""
 
     size: Few | None = None
@@ -45,6 +70,13 @@ class ImagesData(_ImageSet):
     channels: Literal[1, 3] = 3
     classes: int | None = Field(None, ge=0, le=MOST_CLASSES)
 
+    def open(self) -> Dataset:
+        images = open_images(absolute(self.path), self.size, self.labels, self.channels)
+        if self.classes is not None and images.classes != self.classes:
+            remedy = "use the set that the recipe is for, or correct 'data.classes'."
+            raise UserError(f"{self.path}: has {images.classes} classes, 'data.classes' says {self.classes}; {remedy}")
+        return images
+
 
 class HuggingFaceData(_ImageSet):
     """An image set of the Hugging Face hub or a local folder of one, by the columns ``image`` and ``label`` (null for no classes). ``revision``: of the set, null for the newest."""
@@ -56,6 +88,10 @@ class HuggingFaceData(_ImageSet):
     label: str | None = None
     revision: str | None = None
 
+    def open(self) -> Dataset:
+        name = folder_or_id(self.name, "data sets")
+        return open_images(huggingface(cache_folder() / "data", name, self.split, self.image, self.label, self.revision, self.size))
+
 
 class WebDatasetData(_ImageSet):
     """WebDataset shards at ``urls``, paths or http addresses with braces (``train-{000..099}.tar``). ``label``: extension of the file with the class's number (``cls``), null for none."""
@@ -64,8 +100,21 @@ class WebDatasetData(_ImageSet):
     urls: Annotated[str, Names("data")]
     label: str | None = None
 
+    def open(self) -> Dataset:
+        return open_images(webdataset(cache_folder() / "data", self.urls, self.label, self.size))
 
-class WavesData(Section):
+
+class GivenData(_Data):
+    """A data set of the caller's own, by the name under which Python has it (``recipes.given``)."""
+
+    kind: Literal["given"]
+    name: str = Field(min_length=1)
+
+    def open(self) -> Dataset:
+        return given_data(self.name)
+
+
+class WavesData(_Data):
     """Made-up images (channels, height, width), for rehearsals; see ``fewstep.data.synthetic``."""
 
     kind: Literal["waves"]
@@ -74,6 +123,10 @@ class WavesData(Section):
     samples: int = Field(64, ge=2, le=10_000_000)
     seed: Seed = 0
 
+    def open(self) -> Dataset:
+        channels, height, width = self.shape
+        return waves((channels, height, width), self.classes, self.samples, self.seed)
+
     @model_validator(mode="after")
     def _fits_in_memory(self) -> WavesData:
         if self.samples * prod(self.shape) > _MOST_VALUES:
@@ -81,4 +134,4 @@ class WavesData(Section):
         return self
 
 
-DataChoice = Annotated[DigitsData | MixtureData | WavesData | ImagesData | HuggingFaceData | WebDatasetData, Field(discriminator="kind")]
+DataChoice = Annotated[DigitsData | MixtureData | WavesData | ImagesData | HuggingFaceData | WebDatasetData | GivenData, Field(discriminator="kind")]

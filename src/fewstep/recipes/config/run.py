@@ -6,21 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.recipes.config.base import Count, Few, Names, Positive, SamplerChoice, Section, Seed, WeightsPath
-
-
-class HalfLifeAverage(Section):
-    kind: Literal["half-life"]
-    steps: float = Field(200.0, ge=0)
-    ramp: float = Field(0.05, ge=0)
-
-
-class PowerAverage(Section):
-    kind: Literal["power"]
-    std: float = Field(0.1, gt=0, lt=0.288)
-
-
-AverageChoice = Annotated[HalfLifeAverage | PowerAverage, Field(discriminator="kind")]
+from fewstep.denoisers import HalfLife
+from fewstep.denoisers.average import Decay
+from fewstep.recipes.config.base import Kinds, Names, Section, Seed, WeightsPath
+from fewstep.recipes.config.values import SamplerChoice
+from fewstep.values import Count, Few, Positive
 
 
 class Training(Section):
@@ -38,7 +28,7 @@ class Training(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     recompute: bool = False
     accumulate: Few = 1
-    average: AverageChoice = HalfLifeAverage(kind="half-life")
+    average: Annotated[Decay, Kinds()] = HalfLife()
     log_every: Count = 20
     checkpoint_every: Count = 500
     keep: Count = 2
@@ -80,7 +70,14 @@ class InceptionFeatures(Section):
     weights: WeightsPath | None = None
 
 
-FeaturesChoice = Annotated[DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures, Field(discriminator="kind")]
+class GivenFeatures(Section):
+    """A feature space of the caller's own, by its name (``recipes.given``)."""
+
+    kind: Literal["given"]
+    name: str = Field(min_length=1)
+
+
+FeaturesChoice = Annotated[DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures | GivenFeatures, Field(discriminator="kind")]
 
 
 class Evaluation(Section):

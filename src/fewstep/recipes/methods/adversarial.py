@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from math import prod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
-from fewstep.objectives import Delta, DistributionMatching, ScoreMatching
+from fewstep.objectives import Delta, DistributionMatching, EDMWeight, ExponentialWeight, MatchingWeight, ScoreMatching, SDSWeight
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, TeacherTrunk, build_adversary
 from fewstep.recipes.axes import Transitions, build_states, started_states, teacher_transition
 from fewstep.recipes.backtracking import build_target
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
-from fewstep.recipes.parts import build_denoising_weight, build_matching_weight, build_times
+from fewstep.times import LogNormalTimes
 from fewstep.training import Stage, Term
+from fewstep.values import Few, Positive
 
 
 class AdversarialDiffusionMethod(Method):
     """``distillation``: the weight of the distillation's term, a mean over dimensions (the paper's lambda, 2.5, against an adversarial weight of 1); ``weighting``: the paper's two."""
 
     kind: Literal["adversarial-diffusion"]
-    weighting: Literal["exponential", "sds"] = "exponential"
-    distillation: config.Positive = 2.5
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    weighting: Annotated[MatchingWeight, config.ByName({"exponential": ExponentialWeight(), "sds": SDSWeight()})] = ExponentialWeight()
+    distillation: Positive = 2.5
+    times: config.TimesChoice = LogNormalTimes()
     adversarial: AdversarialChoice = TeacherTrunk(kind="teacher-trunk", weight=1.0, loss="hinge", r1=1e-5)
-    steps: config.Few = 4
+    steps: Few = 4
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), True, roles=("teacher", "student"))
 
@@ -43,9 +44,9 @@ class AdversarialDiffusionMethod(Method):
         transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True, anywhere=True)
         states = build_states(context, transitions.data, transitions)
         degraded = copy_of(context.original)
-        recorded_by = ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
+        recorded_by = ScoreMatching(degraded, student, self.times, EDMWeight())
         target = build_target(context, degraded, recorded_by, states, None, learned=False)
-        matching = DistributionMatching(student, Delta(), target.target, build_times(self.times), build_matching_weight(self.weighting))
+        matching = DistributionMatching(student, Delta(), target.target, self.times, self.weighting)
         fools, critics = build_adversary(self.adversarial, context, states, [])
         # Distribution matching sums over dimensions; the paper's distance, which lambda weighs against logits, is a mean.
         terms = [Term(matching, states, self.distillation / prod(context.space.shape), "distillation"), fools]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
 
 from fewstep.denoisers import Averaged, Denoiser, NetworkDenoiser
-from fewstep.objectives import ScoreMatching
+from fewstep.objectives import PseudoHuber, ScoreMatching
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
-from fewstep.recipes.parts import build_grid, build_optimizer
+from fewstep.solvers import EULER, HEUN, Rule
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior, States
 from fewstep.targets import DegradationPath
-from fewstep.training import Phase, Stage, Term
+from fewstep.times import RhoGrid
+from fewstep.training import Adam, Optimizer, Phase, Stage, Term
+from fewstep.values import Few
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Method(config.Section, abc.ABC):
     """A section ``method`` of a recipe."""
 
     traits: ClassVar[Traits]
-    optimizer: config.Optimizer = config.Optimizer()
+    optimizer: config.OptimizerChoice = Adam()
 
     @property
     def in_force(self) -> Traits:
@@ -96,16 +98,16 @@ class GridMethod(Method, abc.ABC):
     """
 
     points: int = Field(18, ge=2, le=10_000)
-    rule: Literal["euler", "heun"] = "heun"
-    grid: Literal["rho", "log-snr", "uniform"] = "rho"
-    distance: config.DistanceChoice = config.PseudoHuberDistance(kind="pseudo-huber")
+    rule: Annotated[Rule, config.ByName({rule.name: rule for rule in (EULER, HEUN)})] = HEUN
+    grid: config.GridName = RhoGrid()
+    distance: config.DistanceChoice = PseudoHuber()
     ema: float = Field(20.0, ge=0)
-    steps: config.Few = 2
+    steps: Few = 2
 
     def grid_times(self, context: Context) -> tuple[float, ...]:
         """The grid, (points + 1,)."""
         schedule = context.schedule
-        return tuple(build_grid(self.grid).between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
+        return tuple(self.grid.between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
 
     def coarse(self, times: Sequence[float], steps: int) -> tuple[float, ...]:
         """The times of a trajectory of ``steps`` steps, down to 0: the nearest of the grid's, on which the states must stand."""
@@ -127,12 +129,12 @@ Hook = Callable[[int, Any], None]
 
 def student_phase(context: Context, terms: Sequence[Term], every: int = 1, hook: Hook | None = None, averages: Sequence[Averaged] = (), warmup: int | None = None) -> Phase:
     """The phase that trains the student; the run's average follows it, and ``averages`` besides."""
-    choice = context.method.optimizer
-    optimizer = build_optimizer(choice if warmup is None else choice.model_copy(update={"warmup": warmup}))
+    optimizer = context.method.optimizer
+    optimizer = optimizer if warmup is None else replace(optimizer, warmup=warmup)
     student = context.student
-    return Phase("student", student.model, terms, optimizer, every, choice.clip, hook, (context.average, *averages), student.trainable)
+    return Phase("student", student.model, terms, optimizer, every, hook, (context.average, *averages), student.trainable)
 
 
-def trained(name: str, network: nn.Module, terms: Sequence[Term], choice: config.Optimizer, trainable: nn.Module | None = None) -> Phase:
+def trained(name: str, network: nn.Module, terms: Sequence[Term], optimizer: Optimizer, trainable: nn.Module | None = None) -> Phase:
     """A phase of another network than the student's."""
-    return Phase(name, network, terms, build_optimizer(choice), clip=choice.clip, trainable=trainable)
+    return Phase(name, network, terms, optimizer, trainable=trainable)

@@ -12,17 +12,15 @@ from pydantic import Field, model_validator
 
 from fewstep.denoisers import Averaged, Boundary, Denoiser, Guided, HalfLife, NetworkDenoiser, grown_denoiser
 from fewstep.objectives import ConsistencyDistillation, Ladder
-from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, GridMethod, Traits, student_phase
 from fewstep.recipes.methods.progressive import GuidanceRange
-from fewstep.recipes.parts import build_distance
-from fewstep.solvers import RULES
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
 from fewstep.training import Stage, Term
+from fewstep.values import Few, name_of
 
 
 class ConsistencyMethod(GridMethod):
@@ -31,10 +29,10 @@ class ConsistencyMethod(GridMethod):
     """
 
     kind: Literal["consistency"]
-    skip: config.Few = 1
-    intervals: config.Few = 1
+    skip: Few = 1
+    intervals: Few = 1
     guidance: GuidanceRange | None = None
-    rollout_steps: list[config.Few] = Field([3, 4, 5], min_length=1)
+    rollout_steps: list[Few] = Field([3, 4, 5], min_length=1)
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"), usual_roles=("teacher", "target"))
 
@@ -68,7 +66,7 @@ class ConsistencyMethod(GridMethod):
     @property
     def sampling(self) -> Sampling:
         guidance = None if self.guidance is None else self.guidance.sample_at
-        return Sampling("ddim" if self.intervals > 1 else "renoise", self.grid, self.steps_of_student, guidance=guidance)
+        return Sampling("ddim" if self.intervals > 1 else "renoise", name_of(self.grid), self.steps_of_student, guidance=guidance)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         return copy if self.guidance is None else grown_denoiser(copy, guidance=True)
@@ -88,8 +86,8 @@ class ConsistencyMethod(GridMethod):
         assert isinstance(averaged, Denoiser)
         # The guided estimate is what leaves the data's range, so the threshold comes after it.
         teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
-        distance = build_distance(self.distance, context.features, context.space)
-        objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, RULES[self.rule], distance)
+        distance = self.distance.within(context.features)
+        objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, self.rule, distance)
         grids = {steps: self.coarse(times, steps) for steps in self.rollout_steps}
         transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, ladder.starts), grids=grids)
         states = build_states(context, transitions.data, transitions)

@@ -10,19 +10,20 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fewstep.denoisers import Denoiser, Rescheduled
-from fewstep.objectives import EndpointRegression, VelocityRegression
+from fewstep.objectives import EndpointRegression, SquaredL2, VelocityRegression
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
-from fewstep.recipes.parts import build_distance, fitting_grid
+from fewstep.recipes.parts import fitting_grid
 from fewstep.recipes.shares import divided, drawn, extended, planned
 from fewstep.schedule import RectifiedFlow
-from fewstep.solvers import RULES, FlowMap, Rescaled, Solver
+from fewstep.solvers import HEUN, FlowMap, Rescaled, Solver
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Pairs, Prior
 from fewstep.times import UniformGrid
 from fewstep.training import Stage, Term
 from fewstep.training.actions import MakePairs
+from fewstep.values import Few
 
 
 class RectifiedFlowMethod(Method):
@@ -32,14 +33,14 @@ class RectifiedFlowMethod(Method):
     """
 
     kind: Literal["rectified-flow"]
-    reflows: config.Few = 1
+    reflows: Few = 1
     pairs: int = Field(20_000, ge=1, le=10_000_000)
-    solver: config.SolverChoice = config.SolverChoice(rule="heun")
-    solver_steps: config.Few = 18
-    flow_steps: config.Few = 20
+    solver: config.SolverChoice = config.SolverChoice(rule=HEUN)
+    solver_steps: Few = 18
+    flow_steps: Few = 20
     distil: float = Field(0.4, ge=0, lt=1)
-    distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
-    steps: config.Few = 1
+    distance: config.DistanceChoice = SquaredL2()
+    steps: Few = 1
 
     traits: ClassVar[Traits] = Traits(
         frozenset(),
@@ -81,7 +82,7 @@ class RectifiedFlowMethod(Method):
             stages.append(Stage(f"reflow-{index + 1}", length, [student_phase(context, [term])], [action]))
         if distils:
             pairs, action = self._couple(context, self._of_flow(context), "pairs-last", lengths[-1])
-            objective = EndpointRegression(context.student.model, build_distance(self.distance, context.features, context.space))
+            objective = EndpointRegression(context.student.model, self.distance.within(context.features))
             stages.append(Stage("distill", lengths[-1], [student_phase(context, [Term(objective, pairs, name="regression")])], [action]))
         return Built(extended(stages, context.training))
 
@@ -91,7 +92,7 @@ class RectifiedFlowMethod(Method):
 
     def _of_teacher(self, context: Context) -> FlowMap:
         schedule = context.original.schedule
-        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], fitting_grid(self.solver, schedule, "method.solver"))
+        solver = Solver(context.teacher, self.solver_steps, self.solver.rule, fitting_grid(self.solver, schedule, "method.solver"))
         return Rescaled(solver, schedule.prior_scale, schedule.t_max)
 
     def _of_flow(self, context: Context) -> FlowMap:

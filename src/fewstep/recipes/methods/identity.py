@@ -6,15 +6,16 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.objectives import ScoreIdentity, ScoreMatching
+from fewstep.objectives import DMDWeight, ScoreIdentity, ScoreMatching
 from fewstep.recipes import config
 from fewstep.recipes.axes import trajectory_states
 from fewstep.recipes.backtracking import build_target
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
-from fewstep.recipes.methods.matching import LearnedFake, MatchingWeighting, recorded, several_steps, started
-from fewstep.recipes.parts import build_denoising_weight, build_matching_weight, build_times
+from fewstep.recipes.methods.matching import LearnedFake, recorded, several_steps, started
+from fewstep.times import LogNormalTimes
 from fewstep.training import Stage, Term
+from fewstep.values import Few
 
 
 class IdentityMethod(Method):
@@ -22,10 +23,10 @@ class IdentityMethod(Method):
 
     kind: Literal["sid"]
     alpha: float = Field(1.2, ge=0)
-    weighting: MatchingWeighting = MatchingWeighting(kind="dmd")
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    weighting: config.MatchingWeighting = DMDWeight()
+    times: config.TimesChoice = LogNormalTimes()
     fake: LearnedFake = LearnedFake(kind="learned")
-    steps: config.Few = 1
+    steps: Few = 1
 
     traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
 
@@ -48,10 +49,10 @@ class IdentityMethod(Method):
     def build(self, context: Context) -> Built:
         student, fake = context.student.model, started(self.fake, context)
         states = trajectory_states(context, self.steps)
-        learning = ScoreMatching(fake, student, build_times(self.fake.times), build_denoising_weight(self.fake.weighting))
+        learning = ScoreMatching(fake, student, self.fake.times, self.fake.weighting)
         degraded, recorded_by, start = recorded(self.fake, learning, context)
         target = build_target(context, degraded, recorded_by, states, start, learned=True)
-        objective = ScoreIdentity(student, context.reflected(fake, "fake"), target.target, build_times(self.times), self.alpha, build_matching_weight(self.weighting.kind))
+        objective = ScoreIdentity(student, context.reflected(fake, "fake"), target.target, self.times, self.alpha, self.weighting)
         phases = [
             student_phase(context, [Term(objective, states, name="identity")], self.student_every, target.hook),
             trained("fake", fake, [Term(learning, states, name="fake score")], self.fake.optimizer),

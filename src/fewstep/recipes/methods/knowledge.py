@@ -7,17 +7,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.objectives import EndpointRegression
+from fewstep.objectives import EndpointRegression, SquaredL2
 from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
-from fewstep.recipes.parts import build_distance, fitting_grid
+from fewstep.recipes.parts import fitting_grid
 from fewstep.recipes.shares import drawn, planned
-from fewstep.solvers import RULES, Solver
+from fewstep.solvers import HEUN, Solver
 from fewstep.states import Pairs
 from fewstep.training import Stage, Term
 from fewstep.training.actions import MakePairs
+from fewstep.values import Few
 
 
 class StoredPairs(config.Section):
@@ -41,10 +42,10 @@ class KnowledgeMethod(Method):
 
     kind: Literal["knowledge"]
     pairs: PairsChoice = StoredPairs(kind="stored")
-    solver: config.SolverChoice = config.SolverChoice(rule="heun")
-    solver_steps: config.Few = 18
-    distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
-    steps: config.Few = 1
+    solver: config.SolverChoice = config.SolverChoice(rule=HEUN)
+    solver_steps: Few = 18
+    distance: config.DistanceChoice = SquaredL2()
+    steps: Few = 1
 
     traits: ClassVar[Traits] = Traits(frozenset(), False, roles=("teacher", "student"), usual_roles=("teacher",))
 
@@ -71,8 +72,8 @@ class KnowledgeMethod(Method):
     def build(self, context: Context) -> Built:
         student = context.student.model
         grid = fitting_grid(self.solver, context.schedule, "method.solver", context.prior.time)
-        solver = Solver(context.teacher, self.solver_steps, RULES[self.solver.rule], grid)
-        distance = build_distance(self.distance, context.features, context.space)
+        solver = Solver(context.teacher, self.solver_steps, self.solver.rule, grid)
+        distance = self.distance.within(context.features)
         if isinstance(self.pairs, StoredPairs):
             path = context.folder / "pairs.safetensors"
             begin = [MakePairs(solver, context.prior, drawn(self.pairs.count, planned(context.training), context.training), path, context.training.seed, device=context.works_on)]

@@ -27,7 +27,7 @@ from torch import nn
 from fewstep.denoisers import NetworkDenoiser, copy_of
 from fewstep.networks import add_adapter, build, describe
 from fewstep.networks.lora import fold_adapter
-from fewstep.objectives import DistributionMatching, EndpointRegression, ScoreMatching
+from fewstep.objectives import DistributionMatching, DMDWeight, EDMWeight, EndpointRegression, ScoreMatching, SquaredL2
 from fewstep.objectives.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, build_adversary
@@ -35,25 +35,23 @@ from fewstep.recipes.axes import trajectory_states
 from fewstep.recipes.backtracking import build_target
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
-from fewstep.recipes.parts import build_denoising_weight, build_distance, build_matching_weight, build_times, fitting_grid
+from fewstep.recipes.parts import fitting_grid
 from fewstep.recipes.shares import drawn, planned
-from fewstep.solvers import RULES, Solver
+from fewstep.solvers import HEUN, Solver
 from fewstep.states import Pairs, States
-from fewstep.training import Phase, Stage, Term
+from fewstep.times import LogNormalTimes
+from fewstep.training import Adam, Phase, Stage, Term
 from fewstep.training.actions import Action, MakePairs
-
-
-class MatchingWeighting(config.Section):
-    kind: Literal["dmd", "diff-instruct", "plain", "sds", "exponential"]
+from fewstep.values import Few, Positive
 
 
 class _TrainedFake(config.Section):
     """``times`` and ``weighting``: of its denoising. ``updates``: of it, for one of the student."""
 
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
-    weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
-    optimizer: config.Optimizer = config.Optimizer()
-    updates: config.Few = 1
+    times: config.TimesChoice = LogNormalTimes()
+    weighting: config.DenoisingWeighting = EDMWeight()
+    optimizer: config.OptimizerChoice = Adam()
+    updates: Few = 1
 
 
 class LearnedFake(_TrainedFake):
@@ -67,8 +65,8 @@ class LowRankFake(_TrainedFake):
     """The teacher with a low-rank adapter, which alone is trained (VSD). Its base is its own: it stays when the target moves."""
 
     kind: Literal["lora"]
-    rank: config.Few = 8
-    scale: config.Positive = 1.0
+    rank: Few = 8
+    scale: Positive = 1.0
 
 
 class DeltaFake(config.Section):
@@ -81,7 +79,7 @@ class FieldFake(config.Section):
     """The stable target field of ``samples``: the sample itself and fresh ones (the unbiased estimate)."""
 
     kind: Literal["field"]
-    samples: config.Few = 64
+    samples: Few = 64
 
 
 FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(discriminator="kind")]
@@ -90,21 +88,21 @@ FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(
 class Regression(config.Section):
     """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs`` (no more than the run draws) made once by ``steps`` steps of the solver."""
 
-    weight: config.Positive = 0.25
+    weight: Positive = 0.25
     pairs: int = Field(5000, ge=1, le=10_000_000)
-    steps: config.Few = 18
-    solver: config.SolverChoice = config.SolverChoice(rule="heun")
-    distance: config.DistanceChoice = config.SquaredL2Distance(kind="l2")
+    steps: Few = 18
+    solver: config.SolverChoice = config.SolverChoice(rule=HEUN)
+    distance: config.DistanceChoice = SquaredL2()
 
 
 class DistributionMatchingMethod(Method):
     """See the module's docstring."""
 
     kind: Literal["distribution-matching"]
-    weighting: MatchingWeighting = MatchingWeighting(kind="dmd")
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
+    weighting: config.MatchingWeighting = DMDWeight()
+    times: config.TimesChoice = LogNormalTimes()
     fake: FakeChoice = LearnedFake(kind="learned")
-    steps: config.Few = 1
+    steps: Few = 1
     regression: Regression | None = None
     adversarial: AdversarialChoice | None = None
 
@@ -136,13 +134,13 @@ class DistributionMatchingMethod(Method):
         student = context.student.model
         states = trajectory_states(context, self.steps)
         fake, phases, objective = self._fake(context, states)
-        if objective is not None and not isinstance(self.fake, (DeltaFake, FieldFake)):
+        if objective is not None and isinstance(self.fake, (LearnedFake, LowRankFake)):
             degraded, recorded_by, start = recorded(self.fake, objective, context)
         else:
             degraded, start = copy_of(context.original), None
-            recorded_by = ScoreMatching(degraded, student, build_times(self.times), build_denoising_weight(config.EDMWeighting(kind="edm")))
+            recorded_by = ScoreMatching(degraded, student, self.times, EDMWeight())
         target = build_target(context, degraded, recorded_by, states, start, learned=objective is not None)
-        matching = DistributionMatching(student, fake, target.target, build_times(self.times), build_matching_weight(self.weighting.kind))
+        matching = DistributionMatching(student, fake, target.target, self.times, self.weighting)
         terms, begin = [Term(matching, states, name="matching")], list(target.begin)
         if self.regression is not None:
             term, action = self._regression(context, self.regression)
@@ -166,16 +164,16 @@ class DistributionMatchingMethod(Method):
             adapter = add_adapter(network, choice.rank, choice.scale, context.training.seed)
         else:
             network = started(choice, context)
-        objective = ScoreMatching(network, student, build_times(choice.times), build_denoising_weight(choice.weighting))
+        objective = ScoreMatching(network, student, choice.times, choice.weighting)
         phase = trained("fake", network, [Term(objective, states, name="fake score")], choice.optimizer, adapter)
         return Learned(context.reflected(network, "fake")), [phase], objective
 
     def _regression(self, context: Context, choice: Regression) -> tuple[Term, Action]:
         path = context.folder / "pairs.safetensors"
         grid = fitting_grid(choice.solver, context.schedule, "method.regression.solver", context.prior.time)
-        solver = Solver(context.teacher, choice.steps, RULES[choice.solver.rule], grid)
+        solver = Solver(context.teacher, choice.steps, choice.solver.rule, grid)
         pairs = Pairs(path, context.schedule, context.prior.time)
-        term = Term(EndpointRegression(context.denoising_student, build_distance(choice.distance, context.features, context.space), None), pairs, choice.weight, "regression")
+        term = Term(EndpointRegression(context.denoising_student, choice.distance.within(context.features), None), pairs, choice.weight, "regression")
         count = drawn(choice.pairs, planned(context.training), context.training)
         return term, MakePairs(solver, context.prior, count, path, context.training.seed, device=context.works_on)
 

@@ -13,7 +13,7 @@ from fewstep.denoisers import Denoiser, Guided, NetworkDenoiser, copy_of, freeze
 from fewstep.objectives import Imitation, ProgressiveDistillation
 from fewstep.objectives.progressive import SNRPlusOne, TruncatedSNR
 from fewstep.objectives.score_matching import DenoisingWeight
-from fewstep.prediction import prediction_from
+from fewstep.prediction import Prediction
 from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
@@ -22,7 +22,9 @@ from fewstep.recipes.shares import divided, extended, planned
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
+from fewstep.times import RhoGrid
 from fewstep.training import Copy, Stage, Term
+from fewstep.values import Later, Positive, name_of
 
 
 class GuidanceRange(config.Section):
@@ -43,7 +45,7 @@ class GuidanceRange(config.Section):
 
 
 Power = Annotated[int, Field(ge=1, le=10_000)]
-Parts = Annotated[list[config.Positive], Field(min_length=1, max_length=2)]
+Parts = Annotated[list[Positive], Field(min_length=1, max_length=2)]
 
 
 class ProgressiveMethod(Method):
@@ -56,15 +58,15 @@ class ProgressiveMethod(Method):
     kind: Literal["progressive"]
     start: Power = 32
     steps: Power = 4
-    weighting: Literal["truncated-snr", "snr+1"] = "truncated-snr"
-    growth: config.Positive = 1.25
+    weighting: Annotated[DenoisingWeight, config.ByName({"truncated-snr": TruncatedSNR(), "snr+1": SNRPlusOne()})] = TruncatedSNR()
+    growth: Positive = 1.25
     parts: Literal[1, 2] = 1
     convert: Literal["x0", "eps", "v"] | None = None
     guidance: GuidanceRange | None = None
     prepare: float = Field(0.15, gt=0, lt=1)
     sample_with: Literal["euler", "dpm2m"] = "euler"
-    rounds: Annotated[list[Parts] | None, config.Later()] = None
-    grid: Annotated[Literal["rho", "log-snr", "uniform"], config.Later()] = "rho"
+    rounds: Annotated[list[Parts] | None, Later()] = None
+    grid: Annotated[config.GridName, Later()] = RhoGrid()
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student"), usual_roles=("teacher",))
 
@@ -89,11 +91,11 @@ class ProgressiveMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("ddim", self.grid, self.steps, guidance=None if self.guidance is None else self.guidance.sample_at, rule=self.sample_with)
+        return Sampling("ddim", name_of(self.grid), self.steps, guidance=None if self.guidance is None else self.guidance.sample_at, rule=self.sample_with)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         if self.convert is not None:
-            copy = NetworkDenoiser(copy.network, copy.schedule, prediction_from({"kind": self.convert}), copy.inputs, copy.shape, copy.classes)
+            copy = NetworkDenoiser(copy.network, copy.schedule, Prediction.from_description({"kind": self.convert}), copy.inputs, copy.shape, copy.classes)
         return copy if self.guidance is None else grown_denoiser(copy, guidance=True)
 
     def build(self, context: Context) -> Built:
@@ -131,12 +133,12 @@ class ProgressiveMethod(Method):
 
     def _prepare(self, context: Context, teacher: Denoiser, length: int) -> Stage:
         states = forward_states(context, context.student_times(self.start))
-        objective = Imitation(context.denoising_student, Fixed(teacher), self._weight())
+        objective = Imitation(context.denoising_student, Fixed(teacher), self.weighting)
         return Stage("prepare", length, [student_phase(context, [Term(objective, states, name="imitation")])])
 
     def _round(self, context: Context, teacher: Denoiser, steps: int, parts: Sequence[int], begin: Sequence[Copy]) -> list[Stage]:
         student, times = context.denoising_student, context.student_times(steps)
-        objective = ProgressiveDistillation(student, Fixed(teacher), times, context.student_times(2 * steps), self._weight())
+        objective = ProgressiveDistillation(student, Fixed(teacher), times, context.student_times(2 * steps), self.weighting)
         transitions = Transitions(times, context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, times))
         stages = []
         split = len(parts) == 2
@@ -148,6 +150,3 @@ class ProgressiveMethod(Method):
 
     def guided(self, states: States) -> States:
         return states if self.guidance is None else WithGuidance(states, self.guidance.low, self.guidance.high)
-
-    def _weight(self) -> DenoisingWeight:
-        return TruncatedSNR() if self.weighting == "truncated-snr" else SNRPlusOne()

@@ -9,26 +9,26 @@ from pydantic import Field, model_validator
 from fewstep.denoisers import Averaged, Denoiser, EndJump, HalfLife, NetworkDenoiser, TrajectoryDenoiser, trajectory_of
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
-from fewstep.objectives import Balanced, Denoising, InverseConsistency, Objective, SoftConsistency
+from fewstep.objectives import Balanced, Denoising, EDMWeight, InverseConsistency, Objective, SoftConsistency
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, build_adversary
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, GridMethod, Traits, student_phase
-from fewstep.recipes.parts import build_denoising_weight, build_distance, build_times
-from fewstep.solvers import RULES
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion
 from fewstep.targets import Fixed
+from fewstep.times import LogNormalTimes
 from fewstep.training import Phase, Stage, Term
+from fewstep.values import MOST, Few, Later, Share, name_of
 
 
 class DenoisingTerm(config.Section):
     """Denoising of g(x, t, t) on data, so that the student stays a denoiser on the way; ``weight`` 0 leaves it out."""
 
     weight: float = Field(1.0, ge=0)
-    times: config.TimesChoice = config.LogNormal(kind="log-normal")
-    weighting: config.DenoisingWeighting = config.EDMWeighting(kind="edm")
+    times: config.TimesChoice = LogNormalTimes()
+    weighting: config.DenoisingWeighting = EDMWeight()
 
 
 class TrajectoryMethod(GridMethod):
@@ -37,12 +37,12 @@ class TrajectoryMethod(GridMethod):
     """
 
     kind: Literal["trajectory"]
-    max_steps: config.Few = 3
+    max_steps: Few = 3
     denoising: DenoisingTerm = DenoisingTerm()
     adversarial: AdversarialChoice | None = None
-    adversarial_after: Annotated[int, Field(ge=0, le=config.MOST), config.Share()] = 0
+    adversarial_after: Annotated[int, Field(ge=0, le=MOST), Share()] = 0
     gamma: float = Field(0.0, ge=0, le=1)
-    inversion: Annotated[float, Field(ge=0), config.Later()] = 0.0
+    inversion: Annotated[float, Field(ge=0), Later()] = 0.0
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))
 
@@ -58,7 +58,7 @@ class TrajectoryMethod(GridMethod):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("gamma", self.grid, self.steps, self.gamma)
+        return Sampling("gamma", name_of(self.grid), self.steps, self.gamma)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         return trajectory_of(copy)
@@ -69,8 +69,8 @@ class TrajectoryMethod(GridMethod):
         target = Averaged(student, HalfLife(self.ema, ramp=0.0))
         averaged = target.average
         assert isinstance(averaged, TrajectoryDenoiser)
-        distance = build_distance(self.distance, context.features, context.space)
-        objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
+        distance = self.distance.within(context.features)
+        objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, self.rule, self.max_steps, distance)
         teacher = teacher_transition(context.teacher, 2, context)
         transitions = Transitions((*times[:-1], 0.0), context.student_map, teacher, lambda: forward_states(context, times[:-1]), grids={self.steps: self.coarse(times, self.steps)})
         states = build_states(context, transitions.data, transitions)
@@ -85,9 +85,9 @@ class TrajectoryMethod(GridMethod):
             objective = Balanced(objective, fools.objective, student.network.leave, self.adversarial_after, weight=self.adversarial.weight)
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
-            data = ForwardDiffusion(context.data, context.schedule, build_times(self.denoising.times))
-            terms.append(Term(Denoising(student, build_denoising_weight(self.denoising.weighting)), data, self.denoising.weight, "denoising"))
+            data = ForwardDiffusion(context.data, context.schedule, self.denoising.times)
+            terms.append(Term(Denoising(student, self.denoising.weighting), data, self.denoising.weight, "denoising"))
         if self.inversion > 0:
-            upwards = InverseConsistency(student, averaged, Fixed(context.teacher), times, RULES[self.rule], self.max_steps, distance)
+            upwards = InverseConsistency(student, averaged, Fixed(context.teacher), times, self.rule, self.max_steps, distance)
             terms.append(Term(upwards, forward_states(context, times[1:]), self.inversion, "inversion"))
         return Built([Stage("distill", context.training.steps, [student_phase(context, terms, averages=[target]), *critics])])
