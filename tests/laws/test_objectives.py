@@ -15,6 +15,7 @@ from fewstep import cost
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, GaussianMixture, NetworkDenoiser, StableTargetField, copy_of, freeze
 from fewstep.objectives import (
+    Compared,
     Denoising,
     DiffInstructWeight,
     DistributionMatching,
@@ -125,11 +126,12 @@ def test_two_copies_of_a_network_agree_exactly() -> None:
 def test_weights_are_as_documented(schedule: Schedule) -> None:
     t = torch.linspace(schedule.t_min, 0.99, 6, dtype=torch.float64)
     x0, estimate = normals(6, 1, 2, 2), normals(6, 1, 2, 2, seed=1)
-    torch.testing.assert_close(PlainWeight().at(schedule, t, x0, estimate), schedule.rho(t) ** -2, rtol=1e-12, atol=0)
-    assert DiffInstructWeight().at(schedule, t, x0, estimate).tolist() == [1.0] * 6
+    compared = Compared(schedule, t, x0, x0, estimate, x0, Condition())
+    torch.testing.assert_close(PlainWeight().at(compared), schedule.rho(t) ** -2, rtol=1e-12, atol=0)
+    assert DiffInstructWeight().at(compared).tolist() == [1.0] * 6
     published = torch.stack([1 / (a - b).abs().mean() for a, b in zip(x0, estimate, strict=True)])
-    torch.testing.assert_close(DMDWeight().at(schedule, t, x0, estimate), published, rtol=1e-12, atol=0)
-    assert bool(torch.isfinite(DMDWeight().at(schedule, t, x0, x0)).all())
+    torch.testing.assert_close(DMDWeight().at(compared), published, rtol=1e-12, atol=0)
+    assert bool(torch.isfinite(DMDWeight().at(replace(compared, target_x0=x0))).all())
 
 
 @every_schedule
@@ -147,7 +149,7 @@ def test_the_gradient_of_a_sample_is_the_weighted_difference_of_estimates(schedu
     t = UniformTimes(0.1, 0.9).draw(schedule, Place(4), "matching-time", rows)
     x_t = schedule.add_noise(samples.detach(), t, Place(4).normal("matching-noise", (rows, 2)).double())
     difference = fake(x_t, t) - target(x_t, t)
-    factor = weight.at(schedule, t, samples.detach(), target(x_t, t))[:, None]
+    factor = weight.at(Compared(schedule, t, x_t, samples.detach(), target(x_t, t), fake(x_t, t), Condition()))[:, None]
     assert samples.grad is not None
     torch.testing.assert_close(samples.grad, factor * difference / rows, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(loss.terms["gradient"], (factor * difference).square().mean().sqrt(), rtol=1e-12, atol=0)

@@ -11,7 +11,7 @@ from fewstep.objectives.identity import ScoreIdentity
 from fewstep.objectives.imitation import Imitation
 from fewstep.objectives.ladder import Ladder
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare
-from fewstep.objectives.matching import DiffInstructWeight, DistributionMatching, DMDWeight, ExponentialWeight, MatchingWeight, PlainWeight, SDSWeight
+from fewstep.objectives.matching import Compared, DiffInstructWeight, DistributionMatching, DMDWeight, ExponentialWeight, MatchingWeight, PlainWeight, SDSWeight
 from fewstep.objectives.progressive import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
 from fewstep.objectives.regression import EndpointRegression
 from fewstep.objectives.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
@@ -25,6 +25,7 @@ __all__ = [
     "Classification",
     "Clean",
     "CleanCritic",
+    "Compared",
     "ConsistencyDistillation",
     "Critic",
     "DMDWeight",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fewstep.denoisers import Denoiser
 from fewstep.objectives.frozen import frozen
 from fewstep.objectives.loss import Loss, Objective
-from fewstep.objectives.matching import DMDWeight, MatchingWeight, relative_gap
+from fewstep.objectives.matching import Compared, DMDWeight, MatchingWeight, relative_gap
 from fewstep.schedule import expand
 from fewstep.states import State, Step
 from fewstep.targets import Target
@@ -53,7 +53,8 @@ class ScoreIdentity(Objective):
         with frozen(target, self.fake):
             target_x0, fake_x0 = target(x_t, t, state.condition), self.fake(x_t, t, state.condition)
         difference = target_x0 - fake_x0
-        weight = self.weight.at(schedule, t, x0.detach(), target_x0.detach())
+        compared = Compared(schedule, t, x_t.detach(), x0.detach(), target_x0.detach(), fake_x0.detach(), state.condition)
+        weight = self.weight.at(compared)
         gap = relative_gap(schedule, t, difference.detach())
         self.target.observe(schedule.log_snr(t), gap)
         total = _mean_sum(expand(weight, x0) * difference * (target_x0 - x0 - self.alpha * difference))

@@ -31,6 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.objectives.fakes import FakeScore, as_fake
 from fewstep.objectives.loss import Loss, Objective, RootMeanSquare
@@ -41,13 +42,28 @@ from fewstep.times import TimeDistribution
 from fewstep.values import Value
 
 
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What a step compares: the student's samples ``x0`` (B, *D), noised to ``x_t`` (B, *D) at the times ``t`` (B,) of ``schedule``,
+    and the estimates ``target_x0`` and ``fake_x0`` (B, *D) of the target and of the fake score there. Without gradients.
+    """
+
+    schedule: Schedule
+    t: Tensor
+    x_t: Tensor
+    x0: Tensor
+    target_x0: Tensor
+    fake_x0: Tensor
+    condition: Condition
+
+
 @dataclass(frozen=True)
 class MatchingWeight(Value, abc.ABC):
     """The factor on D_fake - D_target."""
 
     @abc.abstractmethod
-    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
-        """(B,), from the times (B,), the student's samples (B, *D) and the target's estimates (B, *D)."""
+    def at(self, compared: Compared) -> Tensor:
+        """(B,), without gradient."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +72,8 @@ class PlainWeight(MatchingWeight):
 
     kind: Literal["plain"] = field(default="plain", kw_only=True)
 
-    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
-        return (schedule.alpha(t) / schedule.sigma(t)) ** 2
+    def at(self, compared: Compared) -> Tensor:
+        return (compared.schedule.alpha(compared.t) / compared.schedule.sigma(compared.t)) ** 2
 
 
 @dataclass(frozen=True)
@@ -66,8 +82,8 @@ class DiffInstructWeight(MatchingWeight):
 
     kind: Literal["diff-instruct"] = field(default="diff-instruct", kw_only=True)
 
-    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def at(self, compared: Compared) -> Tensor:
+        return torch.ones_like(compared.t)
 
 
 @dataclass(frozen=True)
@@ -76,8 +92,8 @@ class DMDWeight(MatchingWeight):
 
     kind: Literal["dmd"] = field(default="dmd", kw_only=True)
 
-    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
-        return 1 / (x0 - target_x0).abs().flatten(1).mean(1).clamp(min=1e-6)
+    def at(self, compared: Compared) -> Tensor:
+        return 1 / (compared.x0 - compared.target_x0).abs().flatten(1).mean(1).clamp(min=1e-6)
 
 
 @dataclass(frozen=True)
@@ -86,8 +102,8 @@ class SDSWeight(MatchingWeight):
 
     kind: Literal["sds"] = field(default="sds", kw_only=True)
 
-    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
-        return schedule.alpha(t) * schedule.sigma(t)
+    def at(self, compared: Compared) -> Tensor:
+        return compared.schedule.alpha(compared.t) * compared.schedule.sigma(compared.t)
 
 
 @dataclass(frozen=True)
@@ -96,8 +112,8 @@ class ExponentialWeight(MatchingWeight):
 
     kind: Literal["exponential"] = field(default="exponential", kw_only=True)
 
-    def at(self, schedule: Schedule, t: Tensor, x0: Tensor, target_x0: Tensor) -> Tensor:
-        return 2 * schedule.alpha(t)
+    def at(self, compared: Compared) -> Tensor:
+        return 2 * compared.schedule.alpha(compared.t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +143,8 @@ class DistributionMatching(Objective):
         difference = fake_x0 - target_x0
         gap = relative_gap(schedule, t, difference)
         self.target.observe(schedule.log_snr(t), gap)
-        return expand(self.weight.at(schedule, t, x0, target_x0), x0) * difference, gap.mean()
+        compared = Compared(schedule, t, x_t, x0, target_x0, fake_x0, state.condition)
+        return expand(self.weight.at(compared), x0) * difference, gap.mean()
 
 
 def relative_gap(schedule: Schedule, t: Tensor, difference: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -62,22 +62,33 @@ class ClassifierFeatures(_Adversary):
 AdversarialChoice = Annotated[FakeTrunk | TeacherTrunk | ClassifierFeatures, Field(discriminator="kind")]
 
 
-def build_adversary(choice: AdversarialChoice, context: Context, states: States, phases: Sequence[Phase], student: nn.Module | None = None) -> tuple[Term, list[Phase]]:
-    """The student's adversarial term, and the phases with the critic's training put in.
+@dataclass(frozen=True, eq=False)
+class Adversary:
+    """A critic and its part in a run: the student's ``generator_term``, and the ``phases`` with the critic's training put in."""
 
-    ``phases`` holds the fake score's, if there is one; ``student`` makes the samples, the run's unless given.
+    critic: Critic
+    generator_term: Term
+    phases: list[Phase]
+
+
+def build_adversary(choice: AdversarialChoice, context: Context, states: States, phases: Sequence[Phase], student: nn.Module | None = None) -> Adversary:
+    """The recipe's critic. ``phases`` holds the fake score's, if there is one; ``student`` makes the samples, the run's unless given.
+
+    Raises ``UserError`` for a critic on a trunk that is not there.
     """
     model = context.student.model if student is None else student
     loss: GANLoss = Hinge() if choice.loss == "hinge" else NonSaturating()
-    real = forward_states(context, context.student_times())
     critic, view = _critic(choice, context, phases)
-    trains = Term(AdversarialCritic(critic, model, real, loss, view, choice.r1), states, choice.critic_weight if isinstance(choice, FakeTrunk) else 1.0, "critic")
-    fools = Term(AdversarialGenerator(model, critic, loss, view), states, choice.weight, "adversarial")
+    real = forward_states(context, context.student_times())
+    of_critic = choice.critic_weight if isinstance(choice, FakeTrunk) else 1.0
+    critic_term = Term(AdversarialCritic(critic, model, real, loss, view, choice.r1), states, of_critic, "critic")
+    generator_term = Term(AdversarialGenerator(model, critic, loss, view), states, choice.weight, "adversarial")
     if isinstance(choice, FakeTrunk):
         assert isinstance(critic, Headed)
-        return fools, [replace(phase, network=critic, terms=[*phase.terms, trains]) if phase.name == "fake" else phase for phase in phases]
+        joined = [replace(phase, network=critic, terms=[*phase.terms, critic_term]) if phase.name == "fake" else phase for phase in phases]
+        return Adversary(critic, generator_term, joined)
     assert isinstance(critic, nn.Module)
-    return fools, [*phases, trained("critic", critic, [trains], choice.optimizer)]
+    return Adversary(critic, generator_term, [*phases, trained("critic", critic, [critic_term], choice.optimizer)])
 
 
 def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]) -> tuple[Critic, View]:
@@ -94,10 +105,14 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
             return CleanCritic(critic.to(context.device)), Clean()
         view = Noised(context.original.schedule, choice.times)
         trunk = context.original.network
-        assert isinstance(trunk, DenoisingNetwork)
+        if not isinstance(trunk, DenoisingNetwork):
+            raise UserError(f"'method.adversarial.kind: {choice.kind}' puts a head on the teacher's features, which {type(trunk).__name__} has not; derive it from DenoisingNetwork.")
         head = FeatureHead(trunk.bottleneck, classes, choice.width).to(context.device)
     if isinstance(choice, TeacherTrunk):
         return FrozenTrunk(context.original, head), view
+    if "fake" not in type(context.method).model_fields:
+        kind = context.method.model_dump()["kind"]
+        raise UserError(f"'method.kind: {kind}' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'.")
     fake = next((phase.network for phase in phases if phase.name == "fake"), None)
     if not isinstance(fake, NetworkDenoiser) or any(phase.trainable is not None for phase in phases):
         raise UserError(

@@ -74,11 +74,11 @@ def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Data
         torch.manual_seed(seed)
         network = build(method.critic.description(resolution=data.shape[1], channels=data.shape[0], classes=data.classes))
     critic = CleanCritic(network).to(device_of(generator))
-    fools = Term(AdversarialGenerator(generator, critic, loss, view), prior, name="adversarial")
-    tells = Term(AdversarialCritic(critic, generator, _clean(data), loss, view, method.r1), prior, name="critic")
+    generator_term = Term(AdversarialGenerator(generator, critic, loss, view), prior, name="adversarial")
+    critic_term = Term(AdversarialCritic(critic, generator, _clean(data), loss, view, method.r1), prior, name="critic")
     return [
-        Phase("generator", generator, [fools], method.optimizer),
-        Phase("critic", critic, [tells], method.critic_optimizer),
+        Phase("generator", generator, [generator_term], method.optimizer),
+        Phase("critic", critic, [critic_term], method.critic_optimizer),
     ]
 
 

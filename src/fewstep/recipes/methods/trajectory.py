@@ -7,11 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fewstep.denoisers import Averaged, Denoiser, EndJump, HalfLife, NetworkDenoiser, TrajectoryDenoiser, trajectory_of
-from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
 from fewstep.objectives import Balanced, Denoising, EDMWeight, InverseConsistency, Objective, SoftConsistency
 from fewstep.recipes import config
-from fewstep.recipes.adversaries import AdversarialChoice, FakeTrunk, build_adversary
+from fewstep.recipes.adversaries import AdversarialChoice, build_adversary
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
 from fewstep.recipes.methods.base import Built, GridMethod, Traits, student_phase
@@ -76,13 +75,10 @@ class TrajectoryMethod(GridMethod):
         states = build_states(context, transitions.data, transitions)
         critics: list[Phase] = []
         if self.adversarial is not None:
-            if isinstance(self.adversarial, FakeTrunk):
-                raise UserError(
-                    "'method.kind: trajectory' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'."
-                )
             assert isinstance(student.network, DenoisingNetwork)
-            fools, critics = build_adversary(self.adversarial, context, states, [], EndJump(student))
-            objective = Balanced(objective, fools.objective, student.network.leave, self.adversarial_after, weight=self.adversarial.weight)
+            adversary = build_adversary(self.adversarial, context, states, [], EndJump(student))
+            critics = adversary.phases
+            objective = Balanced(objective, adversary.generator_term.objective, student.network.leave, self.adversarial_after, weight=self.adversarial.weight)
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
             data = ForwardDiffusion(context.data, context.schedule, self.denoising.times)
