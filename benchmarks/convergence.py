@@ -130,11 +130,11 @@ def final_distance(folder: Path) -> float:
     """The final averaged student over three draws; kept beside the run."""
     kept = folder / "final.json"
     if not kept.is_file():
-        from fewstep.recipes.parts import build_data, build_evaluator
+        from fewstep.recipes.parts import build_evaluator
         from fewstep.runs import RunFolder, load
 
         recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
-        evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
+        evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
         quality = evaluator.measure(lambda place, n, labels: sampler.draw(place, n, labels, 1).clamp(sampler.low, sampler.high), 3)
         kept.write_text(json.dumps({"fd": quality.fd}))
     return float(json.loads(kept.read_text())["fd"])

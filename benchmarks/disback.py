@@ -287,14 +287,13 @@ def by_level(run: Run) -> dict[str, list[float]]:
 
         from fewstep.metrics import assessed_mismatch
         from fewstep.random import Place
-        from fewstep.recipes.parts import build_data
         from fewstep.recipes.teachers import build_teacher
         from fewstep.runs import RunFolder, load
         from fewstep.runs.sampler import labels_for
 
         torch.set_num_threads(1)
         recipe, place = RunFolder(run.folder).read_distill_recipe(), Place(0, "by-level")
-        teacher = build_teacher(recipe.teacher, build_data(recipe.data))
+        teacher = build_teacher(recipe.teacher, recipe.data.open())
         labels = labels_for(1000, None, teacher.classes)
         samples = load(run.folder).draw(place, 1000, labels, 1)
         degree = assessed_mismatch(teacher, samples, labels, place)

@@ -58,12 +58,12 @@ def solver(run: Path) -> dict[str, Any]:
     """Quality and breadth of a run's teacher by number of steps."""
     import torch
 
-    from fewstep.recipes.parts import build_data, build_evaluator
+    from fewstep.recipes.parts import build_evaluator
     from fewstep.runs import RunFolder, load_teacher
 
     torch.set_num_threads(1)
     recipe, teacher = RunFolder(run).read_distill_recipe(), load_teacher(run)
-    evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
+    evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
     found: dict[str, Any] = {"halves": evaluator.halves()}
     for steps in TEACHER_STEPS:
         full = evaluator.describe(lambda place, n, labels, steps=steps: teacher.draw(place, n, labels, steps).clamp(teacher.low, teacher.high), 1)

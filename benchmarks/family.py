@@ -108,12 +108,12 @@ def cost(folder: Path) -> dict[str, Any]:
 def solvers() -> dict[str, Any]:
     """The teacher by network evaluations: the best of rules, first levels and grids, and each."""
     from fewstep.recipes import DistillRecipe, load_recipe
-    from fewstep.recipes.parts import build_data, build_evaluator
+    from fewstep.recipes.parts import build_evaluator
     from fewstep.recipes.teachers import build_teacher
 
     recipe = load_recipe("digits-cd")
     assert isinstance(recipe, DistillRecipe)
-    data = build_data(recipe.data)
+    data = recipe.data.open()
     teacher, evaluator = build_teacher(recipe.teacher, data), build_evaluator(recipe.evaluation, data)
     found: dict[str, Any] = {}
     for evaluations in (1, 2, 4, 8, 16, 35):

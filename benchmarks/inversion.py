@@ -57,13 +57,12 @@ def measured(folder: Path) -> dict[str, Any]:
 
     from fewstep.denoisers import TrajectoryDenoiser
     from fewstep.random import Place
-    from fewstep.recipes.parts import build_data
     from fewstep.runs import RunFolder, load, load_teacher
     from fewstep.solvers import EULER, HEUN, solve
     from fewstep.times import RhoGrid
 
     recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
-    student, teacher, data = sampler.model, load_teacher(folder).denoiser, build_data(recipe.data)
+    student, teacher, data = sampler.model, load_teacher(folder).denoiser, recipe.data.open()
     assert isinstance(student, TrajectoryDenoiser)
     schedule, place, level = student.schedule, Place(0, "inversion"), sampler.prior.time
     x0 = data.take(place.integers("data", SAMPLES, len(data)))

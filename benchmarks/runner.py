@@ -101,13 +101,13 @@ def _measure(folder: Path, draws: int, steps: Sequence[int]) -> dict[str, Any]:
     import torch
 
     from fewstep.recipes import DistillRecipe
-    from fewstep.recipes.parts import build_data, build_evaluator
+    from fewstep.recipes.parts import build_evaluator
     from fewstep.runs import RunFolder, load
 
     torch.set_num_threads(1)
     recipe = RunFolder(folder).read_recipe()
     sampler = load(folder if isinstance(recipe, DistillRecipe) else RunFolder(folder).model)
-    evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
+    evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
     found: dict[str, Any] = {}
     for number in steps:
         full = evaluator.describe(lambda place, n, labels, number=number: sampler.draw(place, n, labels, number).clamp(sampler.low, sampler.high), draws)

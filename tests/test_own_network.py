@@ -121,7 +121,7 @@ def test_it_is_measured_with_the_data_and_features_that_were_given(made) -> None
 def test_a_resumed_run_ends_byte_equal(tmp_path) -> None:
     whole = run(tmp_path / "whole")
     with pytest.raises(Interrupted):
-        fs.distill("digits-disback", SMALL, tmp_path / "cut", watcher=Interrupting(), teacher=teacher(), data=shapes(), features=SPACE)
+        fs.distill("digits-disback", SMALL, tmp_path / "cut", listeners=[Interrupting()], teacher=teacher(), data=shapes(), features=SPACE)
     cut = run(tmp_path / "cut", resume=True)
     assert (whole / "student.safetensors").read_bytes() == (cut / "student.safetensors").read_bytes()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from fewstep.tables import (
 )
 
 if TYPE_CHECKING:
-    from fewstep.training import Watcher
+    from fewstep.training import Listener
 
 app = typer.Typer(
     name="fewstep",
@@ -63,6 +64,7 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+TrackOption = Annotated[list[str], typer.Option("--track", metavar="NAME", help="Also show the run in 'tensorboard' or 'wandb'; repeatable.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; all unless given. Exact resume needs the same number.")]
 
 
@@ -89,7 +91,14 @@ def recipes(
 
 
 @app.command()
-def pretrain(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = None, resume: ResumeOption = False, threads: ThreadsOption = None) -> None:  # noqa: B006
+def pretrain(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    threads: ThreadsOption = None,
+    track: TrackOption = [],  # noqa: B006
+) -> None:
     """Trains a teacher or a feature network from scratch.
 
     Example: fewstep pretrain digits-teacher --set training.steps=200 --out runs/my-teacher
@@ -97,12 +106,19 @@ def pretrain(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = 
     _use_threads(threads)
     from fewstep.runs import pretrain as run
 
-    folder = run(recipe, settings, out, resume, _watcher())
+    folder = run(recipe, settings, out, resume, _listeners(track))
     typer.echo(f"{folder}/model.safetensors")
 
 
 @app.command()
-def distill(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = None, resume: ResumeOption = False, threads: ThreadsOption = None) -> None:  # noqa: B006
+def distill(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    threads: ThreadsOption = None,
+    track: TrackOption = [],  # noqa: B006
+) -> None:
     """Distils a teacher into a few-step student.
 
     Example: fewstep distill digits-disback --set training.steps=400 --out runs/quick
@@ -111,7 +127,7 @@ def distill(recipe: RecipeArgument, settings: SetOption = [], out: OutOption = N
     from fewstep.report import write_run_report
     from fewstep.runs import distill as run
 
-    folder = run(recipe, settings, out, resume, _watcher())
+    folder = run(recipe, settings, out, resume, _listeners(track))
     write_run_report(folder)
     typer.echo(f"{folder}: student.safetensors, samples/final.png and report.html are there; 'fewstep evaluate {folder}' measures them.")
 
@@ -167,7 +183,7 @@ def evaluate(
     from fewstep.report import write_run_report
     from fewstep.runs import evaluate as measure
 
-    result = measure(run, teacher_steps, student_steps, draws, _watcher(), guidance, samples)
+    result = measure(run, teacher_steps, student_steps, draws, _listeners(), guidance, samples)
     write_run_report(run)
     typer.echo(json.dumps(result) if as_json else evaluation_table(result))
 
@@ -193,9 +209,9 @@ def measure(
 
     workers = Workers(processes, batch)
     if write is not None:
-        typer.echo(str(write_reference(run, write, workers, _watcher())))
+        typer.echo(str(write_reference(run, write, workers, _listeners())))
         return
-    result = measure_many(run, samples, "teacher" if teacher else "student", steps, reference, metric or None, workers, _watcher())
+    result = measure_many(run, samples, "teacher" if teacher else "student", steps, reference, metric or None, workers, _listeners())
     typer.echo(json.dumps(result) if as_json else measurement_table(result))
 
 
@@ -214,7 +230,7 @@ def shift(
     from fewstep.report import write_run_report
     from fewstep.runs import measure_shift
 
-    result = measure_shift(run, teacher_steps, samples, draws, _watcher())
+    result = measure_shift(run, teacher_steps, samples, draws, _listeners())
     write_run_report(run)
     typer.echo(json.dumps(result) if as_json else shift_table(result))
 
@@ -381,11 +397,13 @@ def data_show(
     typer.echo(json.dumps(described) if as_json else images_table(described))
 
 
-def _watcher() -> Watcher:
-    """What shows how a run goes; in the first of several processes only."""
-    from fewstep.training import Bar, Silent
+def _listeners(tracks: Sequence[str] = ()) -> list[Listener]:
+    """What shows how a run goes: a bar, and the tracks of these names; in the first of several processes only."""
+    from fewstep.training import Bar
+    from fewstep.training.listeners import open_track
 
-    return Bar() if os.environ.get("RANK", "0") == "0" else Silent()
+    opened = [open_track(name) for name in dict.fromkeys(tracks)]
+    return [Bar(), *opened] if os.environ.get("RANK", "0") == "0" else []
 
 
 def _use_threads(threads: int | None) -> None:

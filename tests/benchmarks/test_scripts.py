@@ -19,6 +19,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "fastgan": (("--budget", "2000", "--gan", "500", *FEW), "fastgan.json"),
     "field": ((), "field.json"),
     "step": (("--pairs", "1", "--block", "1"), "step.json"),
+    "overlap": (("--pairs", "1", "--block", "1", "--width", "8"), "overlap.json"),
     "mismatch": ((), "mismatch.json"),
     "fuzz_pickles": (("--minutes", "0.02"), "fuzz_pickles.json"),
     "hostile": (("--count", "3"), "hostile.json"),

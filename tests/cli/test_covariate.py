@@ -21,7 +21,7 @@ from fewstep.metrics import manifold_scores
 from fewstep.metrics.mismatch import assessed_mismatch
 from fewstep.random import Place
 from fewstep.recipes import shipped_text
-from fewstep.recipes.parts import build_data, build_evaluator
+from fewstep.recipes.parts import build_evaluator
 from fewstep.recipes.teachers import build_teacher
 from fewstep.report import write_run_report
 from fewstep.runs import distill, evaluate, load, load_guided, measure_shift
@@ -133,7 +133,7 @@ def test_without_the_teacher_it_is_what_evaluate_says_of_the_student(halved):
 
 def test_without_the_student_it_is_the_teachers_ddim_on_the_same_noise(halved):
     recipe = RunFolder(halved).read_distill_recipe()
-    data = build_data(recipe.data)
+    data = recipe.data.open()
     teacher, student, evaluator = build_teacher(recipe.teacher, data), load(halved), build_evaluator(recipe.evaluation, data)
     fine = student.sampling.times(student.schedule, student.prior.time, 6)
 
@@ -149,7 +149,7 @@ def test_without_the_student_it_is_the_teachers_ddim_on_the_same_noise(halved):
 
 def test_rows_between_the_ends_are_mixed_generations(halved):
     recipe = RunFolder(halved).read_distill_recipe()
-    data = build_data(recipe.data)
+    data = recipe.data.open()
     relay = build_relay(halved, load(halved), build_teacher(recipe.teacher, data), 6)
     sampler = mixed_sampler(relay, Stochastic(0.4))
     expected = build_evaluator(recipe.evaluation, data).describe(lambda place, rows, labels: sampler(place, rows, labels).clamp(data.low, data.high), 1)
@@ -160,20 +160,20 @@ def test_rows_between_the_ends_are_mixed_generations(halved):
 
 def test_the_teacher_takes_eight_steps_for_one_of_the_students_unless_told(halved):
     recipe = RunFolder(halved).read_distill_recipe()
-    relay = build_relay(halved, load(halved), build_teacher(recipe.teacher, build_data(recipe.data)))
+    relay = build_relay(halved, load(halved), build_teacher(recipe.teacher, recipe.data.open()))
     assert (relay.transitions, relay.ratio, relay.guidance) == (2, 8, None)
 
 
 def test_a_flow_is_paired_with_its_teacher_rescheduled(flow):
     recipe = RunFolder(flow).read_distill_recipe()
-    student, teacher = load(flow), build_teacher(recipe.teacher, build_data(recipe.data))
+    student, teacher = load(flow), build_teacher(recipe.teacher, recipe.data.open())
     relay = build_relay(flow, student, teacher, 4)
     assert isinstance(relay.teacher, Rescheduled)
     assert isinstance(relay.teacher.schedule, RectifiedFlow)
     assert relay.teacher.denoiser is teacher
     assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(Place(1), 30, None), student.draw(Place(1), 30, None, 2))
     # The flow starts from unit noise where no signal is left; the teacher's own samples come of it, and they are data.
-    data = build_data(recipe.data)
+    data = recipe.data.open()
     ends = mixed_sampler(build_relay(flow, student, teacher, 40), Stochastic(1.0))(Place(1), 300, None)
     assert float(torch.cdist(ends, data.samples).min(1).values.median()) < 0.3
     result = measure_shift(flow, 4, 60)
@@ -184,7 +184,7 @@ def test_a_flow_is_paired_with_its_teacher_rescheduled(flow):
 
 def test_a_guided_students_scale_is_passed_on_to_both(guided):
     recipe = RunFolder(guided).read_distill_recipe()
-    student, teacher = load(guided), build_teacher(recipe.teacher, build_data(recipe.data))
+    student, teacher = load(guided), build_teacher(recipe.teacher, recipe.data.open())
     labels, place = torch.arange(20) % 10, Place(1)
     for scale in (1.5, 3.0):
         student = load(guided, scale)
@@ -223,7 +223,7 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
         assert set(entry) == {"fd", "fd_spread", *BREADTH, "nfe", "ms_per_image"}
     assert found["student"]["2"]["fd_spread"] > 0
     recipe, student = RunFolder(halved).read_distill_recipe(), load(halved)
-    evaluator = build_evaluator(recipe.evaluation, build_data(recipe.data))
+    evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
     labels = evaluator.data.proportional_labels(120)
     samples = student.draw(Place(0, "evaluation", 0), 120, labels, 2).clamp(student.low, student.high)
     expected = manifold_scores(evaluator.features(evaluator.data.samples), evaluator.features(samples))
@@ -236,7 +236,7 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
 def test_the_mismatch_is_that_of_the_students_usual_steps(halved):
     found = evaluate(halved, teacher_steps=[1], student_steps=[1], draws=1)["mismatch"]
     recipe, student = RunFolder(halved).read_distill_recipe(), load(halved)
-    data, place = build_data(recipe.data), Place(0, "mismatch")
+    data, place = recipe.data.open(), Place(0, "mismatch")
     expected = assessed_mismatch(build_teacher(recipe.teacher, data), student.draw(place, len(data), None, 2), None, place)
     assert list(found["assessed"]) == pytest.approx(list(expected.degrees), rel=1e-6)
 
@@ -252,7 +252,7 @@ def test_guidance_scales_are_measured_of_teacher_and_student(guided, halved, com
     assert found["guidance"]["1.0"]["teacher"]["2"]["fd"] == found["teacher"]["2"]["fd"]
     assert [found["guidance"][scale]["teacher"]["2"]["nfe"] for scale in ("1.0", "2.5")] == [2, 4]
     recipe, student = RunFolder(guided).read_distill_recipe(), load(guided, 2.5)
-    expected = build_evaluator(recipe.evaluation, build_data(recipe.data)).measure(lambda place, n, labels: student.draw(place, n, labels, 2).clamp(-1, 1), 1)
+    expected = build_evaluator(recipe.evaluation, recipe.data.open()).measure(lambda place, n, labels: student.draw(place, n, labels, 2).clamp(-1, 1), 1)
     assert found["guidance"]["2.5"]["student"]["2"]["fd"] == expected.fd
     assert "student, 2 steps, guided by 2.5" in evaluation_table(found)
     assert "Student, 2 steps, guided by 2.5" in write_run_report(guided).read_text()

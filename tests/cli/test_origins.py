@@ -267,7 +267,7 @@ def test_results_say_what_was_measured(project):
     }
     _exchange(project / "teacher.safetensors")
     watcher = Silent()
-    found = measure_many(project / "run", 10, reference=reference, metrics=["fd"], watcher=watcher)
+    found = measure_many(project / "run", 10, reference=reference, metrics=["fd"], listeners=[watcher])
     assert found["origins"]["exchanged"] == ["teacher.path"]
     assert any("'teacher.path' names was exchanged since the run was trained" in said for said in watcher.said)
     _exchange(project / "features.safetensors")

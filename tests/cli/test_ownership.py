@@ -105,7 +105,7 @@ def test_what_somebody_put_where_a_run_writes_is_kept_under_another_name(made, r
         (run / "student.safetensors").unlink()
         cut_log(run, 3)
     watcher = Silent()
-    distill(made[0], QUICK, run, resume=True, watcher=watcher)
+    distill(made[0], QUICK, run, resume=True, listeners=[watcher])
     aside = path.with_name(f"{path.stem}.set-aside{path.suffix}")
     assert aside.read_bytes() == b"mine"
     assert any(str(path) in said and aside.name in said for said in watcher.said)
@@ -115,7 +115,7 @@ def test_what_somebody_put_where_a_run_writes_is_kept_under_another_name(made, r
 def test_a_finished_model_is_kept_when_another_takes_its_place(made, run):
     before = (run / "student.safetensors").read_bytes()
     watcher = Silent()
-    distill(made[0], [*QUICK, "training.steps=44"], run, resume=True, watcher=watcher)
+    distill(made[0], [*QUICK, "training.steps=44"], run, resume=True, listeners=[watcher])
     assert (run / "student.earlier.safetensors").read_bytes() == before
     assert (run / "student.safetensors").read_bytes() != before
     assert any("student.earlier.safetensors" in said for said in watcher.said)
@@ -126,7 +126,7 @@ def test_in_a_run_of_an_earlier_version_what_differs_is_kept(made, run, name):
     """It has no ledger by which to know its files."""
     (run / NAME).unlink()
     (run / name).write_bytes(b"mine")
-    distill(made[0], QUICK, run, resume=True, watcher=Silent())
+    distill(made[0], QUICK, run, resume=True, listeners=[Silent()])
     path = run / name
     assert path.with_name(f"{path.stem}.set-aside{path.suffix}").read_bytes() == b"mine"
     assert [each.name for each in run.rglob("*set-aside*")] == [f"{path.stem}.set-aside{path.suffix}"]
@@ -155,7 +155,7 @@ def test_only_a_logs_own_lines_are_cut(made, run):
     mine = log.read_bytes() + b"my notes\n"
     log.write_bytes(mine)
     watcher = Silent()
-    distill(made[0], QUICK, run, resume=True, watcher=watcher)
+    distill(made[0], QUICK, run, resume=True, listeners=[watcher])
     assert (run / "metrics.set-aside.jsonl").read_bytes() == mine
     assert any("is kept as metrics.set-aside.jsonl" in said for said in watcher.said)
     assert b"my notes" not in log.read_bytes()
@@ -165,7 +165,7 @@ def test_a_link_in_the_way_is_kept_and_not_followed(made, run, tmp_path):
     (tmp_path / "thesis").write_bytes(b"mine")
     (run / "student.safetensors").unlink()
     (run / "student.safetensors").symlink_to(tmp_path / "thesis")
-    distill(made[0], QUICK, run, resume=True, watcher=Silent())
+    distill(made[0], QUICK, run, resume=True, listeners=[Silent()])
     assert (tmp_path / "thesis").read_bytes() == b"mine"
     assert (run / "student.set-aside.safetensors").is_symlink()
 
@@ -173,8 +173,8 @@ def test_a_link_in_the_way_is_kept_and_not_followed(made, run, tmp_path):
 def test_an_evaluation_of_somebodys_own_is_kept(run):
     (run / "evaluation.json").write_text("my notes")
     watcher = Silent()
-    evaluate(run, draws=1, watcher=watcher)
-    evaluate(run, draws=1, watcher=watcher)
+    evaluate(run, draws=1, listeners=[watcher])
+    evaluate(run, draws=1, listeners=[watcher])
     assert (run / "evaluation.set-aside.json").read_text() == "my notes"
     assert len([each for each in run.iterdir() if "set-aside" in each.name]) == 1
     assert sum("evaluation.set-aside.json" in said for said in watcher.said) == 1
@@ -188,7 +188,7 @@ def test_an_unreadable_checkpoint_is_set_aside_for_an_older_one(made, run):
     last, before = newest(run)[0], contents(run)
     last.write_bytes(b"damaged")
     watcher = Silent()
-    distill(made[0], QUICK, run, resume=True, watcher=watcher)
+    distill(made[0], QUICK, run, resume=True, listeners=[watcher])
     assert last.with_name(f"{last.stem}.unreadable.safetensors").read_bytes() == b"damaged"
     assert any("is kept as" in said and last.name in said for said in watcher.said)
     assert contents(run)["student.safetensors"] == before["student.safetensors"]
@@ -209,7 +209,7 @@ def test_another_runs_checkpoint_is_set_aside_and_not_written_over(made, run):
     tensors, state = read_tensors(last)
     write_tensors(last, tensors, {**state, "run": "f" * 16})
     theirs = last.read_bytes()
-    distill(made[0], QUICK, run, resume=True, watcher=Silent())
+    distill(made[0], QUICK, run, resume=True, listeners=[Silent()])
     assert last.with_name(f"{last.stem}.another-run.safetensors").read_bytes() == theirs
 
 
@@ -217,7 +217,7 @@ def test_a_link_to_a_checkpoint_that_is_not_there_is_set_aside(made, run):
     last = newest(run)[0]
     last.unlink()
     last.symlink_to(run.parent / "nowhere")
-    distill(made[0], QUICK, run, resume=True, watcher=Silent())
+    distill(made[0], QUICK, run, resume=True, listeners=[Silent()])
     assert last.with_name(f"{last.stem}.unreadable.safetensors").is_symlink()
     assert last.is_file()
 

@@ -41,11 +41,11 @@ def test_it_is_said_and_recorded_by_each_command(folder, tmp_path):
         command(watcher)
         return watcher.said
 
-    classifier = heard(lambda watcher: pretrain("digits-features", [*TINY[:3], *data], tmp_path / "features", watcher=watcher))
+    classifier = heard(lambda watcher: pretrain("digits-features", [*TINY[:3], *data], tmp_path / "features", listeners=[watcher]))
     run = tmp_path / "run"
-    distilled = heard(lambda watcher: distill("digits-diff-instruct", [*TINY, *data], run, watcher=watcher))
-    evaluated = heard(lambda watcher: evaluate(run, [2], watcher=watcher))
-    measured = heard(lambda watcher: measure_many(run, 20, metrics=["fd"], watcher=watcher))
+    distilled = heard(lambda watcher: distill("digits-diff-instruct", [*TINY, *data], run, listeners=[watcher]))
+    evaluated = heard(lambda watcher: evaluate(run, [2], listeners=[watcher]))
+    measured = heard(lambda watcher: measure_many(run, 20, metrics=["fd"], listeners=[watcher]))
     for sentences in (classifier, distilled, evaluated, measured):
         assert sentences.count(said) == 1
     for record in (tmp_path / "features" / "passed-over.json", run / "passed-over.json", run / "evaluation.json", run / "measured-student-1.json"):

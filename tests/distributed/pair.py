@@ -65,7 +65,7 @@ def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: floa
     for phase in (phase for stage in parts.stages for phase in stage.phases):
         object.__setattr__(phase, "optimizer", replace(phase.optimizer, eps=eps))
     settings: Settings = replace(build_settings(recipe.training, recipe.distributed), **changes)
-    trainer = Trainer(folder, parts.stages, parts.average, settings, watcher=Interrupter(leave) if leave else None)
+    trainer = Trainer(folder, parts.stages, parts.average, settings, listeners=[Interrupter(leave)] if leave else [])
     try:
         trainer.fit(resume)
     except Interrupted:

@@ -18,11 +18,13 @@ from fewstep import objectives, states
 from fewstep.condition import Condition
 from fewstep.data.dataset import InMemory
 from fewstep.denoisers import (
+    Averaged,
     Boundary,
     Denoiser,
     DynamicThreshold,
     FrozenTrunk,
     Guided,
+    HalfLife,
     Headed,
     NetworkDenoiser,
     Reflected,
@@ -72,6 +74,8 @@ from fewstep.states import (
 )
 from fewstep.targets import Fixed
 from fewstep.times import GridTimes, LogNormalTimes, RhoGrid, UniformTimes
+from fewstep.training import Phase, Term
+from fewstep.training.reports import Report, Soundness
 
 CPU = torch.device("cpu")
 TIMES = (1.0, 0.5, 0.2, 0.1)
@@ -435,3 +439,25 @@ def test_the_device_allows_what_a_gpu_allows():
         there[index == 0] = number
         assert there.cpu().tolist() == [[1.0, 0.0], [2.0, 2.0]]
         assert here.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_an_average_and_the_flag_of_a_step_do_not_wait_for_the_device(tmp_path):
+    with Card() as card:
+        model = Scene(CARD, tmp_path).teacher()
+        average, soundness = Averaged(model, HalfLife(50.0)), Soundness(CARD)
+        report = Report(Phase("p", model, [Term(_Nothing(), Scene(CARD, tmp_path).prior)]), [])
+        for value in (1.0, float("nan")):
+            report.add([torch.full((), value, device=CARD)], {}, {})
+            report.end(torch.ones((), device=CARD))
+            soundness.judge(report)
+            average.update(model, soundness.lost)
+        assert card.fetched == 0
+        assert (float(soundness.lost), average.updates) == (1.0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Nothing(objectives.Objective):
+    """A loss that nobody takes."""
+
+    def __call__(self, step, state):
+        raise NotImplementedError

@@ -140,7 +140,7 @@ def tiny(
 
 def fitted(recipe: DistillRecipe, parts: Distillation, folder: Path) -> Trainer:
     """The recipe's run, without measurements."""
-    trainer = Trainer(folder, parts.stages, parts.average, build_settings(recipe.training), watcher=Silent())
+    trainer = Trainer(folder, parts.stages, parts.average, build_settings(recipe.training), listeners=[Silent()])
     trainer.fit()
     return trainer
 

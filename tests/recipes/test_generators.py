@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def game(steps: int = 6, **method: Any) -> PretrainRecipe:
     return recipe
 
 
-def trainer_of(recipe: PretrainRecipe, folder: Path, watcher: Silent | None = None) -> tuple[Pretraining, Trainer]:
+def trainer_of(recipe: PretrainRecipe, folder: Path, listeners: Sequence[Silent] = ()) -> tuple[Pretraining, Trainer]:
     parts = build_pretraining(recipe)
-    return parts, Trainer(folder, parts.stages, parts.model, build_settings(recipe.training), recipe.training.average, watcher=watcher)
+    return parts, Trainer(folder, parts.stages, parts.model, build_settings(recipe.training), recipe.training.average, listeners=listeners)
 
 
 def images(**changes: Any) -> DistillRecipe:
@@ -108,7 +109,7 @@ def test_a_game_interrupted_twice_is_the_whole_game_bit_for_bit(tmp_path: Path) 
     whole.fit()
     for watcher in (Interrupter(5), Interrupter(4)):
         with pytest.raises(Interrupted):
-            trainer_of(recipe, tmp_path / "cut", watcher)[1].fit(resume=watcher.left == 4)
+            trainer_of(recipe, tmp_path / "cut", [watcher])[1].fit(resume=watcher.left == 4)
     _, resumed = trainer_of(recipe, tmp_path / "cut")
     resumed.fit(resume=True)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

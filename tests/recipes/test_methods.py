@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,10 @@ def shipped(name: str, steps: int) -> DistillRecipe:
     return recipe
 
 
-def trainer_of(recipe: DistillRecipe, folder: Path, watcher: Silent | None = None) -> Trainer:
+def trainer_of(recipe: DistillRecipe, folder: Path, listeners: Sequence[Silent] = ()) -> Trainer:
     """A trainer of new objects, as of a new process."""
     parts = build_distillation(recipe, folder)
-    return Trainer(folder, parts.stages, parts.average, build_settings(recipe.training), watcher=watcher)
+    return Trainer(folder, parts.stages, parts.average, build_settings(recipe.training), listeners=listeners)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -78,8 +78,8 @@ def test_a_run_interrupted_twice_is_the_whole_run_bit_for_bit(name, tmp_path):
     cut = tmp_path / "cut"
     first, second = Interrupter(4), Interrupter(total - 1)
     with pytest.raises(Interrupted):
-        trainer_of(recipe, cut, first).fit()
-    again = trainer_of(recipe, cut, second)
+        trainer_of(recipe, cut, [first]).fit()
+    again = trainer_of(recipe, cut, [second])
     second.left -= int(max((cut / "checkpoints").iterdir()).stem.removeprefix("step-"))
     with pytest.raises(Interrupted):
         again.fit(resume=True)
@@ -100,7 +100,7 @@ def test_a_run_interrupted_while_its_path_is_measured_is_the_whole_run(tmp_path)
     recipe = load_recipe("mixture2d-disback", [*path, "training.steps=16", "training.batch=4", "training.checkpoint_every=3", "training.log_every=1", "evaluation.samples=40"])
     assert isinstance(recipe, DistillRecipe)
     trainer_of(recipe, tmp_path / "whole").fit()
-    cut = trainer_of(recipe, tmp_path / "cut", Interrupter(5))
+    cut = trainer_of(recipe, tmp_path / "cut", [Interrupter(5)])
     with pytest.raises(Interrupted):
         cut.fit()
     assert (cut.progress.stage, cut.progress.step) == (0, 5)
@@ -209,7 +209,7 @@ def test_a_round_of_progressive_distillation_begins_where_the_round_before_ended
         states = [model.state_dict() for model in (term.objective.teacher.denoiser, parts.average.average, parts.student)]
         seen.append((name, len(term.objective.times), all(torch.equal(value, other[key]) for other in states for key, value in states[0].items())))
 
-    Trainer(tmp_path, parts.stages, parts.average, build_settings(recipe.training), watcher=AtStages(look)).fit()
+    Trainer(tmp_path, parts.stages, parts.average, build_settings(recipe.training), listeners=[AtStages(look)]).fit()
     assert seen == [("2-steps", 3, True), ("1-steps", 2, True)]
     (term,) = parts.stages[1].phases[0].terms
     assert isinstance(term.objective, ProgressiveDistillation)
@@ -229,7 +229,7 @@ def fake_at_the_start(method: dict[str, Any], folder: Path) -> tuple[Distillatio
             assert parts.fake is not None
             found.update({key: value.clone() for key, value in parts.fake.state_dict().items()})
 
-    Trainer(folder, parts.stages, parts.average, build_settings(recipe.training), watcher=AtStages(look)).fit()
+    Trainer(folder, parts.stages, parts.average, build_settings(recipe.training), listeners=[AtStages(look)]).fit()
     return parts, found
 
 

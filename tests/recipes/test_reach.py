@@ -112,7 +112,7 @@ def test_a_measured_run_that_ends_before_its_teacher_says_so_everywhere(tmp_path
     monkeypatch.setattr("fewstep.runs.plan.rehearse", lambda _: Rehearsal({"record": 8.0, "distill": 8.0}, {}, 1.0, 1.0))
     assert any("8 to 204" in note for note in plan(recipe, "test").notes)
     watcher = Silent()
-    folder = distill(path, out=tmp_path / "run", watcher=watcher)
+    folder = distill(path, out=tmp_path / "run", listeners=[watcher])
     assert any("the run ended with its target at node 2 of 3, and never reached its teacher" in said for said in watcher.said)
     health = [entry for entry in read_log(folder / "metrics.jsonl") if entry.get("probe") == "health"]
     assert health[-1]["steps_short_of_teacher"] > 0

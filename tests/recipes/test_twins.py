@@ -34,7 +34,7 @@ def test_a_twin_trains_resumes_and_samples(name, tmp_path):
     whole.fit()
     assert whole.progress.step >= 12
     with pytest.raises(Interrupted):
-        trainer_of(recipe, tmp_path / "cut", Interrupter(9)).fit()
+        trainer_of(recipe, tmp_path / "cut", [Interrupter(9)]).fit()
     resumed = trainer_of(recipe, tmp_path / "cut")
     resumed.fit(resume=True)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

@@ -52,7 +52,7 @@ def written(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", ["mixture2d-disback", "digits-diff-instruct"])
 def test_a_run_without_data_goes_the_whole_way(name, tmp_path):
     path, watcher = written(name, tmp_path), Silent()
-    folder = distill(path, ["training.steps=6"], tmp_path / "run", watcher=watcher)
+    folder = distill(path, ["training.steps=6"], tmp_path / "run", listeners=[watcher])
     assert any("has no data" in said and "not measured" in said for said in watcher.said)
     distill(path, ["training.steps=9"], folder, resume=True)
     entries = read_log(folder / "metrics.jsonl")

@@ -188,7 +188,7 @@ def test_a_checkpoint_of_values_that_are_not_finite_is_passed_over_and_kept(smal
         each.trainer().fit()
     poison(run.folder / "checkpoints" / "step-00000008.safetensors", monkeypatch)
     again, watcher = small_run("run", steps=8), Silent()
-    again.trainer(watcher=watcher).fit(resume=True)
+    again.trainer(listeners=[watcher]).fit(resume=True)
     assert any("is kept as step-00000008.not-finite.safetensors: " in said and "'network/student" in said and "not finite" in said for said in watcher.said)
     assert equal(again.student.state_dict(), whole.student.state_dict())
     assert names(run) == ["step-00000005.safetensors", "step-00000008.not-finite.safetensors", "step-00000008.safetensors"]
@@ -240,7 +240,7 @@ def test_a_figure_that_is_not_finite_is_said_once_and_left_out_of_the_log(small_
     student, fake = run.stages[0].phases
     stages = [Stage("distill", 4, [replace(student, terms=[Term(Unmeasured(run.matching), run.prior)]), fake])]
     probe = Probe("odd", 2, lambda step: {"fd": float("nan"), "other": 1.0})
-    Trainer(run.folder, stages, run.student, run.settings, probes=[probe], watcher=watcher).fit()
+    Trainer(run.folder, stages, run.student, run.settings, probes=[probe], listeners=[watcher]).fit()
     text = (run.folder / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert "student.odd" not in text

@@ -95,18 +95,23 @@ def test_a_part_alone_may_be_trained_though_the_loss_reaches_all(tmp_path):
     assert moved(student, before) == {"network.leave.weight", "network.leave.bias"}
 
 
+def leaving(after: int) -> list[Interrupter]:
+    """Who leaves a run after so many steps; nobody for 0."""
+    return [Interrupter(after)] if after else []
+
+
 def noted(history, step, model) -> None:
     history.append(clone(model))
 
 
-def followed(folder: Path, steps: int = 6) -> tuple[Trainer, NetworkDenoiser, list[Averaged], list[dict[str, Tensor]]]:
+def followed(folder: Path, steps: int = 6, leave: int = 0) -> tuple[Trainer, NetworkDenoiser, list[Averaged], list[dict[str, Tensor]]]:
     """A run with two averages of its own, and the student's weights after each step."""
     teacher = small_teacher()
     student = copy_of(teacher)
     averages = [Averaged(student, HalfLife(0.0)), Averaged(student, HalfLife(2.0, ramp=0.0))]
     history: list[dict[str, Tensor]] = []
     phase = Phase("student", student, [Term(regression(student, teacher, 3), prior_of(teacher))], Adam(1e-2), after_step=partial(noted, history), averages=averages)
-    return Trainer(folder, [Stage("s", steps, [phase])], student, settings()), student, averages, history
+    return Trainer(folder, [Stage("s", steps, [phase])], student, settings(), listeners=leaving(leave)), student, averages, history
 
 
 def test_averages_follow_their_phase_by_their_own_decay(tmp_path):
@@ -126,8 +131,7 @@ def test_averages_follow_their_phase_by_their_own_decay(tmp_path):
 def test_averages_are_in_the_checkpoint_and_come_back(tmp_path):
     whole, _, averages, _ = followed(tmp_path / "whole")
     whole.fit()
-    cut, _, _, _ = followed(tmp_path / "cut")
-    cut.watcher = Interrupter(5)
+    cut, _, _, _ = followed(tmp_path / "cut", leave=5)
     with pytest.raises(Interrupted):
         cut.fit()
     again, _, restored, _ = followed(tmp_path / "cut")
@@ -137,14 +141,14 @@ def test_averages_are_in_the_checkpoint_and_come_back(tmp_path):
         assert ours.updates == 6
 
 
-def written(folder: Path) -> tuple[Trainer, NetworkDenoiser]:
+def written(folder: Path, leave: int = 0) -> tuple[Trainer, NetworkDenoiser]:
     """A first stage that trains, and a second that begins by writing a frozen slot, which it then learns from."""
     teacher = small_teacher()
     student, slot = copy_of(teacher), copy_of(teacher).requires_grad_(False)
     terms = [Term(regression(student, teacher, 2), prior_of(teacher))], [Term(regression(student, slot, 3), prior_of(teacher))]
     first, second = (Phase("student", student, term, Adam(1e-2)) for term in terms)
     stages = [Stage("one", 3, [first]), Stage("two", 5, [second], [Copy(student, slot)])]
-    return Trainer(folder, stages, student, settings()), slot
+    return Trainer(folder, stages, student, settings(), listeners=leaving(leave)), slot
 
 
 def test_what_an_action_writes_is_in_the_checkpoint(tmp_path):
@@ -152,8 +156,7 @@ def test_what_an_action_writes_is_in_the_checkpoint(tmp_path):
     whole, slot = written(tmp_path / "whole")
     assert any(network is slot for network in named_networks(whole.stages).values())
     whole.fit()
-    cut, _ = written(tmp_path / "cut")
-    cut.watcher = Interrupter(7)
+    cut, _ = written(tmp_path / "cut", leave=7)
     with pytest.raises(Interrupted):
         cut.fit()
     again, restored = written(tmp_path / "cut")
@@ -242,16 +245,15 @@ class Remembering(States, Stateful):
 
 
 def test_tensors_that_an_object_remembers_come_back(tmp_path):
-    def make(name: str) -> tuple[Trainer, list[Any]]:
+    def make(name: str, leave: int = 0) -> tuple[Trainer, list[Any]]:
         teacher = small_teacher()
         student, memory = copy_of(teacher), [torch.zeros(8, 2), 0]
         phase = Phase("student", student, [Term(regression(student, teacher, 2), Remembering(prior_of(teacher), memory))], Adam(1e-2))
-        return Trainer(tmp_path / name, [Stage("s", 7, [phase])], student, settings()), memory
+        return Trainer(tmp_path / name, [Stage("s", 7, [phase])], student, settings(), listeners=leaving(leave)), memory
 
     whole, expected = make("whole")
     whole.fit()
-    cut, _ = make("cut")
-    cut.watcher = Interrupter(5)
+    cut, _ = make("cut", leave=5)
     with pytest.raises(Interrupted):
         cut.fit()
     again, memory = make("cut")

@@ -245,7 +245,7 @@ def test_resuming_with_other_threads_warns(small_run):
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        again.trainer(watcher=watcher).fit(resume=True)
+        again.trainer(listeners=[watcher]).fit(resume=True)
     finally:
         torch.set_num_threads(threads)
     assert any(f"threads {threads + 1}" in sentence for sentence in watcher.said)

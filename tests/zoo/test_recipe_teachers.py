@@ -153,7 +153,7 @@ def test_a_run_of_a_diffusers_folder_is_examined_planned_and_distilled(tmp_path)
     assert "clip_sample of its sampler is left out" in said[1]
     assert plan_recipe(recipe, []).settings
     watcher = Listening()
-    distill(recipe, ["training.steps=2", "training.batch=4"], tmp_path / "run", watcher=watcher)
+    distill(recipe, ["training.steps=2", "training.batch=4"], tmp_path / "run", listeners=[watcher])
     assert [sentence for sentence in watcher.heard if sentence in said] == said
     rewritten(path / "scheduler" / "scheduler_config.json", beta_start="0.1")
     (problem,) = (finding for finding in examine(recipe) if finding.place == "teacher.path")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import annotated_types as at
 import numpy as np
@@ -75,6 +75,8 @@ class Averaged(nn.Module):
         self.decay = decay
         # A buffer, so that the state dict is all that a checkpoint needs.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        # The same on the host: reading the buffer waits for the device. None where it was loaded.
+        self._begun: int | None = 0
 
     @property
     def updates(self) -> int:
@@ -84,12 +86,21 @@ class Averaged(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         return self.average(x, t, condition)
 
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        super()._load_from_state_dict(*arguments, **named)
+        self._begun = None
+
     @torch.no_grad()
     def update(self, model: nn.Module, left_out: Tensor | None = None) -> None:
-        """Moves towards the weights of ``model``, of which it was built; buffers are copied. Where ``left_out``, a scalar on the device, is not 0, nothing changes."""
+        """Moves towards the weights of ``model``, of which it was built; buffers are copied.
+
+        Where ``left_out``, a scalar on the device, is not 0, nothing changes, and it must stay so: updates are
+        counted on the host, which does not read it.
+        """
         stays = torch.zeros((), dtype=torch.bool, device=self.count.device) if left_out is None else (left_out != 0).to(self.count.device)
         self.count += ~stays
-        step = 1 - self.decay.beta(max(self.updates, 1))
+        self._begun = self.updates if self._begun is None else self._begun + 1
+        step = 1 - self.decay.beta(max(self._begun, 1))
         averages: list[Tensor] = list(self.average.parameters())
         # An average that stays is moved towards itself: what it would move to may be no number.
         values: list[Tensor] = list(model.parameters()) if left_out is None else [torch.where(stays, a, v) for a, v in zip(averages, model.parameters(), strict=True)]

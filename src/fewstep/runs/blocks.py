@@ -33,7 +33,7 @@ from fewstep.recipes.parts import data_of
 from fewstep.recipes.spaces import build_space
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.sampler import BATCH, load, load_teacher
-from fewstep.training import Watcher
+from fewstep.training import Listener
 
 SPLITS = 10
 
@@ -84,15 +84,15 @@ class Crew:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def gather(self, job: Job, watcher: Watcher) -> Gathered:
+    def gather(self, job: Job, listener: Listener) -> Gathered:
         """All blocks of a job, merged in order; raises ``UserError`` where a process has been ended from outside."""
         starts = range(0, job.count, self.workers.batch)
         total: Gathered | None = None
-        with watcher:
-            watcher.stage(job.source, len(starts), 0)
+        with listener:
+            listener.stage(job.source, len(starts), 0)
             for done, part in enumerate(self._parts(job, starts), 1):
                 total = part if total is None else total.merged(part)
-                watcher.step(done, f"{min(done * self.workers.batch, job.count)} samples")
+                listener.step(done, f"{min(done * self.workers.batch, job.count)} samples")
         assert total is not None
         return total
 

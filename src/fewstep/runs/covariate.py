@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import StudentSampler, load
 from fewstep.runs.sensitivity import step_sensitivity
 from fewstep.runs.shift import PROBABILITIES, Relay, Selection, ShiftRow, Stochastic, StudentFirst, TeacherFirst, row
-from fewstep.training import Silent, Watcher
+from fewstep.training import Listener
+from fewstep.training.listeners import Several
 
 TEACHER_STEPS = 8
 SENSITIVITY_ROWS = 1000
 
 
-def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: int | None = None, draws: int = 1, watcher: Watcher | None = None) -> dict[str, Any]:
+def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: int | None = None, draws: int = 1, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
     """Quality of generations that teacher and student share, and each step's sensitivity; also written to ``shift.json``.
 
     ``teacher_steps``: DDIM steps of the teacher alone, 8 for each of the student's unless given (App. E: 32 for 4). ``samples`` a draw: the recipe's unless given.
@@ -42,28 +43,28 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
     if recipe.data is None:
         raise UserError(f"{run}: its recipe has no 'data' section, and 'shift' compares samples with data; run a recipe with data.")
     data = recipe.data.open()
-    announce(data, watcher or Silent())
+    announce(data, Several(listeners))
     student = load(folder.path)
     device = device_of(student.model)
     evaluator = build_evaluator(choice, data, device)
     relay = build_relay(folder.path, student, build_teacher(recipe.teacher, data).to(device), teacher_steps)
-    watcher = watcher or Silent()
-    with watcher:
-        watcher.stage("shift", len(PROBABILITIES) + 2 * relay.transitions - 1, 0)
+    listener = Several(listeners)
+    with listener:
+        listener.stage("shift", len(PROBABILITIES) + 2 * relay.transitions - 1, 0)
         result = {
             "student_steps": relay.transitions,
             "teacher_steps": len(relay.fine) - 1,
             "samples": evaluator.samples,
             "draws": draws,
             "guidance": relay.guidance,
-            "origins": measured_origins(folder, recipe, data, watcher.say),
+            "origins": measured_origins(folder, recipe, data, listener.say),
             "times": relay.times.tolist(),
             "levels": [_finite(level) for level in relay.prior.schedule.rho(relay.times).tolist()],
-            **_tables(relay, evaluator, draws, watcher),
+            **_tables(relay, evaluator, draws, listener),
             "sensitivity": _sensitivity(relay, evaluator),
         }
-        watcher.step(len(PROBABILITIES) + 2 * relay.transitions - 1, "sensitivity")
-    folder.write(folder.path / "shift.json", json.dumps(result, indent=2) + "\n", watcher.say)
+        listener.step(len(PROBABILITIES) + 2 * relay.transitions - 1, "sensitivity")
+    folder.write(folder.path / "shift.json", json.dumps(result, indent=2) + "\n", listener.say)
     return result
 
 
@@ -84,7 +85,7 @@ def build_relay(run: Path, student: StudentSampler, teacher: Denoiser, teacher_s
     return Relay(teacher, sampling.flow_map(student.model, schedule), student.prior, times, fine, sampling.guidance)
 
 
-def _tables(relay: Relay, evaluator: Evaluator, draws: int, watcher: Watcher) -> dict[str, list[dict[str, Any]]]:
+def _tables(relay: Relay, evaluator: Evaluator, draws: int, listener: Listener) -> dict[str, list[dict[str, Any]]]:
     """Tables 5, 6 and 7, without what one model alone would be measured for again."""
     done, n, times = 0, relay.transitions, relay.times.tolist()
 
@@ -92,7 +93,7 @@ def _tables(relay: Relay, evaluator: Evaluator, draws: int, watcher: Watcher) ->
         nonlocal done
         found = row(relay, evaluator, selection, setting, draws)
         done += 1
-        watcher.step(done, note)
+        listener.step(done, note)
         return found
 
     mixing = [measured(Stochastic(p), p, f"mixed, p = {p:g}") for p in PROBABILITIES]

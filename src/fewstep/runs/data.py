@@ -19,7 +19,7 @@ from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
 from fewstep.files import write_text
 from fewstep.runs.pictures import check_picture, write_samples
-from fewstep.training import Watcher
+from fewstep.training import Listener
 
 SHEET_ROWS = 200
 
@@ -69,12 +69,12 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
     return {**described, **said_of(images)}
 
 
-def announce(data: Dataset | None, watcher: Watcher, record: Path | None = None) -> None:
+def announce(data: Dataset | None, listener: Listener, record: Path | None = None) -> None:
     """Says what is worth a line of a run's data, and writes it as JSON into ``record`` where that is given."""
     if data is None:
         return
     for sentence in data.remarks:
-        watcher.say(sentence)
+        listener.say(sentence)
     if record is not None and data.remarks:
         write_text(record, json.dumps(said_of(data), indent=2) + "\n")
 

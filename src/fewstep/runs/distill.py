@@ -39,7 +39,8 @@ from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels
 from fewstep.runs.settling import held, settle, write_recipe
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
-from fewstep.training import Monitor, Probe, Settings, Silent, Trainer, Watcher
+from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
+from fewstep.training.listeners import Several
 
 PICTURE_ROWS = 80
 WITHOUT_DATA = "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
@@ -50,7 +51,7 @@ def distill(
     overrides: Sequence[str] = (),
     out: Path | str | None = None,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    listeners: Sequence[Listener] = (),
     *,
     teacher: nn.Module | None = None,
     data: Dataset | None = None,
@@ -63,9 +64,11 @@ def distill(
     measured in another process.
 
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on; ``training.steps`` alone may be raised.
+    ``listeners`` are told how it goes.
     """
     folder = _folder(source, out)
-    with distributed.joined(), held(folder, _heard(watcher).say):
+    with distributed.joined(), held(folder, _heard(listeners).say):
+        heard = _heard(listeners)
         resume = resume or restarted()
         given = Objects(teacher, data, features)
         recipe = settle(folder, source, [*overrides, *given.overrides(folder)], resume, DistillRecipe)
@@ -74,17 +77,17 @@ def distill(
         # What training shards cannot be copied any more.
         plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
         origins = settle_origins(folder, recipe, parts.data, resume)
-        trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), _heard(watcher))
+        trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), heard)
         write_recipe(folder, recipe)
-        announce(parts.data, _heard(watcher), folder.passed_over)
+        announce(parts.data, heard, folder.passed_over)
         for remark in remarks_on(recipe.teacher):
-            _heard(watcher).say(remark)
+            heard.say(remark)
         if parts.data is None:
-            _heard(watcher).say(WITHOUT_DATA)
+            heard.say(WITHOUT_DATA)
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
         if parts.target is not None and parts.target.short:
-            _heard(watcher).say(parts.target.short)
+            heard.say(parts.target.short)
         _save(folder, recipe, student, parts, plain)
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
@@ -95,14 +98,15 @@ def distill(
     return folder.path
 
 
-def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, watcher: Watcher | None = None) -> Path:
+def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, listeners: Sequence[Listener] = ()) -> Path:
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
-    with distributed.joined(), held(folder, _heard(watcher).say):
+    with distributed.joined(), held(folder, _heard(listeners).say):
+        heard = _heard(listeners)
         resume = resume or restarted()
         recipe = settle(folder, source, overrides, resume, PretrainRecipe)
         parts = distributed.in_step(lambda: build_pretraining(recipe))
-        announce(parts.data, _heard(watcher), folder.passed_over)
+        announce(parts.data, heard, folder.passed_over)
         probes = []
         if isinstance(parts.model, (NetworkDenoiser, Generator)):
             evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
@@ -113,7 +117,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
         origins = settle_origins(folder, recipe, parts.data, resume, {"data", "evaluation"} if probes else {"data"})
-        trainer = Trainer(folder.path, parts.stages, parts.model, replace(_settings(recipe), origins=origins), recipe.training.average, probes, _heard(watcher))
+        trainer = Trainer(folder.path, parts.stages, parts.model, replace(_settings(recipe), origins=origins), recipe.training.average, probes, [heard])
         write_recipe(folder, recipe)
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
@@ -129,12 +133,12 @@ def _folder(source: str | Path, out: Path | str | None) -> RunFolder:
     return RunFolder(Path(out) if out is not None else Path("runs") / Path(str(source)).stem)
 
 
-def _heard(watcher: Watcher | None) -> Watcher:
+def _heard(listeners: Sequence[Listener]) -> Listener:
     """Of several processes one talks."""
-    return watcher if watcher is not None and distributed.first() else Silent()
+    return Several(listeners if distributed.first() else ())
 
 
-def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, watcher: Watcher) -> Trainer:
+def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener) -> Trainer:
     evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.space)
     evaluator = replace(evaluator, conditional=bool(parts.prior.classes))
 
@@ -149,11 +153,12 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, sett
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
         _write_picture(folder.samples / name, sampler(), parts)
+        heard.picture(step, folder.samples / name)
         return {"file": f"samples/{name}"}
 
     every, figures = recipe.evaluation.every, {"fd", "accuracy"} - set(evaluator.lacking())
     probes: list[Probe | Monitor] = [*([Probe("evaluation", every, measure)] if figures else []), Probe("samples", every, picture), parts.monitor]
-    return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, watcher=watcher)
+    return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard])
 
 
 def _settings(recipe: Recipe) -> Settings:

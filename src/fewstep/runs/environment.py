@@ -17,6 +17,8 @@ EXTRAS = {
     "diffusers": ("diffusers",),
     "data": ("datasets", "webdataset"),
     "metrics": ("torch-fidelity",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
 }
 """The packages of each extra of ours."""
 LITTLE_ROOM = 2**30

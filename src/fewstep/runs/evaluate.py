@@ -31,7 +31,8 @@ from fewstep.runs.gallery import write_worst
 from fewstep.runs.guidance import guided_samplers
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, StudentSampler, load, load_teacher
-from fewstep.training import Silent, Watcher
+from fewstep.training import Listener
+from fewstep.training.listeners import Several
 
 MISMATCH_ROWS = 1000
 
@@ -52,7 +53,7 @@ def evaluate(
     teacher_steps: Sequence[int] | None = None,
     student_steps: Sequence[int] | None = None,
     draws: int | None = None,
-    watcher: Watcher | None = None,
+    listeners: Sequence[Listener] = (),
     guidance: Sequence[float] = (),
     samples: int | None = None,
     *,
@@ -76,9 +77,9 @@ def evaluate(
     draws = choice.draws
     student, teacher = load(folder.path), load_teacher(folder.path)
     evaluator = build_evaluator(choice, data_of(recipe.data), device_of(student.model), student.space)
-    watcher = watcher or Silent()
-    announce(evaluator.data, watcher)
-    result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": measured_origins(folder, recipe, evaluator.data, watcher.say)}
+    listener = Several(listeners)
+    announce(evaluator.data, listener)
+    result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": measured_origins(folder, recipe, evaluator.data, listener.say)}
     teacher_steps = choice.teacher_steps
     jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
     jobs += [_Job("student", student, steps, result["student"]) for steps in choice.student_steps]
@@ -92,7 +93,7 @@ def evaluate(
             for name, sampler in samplers.items():
                 steps = max(teacher_steps, default=teacher.usual_steps) if name == "teacher" else student.usual_steps
                 jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
-    _work_off(jobs, evaluator, draws, watcher)
+    _work_off(jobs, evaluator, draws, listener)
     result.update(said_of(evaluator.data))
     for job in jobs:
         result["left_out"] |= job.left_out
@@ -100,22 +101,22 @@ def evaluate(
         result["left_out"] |= dict.fromkeys(("mismatch", "worst"), "there is no data to compare with")
     else:
         result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
-        result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, watcher.say)
-    folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", watcher.say)
+        result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, listener.say)
+    folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", listener.say)
     return result
 
 
-def _work_off(jobs: Sequence[_Job], evaluator: Evaluator, draws: int, watcher: Watcher) -> None:
+def _work_off(jobs: Sequence[_Job], evaluator: Evaluator, draws: int, listener: Listener) -> None:
     """Measures each job into its dictionary."""
-    with watcher:
-        watcher.stage("evaluate", len(jobs) * draws, 0)
+    with listener:
+        listener.stage("evaluate", len(jobs) * draws, 0)
         done = 0
         for job in jobs:
 
             def report(note: str = f"{job.name} at {job.steps}") -> None:
                 nonlocal done
                 done += 1
-                watcher.step(done, note)
+                listener.step(done, note)
 
             job.into[str(job.steps)], left_out = _measure(evaluator, job.sampler, job.steps, draws, report)
             job.left_out.update(left_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,8 @@ from fewstep.runs.evaluate import chosen
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, load, load_teacher
-from fewstep.training import Silent, Watcher
+from fewstep.training import Listener
+from fewstep.training.listeners import Several
 from fewstep.training.origins import DATA, Origins, difference, exchanged
 
 METRICS = ("fd", "kid", "is", "breadth", "accuracy")
@@ -46,29 +47,29 @@ def measure_many(
     reference: Path | str | None = None,
     metrics: Collection[str] | None = None,
     workers: Workers | None = None,
-    watcher: Watcher | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> dict[str, Any]:
     """What ``docs/metrics.md`` defines of ``samples`` samples, in the feature space of the run's recipe and the data's class proportions; also written to ``measured-MODEL-STEPS.json``.
 
     ``metrics``: of ``METRICS``, all that the space allows unless given. ``reference``: a file of statistics for the Frechet distance (see ``load_reference``), the data's own unless
     given. The result does not depend on the number of processes. Raises ``UserError`` for what a space cannot tell, and for a reference of another space.
     """
-    folder, watcher = RunFolder(Path(run)), watcher or Silent()
+    folder, listener = RunFolder(Path(run)), Several(listeners)
     recipe = folder.read_distill_recipe()
     chosen(recipe.evaluation, samples=samples, teacher_steps=None if steps is None else [steps])
     data = data_of(recipe.data)
-    announce(data, watcher)
+    announce(data, listener)
     sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
     space = build_space(recipe.evaluation.features, sampler.space if data is None else data)
     steps = sampler.usual_steps if steps is None else steps
-    origins = measured_origins(folder, recipe, data, watcher.say)
+    origins = measured_origins(folder, recipe, data, listener.say)
     stored = None if reference is None else _stored(reference, space, sampler.space, origins["digests"])
     lacking = _lacking(space, sampler, data, stored is not None)
     wanted = _wanted(metrics, lacking)
     count = 0 if data is None else _data_count(data, wanted, stored is not None)
     with Crew(workers or Workers()) as crew:
-        real = crew.gather(Job(folder.path, "data", count), watcher) if count else None
-        generated = crew.gather(Job(folder.path, model, samples, steps), watcher)
+        real = crew.gather(Job(folder.path, "data", count), listener) if count else None
+        generated = crew.gather(Job(folder.path, model, samples, steps), listener)
     against = stored if stored is not None else Reference(real.moments.statistics()) if real is not None else None
     source = {"file": None if reference is None else str(reference), "count": None if against is None else against.statistics.count}
     if reference is not None:
@@ -77,22 +78,22 @@ def measure_many(
     numbers = _numbers(wanted, generated, real, against, recipe.evaluation.seed, left_out)
     described = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": source, "origins": origins}
     result = {**described, **numbers, **({"left_out": left_out} if left_out else {}), **said_of(data)}
-    folder.write(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n", watcher.say)
+    folder.write(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n", listener.say)
     return result
 
 
-def write_reference(run: Path | str, path: Path | str, workers: Workers | None = None, watcher: Watcher | None = None) -> Path:
+def write_reference(run: Path | str, path: Path | str, workers: Workers | None = None, listeners: Sequence[Listener] = ()) -> Path:
     """Writes the statistics of all of a run's data, in the feature space of its recipe, for ``reference`` of later measurements."""
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
     if recipe.data is None:
         raise UserError(f"{run}: its recipe has no 'data' section, so that there are no statistics of data to write.")
     data = recipe.data.open()
-    announce(data, watcher or Silent())
+    announce(data, Several(listeners))
     if Path(path).suffix == ".npz":
         raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")
     with Crew(workers or Workers()) as crew:
-        gathered = crew.gather(Job(folder.path, "data", len(data)), watcher or Silent())
+        gathered = crew.gather(Job(folder.path, "data", len(data)), Several(listeners))
     origins = origins_of(recipe, ("data", "evaluation"), data)
     with output(path):
         save_reference(Path(path), Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins))

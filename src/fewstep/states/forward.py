@@ -26,6 +26,10 @@ class ForwardDiffusion(States):
     times: TimeDistribution
     label_dropout: float = 0.0
 
+    @property
+    def ahead(self) -> bool:
+        return True
+
     def draw(self, step: Step) -> State:
         index = step.place.integers("data-index", step.rows, len(self.data), step.start)
         x0 = self.data.take(index).to(step.device)

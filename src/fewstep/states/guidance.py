@@ -31,6 +31,10 @@ class WithGuidance(States):
         if not -math.inf < self.low <= self.high < math.inf:
             raise UserError(f"guidance scales need finite bounds with low <= high, got {self.low} and {self.high}.")
 
+    @property
+    def ahead(self) -> bool:
+        return self.source.ahead
+
     def draw(self, step: Step) -> State:
         return self._guided(step, step.state(self.source))
 

@@ -41,6 +41,10 @@ class Mixture(States):
             if isinstance(source, Mixture) and set(source.sources) == set(self.sources):
                 raise UserError(f"mixture: its source '{name}' is a mixture over the same names, whose choices would not be independent; rename the inner sources.")
 
+    @property
+    def ahead(self) -> bool:
+        return all(source.ahead for source in self.sources.values())
+
     def draw(self, step: Step) -> State:
         names = list(self.sources)
         weights = self.weights.at(step.place.step)
@@ -62,6 +66,10 @@ class PerBatch(States):
 
     def __post_init__(self) -> None:
         check_names("per batch", self.sources, self.weights)
+
+    @property
+    def ahead(self) -> bool:
+        return all(source.ahead for source in self.sources.values())
 
     def draw(self, step: Step) -> State:
         index = self.chosen(step)

@@ -49,6 +49,10 @@ class Pairs(States):
                 raise UserError(f"{self.path}: its pairs are of another {key}, {metadata[key]} instead of {ours}; make the pairs anew.")
         return tensors
 
+    @property
+    def ahead(self) -> bool:
+        return True
+
     def draw(self, step: Step) -> State:
         stored = self._stored
         index = step.place.integers("pair-index", step.rows, len(stored["x"]), step.start)

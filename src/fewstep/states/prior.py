@@ -34,6 +34,10 @@ class Prior(States):
             return self.scale
         return float(self.schedule.sigma(self.time)) if isinstance(self.schedule, KarrasVE) else 1.0
 
+    @property
+    def ahead(self) -> bool:
+        return True
+
     def draw(self, step: Step) -> State:
         labels = step.place.integers("prior-class", step.rows, self.classes, step.start) if self.classes else None
         return self.at(step.place, "prior", step.rows, labels, step.start).to(step.device)

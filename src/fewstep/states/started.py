@@ -20,6 +20,10 @@ class Started(States):
     source: States
     prior: Prior
 
+    @property
+    def ahead(self) -> bool:
+        return self.source.ahead
+
     def draw(self, step: Step) -> State:
         state = step.state(self.source)
         start = self.prior.at(step.place, "started", step.rows, state.condition.labels, step.start).to(step.device)

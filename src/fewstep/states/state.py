@@ -64,6 +64,11 @@ class State:
 class States(abc.ABC):
     """A source of states; draws are a function of the step's place (and, for a source that remembers, of its state)."""
 
+    @property
+    def ahead(self) -> bool:
+        """Whether a draw may be made before its step, in another thread: it runs no network and depends on nothing that is remembered. No, unless a class says so."""
+        return False
+
     @abc.abstractmethod
     def draw(self, step: Step) -> State:
         """The states of this step: ``step.rows`` samples of the global batch, from ``step.start`` on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,17 @@ from fewstep.random import Place
 from fewstep.states.state import CPU, State, States
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a step was asked for and can be made before it: states whose draws need no network, and normals by purpose and shape."""
+
+    states: tuple[States, ...] = ()
+    normals: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.states or self.normals)
 
 
 class Step:
@@ -32,6 +44,9 @@ class Step:
         self._samples: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
         self._graphs: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
         self._whole = {} if whole is None else whole
+        self._normals: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._asked_states: dict[int, States] = {}
+        self._asked_normals: dict[tuple[str, tuple[int, ...]], None] = {}
 
     @classmethod
     def portions(cls, place: Place, rows: int, start: int, parts: int, device: torch.device = CPU) -> list[Step]:
@@ -50,6 +65,8 @@ class Step:
     def state(self, states: States) -> State:
         """The draw of ``states`` at this step, made once."""
         key = id(states)
+        if states.ahead:
+            self._asked_states[key] = states
         if key not in self._states:
             self._states[key] = states, states.draw(self)
         return self._states[key][1]
@@ -81,4 +98,22 @@ class Step:
 
     def noise_like(self, purpose: str, x: Tensor) -> Tensor:
         """Standard normals of x's shape (B, *D), type and device."""
-        return self.place.normal(purpose, x.shape, self.start).to(x.device, x.dtype)
+        key = (purpose, tuple(x.shape))
+        self._asked_normals[key] = None
+        made = self._normals.pop(key, None)
+        return (self.place.normal(purpose, x.shape, self.start) if made is None else made).to(x.device, x.dtype)
+
+    @property
+    def asked(self) -> Asked:
+        """What it was asked for so far, apart from what was prepared and not asked for."""
+        return Asked(tuple(self._asked_states.values()), tuple(self._asked_normals))
+
+    def prepare(self, asked: Asked) -> None:
+        """Makes what ``asked`` names, so that it is there when it is asked for: the same numbers, whoever makes them."""
+        for purpose, shape in asked.normals:
+            self._normals[purpose, shape] = self.place.normal(purpose, shape, self.start).to(self.device)
+        # A draw takes its normals from those.
+        for states in asked.states:
+            self.state(states)
+        self._asked_states.clear()
+        self._asked_normals.clear()

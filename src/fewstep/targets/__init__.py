@@ -1,6 +1,7 @@
 """Targets: which denoiser plays the teacher at this step."""
 
 from fewstep.targets.backtracked import Backtracked
+from fewstep.targets.hook import Hook, decides
 from fewstep.targets.path import DegradationPath
 from fewstep.targets.probes import Probes
 from fewstep.targets.record import ByDistance, EverySteps, RecordByDistance, RecordEvery, Recording, RecordRule
@@ -15,6 +16,7 @@ __all__ = [
     "Every",
     "EverySteps",
     "Fixed",
+    "Hook",
     "Plateau",
     "Probes",
     "RecordByDistance",
@@ -27,4 +29,5 @@ __all__ = [
     "SwitchRule",
     "Switching",
     "Target",
+    "decides",
 ]

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import Denoiser, copy_of, freeze
 from fewstep.stateful import Stateful
+from fewstep.targets.hook import Hook
 from fewstep.targets.path import DegradationPath, Prefetch
 from fewstep.targets.switch import SwitchRule
 from fewstep.targets.target import Target
 
 
-class Backtracked(Target, Stateful):
+class Backtracked(Target, Stateful, Hook):
     """See the module's docstring. Enters the path at the first use, so that it may be built before the path is recorded."""
 
     def __init__(self, path: DegradationPath, switch: SwitchRule):
@@ -59,6 +60,9 @@ class Backtracked(Target, Stateful):
         if self.switch.done(self.node, self.steps):
             self.switch.reset()
             self._enter(self.node - 1)
+
+    def decides(self, step: int) -> bool:
+        return self.node is not None and self.node > 0 and self.switch.decides(self.node, self.steps + 1)
 
     def networks(self) -> Sequence[nn.Module]:
         # A sharded teacher cannot be copied: the slot must be there before.

@@ -26,6 +26,7 @@ from fewstep.ledger import keeping
 from fewstep.networks.store import load_strictly
 from fewstep.stateful import Stateful
 from fewstep.stopping import StopRule
+from fewstep.targets.hook import Hook
 from fewstep.targets.record import RecordRule
 
 FORMAT = 1
@@ -194,7 +195,7 @@ class _Rest(StopRule):
         return max(self.together - before, self.least(self.path.last or self.nodes - 1))
 
 
-class Recorder(Stateful):
+class Recorder(Stateful, Hook):
     """Called after each degrading step with (step, model): records a node when its rule says so."""
 
     def __init__(self, path: DegradationPath, rule: RecordRule):
@@ -209,6 +210,9 @@ class Recorder(Stateful):
             self.path.record(model, step)
         if decision.stop:
             self.path.close(decision.stop)
+
+    def decides(self, step: int) -> bool:
+        return self.rule.decides(step)
 
     def figures(self) -> dict[str, float]:
         return {"path_nodes": self.path.last}

@@ -39,6 +39,10 @@ class RecordRule(Stateful):
     def decide(self, step: int, model: Denoiser) -> Decision:
         """``step`` counts the finished steps, from 1; ``model`` is the degrading teacher."""
 
+    def decides(self, step: int) -> bool:
+        """Whether it looks at the model after ``step`` steps or may record it: always, unless a class knows better."""
+        return True
+
     def expected_steps(self, nodes: int) -> int | None:
         """How many steps a path of ``nodes`` nodes, the teacher counted, will take, where that is known beforehand."""
         return None
@@ -103,7 +107,10 @@ class EverySteps(RecordRule):
         self.steps = RecordEvery(steps).steps
 
     def decide(self, step: int, model: Denoiser) -> Decision:
-        return Decision(step % self.steps == 0)
+        return Decision(self.decides(step))
+
+    def decides(self, step: int) -> bool:
+        return step % self.steps == 0
 
     def expected_steps(self, nodes: int) -> int | None:
         return self.steps * (nodes - 1)

@@ -36,6 +36,10 @@ class SwitchRule(Stateful):
     def done(self, node: int, steps: int) -> bool:
         """Whether to leave ``node`` after ``steps`` steps at it."""
 
+    def decides(self, node: int, steps: int) -> bool:
+        """Whether it looks at a gap after ``steps`` steps at ``node`` or may leave it: always, unless a class knows better."""
+        return True
+
     @abc.abstractmethod
     def reset(self) -> None:
         """Forgets what was seen at the node that was left."""
@@ -116,6 +120,9 @@ class Every(SwitchRule):
 
     def done(self, node: int, steps: int) -> bool:
         return steps >= self.steps[min(self._visited, len(self.steps) - 1)]
+
+    def decides(self, node: int, steps: int) -> bool:
+        return self.done(node, steps)
 
     def reset(self) -> None:
         self._visited += 1

@@ -1,12 +1,14 @@
 """The loop that is the same for every method."""
 
 from fewstep.training.actions import Action, Copy, CopyNode, MeasureSpacing
+from fewstep.training.divergence import Diverged
+from fewstep.training.listeners import Bar, Listener, Silent, TensorBoard, WandB
 from fewstep.training.monitors import Monitor, Reading
 from fewstep.training.optimizer import SGD, Adam, Optimizer
 from fewstep.training.phase import Phase, Stage, Term
-from fewstep.training.progress import Bar, Silent, Watcher
-from fewstep.training.settings import Probe, Settings
-from fewstep.training.trainer import Diverged, Trainer
+from fewstep.training.probes import Probe
+from fewstep.training.settings import Settings
+from fewstep.training.trainer import Trainer
 
 __all__ = [
     "SGD",
@@ -16,6 +18,7 @@ __all__ = [
     "Copy",
     "CopyNode",
     "Diverged",
+    "Listener",
     "MeasureSpacing",
     "Monitor",
     "Optimizer",
@@ -25,7 +28,8 @@ __all__ = [
     "Settings",
     "Silent",
     "Stage",
+    "TensorBoard",
     "Term",
     "Trainer",
-    "Watcher",
+    "WandB",
 ]

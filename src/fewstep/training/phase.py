@@ -38,8 +38,10 @@ class Term:
 class Phase:
     """One network, one optimizer, a cadence, and terms.
 
-    ``every``: runs at steps 0, every, 2 every, ... of its stage. ``after_step(steps finished, network)`` is
-    called after each optimizer step. ``averages`` follow the network. ``trainable``: the part of the network that is trained (an adapter), all of it unless given.
+    ``every``: runs at steps 0, every, 2 every, ... of its stage. ``after_step(steps finished, network)`` is called after each
+    optimizer step; one that is a ``targets.Hook`` may be called before the host knows whether the
+    step was finite. ``averages`` follow the network. ``trainable``: the part of the network that is
+    trained (an adapter), all of it unless given.
     """
 
     name: str
@@ -88,6 +90,10 @@ class Stage:
         """The number of steps, where it is known."""
         return self.until if isinstance(self.until, int) else self.until.total
 
+    def due(self, step: int) -> list[Phase]:
+        """The phases that run at step ``step``, from 0."""
+        return [phase for phase in self.phases if step % phase.every == 0]
+
     def finished(self, steps: int) -> bool:
         """Whether the stage ends after ``steps`` steps."""
         return steps >= self.until if isinstance(self.until, int) else self.until.finished(steps)
@@ -108,16 +114,19 @@ class PhaseLoss(nn.Module):
 
     def forward(self, step: Step) -> tuple[Tensor, list[Tensor], dict[str, Tensor], dict[str, Reduction]]:
         (phase,) = self._phase
-        total = torch.zeros(())
+        total: Tensor | None = None
         losses: list[Tensor] = []
         figures: dict[str, Tensor] = {}
         reductions: dict[str, Reduction] = {}
         for term in phase.terms:
             loss = term.objective(step, step.state(term.states))
-            total = total.to(loss.total.device) + term.weight * loss.total
+            weighted = term.weight * loss.total
+            # Made where the losses are: a number that came from the host would wait for the device.
+            total = (torch.zeros((), device=weighted.device) if total is None else total) + weighted
             losses.append(loss.total.detach())
             figures |= {f"{phase.name}.{key}": figure for key, figure in loss.terms.items()}
             reductions |= {f"{phase.name}.{key}": reduction for key, reduction in loss.reductions.items()}
+        assert total is not None, "a phase has at least one term"
         return total, losses, figures, reductions
 
 

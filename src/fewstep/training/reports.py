@@ -36,6 +36,7 @@ class Report:
         self._names: list[str] = []
         self._reductions: dict[str, Reduction] = {}
         self.values = torch.zeros(0)
+        self._arrives: torch.cuda.Event | None = None
 
     def add(self, losses: Sequence[Tensor], figures: Mapping[str, Tensor], reductions: Mapping[str, Reduction]) -> None:
         """What a portion gave."""
@@ -45,6 +46,20 @@ class Report:
     def end(self, norm: Tensor) -> None:
         """The norm of the whole batch's gradient, on the device of the losses."""
         self.values = torch.cat([*self._portions, norm.detach().to(self._portions[0])[None]])
+
+    def send(self) -> None:
+        """Begins to copy the values to the host, behind what the device has been given to do; nobody waits."""
+        if self.values.is_cuda:
+            there, self.values = self.values, torch.empty_like(self.values, device="cpu", pin_memory=True)
+            self.values.copy_(there, non_blocking=True)
+            self._arrives = torch.cuda.Event()
+            self._arrives.record()
+
+    def arrived(self) -> Tensor:
+        """The values, waited for where they were sent and are still on their way."""
+        if self._arrives is not None:
+            self._arrives.synchronize()
+        return self.values
 
     @property
     def sound(self) -> Tensor:
@@ -57,7 +72,7 @@ class Report:
         """The values of reports over all processes, in one exchange."""
         if not reports:
             return []
-        every = distributed.gathered(torch.cat([report.values for report in reports]))
+        every = distributed.gathered(torch.cat([report.arrived() for report in reports]))
         return [report._read(values) for report, values in zip(reports, every.split([len(report.values) for report in reports], dim=1), strict=True)]
 
     def _read(self, every: Tensor) -> Values:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from fewstep import distributed
 from fewstep.errors import UserError
 from fewstep.training.origins import Origins
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """A measurement of the run: ``measure(global step)`` every ``every`` steps, at the start and at the end; its figures go into the log."""
-
-    name: str
-    every: int
-    measure: Callable[[int], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +41,14 @@ class Settings:
         for name in ("batch", "log_every", "checkpoint_every", "keep", "accumulate", "replicas"):
             if getattr(self, name) < 1:
                 raise UserError(f"training settings: '{name}' must be at least 1, got {getattr(self, name)}.")
+
+    def check_portions(self) -> None:
+        """Raises ``UserError`` where the processes cannot share a batch in equal portions."""
+        processes = distributed.size()
+        if self.batch % (processes * self.accumulate):
+            shared = f"in 'training.accumulate' = {self.accumulate} equal portions each"
+            what = f"'training.batch' is {self.batch}, which {processes} processes cannot share {shared}"
+            raise UserError(f"{what}; use a multiple of {processes * self.accumulate}.")
 
 
 @dataclass

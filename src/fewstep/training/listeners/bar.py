@@ -1,57 +1,20 @@
-"""What a person sees while a run goes on."""
+"""What a person sees while a run goes on: a bar."""
 
 from __future__ import annotations
 
-import abc
 import sys
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fewstep.errors import one_line
+from fewstep.training.listeners.listener import Listener
 
 
-class Watcher(abc.ABC):
-    """Is told how a run goes; a context around it."""
-
-    @abc.abstractmethod
-    def stage(self, name: str, total: int | None, done: int) -> None:
-        """A stage begins, or goes on after ``done`` steps."""
-
-    @abc.abstractmethod
-    def step(self, done: int, note: str) -> None:
-        """A step was made; ``note`` is a short text of figures."""
-
-    @abc.abstractmethod
-    def say(self, sentence: str) -> None:
-        """Something worth a line."""
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return
-
-
-class Silent(Watcher):
-    """Shows nothing, and keeps what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def stage(self, name: str, total: int | None, done: int) -> None:
-        return
-
-    def step(self, done: int, note: str) -> None:
-        return
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-
-class Bar(Watcher):
-    """A progress bar a stage, with rate and time left; on something that is no terminal, a line every tenth of a stage."""
+class Bar(Listener):
+    """A progress bar a stage, with rate and time left; on something that is no terminal, a line
+    every tenth of a stage.
+    """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=sys.stderr, highlight=False)
@@ -91,5 +54,5 @@ class Bar(Watcher):
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._bar.stop()

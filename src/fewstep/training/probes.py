@@ -1,0 +1,68 @@
+"""Measurements of a run while it goes on, each at its cadence, at the start and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fewstep.random import Place
+from fewstep.states import Step
+from fewstep.training.journal import Journal
+from fewstep.training.monitors import Monitor
+from fewstep.training.settings import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A measurement of the run: ``measure(global step)`` every ``every`` steps, at the start and at
+    the end; its figures go into the log.
+    """
+
+    name: str
+    every: int
+    measure: Callable[[int], Mapping[str, float]]
+
+
+class Probes:
+    """Takes ``probes`` when they are due, and writes what they find into ``journal``; ``say`` is
+    told what monitors warn of.
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe | Monitor],
+        journal: Journal,
+        say: Callable[[str], None],
+        seed: int,
+        device: torch.device,
+    ):
+        self.probes = list(probes)
+        self._journal = journal
+        self._say = say
+        self._seed = seed
+        self._device = device
+
+    def due(self, step: int, last: bool = False) -> list[Probe | Monitor]:
+        """Those of global step ``step``; at the end those that are not due as well, so that none is
+        taken twice.
+        """
+        return [probe for probe in self.probes if (step % probe.every == 0) != last]
+
+    def take(self, progress: Progress, last: bool = False) -> None:
+        """Takes those that are due."""
+        for probe in self.due(progress.step, last):
+            figures = self._measured(probe, progress.step)
+            self._journal.write_measured(progress, probe.name, figures)
+            for warning in figures["warnings"] if isinstance(probe, Monitor) else ():
+                self._say(f"step {progress.step}: {warning}")
+
+    def _measured(self, probe: Probe | Monitor, step: int) -> Mapping[str, Any]:
+        if isinstance(probe, Probe):
+            return probe.measure(step)
+        own = Step(Place(self._seed, "monitor", step), probe.rows, device=self._device)
+        readings = probe.read(own, self._journal.recent)
+        warnings = [reading.warning for reading in readings if reading.warning and step >= probe.warn_from]
+        return {**{reading.name: reading.value for reading in readings}, "warnings": warnings}
