@@ -27,11 +27,17 @@ class Place:
     """Where a run stands: all that a draw depends on besides its purpose and the sample's index.
 
     ``seed``: any integer; ``stage``: the stage's name; ``step``: the step's index within the stage, from 0.
+    ``owner``: whose draws these are, a name that goes before their purposes; nobody's unless given.
     """
 
     seed: int
     stage: str = ""
     step: int = 0
+    owner: str = ""
+
+    def purpose_of(self, purpose: str) -> str:
+        """A purpose with the owner's name before it."""
+        return f"{self.owner}.{purpose}" if self.owner else purpose
 
     def at(self, step: int) -> Place:
         """The same place at another step."""
@@ -64,7 +70,7 @@ class Place:
     def _uniform(self, purpose: str, rows: int, a_row: int, start: int) -> np.ndarray:
         blocks = -(-a_row // _WORDS_A_BLOCK)
         # Escaped, so that no stage and purpose can together spell another pair.
-        stage, purpose = (part.replace("\\", "\\\\").replace("|", "\\|") for part in (self.stage, purpose))
+        stage, purpose = (part.replace("\\", "\\\\").replace("|", "\\|") for part in (self.stage, self.purpose_of(purpose)))
         text = f"{self.seed}|{stage}|{self.step}|{purpose}".encode()
         key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
         words = np.random.Philox(key=key, counter=start * blocks).random_raw(rows * blocks * _WORDS_A_BLOCK)

@@ -4,6 +4,16 @@ from fewstep.objectives.adversarial import AdversarialCritic, AdversarialGenerat
 from fewstep.objectives.balanced import Balanced
 from fewstep.objectives.classification import Classification
 from fewstep.objectives.consistency import ConsistencyDistillation, UnitWeight
+from fewstep.objectives.continuous import ContinuousConsistency, LogWeight, TrigFlow
+from fewstep.objectives.density_ratio import (
+    Divergence,
+    ForwardKL,
+    JensenShannon,
+    RatioWeight,
+    ReverseKL,
+    SoftenedReverseKL,
+    SquaredHellinger,
+)
 from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
 from fewstep.objectives.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.objectives.flow import VelocityRegression, straightness
@@ -27,6 +37,7 @@ __all__ = [
     "CleanCritic",
     "Compared",
     "ConsistencyDistillation",
+    "ContinuousConsistency",
     "Critic",
     "DMDWeight",
     "Delta",
@@ -35,18 +46,22 @@ __all__ = [
     "DiffInstructWeight",
     "Distance",
     "DistributionMatching",
+    "Divergence",
     "EDMWeight",
     "EndpointRegression",
     "ExponentialWeight",
     "FakeScore",
     "FieldOfSamples",
+    "ForwardKL",
     "GANLoss",
     "Hinge",
     "Imitation",
     "InverseConsistency",
+    "JensenShannon",
     "Ladder",
     "Largest",
     "Learned",
+    "LogWeight",
     "Loss",
     "MatchingWeight",
     "Mean",
@@ -57,7 +72,9 @@ __all__ = [
     "PlainWeight",
     "ProgressiveDistillation",
     "PseudoHuber",
+    "RatioWeight",
     "Reduction",
+    "ReverseKL",
     "RootMeanSquare",
     "SDSWeight",
     "SNRPlusOne",
@@ -66,7 +83,10 @@ __all__ = [
     "ScoreWeight",
     "Shifted",
     "SoftConsistency",
+    "SoftenedReverseKL",
+    "SquaredHellinger",
     "SquaredL2",
+    "TrigFlow",
     "TruncatedSNR",
     "UnitWeight",
     "VelocityRegression",

@@ -11,7 +11,7 @@ layer makes that the loss' own networks only. Over several processes the gradien
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +37,16 @@ class Balanced(Objective):
     largest: float = 1e4
     weight: float = 1.0
 
+    @property
+    def owned(self) -> Sequence[nn.Module]:
+        return (*self.main.owned, *self.other.owned)
+
     def __call__(self, step: Step, state: State) -> Loss:
         with _seen_in(self.layer) as seen:
-            main = self.main(step, state)
+            main = self.main.at(step, state)
             if step.place.step < self.start_after:
                 return main
-            other = self.other(step, state)
+            other = self.other.at(step, state)
         shared = set(main.terms) & set(other.terms)
         if shared:
             raise UserError(f"balanced losses: both report '{min(shared)}', which the log could not tell apart; balance objectives of different kinds.")

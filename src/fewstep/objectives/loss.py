@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fewstep.states import State, Step
 
@@ -58,12 +59,35 @@ class Loss:
 
 @dataclass(frozen=True, eq=False)
 class Objective(abc.ABC):
-    """A learning signal. Networks and targets are given when it is built; a call gives the loss at a step's states."""
+    """A learning signal. Networks and targets are given when it is built; a call gives the loss at a step's states.
+
+    A run asks for it by ``at``, under the class' name: equal purposes of two classes are two draws.
+    """
 
     @property
     def differentiates_twice(self) -> bool:
         """Whether its loss is made of gradients, so that the backward pass needs the networks' weights of the forward pass once more; no unless a class says so."""
         return False
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether it is computed in float32 also where a run computes in bfloat16; no unless a class says so."""
+        return False
+
+    @property
+    def owned(self) -> Sequence[nn.Module]:
+        """Modules of its own that are trained along with its phase's network: joined to the optimizer, clipped, saved
+        and sharded like it. None unless a class has some, among its fields.
+        """
+        return ()
+
+    def at(self, step: Step, state: State) -> Loss:
+        """The loss in a run, its draws named after its class; called with gradients as they stand."""
+        named = step.named(type(self).__name__)
+        if not self.full_precision:
+            return self(named, state)
+        with torch.autocast(step.device.type, enabled=False):
+            return self(named, state)
 
     @abc.abstractmethod
     def __call__(self, step: Step, state: State) -> Loss:

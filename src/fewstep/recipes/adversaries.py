@@ -111,7 +111,7 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
     if isinstance(choice, TeacherTrunk):
         return FrozenTrunk(context.original, head), view
     if "fake" not in type(context.method).model_fields:
-        kind = context.method.model_dump()["kind"]
+        kind = context.method.kind
         raise UserError(f"'method.kind: {kind}' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'.")
     fake = next((phase.network for phase in phases if phase.name == "fake"), None)
     if not isinstance(fake, NetworkDenoiser) or any(phase.trainable is not None for phase in phases):

@@ -72,7 +72,7 @@ def build_states(context: Context, usual: States, transitions: Transitions, part
     if isinstance(choice, config.ForwardStates):
         return transitions.data
     if choice.stops == "any" and not transitions.anywhere:
-        kind = context.method.model_dump()["kind"]
+        kind = context.method.kind
         raise UserError(
             f"'method.kind: {kind}' and 'states.stops: any' cannot be combined: its steps begin at the times of its grid and nowhere else; "
             "use 'all', or shares of the trajectory such as [0.5]."

@@ -122,4 +122,4 @@ def row(name: str, method: Method) -> Row:
 
 
 def _name(method: Method) -> str:
-    return str(method.model_dump()["kind"])
+    return method.kind

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fewstep import cost
+from fewstep.condition import Condition
+from fewstep.cost import unmetered
 from fewstep.random import Place
 from fewstep.states.state import CPU, State, States
 
@@ -45,6 +49,7 @@ class Step:
         self._graphs: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
         self._whole = {} if whole is None else whole
         self._normals: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._root = self
         self._asked_states: dict[int, States] = {}
         self._asked_normals: dict[tuple[str, tuple[int, ...]], None] = {}
 
@@ -54,6 +59,12 @@ class Step:
         portion = rows // parts
         whole: dict[int, tuple[object, Any]] = {}
         return [cls(place, portion, start + part * portion, device, whole) for part in range(parts)]
+
+    def named(self, name: str) -> Step:
+        """The same step, whose own draws are ``name``'s: other purposes have other numbers. States and samples are shared."""
+        view = copy.copy(self)
+        view.place, view._root = replace(self._root.place, owner=name), self._root
+        return view
 
     def once(self, owner: object, make: Callable[[], T]) -> T:
         """What ``owner`` makes for the step as a whole rather than for its samples: made once, whatever portion asks first."""
@@ -68,7 +79,7 @@ class Step:
         if states.ahead:
             self._asked_states[key] = states
         if key not in self._states:
-            self._states[key] = states, states.draw(self)
+            self._states[key] = states, states.draw(self._root)
         return self._states[key][1]
 
     def sample(self, model: nn.Module, state: State) -> Tensor:
@@ -88,6 +99,18 @@ class Step:
             self.keep(model, state, self._graphs[key][2])
         return self._graphs[key][2]
 
+    def jvp(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition, tangents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The model's estimate (B, *D) at x (B, *D) and t (B,), with its graph, and without one the derivative of the
+        estimate along ``tangents``, those of x (B, *D) and t (B,): forward-mode differentiation, of one forward pass.
+
+        Counted as that pass and one evaluation for the derivative.
+        """
+        with unmetered(), torch.enable_grad():
+            estimate, derivative = torch.func.jvp(lambda x, t: model(x, t, condition), (x, t), tangents)[:2]
+        cost.report(estimate)
+        cost.report(derivative.detach())
+        return estimate, derivative.detach()
+
     def forget_graphs(self) -> None:
         """Called after a phase's backward: the next phase that ``run``s a model makes its samples anew. What ``sample`` hands out stays."""
         self._graphs.clear()
@@ -98,7 +121,7 @@ class Step:
 
     def noise_like(self, purpose: str, x: Tensor) -> Tensor:
         """Standard normals of x's shape (B, *D), type and device."""
-        key = (purpose, tuple(x.shape))
+        key = (self.place.purpose_of(purpose), tuple(x.shape))
         self._asked_normals[key] = None
         made = self._normals.pop(key, None)
         return (self.place.normal(purpose, x.shape, self.start) if made is None else made).to(x.device, x.dtype)

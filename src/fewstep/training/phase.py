@@ -55,8 +55,14 @@ class Phase:
 
     @property
     def trained(self) -> nn.Module:
-        """What the optimizer moves."""
-        return self.network if self.trainable is None else self.trainable
+        """What the optimizer moves: the network or a part of it, and what the objectives own."""
+        own = self.network if self.trainable is None else self.trainable
+        return nn.ModuleList([own, *self.owned]) if self.owned else own
+
+    @property
+    def owned(self) -> list[nn.Module]:
+        """The modules that its objectives own, once each."""
+        return list({id(module): module for term in self.terms for module in term.objective.owned}.values())
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -119,7 +125,7 @@ class PhaseLoss(nn.Module):
         figures: dict[str, Tensor] = {}
         reductions: dict[str, Reduction] = {}
         for term in phase.terms:
-            loss = term.objective(step, step.state(term.states))
+            loss = term.objective.at(step, step.state(term.states))
             weighted = term.weight * loss.total
             # Made where the losses are: a number that came from the host would wait for the device.
             total = (torch.zeros((), device=weighted.device) if total is None else total) + weighted
@@ -149,6 +155,7 @@ def named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
             named[phase.name] = phase.network
     for stage in stages:
         for phase in stage.phases:
+            named |= {f"{phase.name}.owned-{i}": module for i, module in enumerate(phase.owned) if not _known(module, named)}
             named |= {f"{stage.name}.{phase.name}.average-{i}": average for i, average in enumerate(phase.averages) if not _known(average, named)}
         for index, action in enumerate(stage.begin):
             named |= {f"{stage.name}.begin-{index}": network for network in action.writes if not _known(network, named)}

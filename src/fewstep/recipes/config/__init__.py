@@ -21,7 +21,7 @@ from fewstep.recipes.config.axes import (
     TargetChoice,
     UsualStates,
 )
-from fewstep.recipes.config.base import ByName, Kinds, Names, Section, Seed
+from fewstep.recipes.config.base import ByName, Kinds, Named, Names, Section, Seed
 from fewstep.recipes.config.data import DataChoice, DigitsData, GivenData, HuggingFaceData, ImagesData, MixtureData, WavesData, WebDatasetData
 from fewstep.recipes.config.models import ClassifierModel, CriticChoice, DenoiserModel, DenoisingChoice, GeneratorModel, NetworkSection
 from fewstep.recipes.config.run import ClassifierFeatures, Distributed, Evaluation, FeaturesChoice, FourierFeatures, GivenFeatures, InceptionFeatures, Training
@@ -74,6 +74,7 @@ __all__ = [
     "LowRankStudent",
     "MatchingWeighting",
     "MixtureData",
+    "Named",
     "Names",
     "NetworkSection",
     "NetworkStudent",

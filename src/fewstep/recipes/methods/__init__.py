@@ -1,14 +1,16 @@
-"""The methods a recipe can name, one a file. A new one is added to ``MethodChoice`` and nowhere else."""
+"""The methods a recipe can name, one a file; a new one is imported here, and named nowhere else."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
-
+from fewstep.recipes.config.base import Choice, kind_of_section
 from fewstep.recipes.methods.adversarial import AdversarialDiffusionMethod
 from fewstep.recipes.methods.base import Built, Method, Traits
 from fewstep.recipes.methods.consistency import ConsistencyMethod
+from fewstep.recipes.methods.continuous import ContinuousMethod
+from fewstep.recipes.methods.f_distill import FDistillMethod
 from fewstep.recipes.methods.flow import RectifiedFlowMethod
 from fewstep.recipes.methods.identity import IdentityMethod
 from fewstep.recipes.methods.knowledge import KnowledgeMethod
@@ -16,9 +18,36 @@ from fewstep.recipes.methods.matching import DistributionMatchingMethod
 from fewstep.recipes.methods.progressive import ProgressiveMethod
 from fewstep.recipes.methods.trajectory import TrajectoryMethod
 
-MethodChoice = Annotated[
-    KnowledgeMethod | ProgressiveMethod | RectifiedFlowMethod | ConsistencyMethod | TrajectoryMethod | DistributionMatchingMethod | IdentityMethod | AdversarialDiffusionMethod,
-    Field(discriminator="kind"),
-]
 
-__all__ = ["Built", "Method", "MethodChoice", "Traits"]
+class _Methods(Choice):
+    """Any method that has a kind: those imported here, and a user's own."""
+
+    def options(self, base: Any) -> Mapping[str, type[Any]]:
+        found = {kind_of_section(each): each for each in _below(base)}
+        return {kind: each for kind, each in found.items() if kind is not None}
+
+
+def _below(section: type[Method]) -> Iterator[type[Method]]:
+    for each in section.__subclasses__():
+        yield each
+        yield from _below(each)
+
+
+MethodChoice = Annotated[Method, _Methods()]
+
+__all__ = [
+    "AdversarialDiffusionMethod",
+    "Built",
+    "ConsistencyMethod",
+    "ContinuousMethod",
+    "DistributionMatchingMethod",
+    "FDistillMethod",
+    "IdentityMethod",
+    "KnowledgeMethod",
+    "Method",
+    "MethodChoice",
+    "ProgressiveMethod",
+    "RectifiedFlowMethod",
+    "Traits",
+    "TrajectoryMethod",
+]

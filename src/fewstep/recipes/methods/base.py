@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -41,6 +41,10 @@ class Traits:
 
 class Method(config.Section, abc.ABC):
     """A section ``method`` of a recipe."""
+
+    if TYPE_CHECKING:
+        # Declared by each method, with its one name.
+        kind: str
 
     traits: ClassVar[Traits]
     optimizer: config.OptimizerChoice = Adam()

@@ -1,0 +1,49 @@
+"""f-distill (Xu, Nie and Vahdat 2025): distribution matching of an f-divergence, by the density ratio that the critic sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from fewstep.objectives import DistributionMatching, Divergence, DMDWeight, JensenShannon, RatioWeight
+from fewstep.recipes import config
+from fewstep.recipes.adversaries import FakeTrunk, TeacherTrunk
+from fewstep.recipes.methods.base import Traits
+from fewstep.recipes.scores import Followed, FollowsScores, LearnedFake, several_steps
+from fewstep.times import LogNormalTimes
+from fewstep.training import Term
+from fewstep.values import Few
+
+
+class FDistillMethod(FollowsScores):
+    """``divergence``: which; 'reverse-kl' is distribution matching with a critic. ``adversarial``: the critic, on noised samples."""
+
+    kind: Literal["f-distill"]
+    divergence: Annotated[Divergence, config.Named()] = JensenShannon()
+    weighting: config.MatchingWeighting = DMDWeight()
+    times: config.TimesChoice = LogNormalTimes()
+    fake: LearnedFake = LearnedFake(kind="learned")
+    adversarial: Annotated[FakeTrunk | TeacherTrunk, Field(discriminator="kind")] = FakeTrunk(kind="fake-trunk")
+    steps: Few = 1
+
+    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora"}), ("teacher", "fake", "student"))
+
+    @property
+    def in_force(self) -> Traits:
+        return self.traits if self.steps == 1 else several_steps(self.traits)
+
+    @property
+    def own_score(self) -> LearnedFake:
+        return self.fake
+
+    @property
+    def critic(self) -> FakeTrunk | TeacherTrunk:
+        return self.adversarial
+
+    def terms(self, followed: Followed) -> Sequence[Term]:
+        assert followed.adversary is not None
+        weight = RatioWeight(self.weighting, self.divergence, followed.adversary.critic)
+        matching = DistributionMatching(followed.student, followed.fake, followed.target, self.times, weight)
+        return [Term(matching, followed.states, name="matching")]
