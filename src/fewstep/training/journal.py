@@ -79,3 +79,8 @@ class Journal:
         """Returns to what ``state`` gave; the log is cut to the lines that it had."""
         self._sums, self.recent, self.figures = state["sums"], state["recent"], state["figures"]
         self.log.cut(state["log_lines"], self._listener.say)
+
+
+def noted(figures: Mapping[str, float]) -> str:
+    """Figures as a short text."""
+    return "  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items())

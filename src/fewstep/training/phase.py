@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.denoisers import Averaged
 from fewstep.errors import UserError
 from fewstep.objectives import Objective, Reduction
-from fewstep.stateful import check_open, walk
+from fewstep.stateful import Stateful, check_open, walk
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
 from fewstep.training.actions import Action
@@ -165,6 +165,17 @@ def named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
 def used_modules(stages: Sequence[Stage]) -> list[nn.Module]:
     """Every module that the stages' parts hold, trained or not: what is found by walking dataclass fields, lists and mappings."""
     return [value for value in walk(stages) if isinstance(value, nn.Module)]
+
+
+def all_modules(stages: Sequence[Stage], networks: Mapping[str, nn.Module], stateful: Mapping[str, Stateful]) -> Iterator[nn.Module]:
+    """What is to be laid out over processes.
+
+    A generator: only a layout that asks makes a stateful object allocate what it will need.
+    """
+    yield from networks.values()
+    yield from used_modules(stages)
+    for found in stateful.values():
+        yield from found.networks()
 
 
 def _known(network: nn.Module, named: dict[str, nn.Module]) -> bool:

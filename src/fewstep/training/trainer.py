@@ -20,7 +20,7 @@ checkpoint written in the background) is summed over them first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,11 +38,11 @@ from fewstep.states import Step
 from fewstep.targets import decides
 from fewstep.training.ahead import Ahead
 from fewstep.training.inbox import Inbox
-from fewstep.training.journal import Journal
+from fewstep.training.journal import Journal, noted
 from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.listeners.listener import Listener, Several
 from fewstep.training.monitors import Monitor
-from fewstep.training.phase import Phase, Stage, build_optimizers, named_networks, used_modules
+from fewstep.training.phase import Phase, Stage, all_modules, build_optimizers, named_networks
 from fewstep.training.probes import Probe, Probes
 from fewstep.training.saving import Saver
 from fewstep.training.settings import Progress, Settings
@@ -102,7 +102,7 @@ class Trainer:
         """
         distributed.in_step(self.settings.check_portions)
         with locked(self.folder), stop_requests() as stop, self.listener, self._ahead:
-            self._layout.lay_out(self._all_modules())
+            self._layout.lay_out(all_modules(self.stages, self.networks, self._stateful))
             found = self._snapshots.restore() if resume else None
             if found is None:
                 self._start()
@@ -126,7 +126,7 @@ class Trainer:
         stage = self.stages[0]
         if not self._turns.ready:
             distributed.in_step(self.settings.check_portions)
-            self._layout.lay_out(self._all_modules())
+            self._layout.lay_out(all_modules(self.stages, self.networks, self._stateful))
             self._start()
             self._optimizers = build_optimizers(stage)
             self._turns.prepare(stage)
@@ -134,16 +134,6 @@ class Trainer:
             for _ in range(steps):
                 self._step(stage, StopRequest())
         self._inbox.read()
-
-    def _all_modules(self) -> Iterator[nn.Module]:
-        """What is to be laid out.
-
-        A generator: only a layout that asks makes a stateful object allocate what it will need.
-        """
-        yield from self.networks.values()
-        yield from used_modules(self.stages)
-        for found in self._stateful.values():
-            yield from found.networks()
 
     def _start(self) -> None:
         """Begins a run; a folder in which one has made a step or saved is not touched."""
@@ -214,7 +204,7 @@ class Trainer:
             self._journal.figures = figures
             self._journal.write(progress, stage.name)
         self._probes.take(progress)
-        self.listener.step(progress.stage_step, _note(figures))
+        self.listener.step(progress.stage_step, noted(figures))
 
     def _take_turn(self, phase: Phase, steps: Sequence[Step], stage: Stage) -> None:
         rate = phase.optimizer.rate(self.progress.stage_step, stage.total)
@@ -244,7 +234,3 @@ class Trainer:
         if stop.signal:
             self._saver.finish()
             raise Stopped(f"stopped and saved at step {self.progress.step}; go on with --resume.", stop.signal)
-
-
-def _note(figures: Mapping[str, float]) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items())
