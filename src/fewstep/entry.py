@@ -94,7 +94,8 @@ def main() -> None:
     _print_any_name()
     try:
         with ended_by_signals(), _group():
-            app(args=foremost(sys.argv[1:]))
+            sys.argv[1:] = foremost(sys.argv[1:])
+            app()
     except SharedError:
         sys.exit(2)
     except UserError as error:

@@ -46,6 +46,13 @@ class Given:
     """Marks an argument of a network's constructor that whoever builds it gives, not a recipe."""
 
 
+@dataclass(frozen=True)
+class Costly:
+    """Marks a count that sets what a run costs, of which a rehearsal or a test has at most ``most``."""
+
+    most: int
+
+
 class Infinite:
     """Marks a number that may be infinite."""
 

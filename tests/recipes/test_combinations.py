@@ -24,63 +24,61 @@ from fewstep.networks import DenoisingNetwork, build
 from fewstep.prediction import EDM
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe
+from fewstep.recipes.config import Section
+from fewstep.recipes.config.base import fields_of, is_section, saved
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.legality import ROLES, STATES, check, columns, families, role_refusal, row, states_refusal, student_refusal, target_refusal
-from fewstep.recipes.methods import Method
+from fewstep.recipes.methods import Method, _Methods
 from fewstep.recipes.parts import build_settings
-from fewstep.recipes.source import validate
+from fewstep.recipes.source import _chosen, validate
 from fewstep.runs.sampler import StudentSampler, labels_for
 from fewstep.schedule import KarrasVE
 from fewstep.training import Silent, Trainer
+from fewstep.values import Costly
 
 # Deleted when the process ends.
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 OPTIMIZER = {"lr": 1e-3, "betas": [0.0, 0.99]}
 LEARNED = {"kind": "learned", "optimizer": OPTIMIZER}
-TEACHER_TRUNK = {"kind": "teacher-trunk", "optimizer": OPTIMIZER}
 MATCHING = {"kind": "distribution-matching", "fake": LEARNED, "optimizer": OPTIMIZER}
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "knowledge": {"kind": "knowledge", "pairs": {"kind": "stored", "count": 8}, "solver_steps": 2},
-    "knowledge on the fly": {"kind": "knowledge", "pairs": {"kind": "on-the-fly"}, "solver_steps": 2},
-    "knowledge on the fly, 2 steps": {"kind": "knowledge", "pairs": {"kind": "on-the-fly"}, "solver_steps": 2, "steps": 2},
-    "progressive": {"kind": "progressive", "start": 4, "steps": 2},
-    "progressive, 2 parts": {"kind": "progressive", "start": 4, "steps": 2, "parts": 2},
-    "progressive, converted": {"kind": "progressive", "start": 4, "steps": 2, "convert": "eps"},
-    "rectified flow": {"kind": "rectified-flow", "pairs": 8, "solver_steps": 2, "flow_steps": 2},
-    "rectified flow, no distillation": {"kind": "rectified-flow", "pairs": 8, "solver_steps": 2, "flow_steps": 2, "distil": 0.0, "reflows": 2, "steps": 3},
-    "consistency": {"kind": "consistency", "points": 8, "rollout_steps": [2, 3]},
-    "consistency, 2 intervals": {"kind": "consistency", "points": 8, "intervals": 2, "rollout_steps": [2]},
-    "trajectory": {"kind": "trajectory", "points": 6},
-    "trajectory, critic": {"kind": "trajectory", "points": 6, "adversarial": TEACHER_TRUNK, "adversarial_after": 1},
-    "matching": MATCHING,
-    "matching, random start": {**MATCHING, "fake": {**LEARNED, "start": "random"}},
-    "matching, low rank": {**MATCHING, "fake": {"kind": "lora", "rank": 2, "optimizer": OPTIMIZER}},
-    "matching, delta": {**MATCHING, "fake": {"kind": "delta"}, "weighting": {"kind": "sds"}},
-    "matching, field": {**MATCHING, "fake": {"kind": "field", "samples": 4}},
-    "matching, 2 steps": {**MATCHING, "steps": 2, "fake": {**LEARNED, "updates": 2}},
-    "matching, field, 2 steps": {**MATCHING, "fake": {"kind": "field", "samples": 4}, "steps": 2},
-    "matching, regression": {**MATCHING, "regression": {"pairs": 8, "steps": 2}},
-    "matching, fake trunk": {**MATCHING, "adversarial": {"kind": "fake-trunk"}},
-    "matching, fake trunk, 2 steps": {**MATCHING, "adversarial": {"kind": "fake-trunk", "r1": 0.1}, "steps": 2},
-    "matching, teacher trunk": {**MATCHING, "adversarial": TEACHER_TRUNK},
-    "matching, teacher trunk, delta": {**MATCHING, "fake": {"kind": "delta"}, "adversarial": TEACHER_TRUNK},
-    "sid": {"kind": "sid", "fake": LEARNED},
-    "sid, 2 steps": {"kind": "sid", "fake": LEARNED, "steps": 2},
-    "adversarial diffusion": {"kind": "adversarial-diffusion", "steps": 2},
-    "adversarial diffusion, 1 step": {"kind": "adversarial-diffusion", "steps": 1, "weighting": "sds"},
-}
+
+def methods() -> dict[str, type[Method]]:
+    """The methods by kind."""
+    return dict(_Methods().options(Method))
+
+
+def made(values: dict[str, Any], section: type[Any]) -> dict[str, Any]:
+    """A method's settings at a test's size: counts as small as their marks say, one optimizer for all."""
+    small: dict[str, Any] = {}
+    for name, field in fields_of(section).items():
+        costly = next((mark for mark in field.marks if isinstance(mark, Costly)), None)
+        if name == "optimizer":
+            small[name] = OPTIMIZER
+        elif costly is not None and isinstance(field.default, int):
+            small[name] = costly.most
+        elif isinstance(values.get(name), dict) and (chosen := _chosen(field, values[name])) is not None:
+            small[name] = made(values[name], chosen)
+        elif name not in values and is_section(field.default) and isinstance(field.default, Section):
+            small[name] = {**saved(field.default), **made({}, type(field.default))}
+    given = {name: value for name, value in values.items() if not (isinstance(value, dict) and name in small)}
+    return {**small, **given}
+
+
+def variants(on_digits: bool) -> dict[str, dict[str, Any]]:
+    """The examples of all methods, by the kind and the example's name."""
+    found = {}
+    for kind, method in methods().items():
+        for name, example in method.examples.items():
+            if example.on_digits == on_digits:
+                found[", ".join(filter(None, (kind, name)))] = made({"kind": kind, **example.settings}, method)
+    return found
+
+
+VARIANTS = variants(on_digits=False)
 # Guidance needs classes, and classifier features need digits.
-ON_DIGITS: dict[str, dict[str, Any]] = {
-    "progressive, guided": {"kind": "progressive", "start": 4, "steps": 2, "guidance": {"low": 1.0, "high": 3.0}},
-    "consistency, guided": {"kind": "consistency", "points": 4, "rollout_steps": [2], "guidance": {"low": 1.0, "high": 3.0}},
-    "matching, classifier features": {**MATCHING, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
-    "trajectory, classifier features": {"kind": "trajectory", "points": 4, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
-    "matching, images": MATCHING,
-    "sid, images": {"kind": "sid", "fake": LEARNED},
-    "adversarial diffusion, classifier features": {"kind": "adversarial-diffusion", "steps": 2, "adversarial": {"kind": "classifier-features", "optimizer": OPTIMIZER}},
-}
+ON_DIGITS = variants(on_digits=True)
 
 STATES_SETTINGS: dict[str, dict[str, Any]] = {"ddil": {"capacity": 16, "collect": 4}, "per-batch": {"data": 0.4, "teacher": 0.2, "student": 0.4}}
 STUDENT_SETTINGS: dict[str, dict[str, Any]] = {

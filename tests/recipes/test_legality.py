@@ -121,14 +121,17 @@ def test_settings_that_do_not_fit_one_another_are_one_short_sentence(recipe, ove
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"method": {**VARIANTS["matching, delta"], "adversarial": {"kind": "fake-trunk"}}}, "'method.adversarial.kind: fake-trunk' needs a learned fake score whose whole network"),
-        ({"method": {**VARIANTS["matching, low rank"], "adversarial": {"kind": "fake-trunk"}}}, "use 'method.fake.kind: learned'"),
+        (
+            {"method": {**VARIANTS["distribution-matching, delta"], "adversarial": {"kind": "fake-trunk"}}},
+            "'method.adversarial.kind: fake-trunk' needs a learned fake score whose whole network",
+        ),
+        ({"method": {**VARIANTS["distribution-matching, low rank"], "adversarial": {"kind": "fake-trunk"}}}, "use 'method.fake.kind: learned'"),
         ({"method": {**VARIANTS["trajectory"], "adversarial": {"kind": "fake-trunk"}}}, "'method.kind: trajectory' and 'method.adversarial.kind: fake-trunk' cannot be combined"),
         ({"method": {"kind": "adversarial-diffusion", "adversarial": {"kind": "fake-trunk"}}}, "'method.kind: adversarial-diffusion' and .* cannot be combined"),
         ({"method": {**MATCHING, "adversarial": {"kind": "classifier-features"}}}, "reads 8x8 digits; use 'teacher-trunk'"),
         ({"method": {**VARIANTS["consistency"], "guidance": {}}}, "'method.guidance' needs a teacher with classes"),
         ({"method": {**VARIANTS["progressive"], "guidance": {}}}, "'method.guidance' needs a teacher with classes"),
-        ({"method": VARIANTS["matching, delta"], "target": {**BACKTRACKED, "switch": {"kind": "plateau"}}}, "'target.switch.kind: plateau' watches the gap"),
+        ({"method": VARIANTS["distribution-matching, delta"], "target": {**BACKTRACKED, "switch": {"kind": "plateau"}}}, "'target.switch.kind: plateau' watches the gap"),
         ({"method": MATCHING, "student": {"kind": "copy", "first_sigma": 500.0}}, "'student.first_sigma' is 500.0"),
         ({"method": MATCHING, "student": "latent-mlp", "digits": True}, "'student.kind: latent-mlp' makes points, and samples here have shape"),
         ({"method": MATCHING, "student": "fastgan"}, "'student.kind: fastgan' makes square images"),
@@ -146,7 +149,7 @@ def test_parts_that_do_not_fit_are_refused_when_the_run_is_built(changes, senten
 def test_a_plateau_goes_with_every_learned_fake_score(tmp_path):
     """One that starts at random weights takes none of the path's, and has a gap all the same."""
     plateau = {**BACKTRACKED, "switch": {"kind": "plateau", "window": 1, "min_steps": 1, "max_steps": 2}}
-    for name in ("matching", "matching, random start", "matching, low rank", "sid"):
+    for name in ("distribution-matching", "distribution-matching, random start", "distribution-matching, low rank", "sid"):
         build_distillation(tiny(VARIANTS[name], target=plateau), tmp_path)
 
 

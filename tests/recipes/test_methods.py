@@ -19,36 +19,30 @@ from fewstep.recipes.config import DigitsData, MixtureData
 from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.parts import build_settings
 from fewstep.recipes.source import validate
+from fewstep.recipes.twin import small
 from fewstep.states import Step
 from fewstep.training import Silent, Trainer
 from interrupt_kit import Interrupted, Interrupter
 
 # Recipes that need files are run as twins (see test_twins).
 DISTILLING = [name for name in shipped_names() if isinstance(recipe := load_recipe(name), DistillRecipe) and isinstance(recipe.data, (DigitsData, MixtureData))]
-# What sets a run's cost, wherever it stands in a method: (key, a value small enough for a test).
-SMALL = {"count": 8, "pairs": 8, "solver_steps": 2, "flow_steps": 2, "samples": 8, "adversarial_after": 2, "warmup": 2, "points": 10, "skip": 2, "capacity": 20, "collect": 6}
 # With classes, which stored pairs, collections and critics then hold; guidance needs them, and FastGAN images. The others run on points in the plane, which take a fifth of the time.
 ON_DIGITS = ("digits-kd", "digits-disback-dmd2", "digits-pd-ddil", *(name for name in DISTILLING if name.startswith("digits-lcm") or "fastgan" in name))
 
 
-def small(section: Any) -> Any:
-    """The same section with small numbers."""
-    if not isinstance(section, dict):
-        return section
-    return {key: SMALL[key] if key in SMALL and isinstance(value, int) else small(value) for key, value in section.items()}
-
-
 def shipped(name: str, steps: int) -> DistillRecipe:
     """A shipped recipe at a test's size: its own method, states, target, student and thresholds, on a teacher with random weights and the data that it is for."""
-    values = load_recipe(name, [f"training.steps={steps}"]).model_dump(mode="json")
+    recipe = load_recipe(name, [f"training.steps={steps}"])
+    assert isinstance(recipe, DistillRecipe)
+    values = recipe.model_dump(mode="json")
     sections = tiny(VARIANTS["knowledge"], digits=name in ON_DIGITS).model_dump(mode="json")
-    values |= {"method": small(values["method"]), "states": small(values["states"])} | {key: sections[key] for key in ("teacher", "data", "evaluation")}
+    values |= {"method": small(recipe.method), "states": small(recipe.states)} | {key: sections[key] for key in ("teacher", "data", "evaluation")}
     if values["student"]["kind"] == "fastgan":
         values["student"] |= STUDENT_SETTINGS["fastgan"]
     values["training"] |= {"batch": 4, "log_every": 2, "checkpoint_every": 3}
-    recipe = validate(values, name)
-    assert isinstance(recipe, DistillRecipe)
-    return recipe
+    made = validate(values, name)
+    assert isinstance(made, DistillRecipe)
+    return made
 
 
 def trainer_of(recipe: DistillRecipe, folder: Path, listeners: Sequence[Silent] = ()) -> Trainer:
@@ -146,14 +140,24 @@ def student_after(recipe: DistillRecipe, folder: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["matching", "matching, random start", "matching, low rank", "matching, delta", "matching, field", "sid", "adversarial diffusion", "matching, fake trunk, 2 steps"]
+    "name",
+    [
+        "distribution-matching",
+        "distribution-matching, random start",
+        "distribution-matching, low rank",
+        "distribution-matching, delta",
+        "distribution-matching, field",
+        "sid",
+        "adversarial-diffusion",
+        "distribution-matching, fake trunk, 2 steps",
+    ],
 )
 def test_a_path_of_one_node_is_the_fixed_target(name, tmp_path):
     assert same(tiny(VARIANTS[name]), tiny(VARIANTS[name], target={**BACKTRACKED, "nodes": 1}), tmp_path)
     assert not same_student(tiny(VARIANTS[name]), tiny(VARIANTS[name], target={**BACKTRACKED, "optimizer": {"lr": 0.1}}), tmp_path / "three")
 
 
-THRESHOLDED = ("progressive", "consistency", "matching", "sid, 2 steps", "adversarial diffusion", "rectified flow")
+THRESHOLDED = ("progressive", "consistency", "distribution-matching", "sid, 2 steps", "adversarial-diffusion", "rectified-flow")
 
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name in THRESHOLDED for role in method_of(VARIANTS[name]).in_force.roles])
@@ -167,7 +171,7 @@ def test_a_bound_that_nothing_reaches_is_no_threshold_and_one_that_bites_is(name
         assert same_student(plain, reflected, tmp_path / f"{equal}") == equal
 
 
-@pytest.mark.parametrize("name", ["progressive", "consistency", "trajectory", "knowledge on the fly, 2 steps", "matching, 2 steps", "adversarial diffusion"])
+@pytest.mark.parametrize("name", ["progressive", "consistency", "trajectory", "knowledge, on the fly, 2 steps", "distribution-matching, 2 steps", "adversarial-diffusion"])
 def test_states_whose_other_sources_have_no_weight_are_forward_diffusion(name, tmp_path):
     forward = tiny(VARIANTS[name], "forward")
     nothing = {"kind": "ddil", "collected": 0.0, "later_collected": 0.0, "capacity": 16, "collect": 4}
@@ -246,7 +250,7 @@ def test_a_fake_score_starts_at_the_last_node(kind, tmp_path):
 
 
 def test_of_a_fake_score_with_an_adapter_the_base_starts_at_the_last_node_and_stays(tmp_path):
-    parts, fake = fake_at_the_start(VARIANTS["matching, low rank"], tmp_path)
+    parts, fake = fake_at_the_start(VARIANTS["distribution-matching, low rank"], tmp_path)
     assert parts.path is not None
     assert parts.fake is not None
     after = parts.fake.state_dict()

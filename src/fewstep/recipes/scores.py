@@ -28,7 +28,7 @@ from fewstep.targets import Target
 from fewstep.times import LogNormalTimes, TimeDistribution
 from fewstep.training import Adam, Phase, Stage, Term
 from fewstep.training.actions import Action
-from fewstep.values import Few, Positive
+from fewstep.values import Costly, Few, Positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class FieldFake(Fake):
     """The stable target field of ``samples``: the sample itself and fresh ones (the unbiased estimate)."""
 
     kind: Literal["field"]
-    samples: Few = 64
+    samples: Annotated[Few, Costly(8)] = 64
 
     def parts(self, context: Context, states: States, times: TimeDistribution) -> FakeParts:
         return _apart(FieldOfSamples(context.student.model, states, self.samples), context, times)

@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 from fewstep.networks.edm import SETTINGS
 from fewstep.recipes import config
+from fewstep.recipes.config.base import fields_of, is_section, saved
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.source import validate, with_steps
 from fewstep.recipes.teachers import pretrained_model
+from fewstep.values import Costly
 
 SIDE = 16
 CLASSES = 3
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, PretrainRecipe)
-# What sets a run's cost wherever it stands in a method or its states, and at most how much of it a twin has.
-_MOST = {"pairs": 8, "count": 8, "samples": 8, "capacity": 16, "collect": 4, "solver_steps": 2, "flow_steps": 2, "width": 16, "latent": 16, "warmup": 4}
 _EDM = {"schedule": {"kind": "karras-ve"}, "prediction": {"kind": "edm"}}
 
 
@@ -28,9 +28,9 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
     """The twin, of about ``steps`` steps (at least one for each stage and node), with ``batch`` samples each."""
     values = recipe.model_dump(mode="json")
     own = isinstance(recipe.data, (config.DigitsData, config.MixtureData)) or (recipe.data is None and _is_shipped(recipe))
-    values["method"], values["training"] = _small(values["method"]), _training(values["training"], batch)
+    values["method"], values["training"] = small(recipe.method), _training(values["training"], batch)
     if isinstance(recipe, DistillRecipe):
-        values["states"] = _small(values["states"])
+        values["states"] = small(recipe.states)
         values["student"] = _student(values["student"])
         if not own:
             values["teacher"] = {"kind": "untrained", "model": {"kind": "denoiser", "network": _teacher_network(recipe.teacher), **_EDM}}
@@ -90,8 +90,14 @@ def _training(training: dict[str, Any], batch: int) -> dict[str, Any]:
     return {**training, "batch": batch, "accumulate": 1, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 7, "health_every": 1_000_000, "laid_out_for": None}
 
 
-def _small(section: Any) -> Any:
-    """The same section with no count above its most."""
-    if not isinstance(section, dict):
-        return section
-    return {key: min(value, _MOST[key]) if key in _MOST and isinstance(value, int) else _small(value) for key, value in section.items()}
+def small(section: Any) -> Any:
+    """The plain values of a section with no count above the most that its mark allows (``Costly``)."""
+    values = saved(section)
+    for name, field in fields_of(type(section)).items():
+        value = getattr(section, name)
+        most = next((mark.most for mark in field.marks if isinstance(mark, Costly)), None)
+        if is_section(value):
+            values[name] = small(value)
+        elif most is not None and isinstance(value, int):
+            values[name] = min(value, most)
+    return values

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import distributed
-from fewstep.values import MOST, BelowOne, Fraction, Later, NotNegative, Positive, Value
+from fewstep.values import MOST, BelowOne, Costly, Fraction, Later, NotNegative, Positive, Value
 
-Warmup = Annotated[int, at.Interval(ge=0, le=MOST)]
+Warmup = Annotated[int, at.Interval(ge=0, le=MOST), Costly(4)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, secti
 from fewstep.recipes.config.values import OptimizerChoice
 from fewstep.targets import Recording, Switching
 from fewstep.training import Adam
-from fewstep.values import Count, Few, Fraction, Later, Positive
+from fewstep.values import Costly, Count, Few, Fraction, Later, Positive
 
 
 class CopyStudent(Section):
@@ -139,8 +139,8 @@ class DDILStates(Section):
     later_collected: Fraction = 0.5
     later_student: Fraction = 0.8
     first_part: float = Field(0.6, gt=0, lt=1)
-    capacity: Count = 4096
-    collect: int = Field(16, ge=1, le=65_536)
+    capacity: Annotated[Count, Costly(16)] = 4096
+    collect: Annotated[int, Field(ge=1, le=65_536), Costly(4)] = 16
     keep: Literal["reservoir", "ring"] = "ring"
     every: Annotated[Count, Later()] = 1
     of_each: Annotated[Literal["one", "all"], Later()] = "one"

@@ -36,7 +36,9 @@ class Section(BaseModel):
     def of(cls, values: Mapping[str, Any]) -> Self:
         """The section of plain values; raises pydantic's ``ValidationError``."""
         # As JSON, in which a value is a mapping; of Python's objects a strict model wants the value itself.
-        return cls.model_validate_json(json.dumps(values))
+        text = json.dumps(_translated(values, _TO_PRIVATE))
+        made = cls.model_validate_json(text)
+        return made if text == json.dumps(values) else _translated(made, _FROM_PRIVATE)
 
     @model_serializer(mode="wrap")
     def _as_saved(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -45,8 +47,22 @@ class Section(BaseModel):
         return {key: value for key, value in values.items() if not _is_unsaid(self, key)}
 
 
-AnySection = Section | Value
-"""A part of a recipe, or a value that is one."""
+# A file's name may be of any bytes, of which Python makes half characters; JSON has none, so that they pass as private ones.
+_TO_PRIVATE = {0xDC80 + byte: 0x10EE80 + byte for byte in range(128)}
+_FROM_PRIVATE = {private: half for half, private in _TO_PRIVATE.items()}
+
+
+def _translated(value: Any, table: Mapping[int, int]) -> Any:
+    """A value, or a section, with all its texts translated."""
+    if isinstance(value, str):
+        return value.translate(table)
+    if isinstance(value, Mapping):
+        return {_translated(key, table): _translated(inner, table) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_translated(inner, table) for inner in value)
+    if is_section(value):
+        return replaced(value, {name: _translated(getattr(value, name), table) for name in fields_of(type(value))})
+    return value
 
 
 @dataclass(frozen=True)

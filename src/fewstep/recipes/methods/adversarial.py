@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
@@ -11,7 +11,7 @@ from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, TeacherTrunk
 from fewstep.recipes.axes import Transitions, build_states, started_states, teacher_transition
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Traits
+from fewstep.recipes.methods.base import Example, Traits
 from fewstep.recipes.scores import Followed, FollowsScores
 from fewstep.states import States
 from fewstep.times import LogNormalTimes
@@ -30,6 +30,11 @@ class AdversarialDiffusionMethod(FollowsScores):
     steps: Few = 4
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), True, roles=("teacher", "student"))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({"steps": 2}),
+        "1 step": Example({"steps": 1, "weighting": "sds"}),
+        "classifier features": Example({"steps": 2, "adversarial": {"kind": "classifier-features"}}, on_digits=True),
+    }
 
     @property
     def critic(self) -> AdversarialChoice:

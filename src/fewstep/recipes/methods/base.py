@@ -39,14 +39,26 @@ class Traits:
     because: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Example:
+    """Settings of a method that differ in kind from its usual ones, which tests run with every choice of every axis.
+
+    ``on_digits``: whether they need classes or digits, and not points in the plane.
+    """
+
+    settings: Mapping[str, Any]
+    on_digits: bool = False
+
+
 class Method(config.Section, abc.ABC):
-    """A section ``method`` of a recipe."""
+    """A section ``method`` of a recipe. ``examples``: by name, '' the usual settings."""
 
     if TYPE_CHECKING:
         # Declared by each method, with its one name.
         kind: str
 
     traits: ClassVar[Traits]
+    examples: ClassVar[Mapping[str, Example]] = {"": Example({})}
     optimizer: config.OptimizerChoice = Adam()
 
     @property

@@ -5,6 +5,7 @@ LCM is this with a ``skip`` of several grid steps and a ``guidance`` range: the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ from fewstep.denoisers import Averaged, Boundary, Denoiser, Guided, HalfLife, Ne
 from fewstep.objectives import ConsistencyDistillation, Ladder
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Built, GridMethod, Traits, student_phase
+from fewstep.recipes.methods.base import Built, Example, GridMethod, Traits, student_phase
 from fewstep.recipes.methods.progressive import GuidanceRange
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
@@ -35,6 +36,11 @@ class ConsistencyMethod(GridMethod):
     rollout_steps: list[Few] = Field([3, 4, 5], min_length=1)
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"), usual_roles=("teacher", "target"))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({"points": 8, "rollout_steps": [2, 3]}),
+        "2 intervals": Example({"points": 8, "intervals": 2, "rollout_steps": [2]}),
+        "guided": Example({"points": 4, "rollout_steps": [2], "guidance": {"low": 1.0, "high": 3.0}}, on_digits=True),
+    }
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from pydantic import Field
 from fewstep.objectives import DistributionMatching, Divergence, DMDWeight, JensenShannon, RatioWeight
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import FakeTrunk, TeacherTrunk
-from fewstep.recipes.methods.base import Traits
+from fewstep.recipes.methods.base import Example, Traits
 from fewstep.recipes.scores import Followed, FollowsScores, LearnedFake, several_steps
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
@@ -29,6 +29,10 @@ class FDistillMethod(FollowsScores):
     steps: Few = 1
 
     traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora"}), ("teacher", "fake", "student"))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({}),
+        "2 steps, teacher trunk": Example({"steps": 2, "adversarial": {"kind": "teacher-trunk"}, "divergence": "forward-kl"}),
+    }
 
     @property
     def in_force(self) -> Traits:

@@ -5,7 +5,8 @@ The student is a flow (``Rescheduled`` around a copy of the teacher, whatever it
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +14,7 @@ from fewstep.denoisers import Denoiser, Rescheduled
 from fewstep.objectives import EndpointRegression, SquaredL2, VelocityRegression
 from fewstep.recipes import config
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
 from fewstep.recipes.parts import fitting_grid
 from fewstep.recipes.shares import divided, drawn, extended, planned
 from fewstep.schedule import RectifiedFlow
@@ -23,7 +24,7 @@ from fewstep.states import Pairs, Prior
 from fewstep.times import UniformGrid
 from fewstep.training import Stage, Term
 from fewstep.training.actions import MakePairs
-from fewstep.values import Few
+from fewstep.values import Costly, Few
 
 
 class RectifiedFlowMethod(Method):
@@ -34,10 +35,10 @@ class RectifiedFlowMethod(Method):
 
     kind: Literal["rectified-flow"]
     reflows: Few = 1
-    pairs: int = Field(20_000, ge=1, le=10_000_000)
+    pairs: Annotated[int, Field(ge=1, le=10_000_000), Costly(8)] = 20_000
     solver: config.SolverChoice = config.SolverChoice(rule=HEUN)
-    solver_steps: Few = 18
-    flow_steps: Few = 20
+    solver_steps: Annotated[Few, Costly(2)] = 18
+    flow_steps: Annotated[Few, Costly(2)] = 20
     distil: float = Field(0.4, ge=0, lt=1)
     distance: config.DistanceChoice = SquaredL2()
     steps: Few = 1
@@ -49,6 +50,10 @@ class RectifiedFlowMethod(Method):
         usual_roles=("teacher",),
         because=dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "it is trained on couplings of noise and sample that a flow has made"),
     )
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({}),
+        "no distillation": Example({"distil": 0.0, "reflows": 2, "steps": 3}),
+    }
 
     @model_validator(mode="after")
     def _distilled_is_one_step(self) -> RectifiedFlowMethod:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from pydantic import Field
 from fewstep.objectives import DMDWeight, ScoreIdentity
 from fewstep.objectives.fakes import Learned
 from fewstep.recipes import config
-from fewstep.recipes.methods.base import Traits
+from fewstep.recipes.methods.base import Example, Traits
 from fewstep.recipes.scores import Followed, FollowsScores, LearnedFake, several_steps
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
@@ -28,6 +28,11 @@ class IdentityMethod(FollowsScores):
     steps: Few = 1
 
     traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({}),
+        "2 steps": Example({"steps": 2}),
+        "images": Example({}, on_digits=True),
+    }
 
     @property
     def in_force(self) -> Traits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -11,21 +12,21 @@ from fewstep.objectives import EndpointRegression, SquaredL2
 from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
 from fewstep.recipes.parts import fitting_grid
 from fewstep.recipes.shares import drawn, planned
 from fewstep.solvers import HEUN, Solver
 from fewstep.states import Pairs
 from fewstep.training import Stage, Term
 from fewstep.training.actions import MakePairs
-from fewstep.values import Few
+from fewstep.values import Costly, Few
 
 
 class StoredPairs(config.Section):
     """``count`` pairs, but no more than the run's steps draw, made before the first step and kept in the run's folder."""
 
     kind: Literal["stored"]
-    count: int = Field(20_000, ge=1, le=10_000_000)
+    count: Annotated[int, Field(ge=1, le=10_000_000), Costly(8)] = 20_000
 
 
 class PairsOnTheFly(config.Section):
@@ -43,11 +44,16 @@ class KnowledgeMethod(Method):
     kind: Literal["knowledge"]
     pairs: PairsChoice = StoredPairs(kind="stored")
     solver: config.SolverChoice = config.SolverChoice(rule=HEUN)
-    solver_steps: Few = 18
+    solver_steps: Annotated[Few, Costly(2)] = 18
     distance: config.DistanceChoice = SquaredL2()
     steps: Few = 1
 
     traits: ClassVar[Traits] = Traits(frozenset(), False, roles=("teacher", "student"), usual_roles=("teacher",))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({}),
+        "on the fly": Example({"pairs": {"kind": "on-the-fly"}}),
+        "on the fly, 2 steps": Example({"pairs": {"kind": "on-the-fly"}, "steps": 2}),
+    }
 
     @model_validator(mode="after")
     def _one_step_from_pairs(self) -> KnowledgeMethod:

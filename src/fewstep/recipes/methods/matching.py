@@ -16,16 +16,16 @@ With ``target.kind: backtracked`` each is DisBack's version of it; with ``fixed`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from fewstep.objectives import DistributionMatching, DMDWeight, EndpointRegression, SquaredL2
 from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice
-from fewstep.recipes.methods.base import Traits
+from fewstep.recipes.methods.base import Example, Traits
 from fewstep.recipes.parts import fitting_grid
 from fewstep.recipes.scores import FakeChoice, Followed, FollowsScores, LearnedFake, several_steps
 from fewstep.recipes.shares import drawn, planned
@@ -34,14 +34,14 @@ from fewstep.states import Pairs
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
 from fewstep.training.actions import Action, MakePairs
-from fewstep.values import Few, Positive
+from fewstep.values import Costly, Few, Positive
 
 
 class Regression(config.Section):
     """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs`` (no more than the run draws) made once by ``steps`` steps of the solver."""
 
     weight: Positive = 0.25
-    pairs: int = Field(5000, ge=1, le=10_000_000)
+    pairs: Annotated[int, Field(ge=1, le=10_000_000), Costly(8)] = 5000
     steps: Few = 18
     solver: config.SolverChoice = config.SolverChoice(rule=HEUN)
     distance: config.DistanceChoice = SquaredL2()
@@ -59,6 +59,22 @@ class DistributionMatchingMethod(FollowsScores):
     adversarial: AdversarialChoice | None = None
 
     traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({}),
+        "random start": Example({"fake": {"kind": "learned", "start": "random"}}),
+        "low rank": Example({"fake": {"kind": "lora", "rank": 2}}),
+        "delta": Example({"fake": {"kind": "delta"}, "weighting": {"kind": "sds"}}),
+        "field": Example({"fake": {"kind": "field", "samples": 4}}),
+        "2 steps": Example({"steps": 2, "fake": {"kind": "learned", "updates": 2}}),
+        "field, 2 steps": Example({"fake": {"kind": "field", "samples": 4}, "steps": 2}),
+        "regression": Example({"regression": {"pairs": 8, "steps": 2}}),
+        "fake trunk": Example({"adversarial": {"kind": "fake-trunk"}}),
+        "fake trunk, 2 steps": Example({"adversarial": {"kind": "fake-trunk", "r1": 0.1}, "steps": 2}),
+        "teacher trunk": Example({"adversarial": {"kind": "teacher-trunk"}}),
+        "teacher trunk, delta": Example({"fake": {"kind": "delta"}, "adversarial": {"kind": "teacher-trunk"}}),
+        "classifier features": Example({"adversarial": {"kind": "classifier-features"}}, on_digits=True),
+        "images": Example({}, on_digits=True),
+    }
 
     @property
     def in_force(self) -> Traits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from fewstep.prediction import Prediction
 from fewstep.recipes import config
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
 from fewstep.recipes.shares import divided, extended, planned
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
@@ -69,6 +69,12 @@ class ProgressiveMethod(Method):
     grid: Annotated[config.GridName, Later()] = RhoGrid()
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student"), usual_roles=("teacher",))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({"start": 4, "steps": 2}),
+        "2 parts": Example({"start": 4, "steps": 2, "parts": 2}),
+        "converted": Example({"start": 4, "steps": 2, "convert": "eps"}),
+        "guided": Example({"start": 4, "steps": 2, "guidance": {"low": 1.0, "high": 3.0}}, on_digits=True),
+    }
 
     @model_validator(mode="after")
     def _halves(self) -> ProgressiveMethod:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -13,7 +14,7 @@ from fewstep.recipes import config
 from fewstep.recipes.adversaries import AdversarialChoice, build_adversary
 from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.context import Context
-from fewstep.recipes.methods.base import Built, GridMethod, Traits, student_phase
+from fewstep.recipes.methods.base import Built, Example, GridMethod, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion
 from fewstep.targets import Fixed
@@ -44,6 +45,11 @@ class TrajectoryMethod(GridMethod):
     inversion: Annotated[float, Field(ge=0), Later()] = 0.0
 
     traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({"points": 6}),
+        "critic": Example({"points": 6, "adversarial": {"kind": "teacher-trunk"}, "adversarial_after": 1}),
+        "classifier features": Example({"points": 4, "adversarial": {"kind": "classifier-features"}}, on_digits=True),
+    }
 
     @model_validator(mode="after")
     def _steps_fit(self) -> TrajectoryMethod:
