@@ -130,7 +130,7 @@ def final_distance(folder: Path) -> float:
     """The final averaged student over three draws; kept beside the run."""
     kept = folder / "final.json"
     if not kept.is_file():
-        from fewstep.recipes.parts import build_evaluator
+        from fewstep.recipes.building.parts import build_evaluator
         from fewstep.runs import RunFolder, load
 
         recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)

@@ -272,8 +272,8 @@ class Found:
 
 
 def read(run: Run) -> Found:
-    from fewstep.runs import mismatch_over_training
     from fewstep.runs.compare import measured
+    from fewstep.studies import mismatch_over_training
 
     mismatch = tuple((evaluations, degree) for _, evaluations, degree in mismatch_over_training(run.folder))
     return Found(measured(run.folder), mismatch)
@@ -287,7 +287,7 @@ def by_level(run: Run) -> dict[str, list[float]]:
 
         from fewstep.metrics import assessed_mismatch
         from fewstep.random import Place
-        from fewstep.recipes.teachers import build_teacher
+        from fewstep.recipes.building.teachers import build_teacher
         from fewstep.runs import RunFolder, load
         from fewstep.runs.sampler import labels_for
 

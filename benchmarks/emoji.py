@@ -45,7 +45,7 @@ def main() -> None:
 
 def student(name: str, method: str, seed: int, options: argparse.Namespace) -> Job:
     """The run of a method and seed, in as many steps as the budget buys."""
-    from fewstep.runs import plan_recipe
+    from fewstep.planning import plan_recipe
 
     paths = {"teacher.path": str(options.out / f"{name}-teacher" / "model.safetensors"), "evaluation.features.path": str(options.out / f"{name}-features" / "model.safetensors")}
     counted = plan_recipe(f"{name}-{method}", [f"{key}={value}" for key, value in paths.items()])
@@ -58,7 +58,7 @@ def solver(run: Path) -> dict[str, Any]:
     """Quality and breadth of a run's teacher by number of steps."""
     import torch
 
-    from fewstep.recipes.parts import build_evaluator
+    from fewstep.recipes.building.parts import build_evaluator
     from fewstep.runs import RunFolder, load_teacher
 
     torch.set_num_threads(1)

@@ -94,10 +94,10 @@ def summary(method: Method, options: argparse.Namespace) -> dict[str, Any]:
 
 def cost(folder: Path) -> dict[str, Any]:
     """Steps and evaluations from the run's log, milliseconds a step (the median between log lines), and the bytes of weights, gradients, optimizers and averages."""
-    from fewstep.recipes.distillation import build_distillation
+    from fewstep.planning.memory import state_bytes
+    from fewstep.recipes.building.distillation import build_distillation
     from fewstep.runs import RunFolder
-    from fewstep.training.log import read_log
-    from fewstep.training.memory import state_bytes
+    from fewstep.training.reporting.log import read_log
 
     lines = [entry for entry in read_log(folder / "metrics.jsonl") if "evaluations" in entry and "seconds" in entry]
     rates = [1e3 * (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(lines) if b["step"] > a["step"]]
@@ -108,8 +108,8 @@ def cost(folder: Path) -> dict[str, Any]:
 def solvers() -> dict[str, Any]:
     """The teacher by network evaluations: the best of rules, first levels and grids, and each."""
     from fewstep.recipes import DistillRecipe, load_recipe
-    from fewstep.recipes.parts import build_evaluator
-    from fewstep.recipes.teachers import build_teacher
+    from fewstep.recipes.building.parts import build_evaluator
+    from fewstep.recipes.building.teachers import build_teacher
 
     recipe = load_recipe("digits-cd")
     assert isinstance(recipe, DistillRecipe)

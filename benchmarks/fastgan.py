@@ -77,7 +77,7 @@ def summary(jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    from fewstep.training.log import read_log
+    from fewstep.training.reporting.log import read_log
 
     return [entry for entry in read_log(folder / "metrics.jsonl") if "evaluations" in entry]
 

@@ -25,9 +25,9 @@ from typing import Any
 from fewstep.metrics import MismatchDegree, assessed_mismatch, training_mismatch
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe
-from fewstep.recipes.distillation import build_distillation
-from fewstep.runs.mismatch import Track, mismatch_track
+from fewstep.recipes.building.distillation import build_distillation
 from fewstep.states import Step
+from fewstep.studies.mismatch import Track, mismatch_track
 from runner import Job, options_of, run_all
 
 ROWS = 1000

@@ -101,7 +101,7 @@ def _measure(folder: Path, draws: int, steps: Sequence[int]) -> dict[str, Any]:
     import torch
 
     from fewstep.recipes import DistillRecipe
-    from fewstep.recipes.parts import build_evaluator
+    from fewstep.recipes.building.parts import build_evaluator
     from fewstep.runs import RunFolder, load
 
     torch.set_num_threads(1)

@@ -3,7 +3,7 @@
     python benchmarks/scaling_model.py                     # DisBack on ImageNet 64 with EDM's teacher (296 M), and with one of the same kind and 12 B parameters
     python benchmarks/scaling_model.py --recipe ffhq64-disback --each 64 --together 4096
 
-The model is ``fewstep.runs.scaling``; its assumptions about the cluster are the defaults of ``Cluster``, and stand in the JSON.
+The model is ``fewstep.planning.scaling``; its assumptions about the cluster are the defaults of ``Cluster``, and stand in the JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fewstep.planning.cluster import Cluster
+from fewstep.planning.scaling import Estimate, Layout, Load, estimate, load_of
 from fewstep.recipes import DistillRecipe, load_recipe
-from fewstep.runs.cluster import Cluster
-from fewstep.runs.scaling import Estimate, Layout, Load, estimate, load_of
 
 GIB = 2**30
 GPUS = (8, 64, 1024)

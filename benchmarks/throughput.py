@@ -147,10 +147,10 @@ VARIANTS = [
 
 def on_gpu(variant: Variant, steps: int, tflops: float) -> dict[str, Any]:
     """Diff-Instruct on ADM at 64 pixels, untrained; runs in a process of its own."""
+    from fewstep.planning.rehearsal import footprint_of, prior_of
     from fewstep.recipes import load_recipe
-    from fewstep.recipes.distillation import build_distillation
-    from fewstep.recipes.parts import build_settings
-    from fewstep.runs.rehearsal import footprint_of, prior_of
+    from fewstep.recipes.building.distillation import build_distillation
+    from fewstep.recipes.building.parts import build_settings
     from fewstep.training import Trainer
     from fewstep.training.layout import units
 

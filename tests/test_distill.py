@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.command.tables import evaluation_table
 from fewstep.random import Place
 from fewstep.recipes import load_recipe
-from fewstep.recipes.distillation import build_distillation
+from fewstep.recipes.building.distillation import build_distillation
 from fewstep.solvers import Renoise
 from fewstep.states import Generated, Prior, State, States, Step
-from fewstep.tables import evaluation_table
-from fewstep.training.log import read_log
 from fewstep.training.monitors import Gap, Saturation, Spread
+from fewstep.training.reporting.log import read_log
 
 SHORT = ["training.batch=32", "evaluation.samples=1000", "training.health_every=1000", "training.average.steps=10"]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fewstep.denoisers import load_model
-from fewstep.files import read_tensors
+from fewstep.keeping.identity import run_of
 from fewstep.random import Place
 from fewstep.recipes import load_recipe
 from fewstep.runs import distill, evaluate, load
-from fewstep.runs.identity import run_of
+from fewstep.system.files import read_tensors
 from fewstep.targets import DegradationPath
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -17,14 +17,14 @@ from fewstep.condition import Condition
 from fewstep.data import InMemory
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, load_model, save_model
 from fewstep.errors import UserError
-from fewstep.files import read_tensors
 from fewstep.metrics.features import FeatureSpace
 from fewstep.networks import DenoisingNetwork, build, describe
-from fewstep.networks.registry import register
+from fewstep.networks.kinds.registry import register
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe
 from fewstep.recipes.given import register_data
 from fewstep.schedule import KarrasVE
+from fewstep.system.files import read_tensors
 from fewstep.training import Silent
 
 SMALL = [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.runs.environment import EXTRAS
+from fewstep.doctor.environment import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -65,7 +65,7 @@ def test_a_network_of_ones_own_is_distilled_as_the_readme_shows(tmp_path, monkey
 def test_every_command_of_the_readme_exists():
     from typer.main import get_command
 
-    from fewstep.cli import app
+    from fewstep.command.cli import app
 
     known = get_command(app).commands
     used = set(re.findall(r"^fewstep (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
@@ -84,7 +84,7 @@ def test_every_command_of_the_documents_is_taken_as_it_stands():
     from typer.core import TyperGroup
     from typer.main import get_command
 
-    from fewstep.cli import app
+    from fewstep.command.cli import app
     from fewstep.recipes import load_recipe
 
     seen = 0

@@ -48,7 +48,7 @@ def test_each_shipped_model_is_what_its_recipe_builds():
     from fewstep.denoisers.store import describe_model
     from fewstep.networks import describe
     from fewstep.recipes import load_recipe
-    from fewstep.recipes.pretrain import build_pretraining
+    from fewstep.recipes.building.pretrain import build_pretraining
 
     for name, model in (("digits-teacher", fs.zoo.digits()), ("mixture2d-teacher", fs.zoo.mixture2d())):
         assert describe_model(build_pretraining(load_recipe(name)).model) == describe_model(model)

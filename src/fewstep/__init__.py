@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 NEEDS_UNIX = "fewstep needs Unix (Linux or macOS), whose locks and signals guard its runs; on Windows use WSL."
 
 _MODULES = frozenset(
-    {"condition", "cost", "data", "denoisers", "errors", "metrics", "networks", "objectives", "prediction", "random", "recipes"}
-    | {"report", "runs", "schedule", "solvers", "states", "targets", "times", "training", "zoo"}
+    {"condition", "cost", "data", "denoisers", "doctor", "errors", "metrics", "networks", "objectives", "planning", "prediction", "random", "recipes"}
+    | {"report", "runs", "schedule", "solvers", "states", "studies", "targets", "times", "training", "zoo"}
 )
 _FUNCTIONS = {
     **dict.fromkeys(("compare", "distill", "evaluate", "load", "load_teacher", "pretrain"), "runs"),

@@ -3,18 +3,41 @@
 Everything that a user can mend (a recipe's key, a missing file, a combination that makes no sense) is raised as a
 ``UserError`` whose text says in one sentence what is wrong, where, and what to do. The command line prints that sentence and
 exits with 2. Anything else that escapes is a defect of ours and keeps its traceback.
+
+A password in an address, or a signature behind its question mark, opens what it leads to: it belongs neither into a sentence
+nor into a file that is passed on.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from fewstep import NEEDS_UNIX
-from fewstep.addresses import without_secrets
 
 try:
     import fcntl  # noqa: F401
 except ImportError:
     # Everything of ours imports this module; the command line says it without a traceback (``start``).
     raise ImportError(NEEDS_UNIX) from None
+
+# Whatever is before the last @ of the host, and whatever follows the question mark but a sentence's punctuation. A scheme is short, so that a long text costs no more than its length.
+_ADDRESS = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]{0,20}://)([^\s/?#'\"<>]*@)?([^\s?#'\"<>]*)(\?[^\s#'\"<>]*[^\s#'\"<>):;,.])?")
+
+
+def without_secrets(text: str) -> str:
+    """The text with ``***`` in the place of user names, passwords and queries of the addresses in it."""
+    return _ADDRESS.sub(lambda found: f"{found[1]}{'***@' if found[2] else ''}{found[3]}{'?***' if found[4] else ''}", text)
+
+
+def all_without_secrets(value: Any) -> Any:
+    """The same for every text in JSON values."""
+    if isinstance(value, dict):
+        return {key: all_without_secrets(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [all_without_secrets(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) else value
+
 
 LONGEST = 1000
 """Characters of a sentence: what it quotes may be of any length."""

@@ -21,7 +21,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """``fewstep``: see ``fewstep.entry``."""
+    """``fewstep``: see ``fewstep.command.entry``."""
     try:
         import fcntl  # noqa: F401
     except ImportError:
@@ -33,7 +33,7 @@ def main() -> None:
     taken = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
     for number in taken:
         signal.signal(number, _end)
-    from fewstep.entry import main as command
+    from fewstep.command.entry import main as command
 
     for number in taken:
         signal.signal(number, before[number])

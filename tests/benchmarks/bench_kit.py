@@ -1,4 +1,4 @@
-"""The scripts in ``benchmarks/``: imported as modules, or started as a user starts them."""
+"""The scripts in ``benchmarks/`` and ``stress/``: imported as modules, or started as a user starts them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+FOLDERS = tuple(Path(__file__).parents[2] / name for name in ("benchmarks", "stress"))
 
 
 def imported(name: str) -> ModuleType:
     """A script as a module; scripts import their neighbours by name."""
-    if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
+    sys.path += [str(folder) for folder in FOLDERS if str(folder) not in sys.path]
     return importlib.import_module(name)
 
 
 def started(name: str, *arguments: str) -> str:
     """What a script prints; fails with its errors where it ends with an error."""
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
+    script = next(path for folder in FOLDERS if (path := folder / f"{name}.py").is_file())
+    command = [sys.executable, str(script), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

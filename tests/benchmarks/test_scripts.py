@@ -1,4 +1,4 @@
-"""Every script in ``benchmarks/`` that a user may start, with a setting so small that it ends in seconds: none may rot."""
+"""Every script in ``benchmarks/`` and ``stress/`` that a user may start, with a setting so small that it ends in seconds: none may rot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from bench_kit import FOLDER, imported, started
+from bench_kit import FOLDERS, imported, started
 
 FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "evaluation.draws=1", "--seeds", "1")
 # By name, what is before a comma is the script: arguments, and the JSON file that must be there afterwards.
@@ -18,6 +18,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "family": (("--only", "diff-instruct", "--budget", "2000", *FEW), "family.json"),
     "fastgan": (("--budget", "2000", "--gan", "500", *FEW), "fastgan.json"),
     "field": ((), "field.json"),
+    "house": ((), "house.json"),
     "step": (("--pairs", "1", "--block", "1"), "step.json"),
     "overlap": (("--pairs", "1", "--block", "1", "--width", "8"), "overlap.json"),
     "mismatch": ((), "mismatch.json"),
@@ -35,7 +36,8 @@ SLOW = ("ddil", "ddil, overhead", "family", "fastgan", "faults", "hostile", "sca
 NEEDS_MORE = ("emoji",)
 # Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study overhead`` the other.
 INNER = ("faults_entry", "collecting")
-PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if re.search(r"^def main\(", path.read_text(encoding="utf-8"), re.MULTILINE) and path.stem not in INNER)
+FILES = [path for folder in FOLDERS for path in folder.glob("*.py")]
+PROGRAMS = sorted(path.stem for path in FILES if re.search(r"^def main\(", path.read_text(encoding="utf-8"), re.MULTILINE) and path.stem not in INNER)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

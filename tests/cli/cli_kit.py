@@ -12,7 +12,7 @@ from unittest import mock
 
 import yaml
 
-from fewstep import entry
+from fewstep.command import entry
 from fewstep.recipes import shipped_text
 
 # Absolute, since some commands run in another folder.

@@ -11,11 +11,11 @@ import pytest
 import torch
 from cli_kit import small_recipe
 
-from fewstep.entry import main
+from fewstep.command.entry import main
 from fewstep.errors import UserError
-from fewstep.files import in_use, locked, read_metadata, read_tensors, verify_tensors, write_tensors
 from fewstep.runs import distill, list_checkpoints, prune_checkpoints
-from fewstep.training.checkpoint import Checkpoints, set_aside_in
+from fewstep.system.files import in_use, locked, read_metadata, read_tensors, verify_tensors, write_tensors
+from fewstep.training.saving.checkpoint import Checkpoints, set_aside_in
 
 STEPS = [40, 36, 32, 28, 24, 20, 18, 16, 12, 8, 4]
 
@@ -167,7 +167,7 @@ def test_a_file_that_the_disk_does_not_give_stops_pruning(run, monkeypatch):
     def fails(path: Path) -> dict:
         raise UserError(f"{path}: is not a readable safetensors file (input/output error).") from OSError(5, "Input/output error")
 
-    monkeypatch.setattr("fewstep.training.checkpoint.verify_tensors", fails)
+    monkeypatch.setattr("fewstep.training.saving.checkpoint.verify_tensors", fails)
     before = all_files(run)
     with pytest.raises(UserError, match="cannot be read, and nothing was removed"):
         prune_checkpoints(run, 1)

@@ -15,7 +15,7 @@ import pytest
 from cli_kit import ENVIRONMENT, called, failed, fewstep, small_recipe
 
 import fewstep as fs
-from fewstep.files import read_tensors, write_tensors
+from fewstep.system.files import read_tensors, write_tensors
 
 COMMANDS = ["recipes", "pretrain", "distill", "sample", "evaluate", "measure", "shift", "compare", "report", "checkpoints", "doctor"]
 
@@ -37,7 +37,7 @@ def test_help_shows_an_example_for_every_command():
 
 def test_help_imports_nothing_heavy():
     """What makes `--help` quick: neither torch nor numpy nor matplotlib is imported (a law, where a stopwatch would depend on the machine)."""
-    code = "import sys, fewstep, fewstep.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'matplotlib', 'diffusers', 'jinja2', 'PIL')))"
+    code = "import sys, fewstep, fewstep.command.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'matplotlib', 'diffusers', 'jinja2', 'PIL')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

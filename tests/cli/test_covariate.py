@@ -14,24 +14,25 @@ import torch
 import yaml
 from cli_kit import small_recipe
 
+from fewstep.command.entry import main
+from fewstep.command.tables import evaluation_table, shift_table
 from fewstep.denoisers import Guided, Rescheduled
-from fewstep.entry import main
 from fewstep.errors import UserError
+from fewstep.keeping.folder import RunFolder
 from fewstep.metrics import manifold_scores
 from fewstep.metrics.mismatch import assessed_mismatch
 from fewstep.random import Place
 from fewstep.recipes import shipped_text
-from fewstep.recipes.parts import build_evaluator
-from fewstep.recipes.teachers import build_teacher
+from fewstep.recipes.building.parts import build_evaluator
+from fewstep.recipes.building.teachers import build_teacher
 from fewstep.report import write_run_report
-from fewstep.runs import distill, evaluate, load, load_guided, measure_shift
-from fewstep.runs.covariate import build_relay
-from fewstep.runs.folder import RunFolder
-from fewstep.runs.guidance import guided_samplers
-from fewstep.runs.shift import Stochastic, mixed_sampler
+from fewstep.runs import distill, evaluate, load, load_guided
+from fewstep.runs.sampler import guided_samplers
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import EULER, solve
-from fewstep.tables import evaluation_table, shift_table
+from fewstep.studies import measure_shift
+from fewstep.studies.covariate import build_relay
+from fewstep.studies.shift import Stochastic, mixed_sampler
 
 BREADTH = ("precision", "recall", "density", "coverage", "diversity")
 PLANE = {"kind": "random-mixture", "components": 10, "half_width": 4.0, "std": 0.3, "samples": 300, "seed": 0}

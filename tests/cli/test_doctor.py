@@ -16,14 +16,15 @@ import yaml
 from cli_kit import small_recipe
 from safetensors.torch import save
 
+from fewstep.command.entry import main
 from fewstep.data.archive import write_archive
-from fewstep.entry import main
-from fewstep.files import digest_of, read_tensors, write_tensors
+from fewstep.doctor import examine, has_problem
+from fewstep.doctor.environment import EXTRAS
+from fewstep.doctor.findings import Finding
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
 from fewstep.report import write_run_report
-from fewstep.runs import distill, evaluate, examine, has_problem, pretrain
-from fewstep.runs.environment import EXTRAS
-from fewstep.runs.findings import Finding
+from fewstep.runs import distill, evaluate, pretrain
+from fewstep.system.files import digest_of, read_tensors, write_tensors
 from fewstep.zoo.download import cached_file
 
 # One of each kind of file that a run has.
@@ -241,7 +242,7 @@ def offline(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
-    monkeypatch.setattr("fewstep.runs.requirements.version_of", lambda _: None)
+    monkeypatch.setattr("fewstep.doctor.requirements.version_of", lambda _: None)
 
 
 @pytest.mark.usefixtures("offline")
@@ -376,7 +377,7 @@ def test_this_machine(monkeypatch, tmp_path):
     assert not has_problem(findings)
     assert {"python", "fewstep", "cpu", "threads", "cache", "disk", *(f"extra '{name}'" for name in EXTRAS)} <= {finding.place for finding in findings}
     assert f"torch {torch.__version__}" in named(findings, "fewstep")[0].sentence
-    monkeypatch.setattr("fewstep.runs.environment.version_of", lambda package: None if package == "webdataset" else "1.2")
+    monkeypatch.setattr("fewstep.doctor.environment.version_of", lambda package: None if package == "webdataset" else "1.2")
     by_place = {finding.place: finding for finding in examine()}
     assert (by_place["extra 'data'"].level, by_place["extra 'data'"].sentence) == ("note", "webdataset not installed; there is datasets 1.2.")
     assert (by_place["extra 'metrics'"].level, by_place["extra 'metrics'"].sentence) == ("ok", "torch-fidelity 1.2.")

@@ -8,9 +8,9 @@ import socket
 import pytest
 from cli_kit import called, failed
 
-from fewstep import distributed
 from fewstep.errors import UserError
-from fewstep.recipes.device import resolve_device
+from fewstep.recipes.building.device import resolve_device
+from fewstep.system import distributed
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
 

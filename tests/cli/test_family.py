@@ -15,14 +15,14 @@ from cli_kit import called, failed
 from typer.testing import CliRunner
 
 from fewstep import load
-from fewstep.cli import app
+from fewstep.command.cli import app
 from fewstep.condition import Condition
 from fewstep.denoisers import copy_of, load_adapter, load_model
 from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names, shipped_text
+from fewstep.recipes.building.teachers import build_teacher
 from fewstep.recipes.legality import columns, row
-from fewstep.recipes.teachers import build_teacher
 from fewstep.runs import distill, load_teacher
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fewstep.data import InMemory
 from fewstep.errors import UserError
-from fewstep.metrics.worst import farthest
+from fewstep.metrics.manifold import farthest
 from fewstep.random import Place
 from fewstep.report import write_run_report
 from fewstep.runs import RunFolder, distill, evaluate
@@ -82,7 +82,7 @@ def test_evaluate_writes_them_and_the_report_shows_them(recipe: str, tmp_path: P
 
 def test_they_are_the_samples_of_their_place(tmp_path: Path) -> None:
     folder = distill("mixture2d-diff-instruct", ["training.steps=2", "training.batch=8", "evaluation.samples=200"], tmp_path / "run")
-    from fewstep.recipes.parts import build_evaluator
+    from fewstep.recipes.building.parts import build_evaluator
     from fewstep.runs import load
 
     recipe, student = RunFolder(folder).read_distill_recipe(), load(folder)

@@ -16,25 +16,24 @@ import yaml
 from cli_kit import small_recipe
 from pydantic import BaseModel
 
-from fewstep import entry
-from fewstep.addresses import all_without_secrets, without_secrets
+from fewstep.command import entry
 from fewstep.data import open_images
 from fewstep.denoisers import EDMInputs, Generator, NetworkDenoiser, load_model, save_model
-from fewstep.errors import LONGEST, UserError, one_line
-from fewstep.files import read_tensors, write_tensors
+from fewstep.doctor.records import check_records
+from fewstep.errors import LONGEST, UserError, all_without_secrets, one_line, without_secrets
 from fewstep.metrics.frechet import features_of
 from fewstep.networks import build
-from fewstep.networks.bounds import at_most, machine_numbers
-from fewstep.networks.registry import kinds
-from fewstep.networks.store import load_network, save_network
+from fewstep.networks.kinds.bounds import at_most, machine_numbers
+from fewstep.networks.kinds.registry import kinds
+from fewstep.networks.kinds.store import load_network, save_network
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
 from fewstep.report import write_run_report
 from fewstep.report.gather import gather
 from fewstep.report.words import is_number, number
 from fewstep.runs import RunFolder, compare, distill, load
-from fewstep.runs.records import check_records
 from fewstep.schedule import KarrasVE
+from fewstep.system.files import read_tensors, write_tensors
 
 BILLION = 10**9
 
@@ -177,7 +176,7 @@ def test_an_interruption_is_a_sentence(capsys, monkeypatch, inside) -> None:
 def test_an_interruption_that_nobody_can_catch_is_the_same_sentence(where) -> None:
     script = f"""
 import atexit
-from fewstep import entry
+from fewstep.command import entry
 
 def interrupt(*_):
     raise KeyboardInterrupt
@@ -366,7 +365,7 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_are_loaded(capsys
     torch.nn.init.constant_(denoiser.network.leave.bias, value)
     with monkeypatch.context() as older:
         # We do not write such a file; others may.
-        older.setattr("fewstep.files.first_not_finite", lambda tensors: "")
+        older.setattr("fewstep.system.files.first_not_finite", lambda tensors: "")
         save_model(tmp_path / "model.safetensors", denoiser)
     for arguments in (
         ("distill", "mixture2d-disback", "--out", tmp_path / "one", "--set", f"teacher={{kind: file, path: {tmp_path / 'model.safetensors'}}}"),

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fewstep.denoisers import save_model
+from fewstep.doctor import inspect
 from fewstep.errors import UserError
-from fewstep.files import write_tensors
-from fewstep.runs import inspect
+from fewstep.system.files import write_tensors
 from fewstep.zoo import digits
 
 WEIGHTS = resources.files("fewstep.zoo") / "weights"

@@ -53,7 +53,7 @@ def same(folder: Path, reference: Path) -> None:
 
 
 def checkpoint_tensors(path: Path) -> dict[str, bytes]:
-    from fewstep.files import read_tensors
+    from fewstep.system.files import read_tensors
 
     tensors, _ = read_tensors(path)
     return {name: value.numpy().tobytes() for name, value in tensors.items()}

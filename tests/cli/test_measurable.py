@@ -10,7 +10,7 @@ import torch
 from cli_kit import called, small_recipe
 from pydantic import TypeAdapter, ValidationError
 
-from fewstep import cli
+from fewstep.command import cli
 from fewstep.data import InMemory
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs, save_model
 from fewstep.errors import UserError
@@ -19,9 +19,9 @@ from fewstep.networks import build
 from fewstep.prediction import EDM, Prediction
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, config, load_recipe
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.pretrain import build_pretraining
-from fewstep.recipes.source import validate
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.pretrain import build_pretraining
+from fewstep.recipes.reading.source import validate
 from fewstep.runs import distill, evaluate, measure_many
 from fewstep.schedule import KarrasVE, RectifiedFlow
 

@@ -11,22 +11,22 @@ import torch
 import yaml
 from cli_kit import fewstep
 
-from fewstep.caches import content_digest
+from fewstep.command.tables import measurement_table
 from fewstep.data import digits
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, Reference, load_reference, save_reference
 from fewstep.metrics.features import FeatureSpace
 from fewstep.networks import Classifier, ImageClassifier, build
-from fewstep.networks.store import load_network, save_network
+from fewstep.networks.kinds.store import load_network, save_network
 from fewstep.random import Place
 from fewstep.recipes import config, load_recipe, shipped_text
-from fewstep.recipes.parts import build_evaluator, build_features
-from fewstep.recipes.pretrain import build_pretraining
-from fewstep.recipes.spaces import build_space
+from fewstep.recipes.building.parts import build_evaluator, build_features
+from fewstep.recipes.building.pretrain import build_pretraining
+from fewstep.recipes.building.spaces import build_space
 from fewstep.runs import RunFolder, Workers, distill, load, load_teacher, measure_many, write_reference
 from fewstep.runs.sampler import BATCH
-from fewstep.tables import measurement_table
+from fewstep.system.caches import content_digest
 from fewstep.zoo import digit_features
 
 SAMPLES = 500

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fewstep import entry
-from fewstep.cli import app
+from fewstep.command import entry
+from fewstep.command.cli import app
 from fewstep.errors import UserError
-from fewstep.files import append_line, read_tensors, verify_tensors, write_tensors, write_text
 from fewstep.recipes import config, dump, load_recipe
 from fewstep.runs.pictures import write_array, write_samples
+from fewstep.system.files import append_line, read_tensors, verify_tensors, write_tensors, write_text
 
 SOURCES = Path(entry.__file__).parent
 

@@ -15,14 +15,15 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from fewstep.denoisers import save_model
+from fewstep.doctor import examine
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
-from fewstep.networks.store import load_network, save_network
+from fewstep.keeping.identity import run_of
+from fewstep.networks.kinds.store import load_network, save_network
 from fewstep.recipes import config, shipped_text
-from fewstep.recipes.places import named_in
-from fewstep.recipes.students import build_generator
-from fewstep.runs import RunFolder, compare, distill, examine, measure_many, write_reference
-from fewstep.runs.identity import run_of
+from fewstep.recipes.building.students import build_generator
+from fewstep.recipes.reading.places import named_in
+from fewstep.runs import RunFolder, compare, distill, measure_many, write_reference
+from fewstep.system.files import read_tensors, write_tensors
 from fewstep.training import Silent
 
 WEIGHTS = resources.files("fewstep.zoo") / "weights"

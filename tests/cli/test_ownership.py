@@ -13,17 +13,17 @@ from cli_kit import called, small_recipe
 from PIL import Image
 
 from fewstep.data import random_mixture
+from fewstep.doctor.examine import examine, has_problem
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors, write_text
-from fewstep.ledger import NAME, keeping
 from fewstep.report import write_run_report
 from fewstep.runs import distill, evaluate, prune_checkpoints
-from fewstep.runs.doctor import examine, has_problem
 from fewstep.schedule import KarrasVE
 from fewstep.states import write_pairs
+from fewstep.system.files import read_tensors, write_tensors, write_text
+from fewstep.system.ledger import NAME, keeping
 from fewstep.targets import DegradationPath
 from fewstep.training import Silent
-from fewstep.training.checkpoint import Checkpoints
+from fewstep.training.saving.checkpoint import Checkpoints
 
 QUICK = ("evaluation.samples=20",)
 
@@ -258,8 +258,8 @@ def test_training_and_pruning_remove_only_their_own_checkpoints(made, run):
 
 def test_a_file_that_was_begun_before_is_not_written_into(tmp_path, monkeypatch):
     """Were the name of the file aside foreseen, what stands there would stay as it is."""
-    monkeypatch.setattr("fewstep.files.time.monotonic_ns", lambda: 7)
-    monkeypatch.setattr("fewstep.files.threading.get_ident", lambda: 7)
+    monkeypatch.setattr("fewstep.system.files.time.monotonic_ns", lambda: 7)
+    monkeypatch.setattr("fewstep.system.files.threading.get_ident", lambda: 7)
     aside = tmp_path / f".a.{os.getpid()}-7-7.aside"
     aside.write_bytes(b"mine")
     with pytest.raises(UserError, match="could not be written"):

@@ -7,17 +7,17 @@ import math
 
 import pytest
 
+from fewstep.command.entry import main
 from fewstep.denoisers import copy_of
-from fewstep.entry import main
 from fewstep.errors import UserError
-from fewstep.networks.footprint import bytes_of
+from fewstep.planning import plan_recipe
+from fewstep.planning.footprint import bytes_of
+from fewstep.planning.memory import state_bytes
+from fewstep.planning.plan import FRAGMENTATION, GIB, WORKSPACE
+from fewstep.planning.rehearsal import Rehearsal
+from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.twin import twin
-from fewstep.runs import plan_recipe
-from fewstep.runs.plan import FRAGMENTATION, GIB, WORKSPACE
-from fewstep.runs.rehearsal import Rehearsal
-from fewstep.training.memory import state_bytes
+from fewstep.recipes.building.distillation import build_distillation
 from fewstep.zoo import digits
 
 DISTILLING = [name for name in shipped_names() if isinstance(load_recipe(name), DistillRecipe)]
@@ -33,7 +33,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
         def __missing__(self, _: str) -> float:
             return 8.0
 
-    monkeypatch.setattr("fewstep.runs.plan.rehearse", lambda _: Rehearsal(Any8(), {}, COUNTED.graphs, COUNTED.graphs_bf16))
+    monkeypatch.setattr("fewstep.planning.plan.rehearse", lambda _: Rehearsal(Any8(), {}, COUNTED.graphs, COUNTED.graphs_bf16))
 
 
 @pytest.fixture

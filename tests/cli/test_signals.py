@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from cli_kit import ENVIRONMENT, small_recipe
 
-from fewstep.ending import SIGNALS
 from fewstep.runs.blocks import _begin
-from fewstep.training.checkpoint import Checkpoints
+from fewstep.system.ending import SIGNALS
+from fewstep.training.saving.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -36,7 +36,7 @@ main()
 # A command that works for long.
 AT_WORK = """
 import sys, time
-from fewstep import entry
+from fewstep.command import entry
 def work():
     print("at work", flush=True)
     time.sleep(30)
@@ -55,7 +55,7 @@ def said_of(number: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("module", "number"), [("typer", signal.SIGINT), ("fewstep.tables", signal.SIGINT), ("fewstep.entry", signal.SIGTERM), ("torch", signal.SIGINT), ("torch", signal.SIGHUP)]
+    ("module", "number"), [("typer", signal.SIGINT), ("fewstep.command.tables", signal.SIGINT), ("fewstep.command.entry", signal.SIGTERM), ("torch", signal.SIGINT), ("torch", signal.SIGHUP)]
 )
 def test_a_signal_while_python_imports_us_is_a_sentence(module, number):
     def heard() -> None:
@@ -100,7 +100,7 @@ def test_a_system_that_is_no_unix_is_told_so_in_a_sentence():
 # A Ctrl-C while C runs code by its text, as it does when torch is imported: ``python -m`` remembers that, and would end by a signal whichever exit code is asked for.
 IN_TEXT = """
 import ctypes
-from fewstep import entry
+from fewstep.command import entry
 def interrupt():
     run = ctypes.pythonapi.PyRun_String
     run.restype = ctypes.py_object

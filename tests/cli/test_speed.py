@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fewstep.cli import app
+from fewstep.command.cli import app
 from fewstep.errors import UserError
 from fewstep.recipes import load_recipe
-from fewstep.recipes.source import shipped_text
+from fewstep.recipes.reading.source import shipped_text
 from fewstep.runs import compare
-from fewstep.runs.published import DISBACK_SPEED_UPS, published_speed_up
-from fewstep.runs.speed import MULTIPLES, speed_ups
+from fewstep.runs.speed import DISBACK_SPEED_UPS, MULTIPLES, published_speed_up, speed_ups
 
 
 @dataclass(frozen=True)

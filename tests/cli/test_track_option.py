@@ -6,7 +6,7 @@ import pytest
 from cli_kit import called, failed, small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fewstep.training.log import read_log
+from fewstep.training.reporting.log import read_log
 
 LITTLE = ("--set", "evaluation.every=10", "--set", "training.health_every=10")
 

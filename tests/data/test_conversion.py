@@ -20,11 +20,11 @@ import torch
 from image_kit import picture, png, zipped
 from PIL import Image
 
-from fewstep.cli import app
+from fewstep.command.cli import app
 from fewstep.data import open_images
-from fewstep.data.convert import Record, cached, from_rows, from_shards, huggingface, webdataset, write_records
-from fewstep.data.hub import commit_of
-from fewstep.data.shards import expanded
+from fewstep.data.conversion.convert import Record, cached, from_rows, from_shards, huggingface, webdataset, write_records
+from fewstep.data.conversion.hub import commit_of
+from fewstep.data.conversion.shards import expanded
 from fewstep.data.tree import HIDDEN, PassedOver
 from fewstep.errors import UserError
 from fewstep.recipes import config
@@ -96,7 +96,7 @@ def test_a_cached_set_is_made_once_for_what_was_asked_of_one_content(tmp_path):
 def test_other_rules_make_another_set(rule, tmp_path, monkeypatch):
     made: list[Path] = []
     cached(tmp_path, {}, {}, _writer(made), "a")
-    monkeypatch.setattr(f"fewstep.data.convert.{rule}", 99 if rule == "CONVERSION" else lambda: "99")
+    monkeypatch.setattr(f"fewstep.data.conversion.convert.{rule}", 99 if rule == "CONVERSION" else lambda: "99")
     cached(tmp_path, {}, {}, _writer(made), "a")
     assert len(set(made)) == 2
 
@@ -239,7 +239,7 @@ def test_the_same_shards_elsewhere_are_one_set(shards, tmp_path):
 
 def test_shards_of_a_server_are_known_by_what_it_says_of_them(shards, tmp_path, monkeypatch):
     said: list[dict[str, str] | None] = []
-    monkeypatch.setattr("fewstep.data.convert.address_marks", lambda url: said[-1])
+    monkeypatch.setattr("fewstep.data.conversion.convert.address_marks", lambda url: said[-1])
     monkeypatch.setattr(sys.modules["webdataset"], "WebDataset", lambda urls, **more: _read_shards([str(tmp_path / "x-0.tar")], **more))
     found = []
     for each in ({"etag": '"1"'}, {"etag": '"1"'}, {"etag": '"2"'}, None, {}):
@@ -308,7 +308,7 @@ def library(monkeypatch):
 
 def test_the_newest_of_the_hub_is_the_commit_that_it_is_now(library, tmp_path, monkeypatch):
     commits = ["a" * 40]
-    monkeypatch.setattr("fewstep.data.convert.commit_of", lambda name, revision: revision if revision and len(revision) == 40 else commits[-1])
+    monkeypatch.setattr("fewstep.data.conversion.convert.commit_of", lambda name, revision: revision if revision and len(revision) == 40 else commits[-1])
 
     def found(revision=None):
         return huggingface(tmp_path, "some/set", "train", "image", None, revision, None)

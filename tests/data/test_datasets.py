@@ -11,8 +11,6 @@ from PIL import Image
 
 from fewstep.data import Dataset, InMemory, digits, open_images
 from fewstep.data.archive import write_archive
-from fewstep.data.order import shuffled
-from fewstep.errors import UserError
 from fewstep.metrics.frechet import FeatureStatistics, features_of, frechet_distance
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
@@ -102,32 +100,3 @@ def test_the_head_of_a_set_in_the_order_of_its_classes_has_all_of_them(tmp_path)
     assert images.labels[images.head(8)].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert images.head(100).tolist() == list(range(40))
     assert digits().head(5).tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1023])
-def test_each_epoch_visits_each_sample_once_in_an_order_of_its_own(size):
-    order = shuffled(torch.arange(4 * size), size, seed=7)
-    epochs = order.reshape(4, size)
-    assert torch.equal(epochs.sort(1).values, torch.arange(size).expand(4, size))
-    if size > 15:
-        assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
-        assert not torch.equal(epochs[0], torch.arange(size))
-
-
-def test_the_order_is_a_function_of_position_seed_and_purpose():
-    whole = shuffled(torch.arange(300), 70, 1)
-    positions = torch.tensor([299, 3, 140, 3, 70, 69])
-    assert torch.equal(shuffled(positions, 70, 1), whole[positions])
-    assert not torch.equal(shuffled(torch.arange(300), 70, 2), whole)
-    assert not torch.equal(shuffled(torch.arange(300), 70, 1, "other"), whole)
-    with pytest.raises(UserError, match="at least one sample"):
-        shuffled(torch.arange(3), 0, 1)
-
-
-def test_the_order_of_an_epoch_is_near_uniform():
-    """Over 6,000 seeds each of the 24 orders of four samples comes up, and each sample is first as often as the others (chi squared, p > 1e-4)."""
-    counts: dict[tuple[int, ...], int] = {}
-    for epoch in shuffled(torch.arange(24_000), 4, 11).reshape(-1, 4).tolist():
-        counts[tuple(epoch)] = counts.get(tuple(epoch), 0) + 1
-    assert len(counts) == 24
-    assert sum((count - 250) ** 2 / 250 for count in counts.values()) < 59

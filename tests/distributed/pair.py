@@ -22,20 +22,20 @@ from safetensors.torch import save, save_file
 from torch import distributed as dist
 from torch import nn
 
-from fewstep import distributed
 from fewstep.cost import metered
-from fewstep.dealing import deal
 from fewstep.errors import SharedError, UserError
-from fewstep.files import locked, write_text
 from fewstep.objectives import Loss, Objective
 from fewstep.recipes import load_recipe
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.parts import build_settings
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.parts import build_settings
 from fewstep.runs import distill, evaluate
 from fewstep.runs.sampler import StudentSampler
+from fewstep.system import distributed
+from fewstep.system.files import locked, write_text
 from fewstep.targets import RecordByDistance, SwitchAtPlateau
 from fewstep.training import Trainer
-from fewstep.training.checkpoint import Checkpoints
+from fewstep.training.dealing import deal
+from fewstep.training.saving.checkpoint import Checkpoints
 from fewstep.training.settings import Settings
 from interrupt_kit import Interrupted, Interrupter
 
@@ -156,7 +156,7 @@ def diverged(folder: Path, mode: str) -> str:
 
 
 def small_things(folder: Path) -> dict[str, Any]:
-    """What the processes say of ``fewstep.distributed``, in one answer each."""
+    """What the processes say of ``fewstep.system.distributed``, in one answer each."""
     rank = distributed.rank()
     answers: dict[str, Any] = {"share": distributed.share(6), "total": distributed.total(torch.tensor([rank + 1.0, 0.5])).tolist(), "largest": distributed.largest(3 - rank)}
     answers["agreed"] = distributed.agreed({"from": rank})
@@ -200,7 +200,7 @@ def _refuse() -> None:
 
 
 def _other_process(folder: Path) -> None:
-    script = f"from fewstep.files import locked\nfrom pathlib import Path\nwith locked(Path({str(folder)!r})): pass"
+    script = f"from fewstep.system.files import locked\nfrom pathlib import Path\nwith locked(Path({str(folder)!r})): pass"
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     raise UserError(failed.stderr.strip().splitlines()[-1])
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep.doctor.examine import examine
 from fewstep.errors import UserError
 from fewstep.runs import list_checkpoints, prune_checkpoints
-from fewstep.runs.doctor import examine
-from fewstep.training.checkpoint import Checkpoints, look_at, set_aside_in
-from fewstep.training.sharded import MANIFEST, FolderCheckpoint, ShardWriter
+from fewstep.training.saving.checkpoint import Checkpoints, look_at, set_aside_in
+from fewstep.training.saving.sharded import MANIFEST, FolderCheckpoint, ShardWriter
 
 TENSORS = {"network/a": torch.arange(6.0).reshape(2, 3), "network/b": torch.tensor(2.5), "other/c": torch.ones(3, dtype=torch.bfloat16), "other/count": torch.tensor(7)}
 
@@ -129,7 +129,7 @@ def test_a_flipped_bit_is_found_by_reading_only(run):
 
 
 def test_a_manifest_cannot_name_files_outside(run):
-    from fewstep.training.sharded import _digest
+    from fewstep.training.saving.sharded import _digest
 
     path = newest(run) / MANIFEST
     content = json.loads(path.read_text())
@@ -142,7 +142,7 @@ def test_a_manifest_cannot_name_files_outside(run):
 
 def forged(run: Path, **changes: object) -> None:
     """A manifest that somebody made, its checksum right."""
-    from fewstep.training.sharded import _digest
+    from fewstep.training.saving.sharded import _digest
 
     path = newest(run) / MANIFEST
     content = {**json.loads(path.read_text()), **changes}

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from fewstep.training.checkpoint import Checkpoints
+from fewstep.training.saving.checkpoint import Checkpoints
 
 SETTINGS = {
     "training.steps": 48,
@@ -69,7 +69,7 @@ def log_of(run: Path) -> list[dict]:
 
 
 def test_a_stopped_and_then_killed_run_ends_as_an_undisturbed_one(tmp_path):
-    """In shards; ``benchmarks/faults.py`` does it many times, in both modes."""
+    """In shards; ``stress/faults.py`` does it many times, in both modes."""
     mode = "fsdp"
     calm, run = tmp_path / "calm", tmp_path / "run"
     undisturbed = launched(calm, mode=mode)

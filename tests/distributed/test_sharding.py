@@ -13,16 +13,16 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Averaged, FrozenTrunk, HalfLife, Headed, NetworkDenoiser, Reflected, copy_of, freeze
 from fewstep.denoisers.inputs import EDMInputs
 from fewstep.denoisers.threshold import StaticThreshold
-from fewstep.distributed import like, whole
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import FeatureHead, add_adapter, build
 from fewstep.networks.base import DenoisingNetwork
-from fewstep.networks.store import load_strictly
+from fewstep.networks.kinds.store import load_strictly
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe
-from fewstep.runs.paths import write_path_picture
+from fewstep.runs.gallery import write_path_picture
 from fewstep.schedule import KarrasVE
+from fewstep.system.distributed import like, whole
+from fewstep.system.files import read_tensors, write_tensors
 from fewstep.targets import DegradationPath
 from fewstep.training.layout import Alone, Sharded, blocks, build_layout, units
 

@@ -17,7 +17,7 @@ from launch_kit import LAUNCH, environment, executable, recorded, recorder
 from torch.distributed.run import config_from_args, parse_args
 from typer.main import get_command
 
-from fewstep.cli import app
+from fewstep.command.cli import app
 from fewstep.recipes import DistillRecipe, load_recipe
 
 SCRIPTS = ("torchrun.sh", "slurm.sbatch")

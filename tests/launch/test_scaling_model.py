@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from fewstep.errors import UserError
+from fewstep.planning.cluster import Cluster
+from fewstep.planning.plan import Plan, plan, sketch
+from fewstep.planning.rehearsal import Rehearsal
+from fewstep.planning.scaling import Block, Layout, Load, blocks_of, estimate, load_of, memory_of
+from fewstep.planning.timeline import Stretch, Task, bounds, pass_through, played
 from fewstep.recipes import DistillRecipe, load_recipe
-from fewstep.runs.cluster import Cluster
-from fewstep.runs.plan import Plan, plan, sketch
-from fewstep.runs.rehearsal import Rehearsal
-from fewstep.runs.scaling import Block, Layout, Load, blocks_of, estimate, load_of, memory_of
-from fewstep.runs.timeline import Stretch, Task, bounds, pass_through, played
 
 MODES = ("ddp", "fsdp")
 FREE: dict[str, Any] = {"hop_inside": 0.0, "hop_between": 0.0}
@@ -195,7 +195,7 @@ def _counted(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[DistillRecipe,
         def __missing__(self, _: str) -> float:
             return 8.0
 
-    monkeypatch.setattr("fewstep.runs.plan.rehearse", lambda _: Rehearsal(Eight(), {}, 1.0, 0.8))
+    monkeypatch.setattr("fewstep.planning.plan.rehearse", lambda _: Rehearsal(Eight(), {}, 1.0, 0.8))
     recipe = load_recipe(name)
     assert isinstance(recipe, DistillRecipe)
     return recipe, plan(recipe, name, 8)

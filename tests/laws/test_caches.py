@@ -14,9 +14,9 @@ from typing import ClassVar
 
 import pytest
 
-from fewstep.caches import address_marks, cache_folder, content_digest, content_digests, held
 from fewstep.errors import UserError
-from fewstep.files import locked
+from fewstep.system.caches import address_marks, cache_folder, content_digest, content_digests, held
+from fewstep.system.files import locked
 
 OLD_NS = 1_700_000_000_000_000_000
 

@@ -31,12 +31,12 @@ from fewstep.denoisers import (
     save_model,
 )
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import build
-from fewstep.networks.store import load_strictly
+from fewstep.networks.kinds.store import load_strictly
 from fewstep.prediction import EDM, Epsilon, V, score_of
 from fewstep.random import Place
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
+from fewstep.system.files import read_tensors, write_tensors
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 

@@ -38,11 +38,11 @@ from fewstep.denoisers import (
     freeze,
     trajectory_of,
 )
+from fewstep.metrics.diversity import spread
 from fewstep.metrics.features import fourier_features, placed
 from fewstep.metrics.mismatch import assessed_mismatch
-from fewstep.metrics.spread import spread
 from fewstep.networks import build
-from fewstep.networks.critic import FeatureHead
+from fewstep.networks.critics.critic import FeatureHead
 from fewstep.networks.lora import add_adapter
 from fewstep.prediction import Velocity
 from fewstep.random import Place
@@ -75,7 +75,7 @@ from fewstep.states import (
 from fewstep.targets import Fixed
 from fewstep.times import GridTimes, LogNormalTimes, RhoGrid, UniformTimes
 from fewstep.training import Phase, Term
-from fewstep.training.reports import Report, Soundness
+from fewstep.training.reporting.reports import Report, Soundness
 
 CPU = torch.device("cpu")
 TIMES = (1.0, 0.5, 0.2, 0.1)

@@ -26,7 +26,7 @@ from fewstep.networks.edm import SETTINGS
 from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding
 from fewstep.networks.edm.layers import Conv, DownConv, GroupNorm, Init, Linear, Resample
 from fewstep.networks.edm.unet import UNet
-from fewstep.networks.store import load_network, load_strictly, save_network
+from fewstep.networks.kinds.store import load_network, load_strictly, save_network
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = 2

@@ -17,7 +17,7 @@ from law_kit import normals
 from safetensors.torch import save_file
 
 from fewstep.errors import NotFinite, UserError
-from fewstep.files import digest_of, locked, read_tensors, write_bytes, write_tensors, write_text
+from fewstep.system.files import digest_of, locked, read_tensors, write_bytes, write_tensors, write_text
 
 TENSORS = {
     "weight": normals(3, 4, dtype=torch.float32),
@@ -83,7 +83,7 @@ def test_equal_content_gives_equal_bytes_in_any_order_and_process(tmp_path: Path
         """
         import sys, torch
         from pathlib import Path
-        from fewstep.files import write_tensors
+        from fewstep.system.files import write_tensors
         write_tensors(Path(sys.argv[1]), {"x": torch.arange(3.0), "y": torch.ones(2)}, {"one": 1, "two": [2]})
         """,
         tmp_path / "c",
@@ -201,7 +201,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         import resource, sys, torch
         from pathlib import Path
         from fewstep.errors import NotFinite, UserError
-        from fewstep.files import write_tensors, write_text
+        from fewstep.system.files import write_tensors, write_text
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         folder = Path(sys.argv[1])
         for attempt in (
@@ -232,7 +232,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file_and_no_lock(tmp_path
         """
         import os, signal, sys
         from pathlib import Path
-        from fewstep import files
+        from fewstep.system import files
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         with files.locked(Path(sys.argv[1]).parent):
             files.write_text(Path(sys.argv[1]), "new")
@@ -306,7 +306,7 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
             import sys
             from pathlib import Path
             from fewstep.errors import NotFinite, UserError
-            from fewstep.files import locked
+            from fewstep.system.files import locked
             for folder in map(Path, sys.argv[1:]):
                 try:
                     with locked(folder):

@@ -8,7 +8,7 @@ from torch import nn
 
 from fewstep.condition import Condition
 from fewstep.networks import build
-from fewstep.networks.footprint import Kept, bytes_of, measure
+from fewstep.planning.footprint import Kept, bytes_of, measure
 
 NETWORKS = {
     "unet": ({"kind": "small-unet", "channels": 1, "width": 8, "depth": 2, "classes": 3}, (1, 8, 8)),

@@ -13,12 +13,12 @@ from torch import nn
 import fewstep as fs
 from fewstep.denoisers import Averaged, HalfLife, NetworkDenoiser, copy_of, freeze, load_adapter, load_model, merged, save_adapter, save_model
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import LatentMLP, add_adapter, apply_adapter, build
 from fewstep.networks.lora import Adapter, adapter_of
 from fewstep.prediction import EDM
 from fewstep.random import Place
 from fewstep.schedule import KarrasVE
+from fewstep.system.files import read_tensors, write_tensors
 
 LAYERS = (nn.Linear, nn.Conv2d)
 

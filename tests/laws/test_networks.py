@@ -17,7 +17,7 @@ from fewstep.denoisers import FrozenTrunk, Headed, copy_of, freeze, grown_denois
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork, FeatureHead, ProjectedCritic, ResidualMLP, SmallUNet, build, describe, grown
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot
-from fewstep.networks.store import load_network, save_network
+from fewstep.networks.kinds.store import load_network, save_network
 from fewstep.schedule import KarrasVE
 
 DESCRIPTIONS = {

@@ -26,8 +26,8 @@ from fewstep.objectives import (
     ScoreMatching,
     ScoreWeight,
 )
-from fewstep.objectives.matching import relative_gap
-from fewstep.objectives.score_matching import denoising_loss
+from fewstep.objectives.scores.matching import relative_gap
+from fewstep.objectives.scores.score_matching import denoising_loss
 from fewstep.random import Place
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.states import Prior, State, Step

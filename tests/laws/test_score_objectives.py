@@ -31,9 +31,9 @@ from fewstep.objectives import (
     ScoreMatching,
     SDSWeight,
 )
-from fewstep.objectives.fakes import as_fake
 from fewstep.objectives.frozen import frozen
-from fewstep.objectives.matching import relative_gap
+from fewstep.objectives.scores.fakes import as_fake
+from fewstep.objectives.scores.matching import relative_gap
 from fewstep.random import Place
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.states import Prior, State, Step

@@ -18,11 +18,11 @@ from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Place
 from fewstep.runs.sampler import BATCH, StudentSampler
-from fewstep.runs.sensitivity import StudentOnce, TeacherOnce, step_sensitivity
-from fewstep.runs.shift import PROBABILITIES, Relay, Selection, Stochastic, StudentFirst, TeacherFirst, mixed_sampler, mixing, student_then_teacher, teacher_then_student
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import EULER, FlowMap, Renoise, Solver, solve
 from fewstep.states import Prior
+from fewstep.studies.sensitivity import StudentOnce, TeacherOnce, step_sensitivity
+from fewstep.studies.shift import PROBABILITIES, Relay, Selection, Stochastic, StudentFirst, TeacherFirst, mixed_sampler, mixing, student_then_teacher, teacher_then_student
 from fewstep.times import RhoGrid, nested_times
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())

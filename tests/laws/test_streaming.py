@@ -13,10 +13,10 @@ from law_kit import normals
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.files import write_tensors
 from fewstep.metrics import FeatureStatistics, Moments, Reference, frechet_distance, load_reference, save_reference
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.gathered import Gathered, Gatherer, spaced
+from fewstep.system.files import write_tensors
 
 # Moments
 

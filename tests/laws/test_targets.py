@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, copy_of
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.schedule import KarrasVE
 from fewstep.stateful import Stateful, find_stateful
 from fewstep.states import Prior
+from fewstep.system.files import read_tensors, write_tensors
 from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Probes, RecordByDistance, SwitchAtPlateau, SwitchRule
 from fewstep.times import LogNormalTimes
 from fewstep.training import MeasureSpacing

@@ -16,7 +16,6 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.data import InMemory
 from fewstep.errors import UserError
-from fewstep.files import write_tensors
 from fewstep.random import Place
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.solvers import EULER, HEUN, FlowMap, Renoise, Solver, solve
@@ -43,6 +42,7 @@ from fewstep.states import (
     WithGuidance,
     write_pairs,
 )
+from fewstep.system.files import write_tensors
 from fewstep.times import Grid, GridTimes, LogSNRGrid, RhoGrid, UniformGrid, UniformTimes, nested_times
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())

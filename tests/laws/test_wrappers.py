@@ -26,15 +26,15 @@ from fewstep.denoisers import (
     load_model,
     save_model,
 )
-from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.store import describe_model, model_from
 from fewstep.denoisers.threshold import Threshold
 from fewstep.denoisers.trajectory import TrajectoryDenoiser
+from fewstep.denoisers.wrappers import Boundary
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import FeatureHead, build
 from fewstep.prediction import EDM
 from fewstep.schedule import KarrasVE, RectifiedFlow
+from fewstep.system.files import read_tensors, write_tensors
 
 THRESHOLDS: dict[str, Threshold] = {
     "static": StaticThreshold(0.8),

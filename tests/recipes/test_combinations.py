@@ -24,13 +24,14 @@ from fewstep.networks import DenoisingNetwork, build
 from fewstep.prediction import EDM
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe
+from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.config import Section
 from fewstep.recipes.config.base import fields_of, is_section, saved
-from fewstep.recipes.distillation import Distillation, build_distillation
 from fewstep.recipes.legality import ROLES, STATES, check, columns, families, role_refusal, row, states_refusal, student_refusal, target_refusal
 from fewstep.recipes.methods import Method, _Methods
-from fewstep.recipes.parts import build_settings
-from fewstep.recipes.source import _chosen, validate
+from fewstep.recipes.reading.overrides import chosen_section
+from fewstep.recipes.reading.source import validate
 from fewstep.runs.sampler import StudentSampler, labels_for
 from fewstep.schedule import KarrasVE
 from fewstep.training import Silent, Trainer
@@ -58,7 +59,7 @@ def made(values: dict[str, Any], section: type[Any]) -> dict[str, Any]:
             small[name] = OPTIMIZER
         elif costly is not None and isinstance(field.default, int):
             small[name] = costly.most
-        elif isinstance(values.get(name), dict) and (chosen := _chosen(field, values[name])) is not None:
+        elif isinstance(values.get(name), dict) and (chosen := chosen_section(field, values[name])) is not None:
             small[name] = made(values[name], chosen)
         elif name not in values and is_section(field.default) and isinstance(field.default, Section):
             small[name] = {**saved(field.default), **made({}, type(field.default))}

@@ -11,10 +11,10 @@ import torch
 from fewstep.errors import UserError
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
-from fewstep.recipes.axes import stops_at
-from fewstep.recipes.distillation import Distillation, build_distillation
+from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.kit.axes import stops_at
 from fewstep.recipes.methods.progressive import GuidanceRange
-from fewstep.recipes.source import dump
+from fewstep.recipes.reading.source import dump
 from fewstep.states import Dagger, ForwardDiffusion, Mixture, OpenRollout, PerBatch, Rollout, States, Step
 from fewstep.times import UniformTimes
 

@@ -10,11 +10,11 @@ import torch
 from torch import distributed as dist
 
 from fewstep.errors import UserError
+from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
+from fewstep.recipes.building.device import resolve_device
+from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.config import DigitsData, MixtureData
-from fewstep.recipes.device import resolve_device
-from fewstep.recipes.distillation import Distillation, build_distillation
-from fewstep.recipes.twin import twin
 from fewstep.training.actions import MakePairs
 from fewstep.training.phase import used_modules
 
@@ -60,7 +60,7 @@ def group(tmp_path) -> Iterator[None]:
 
 def built(monkeypatch, folder, name: str, mode: str, *settings: str) -> Distillation:
     """A run's parts on a device that can hold networks and compute nothing."""
-    monkeypatch.setattr("fewstep.recipes.distillation.resolve_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr("fewstep.recipes.building.distillation.resolve_device", lambda _: torch.device("meta"))
     return build_distillation(load_recipe(name, [f"distributed.mode={mode}", *settings]), folder)
 
 

@@ -16,18 +16,18 @@ from torch.nn.functional import softplus
 from fewstep.denoisers import Generator, NetworkDenoiser, load_model, save_model
 from fewstep.denoisers.store import describe_model
 from fewstep.errors import UserError
-from fewstep.files import write_text
 from fewstep.networks import FastGAN
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, dump, load_recipe
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.parts import build_settings
-from fewstep.recipes.pretrain import Pretraining, build_pretraining
-from fewstep.recipes.source import validate
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.parts import build_settings
+from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
+from fewstep.recipes.reading.source import validate
 from fewstep.runs import RunFolder, load
 from fewstep.runs.distill import pretrain
 from fewstep.schedule import KarrasVE
 from fewstep.states import Step
+from fewstep.system.files import write_text
 from fewstep.training import Silent, Trainer
 from interrupt_kit import Interrupted, Interrupter
 

@@ -10,7 +10,7 @@ from test_combinations import AXES, BACKTRACKED, IMAGE_NETWORK, MATCHING, ON_DIG
 
 from fewstep.errors import UserError
 from fewstep.recipes import load_recipe
-from fewstep.recipes.distillation import build_distillation
+from fewstep.recipes.building.distillation import build_distillation
 from fewstep.recipes.legality import ROLES, check, row, student_refusal
 
 ALL = {**VARIANTS, **ON_DIGITS}

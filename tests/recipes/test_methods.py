@@ -11,16 +11,16 @@ import pytest
 import torch
 from test_combinations import BACKTRACKED, LEARNED, MATCHING, STUDENT_SETTINGS, VARIANTS, fitted, method_of, tiny, without_syncing  # noqa: F401 (a fixture)
 
-from fewstep.files import read_tensors
 from fewstep.objectives import ProgressiveDistillation
+from fewstep.planning.twin import small
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
+from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.config import DigitsData, MixtureData
-from fewstep.recipes.distillation import Distillation, build_distillation
-from fewstep.recipes.parts import build_settings
-from fewstep.recipes.source import validate
-from fewstep.recipes.twin import small
+from fewstep.recipes.reading.source import validate
 from fewstep.states import Step
+from fewstep.system.files import read_tensors
 from fewstep.training import Silent, Trainer
 from interrupt_kit import Interrupted, Interrupter
 

@@ -12,9 +12,9 @@ from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.prediction import Epsilon, Velocity
 from fewstep.recipes import DistillRecipe
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.parts import build_settings
-from fewstep.recipes.source import load_recipe, validate
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.parts import build_settings
+from fewstep.recipes.reading.source import load_recipe, validate
 from fewstep.runs.sampler import StudentSampler
 from fewstep.schedule import DiscreteVP, RectifiedFlow
 from fewstep.training import Trainer

@@ -14,12 +14,12 @@ import pytest
 from pydantic import BaseModel
 
 from fewstep.errors import UserError
-from fewstep.locations import absolute, folder_or_id, is_hub_id, same_place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, load_recipe
+from fewstep.recipes.building.origins import digest_of
 from fewstep.recipes.config import HuggingFaceData, Names
 from fewstep.recipes.config.base import fields_of
-from fewstep.recipes.origins import digest_of
-from fewstep.recipes.places import named_in
+from fewstep.recipes.reading.places import named_in
+from fewstep.system.locations import absolute, folder_or_id, is_hub_id, same_place
 
 # Free texts that lead nowhere: columns of a set, a commit, a checksum, the name of an architecture.
 # Besides: the kind of a network, and the name of what Python gives.

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 from test_combinations import LEARNED, MATCHING, OPTIMIZER, fitted, tiny, without_syncing
 
+from fewstep.doctor import examine
 from fewstep.errors import UserError
+from fewstep.planning.plan import plan
+from fewstep.planning.rehearsal import Rehearsal
 from fewstep.recipes import DistillRecipe, config, dump, load_recipe, shipped_names
-from fewstep.recipes.backtracking import walk_of
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.source import validate
-from fewstep.runs import distill, examine
-from fewstep.runs.plan import plan
-from fewstep.runs.rehearsal import Rehearsal
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.kit.backtracking import walk_of
+from fewstep.recipes.reading.source import validate
+from fewstep.runs import distill
 from fewstep.targets import Every, RecordEvery, SwitchEvery
 from fewstep.training import Silent
-from fewstep.training.log import read_log
+from fewstep.training.reporting.log import read_log
 
 __all__ = ["without_syncing"]
 LSUN = ("lsun-bedroom256-disback", "lsun-cat256-disback")
@@ -109,7 +110,7 @@ def test_a_measured_run_that_ends_before_its_teacher_says_so_everywhere(tmp_path
     recipe = tiny(MATCHING, target=target(4, every(1), switch), steps=12)
     path = tmp_path / "recipe.yaml"
     path.write_text(re.sub("health_every: 1000", "health_every: 6", dump(recipe)))
-    monkeypatch.setattr("fewstep.runs.plan.rehearse", lambda _: Rehearsal({"record": 8.0, "distill": 8.0}, {}, 1.0, 1.0))
+    monkeypatch.setattr("fewstep.planning.plan.rehearse", lambda _: Rehearsal({"record": 8.0, "distill": 8.0}, {}, 1.0, 1.0))
     assert any("8 to 204" in note for note in plan(recipe, "test").notes)
     watcher = Silent()
     folder = distill(path, out=tmp_path / "run", listeners=[watcher])

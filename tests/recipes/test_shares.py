@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from fewstep.errors import UserError
+from fewstep.planning.plan import sketch
 from fewstep.recipes import DistillRecipe
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.shares import divided
-from fewstep.recipes.source import load_recipe, shipped_names, validate
-from fewstep.runs.plan import sketch
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.kit.shares import divided
+from fewstep.recipes.reading.source import load_recipe, shipped_names, validate
 
 
 @pytest.mark.parametrize(("total", "shares"), [(100, [1, 1.25, 1.5625]), (7, [1, 1, 1]), (1000, [0.6, 0.4]), (3, [1, 1, 1])])

@@ -11,12 +11,12 @@ from test_methods import contents, lines_of, trainer_of
 
 from fewstep.data.synthetic import waves
 from fewstep.errors import UserError
+from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.pretrain import build_pretraining
+from fewstep.recipes.building.teachers import pretrained_model
 from fewstep.recipes.config import DigitsData, MixtureData
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.pretrain import build_pretraining
-from fewstep.recipes.teachers import pretrained_model
-from fewstep.recipes.twin import twin
 from fewstep.runs.sampler import StudentSampler
 from fewstep.training import Trainer
 from interrupt_kit import Interrupted, Interrupter

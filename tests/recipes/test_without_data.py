@@ -10,22 +10,25 @@ import torch
 import yaml
 from test_combinations import without_syncing
 
+from fewstep.command.tables import evaluation_table, measurement_table
 from fewstep.data import SampleSpace
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, save_model
+from fewstep.doctor import examine, has_problem
 from fewstep.errors import UserError
 from fewstep.networks import build
+from fewstep.planning import plan_recipe
 from fewstep.prediction import EDM
 from fewstep.recipes import DistillRecipe, config, load_recipe, shipped_text
-from fewstep.recipes.distillation import build_distillation
-from fewstep.recipes.source import validate
-from fewstep.recipes.teachers import build_teacher, space_of
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.teachers import build_teacher, space_of
+from fewstep.recipes.reading.source import validate
 from fewstep.report import write_run_report
-from fewstep.runs import compare, distill, evaluate, examine, has_problem, load, measure_many, measure_shift, plan_recipe, write_reference
+from fewstep.runs import compare, distill, evaluate, load, measure_many, write_reference
 from fewstep.runs.sampler import load_teacher
 from fewstep.schedule import KarrasVE
-from fewstep.tables import evaluation_table, measurement_table
+from fewstep.studies import measure_shift
 from fewstep.training import Silent
-from fewstep.training.log import read_log
+from fewstep.training.reporting.log import read_log
 
 __all__ = ["without_syncing"]
 DATA_FREE = ("mixture2d-disback", "mixture2d-diff-instruct", "digits-vsd", "digits-sds", "digits-diff-instruct", "digits-stf", "mixture2d-sid", "digits-reflow", "digits-kd", "digits-dmd")

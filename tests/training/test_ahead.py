@@ -41,7 +41,7 @@ from fewstep.states.step import Asked
 from fewstep.times import LogNormalTimes, RhoGrid
 from fewstep.training import Adam, Phase, Settings, Stage, Term, Trainer
 from fewstep.training.ahead import Ahead
-from fewstep.training.log import read_log
+from fewstep.training.reporting.log import read_log
 from interrupt_kit import Interrupted, Interrupter
 
 SCHEDULE = KarrasVE()

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep import files
 from fewstep.denoisers import Averaged, HalfLife, copy_of
 from fewstep.errors import NotFinite, UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.objectives import Loss, Objective
+from fewstep.system import files
+from fewstep.system.files import read_tensors, write_tensors
 from fewstep.targets import Backtracked, DegradationPath, SwitchAtPlateau
 from fewstep.training import SGD, Adam, Diverged, Phase, Probe, Settings, Silent, Stage, Term, Trainer
-from fewstep.training.log import read_log
 from fewstep.training.optimizer import step_unless
+from fewstep.training.reporting.log import read_log
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from fewstep.objectives import FieldOfSamples, Largest, Loss, Mean, Objective, R
 from fewstep.random import Place
 from fewstep.states import Step
 from fewstep.training import Phase, Settings, Stage, Term, Trainer
-from fewstep.training.log import read_log
-from fewstep.training.reports import Report
+from fewstep.training.reporting.log import read_log
+from fewstep.training.reporting.reports import Report
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "step.py"
 
@@ -62,7 +62,7 @@ def test_figures_of_processes_are_reduced_as_those_of_portions_are(small_run, mo
         report.add([torch.tensor(1.0)], {"rms": torch.tensor(values[0]), "most": torch.tensor(values[1]), "mean": torch.tensor(values[0])}, {"rms": RootMeanSquare(), "most": Largest()})
         report.end(torch.tensor(2.0))
         reports.append(report)
-    monkeypatch.setattr("fewstep.distributed.gathered", lambda values: torch.stack([report.values for report in reports]))
+    monkeypatch.setattr("fewstep.system.distributed.gathered", lambda values: torch.stack([report.values for report in reports]))
     (found,) = Report.gathered(reports[:1])
     assert found.figures == {"rms": pytest.approx(12.5**0.5), "most": 7.0, "mean": 3.5}
     assert (found.losses, found.norm) == ([1.0], 2.0)

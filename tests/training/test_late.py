@@ -14,7 +14,7 @@ from fewstep.denoisers import Averaged, HalfLife, copy_of
 from fewstep.objectives import Loss, Objective
 from fewstep.targets import Backtracked, ByDistance, Every, EverySteps, Plateau, decides
 from fewstep.training import Diverged, Monitor, Probe, Settings, Stage, Term, Trainer
-from fewstep.training.reports import Report
+from fewstep.training.reporting.reports import Report
 
 RARELY = Settings(batch=8, log_every=1000, checkpoint_every=1000)
 

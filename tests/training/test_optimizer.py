@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.planning.memory import state_bytes
 from fewstep.recipes import load_recipe
 from fewstep.training import SGD, Adam
-from fewstep.training.memory import state_bytes
 
 
 def stepped(optimizer, gradients):

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from conftest import small_teacher
 from fewstep import cost
 from fewstep.denoisers import Averaged, HalfLife, NetworkDenoiser, copy_of
-from fewstep.files import read_tensors
 from fewstep.networks import add_adapter
 from fewstep.objectives import L1, EndpointRegression, Loss, Objective, SquaredL2
 from fewstep.random import Place
 from fewstep.solvers import RULES, Solver
 from fewstep.stateful import Stateful, untouched
 from fewstep.states import Pairs, Prior, State, States, Step
+from fewstep.system.files import read_tensors
 from fewstep.training import Adam, Copy, Phase, Settings, Stage, Term, Trainer
 from fewstep.training.actions import Action, MakePairs
 from fewstep.training.phase import build_optimizers, named_networks

@@ -14,8 +14,8 @@ from wandb_kit import history
 from fewstep.errors import UserError
 from fewstep.training import Listener, Monitor, Probe, Reading, Silent, TensorBoard, WandB
 from fewstep.training.listeners import Several, open_track
-from fewstep.training.log import read_log
 from fewstep.training.monitors import Check
+from fewstep.training.reporting.log import read_log
 from interrupt_kit import Interrupted, Interrupter
 
 

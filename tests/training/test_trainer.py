@@ -15,7 +15,7 @@ from fewstep.errors import Stopped, UserError
 from fewstep.objectives import Loss, Objective
 from fewstep.targets import Backtracked
 from fewstep.training import Diverged, Phase, Probe, Settings, Silent, Stage, Term, Trainer
-from fewstep.training.log import read_log
+from fewstep.training.reporting.log import read_log
 
 
 def equal(a, b) -> bool:

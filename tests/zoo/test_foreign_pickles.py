@@ -15,10 +15,10 @@ from release_kit import Watch, named, program, random_network, release, text, wr
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.zoo import machine
-from fewstep.zoo.machine import LEVELS, Record
-from fewstep.zoo.modules import tensors_of
-from fewstep.zoo.pickles import read_pickle
+from fewstep.zoo.nvidia import machine
+from fewstep.zoo.nvidia.machine import LEVELS, Record
+from fewstep.zoo.nvidia.modules import tensors_of
+from fewstep.zoo.nvidia.pickles import read_pickle
 
 TENSOR = torch.arange(6, dtype=torch.float32).reshape(2, 3)
 PERSISTENT = named("torch_utils.persistence", "_reconstruct_persistent_obj")

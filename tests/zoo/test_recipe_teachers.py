@@ -12,15 +12,16 @@ from test_diffusers_release import folder, rewritten
 
 from fewstep.data.synthetic import waves
 from fewstep.denoisers import save_model
+from fewstep.doctor import examine
 from fewstep.errors import UserError
+from fewstep.planning.plan import plan_recipe
 from fewstep.prediction import EDM
 from fewstep.recipes import config, load_recipe
-from fewstep.recipes.origins import digest_of
-from fewstep.recipes.places import named_in
-from fewstep.recipes.source import validate
-from fewstep.recipes.teachers import build_teacher, remarks_on, sketched_teacher
-from fewstep.runs import distill, examine
-from fewstep.runs.plan import plan_recipe
+from fewstep.recipes.building.origins import digest_of
+from fewstep.recipes.building.teachers import build_teacher, remarks_on, sketched_teacher
+from fewstep.recipes.reading.places import named_in
+from fewstep.recipes.reading.source import validate
+from fewstep.runs import distill
 from fewstep.training import Silent
 from fewstep.zoo import consistency_models, diffusers_models, nvidia
 

@@ -26,11 +26,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fewstep.caches import content_digest
 from fewstep.data.pixels import encode
 from fewstep.data.tree import METADATA, Tree, tree_of
 from fewstep.errors import UserError
-from fewstep.files import as_utf8, replacing
+from fewstep.system.caches import content_digest
+from fewstep.system.files import as_utf8, replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.files import digest_of
 from fewstep.stateful import Inert
+from fewstep.system.files import digest_of
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import hashlib
 import os
 from pathlib import Path
 
-from fewstep.caches import content_digests
 from fewstep.data.archive import MOST_BYTES, Source
 from fewstep.data.tree import tree_of
 from fewstep.errors import UserError
+from fewstep.system.caches import content_digests
 
 
 class Folder(Source):

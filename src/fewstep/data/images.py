@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from fewstep.data.archive import Archive, Source
-from fewstep.data.convert import Converted
+from fewstep.data.conversion.convert import Converted
 from fewstep.data.dataset import Dataset
 from fewstep.data.folder import Folder
 from fewstep.data.labels import Labels, read_labels
 from fewstep.data.pixels import SUFFIXES, decode, pixels_of, reading_rules, squared
 from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
-from fewstep.files import digest_of
+from fewstep.system.files import digest_of
 
 CACHED_BYTES = 2**29
 

@@ -2,18 +2,17 @@
 
 from fewstep.denoisers.average import Averaged, HalfLife, PowerFunction
 from fewstep.denoisers.base import Denoiser, copy_of, device_of, freeze
-from fewstep.denoisers.boundary import Boundary
-from fewstep.denoisers.field import StableTargetField
+from fewstep.denoisers.exact.field import StableTargetField
+from fewstep.denoisers.exact.mixture import GaussianMixture
 from fewstep.denoisers.generator import Generator
 from fewstep.denoisers.headed import FrozenTrunk, Headed
 from fewstep.denoisers.inputs import EDMInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
 from fewstep.denoisers.lora import load_adapter, merged, save_adapter
-from fewstep.denoisers.mixture import GaussianMixture
 from fewstep.denoisers.network import NetworkDenoiser, grown_denoiser
 from fewstep.denoisers.store import load_model, save_model
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, StraightThrough
 from fewstep.denoisers.trajectory import EndJump, TrajectoryDenoiser, trajectory_of
-from fewstep.denoisers.wrappers import Guided, Reflected, Rescheduled
+from fewstep.denoisers.wrappers import Boundary, Guided, Reflected, Rescheduled
 
 __all__ = [
     "Averaged",

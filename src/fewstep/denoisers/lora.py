@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fewstep.denoisers.base import Model
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
+from fewstep.networks.kinds.store import FORMAT
 from fewstep.networks.lora import Adapter, apply_adapter, fold_adapter
-from fewstep.networks.store import FORMAT
+from fewstep.system.files import read_tensors, write_tensors
 
 _KIND = "lora"
 

@@ -15,21 +15,20 @@ from torch import nn
 
 from fewstep.condition import Condition
 from fewstep.denoisers.base import Denoiser
-from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.generator import Generator
 from fewstep.denoisers.inputs import Inputs
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.threshold import Threshold
 from fewstep.denoisers.trajectory import TrajectoryDenoiser
-from fewstep.denoisers.wrappers import Reflected, Rescheduled
+from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.networks import build, describe
-from fewstep.networks.bounds import at_most
 from fewstep.networks.diffusers_unet import DiffusersUNet
-from fewstep.networks.store import FORMAT, MODULE, load_strictly, module_of, room_for
+from fewstep.networks.kinds.bounds import at_most
+from fewstep.networks.kinds.store import FORMAT, MODULE, load_strictly, module_of, room_for
 from fewstep.prediction import Prediction
 from fewstep.schedule import Schedule
+from fewstep.system.files import read_tensors, write_tensors
 
 _DEEPEST = 8
 _LARGEST = 100_000

@@ -1,6 +1,6 @@
 """How good samples are, and how far a student is from its teacher."""
 
-from fewstep.metrics.diversity import class_diversity, relative_diversity
+from fewstep.metrics.diversity import class_diversity, outside, relative_diversity, spread
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import FeatureStatistics, frechet_distance
 from fewstep.metrics.inception_score import ClassScores, InceptionScore, inception_score
@@ -9,7 +9,6 @@ from fewstep.metrics.manifold import ManifoldScores, expected_coverage, manifold
 from fewstep.metrics.mismatch import MismatchDegree, Norm, assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.moments import Moments
 from fewstep.metrics.reference import Reference, load_reference, save_reference
-from fewstep.metrics.spread import outside, spread
 
 __all__ = [
     "ClassScores",

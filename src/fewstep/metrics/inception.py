@@ -18,10 +18,10 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from fewstep.caches import content_digest
 from fewstep.errors import UserError
-from fewstep.locations import absolute
 from fewstep.metrics.features import FeatureSpace, placed
+from fewstep.system.caches import content_digest
+from fewstep.system.locations import absolute
 
 DIMENSIONS = 2048
 # The leading digits of the file's SHA-256, which its name has as well.

@@ -1,6 +1,6 @@
 r"""The mismatch degree of a teacher (DisBack, Eq. 9): how far its score is from the true score of a distribution.
 
-With the stable target field of reference samples standing for the true score (Eq. 18; see ``denoisers.field``), per noise level,
+With the stable target field of reference samples standing for the true score (Eq. 18; see ``denoisers.exact.field``), per noise level,
 
     d(level) = E | score_teacher(x_t, t) - score_field(x_t, t) |  ,   x_t = alpha x_0 + sigma eps,
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
-from fewstep.locations import absolute
 from fewstep.metrics.frechet import FeatureStatistics
+from fewstep.system.files import read_tensors, write_tensors
+from fewstep.system.locations import absolute
 
 FORMAT = 1
 # What the entries of an .npz may claim together: 8,192 features in float64, twice over.

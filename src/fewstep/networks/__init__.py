@@ -1,18 +1,18 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
 from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
-from fewstep.networks.build import build, describe
-from fewstep.networks.classifier import Classifier, DigitClassifier, ImageClassifier
-from fewstep.networks.critic import FeatureHead, ProjectedCritic
+from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
+from fewstep.networks.critics.critic import FeatureHead, ProjectedCritic
+from fewstep.networks.critics.image_critic import ImageCritic
 from fewstep.networks.diffusers_unet import DiffusersUNet
 from fewstep.networks.edm import DhariwalUNet, SongUNet
 from fewstep.networks.fastgan import FastGAN, SkipExcitation
 from fewstep.networks.grow import grown
-from fewstep.networks.image_critic import ImageCritic
+from fewstep.networks.kinds.build import build, describe
+from fewstep.networks.kinds.registry import find_kind, register
+from fewstep.networks.kinds.registry import register as register_network
 from fewstep.networks.lora import Adapter, adapter_of, add_adapter, apply_adapter
 from fewstep.networks.mlp import LatentMLP, ResidualMLP
-from fewstep.networks.registry import find_kind, register
-from fewstep.networks.registry import register as register_network
 from fewstep.networks.unet import SmallUNet
 
 __all__ = [

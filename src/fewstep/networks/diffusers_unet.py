@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.condition import NO_CLASS, Condition
 from fewstep.errors import UserError
 from fewstep.networks.base import DenoisingNetwork
-from fewstep.networks.registry import register
+from fewstep.networks.kinds.registry import register
 from fewstep.values import Given
 
 

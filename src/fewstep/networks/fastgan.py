@@ -30,7 +30,7 @@ from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.networks.base import GeneratorNetwork
 from fewstep.networks.embedding import one_hot
-from fewstep.networks.registry import register
+from fewstep.networks.kinds.registry import register
 from fewstep.values import Count, Given
 
 CHANNELS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.networks.build import build, describe
+from fewstep.networks.kinds.build import build, describe
 
 BRANCHES = ("guidance", "end")
 

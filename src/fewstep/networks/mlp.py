@@ -11,7 +11,7 @@ from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
-from fewstep.networks.registry import register
+from fewstep.networks.kinds.registry import register
 from fewstep.values import Count, Given
 
 

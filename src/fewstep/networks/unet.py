@@ -12,7 +12,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from fewstep.condition import Condition
 from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
-from fewstep.networks.registry import register
+from fewstep.networks.kinds.registry import register
 from fewstep.values import Count
 
 

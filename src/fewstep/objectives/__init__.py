@@ -1,11 +1,14 @@
 """Objectives: the learning signal, and the only place that runs the student with a gradient."""
 
-from fewstep.objectives.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, Shifted, View
-from fewstep.objectives.balanced import Balanced
 from fewstep.objectives.classification import Classification
-from fewstep.objectives.consistency import ConsistencyDistillation, UnitWeight
-from fewstep.objectives.continuous import ContinuousConsistency, LogWeight, TrigFlow
-from fewstep.objectives.density_ratio import (
+from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
+from fewstep.objectives.flow import VelocityRegression, straightness
+from fewstep.objectives.games.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, Shifted, View
+from fewstep.objectives.games.balanced import Balanced
+from fewstep.objectives.imitation import Imitation
+from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare
+from fewstep.objectives.regression import EndpointRegression
+from fewstep.objectives.scores.density_ratio import (
     Divergence,
     ForwardKL,
     JensenShannon,
@@ -14,18 +17,15 @@ from fewstep.objectives.density_ratio import (
     SoftenedReverseKL,
     SquaredHellinger,
 )
-from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
-from fewstep.objectives.fakes import Delta, FakeScore, FieldOfSamples, Learned
-from fewstep.objectives.flow import VelocityRegression, straightness
-from fewstep.objectives.identity import ScoreIdentity
-from fewstep.objectives.imitation import Imitation
-from fewstep.objectives.ladder import Ladder
-from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare
-from fewstep.objectives.matching import Compared, DiffInstructWeight, DistributionMatching, DMDWeight, ExponentialWeight, MatchingWeight, PlainWeight, SDSWeight
-from fewstep.objectives.progressive import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
-from fewstep.objectives.regression import EndpointRegression
-from fewstep.objectives.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
-from fewstep.objectives.trajectory import InverseConsistency, SoftConsistency
+from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
+from fewstep.objectives.scores.identity import ScoreIdentity
+from fewstep.objectives.scores.matching import Compared, DiffInstructWeight, DistributionMatching, DMDWeight, ExponentialWeight, MatchingWeight, PlainWeight, SDSWeight
+from fewstep.objectives.scores.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
+from fewstep.objectives.trajectories.consistency import ConsistencyDistillation, UnitWeight
+from fewstep.objectives.trajectories.continuous import ContinuousConsistency, LogWeight, TrigFlow
+from fewstep.objectives.trajectories.ladder import Ladder
+from fewstep.objectives.trajectories.progressive import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
+from fewstep.objectives.trajectories.trajectory import InverseConsistency, SoftConsistency
 
 __all__ = [
     "L1",

@@ -24,7 +24,7 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
 from fewstep.objectives.loss import Loss, Objective
-from fewstep.objectives.score_matching import denoising_loss
+from fewstep.objectives.scores.score_matching import denoising_loss
 from fewstep.schedule import RectifiedFlow
 from fewstep.states import State, Step
 from fewstep.times import TimeDistribution, UniformTimes

@@ -14,7 +14,7 @@ import torch
 
 from fewstep.denoisers import Denoiser
 from fewstep.objectives.loss import Loss, Objective
-from fewstep.objectives.score_matching import DenoisingWeight, denoising_loss
+from fewstep.objectives.scores.score_matching import DenoisingWeight, denoising_loss
 from fewstep.states import State, Step
 from fewstep.targets import Target
 

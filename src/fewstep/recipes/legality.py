@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fewstep.errors import UserError
 from fewstep.networks import GeneratorNetwork
-from fewstep.networks.registry import kinds
+from fewstep.networks.kinds.registry import kinds
 from fewstep.recipes import config
 from fewstep.recipes.methods.base import Method
 

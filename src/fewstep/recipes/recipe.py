@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.networks.registry import kinds
+from fewstep.networks.kinds.registry import kinds
 from fewstep.objectives import EDMWeight
 from fewstep.recipes import config
 from fewstep.recipes.config.models import section_of
@@ -73,3 +73,4 @@ class PretrainRecipe(config.Section):
 
 
 Recipe = DistillRecipe | PretrainRecipe
+TASKS: dict[str, type[DistillRecipe] | type[PretrainRecipe]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}

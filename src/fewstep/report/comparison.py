@@ -12,14 +12,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.caches import output
 from fewstep.errors import UserError
-from fewstep.files import write_text
 from fewstep.report.chart import Chart, Drawing, Level, Series, draw
 from fewstep.report.page import render
 from fewstep.report.scale import LEAST
 from fewstep.report.words import compact, is_number, number
 from fewstep.runs.pictures import write_picture
+from fewstep.system.caches import output
+from fewstep.system.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

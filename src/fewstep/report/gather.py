@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.addresses import all_without_secrets, without_secrets
-from fewstep.errors import UserError
-from fewstep.ledger import is_set_aside
+from fewstep.errors import UserError, all_without_secrets, without_secrets
 from fewstep.recipes import DistillRecipe, load_recipe
-from fewstep.recipes.source import read_values
+from fewstep.recipes.reading.source import read_values
 from fewstep.report.history import History
 from fewstep.report.pictures import Picture, evenly, read_picture
-from fewstep.training.log import read_log
+from fewstep.system.ledger import is_set_aside
+from fewstep.training.reporting.log import read_log
 
 _STEP = re.compile(r"step-(\d+)\.png")
 _IN_STRIP = 8

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.keeping.folder import RunFolder
 from fewstep.metrics.gathered import Gathered, Gatherer, spaced
 from fewstep.metrics.inception_score import ClassScores
 from fewstep.metrics.moments import Moments
 from fewstep.metrics.quality import labels_of
 from fewstep.random import Place
-from fewstep.recipes.device import resolve_device
-from fewstep.recipes.parts import data_of
-from fewstep.recipes.spaces import build_space
-from fewstep.runs.folder import RunFolder
+from fewstep.recipes.building.device import resolve_device
+from fewstep.recipes.building.parts import data_of
+from fewstep.recipes.building.spaces import build_space
 from fewstep.runs.sampler import BATCH, load, load_teacher
 from fewstep.training import Listener
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.runs.folder import RunFolder
-from fewstep.runs.published import published_speed_up
-from fewstep.runs.speed import speed_ups
+from fewstep.keeping.folder import RunFolder
+from fewstep.runs.speed import published_speed_up, speed_ups
 from fewstep.runs.yardstick import check_comparable
-from fewstep.training.log import read_log
+from fewstep.training.reporting.log import read_log
 
 _KEYS = ("step", "evaluations", "fd")
 # Above all that a run counts, and what a float holds exactly.

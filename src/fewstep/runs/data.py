@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from fewstep.caches import output
 from fewstep.data import Dataset, Images, open_images
-from fewstep.data.convert import Record, write_records
+from fewstep.data.conversion.convert import Record, write_records
 from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
 from fewstep.data.images import open_source
 from fewstep.data.labels import read_labels
 from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
-from fewstep.files import write_text
 from fewstep.runs.pictures import check_picture, write_samples
+from fewstep.system.caches import output
+from fewstep.system.files import write_text
 from fewstep.training import Listener
 
 SHEET_ROWS = 200

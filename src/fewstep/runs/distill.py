@@ -9,36 +9,36 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep import distributed
-from fewstep.addresses import all_without_secrets
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
-from fewstep.launch import restarted
+from fewstep.errors import all_without_secrets
+from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.identity import run_of
+from fewstep.keeping.objects import Objects
+from fewstep.keeping.origins import settle_origins
+from fewstep.keeping.settling import held, settle, write_recipe
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
-from fewstep.networks.store import load_strictly, save_network
+from fewstep.networks.kinds.store import load_strictly, save_network
 from fewstep.random import Place
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
+from fewstep.recipes.building.device import resolve_device
+from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.building.parts import build_evaluator, build_settings
+from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
+from fewstep.recipes.building.teachers import remarks_on
 from fewstep.recipes.config import LowRankStudent
-from fewstep.recipes.device import resolve_device
-from fewstep.recipes.distillation import Distillation, build_distillation
-from fewstep.recipes.parts import build_evaluator, build_settings
-from fewstep.recipes.places import without_folders
-from fewstep.recipes.pretrain import Pretraining, build_pretraining
-from fewstep.recipes.teachers import remarks_on
+from fewstep.recipes.reading.places import without_folders
 from fewstep.runs.data import announce
-from fewstep.runs.folder import RunFolder
-from fewstep.runs.identity import run_of
-from fewstep.runs.objects import Objects
-from fewstep.runs.origins import settle_origins
-from fewstep.runs.paths import write_path_picture
+from fewstep.runs.gallery import write_path_picture
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.plane import DATA, GENERATED, write_directions
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
-from fewstep.runs.settling import held, settle, write_recipe
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
+from fewstep.system import distributed
+from fewstep.system.launch import restarted
 from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
 from fewstep.training.listeners import Several
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from fewstep.caches import content_digest, output
 from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
+from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.origins import measured_origins
 from fewstep.metrics.diversity import relative_diversity
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import frechet_distance
@@ -22,18 +23,17 @@ from fewstep.metrics.manifold import manifold_scores
 from fewstep.metrics.quality import BREADTH_ROWS, NEIGHBOURHOODS
 from fewstep.metrics.reference import Reference, load_reference, save_reference
 from fewstep.random import Place
-from fewstep.recipes.origins import origins_of
-from fewstep.recipes.parts import data_of
-from fewstep.recipes.spaces import build_space
+from fewstep.recipes.building.origins import origins_of
+from fewstep.recipes.building.parts import data_of
+from fewstep.recipes.building.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
 from fewstep.runs.data import announce, said_of
 from fewstep.runs.evaluate import chosen
-from fewstep.runs.folder import RunFolder
-from fewstep.runs.origins import measured_origins
 from fewstep.runs.sampler import Sampler, load, load_teacher
+from fewstep.system.caches import content_digest, output
 from fewstep.training import Listener
 from fewstep.training.listeners import Several
-from fewstep.training.origins import DATA, Origins, difference, exchanged
+from fewstep.training.saving.origins import DATA, Origins, difference, exchanged
 
 METRICS = ("fd", "kid", "is", "breadth", "accuracy")
 KERNEL_SUBSET = 1000

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewstep.data.pixels import over_white
 from fewstep.errors import UserError
-from fewstep.files import write_bytes
 from fewstep.runs.plane import scatter_png
+from fewstep.system.files import write_bytes
 
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "BMP": {}}

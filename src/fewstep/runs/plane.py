@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import Denoiser, device_of
-from fewstep.files import write_bytes
 from fewstep.prediction import score_of
+from fewstep.system.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

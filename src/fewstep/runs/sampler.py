@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,19 @@ from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.data import SampleSpace
-from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
+from fewstep.keeping.folder import RunFolder
 from fewstep.random import Place
-from fewstep.recipes.device import DeviceName, resolve_device
-from fewstep.recipes.parts import data_of
-from fewstep.recipes.teachers import build_teacher, space_of
-from fewstep.runs.folder import RunFolder
+from fewstep.recipes.building.device import DeviceName, resolve_device
+from fewstep.recipes.building.parts import data_of
+from fewstep.recipes.building.teachers import build_teacher, space_of
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.times import Grid
+from fewstep.training.dealing import deal
 
 BATCH = 500
 LARGEST = 1e6
@@ -222,3 +223,23 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
             raise UserError("guidance needs a teacher with classes; this one has none.")
         teacher = Guided(teacher, guidance)
     return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, solver.churn)
+
+
+def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:
+    """``{str(scale): {"teacher": ..., "student": ...}}``, the student where it was conditioned on a scale; raises ``UserError`` for a negative scale, or a teacher without classes."""
+    found: dict[str, dict[str, Sampler]] = {}
+    for scale in scales:
+        if not scale >= 0:
+            raise UserError(f"--guidance: a guidance scale must be at least 0, got {scale}.")
+        found[str(float(scale))] = {"teacher": load_teacher(run, scale), **({} if student.sampling.guidance is None else {"student": load(run, scale)})}
+    return found
+
+
+def load_guided(run: Path | str, guidance: float | None = None) -> StudentSampler:
+    """A run's student at a guidance scale; raises ``UserError`` where it was not conditioned on one, unless the scale is 1, which asks for nothing."""
+    student = load(run)
+    if guidance is None or (guidance == 1.0 and student.sampling.guidance is None):
+        return student
+    if student.sampling.guidance is None:
+        raise UserError("--guidance: only the teacher can be guided, since this student was not conditioned on a scale; add --teacher or leave it out.")
+    return load(run, guidance)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fewstep.errors import UserError
+from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.origins import Record, read_record
 from fewstep.recipes import Recipe
-from fewstep.recipes.places import named_in, renamed
-from fewstep.runs.folder import RunFolder
-from fewstep.runs.origins import Record, read_record
-from fewstep.training.origins import DATA, difference, exchanged
+from fewstep.recipes.reading.places import named_in, renamed
+from fewstep.training.saving.origins import DATA, difference, exchanged
 
 _FEATURES = "evaluation.features"
 

@@ -2,14 +2,13 @@
 
 from fewstep.states.alternate import Alternate
 from fewstep.states.dagger import Dagger
-from fewstep.states.forward import ForwardDiffusion
+from fewstep.states.forward import ForwardDiffusion, Started
 from fewstep.states.generated import Generated
 from fewstep.states.guidance import WithGuidance
 from fewstep.states.mixture import Mixture, PerBatch
 from fewstep.states.pairs import Pairs, write_pairs
 from fewstep.states.prior import Prior
 from fewstep.states.rollout import OpenRollout, RandomRollout, Rollout
-from fewstep.states.started import Started
 from fewstep.states.state import State, States
 from fewstep.states.step import Step
 from fewstep.states.weights import Constant, Linear, Weights

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from fewstep.condition import NO_CLASS, Condition
 from fewstep.data import Dataset
 from fewstep.schedule import Schedule
-from fewstep.states.state import State, States
+from fewstep.states.prior import Prior
+from fewstep.states.state import State, States, select
 from fewstep.states.step import Step
 from fewstep.times import TimeDistribution
 
@@ -40,3 +41,20 @@ class ForwardDiffusion(States):
             dropped = step.place.uniform("label-dropout", step.rows, step.start) < self.label_dropout
             labels = torch.where(dropped, NO_CLASS, self.data.labels[index])
         return State(self.schedule.add_noise(x0, t, noise), t, Condition(labels=labels).to(step.device), x0, noise)
+
+
+@dataclass(frozen=True)
+class Started(States):
+    """The states of ``source``, but at the time of ``prior`` the prior's noise in the place of their x, with their conditions. x0 and noise are None, since they no longer belong to all."""
+
+    source: States
+    prior: Prior
+
+    @property
+    def ahead(self) -> bool:
+        return self.source.ahead
+
+    def draw(self, step: Step) -> State:
+        state = step.state(self.source)
+        start = self.prior.at(step.place, "started", step.rows, state.condition.labels, step.start).to(step.device)
+        return replace(state, x=select(state.t == self.prior.time, start.x, state.x), x0=None, noise=None)

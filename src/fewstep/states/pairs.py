@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.caches import output
 from fewstep.condition import Condition
 from fewstep.errors import UserError
-from fewstep.files import read_tensors, write_tensors
 from fewstep.schedule import Schedule
 from fewstep.states.state import State, States
 from fewstep.states.step import Step
+from fewstep.system.caches import output
+from fewstep.system.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

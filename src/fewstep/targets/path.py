@@ -21,11 +21,11 @@ from torch import Tensor
 
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
-from fewstep.files import digest_of, read_tensors, write_tensors, write_text
-from fewstep.ledger import keeping
-from fewstep.networks.store import load_strictly
+from fewstep.networks.kinds.store import load_strictly
 from fewstep.stateful import Stateful
 from fewstep.stopping import StopRule
+from fewstep.system.files import digest_of, read_tensors, write_tensors, write_text
+from fewstep.system.ledger import keeping
 from fewstep.targets.hook import Hook
 from fewstep.targets.record import RecordRule
 

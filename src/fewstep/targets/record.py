@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewstep import distributed
 from fewstep.cost import unmetered
 from fewstep.denoisers import Denoiser
 from fewstep.stateful import Stateful
+from fewstep.system import distributed
 from fewstep.values import BelowOne, Positive, Steps, Value
 
 

@@ -17,8 +17,8 @@ import annotated_types as at
 import torch
 from torch import Tensor
 
-from fewstep import distributed
 from fewstep.stateful import Stateful
+from fewstep.system import distributed
 from fewstep.values import MOST, BelowOne, Contradiction, Share, Steps, Value
 
 # Edges of the noise levels sigma / alpha within which gaps are averaged.

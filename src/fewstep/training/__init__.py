@@ -1,12 +1,12 @@
 """The loop that is the same for every method."""
 
 from fewstep.training.actions import Action, Copy, CopyNode, MeasureSpacing
-from fewstep.training.divergence import Diverged
 from fewstep.training.listeners import Bar, Listener, Silent, TensorBoard, WandB
 from fewstep.training.monitors import Monitor, Reading
 from fewstep.training.optimizer import SGD, Adam, Optimizer
 from fewstep.training.phase import Phase, Stage, Term
 from fewstep.training.probes import Probe
+from fewstep.training.reporting.divergence import Diverged
 from fewstep.training.settings import Settings
 from fewstep.training.trainer import Trainer
 

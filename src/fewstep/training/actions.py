@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep import distributed
 from fewstep.cost import unmetered
-from fewstep.dealing import deal
 from fewstep.denoisers import Denoiser
-from fewstep.networks.store import load_strictly
+from fewstep.networks.kinds.store import load_strictly
 from fewstep.random import Place
 from fewstep.solvers import FlowMap
 from fewstep.states import Prior, State, Step
 from fewstep.states.pairs import write_pairs
 from fewstep.states.state import CPU
+from fewstep.system import distributed
 from fewstep.targets import DegradationPath, Probes
 from fewstep.targets.path import FEWEST
+from fewstep.training.dealing import deal
 
 
 @dataclass(frozen=True, eq=False)

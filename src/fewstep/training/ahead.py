@@ -14,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from fewstep import distributed
 from fewstep.random import Place
 from fewstep.states.step import Asked, Step
+from fewstep.system import distributed
 from fewstep.training.phase import Stage
 from fewstep.training.settings import Settings
 

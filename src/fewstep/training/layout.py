@@ -25,12 +25,12 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from fewstep import distributed
 from fewstep.denoisers import Averaged, Denoiser, FrozenTrunk, Generator
 from fewstep.errors import UserError
 from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.lora import Adapter
-from fewstep.objectives.adversarial import CleanCritic
+from fewstep.objectives.games.adversarial import CleanCritic
+from fewstep.system import distributed
 from fewstep.training.phase import Phase, PhaseLoss
 
 # What only holds networks; each may be held by several.

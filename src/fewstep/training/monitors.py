@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser
+from fewstep.metrics.diversity import outside, spread
 from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means, comparable_norms, training_mismatch
-from fewstep.metrics.spread import outside, spread
 from fewstep.objectives import ScoreMatching
 from fewstep.random import Place
 from fewstep.states import States, Step

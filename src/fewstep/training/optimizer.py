@@ -12,7 +12,7 @@ import annotated_types as at
 import torch
 from torch import Tensor, nn
 
-from fewstep import distributed
+from fewstep.system import distributed
 from fewstep.values import MOST, BelowOne, Costly, Fraction, Later, NotNegative, Positive, Value
 
 Warmup = Annotated[int, at.Interval(ge=0, le=MOST), Costly(4)]

@@ -10,8 +10,8 @@ import torch
 
 from fewstep.random import Place
 from fewstep.states import Step
-from fewstep.training.journal import Journal
 from fewstep.training.monitors import Monitor
+from fewstep.training.reporting.journal import Journal
 from fewstep.training.settings import Progress
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from fewstep import distributed
 from fewstep.errors import UserError
-from fewstep.training.origins import Origins
+from fewstep.system import distributed
+from fewstep.training.saving.origins import Origins
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from fewstep.ending import SIGNALS, handled
+from fewstep.system.ending import SIGNALS, handled
 
 
 @dataclass

@@ -26,28 +26,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewstep import distributed
 from fewstep.cost import metered
 from fewstep.denoisers import Averaged, HalfLife, device_of
 from fewstep.denoisers.average import Decay
 from fewstep.errors import NotFinite, Stopped
-from fewstep.files import locked
 from fewstep.random import Place
 from fewstep.stateful import find_stateful
 from fewstep.states import Step
+from fewstep.system import distributed
+from fewstep.system.files import locked
 from fewstep.targets import decides
 from fewstep.training.ahead import Ahead
-from fewstep.training.inbox import Inbox
-from fewstep.training.journal import Journal, noted
 from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.listeners.listener import Listener, Several
 from fewstep.training.monitors import Monitor
 from fewstep.training.phase import Phase, Stage, all_modules, build_optimizers, named_networks
 from fewstep.training.probes import Probe, Probes
-from fewstep.training.saving import Saver
+from fewstep.training.reporting.inbox import Inbox
+from fewstep.training.reporting.journal import Journal, noted
+from fewstep.training.saving.saver import Saver
+from fewstep.training.saving.snapshots import Kept, Optimizers, Snapshots
 from fewstep.training.settings import Progress, Settings
 from fewstep.training.signals import StopRequest, stop_requests
-from fewstep.training.snapshots import Kept, Optimizers, Snapshots
 from fewstep.training.turns import Turns
 
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fewstep import distributed
 from fewstep.denoisers import Averaged
 from fewstep.states import Step
-from fewstep.training.divergence import to_blame
+from fewstep.system import distributed
 from fewstep.training.layout import Layout
 from fewstep.training.optimizer import step_unless
 from fewstep.training.phase import Phase, Stage, Term
-from fewstep.training.reports import Report, Soundness
+from fewstep.training.reporting.divergence import to_blame
+from fewstep.training.reporting.reports import Report, Soundness
 from fewstep.training.settings import Settings
 
 

@@ -25,11 +25,11 @@ from fewstep.denoisers import EDMInputs, NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.networks.edm.settings import SETTINGS
-from fewstep.networks.store import check_strictly, load_strictly
+from fewstep.networks.kinds.store import check_strictly, load_strictly
 from fewstep.prediction import EDM, Consistency, Prediction
 from fewstep.schedule import KarrasVE
 from fewstep.zoo.download import local_file
-from fewstep.zoo.machine import shown
+from fewstep.zoo.nvidia.machine import shown
 
 SIGMA_DATA = 0.5
 NETWORKS: Mapping[str, Mapping[str, Any]] = {

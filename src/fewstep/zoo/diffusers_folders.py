@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.locations import folder_or_id
-from fewstep.zoo.machine import shown
+from fewstep.system.locations import folder_or_id
+from fewstep.zoo.nvidia.machine import shown
 
 NETWORK, EMA = "unet", "unet_ema"
 """The usual sub-folder of the network, and that of its average in older repositories."""

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.networks.store import load_strictly
+from fewstep.networks.kinds.store import load_strictly
 from fewstep.zoo.diffusers_folders import Pipeline, Weights, find_pipeline, read_json
 from fewstep.zoo.diffusers_schedulers import about, ignored_by, meaning_of
-from fewstep.zoo.machine import shown
-from fewstep.zoo.modules import flag, real, whole, wholes, word, words
+from fewstep.zoo.nvidia.machine import shown
+from fewstep.zoo.nvidia.modules import flag, real, whole, wholes, word, words
 
 # Attention's layers had other names in the first releases of diffusers.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

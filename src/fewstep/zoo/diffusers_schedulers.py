@@ -26,7 +26,7 @@ from fewstep.errors import UserError
 from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V, Velocity
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.zoo.diffusers_folders import CORRECT
-from fewstep.zoo.modules import flag, real, whole, word
+from fewstep.zoo.nvidia.modules import flag, real, whole, word
 
 Meaning = tuple[Schedule, Prediction, Inputs]
 

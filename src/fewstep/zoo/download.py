@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from fewstep.caches import address_marks, cache_folder, content_digest
 from fewstep.errors import UserError
-from fewstep.files import write_alone
-from fewstep.locations import absolute, is_address
+from fewstep.system.caches import address_marks, cache_folder, content_digest
+from fewstep.system.files import write_alone
+from fewstep.system.locations import absolute, is_address
 
 
 def local_file(source: str | Path, sha256: str | None = None) -> Path:

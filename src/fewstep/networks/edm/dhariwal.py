@@ -22,7 +22,7 @@ from fewstep.networks.edm.embedding import PositionalEmbedding, augmentation
 from fewstep.networks.edm.layers import BlockStyle, Conv, GroupNorm, Init, Linear, UNetBlock
 from fewstep.networks.edm.unet import Entry, UNet, last_of, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
-from fewstep.networks.registry import register
+from fewstep.networks.kinds.registry import register
 from fewstep.values import Count, Given
 
 _EPS = 1e-5

@@ -24,7 +24,7 @@ from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding
 from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, GroupNorm, Init, Linear, Resample, UNetBlock
 from fewstep.networks.edm.unet import Entry, UNet, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
-from fewstep.networks.registry import register
+from fewstep.networks.kinds.registry import register
 from fewstep.values import Count, Given
 
 _EPS = 1e-6

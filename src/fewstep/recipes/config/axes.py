@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from fewstep.networks import GeneratorNetwork
-from fewstep.networks.registry import Kind, kinds
+from fewstep.networks.kinds.registry import Kind, kinds
 from fewstep.recipes.config.base import Choice, Kinds, Section, Seed, WeightsPath, fields_of, kind_of_section
 from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, section_of
 from fewstep.recipes.config.values import OptimizerChoice

@@ -21,7 +21,7 @@ import annotated_types as at
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SerializerFunctionWrapHandler, TypeAdapter, model_serializer
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fewstep.locations import Hub
+from fewstep.system.locations import Hub
 from fewstep.values import Later, Value, hints_of, marks_in
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -71,8 +71,8 @@ class Names:
 
     ``weights``: a file or folder of them; ``shipped``: weights in this package, by name; ``data``:
     images, a data set or shards; ``recipe``: another recipe. A value may be an address, or an id of
-    ``hub`` where that is given. By this mark paths are found (``recipes.places``), and what a
-    checksum is taken of (``recipes.origins``). ``file``: the name of what ships, where it is not the
+    ``hub`` where that is given. By this mark paths are found (``recipes.reading.places``), and what a
+    checksum is taken of (``recipes.building.origins``). ``file``: the name of what ships, where it is not the
     value.
     """
 

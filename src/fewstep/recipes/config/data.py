@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.caches import cache_folder
 from fewstep.data import Dataset, digits, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
-from fewstep.data.convert import huggingface, webdataset
+from fewstep.data.conversion.convert import huggingface, webdataset
 from fewstep.data.mixture import sampled
 from fewstep.data.synthetic import waves
 from fewstep.errors import UserError
-from fewstep.locations import absolute, folder_or_id
 from fewstep.recipes.config.base import Names, Section, Seed
 from fewstep.recipes.given import given_data
 from fewstep.schedule import KarrasVE
+from fewstep.system.caches import cache_folder
+from fewstep.system.locations import absolute, folder_or_id
 from fewstep.values import Few
 
 _MOST_VALUES = 2**24

@@ -1,6 +1,6 @@
 """Networks, and the models that are trained from scratch around them.
 
-A network's section is read from its constructor (``networks.registry``): what a recipe says of a
+A network's section is read from its constructor (``networks.kinds.registry``): what a recipe says of a
 network has no other text.
 """
 
@@ -16,7 +16,7 @@ from pydantic import create_model
 from torch import nn
 
 from fewstep.networks import Classifier, DenoisingNetwork, GeneratorNetwork, ImageCritic
-from fewstep.networks.registry import Kind, kinds
+from fewstep.networks.kinds.registry import Kind, kinds
 from fewstep.recipes.config.base import Choice, Kinds, Section
 from fewstep.schedule import Schedule
 from fewstep.values import Positive
@@ -28,7 +28,7 @@ class NetworkSection(Section):
     kind: str
 
     def description(self, **given: Any) -> dict[str, Any]:
-        """What ``networks.build`` makes the network of; of ``given`` what its constructor takes."""
+        """What ``networks.kinds.build`` makes the network of; of ``given`` what its constructor takes."""
         kind = kinds()[self.kind]
         return {"kind": self.kind, **{name: getattr(self, name) for name in kind.settings}, **{name: value for name, value in given.items() if name in kind.arguments}}
 

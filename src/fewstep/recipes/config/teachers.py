@@ -52,7 +52,7 @@ class _Published(Section):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What ``networks.build`` makes the network of."""
+        """What ``networks.kinds.build`` makes the network of."""
         return {**SETTINGS[self.network], "classes": self.classes}
 
 

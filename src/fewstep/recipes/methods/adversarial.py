@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 
 from fewstep.objectives import DistributionMatching, ExponentialWeight, MatchingWeight, SDSWeight
 from fewstep.recipes import config
-from fewstep.recipes.adversaries import AdversarialChoice, TeacherTrunk
-from fewstep.recipes.axes import Transitions, build_states, started_states, teacher_transition
-from fewstep.recipes.context import Context
+from fewstep.recipes.kit.adversaries import AdversarialChoice, TeacherTrunk
+from fewstep.recipes.kit.axes import Transitions, build_states, started_states, teacher_transition
+from fewstep.recipes.kit.context import Context
+from fewstep.recipes.kit.scores import Followed, FollowsScores
 from fewstep.recipes.methods.base import Example, Traits
-from fewstep.recipes.scores import Followed, FollowsScores
 from fewstep.states import States
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term

@@ -13,7 +13,7 @@ from torch import nn
 from fewstep.denoisers import Averaged, Denoiser, NetworkDenoiser
 from fewstep.objectives import PseudoHuber, ScoreMatching
 from fewstep.recipes import config
-from fewstep.recipes.context import Context
+from fewstep.recipes.kit.context import Context
 from fewstep.solvers import EULER, HEUN, Rule
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior, States

@@ -10,8 +10,8 @@ import torch
 from fewstep.errors import UserError
 from fewstep.objectives import ContinuousConsistency, LogWeight
 from fewstep.recipes import config
-from fewstep.recipes.axes import Transitions, build_states, teacher_transition
-from fewstep.recipes.context import Context
+from fewstep.recipes.kit.axes import Transitions, build_states, teacher_transition
+from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion

@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 from fewstep.denoisers import Denoiser, Rescheduled
 from fewstep.objectives import EndpointRegression, SquaredL2, VelocityRegression
 from fewstep.recipes import config
-from fewstep.recipes.context import Context
+from fewstep.recipes.building.parts import fitting_grid
+from fewstep.recipes.kit.context import Context
+from fewstep.recipes.kit.shares import divided, drawn, extended, planned
 from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
-from fewstep.recipes.parts import fitting_grid
-from fewstep.recipes.shares import divided, drawn, extended, planned
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import HEUN, FlowMap, Rescaled, Solver
 from fewstep.solvers.sampling import Sampling

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from fewstep.objectives import DMDWeight, ScoreIdentity
-from fewstep.objectives.fakes import Learned
+from fewstep.objectives.scores.fakes import Learned
 from fewstep.recipes import config
+from fewstep.recipes.kit.scores import Followed, FollowsScores, LearnedFake, several_steps
 from fewstep.recipes.methods.base import Example, Traits
-from fewstep.recipes.scores import Followed, FollowsScores, LearnedFake, several_steps
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
 from fewstep.values import Few

@@ -24,11 +24,11 @@ from pydantic import Field
 
 from fewstep.objectives import DistributionMatching, DMDWeight, EndpointRegression, SquaredL2
 from fewstep.recipes import config
-from fewstep.recipes.adversaries import AdversarialChoice
+from fewstep.recipes.building.parts import fitting_grid
+from fewstep.recipes.kit.adversaries import AdversarialChoice
+from fewstep.recipes.kit.scores import FakeChoice, Followed, FollowsScores, LearnedFake, several_steps
+from fewstep.recipes.kit.shares import drawn, planned
 from fewstep.recipes.methods.base import Example, Traits
-from fewstep.recipes.parts import fitting_grid
-from fewstep.recipes.scores import FakeChoice, Followed, FollowsScores, LearnedFake, several_steps
-from fewstep.recipes.shares import drawn, planned
 from fewstep.solvers import HEUN, Solver
 from fewstep.states import Pairs
 from fewstep.times import LogNormalTimes

@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 
 from fewstep.denoisers import Denoiser, Guided, NetworkDenoiser, copy_of, freeze, grown_denoiser
 from fewstep.objectives import Imitation, ProgressiveDistillation
-from fewstep.objectives.progressive import SNRPlusOne, TruncatedSNR
-from fewstep.objectives.score_matching import DenoisingWeight
+from fewstep.objectives.scores.score_matching import DenoisingWeight
+from fewstep.objectives.trajectories.progressive import SNRPlusOne, TruncatedSNR
 from fewstep.prediction import Prediction
 from fewstep.recipes import config
-from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
-from fewstep.recipes.context import Context
+from fewstep.recipes.kit.axes import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.kit.context import Context
+from fewstep.recipes.kit.shares import divided, extended, planned
 from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
-from fewstep.recipes.shares import divided, extended, planned
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed

@@ -11,9 +11,9 @@ from fewstep.denoisers import Averaged, Denoiser, EndJump, HalfLife, NetworkDeno
 from fewstep.networks import DenoisingNetwork
 from fewstep.objectives import Balanced, Denoising, EDMWeight, InverseConsistency, Objective, SoftConsistency
 from fewstep.recipes import config
-from fewstep.recipes.adversaries import AdversarialChoice, build_adversary
-from fewstep.recipes.axes import Transitions, build_states, forward_states, teacher_transition
-from fewstep.recipes.context import Context
+from fewstep.recipes.kit.adversaries import AdversarialChoice, build_adversary
+from fewstep.recipes.kit.axes import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods.base import Built, Example, GridMethod, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion

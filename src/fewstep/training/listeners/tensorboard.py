@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewstep.errors import UserError
-from fewstep.files import why_not_written
+from fewstep.system.files import why_not_written
 from fewstep.training.listeners.listener import Listener
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError, one_line
-from fewstep.files import write_alone
+from fewstep.system.files import write_alone
 from fewstep.training.listeners.listener import Listener
 
 

@@ -1,0 +1,1 @@
+"""Sets of other libraries, turned into zips of images once."""

@@ -1,0 +1,1 @@
+"""Denoisers in closed form: Gaussian mixtures, and the field of given samples."""

@@ -1,0 +1,190 @@
+"""What a recipe needs before it can be run: parts that go together, files, and libraries of extras. Nothing is fetched; what would be is said."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewstep.data.images import open_source
+from fewstep.data.labels import Labels, read_labels
+from fewstep.denoisers import load_model
+from fewstep.doctor.environment import EXTRAS, version_of
+from fewstep.doctor.findings import Finding, note, ok, problem, refused
+from fewstep.errors import UserError
+from fewstep.networks.kinds.store import load_network
+from fewstep.planning.plan import sketch
+from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
+from fewstep.recipes.building.distillation import check_parts
+from fewstep.recipes.building.teachers import remarks_on
+from fewstep.system.locations import absolute, folder_or_id, is_address
+from fewstep.zoo.download import cached_file, local_file
+
+
+def check_recipe(source: Path | str) -> list[Finding]:
+    """The findings of a shipped recipe or a YAML file: whether it can be read, its parts go together, and all that it names is there."""
+    try:
+        recipe = load_recipe(source)
+    except UserError as error:
+        return [refused(source, error)]
+    return [_parts(recipe, str(source)), *needs(recipe)]
+
+
+def needs(recipe: Recipe) -> list[Finding]:
+    """The findings of all that a recipe names besides itself."""
+    found = [*_data(recipe.data), *_features(recipe.evaluation.features)]
+    if isinstance(recipe, DistillRecipe):
+        found = [*_teacher(recipe.teacher), *_start(recipe.student), *found]
+    return found
+
+
+def _parts(recipe: Recipe, name: str) -> Finding:
+    if not isinstance(recipe, DistillRecipe):
+        return ok(name, "is a valid recipe for 'fewstep pretrain'.")
+    try:
+        check_parts(recipe)
+        if recipe.data is None:
+            # Whether the method can do without is known when it is built.
+            sketch(recipe, Path("plan"))
+    except UserError as error:
+        return refused(name, error)
+    return ok(name, "is a valid recipe for 'fewstep distill', and its parts go together.")
+
+
+def _teacher(choice: config.TeacherChoice) -> Iterator[Finding]:
+    key = "teacher.path"
+    if isinstance(choice, config.FileTeacher):
+        remedy = "" if choice.recipe is None else f"Make it by 'fewstep pretrain {choice.recipe}', or correct '{key}'."
+        yield _stored(key, choice.path, lambda path: load_model(path)[0], remedy)
+    elif isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
+        yield _published(key, choice.path, choice.sha256)
+    elif isinstance(choice, config.DiffusersTeacher):
+        yield _library("teacher.kind: diffusers", "diffusers", "diffusers")
+        yield from _of_diffusers(key, choice)
+    else:
+        yield ok("teacher", f"'{choice.kind}' needs no file.")
+
+
+def _published(key: str, source: str, sha256: str | None) -> Finding:
+    try:
+        if is_address(source) and not cached_file(source, sha256).is_file():
+            return note(key, f"{source} was not fetched yet.", "It is, when the recipe is run; without a network fetch it elsewhere and give the file's path.")
+        path = local_file(source, sha256)
+    except UserError as error:
+        return refused(key, error)
+    return ok(key, f"{path} is there{', with the SHA-256 that the recipe gives' if sha256 else ''}.")
+
+
+def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding]:
+    try:
+        found = folder_or_id(choice.path, "models")
+        if Path(found).is_absolute():
+            remarks = remarks_on(choice)
+            yield ok(key, f"{found} is there, with a configuration and a scheduler that are known.")
+            yield from (note(key, remark) for remark in remarks)
+            return
+    except UserError as error:
+        yield refused(key, error)
+        return
+    pinned = f"at {choice.revision}" if choice.revision else "at its newest revision"
+    remedy = "" if choice.revision else "Set 'teacher.revision' to a commit, so that it stays the same."
+    yield note(key, f"{choice.path} is fetched from the hub {pinned}, unless it was before.", remedy)
+
+
+def _start(choice: config.StudentChoice) -> Iterator[Finding]:
+    if isinstance(choice, (config.NetworkStudent, config.GeneratorStudent)) and choice.start is not None:
+        yield _stored("student.start", choice.start, lambda path: load_model(path)[0])
+
+
+def _data(choice: config.DataChoice | None) -> Iterator[Finding]:
+    if choice is None:
+        yield ok("data", "there is none: nothing is measured against data.")
+    elif isinstance(choice, config.ImagesData):
+        yield from _images(choice)
+    elif isinstance(choice, config.HuggingFaceData):
+        yield _library("data.kind: huggingface", "data", "datasets")
+        yield _set_of_others(choice.name)
+    elif isinstance(choice, config.WebDatasetData):
+        yield _library("data.kind: webdataset", "data", "webdataset")
+        yield _shards(choice.urls)
+    else:
+        yield ok("data", f"'{choice.kind}' needs no file.")
+
+
+def _set_of_others(name: str) -> Finding:
+    try:
+        found = folder_or_id(name, "data sets")
+    except UserError as error:
+        return refused("data.name", error)
+    fetched = "" if Path(found).is_absolute() else "fetched and "
+    return note("data.name", f"'{found}' is {fetched}turned into a zip in the cache folder when it is first used.")
+
+
+def _images(choice: config.ImagesData) -> Iterator[Finding]:
+    try:
+        source = open_source(Path(absolute(choice.path)))
+        found = read_labels(source) if choice.labels else Labels(None)
+    except UserError as error:
+        yield refused("data.path", error)
+        return
+    classes, passed_over = found.classes, source.tree.passed_over + found.passed_over
+    if passed_over:
+        yield note("data.path", passed_over.sentence(choice.path), "Make sure that no image is among it.")
+    yield from (note("data.path", remark) for remark in found.remarks)
+    if choice.classes is not None and classes != choice.classes:
+        yield problem("data.path", f"{choice.path} has {classes} classes, 'data.classes' says {choice.classes}.", "Use the set that the recipe is for, or correct 'data.classes'.")
+        return
+    yield ok("data.path", f"{choice.path} is there: {len(source.names):,} images in {classes or 'no'} classes.")
+
+
+def _shards(urls: str) -> Finding:
+    if is_address(urls):
+        return note("data.urls", f"{urls} is fetched and turned into a zip in the cache folder when it is first used.")
+    # Which of a range of shards are there is seen when they are read; that there are none is seen now.
+    found = glob.glob(re.sub(r"\{[^{}]*\}", "*", urls))
+    if not found:
+        return problem("data.urls", f"no file is called {absolute(urls)}.", "Correct 'data.urls'.")
+    return ok("data.urls", f"{len(found)} shards are there.")
+
+
+def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
+    if isinstance(choice, config.ClassifierFeatures):
+        yield _stored("evaluation.features.path", choice.path, load_network)
+    elif isinstance(choice, config.InceptionFeatures):
+        yield _library("evaluation.features.kind: inception", "metrics", "torch-fidelity")
+        key = "evaluation.features.weights"
+        if choice.weights is None:
+            yield note(key, "Inception's weights are downloaded into torch's cache once.", f"Without a network fetch them elsewhere and set '{key}'.")
+        elif not Path(absolute(choice.weights)).is_file():
+            yield problem(key, f"{absolute(choice.weights)}: there is no such file.", f"Correct '{key}', or leave it out to download the weights.")
+        else:
+            yield ok(key, f"{choice.weights} is there.")
+    else:
+        yield ok("evaluation.features", f"'{choice.kind}' needs no file.")
+
+
+def _stored(key: str, source: str, load: Callable[[Path], nn.Module], remedy: str = "") -> Finding:
+    """A file of ours, loaded to see that it is whole; of one in a run folder that is called as a recipe, that recipe is the remedy."""
+    path = Path(absolute(source))
+    if not path.is_file():
+        maker = path.parent.name
+        made = f"Make it by 'fewstep pretrain {maker}', or correct '{key}'." if maker in shipped_names() else f"Correct '{key}'."
+        return problem(key, f"{path}: there is no such file.", remedy or made)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = load(path)
+    except UserError as error:
+        return refused(key, error)
+    return ok(key, f"{path} is whole: {sum(p.numel() for p in model.parameters()):,} parameters.")
+
+
+def _library(key: str, extra: str, package: str) -> Finding:
+    version = version_of(package)
+    assert package in EXTRAS[extra]
+    if version is None:
+        return problem(key, f"needs {package}, which is not installed.", f"pip install 'fewstep[{extra}]'")
+    return ok(key, f"{package} {version} is installed.")

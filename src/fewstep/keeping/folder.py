@@ -1,0 +1,98 @@
+"""The layout of a run on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.errors import UserError
+from fewstep.recipes import DistillRecipe, Recipe
+from fewstep.recipes.reading.source import load_saved
+from fewstep.system.files import write_text
+from fewstep.system.ledger import keeping, print_sentence
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``path`` and the names in it."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        """A line a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a run goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def degradation(self) -> Path:
+        """The degradation path of a backtracked target."""
+        return self.path / "path"
+
+    @property
+    def student(self) -> Path:
+        """The averaged student, with what is needed to rebuild it."""
+        return self.path / "student.safetensors"
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher, of a run that was given one as an object."""
+        return self.path / "teacher.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        """The low-rank adapter of a student that is one, alone."""
+        return self.path / "adapter.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """What a pretraining made."""
+        return self.path / "model.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures."""
+        return self.path / "samples"
+
+    @property
+    def evaluation(self) -> Path:
+        """What ``evaluate`` found."""
+        return self.path / "evaluation.json"
+
+    @property
+    def origins(self) -> Path:
+        """Checksums of what the run is made from."""
+        return self.path / "origins.json"
+
+    @property
+    def passed_over(self) -> Path:
+        """What of the data was passed over, where there is such a thing."""
+        return self.path / "passed-over.json"
+
+    def write(self, path: Path, text: str, say: Callable[[str], None] = print_sentence) -> None:
+        """Writes a result into the folder; what stands under its name and no command of ours wrote is kept, and ``say`` told."""
+        with keeping(self.path, say):
+            write_text(path, text)
+
+    def read_recipe(self) -> Recipe:
+        """The recipe of an existing run; raises ``UserError`` when the folder is no run."""
+        if not self.recipe.is_file():
+            raise UserError(f"{self.path.absolute()}: is not a run folder (it has no recipe.yaml); give the folder that 'fewstep distill' wrote.")
+        return load_saved(self.recipe)
+
+    def read_distill_recipe(self) -> DistillRecipe:
+        """The recipe of an existing distillation."""
+        recipe = self.read_recipe()
+        if not isinstance(recipe, DistillRecipe):
+            raise UserError(f"{self.path}: is a pretraining run; this needs a run of 'fewstep distill'.")
+        return recipe

@@ -1,0 +1,1 @@
+"""Adversarial objectives, and how two losses are balanced."""

@@ -1,0 +1,1 @@
+"""Objectives that follow scores: distribution matching, its weights, its fake scores."""

@@ -1,0 +1,1 @@
+"""Objectives along the teacher's trajectories: progressive distillation, consistency, trajectory models."""

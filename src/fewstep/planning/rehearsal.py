@@ -1,0 +1,151 @@
+"""What a step of a recipe costs in network evaluations, and how many forward passes it keeps for the backward at once: counted on the recipe's twin, which does all that the recipe does."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.condition import Condition
+from fewstep.cost import metered
+from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
+from fewstep.errors import UserError
+from fewstep.networks import DenoisingNetwork
+from fewstep.planning.footprint import Footprint, Kept, measure
+from fewstep.planning.twin import twin
+from fewstep.recipes import DistillRecipe
+from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.building.parts import build_settings
+from fewstep.recipes.reading.source import validate
+from fewstep.states import Prior
+from fewstep.training import Trainer
+from fewstep.training.reporting.log import read_log
+
+STEPS, BATCH = 24, 4
+_REST = 1e-12
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """``step``: network evaluations a sample of the batch in a step of each stage, ``begin``: those before its first step, a sample that its actions carry. ``graphs``: the most that
+    autograd keeps at once, in forward passes of the network that keeps the most; ``graphs_bf16`` the same under bf16, whose activations are shorter.
+    """
+
+    step: dict[str, float]
+    begin: dict[str, float]
+    graphs: float
+    graphs_bf16: float
+
+
+def rehearse(recipe: DistillRecipe) -> Rehearsal:
+    """Runs the twin for some steps of each stage; takes seconds. Raises ``UserError`` where the twin cannot be run."""
+    try:
+        step, begin, graphs = _counted(_resting(twin(recipe, STEPS, BATCH)))
+        # The peak is the same in every step of a stage.
+        once = _resting(twin(recipe, 1, BATCH))
+        _, _, shorter = _counted(once.model_copy(update={"training": once.training.model_copy(update={"precision": "bf16"})}))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # What torch says of a size goes on with its own stack.
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UserError(
+            f"the plan's rehearsal, some steps of the recipe with tiny networks on made-up images, failed ({reason}); a run of these parts may fail likewise: change what the message names."
+        ) from error
+    return Rehearsal(step, begin, graphs, shorter)
+
+
+def _resting(recipe: DistillRecipe) -> DistillRecipe:
+    """The recipe with rates at which nothing moves: a rehearsal counts, and tiny networks at a large network's rates may diverge."""
+
+    def rested(section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        return {key: _REST if key == "lr" else rested(value) for key, value in section.items()}
+
+    values = recipe.model_dump(mode="json")
+    made = validate({**values, "method": rested(values["method"]), "target": rested(values["target"])}, "the recipe's twin")
+    assert isinstance(made, DistillRecipe)
+    return made
+
+
+def _counted(recipe: DistillRecipe) -> tuple[dict[str, float], dict[str, float], float]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = build_distillation(recipe, folder)
+        one = largest_kept(parts.student, parts.prior, parts.teacher)
+        begin = _begun(parts)
+        trainer = Trainer(folder / "run", parts.stages, parts.average, build_settings(recipe.training))
+        with Kept(parts.teacher, parts.student, parts.average, *(phase.network for stage in parts.stages for phase in stage.phases)) as kept:
+            trainer.fit()
+        step = _by_stage(read_log(folder / "run" / "metrics.jsonl"), parts, recipe.training.batch)
+    return step, begin, kept.peak / (one * recipe.training.batch)
+
+
+def _begun(parts: Distillation) -> dict[str, float]:
+    """Evaluations of the first actions that make samples, by stage."""
+    counts = {}
+    for stage in parts.stages:
+        actions = [action for action in stage.begin if action.samples]
+        with metered() as meter:
+            for action in actions:
+                action.run()
+        if actions:
+            counts[stage.name] = meter.evaluations / sum(action.samples for action in actions)
+    return counts
+
+
+def _by_stage(log: list[dict[str, Any]], parts: Distillation, batch: int) -> dict[str, float]:
+    """Evaluations a step and sample of the batch, from differences within a stage; its first step counts what its actions did as well and is left out where there is another."""
+    counts: dict[str, float] = {}
+    for stage in parts.stages:
+        places = [entry["evaluations"] for entry in log if entry.get("stage") == stage.name]
+        counts[stage.name] = (places[-1] - places[0]) / ((len(places) - 1) * batch) if len(places) > 1 else places[0] / batch
+    return counts
+
+
+def largest_kept(student: Denoiser | Generator, prior: Prior, teacher: NetworkDenoiser) -> int:
+    """Bytes a sample that a forward of the student keeps, or of the teacher's trained copies where that is more, as beside a generator."""
+    return max(footprint_of(student, prior).kept, footprint_of(as_trained(teacher), prior_of(teacher)).kept)
+
+
+def as_trained(teacher: NetworkDenoiser) -> NetworkDenoiser:
+    """The teacher on the meta device, as its copies are trained."""
+    return copy.deepcopy(teacher).to("meta").requires_grad_(True)
+
+
+def prior_of(teacher: NetworkDenoiser) -> Prior:
+    """Noise at the teacher's highest level."""
+    return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, classes=teacher.classes)
+
+
+def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
+    """The footprint of a model on the meta device, as it stands: what is frozen wants no gradient. Measured once for models that are alike."""
+    sizes = tuple((name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters())
+    recomputed = any(module.recompute for module in model.modules() if isinstance(module, DenoisingNetwork))
+    key = (str(model), sizes, recomputed, prior.shape, prior.classes)
+    if key not in _measured:
+        _measured[key] = _footprint(model, prior)
+    return _measured[key]
+
+
+_measured: dict[tuple[object, ...], Footprint] = {}
+
+
+def _footprint(model: Denoiser | Generator, prior: Prior) -> Footprint:
+    sketch = model if next(model.parameters()).is_meta else copy.deepcopy(model).to("meta")
+
+    def forward(rows: int) -> Tensor:
+        with torch.device("meta"):
+            # Class probabilities: on the meta device ids have no values to be checked.
+            labels = torch.zeros(rows, prior.classes) if prior.classes else None
+            x = torch.zeros(rows, *prior.shape)
+            condition = Condition(labels=labels, guidance=torch.zeros(rows))
+        times = torch.full((rows,), prior.time, dtype=torch.float64)
+        emitted: Tensor = sketch(x, times, condition)
+        return emitted
+
+    return measure(sketch, forward)

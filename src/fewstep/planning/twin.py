@@ -1,0 +1,103 @@
+"""A recipe's twin: the same file, with tiny networks of random weights on made-up 16x16 images.
+
+It runs through the same stages, phases, states and objectives as the recipe, in seconds on any machine and without the recipe's files: a rehearsal counts on it what a step of each stage
+takes, and a test sees that a recipe for many GPUs trains, resumes and samples. What it makes means nothing. Recipes on digits and in the plane are small as they are: they keep teacher
+and data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fewstep.networks.edm import SETTINGS
+from fewstep.recipes import config
+from fewstep.recipes.building.teachers import pretrained_model
+from fewstep.recipes.config.base import fields_of, is_section, saved
+from fewstep.recipes.reading.source import validate, with_steps
+from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
+from fewstep.values import Costly
+
+SIDE = 16
+CLASSES = 3
+AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, PretrainRecipe)
+_EDM = {"schedule": {"kind": "karras-ve"}, "prediction": {"kind": "edm"}}
+
+
+def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
+    """The twin, of about ``steps`` steps (at least one for each stage and node), with ``batch`` samples each."""
+    values = recipe.model_dump(mode="json")
+    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData)) or (recipe.data is None and _is_shipped(recipe))
+    values["method"], values["training"] = small(recipe.method), _training(values["training"], batch)
+    if isinstance(recipe, DistillRecipe):
+        values["states"] = small(recipe.states)
+        values["student"] = _student(values["student"])
+        if not own:
+            values["teacher"] = {"kind": "untrained", "model": {"kind": "denoiser", "network": _teacher_network(recipe.teacher), **_EDM}}
+    elif not own:
+        values["model"]["network"] = tiny(values["model"]["network"])
+    if not own:
+        values["data"] = {"kind": "waves", "shape": [3, SIDE, SIDE], "classes": CLASSES if _labelled(recipe) else 0}
+    features = {"kind": "fourier", "count": 4, "bandwidth": 10.0} if not own else values["evaluation"]["features"]
+    values["evaluation"] |= {"features": features, "samples": 8, "draws": 1, "every": 1_000_000, "teacher_steps": [2]}
+    made = with_steps(validate(values, "the recipe's twin"), steps)
+    assert isinstance(made, type(recipe))
+    return made
+
+
+def tiny(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network of the same kind for 16x16 images of three channels."""
+    kind = network["kind"]
+    if kind in ("song-unet", "dhariwal-unet"):
+        # ADM's attention heads have 64 channels.
+        channels, mult = (8, [1, 2]) if kind == "song-unet" else (16, [1, 4])
+        sizes = {"img_resolution": SIDE, "in_channels": 3, "out_channels": 3, "model_channels": channels, "channel_mult": mult, "num_blocks": 1, "attn_resolutions": [8]}
+        return {key: value for key, value in {**network, **sizes}.items() if key not in ("augment_dim", "classes")}
+    sizes = {"channels": 3, "width": 8, "depth": 1, "embedding": 16, "size": SIDE, "features": 8, "latent": 8}
+    return {key: sizes.get(key, value) for key, value in network.items()}
+
+
+def _is_shipped(recipe: Recipe) -> bool:
+    return isinstance(recipe, DistillRecipe) and isinstance(recipe.teacher, config.ShippedTeacher)
+
+
+def _teacher_network(teacher: config.TeacherChoice) -> dict[str, Any]:
+    if isinstance(teacher, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
+        return tiny(SETTINGS[teacher.network])
+    model = pretrained_model(teacher)
+    if model is not None:
+        return tiny(model.network.model_dump(mode="json"))
+    # A file that need not be there does not say what it holds.
+    return tiny({"kind": "small-unet", "channels": 3, "width": 8, "depth": 1, "embedding": 16, "patch": 2})
+
+
+def _labelled(recipe: Recipe) -> bool:
+    """Whether the twin's data has classes: where the published teacher has, and where nothing says that there are none."""
+    if isinstance(recipe, DistillRecipe) and isinstance(recipe.teacher, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
+        return recipe.teacher.classes > 0
+    return not isinstance(recipe.data, config.ImagesData) or (recipe.data.labels and recipe.data.classes != 0)
+
+
+def _student(student: dict[str, Any]) -> dict[str, Any]:
+    """Random weights; FastGAN thin."""
+    student = {**student, "start": None} if "start" in student else student
+    if student["kind"] == "network":
+        return {**student, "network": tiny(student["network"])}
+    return {**student, "width": 8, "latent": 8} if student["kind"] == "fastgan" else student
+
+
+def _training(training: dict[str, Any], batch: int) -> dict[str, Any]:
+    return {**training, "batch": batch, "accumulate": 1, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 7, "health_every": 1_000_000, "laid_out_for": None}
+
+
+def small(section: Any) -> Any:
+    """The plain values of a section with no count above the most that its mark allows (``Costly``)."""
+    values = saved(section)
+    for name, field in fields_of(type(section)).items():
+        value = getattr(section, name)
+        most = next((mark.most for mark in field.marks if isinstance(mark, Costly)), None)
+        if is_section(value):
+            values[name] = small(value)
+        elif most is not None and isinstance(value, int):
+            values[name] = min(value, most)
+    return values

@@ -1,0 +1,87 @@
+"""Builds the runs that train a teacher, a generator or a feature network from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fewstep.data import Dataset
+from fewstep.denoisers import Generator, NetworkDenoiser, device_of
+from fewstep.errors import UserError
+from fewstep.networks import build
+from fewstep.objectives import AdversarialCritic, AdversarialGenerator, Classification, Clean, CleanCritic, Denoising, GANLoss, Hinge, NonSaturating, Shifted, View
+from fewstep.recipes import config
+from fewstep.recipes.building.device import building_device, resolve_device
+from fewstep.recipes.building.parts import build_model, fitting_grid
+from fewstep.recipes.building.students import build_generator, generator_prior
+from fewstep.recipes.recipe import ClassificationPretraining, DenoisingPretraining, GANPretraining, PretrainRecipe
+from fewstep.schedule import KarrasVE
+from fewstep.states import ForwardDiffusion, Prior
+from fewstep.times import UniformTimes
+from fewstep.training import Phase, Stage, Term
+
+_TRAINS = {"denoising": "denoiser", "gan": "generator", "classification": "classifier"}
+
+
+@dataclass(frozen=True, eq=False)
+class Pretraining:
+    """The parts of a pretraining run; ``prior``: where a generator's samples start, None for other models."""
+
+    model: nn.Module
+    data: Dataset
+    stages: list[Stage]
+    prior: Prior | None = None
+
+
+def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
+    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for a generator; on ``training.device`` (on the CPU where networks are yet to be sharded).
+
+    Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
+    """
+    data, method, device = recipe.data.open(), recipe.method, building_device(recipe.distributed, resolve_device(recipe.training.device))
+    if _TRAINS[method.kind] != recipe.model.kind:
+        fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
+        raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
+    if isinstance(method, GANPretraining):
+        assert isinstance(recipe.model, config.GeneratorModel)
+        generator = build_generator(recipe.model.network, data.shape, data.classes, recipe.training.seed, "model.network.kind").to(device)
+        prior = generator_prior(generator, KarrasVE())
+        return Pretraining(generator, data, [Stage("pretrain", recipe.training.steps, _game(method, generator, prior, data, recipe.training.seed))], prior)
+    assert not isinstance(recipe.model, config.GeneratorModel)
+    model = build_model(recipe.model, data, recipe.training.seed).to(device)
+    if isinstance(model, NetworkDenoiser):
+        fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver")
+    phase = Phase("model", model, [_alone(method, model, data)], method.optimizer)
+    return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
+
+
+def _alone(method: DenoisingPretraining | ClassificationPretraining, model: nn.Module, data: Dataset) -> Term:
+    """What a model learns that has no opponent."""
+    if isinstance(method, ClassificationPretraining):
+        return Term(Classification(model, method.noise_std), _clean(data), name="classification")
+    assert isinstance(model, NetworkDenoiser)
+    states = ForwardDiffusion(data, model.schedule, method.times, method.label_dropout)
+    return Term(Denoising(model, method.weighting), states, name="denoising")
+
+
+def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Dataset, seed: int) -> list[Phase]:
+    """The generator's phase, and the critic's on the same samples."""
+    loss: GANLoss = Hinge() if method.loss == "hinge" else NonSaturating()
+    view: View = Shifted(method.shift, data.low) if method.shift else Clean()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(method.critic.description(resolution=data.shape[1], channels=data.shape[0], classes=data.classes))
+    critic = CleanCritic(network).to(device_of(generator))
+    generator_term = Term(AdversarialGenerator(generator, critic, loss, view), prior, name="adversarial")
+    critic_term = Term(AdversarialCritic(critic, generator, _clean(data), loss, view, method.r1), prior, name="critic")
+    return [
+        Phase("generator", generator, [generator_term], method.optimizer),
+        Phase("critic", critic, [critic_term], method.critic_optimizer),
+    ]
+
+
+def _clean(data: Dataset) -> ForwardDiffusion:
+    """Clean labelled samples; the times play no part."""
+    return ForwardDiffusion(data, KarrasVE(), UniformTimes())

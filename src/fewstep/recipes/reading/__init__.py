@@ -1,0 +1,1 @@
+"""Reading recipes, overriding them, and saying what is wrong with them."""

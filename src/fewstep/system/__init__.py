@@ -1,0 +1,1 @@
+"""Files, processes and machines: what a run stands on."""

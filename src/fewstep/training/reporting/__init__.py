@@ -1,0 +1,1 @@
+"""What steps report: figures, the log, and what was not finite."""

@@ -1,0 +1,292 @@
+"""Does anything that a user may hand to the command line end in a traceback, a hang or a full memory? Mutated recipes, YAML bombs, overrides, image sets, weights and run folders, counted.
+
+    python stress/hostile.py --count 1000
+
+Each case is one command (distill, pretrain, plan, sample, evaluate, shift, report, compare, inspect, data, checkpoints, doctor) on files made for it (``hostile_cases.py``). It must end
+with exit code 2 and exactly one sentence on stderr, which begins with ``fewstep: ``, or with 0 where the change happens to be valid. (A run that diverges has shown its progress before
+it says so, and ``doctor`` prints what it found.) A traceback, more than 60 seconds of processor time (or five minutes of waiting, on a machine that does other things as well), and more
+than 1 GiB of memory are defects. So is a file of somebody's own that a command removed or replaced ("lost").
+
+Most cases run one after another in one process, which calls ``fewstep.command.entry.main`` as the command does and is begun anew every 100 cases and after a defect: starting one takes longer than
+a case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the
+process had resident during the case, with all that the interpreter and torch take (some 400 MiB): the kernel's high-water mark, which is set back before each case. Case i of a seed is
+always the same; ``--only i`` runs one alone and prints what it said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any, TextIO
+
+REPOSITORY = Path(__file__).parents[1]
+LIMIT_SECONDS, LIMIT_WAITING, LIMIT_MIB = 60.0, 300.0, 1024
+LIFE = 100
+PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no checkpoint|resuming with ")
+COLUMNS = ("cases", "refused", "valid", "tracebacks", "untidy", "lost", "hangs", "over memory", "crashes", "worst MiB", "worst s")
+
+
+def work() -> None:
+    """The long-lived process: a line of arguments in, a line of what came of them out."""
+    from fewstep.command import entry
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        job = json.loads(line)
+        os.chdir(job["folder"])
+        sys.argv = ["fewstep", *job["arguments"]]
+        # Descriptors and not only sys.stderr: libraries write there too.
+        with open("stdout", "w+b") as out, open("stderr", "w+b") as err:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            Path("/proc/self/clear_refs").write_text("5")
+            code, trace = _called(entry.main)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            err.seek(0)
+            said = err.read().decode("utf-8", "replace")
+        print(json.dumps({"code": code, "trace": trace, "said": said, "mib": status("self", "VmHWM")}), file=answers, flush=True)
+
+
+def _called(main: Any) -> tuple[int, str]:
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0), ""
+    except BaseException:  # noqa: BLE001 (whatever escapes is what is counted)
+        return 1, traceback.format_exc()
+    return 0, ""
+
+
+def status(process: int | str, field: str) -> int:
+    """A figure of a process in MiB; 0 for one that has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) // 1024
+    return 0
+
+
+def processor_time(process: int) -> float:
+    """The seconds that a process has used; 0 for one that has ended."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+class Worker:
+    """The long-lived process, begun when it is needed."""
+
+    def __init__(self, errors: TextIO):
+        self.errors = errors
+        self.process: subprocess.Popen[str] | None = None
+        self.served = 0
+
+    def run(self, arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
+        """What came of the command: code, trace, what it said, MiB; ``ended`` where it was stopped or died."""
+        if self.process is None or self.served >= LIFE:
+            self.stop()
+            self.process = subprocess.Popen([sys.executable, __file__, "--worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment())
+            self.served = 0
+        self.served += 1
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"arguments": arguments, "folder": str(folder)}) + "\n")
+        self.process.stdin.flush()
+        ended = watched(self.process, lambda: ready(self.process))
+        answer = self.process.stdout.readline() if not ended else ""
+        if not answer:
+            self.stop()
+            return {"code": -1, "trace": "", "said": "", "mib": 0, "ended": ended or "crashes"}
+        return json.loads(answer)
+
+    def stop(self) -> None:
+        """Ends it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
+def ready(process: subprocess.Popen[str] | None) -> bool:
+    """Whether it has answered, or ended."""
+    import select
+
+    assert process is not None
+    return bool(select.select([process.stdout], [], [], 0.05)[0])
+
+
+def watched(process: subprocess.Popen[Any], finished: Any) -> str:
+    """Waits; "" when the command is finished, else why it was stopped."""
+    began, used = time.monotonic(), processor_time(process.pid)
+    while not finished():
+        if time.monotonic() - began > LIMIT_WAITING or processor_time(process.pid) - used > LIMIT_SECONDS:
+            process.kill()
+            return "hangs"
+        # Well above the limit: the machine is spared, the case counts either way.
+        if status(process.pid, "VmRSS") > 2 * LIMIT_MIB:
+            process.kill()
+            return "over memory"
+    return ""
+
+
+def alone(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """The same in a process of its own."""
+    with open(folder / "stdout", "wb") as out, open(folder / "stderr", "w+b") as err:
+        process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stdout=out, stderr=err, env=environment() | left_behind(folder), cwd=folder)
+        usage: list[int] = []
+
+        def finished() -> bool:
+            time.sleep(0.05)
+            done, code, used = os.wait4(process.pid, os.WNOHANG)
+            if done:
+                process.returncode = os.waitstatus_to_exitcode(code)
+                usage.append(used.ru_maxrss // 1024)
+            return bool(done)
+
+        ended = watched(process, finished)
+        code = process.wait()
+        err.seek(0)
+        said = err.read().decode("utf-8", "replace")
+    trace = said if "Traceback" in said else ""
+    return {"code": code, "trace": trace, "said": said, "mib": usage[0] if usage else 2 * LIMIT_MIB, **({"ended": ended or "crashes"} if ended or code < 0 else {})}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src"), "PYTHONIOENCODING": "utf-8:backslashreplace"}
+
+
+def left_behind(folder: Path) -> dict[str, str]:
+    """What a case's folder says of the environment."""
+    file = folder / "environment"
+    return dict(pair.split("=", 1) for pair in file.read_text(encoding="utf-8").split("\0")) if file.is_file() else {}
+
+
+def judged(found: dict[str, Any], command: str) -> str:
+    """The column in which it counts."""
+    if "ended" in found:
+        return str(found["ended"])
+    if found["trace"]:
+        return "tracebacks"
+    if found["mib"] > LIMIT_MIB:
+        return "over memory"
+    if found["code"] == 0:
+        return "valid"
+    lines = [line for line in found["said"].splitlines() if line.strip() and not PROGRESS.match(line)]
+    if found["code"] == 2 and command == "doctor" and not lines:
+        return "refused"
+    return "refused" if found["code"] == 2 and len(lines) == 1 and lines[0].startswith("fewstep: ") and lines[0].isprintable() else "untidy"
+
+
+def prepare(folder: Path) -> Any:
+    """Two short runs, measured while it trained and afterwards, and a teacher's file."""
+    import yaml
+
+    from hostile_values import Stock
+
+    stock = Stock.of(folder)
+    for run, name in (("run", "mixture2d-disback"), ("steps", "mixture2d-dmd2-ddil")):
+        stock.recipes[name]["evaluation"]["every"] = 2
+        (folder / f"{run}.yaml").write_text(yaml.safe_dump(stock.recipes[name]))
+    (folder / "teacher.yaml").write_text(yaml.safe_dump(stock.recipes["mixture2d-teacher"]))
+    commands = [["distill", "run.yaml", "--out", "run"], ["distill", "steps.yaml", "--out", "steps"], ["pretrain", "teacher.yaml", "--out", "teacher"]]
+    commands += [["evaluate", "run", "--draws", "1"], ["shift", "steps"]]
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", "fewstep", *command], cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"the whole run from which cases are made failed: {done.stderr}")
+    return stock
+
+
+def theirs(here: Path, stock: Any) -> set[str]:
+    """The contents of a case's folder that no run of the stock's wrote."""
+    from hostile_lives import contents
+
+    ours = {digest for run in ("run", "steps", "teacher") for digest in contents(stock.folder / run).values()}
+    return set(contents(here / "out").values()) - ours
+
+
+def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool = False) -> dict[str, Any]:
+    """Runs the cases; counts by kind, sentences and defects."""
+    from hostile_cases import cases as made
+    from hostile_lives import contents
+
+    stock = prepare(folder)
+    table: dict[str, Counter[str]] = {}
+    defects: list[dict[str, Any]] = []
+    began = time.monotonic()
+    with open(folder / "worker-stderr", "w") as errors:
+        worker = Worker(errors)
+        for number, case in enumerate(made(stock, cases, seed)):
+            if only not in (None, number):
+                continue
+            start, here = time.monotonic(), folder / f"case-{number}"
+            before = theirs(here, stock) if case.kind == "belongings" else set()
+            found = alone(case.arguments, here) if case.fresh else worker.run(case.arguments, here)
+            spent, column = time.monotonic() - start, judged(found, case.arguments[0])
+            if before - set(contents(here / "out").values()):
+                column = "lost"
+            row = table.setdefault(case.kind, Counter())
+            row.update(["cases", column])
+            row["worst MiB"], row["worst s"] = max(row["worst MiB"], found["mib"]), max(row["worst s"], round(spent, 1))
+            if column not in ("refused", "valid"):
+                worker.stop()
+                defects.append({"case": number, "kind": case.kind, "what": case.what, "column": column, "said": (found["trace"] or found["said"])[-600:], "mib": found["mib"]})
+                print(f"case {number} {case.kind} ({case.what}): {column}", flush=True)
+            if verbose:
+                print(f"case {number} {case.kind} ({case.what!r}): {found['code']} {spent:.1f} s {found['mib']} MiB {found['said'][:300]!r}", flush=True)
+            if only == number:
+                print(case.arguments, found["code"], found["said"][-3000:], found["trace"], f"{found['mib']} MiB, {spent:.1f} s", sep="\n")
+        worker.stop()
+    total = Counter({column: max((row[column] for row in table.values()), default=0) if "worst" in column else sum(row[column] for row in table.values()) for column in COLUMNS})
+    limits = {"seconds": LIMIT_SECONDS, "seconds of waiting": LIMIT_WAITING, "MiB": LIMIT_MIB}
+    rows = {kind: {column: row[column] for column in COLUMNS} for kind, row in {**table, "all": total}.items()}
+    return {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "limits": limits,
+        "kinds": rows,
+        "defects": defects,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="Where the cases' files are made; a temporary folder unless given.")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", type=int, help="Run this case alone, and write nothing.")
+    parser.add_argument("--verbose", action="store_true", help="Print what each case said.")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        work()
+        return
+    with contextlib.ExitStack() as stack:
+        if chosen.out is not None:
+            chosen.out.mkdir(parents=True, exist_ok=True)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-", dir=chosen.out)))
+        result = count(chosen.count, chosen.seed, folder, chosen.only, chosen.verbose)
+    print(f"{'':12}" + "".join(f"{column:>13}" for column in COLUMNS))
+    for kind, row in result["kinds"].items():
+        print(f"{kind:12}" + "".join(f"{row[column]:>13}" for column in COLUMNS))
+    if chosen.only is None:
+        chosen.results.mkdir(parents=True, exist_ok=True)
+        (chosen.results / "hostile.json").write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(1 if result["defects"] else 0)
+
+
+if __name__ == "__main__":
+    main()
