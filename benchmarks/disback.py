@@ -286,17 +286,17 @@ def by_level(run: Run) -> dict[str, list[float]]:
         import torch
 
         from fewstep.metrics import assessed_mismatch
-        from fewstep.random import Place
+        from fewstep.random import Key
         from fewstep.recipes.building.teachers import build_teacher
         from fewstep.runs import RunFolder, load
         from fewstep.runs.sampler import labels_for
 
         torch.set_num_threads(1)
-        recipe, place = RunFolder(run.folder).read_distill_recipe(), Place(0, "by-level")
+        recipe, key = RunFolder(run.folder).read_distill_recipe(), Key(0, "by-level")
         teacher = build_teacher(recipe.teacher, recipe.data.open())
         labels = labels_for(1000, None, teacher.classes)
-        samples = load(run.folder).draw(place, 1000, labels, 1)
-        degree = assessed_mismatch(teacher, samples, labels, place)
+        samples = load(run.folder).draw(key, 1000, labels, 1)
+        degree = assessed_mismatch(teacher, samples, labels, key)
         kept.write_text(json.dumps({"levels": degree.levels, "degrees": degree.degrees, "reliable": degree.reliable}))
     return json.loads(kept.read_text())
 

@@ -16,7 +16,7 @@ import torch
 
 from fewstep.data import random_mixture
 from fewstep.objectives import FieldOfSamples
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.states import State, States, Step
 
@@ -28,7 +28,7 @@ class Samples(States):
     """The mixture's own samples, so that a student that copies its input has the mixture's distribution."""
 
     def draw(self, step: Step) -> State:
-        samples, _ = MIXTURE.sample(step.rows, step.place, step.start)
+        samples, _ = MIXTURE.sample(step.rows, step.key, step.start)
         return State(samples, torch.zeros(step.rows, dtype=torch.float64))
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    step, states = Step(Place(0, "field"), 4000), Samples()
+    step, states = Step(Key(0, "field"), 4000), Samples()
     state = step.state(states)
     errors: dict[float, list[float]] = {level: [] for level in LEVELS}
     for count in COUNTS:

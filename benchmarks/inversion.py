@@ -56,7 +56,7 @@ def measured(folder: Path) -> dict[str, Any]:
     from torch import Tensor
 
     from fewstep.denoisers import TrajectoryDenoiser
-    from fewstep.random import Place
+    from fewstep.random import Key
     from fewstep.runs import RunFolder, load, load_teacher
     from fewstep.solvers import EULER, HEUN, solve
     from fewstep.times import RhoGrid
@@ -64,9 +64,9 @@ def measured(folder: Path) -> dict[str, Any]:
     recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
     student, teacher, data = sampler.model, load_teacher(folder).denoiser, recipe.data.open()
     assert isinstance(student, TrajectoryDenoiser)
-    schedule, place, level = student.schedule, Place(0, "inversion"), sampler.prior.time
-    x0 = data.take(place.integers("data", SAMPLES, len(data)))
-    low = schedule.add_noise(x0, torch.full((SAMPLES,), schedule.t_min, dtype=torch.float64), place.normal("noise", x0.shape).to(x0))
+    schedule, key, level = student.schedule, Key(0, "inversion"), sampler.prior.time
+    x0 = data.take(key.integers("data", SAMPLES, len(data)))
+    low = schedule.add_noise(x0, torch.full((SAMPLES,), schedule.t_min, dtype=torch.float64), key.normal("noise", x0.shape).to(x0))
 
     def down(jumps: int) -> Tensor:
         return RhoGrid().between(schedule, level, schedule.t_min, jumps + 1)

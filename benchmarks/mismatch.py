@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.metrics import MismatchDegree, assessed_mismatch, training_mismatch
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.states import Step
@@ -72,13 +72,13 @@ def measure(name: str) -> tuple[MismatchDegree, MismatchDegree]:
     recipe = load_recipe(name)
     assert isinstance(recipe, DistillRecipe)
     parts = build_distillation(recipe, Path("unused"))
-    place = Place(0, "mismatch-benchmark")
-    order = place.permutation("subset", len(parts.data))[:ROWS]
+    key = Key(0, "mismatch-benchmark")
+    order = key.permutation("subset", len(parts.data))[:ROWS]
     data = parts.data.subset(order)
-    step = Step(place, ROWS)
-    state = parts.prior.at(place, "prior", ROWS, data.labels)
+    step = Step(key, ROWS)
+    state = parts.prior.at(key, "prior", ROWS, data.labels)
     samples = step.sample(parts.student, state)
-    return training_mismatch(parts.teacher, data, place), assessed_mismatch(parts.teacher, samples, data.labels, place)
+    return training_mismatch(parts.teacher, data, key), assessed_mismatch(parts.teacher, samples, data.labels, key)
 
 
 def show(name: str, training: MismatchDegree, assessed: MismatchDegree) -> None:

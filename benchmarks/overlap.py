@@ -45,7 +45,7 @@ class Beforehand(States):
     drawn: tuple[State, ...]
 
     def draw(self, step: Step) -> State:
-        return self.drawn[step.place.step % len(self.drawn)]
+        return self.drawn[step.key.step % len(self.drawn)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class InTurn(States):
 
     def draw(self, step: Step) -> State:
         # In a step of its own, so that nobody learns of its normals.
-        return self.source.draw(Step(step.place, step.rows, step.start, step.device))
+        return self.source.draw(Step(step.key, step.rows, step.start, step.device))
 
 
 def pictures(side: int) -> Iterator[tuple[Image.Image, None]]:
@@ -75,7 +75,7 @@ def arms(batch: int, side: int, width: int, folder: Path) -> dict[str, fs.traini
     data = open_images(folder / "pictures.zip", cached_bytes=0)
     schedule = fs.schedule.KarrasVE()
     source = ForwardDiffusion(data, schedule, fs.times.LogNormalTimes())
-    kept = Beforehand(tuple(source.draw(Step(fs.random.Place(0, "train", step), batch)) for step in range(4)))
+    kept = Beforehand(tuple(source.draw(Step(fs.random.Key(0, "train", step), batch)) for step in range(4)))
     network = build({"kind": "small-unet", "channels": 3, "width": width, "depth": 1, "classes": 0, "patch": side // 64})
     model = fs.denoisers.NetworkDenoiser(network, schedule, fs.prediction.EDM(0.5), fs.denoisers.EDMInputs(0.5), (3, side, side))
     found = {}

@@ -53,8 +53,8 @@ def pieces(content: bytes) -> list[int]:
 def turned(content: bytearray, starts: list[int], chance: random.Random) -> None:
     """A few bytes, one bit or all."""
     for _ in range(chance.choice((1, 1, 2, 8))):
-        place = chance.randrange(len(content))
-        content[place] = content[place] ^ (1 << chance.randrange(8)) if chance.random() < 0.5 else chance.randrange(256)
+        key = chance.randrange(len(content))
+        content[key] = content[key] ^ (1 << chance.randrange(8)) if chance.random() < 0.5 else chance.randrange(256)
 
 
 def substituted(content: bytearray, starts: list[int], chance: random.Random) -> None:
@@ -67,8 +67,8 @@ def spliced(content: bytearray, starts: list[int], chance: random.Random) -> Non
     """A run of opcodes moved to, or put over, another place."""
     begin = chance.randrange(len(starts))
     end = min(len(starts) - 1, begin + chance.choice((1, 2, 5, 30)))
-    place, piece = chance.choice(starts), bytes(content[starts[begin] : starts[end]])
-    content[place : place + (len(piece) if chance.random() < 0.5 else 0)] = piece
+    key, piece = chance.choice(starts), bytes(content[starts[begin] : starts[end]])
+    content[key : key + (len(piece) if chance.random() < 0.5 else 0)] = piece
 
 
 def cut(content: bytearray, starts: list[int], chance: random.Random) -> None:
@@ -78,16 +78,16 @@ def cut(content: bytearray, starts: list[int], chance: random.Random) -> None:
 
 def lengthened(content: bytearray, starts: list[int], chance: random.Random) -> None:
     """More opcodes: behind the end, or somewhere inside."""
-    place = len(content) if chance.random() < 0.3 else chance.choice(starts)
-    content[place:place] = b"".join(made_opcode(chance) for _ in range(chance.choice((1, 3, 10))))
+    key = len(content) if chance.random() < 0.3 else chance.choice(starts)
+    content[key:key] = b"".join(made_opcode(chance) for _ in range(chance.choice((1, 3, 10))))
 
 
 def renumbered(content: bytearray, starts: list[int], chance: random.Random) -> None:
     """Whole numbers for others, among them those at which types end."""
     numbers = [start for start in starts if content[start : start + 1] in (pickle.BININT1, pickle.BININT2, pickle.BININT, pickle.BINGET)]
     for _ in range(chance.choice((1, 3)) if numbers else 0):
-        place = chance.choice(numbers)
-        content[place : place + 2] = chance.choice((bytes([content[place], chance.randrange(256)]), pickle.BININT + struct.pack("<i", chance.choice((-1, 2**31 - 1, -(2**31))))))
+        key = chance.choice(numbers)
+        content[key : key + 2] = chance.choice((bytes([content[key], chance.randrange(256)]), pickle.BININT + struct.pack("<i", chance.choice((-1, 2**31 - 1, -(2**31))))))
 
 
 MUTATIONS: tuple[Callable[[bytearray, list[int], random.Random], None], ...] = (turned, substituted, spliced, cut, lengthened, renumbered)

@@ -9,7 +9,7 @@ import torch
 
 import fewstep as fs
 from fewstep.command.tables import evaluation_table
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.solvers import Renoise
@@ -58,7 +58,7 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
 def test_monitors_see_collapse_and_saturation():
     data = fs.data.digits()
     prior = Prior(fs.zoo.digits().schedule, (1, 8, 8), 0.03, classes=10)
-    step = Step(Place(0), 256)
+    step = Step(Key(0), 256)
 
     class Student(torch.nn.Module):
         """Gives samples of the data with their spread within the class scaled, or everything scaled."""
@@ -74,7 +74,7 @@ def test_monitors_see_collapse_and_saturation():
             return (centre + self.spread * (picks - centre)) * self.scale
 
     for spread, scale, collapsed, saturated in ((1.0, 1.0, False, False), (0.3, 1.0, True, False), (1.0, 1.3, False, True)):
-        samples = Generated(Renoise(Student(spread, scale), prior.schedule, Place(0)), prior, (prior.time, 0.0))
+        samples = Generated(Renoise(Student(spread, scale), prior.schedule, Key(0)), prior, (prior.time, 0.0))
         assert bool(Spread(samples, data).read(step, {}).warning and spread < 1) is collapsed
         assert bool(Saturation(samples, data).read(step, {}).warning) is saturated
 
@@ -83,7 +83,7 @@ def test_monitors_see_collapse_and_saturation():
 def test_an_even_handed_error_at_the_ends_of_the_range_is_no_saturation(shift):
     """49 of 100 of the digits' pixels stand at -1 and 9 at 1: noise of a tenth of the range puts a sixth of all outside, evenly. What is moved outwards is another matter."""
     data = fs.data.digits()
-    step = Step(Place(0), 256)
+    step = Step(Key(0), 256)
 
     @dataclass(frozen=True, eq=False)
     class Noisy(States):

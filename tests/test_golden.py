@@ -12,7 +12,7 @@ import torch
 
 from fewstep.denoisers import load_model
 from fewstep.keeping.identity import run_of
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import load_recipe
 from fewstep.runs import distill, evaluate, load
 from fewstep.system.files import read_tensors
@@ -42,7 +42,7 @@ def expected(version: str, name: str) -> dict[str, Any]:
 def test_a_student_gives_the_samples_that_it_gave(version: str, name: str) -> None:
     sampler = load(GOLDEN / version / name)
     labels = torch.arange(4) if name == "digits-dmd2" else None
-    samples = sampler.draw(Place(0, "golden"), 4, labels, 1)
+    samples = sampler.draw(Key(0, "golden"), 4, labels, 1)
     assert samples.flatten().tolist() == pytest.approx(expected(version, name)["samples"], abs=1e-5)
 
 

@@ -66,8 +66,8 @@ def teacher() -> NetworkDenoiser:
 
 
 def shapes() -> InMemory:
-    place = fs.random.Place(0, "shapes")
-    return InMemory(place.normal("samples", (40, 1, 8, 8)).clamp(-1, 1), torch.arange(40) % 2, 2)
+    key = fs.random.Key(0, "shapes")
+    return InMemory(key.normal("samples", (40, 1, 8, 8)).clamp(-1, 1), torch.arange(40) % 2, 2)
 
 
 def means(x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def test_the_api_example_runs_and_makes_digits(tmp_path, monkeypatch):
     assert isinstance(one_step, fs.denoisers.NetworkDenoiser)
     assert isinstance(prior, fs.states.Prior)
     assert (tmp_path / "runs/api/path/node-4.safetensors").is_file()
-    state = prior.at(fs.random.Place(0), "look", 4, torch.arange(4))
+    state = prior.at(fs.random.Key(0), "look", 4, torch.arange(4))
     samples = one_step(state.x, state.t, state.condition)
     assert samples.shape == (4, 1, 8, 8)
 

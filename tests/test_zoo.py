@@ -12,7 +12,7 @@ import fewstep as fs
 from fewstep.data.mixture import sampled
 from fewstep.metrics.quality import Evaluator
 from fewstep.prediction import score_of
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.runs import TeacherSampler
 from fewstep.solvers import DPM2M
 from fewstep.times import RhoGrid
@@ -64,7 +64,7 @@ def test_the_teachers_samples_are_of_their_class_and_nearer_the_data_than_its_ha
     data, features = fs.data.digits(), fs.zoo.digit_features()
     evaluator = Evaluator(data, features.features, features, samples=1500)
     sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid())
-    quality = evaluator.measure(lambda place, n, labels: sampler.draw(place, n, labels, 15).clamp(-1, 1), draws=1)
+    quality = evaluator.measure(lambda key, n, labels: sampler.draw(key, n, labels, 15).clamp(-1, 1), draws=1)
     assert quality.accuracy is not None
     assert quality.accuracy >= 0.97
     assert quality.fd <= evaluator.halves()
@@ -76,7 +76,7 @@ def test_guidance_sharpens_the_classes():
     labels, classifier = torch.arange(300) % 10, fs.zoo.digit_features()
 
     def confidence(draw) -> float:
-        return float(torch.log_softmax(classifier(draw(Place(0), 300, labels, 10)), 1)[torch.arange(300), labels].mean())
+        return float(torch.log_softmax(classifier(draw(Key(0), 300, labels, 10)), 1)[torch.arange(300), labels].mean())
 
     assert confidence(guided.draw) > confidence(sampler.draw)
 
@@ -87,6 +87,6 @@ def test_the_mixtures_teacher_is_near_the_exact_score_where_there_is_data(sigma)
     exact = fs.data.random_mixture(teacher.schedule)
     data = sampled(exact, 500, seed=1)
     t = teacher.schedule.time_at_sigma(sigma).expand(500)
-    x = teacher.schedule.add_noise(data.samples, t, Place(2).normal("noise", (500, 2)))
+    x = teacher.schedule.add_noise(data.samples, t, Key(2).normal("noise", (500, 2)))
     learned, true = (score_of(teacher.schedule, model(x, t), x, t) * sigma for model in (teacher, exact))
     assert float((learned - true).square().mean()) < 0.05 * float(true.square().mean())

@@ -23,7 +23,7 @@ _WORDS_A_BLOCK = 4
 
 
 @dataclass(frozen=True)
-class Place:
+class Key:
     """Where a run stands: all that a draw depends on besides its purpose and the sample's index.
 
     ``seed``: any integer; ``stage``: the stage's name; ``step``: the step's index within the stage, from 0.
@@ -39,7 +39,7 @@ class Place:
         """A purpose with the owner's name before it."""
         return f"{self.owner}.{purpose}" if self.owner else purpose
 
-    def at(self, step: int) -> Place:
+    def at(self, step: int) -> Key:
         """The same place at another step."""
         return replace(self, step=step)
 

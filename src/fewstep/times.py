@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import Schedule
 from fewstep.values import Fraction, Positive, Value
 
@@ -107,9 +107,9 @@ class TimeDistribution(Value, abc.ABC):
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
         """Times (B,), float64, in [t_min, t_max], from uniform numbers (B,)."""
 
-    def draw(self, schedule: Schedule, place: Place, purpose: str, rows: int, start: int = 0) -> Tensor:
+    def draw(self, schedule: Schedule, key: Key, purpose: str, rows: int, start: int = 0) -> Tensor:
         """Times (rows,) for the samples ``start`` ... of the global batch."""
-        return self.quantile(schedule, place.uniform(purpose, rows, start))
+        return self.quantile(schedule, key.uniform(purpose, rows, start))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fewstep.errors import UserError
 from fewstep.keeping.folder import RunFolder
 from fewstep.metrics import manifold_scores
 from fewstep.metrics.mismatch import assessed_mismatch
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import shipped_text
 from fewstep.recipes.building.parts import build_evaluator
 from fewstep.recipes.building.teachers import build_teacher
@@ -138,9 +138,9 @@ def test_without_the_student_it_is_the_teachers_ddim_on_the_same_noise(halved):
     teacher, student, evaluator = build_teacher(recipe.teacher, data), load(halved), build_evaluator(recipe.evaluation, data)
     fine = student.sampling.times(student.schedule, student.prior.time, 6)
 
-    def sample(place, rows, labels):
+    def sample(key, rows, labels):
         with torch.no_grad():
-            return solve(EULER, teacher, student.prior.at(place, "prior", rows, None).x, fine).clamp(data.low, data.high)
+            return solve(EULER, teacher, student.prior.at(key, "prior", rows, None).x, fine).clamp(data.low, data.high)
 
     expected = evaluator.describe(sample, 1)
     found = _shift(halved)
@@ -153,7 +153,7 @@ def test_rows_between_the_ends_are_mixed_generations(halved):
     data = recipe.data.open()
     relay = build_relay(halved, load(halved), build_teacher(recipe.teacher, data), 6)
     sampler = mixed_sampler(relay, Stochastic(0.4))
-    expected = build_evaluator(recipe.evaluation, data).describe(lambda place, rows, labels: sampler(place, rows, labels).clamp(data.low, data.high), 1)
+    expected = build_evaluator(recipe.evaluation, data).describe(lambda key, rows, labels: sampler(key, rows, labels).clamp(data.low, data.high), 1)
     assert _shift(halved)["mixing"][2]["fd"] == expected.quality.fd
     down, up = (_shift(halved)[name][1]["fd"] for name in ("teacher_then_student", "student_then_teacher"))
     assert len({down, up, _shift(halved)["mixing"][0]["fd"], _shift(halved)["mixing"][-1]["fd"]}) == 4
@@ -172,10 +172,10 @@ def test_a_flow_is_paired_with_its_teacher_rescheduled(flow):
     assert isinstance(relay.teacher, Rescheduled)
     assert isinstance(relay.teacher.schedule, RectifiedFlow)
     assert relay.teacher.denoiser is teacher
-    assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(Place(1), 30, None), student.draw(Place(1), 30, None, 2))
+    assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(Key(1), 30, None), student.draw(Key(1), 30, None, 2))
     # The flow starts from unit noise where no signal is left; the teacher's own samples come of it, and they are data.
     data = recipe.data.open()
-    ends = mixed_sampler(build_relay(flow, student, teacher, 40), Stochastic(1.0))(Place(1), 300, None)
+    ends = mixed_sampler(build_relay(flow, student, teacher, 40), Stochastic(1.0))(Key(1), 300, None)
     assert float(torch.cdist(ends, data.samples).min(1).values.median()) < 0.3
     result = measure_shift(flow, 4, 60)
     assert result["levels"][0] is None
@@ -186,15 +186,15 @@ def test_a_flow_is_paired_with_its_teacher_rescheduled(flow):
 def test_a_guided_students_scale_is_passed_on_to_both(guided):
     recipe = RunFolder(guided).read_distill_recipe()
     student, teacher = load(guided), build_teacher(recipe.teacher, recipe.data.open())
-    labels, place = torch.arange(20) % 10, Place(1)
+    labels, key = torch.arange(20) % 10, Key(1)
     for scale in (1.5, 3.0):
         student = load(guided, scale)
         relay = build_relay(guided, student, teacher, 2)
         assert relay.guidance == scale
-        assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(place, 20, labels), student.draw(place, 20, labels, 2))
+        assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(key, 20, labels), student.draw(key, 20, labels, 2))
         with torch.no_grad():
-            expected = solve(EULER, Guided(teacher, scale), student.prior.at(place, "prior", 20, labels).x, relay.fine, labels)
-        torch.testing.assert_close(mixed_sampler(relay, Stochastic(1.0))(place, 20, labels), expected, rtol=1e-4, atol=1e-4)
+            expected = solve(EULER, Guided(teacher, scale), student.prior.at(key, "prior", 20, labels).x, relay.fine, labels)
+        torch.testing.assert_close(mixed_sampler(relay, Stochastic(1.0))(key, 20, labels), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_has_no_time_to_switch_at_is_refused(halved, tmp_path, command):
@@ -226,7 +226,7 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
     recipe, student = RunFolder(halved).read_distill_recipe(), load(halved)
     evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
     labels = evaluator.data.proportional_labels(120)
-    samples = student.draw(Place(0, "evaluation", 0), 120, labels, 2).clamp(student.low, student.high)
+    samples = student.draw(Key(0, "evaluation", 0), 120, labels, 2).clamp(student.low, student.high)
     expected = manifold_scores(evaluator.features(evaluator.data.samples), evaluator.features(samples))
     assert [found["student"]["2"][name] for name in BREADTH[:4]] == pytest.approx([expected.precision, expected.recall, expected.density, expected.coverage])
     table = evaluation_table(found)
@@ -237,8 +237,8 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
 def test_the_mismatch_is_that_of_the_students_usual_steps(halved):
     found = evaluate(halved, teacher_steps=[1], student_steps=[1], draws=1)["mismatch"]
     recipe, student = RunFolder(halved).read_distill_recipe(), load(halved)
-    data, place = recipe.data.open(), Place(0, "mismatch")
-    expected = assessed_mismatch(build_teacher(recipe.teacher, data), student.draw(place, len(data), None, 2), None, place)
+    data, key = recipe.data.open(), Key(0, "mismatch")
+    expected = assessed_mismatch(build_teacher(recipe.teacher, data), student.draw(key, len(data), None, 2), None, key)
     assert list(found["assessed"]) == pytest.approx(list(expected.degrees), rel=1e-6)
 
 
@@ -253,7 +253,7 @@ def test_guidance_scales_are_measured_of_teacher_and_student(guided, halved, com
     assert found["guidance"]["1.0"]["teacher"]["2"]["fd"] == found["teacher"]["2"]["fd"]
     assert [found["guidance"][scale]["teacher"]["2"]["nfe"] for scale in ("1.0", "2.5")] == [2, 4]
     recipe, student = RunFolder(guided).read_distill_recipe(), load(guided, 2.5)
-    expected = build_evaluator(recipe.evaluation, recipe.data.open()).measure(lambda place, n, labels: student.draw(place, n, labels, 2).clamp(-1, 1), 1)
+    expected = build_evaluator(recipe.evaluation, recipe.data.open()).measure(lambda key, n, labels: student.draw(key, n, labels, 2).clamp(-1, 1), 1)
     assert found["guidance"]["2.5"]["student"]["2"]["fd"] == expected.fd
     assert "student, 2 steps, guided by 2.5" in evaluation_table(found)
     assert "Student, 2 steps, guided by 2.5" in write_run_report(guided).read_text()

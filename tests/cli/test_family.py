@@ -19,7 +19,7 @@ from fewstep.command.cli import app
 from fewstep.condition import Condition
 from fewstep.denoisers import copy_of, load_adapter, load_model
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names, shipped_text
 from fewstep.recipes.building.teachers import build_teacher
 from fewstep.recipes.legality import columns, row
@@ -133,7 +133,7 @@ def test_an_adapter_on_the_teacher_is_the_student(runs):
     stored = load_adapter(run / "adapter.safetensors")
     assert (stored.rank, stored.extra["teacher"]) == (2, recipe.teacher.model_dump(mode="json"))
     student, _ = load_model(run / "student.safetensors")
-    x = Place(0, "test").normal("x", (5, 1, 8, 8))
+    x = Key(0, "test").normal("x", (5, 1, 8, 8))
     t, condition = torch.full((5,), 0.03), Condition(labels=torch.arange(5))
     with torch.no_grad():
         before = adapted(x, t, condition)

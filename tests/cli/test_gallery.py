@@ -11,7 +11,7 @@ import torch
 from fewstep.data import InMemory
 from fewstep.errors import UserError
 from fewstep.metrics.manifold import farthest
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.report import write_run_report
 from fewstep.runs import RunFolder, distill, evaluate
 from fewstep.runs.gallery import ROWS, SHOWN, write_worst
@@ -89,7 +89,7 @@ def test_they_are_the_samples_of_their_place(tmp_path: Path) -> None:
     evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
     found = write_worst(RunFolder(folder), student, evaluator.data, evaluator.features, 5, lambda _: None)
     drawn: Sampler = student
-    samples = drawn.draw(Place(5, "worst"), ROWS, None, 1).clamp(student.low, student.high)
+    samples = drawn.draw(Key(5, "worst"), ROWS, None, 1).clamp(student.low, student.high)
     features = evaluator.features(samples[found["indices"][:1]])
     real = evaluator.features(recipe.data.open().take(torch.arange(0, 10_000, 2)))
     assert float((real.double() - features.double()).norm(dim=1).min()) == pytest.approx(found["distances"][0], rel=1e-6)

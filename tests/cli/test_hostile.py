@@ -536,5 +536,5 @@ def test_a_picture_that_leads_to_a_device_is_not_read(tmp_path) -> None:
     (folder / "samples" / "final.png").symlink_to("/dev/zero")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read") if path.suffix == ".png" else path.open("rb").read())
-        found = [finding for finding in check_records(RunFolder(folder), "again") if "final.png" in finding.place]
+        found = [finding for finding in check_records(RunFolder(folder), "again") if "final.png" in finding.key]
     assert [finding.level for finding in found] == ["problem"]

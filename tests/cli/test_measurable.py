@@ -17,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import build
 from fewstep.prediction import EDM, Prediction
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, config, load_recipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.recipes.building.pretrain import build_pretraining
@@ -99,8 +99,8 @@ def evaluator(rows: int, labels: torch.Tensor | None = None, **settings: object)
     return Evaluator(data, lambda x: x, **{"samples": 12, **settings})
 
 
-def noise(place: Place, rows: int, _labels: torch.Tensor | None) -> torch.Tensor:
-    return place.normal("noise", (rows, 2))
+def noise(key: Key, rows: int, _labels: torch.Tensor | None) -> torch.Tensor:
+    return key.normal("noise", (rows, 2))
 
 
 def classify(x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from fewstep.metrics import FeatureStatistics, Reference, load_reference, save_r
 from fewstep.metrics.features import FeatureSpace
 from fewstep.networks import Classifier, ImageClassifier, build
 from fewstep.networks.kinds.store import load_network, save_network
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import config, load_recipe, shipped_text
 from fewstep.recipes.building.parts import build_evaluator, build_features
 from fewstep.recipes.building.pretrain import build_pretraining
@@ -68,14 +68,14 @@ def test_it_finds_what_evaluate_finds(run, alone):
     """The same noise, classes and data, whole there and in blocks here."""
     recipe = RunFolder(run).read_distill_recipe()
     evaluator, student = build_evaluator(recipe.evaluation, recipe.data.open()), load(run)
-    expected = evaluator.describe(lambda place, n, labels: student.draw(place, n, labels, 1).clamp(-1, 1), 1)
+    expected = evaluator.describe(lambda key, n, labels: student.draw(key, n, labels, 1).clamp(-1, 1), 1)
     assert alone["fd"] == pytest.approx(expected.quality.fd, rel=1e-6)
     assert alone["accuracy"] == expected.quality.accuracy
     for name in ("precision", "recall", "density", "coverage"):
         assert alone[name] == pytest.approx(getattr(expected.breadth, name), abs=1.5 / SAMPLES)
     assert alone["diversity"] == pytest.approx(expected.breadth.diversity, rel=1e-6)
     teacher = load_teacher(run)
-    theirs = evaluator.measure(lambda place, n, labels: teacher.draw(place, n, labels, 2).clamp(-1, 1), 1)
+    theirs = evaluator.measure(lambda key, n, labels: teacher.draw(key, n, labels, 2).clamp(-1, 1), 1)
     assert measure_many(run, SAMPLES, "teacher", 2, metrics=["fd"])["fd"] == pytest.approx(theirs.fd, rel=1e-6)
     assert (run / "measured-teacher-2.json").is_file()
 
@@ -156,11 +156,11 @@ def test_what_a_space_cannot_tell_is_refused(tmp_path):
 @pytest.mark.parametrize("model", ["student", "teacher"])
 def test_a_later_block_is_that_part_of_the_whole(run, model):
     sampler = load(run) if model == "student" else load_teacher(run)
-    labels, place = torch.arange(BATCH + 30) % 10, Place(3, "sample")
-    whole = sampler.draw(place, BATCH + 30, labels, 2)
-    assert torch.equal(sampler.draw(place, 30, labels[BATCH:], 2, BATCH), whole[BATCH:])
-    torch.testing.assert_close(sampler.draw(place, 5, labels[20:25], 2, 20), whole[20:25], rtol=0, atol=1e-4)
-    assert not torch.equal(sampler.draw(place, 30, labels[BATCH:], 2), whole[BATCH:])
+    labels, key = torch.arange(BATCH + 30) % 10, Key(3, "sample")
+    whole = sampler.draw(key, BATCH + 30, labels, 2)
+    assert torch.equal(sampler.draw(key, 30, labels[BATCH:], 2, BATCH), whole[BATCH:])
+    torch.testing.assert_close(sampler.draw(key, 5, labels[20:25], 2, 20), whole[20:25], rtol=0, atol=1e-4)
+    assert not torch.equal(sampler.draw(key, 30, labels[BATCH:], 2), whole[BATCH:])
 
 
 # Classifiers as feature spaces
@@ -185,7 +185,7 @@ def test_a_trained_classifier_is_a_feature_space_and_judges(tmp_path):
     assert torch.equal(build_features(choice, data)(images), network.features(images))
     assert space.labelled
     evaluator = build_evaluator(config.Evaluation(features=choice, samples=50), data)
-    found = evaluator.measure(lambda place, n, labels: data.take(torch.arange(n)), 1)
+    found = evaluator.measure(lambda key, n, labels: data.take(torch.arange(n)), 1)
     labels = data.proportional_labels(50)
     assert found.accuracy == float((network(data.take(torch.arange(50))).argmax(1) == labels).double().mean())
     same = build_space(config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "again.safetensors"))), data)

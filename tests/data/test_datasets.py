@@ -13,7 +13,7 @@ from fewstep.data import Dataset, InMemory, digits, open_images
 from fewstep.data.archive import write_archive
 from fewstep.metrics.frechet import FeatureStatistics, features_of, frechet_distance
 from fewstep.metrics.quality import Evaluator
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.states import ForwardDiffusion, Step
 from fewstep.times import LogNormalTimes
@@ -75,22 +75,22 @@ def test_stratified_halves_are_disjoint_and_hold_the_proportions(data):
 
 def test_states_and_distances_do_not_depend_on_where_samples_are_kept(data):
     memory = InMemory(_reference(), torch.tensor(LABELS), 3)
-    step = Step(Place(3, "train", 5), 6, 12)
+    step = Step(Key(3, "train", 5), 6, 12)
     ours, theirs = (ForwardDiffusion(each, KarrasVE(), LogNormalTimes(), 0.3).draw(step) for each in (data, memory))
     assert torch.equal(ours.x, theirs.x)
     assert torch.equal(ours.condition.labels, theirs.condition.labels)
-    index = step.place.integers("data-index", 6, 10, 12)
+    index = step.key.integers("data-index", 6, 10, 12)
     assert torch.equal(ours.x0, _reference()[index])
     assert ((ours.condition.labels == torch.tensor(LABELS)[index]) | (ours.condition.labels == -1)).all()
 
     def features(samples):
         return samples.flatten(1)[:, :3].double()
 
-    def noise(place, rows, labels):
-        return place.normal("noise", (rows, 3, 4, 4))
+    def noise(key, rows, labels):
+        return key.normal("noise", (rows, 3, 4, 4))
 
     found = Evaluator(data, features, samples=20).measure(noise, 1).fd
-    statistics = [FeatureStatistics.of(features_of(x, features)) for x in (noise(Place(0, "evaluation", 0), 20, None), _reference())]
+    statistics = [FeatureStatistics.of(features_of(x, features)) for x in (noise(Key(0, "evaluation", 0), 20, None), _reference())]
     assert found == frechet_distance(*statistics)
 
 

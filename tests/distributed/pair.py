@@ -140,7 +140,7 @@ class BadGradient(Objective):
         loss, output = self.inner(step, state), self.network(state.x, state.t, state.condition)
         # sqrt has no slope at 0.
         off = (output - output.detach()).square().sum()
-        return Loss(loss.total + (off.sqrt() if step.place.step == 2 and distributed.rank() == 1 else off))
+        return Loss(loss.total + (off.sqrt() if step.key.step == 2 and distributed.rank() == 1 else off))
 
 
 def diverged(folder: Path, mode: str) -> str:

@@ -31,7 +31,7 @@ from fewstep.objectives import (
     Objective,
     View,
 )
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule
 from fewstep.states import Prior, State, States, Step
 from fewstep.targets import Fixed
@@ -52,7 +52,7 @@ class _Data(States):
     std: float = 1.0
 
     def draw(self, step: Step) -> State:
-        x0 = self.mean + self.std * step.place.normal("law-data", (step.rows, 2), step.start).double()
+        x0 = self.mean + self.std * step.key.normal("law-data", (step.rows, 2), step.start).double()
         return State(x0, torch.zeros(step.rows, dtype=torch.float64), Condition(labels=torch.ones(step.rows, dtype=torch.int64)), x0)
 
 
@@ -123,7 +123,7 @@ def test_the_log_ratio_of_densities_is_the_best_critic(view: View) -> None:
         objective = AdversarialCritic(critic, _Same(-0.2, 0.7), _Data(0.4, 1.0), NonSaturating(), view)
         found = []
         for index in range(20):
-            step = Step(Place(0, "law", index), 2000)
+            step = Step(Key(0, "law", index), 2000)
             found.append(_flat(torch.autograd.grad(objective(step, step.state(_prior())).total, list(critic.parameters()))))
         return torch.stack(found)
 
@@ -136,7 +136,7 @@ def test_the_log_ratio_of_densities_is_the_best_critic(view: View) -> None:
 @every_view
 def test_a_critic_that_cannot_tell_loses_two_log_two(view: View) -> None:
     """Where student and data are one distribution, the best critic says 0; hinge's loss is then 2."""
-    step = Step(Place(0), 64)
+    step = Step(Key(0), 64)
     for loss, value in ((NonSaturating(), 2 * math.log(2)), (Hinge(), 2.0)):
         found = AdversarialCritic(_Critic(_nothing), _Same(), _Data(), loss, view)(step, step.state(_prior()))
         assert float(found.total.detach()) == pytest.approx(value, rel=1e-12)
@@ -168,7 +168,7 @@ def test_the_best_critic_of_hinge_is_the_sign() -> None:
     mean = 0.6
     distance = 2 * mean * math.sqrt(2)
     right = 0.5 * (1 + math.erf(distance / 2 / math.sqrt(2)))
-    step = Step(Place(0), 200_000)
+    step = Step(Key(0), 200_000)
 
     def value(size: float) -> float:
         critic = _Critic(lambda x, t: size * torch.sign(x.sum(1)))
@@ -187,7 +187,7 @@ def test_the_generator_follows_the_critics_slope(view: View, loss: GANLoss) -> N
     rows = 7
     student = _Free(normals(rows, 2))
     critic = _Critic(_nothing, bias=0.3, slope=(1.5, -0.5))
-    step = Step(Place(4), rows)
+    step = Step(Key(4), rows)
     total = AdversarialGenerator(student, critic, loss, view)(step, step.state(_prior())).total
     (found,) = torch.autograd.grad(total, student.samples)
     x, t, _ = critic.seen[0]
@@ -223,7 +223,7 @@ def test_heads_are_averaged(loss: GANLoss) -> None:
 def test_what_a_critic_sees_is_noised_with_shared_levels_and_noise_of_its_own(schedule: Schedule) -> None:
     rows, times = 9, UniformTimes(0.1, 0.9)
     critic, student = _Critic(_nothing), _Same(0.5, 2.0)
-    step, prior = Step(Place(0), rows), Prior(schedule, (2,), 0.9, scale=1.0, classes=3)
+    step, prior = Step(Key(0), rows), Prior(schedule, (2,), 0.9, scale=1.0, classes=3)
     AdversarialCritic(critic, student, _Data(), NonSaturating(), Noised(schedule, times))(step, step.state(prior))
     (real, t, real_condition), (fake, s, fake_condition) = critic.seen
     made = step.sample(student, step.state(prior))
@@ -232,7 +232,7 @@ def test_what_a_critic_sees_is_noised_with_shared_levels_and_noise_of_its_own(sc
     noises = [(seen - alpha * clean) / sigma for seen, clean in ((real, step.state(_DATA).x0), (fake, made))]
     assert float((noises[0] - noises[1]).abs().min()) > 1e-6
     for index, role in enumerate(("real", "fake")):
-        torch.testing.assert_close(noises[index], Place(0).normal(f"critic-{role}-noise", (rows, 2)).double(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(noises[index], Key(0).normal(f"critic-{role}-noise", (rows, 2)).double(), rtol=1e-6, atol=1e-6)
     # Each side has its own conditions.
     assert real_condition.labels.tolist() == [1] * rows
     assert torch.equal(fake_condition.labels, step.state(prior).condition.labels)
@@ -246,7 +246,7 @@ def test_a_clean_critic_sees_samples_as_they_are() -> None:
         def forward(self, x: Tensor, condition: Condition) -> Tensor:
             return x.sum(1) * condition.labels
 
-    x, t = Clean().see(Step(Place(0), 3), "critic", "fake", normals(3, 2))
+    x, t = Clean().see(Step(Key(0), 3), "critic", "fake", normals(3, 2))
     assert torch.equal(x, normals(3, 2))
     assert t.tolist() == [0.0] * 3
     labels = torch.tensor([0, 1, 2])
@@ -260,7 +260,7 @@ def test_a_clean_critic_sees_samples_as_they_are() -> None:
 @pytest.mark.parametrize("r1", [0.1, 10.0])
 def test_r1_of_linear_and_quadratic_critics(view: View, r1: float) -> None:
     """|a + 2 b x|^2 at the data as the critic sees them, not at the clean ones and not at the samples; and its gradient in a and b."""
-    step, student = Step(Place(0), 50), _Same(3.0)
+    step, student = Step(Key(0), 50), _Same(3.0)
     for slope, bend in (((1.5, -0.5), 0.0), ((0.3, 0.2), 0.7)):
         critic = _Critic(_nothing, slope=slope, bend=bend)
         losses = [AdversarialCritic(critic, student, _Data(), NonSaturating(), view, factor)(step, step.state(_prior())) for factor in (0.0, r1)]
@@ -278,7 +278,7 @@ def test_r1_of_linear_and_quadratic_critics(view: View, r1: float) -> None:
 
 def test_r1_is_of_the_sum_over_heads() -> None:
     weights = normals(3, 2)
-    step = Step(Place(0), 5)
+    step = Step(Key(0), 5)
     loss = AdversarialCritic(_Heads(weights), _Same(), _Data(), Hinge(), Clean(), 1.0)(step, step.state(_prior()))
     torch.testing.assert_close(loss.terms["r1"], weights.sum(0).square().sum(), rtol=1e-12, atol=0)
 
@@ -289,7 +289,7 @@ def test_r1_is_of_the_sum_over_heads() -> None:
 @every_view
 def test_each_side_trains_itself_alone(view: View) -> None:
     student, critic = _Same(0.5), _Critic(_nothing, slope=(1.0, 2.0))
-    step = Step(Place(0), 8)
+    step = Step(Key(0), 8)
     state = step.state(_prior())
     AdversarialGenerator(student, critic, NonSaturating(), view)(step, state).total.backward()
     assert all(value.grad is not None for value in student.parameters())
@@ -308,7 +308,7 @@ def test_matching_and_the_adversarial_term_share_the_students_forward() -> None:
     student, fake, teacher = tiny_denoiser(), tiny_denoiser(seed=1), freeze(tiny_denoiser(seed=2))
     critic = _Heads(normals(1, 2, dtype=torch.float32))
     view = Noised(KarrasVE(), LogNormalTimes())
-    prior, step = Prior(KarrasVE(), (2,), 0.1), Step(Place(0), rows)
+    prior, step = Prior(KarrasVE(), (2,), 0.1), Step(Key(0), rows)
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DMDWeight())
     with cost.metered() as meter:
         state = step.state(prior)
@@ -322,7 +322,7 @@ def test_matching_and_the_adversarial_term_share_the_students_forward() -> None:
 @dataclass(frozen=True)
 class _Float(States):
     def draw(self, step: Step) -> State:
-        x0 = step.place.normal("law-data", (step.rows, 2), step.start)
+        x0 = step.key.normal("law-data", (step.rows, 2), step.start)
         return State(x0, torch.zeros(step.rows, dtype=torch.float64), Condition(), x0)
 
 
@@ -331,14 +331,14 @@ def test_what_an_adversarial_term_does_is_a_function_of_the_place() -> None:
     objective = AdversarialCritic(critic, student, _Data(), NonSaturating(), VIEWS["noised"], 1.0)
 
     def gradient(rows: int, start: int) -> Tensor:
-        step = Step(Place(9, "s", 3), rows, start)
+        step = Step(Key(9, "s", 3), rows, start)
         return _flat(torch.autograd.grad(objective(step, step.state(_prior())).total, list(critic.parameters())))
 
     torch.testing.assert_close((gradient(4, 0) + gradient(4, 4)) / 2, gradient(8, 0), rtol=1e-10, atol=1e-12)
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    critic, student, step = _Critic(_nothing), _Same(), Step(Place(0), 4)
+    critic, student, step = _Critic(_nothing), _Same(), Step(Key(0), 4)
     with pytest.raises(UserError, match="at least 0"):
         AdversarialCritic(critic, student, _Data(), Hinge(), Clean(), -1.0)
     with pytest.raises(UserError, match=r"Prior.*ForwardDiffusion"):
@@ -358,7 +358,7 @@ class _Given(Objective):
     calls: list[int]
 
     def __call__(self, step: Step, state: State) -> Loss:
-        self.calls.append(step.place.step)
+        self.calls.append(step.key.step)
         return Loss((self.direction * self.weights).sum(), {self.name: torch.tensor(1.0)})
 
 
@@ -372,7 +372,7 @@ def _pair(main: Tensor, other: Tensor, names: tuple[str, str] = ("main", "other"
 
 
 def _at(step: int) -> tuple[Step, State]:
-    here = Step(Place(0, "s", step), 4)
+    here = Step(Key(0, "s", step), 4)
     return here, here.state(_DATA)
 
 
@@ -427,9 +427,9 @@ def test_matching_balanced_with_an_adversarial_term_shares_the_graph() -> None:
     adversarial = AdversarialGenerator(student, _Heads(normals(2, 2, dtype=torch.float32)), Hinge(), Noised(KarrasVE(), LogNormalTimes()))
     norms = []
     for objective in (matching, adversarial):
-        step = Step(Place(0), 6)
+        step = Step(Key(0), 6)
         norms.append(torch.autograd.grad(objective(step, step.state(prior)).total, layer.weight)[0].norm())
-    step = Step(Place(0), 6)
+    step = Step(Key(0), 6)
     with cost.metered() as meter:
         loss = Balanced(matching, adversarial, layer)(step, step.state(prior))
     loss.total.backward()

@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep import cost
 from fewstep.denoisers import GaussianMixture
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes.config import SamplerChoice
 from fewstep.runs.sampler import TeacherSampler
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule
@@ -22,7 +22,7 @@ from fewstep.times import RhoGrid, UniformGrid
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 both_rules = pytest.mark.parametrize("rule", [EULER, HEUN], ids=["euler", "heun"])
-PLACE = Place(3, "churn")
+PLACE = Key(3, "churn")
 
 
 def start_of(schedule: Schedule, rows: int = 6) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def test_noise_is_a_function_of_place_and_sample(rule: Rule) -> None:
     assert torch.equal(state, torch.get_rng_state())
     parts = torch.cat([solve_with_churn(rule, churn, mixture, x[i : i + 2], times, PLACE, i) for i in (0, 2, 4)])
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(whole, solve_with_churn(rule, churn, mixture, x, times, Place(4, "churn")), atol=1e-3)
+    assert not torch.allclose(whole, solve_with_churn(rule, churn, mixture, x, times, Key(4, "churn")), atol=1e-3)
 
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(6, 11), (8, 15), (40, 79), (256, 511)])

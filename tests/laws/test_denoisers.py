@@ -34,7 +34,7 @@ from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.networks.kinds.store import load_strictly
 from fewstep.prediction import EDM, Epsilon, V, score_of
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.system.files import read_tensors, write_tensors
 
@@ -113,8 +113,8 @@ def test_round_covariances_may_be_given_as_variances() -> None:
 
 def test_samples_of_a_mixture_have_its_moments_and_belong_to_their_index() -> None:
     mixture = three_gaussians(KarrasVE())
-    place = Place(1, "samples")
-    samples, components = mixture.sample(60_000, place)
+    key = Key(1, "samples")
+    samples, components = mixture.sample(60_000, key)
     shares = torch.bincount(components, minlength=3).double() / len(components)
     torch.testing.assert_close(shares, mixture.weights, rtol=0, atol=0.01)
     for k in range(3):
@@ -122,7 +122,7 @@ def test_samples_of_a_mixture_have_its_moments_and_belong_to_their_index() -> No
         covariance = mixture.vectors[k] @ torch.diag(mixture.variances[k]) @ mixture.vectors[k].T
         torch.testing.assert_close(own.mean(0), mixture.means[k], rtol=0, atol=0.03)
         torch.testing.assert_close(torch.cov(own.T), covariance, rtol=0, atol=0.03)
-    late, _ = mixture.sample(10, place, start=500)
+    late, _ = mixture.sample(10, key, start=500)
     assert torch.equal(late, samples[500:510])
 
 
@@ -360,11 +360,11 @@ def test_a_field_is_eq_18(schedule: Schedule) -> None:
 def test_a_field_tends_to_the_exact_denoiser_as_one_over_root_n() -> None:
     mixture = three_gaussians(KarrasVE())
     t = KarrasVE().time_at_sigma(0.8)
-    x0, _ = mixture.sample(64, Place(0, "query"))
+    x0, _ = mixture.sample(64, Key(0, "query"))
     x = KarrasVE().add_noise(x0.double(), t, normals(64, 2))
     exact, sizes, errors = mixture(x, t), (128, 2048), []
     for size in sizes:
-        squares = [(StableTargetField(KarrasVE(), mixture.sample(size, Place(seed, f"references-{size}"))[0].double())(x, t) - exact).square().mean() for seed in range(24)]
+        squares = [(StableTargetField(KarrasVE(), mixture.sample(size, Key(seed, f"references-{size}"))[0].double())(x, t) - exact).square().mean() for seed in range(24)]
         errors.append(math.sqrt(float(torch.stack(squares).mean())))
     slope = math.log(errors[1] / errors[0]) / math.log(sizes[1] / sizes[0])
     assert slope == pytest.approx(-0.5, abs=0.1)

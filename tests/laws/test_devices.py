@@ -45,7 +45,7 @@ from fewstep.networks import build
 from fewstep.networks.critics.critic import FeatureHead
 from fewstep.networks.lora import add_adapter
 from fewstep.prediction import Velocity
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.runs.sampler import StudentSampler, TeacherSampler
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.solvers import EULER, HEUN, Renoise, Solver
@@ -112,7 +112,7 @@ class Scene:
         return freeze(self.denoiser(9))
 
     def step(self, index: int = 0) -> Step:
-        return Step(Place(1, "train", index), ROWS, 3, self.device)
+        return Step(Key(1, "train", index), ROWS, 3, self.device)
 
     @property
     def prior(self) -> Prior:
@@ -145,10 +145,10 @@ STATES: dict[str, Callable[[Scene], States]] = {
     "guidance": lambda s: s.guided,
     "rollout": _rollout,
     "rollout-dpm": lambda s: Rollout(Solver(s.denoiser(1), 2, DPM2M), s.prior, TIMES),
-    "open": lambda s: OpenRollout(Renoise(s.denoiser(1), SCHEDULE, Place(0)), s.prior, TIMES, SCHEDULE, UniformTimes()),
-    "random": lambda s: RandomRollout(Renoise(s.denoiser(1), SCHEDULE, Place(0)), s.prior, {1: (1.0, 0.0), 3: TIMES}),
+    "open": lambda s: OpenRollout(Renoise(s.denoiser(1), SCHEDULE, Key(0)), s.prior, TIMES, SCHEDULE, UniformTimes()),
+    "random": lambda s: RandomRollout(Renoise(s.denoiser(1), SCHEDULE, Key(0)), s.prior, {1: (1.0, 0.0), 3: TIMES}),
     "alternate": lambda s: Rollout(Alternate({"student": Solver(s.denoiser(1), 1), "teacher": Solver(s.teacher(), 2, HEUN)}, Constant({"student": 0.5, "teacher": 0.5})), s.guided, TIMES),
-    "generated": lambda s: Generated(Renoise(s.denoiser(1), SCHEDULE, Place(0)), s.prior, (*TIMES, 0.0)),
+    "generated": lambda s: Generated(Renoise(s.denoiser(1), SCHEDULE, Key(0)), s.prior, (*TIMES, 0.0)),
     "gamma": lambda s: Generated(Gamma(s.trajectory(1), 0.5), s.prior, (*TIMES, 0.0)),
     "mixture": lambda s: Mixture({"data": s.forward, "own": _rollout(s), "pairs": _pairs(s)}, Constant({"data": 0.4, "own": 0.3, "pairs": 0.3})),
     "per batch": lambda s: PerBatch({"data": s.forward, "own": _rollout(s)}, Constant({"data": 0.5, "own": 0.5})),
@@ -346,7 +346,7 @@ def test_an_exact_mixture_has_its_densities_and_samples_on_its_device():
     with Card():
         there = on_card(three_gaussians(SCHEDULE))
         assert _equal([there.log_density(x.to(CARD), t).cpu()], [here.log_density(x, t)])
-        assert _equal([value.cpu() for value in there.sample(9, Place(2))], list(here.sample(9, Place(2))))
+        assert _equal([value.cpu() for value in there.sample(9, Key(2))], list(here.sample(9, Key(2))))
 
 
 _SONG = {"kind": "song-unet", "img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
@@ -386,9 +386,9 @@ def test_what_is_measured_of_samples_on_a_device_is_the_same(tmp_path):
         moved, ids = samples.to(CARD), labels.to(CARD)
         assert spread(moved, ids) == spread(samples, labels)
         assert spread(moved) == spread(samples)
-        expected = assessed_mismatch(Scene(CPU, tmp_path).teacher(), samples, labels, Place(0))
-        assert assessed_mismatch(there, moved, ids, Place(0)) == expected
-        assert assessed_mismatch(there, samples, labels, Place(0)) == expected
+        expected = assessed_mismatch(Scene(CPU, tmp_path).teacher(), samples, labels, Key(0))
+        assert assessed_mismatch(there, moved, ids, Key(0)) == expected
+        assert assessed_mismatch(there, samples, labels, Key(0)) == expected
         # A network's features are where the samples are, wherever the network is.
         assert _equal([bound(moved).cpu(), placed(bound, CARD)(samples)], [bound(samples), bound(samples)])
 

@@ -17,7 +17,7 @@ from fewstep.networks.fastgan import excitations
 from fewstep.networks.kinds.store import load_network, save_network
 from fewstep.objectives import Clean, CleanCritic, NonSaturating, Shifted
 from fewstep.objectives.games.adversarial import AdversarialCritic, gradient_penalty
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.states import Prior, State, States, Step
 
@@ -222,13 +222,13 @@ def test_a_critics_weights_all_matter_and_its_slope_has_a_slope() -> None:
 
 class _Images(States):
     def draw(self, step: Step) -> State:
-        x0 = step.place.normal("law-data", (step.rows, 2, 8, 8), step.start)
+        x0 = step.key.normal("law-data", (step.rows, 2, 8, 8), step.start)
         return State(x0, torch.zeros(step.rows, dtype=torch.float64), Condition(), x0)
 
 
 def test_an_image_is_moved_by_whole_pixels_and_the_fill_comes_in() -> None:
     """Each of the 25 moves occurs, is the image at another place, and each sample has its own."""
-    step, view = Step(Place(3), 400), Shifted(2, fill=-7.0)
+    step, view = Step(Key(3), 400), Shifted(2, fill=-7.0)
     image = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8)
     moved, t = view.see(step, "critic", "real", image.expand(400, -1, -1, -1))
     assert moved.shape == (400, 1, 8, 8)
@@ -253,24 +253,24 @@ def test_moves_are_functions_of_the_place_and_differ_by_side_and_role() -> None:
     x, view = normals(8, 2, 8, 8), Shifted(1)
 
     def seen(rows: slice, side: str = "critic", role: str = "real", number: int = 0) -> torch.Tensor:
-        return view.see(Step(Place(0, "s", number), len(x[rows]), rows.start), side, role, x[rows])[0]
+        return view.see(Step(Key(0, "s", number), len(x[rows]), rows.start), side, role, x[rows])[0]
 
     whole = seen(slice(0, 8))
     assert torch.equal(torch.cat([seen(slice(0, 3)), seen(slice(3, 8))]), whole)
     for other in (seen(slice(0, 8), "adversarial"), seen(slice(0, 8), role="fake"), seen(slice(0, 8), number=1)):
         assert not torch.equal(other, whole)
-    assert torch.equal(Shifted(0).see(Step(Place(0), 8), "critic", "real", x)[0], x)
+    assert torch.equal(Shifted(0).see(Step(Key(0), 8), "critic", "real", x)[0], x)
 
 
 def test_no_move_is_clean_bit_for_bit_and_gradients_come_back_from_where_the_pixels_went() -> None:
     critic, student = CleanCritic(critic_of(8)), nn.Identity()
     student.forward = lambda z, t=None, condition=None: z  # type: ignore[method-assign, assignment]
-    prior, step = Prior(KarrasVE(), (2, 8, 8), 1.0, 1.0), Step(Place(0), 4)
+    prior, step = Prior(KarrasVE(), (2, 8, 8), 1.0, 1.0), Step(Key(0), 4)
     losses = [AdversarialCritic(critic, student, _Images(), NonSaturating(), view, 0.5)(step, step.state(prior)).total for view in (Clean(), Shifted(0), Shifted(1))]
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
     x = normals(4, 1, 8, 8).requires_grad_()
-    moved, _ = Shifted(1).see(Step(Place(0), 4), "adversarial", "fake", x)
+    moved, _ = Shifted(1).see(Step(Key(0), 4), "adversarial", "fake", x)
     (slope,) = torch.autograd.grad((moved * 5).sum(), x)
     kept = torch.stack([torch.isin(sample, seen) for sample, seen in zip(x.detach(), moved.detach(), strict=True)])
     assert torch.equal(slope, 5.0 * kept)

@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.metrics import ClassScores, inception_score
 from fewstep.metrics.inception import as_bytes, inception_space
 from fewstep.metrics.inception_score import random_splits
-from fewstep.random import Place
+from fewstep.random import Key
 
 # The score
 
@@ -56,7 +56,7 @@ def test_it_agrees_with_torchmetrics(splits: int, monkeypatch: pytest.MonkeyPatc
         theirs = InceptionScore(feature=nn.Flatten(), splits=splits)
     logits = 2 * normals(200, 8)
     theirs.update(logits)
-    order = Place(0, "inception-score").permutation("split", 200)
+    order = Key(0, "inception-score").permutation("split", 200)
     monkeypatch.setattr(torch, "randperm", lambda count: order[:count])
     mean, spread = (float(value) for value in _quietly(theirs))
     found = inception_score(torch.softmax(logits, 1), splits)
@@ -75,7 +75,7 @@ def _quietly(metric) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("size", [1, 9, 60])
 def test_it_streams(size: int) -> None:
     probabilities = torch.softmax(2 * normals(60, 5), 1)
-    split = random_splits(60, 6, Place(0, "inception-score"))
+    split = random_splits(60, 6, Key(0, "inception-score"))
     parts = [ClassScores.of(p, s, 6) for p, s in zip(probabilities.split(size), split.split(size), strict=True)]
     total = parts[0]
     for part in parts[1:]:
@@ -86,7 +86,7 @@ def test_it_streams(size: int) -> None:
 
 @pytest.mark.parametrize(("count", "splits"), [(50, 10), (53, 10), (10, 10), (7, 1)])
 def test_splits_are_even_and_blind_to_the_order(count: int, splits: int) -> None:
-    found = random_splits(count, splits, Place(0, "inception-score"))
+    found = random_splits(count, splits, Key(0, "inception-score"))
     sizes = torch.bincount(found, minlength=splits)
     assert len(sizes) == splits
     assert int(sizes.max() - sizes.min()) <= 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.metrics import kernel_distance, squared_discrepancy
-from fewstep.random import Place
+from fewstep.random import Key
 
 
 def _by_definition(first: Tensor, second: Tensor) -> float:
@@ -107,9 +107,9 @@ def test_subsets_are_functions_of_the_place_and_without_bias() -> None:
     real, fake = normals(60, 2), normals(80, 2, seed=1) + 0.5
     found = kernel_distance(real, fake, subsets=200, size=20)
     assert found == kernel_distance(real, fake, subsets=200, size=20)
-    assert found != kernel_distance(real, fake, subsets=200, size=20, place=Place(1, "kernel-distance"))
+    assert found != kernel_distance(real, fake, subsets=200, size=20, key=Key(1, "kernel-distance"))
     assert found.mean == pytest.approx(squared_discrepancy(real, fake), abs=4 * found.spread / math.sqrt(200))
-    first = [squared_discrepancy(*(part[Place(0, "kernel-distance", step).permutation(name, len(part))[:20]] for part, name in ((real, "real"), (fake, "generated")))) for step in (0, 1)]
+    first = [squared_discrepancy(*(part[Key(0, "kernel-distance", step).permutation(name, len(part))[:20]] for part, name in ((real, "real"), (fake, "generated")))) for step in (0, 1)]
     assert kernel_distance(real, fake, subsets=2, size=20).mean == pytest.approx(statistics.fmean(first), rel=1e-12)
     assert kernel_distance(real, fake, subsets=2, size=20).spread == pytest.approx(abs(first[0] - first[1]) / 2, rel=1e-9)
 

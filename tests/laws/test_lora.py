@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.networks import LatentMLP, add_adapter, apply_adapter, build
 from fewstep.networks.lora import Adapter, adapter_of
 from fewstep.prediction import EDM
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.system.files import read_tensors, write_tensors
 
@@ -94,7 +94,7 @@ def test_the_draws_are_a_function_of_seed_and_layer_with_the_papers_variance() -
     down = states[0]["to:network:middle:0:conv1.down"]  # 64 x 144
     assert down.shape == (64, 144)
     assert float(down.var()) * 3 * 144 == pytest.approx(1, abs=0.06)
-    assert torch.equal(down, Place(1, "lora").normal("lora network.middle.0.conv1", (64, 144)) / (3 * 144) ** 0.5)
+    assert torch.equal(down, Key(1, "lora").normal("lora network.middle.0.conv1", (64, 144)) / (3 * 144) ** 0.5)
 
 
 @every_model

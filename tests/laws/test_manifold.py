@@ -18,7 +18,7 @@ from fewstep.metrics import ManifoldScores, class_diversity, expected_coverage, 
 from fewstep.metrics.diversity import diversities
 from fewstep.metrics.manifold import coverage, density, precision, recall
 from fewstep.metrics.quality import BREADTH_ROWS, Evaluator
-from fewstep.random import Place
+from fewstep.random import Key
 
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda z: z,
@@ -246,8 +246,8 @@ def _data(rows: int, classes: int = 3) -> InMemory:
     return InMemory(samples, labels, classes)
 
 
-def _sample(place: Place, rows: int, labels: Tensor | None) -> Tensor:
-    samples = 0.9 * place.normal("fake", (rows, 3)) + 0.1
+def _sample(key: Key, rows: int, labels: Tensor | None) -> Tensor:
+    samples = 0.9 * key.normal("fake", (rows, 3)) + 0.1
     if labels is not None:
         samples[:, 0] = labels.float()
     return samples
@@ -256,9 +256,9 @@ def _sample(place: Place, rows: int, labels: Tensor | None) -> Tensor:
 def test_describing_is_measuring_and_breadth_from_the_same_draws() -> None:
     calls: list[int] = []
 
-    def counted(place: Place, rows: int, labels: Tensor | None) -> Tensor:
-        calls.append(place.step)
-        return _sample(place, rows, labels)
+    def counted(key: Key, rows: int, labels: Tensor | None) -> Tensor:
+        calls.append(key.step)
+        return _sample(key, rows, labels)
 
     evaluator = Evaluator(_data(300), lambda x: x, samples=250, seed=4)
     found = evaluator.describe(counted, draws=3)
@@ -271,7 +271,7 @@ def test_breadth_is_of_the_first_draw_against_the_data() -> None:
     data = _data(300)
     evaluator = Evaluator(data, lambda x: 2.0 * x, samples=250, seed=4)
     labels = data.proportional_labels(250)
-    generated = 2.0 * _sample(Place(4, "evaluation", 0), 250, labels)
+    generated = 2.0 * _sample(Key(4, "evaluation", 0), 250, labels)
     scores, found = manifold_scores(2.0 * data.samples, generated), evaluator.breadth(_sample)
     assert (found.precision, found.recall, found.density, found.coverage) == (scores.precision, scores.recall, scores.density, scores.coverage)
     assert found.diversity == pytest.approx(relative_diversity(generated, labels, 2.0 * data.samples, data.labels), rel=1e-12)
@@ -303,7 +303,7 @@ def test_at_most_so_many_are_taken_in_the_proportions_of_classes(rows: int, samp
 
 def test_breadth_needs_no_classes() -> None:
     data = InMemory(normals(2500, 2, dtype=torch.float32), None, 0)
-    found = Evaluator(data, lambda x: x, samples=2500).breadth(lambda place, rows, _labels: place.normal("own", (rows, 2)))
+    found = Evaluator(data, lambda x: x, samples=2500).breadth(lambda key, rows, _labels: key.normal("own", (rows, 2)))
     assert found.coverage == pytest.approx(expected_coverage(BREADTH_ROWS, BREADTH_ROWS), abs=0.02)
     assert found.density == pytest.approx(1.0, abs=0.05)
     assert found.diversity == pytest.approx(1.0, abs=0.05)

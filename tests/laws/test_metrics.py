@@ -15,7 +15,7 @@ from fewstep.denoisers import StableTargetField
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, MismatchDegree, assessed_mismatch, comparable_norms, frechet_distance, outside, spread, training_mismatch
 from fewstep.metrics.frechet import features_of
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 
 # The Frechet distance
@@ -103,7 +103,7 @@ def test_the_exact_teachers_own_mismatch_falls_with_the_batch() -> None:
     mixture, levels, sizes = three_gaussians(KarrasVE()), (0.8, 1.6, 3.2), (64, 512)
     degrees = []
     for size in sizes:
-        found = [assessed_mismatch(mixture, mixture.sample(size, Place(seed, f"own-{size}"))[0], None, Place(seed), levels) for seed in range(16)]
+        found = [assessed_mismatch(mixture, mixture.sample(size, Key(seed, f"own-{size}"))[0], None, Key(seed), levels) for seed in range(16)]
         assert all(all(mismatch.reliable) for mismatch in found)
         degrees.append(torch.tensor([mismatch.degrees for mismatch in found], dtype=torch.float64).square().mean(0).sqrt())
     slopes = torch.log(degrees[1] / degrees[0]) / math.log(sizes[1] / sizes[0])
@@ -115,16 +115,16 @@ def test_the_mismatch_does_not_depend_on_the_schedule(name: str) -> None:
     degrees = []
     for schedule in (SCHEDULES["karras-ve"], SCHEDULES[name]):
         mixture = three_gaussians(schedule)
-        degrees.append(assessed_mismatch(mixture, mixture.sample(100, Place(0, "own"))[0] + 0.3, None, Place(0)))
+        degrees.append(assessed_mismatch(mixture, mixture.sample(100, Key(0, "own"))[0] + 0.3, None, Key(0)))
     assert degrees[1].degrees == pytest.approx(degrees[0].degrees, rel=1e-4)
     assert degrees[1].effective_sizes == pytest.approx(degrees[0].effective_sizes, rel=1e-4)
 
 
 def test_a_student_elsewhere_is_seen_at_every_level_and_more_the_further_it_is() -> None:
     mixture = three_gaussians(KarrasVE())
-    own = mixture.sample(800, Place(0, "own"))[0]
+    own = mixture.sample(800, Key(0, "own"))[0]
     levels = (0.8, 1.6, 3.2)
-    degrees = [assessed_mismatch(mixture, own + shift, None, Place(0), levels) for shift in (0.0, 0.5, 1.5)]
+    degrees = [assessed_mismatch(mixture, own + shift, None, Key(0), levels) for shift in (0.0, 0.5, 1.5)]
     for less, more in itertools.pairwise(degrees):
         assert all(a < b for a, b in zip(less.degrees, more.degrees, strict=True))
 
@@ -132,11 +132,11 @@ def test_a_student_elsewhere_is_seen_at_every_level_and_more_the_further_it_is()
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_degrees_are_differences_of_scores_in_units_of_pure_noise(schedule: Schedule) -> None:
     """sigma (s_teacher - s_field), root mean square a dimension, from the definition of the score."""
-    mixture, place, level = three_gaussians(schedule), Place(0), 0.8
-    samples = mixture.sample(60, Place(0, "own"))[0] + 0.3
-    found = assessed_mismatch(mixture, samples, None, place, (level,))
+    mixture, key, level = three_gaussians(schedule), Key(0), 0.8
+    samples = mixture.sample(60, Key(0, "own"))[0] + 0.3
+    found = assessed_mismatch(mixture, samples, None, key, (level,))
     t = schedule.time_at_sigma(level)
-    x_t = schedule.add_noise(samples, t.expand(60), place.normal(f"mismatch-{level}", (60, 2)))
+    x_t = schedule.add_noise(samples, t.expand(60), key.normal(f"mismatch-{level}", (60, 2)))
     field = StableTargetField(schedule, samples)
     scores = [(schedule.alpha(t) * denoiser(x_t, t).double() - x_t) / schedule.sigma(t) ** 2 for denoiser in (mixture, field)]
     assert found.degrees[0] == pytest.approx(float((schedule.sigma(t) * (scores[0] - scores[1])).square().mean().sqrt()), rel=1e-5)
@@ -146,11 +146,11 @@ def test_degrees_are_differences_of_scores_in_units_of_pure_noise(schedule: Sche
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_norms_are_equation_9_as_it_is_printed(schedule: Schedule) -> None:
     """The mean over samples of the norm of a difference of scores of x_t / alpha, and the deviation over the samples."""
-    mixture, place, level = three_gaussians(schedule), Place(0), 0.8
-    samples = mixture.sample(60, Place(0, "own"))[0] + 0.3
-    found = assessed_mismatch(mixture, samples, None, place, (level,))
+    mixture, key, level = three_gaussians(schedule), Key(0), 0.8
+    samples = mixture.sample(60, Key(0, "own"))[0] + 0.3
+    found = assessed_mismatch(mixture, samples, None, key, (level,))
     t = schedule.time_at_sigma(level)
-    x_t = schedule.add_noise(samples, t.expand(60), place.normal(f"mismatch-{level}", (60, 2)))
+    x_t = schedule.add_noise(samples, t.expand(60), key.normal(f"mismatch-{level}", (60, 2)))
     y = x_t / float(schedule.alpha(t))
     scores = [(denoiser(x_t, t).double() - y) / level**2 for denoiser in (mixture, StableTargetField(schedule, samples))]
     norms = (scores[0] - scores[1]).square().sum(1).sqrt()
@@ -171,7 +171,7 @@ def test_norms_are_compared_over_levels_that_are_reliable_in_both() -> None:
 def test_two_isolated_samples_are_marked_unreliable() -> None:
     mixture = three_gaussians(KarrasVE())
     far = torch.tensor([[-50.0, 0.0], [50.0, 0.0]])
-    found = assessed_mismatch(mixture, far, None, Place(0), (0.1, 1000.0))
+    found = assessed_mismatch(mixture, far, None, Key(0), (0.1, 1000.0))
     assert found.effective_sizes[0] == pytest.approx(1.0)
     assert found.effective_sizes[1] == pytest.approx(2.0, rel=0.02)
     assert not found.reliable[0]
@@ -179,11 +179,11 @@ def test_two_isolated_samples_are_marked_unreliable() -> None:
 
 def test_training_mismatch_is_the_assessed_one_of_the_data() -> None:
     mixture = three_gaussians(KarrasVE())
-    samples, components = mixture.sample(200, Place(0, "own"))
+    samples, components = mixture.sample(200, Key(0, "own"))
     data = InMemory(samples, mixture.labels[components], 2)
-    assert training_mismatch(mixture, data, Place(1)) == assessed_mismatch(mixture, samples, data.labels, Place(1))
+    assert training_mismatch(mixture, data, Key(1)) == assessed_mismatch(mixture, samples, data.labels, Key(1))
     # With labels, each sample is asked against its class.
-    assert training_mismatch(mixture, data, Place(1)) != assessed_mismatch(mixture, samples, None, Place(1))
+    assert training_mismatch(mixture, data, Key(1)) != assessed_mismatch(mixture, samples, None, Key(1))
 
 
 def test_the_mean_is_over_reliable_levels_or_all() -> None:

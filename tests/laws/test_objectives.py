@@ -28,7 +28,7 @@ from fewstep.objectives import (
 )
 from fewstep.objectives.scores.matching import relative_gap
 from fewstep.objectives.scores.score_matching import denoising_loss
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.states import Prior, State, Step
 from fewstep.targets import Fixed, Target
@@ -71,7 +71,7 @@ def _gradients(objective: DistributionMatching, student: _Affine, prior: Prior, 
     """The loss' gradient in (mean, scale) at several steps, (batches, 4)."""
     found = []
     for index in range(batches):
-        step = Step(Place(0, "law", index), rows)
+        step = Step(Key(0, "law", index), rows)
         total = objective(step, step.state(prior)).total
         found.append(torch.cat(torch.autograd.grad(total, [student.mean, student.scale])))
     return torch.stack(found)
@@ -115,7 +115,7 @@ def test_two_copies_of_a_network_agree_exactly() -> None:
     teacher = freeze(tiny_denoiser(classes=3))
     student, fake = copy_of(teacher), copy_of(teacher)
     objective = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DMDWeight())
-    step = Step(Place(0), 16)
+    step = Step(Key(0), 16)
     loss = objective(step, step.state(Prior(teacher.schedule, (2,), 0.1, classes=3)))
     gradients = torch.autograd.grad(loss.total, list(student.parameters()))
     assert all(bool((value == 0).all()) for value in gradients)
@@ -143,11 +143,11 @@ def test_the_gradient_of_a_sample_is_the_weighted_difference_of_estimates(schedu
     student = _Free(samples)
     fake, target = one_gaussian(schedule), GaussianMixture(schedule, torch.ones(1), torch.zeros(1, 2), torch.ones(1))
     objective = DistributionMatching(student, fake, Fixed(target), UniformTimes(0.1, 0.9), weight)
-    step = Step(Place(4), rows)
+    step = Step(Key(4), rows)
     loss = objective(step, step.state(Prior(schedule, (2,), 0.9)))
     loss.total.backward()
-    t = UniformTimes(0.1, 0.9).draw(schedule, Place(4), "matching-time", rows)
-    x_t = schedule.add_noise(samples.detach(), t, Place(4).normal("matching-noise", (rows, 2)).double())
+    t = UniformTimes(0.1, 0.9).draw(schedule, Key(4), "matching-time", rows)
+    x_t = schedule.add_noise(samples.detach(), t, Key(4).normal("matching-noise", (rows, 2)).double())
     difference = fake(x_t, t) - target(x_t, t)
     factor = weight.at(Compared(schedule, t, x_t, samples.detach(), target(x_t, t), fake(x_t, t), Condition()))[:, None]
     assert samples.grad is not None
@@ -173,10 +173,10 @@ def test_a_delta_as_fake_score_is_sds(schedule: Schedule) -> None:
     samples = nn.Parameter(normals(1, 2))
     target = one_gaussian(schedule)
     objective = DistributionMatching(_Free(samples), StableTargetField(schedule, samples), Fixed(target), UniformTimes(0.4, 0.4), DiffInstructWeight())
-    step = Step(Place(4), 1)
+    step = Step(Key(4), 1)
     objective(step, step.state(Prior(schedule, (2,), 0.9))).total.backward()
     t = torch.full((1,), 0.4, dtype=torch.float64)
-    x_t = schedule.add_noise(samples.detach(), t, Place(4).normal("matching-noise", (1, 2)).double())
+    x_t = schedule.add_noise(samples.detach(), t, Key(4).normal("matching-noise", (1, 2)).double())
     assert samples.grad is not None
     assert torch.equal(samples.grad, samples.detach() - target(x_t, t))
 
@@ -199,10 +199,10 @@ def test_the_target_is_told_the_gap_of_every_sample(schedule: Schedule) -> None:
     target = _Watching(one_gaussian(schedule), [])
     student = _Affine([1.5, 0.3], [0.4, 1.6])
     objective = DistributionMatching(student, student.denoiser(schedule), target, UniformTimes(), PlainWeight())
-    step = Step(Place(0), 9)
+    step = Step(Key(0), 9)
     loss = objective(step, step.state(Prior(schedule, (2,), 0.9)))
     ((log_snr, gap),) = target.seen
-    t = UniformTimes().draw(schedule, Place(0), "matching-time", 9)
+    t = UniformTimes().draw(schedule, Key(0), "matching-time", 9)
     assert torch.equal(log_snr, schedule.log_snr(t))
     assert gap.shape == (9,)
     assert not gap.requires_grad
@@ -252,10 +252,10 @@ def _best(gaussian: GaussianMixture, t: float) -> tuple[Tensor, Tensor]:
     return gain, gaussian.means[0] - alpha * gain @ gaussian.means[0]
 
 
-def _noised(gaussian: GaussianMixture, t: float, place: Place, rows: int) -> State:
-    x0 = gaussian.sample(rows, place)[0].double()
+def _noised(gaussian: GaussianMixture, t: float, key: Key, rows: int) -> State:
+    x0 = gaussian.sample(rows, key)[0].double()
     times = torch.full((rows,), t, dtype=torch.float64)
-    noise = place.normal("noise", (rows, 2)).double()
+    noise = key.normal("noise", (rows, 2)).double()
     return State(gaussian.schedule.add_noise(x0, times, noise), times, Condition(), x0, noise)
 
 
@@ -265,9 +265,9 @@ def test_a_linear_denoiser_learns_the_closed_form(schedule: Schedule, t: float) 
     """The loss is a quadratic of (gain, offset), so one Newton step from anywhere is its minimiser; 200,000 samples."""
     gaussian = one_gaussian(schedule)
     denoiser = _Linear(schedule, normals(2, 2), normals(2, seed=1))
-    place = Place(0, "newton")
-    state = _noised(gaussian, t, place, 200_000)
-    loss = Denoising(denoiser, EDMWeight())(Step(place, 200_000), state).total
+    key = Key(0, "newton")
+    state = _noised(gaussian, t, key, 200_000)
+    loss = Denoising(denoiser, EDMWeight())(Step(key, 200_000), state).total
     gradient = torch.autograd.grad(loss, [denoiser.gain, denoiser.offset], create_graph=True)
     flat = torch.cat([value.reshape(-1) for value in gradient])
     hessian = torch.stack([torch.cat([v.reshape(-1) for v in torch.autograd.grad(value, [denoiser.gain, denoiser.offset], retain_graph=True)]) for value in flat])
@@ -288,7 +288,7 @@ def test_the_exact_denoiser_is_stationary(schedule: Schedule, t: float) -> None:
     objective = ScoreMatching(denoiser, _Sampler(gaussian), UniformTimes(t, t), EDMWeight())
     found, wrong = [], []
     for index in range(16):
-        step = Step(Place(0, "stationary", index), 2000)
+        step = Step(Key(0, "stationary", index), 2000)
         state = step.state(Prior(schedule, (2,), 0.9))
         total = objective(step, state).total
         found.append(torch.cat([value.reshape(-1) for value in torch.autograd.grad(total, [denoiser.gain, denoiser.offset])]))
@@ -336,7 +336,7 @@ def test_denoising_weights_are_as_documented(schedule: Schedule) -> None:
 
 def test_score_matching_sends_nothing_to_the_student() -> None:
     student, fake = tiny_denoiser(), tiny_denoiser(seed=1)
-    step = Step(Place(0), 8)
+    step = Step(Key(0), 8)
     loss = ScoreMatching(fake, student, LogNormalTimes(), EDMWeight())(step, step.state(Prior(KarrasVE(), (2,), 0.1)))
     loss.total.backward()
     assert all(value.grad is None for value in student.parameters())
@@ -346,7 +346,7 @@ def test_score_matching_sends_nothing_to_the_student() -> None:
 def test_the_lag_is_the_loss_that_training_would_see() -> None:
     student, fake = tiny_denoiser(), tiny_denoiser(seed=1)
     objective = ScoreMatching(fake, student, LogNormalTimes(), EDMWeight())
-    step = Step(Place(0), 8)
+    step = Step(Key(0), 8)
     state = step.state(Prior(KarrasVE(), (2,), 0.1))
     loss, lag = objective(step, state), objective.lag(step, state)
     assert torch.equal(lag, loss.total.detach())
@@ -391,7 +391,7 @@ def test_a_step_runs_every_network_once_for_each_thing(weight: MatchingWeight) -
     prior = Prior(KarrasVE(), (2,), 0.1, classes=3)
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), weight)
     scores = ScoreMatching(fake, student, LogNormalTimes(), EDMWeight())
-    step = Step(Place(0), rows)
+    step = Step(Key(0), rows)
     with cost.metered() as meter:
         loss = matching(step, step.state(prior))
         assert _leaves(loss.total) == {id(value) for value in student.parameters()}
@@ -415,7 +415,7 @@ def test_phases_in_the_other_order_make_the_samples_twice_at_most() -> None:
     """A fake score that trains before the student makes samples without gradient; the student then runs once more, with one."""
     rows = 5
     student, fake, teacher = tiny_denoiser(), tiny_denoiser(seed=1), freeze(tiny_denoiser(seed=2))
-    prior, step = Prior(KarrasVE(), (2,), 0.1), Step(Place(0), rows)
+    prior, step = Prior(KarrasVE(), (2,), 0.1), Step(Key(0), rows)
     with cost.metered() as meter:
         ScoreMatching(fake, student, LogNormalTimes(), EDMWeight())(step, step.state(prior))
         DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), PlainWeight())(step, step.state(prior))
@@ -428,7 +428,7 @@ def test_what_an_objective_does_is_a_function_of_the_place() -> None:
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DiffInstructWeight())
 
     def gradient(rows: int, start: int) -> Tensor:
-        step = Step(Place(9, "s", 3), rows, start)
+        step = Step(Key(9, "s", 3), rows, start)
         return torch.autograd.grad(matching(step, step.state(prior)).total, student.network.leave.weight)[0]
 
     assert torch.equal(gradient(8, 0), gradient(8, 0))

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.random import Place
+from fewstep.random import Key
 
 # (place, rows, start) -> a draw of that many rows.
-Draw = Callable[[Place, int, int], Tensor]
+Draw = Callable[[Key, int, int], Tensor]
 DRAWS: dict[str, Draw] = {
-    "normal-1": lambda place, rows, start: place.normal("p", (rows,), start),
-    "normal-3": lambda place, rows, start: place.normal("p", (rows, 3), start),
-    "normal-image": lambda place, rows, start: place.normal("p", (rows, 2, 5, 5), start),
-    "uniform": lambda place, rows, start: place.uniform("p", rows, start),
-    "integers": lambda place, rows, start: place.integers("p", rows, 1000, start),
+    "normal-1": lambda key, rows, start: key.normal("p", (rows,), start),
+    "normal-3": lambda key, rows, start: key.normal("p", (rows, 3), start),
+    "normal-image": lambda key, rows, start: key.normal("p", (rows, 2, 5, 5), start),
+    "uniform": lambda key, rows, start: key.uniform("p", rows, start),
+    "integers": lambda key, rows, start: key.integers("p", rows, 1000, start),
 }
 PINNED_UNIFORM = [0.9549824082498384, 0.7389890390840671]
 PINNED_NORMAL = [1.4175409078598022, 1.0694659948349, 2.0474328994750977, 1.6384543180465698, 0.22029627859592438, -0.04305069521069527]
@@ -29,45 +29,45 @@ every_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
 @every_draw
 @pytest.mark.parametrize("parts", [(32, 32), (1, 63), (16, 16, 16, 16), (5, 7, 52)])
 def test_rows_are_functions_of_the_samples_index(draw: Draw, parts: tuple[int, ...]) -> None:
-    place = Place(11, "stage", 4)
+    key = Key(11, "stage", 4)
     starts = [sum(parts[:i]) for i in range(len(parts))]
-    pieces = [draw(place, rows, start) for rows, start in zip(parts, starts, strict=True)]
-    assert torch.equal(torch.cat(pieces), draw(place, 64, 0))
-    assert torch.equal(draw(place, 64, 10**9)[10:20], draw(place, 10, 10**9 + 10))
+    pieces = [draw(key, rows, start) for rows, start in zip(parts, starts, strict=True)]
+    assert torch.equal(torch.cat(pieces), draw(key, 64, 0))
+    assert torch.equal(draw(key, 64, 10**9)[10:20], draw(key, 10, 10**9 + 10))
 
 
 @every_draw
 def test_draws_do_not_depend_on_history_and_leave_no_trace(draw: Draw) -> None:
-    place = Place(11, "stage", 4)
-    first = draw(place, 8, 0)
+    key = Key(11, "stage", 4)
+    first = draw(key, 8, 0)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     for other in DRAWS.values():
-        other(place, 5, 3)
-        other(Place(99, "x", 1), 5, 3)
-    assert torch.equal(draw(Place(11, "stage", 0).at(4), 8, 0), first)
+        other(key, 5, 3)
+        other(Key(99, "x", 1), 5, 3)
+    assert torch.equal(draw(Key(11, "stage", 0).at(4), 8, 0), first)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
     assert random.getstate() == before[2]
 
 
-@pytest.mark.parametrize("other", [Place(12, "stage", 4), Place(11, "stages", 4), Place(11, "stage", 5), Place(11, "", 4), Place(-11, "stage", 4)], ids=repr)
+@pytest.mark.parametrize("other", [Key(12, "stage", 4), Key(11, "stages", 4), Key(11, "stage", 5), Key(11, "", 4), Key(-11, "stage", 4)], ids=repr)
 @every_draw
-def test_seed_stage_and_step_all_matter(draw: Draw, other: Place) -> None:
-    assert not bool((draw(Place(11, "stage", 4), 64, 0) == draw(other, 64, 0)).float().mean() > 0.1)
+def test_seed_stage_and_step_all_matter(draw: Draw, other: Key) -> None:
+    assert not bool((draw(Key(11, "stage", 4), 64, 0) == draw(other, 64, 0)).float().mean() > 0.1)
 
 
 def test_purposes_matter_and_are_uncorrelated() -> None:
-    place = Place(0)
-    purposes = [place.normal(purpose, (20_000,)).double() for purpose in ("a", "b", "time", "noise", "")]
+    key = Key(0)
+    purposes = [key.normal(purpose, (20_000,)).double() for purpose in ("a", "b", "time", "noise", "")]
     correlations = torch.corrcoef(torch.stack(purposes)) - torch.eye(5, dtype=torch.float64)
     assert float(correlations.abs().max()) < 4 / 20_000**0.5
 
 
 def test_neighbouring_steps_and_samples_are_uncorrelated() -> None:
-    rows = torch.stack([Place(0, "s", step).normal("x", (20_000,)).double() for step in range(4)])
+    rows = torch.stack([Key(0, "s", step).normal("x", (20_000,)).double() for step in range(4)])
     correlations = torch.corrcoef(torch.cat([rows[:, :-1], rows[:, 1:]]))
     assert float((correlations - torch.eye(8, dtype=torch.float64)).abs().max()) < 4.5 / 20_000**0.5
-    wide = Place(0, "wide").normal("x", (20_000, 8)).double()
+    wide = Key(0, "wide").normal("x", (20_000, 8)).double()
     assert float((torch.corrcoef(wide.T) - torch.eye(8, dtype=torch.float64)).abs().max()) < 4.5 / 20_000**0.5
 
 
@@ -75,7 +75,7 @@ def test_neighbouring_steps_and_samples_are_uncorrelated() -> None:
 def test_normals_are_normal(size: int) -> None:
     from scipy.stats import kstest
 
-    values = Place(5, "normal").normal("x", (60_000 // size, size))
+    values = Key(5, "normal").normal("x", (60_000 // size, size))
     assert values.dtype == torch.float32
     assert kstest(values.flatten().numpy(), "norm").pvalue > 1e-3
     values = values.double()
@@ -90,7 +90,7 @@ def test_normals_are_normal(size: int) -> None:
 def test_uniforms_are_uniform() -> None:
     from scipy.stats import kstest
 
-    u = Place(5).uniform("x", 60_000)
+    u = Key(5).uniform("x", 60_000)
     assert u.dtype == torch.float64
     assert kstest(u.numpy(), "uniform").pvalue > 1e-3
     assert float(u.min()) >= 0
@@ -101,7 +101,7 @@ def test_uniforms_are_uniform() -> None:
 def test_integers_are_uniform_below_high(high: int) -> None:
     from scipy.stats import chisquare
 
-    values = Place(5).integers("x", 60_000, high)
+    values = Key(5).integers("x", 60_000, high)
     assert values.dtype == torch.int64
     counts = torch.bincount(values, minlength=high)
     assert len(counts) == high
@@ -111,10 +111,10 @@ def test_integers_are_uniform_below_high(high: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 100])
 def test_permutations_are_permutations(size: int) -> None:
-    permutations = [Place(0, "s", step).permutation("order", size) for step in range(3)]
+    permutations = [Key(0, "s", step).permutation("order", size) for step in range(3)]
     for permutation in permutations:
         assert sorted(permutation.tolist()) == list(range(size))
-    assert torch.equal(permutations[0], Place(0, "s", 0).permutation("order", size))
+    assert torch.equal(permutations[0], Key(0, "s", 0).permutation("order", size))
     if size == 100:
         assert not torch.equal(permutations[0], permutations[1])
 
@@ -122,13 +122,13 @@ def test_permutations_are_permutations(size: int) -> None:
 def test_permutations_of_three_are_equally_likely() -> None:
     from scipy.stats import chisquare
 
-    seen = [tuple(Place(0, "s", step).permutation("order", 3).tolist()) for step in range(3000)]
+    seen = [tuple(Key(0, "s", step).permutation("order", 3).tolist()) for step in range(3000)]
     assert chisquare([seen.count(order) for order in sorted(set(seen))]).pvalue > 1e-3
     assert len(set(seen)) == 6
 
 
 def test_draws_are_what_they_were() -> None:
     """A resumed run must draw what it drew before an upgrade of anything: these values are the definition."""
-    place = Place(0, "stage", 1)
-    assert place.uniform("x", 2).tolist() == pytest.approx(PINNED_UNIFORM, abs=0)
-    assert place.normal("x", (2, 3)).flatten().tolist() == pytest.approx(PINNED_NORMAL, abs=1e-6)
+    key = Key(0, "stage", 1)
+    assert key.uniform("x", 2).tolist() == pytest.approx(PINNED_UNIFORM, abs=0)
+    assert key.normal("x", (2, 3)).flatten().tolist() == pytest.approx(PINNED_NORMAL, abs=1e-6)

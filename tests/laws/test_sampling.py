@@ -12,7 +12,7 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Guided, copy_of
 from fewstep.errors import UserError
 from fewstep.objectives import EDMWeight, Imitation
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.solvers import DPM2M, EULER, HEUN, Renoise, Rescaled, Solver, solve
 from fewstep.solvers.sampling import Sampling
@@ -34,26 +34,26 @@ def test_deterministic_sampling_is_the_solver_on_the_nested_times(rule, expected
     teacher, (x, first, times) = three_gaussians(SCHEDULE), start()
     sampling = Sampling("ddim", steps=4, rule=rule)
     assert torch.equal(sampling.times(SCHEDULE, first), times)
-    made = sampling.sample(teacher, Place(0, "x"), 0, (x, Condition()), SCHEDULE, times)
+    made = sampling.sample(teacher, Key(0, "x"), 0, (x, Condition()), SCHEDULE, times)
     torch.testing.assert_close(made, solve(expected, teacher, x, times), rtol=1e-12, atol=1e-12)
 
 
 def test_the_two_rules_differ_and_the_second_is_nearer_to_the_exact_solution():
     teacher, (x, first, times) = one_gaussian(SCHEDULE), start()
     exact = solve(HEUN, teacher, x, nested_times(RhoGrid(), SCHEDULE, first, 400))
-    errors = {rule: float((Sampling("ddim", steps=4, rule=rule).sample(teacher, Place(0), 0, (x, Condition()), SCHEDULE, times) - exact).square().mean()) for rule in ("euler", "dpm2m")}
+    errors = {rule: float((Sampling("ddim", steps=4, rule=rule).sample(teacher, Key(0), 0, (x, Condition()), SCHEDULE, times) - exact).square().mean()) for rule in ("euler", "dpm2m")}
     assert errors["dpm2m"] < errors["euler"] / 2
 
 
 def test_renoising_draws_from_the_place_and_from_the_samples_index():
     student, (x, _, times) = three_gaussians(SCHEDULE), start()
-    place, sampling = Place(3, "x", 5), Sampling("renoise", steps=4)
-    made = sampling.sample(student, place, 7, (x, Condition()), SCHEDULE, times)
-    by_hand, jump = x, Renoise(student, SCHEDULE, place, 7)
+    key, sampling = Key(3, "x", 5), Sampling("renoise", steps=4)
+    made = sampling.sample(student, key, 7, (x, Condition()), SCHEDULE, times)
+    by_hand, jump = x, Renoise(student, SCHEDULE, key, 7)
     for t, s in pairwise(times):
         by_hand = jump(by_hand, t, s, Condition())
     assert torch.equal(made, by_hand)
-    assert not torch.equal(made, sampling.sample(student, place, 8, (x, Condition()), SCHEDULE, times))
+    assert not torch.equal(made, sampling.sample(student, key, 8, (x, Condition()), SCHEDULE, times))
 
 
 def test_the_guidance_scale_is_given_to_students_that_take_one():
@@ -81,7 +81,7 @@ def test_a_rescaled_map_takes_unit_noise_through_the_other_schedule_and_nothing_
     inner, z = Solver(teacher, 8), normals(20, 2)
     seen = Rescaled(inner, SCHEDULE.prior_scale, 1.0)
     assert torch.equal(seen(z, 1.0, 0.0), inner(80.0 * z, 1.0, 0.0))
-    assert torch.equal(seen.at(Place(1))(z, 1.0, 0.0), seen(z, 1.0, 0.0))
+    assert torch.equal(seen.at(Key(1))(z, 1.0, 0.0), seen(z, 1.0, 0.0))
     for t, s in ((0.5, 0.0), (1.0, 0.2)):
         with pytest.raises(UserError, match="only"):
             seen(z, t, s)
@@ -91,7 +91,7 @@ def test_imitation_has_no_loss_for_a_copy_and_is_the_weighted_distance_otherwise
     teacher, student = tiny_denoiser(classes=2, seed=1), tiny_denoiser(classes=2, seed=2)
     t = torch.full((6,), 0.01, dtype=torch.float64)
     state = State(normals(6, 2, dtype=torch.float32), t, Condition(torch.tensor([0, 1, 0, 1, 0, 1]), guidance=torch.full((6,), 2.0)))
-    step, weight = Step(Place(0), 6), EDMWeight(0.5)
+    step, weight = Step(Key(0), 6), EDMWeight(0.5)
     assert float(Imitation(copy_of(teacher), Fixed(teacher), weight)(step, state).total.detach()) == 0
     loss = Imitation(student, Fixed(Guided(teacher)), weight)(step, state)
     wanted = Guided(teacher, 2.0)(state.x, t, state.condition)

@@ -34,7 +34,7 @@ from fewstep.objectives import (
 from fewstep.objectives.frozen import frozen
 from fewstep.objectives.scores.fakes import as_fake
 from fewstep.objectives.scores.matching import relative_gap
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.states import Prior, State, Step
 from fewstep.targets import Fixed, Target
@@ -95,7 +95,7 @@ def _gradients(objective: Objective, student: _Affine, prior: Prior, batches: in
     """The loss' gradient in (mean, scale) at several steps, (batches, 4)."""
     found = []
     for index in range(batches):
-        step = Step(Place(0, "law", index), rows)
+        step = Step(Key(0, "law", index), rows)
         total = objective(step, step.state(prior)).total
         found.append(torch.cat(torch.autograd.grad(total, [student.mean, student.scale])))
     return torch.stack(found)
@@ -133,16 +133,16 @@ def test_the_delta_pulls_a_gaussian_to_the_mode(schedule: Schedule, t: float) ->
 def test_the_weights_of_the_delta_are_sds_and_add(schedule: Schedule) -> None:
     """From the losses as they are printed: w (eps_target - eps) with w = sigma^2, and autograd's gradient of c |x - sg(D)|^2."""
     rows, times = 7, UniformTimes(0.1, 0.9)
-    t = times.draw(schedule, Place(4), "matching-time", rows)
+    t = times.draw(schedule, Key(4), "matching-time", rows)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-    noise = Place(4).normal("matching-noise", (rows, 2)).double()
+    noise = Key(4).normal("matching-noise", (rows, 2)).double()
     samples, target = normals(rows, 2), one_gaussian(schedule)
     x_t = alpha * samples + sigma * noise
     estimate = target(x_t, t)
 
     def gradient(weight: MatchingWeight) -> Tensor:
         student = _Free(samples)
-        step = Step(Place(4), rows)
+        step = Step(Key(4), rows)
         total = DistributionMatching(student, Delta(), Fixed(target), times, weight)(step, step.state(_prior(schedule))).total
         return torch.autograd.grad(total, student.samples)[0]
 
@@ -196,7 +196,7 @@ def test_a_field_of_one_sample_is_sds_bit_for_bit(schedule: Schedule) -> None:
 @pytest.mark.parametrize("classes", [0, 2])
 def test_each_sample_has_a_field_of_itself_and_the_fresh_ones_of_its_class(schedule: Schedule, classes: int) -> None:
     student = _Affine([0.5, 0.3], [0.4, 0.8], shift=0.3)
-    field, step = FieldOfSamples(student, _prior(schedule, classes), 9), Step(Place(3, "s", 2), 6)
+    field, step = FieldOfSamples(student, _prior(schedule, classes), 9), Step(Key(3, "s", 2), 6)
     x_t, t, x0, condition = _noised(schedule, student, 0.02 if isinstance(schedule, KarrasVE) else 0.4, step, classes)
     found = field.estimate(step, schedule, x_t, t, x0, condition)
     fresh, labels = _fresh(field, step)
@@ -218,14 +218,14 @@ def test_fresh_samples_are_not_the_batch_and_the_same_for_every_process() -> Non
     schedule = KarrasVE()
     student, prior = _Affine([1.5, 0.3], [0.4, 1.6]), _prior(KarrasVE())
     field = FieldOfSamples(student, prior, 9)
-    whole, half, next_step = Step(Place(1, "s", 5), 8), Step(Place(1, "s", 5), 4, 4), Step(Place(1, "s", 6), 8)
+    whole, half, next_step = Step(Key(1, "s", 5), 8), Step(Key(1, "s", 5), 4, 4), Step(Key(1, "s", 6), 8)
     fresh = _fresh(field, whole)[0]
     assert torch.equal(fresh, _fresh(field, half)[0])
     assert not bool(torch.isin(fresh, _fresh(field, next_step)[0]).any())
     assert not bool(torch.isin(fresh, whole.sample(student, whole.state(prior))).any())
     # So that a batch in two halves is the batch.
     objective = DistributionMatching(student, field, Fixed(one_gaussian(schedule)), UniformTimes(0.005, 0.05), PlainWeight())
-    parts = [torch.autograd.grad(objective(step, step.state(prior)).total, student.mean)[0] for step in (Step(Place(1, "s", 5), 4), half, Step(Place(1, "s", 5), 8))]
+    parts = [torch.autograd.grad(objective(step, step.state(prior)).total, student.mean)[0] for step in (Step(Key(1, "s", 5), 4), half, Step(Key(1, "s", 5), 8))]
     torch.testing.assert_close((parts[0] + parts[1]) / 2, parts[2], rtol=1e-10, atol=1e-12)
 
 
@@ -239,7 +239,7 @@ def test_the_error_of_a_field_falls_as_one_over_its_size(schedule: Schedule) -> 
         field = FieldOfSamples(student, _prior(schedule), count)
         squares = []
         for index in range(120):
-            step = Step(Place(0, "order", index), 32)
+            step = Step(Key(0, "order", index), 32)
             x_t, times, x0, condition = _noised(schedule, student, t, step)
             squares.append((field.estimate(step, schedule, x_t, times, x0, condition) - exact(x_t, times)).square().mean())
         errors.append(float(torch.stack(squares).mean()))
@@ -251,7 +251,7 @@ def test_a_field_carries_no_gradient_and_costs_its_fresh_samples() -> None:
     schedule, rows = KarrasVE(), 5
     student = _Affine([1.5, 0.3], [0.4, 1.6])
     objective = DistributionMatching(student, FieldOfSamples(student, _prior(schedule), 9), Fixed(one_gaussian(schedule)), UniformTimes(), DMDWeight())
-    step = Step(Place(0), rows)
+    step = Step(Key(0), rows)
     with cost.metered() as meter:
         loss = objective(step, step.state(_prior(schedule)))
     # The student forward and backward, and eight samples forward.
@@ -263,7 +263,7 @@ def test_what_a_field_cannot_know_is_refused() -> None:
     schedule, student = KarrasVE(), _Affine([1.5, 0.3], [0.4, 1.6])
     with pytest.raises(UserError, match="at least 1"):
         FieldOfSamples(student, _prior(schedule), 0)
-    step = Step(Place(0), 3)
+    step = Step(Key(0), 3)
     x_t, t, x0, _ = _noised(schedule, student, 0.1, step)
     field = FieldOfSamples(student, _prior(schedule), 4)
     for condition in (Condition(context={"text": x0}), Condition(guidance=t), Condition(labels=x0)):
@@ -302,7 +302,7 @@ def test_the_identity_is_the_fisher_divergence_where_the_fake_score_is_exact(sch
     objective = ScoreIdentity(student, fake, Fixed(target), UniformTimes(t, t), a, DiffInstructWeight())
     found = []
     for index in range(20):
-        step = Step(Place(0, "law", index), 2000)
+        step = Step(Key(0, "law", index), 2000)
         found.append(objective(step, step.state(_prior(schedule))).total.detach())
     _assert_mean(torch.stack(found), exact.detach())
 
@@ -339,11 +339,11 @@ def test_the_identity_is_eq_23_with_the_published_weight(schedule: Schedule) -> 
     rows, a = 7, 1.2
     student, target = _Affine([1.5, 0.3], [0.4, 1.6]), _Watching(one_gaussian(schedule), [])
     fake = GaussianMixture(schedule, torch.ones(1), torch.zeros(1, 2), torch.ones(1))
-    step = Step(Place(4), rows)
+    step = Step(Key(4), rows)
     loss = ScoreIdentity(student, fake, target, UniformTimes(0.1, 0.9))(step, step.state(_prior(schedule)))
-    t = UniformTimes(0.1, 0.9).draw(schedule, Place(4), "identity-time", rows)
+    t = UniformTimes(0.1, 0.9).draw(schedule, Key(4), "identity-time", rows)
     x = step.sample(student, step.state(_prior(schedule)))
-    x_t = schedule.add_noise(x, t, Place(4).normal("identity-noise", (rows, 2)).double())
+    x_t = schedule.add_noise(x, t, Key(4).normal("identity-noise", (rows, 2)).double())
     teacher, psi = target.teacher(x_t, t), fake(x_t, t)
     weight = 1 / (x - teacher).abs().mean(1)
     printed = -a * weight * (teacher - psi).square().sum(1) + weight * ((teacher - psi) * (teacher - x)).sum(1)
@@ -359,11 +359,11 @@ def test_the_weight_of_the_identity_carries_no_gradient() -> None:
     rows, schedule, times = 5, RectifiedFlow(), UniformTimes(0.1, 0.9)
     student, target = _Free(normals(rows, 2)), one_gaussian(schedule)
     fake = GaussianMixture(schedule, torch.ones(1), torch.zeros(1, 2), torch.ones(1))
-    step = Step(Place(4), rows)
+    step = Step(Key(4), rows)
     total = ScoreIdentity(student, fake, Fixed(target), times, 1.2, DMDWeight())(step, step.state(_prior(schedule))).total
-    t = times.draw(schedule, Place(4), "identity-time", rows)
+    t = times.draw(schedule, Key(4), "identity-time", rows)
     x = student.samples * 1.0
-    x_t = schedule.add_noise(x, t, Place(4).normal("identity-noise", (rows, 2)).double())
+    x_t = schedule.add_noise(x, t, Key(4).normal("identity-noise", (rows, 2)).double())
     teacher, psi = target(x_t, t), fake(x_t, t)
     held = (1 / (x - teacher).abs().mean(1)).detach()
     printed = -1.2 * held * (teacher - psi).square().sum(1) + held * ((teacher - psi) * (teacher - x)).sum(1)
@@ -374,7 +374,7 @@ def test_the_weight_of_the_identity_carries_no_gradient() -> None:
 def test_the_identity_trains_the_student_and_nobody_else() -> None:
     rows = 6
     student, fake, teacher = tiny_denoiser(classes=3), tiny_denoiser(classes=3, seed=1), freeze(tiny_denoiser(classes=3, seed=2))
-    prior, step = Prior(KarrasVE(), (2,), 0.1, classes=3), Step(Place(0), rows)
+    prior, step = Prior(KarrasVE(), (2,), 0.1, classes=3), Step(Key(0), rows)
     with cost.metered() as meter:
         ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())(step, step.state(prior)).total.backward()
     assert all(value.grad is not None for value in student.parameters() if value is not student.network.leave.bias)
@@ -391,7 +391,7 @@ def test_the_identity_trains_the_student_and_nobody_else() -> None:
 def test_the_identity_is_exactly_zero_where_the_networks_agree() -> None:
     teacher = freeze(tiny_denoiser(classes=3))
     student, fake = copy_of(teacher), copy_of(teacher)
-    step = Step(Place(0), 16)
+    step = Step(Key(0), 16)
     loss = ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())(step, step.state(Prior(teacher.schedule, (2,), 0.1, classes=3)))
     assert float(loss.total.detach()) == 0.0
     assert all(float(value.abs().max()) < 1e-7 for value in torch.autograd.grad(loss.total, list(student.parameters())))
@@ -420,12 +420,12 @@ def test_frozen_models_are_as_they_were_even_after_an_error() -> None:
 def test_terms_of_a_phase_run_the_student_once() -> None:
     rows = 6
     student, fake, teacher = tiny_denoiser(), tiny_denoiser(seed=1), freeze(tiny_denoiser(seed=2))
-    prior, step = Prior(KarrasVE(), (2,), 0.1), Step(Place(0), rows)
+    prior, step = Prior(KarrasVE(), (2,), 0.1), Step(Key(0), rows)
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DMDWeight())
     identity = ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())
     alone = []
     for objective in (matching, identity):
-        apart = Step(Place(0), rows)
+        apart = Step(Key(0), rows)
         alone.append(torch.autograd.grad(objective(apart, apart.state(prior)).total, student.network.leave.weight)[0])
     with cost.metered() as meter:
         total = sum(objective(step, step.state(prior)).total for objective in (matching, identity))
@@ -436,7 +436,7 @@ def test_terms_of_a_phase_run_the_student_once() -> None:
 
 def test_a_graph_lives_for_one_phase_and_samples_for_the_step() -> None:
     student, prior = tiny_denoiser(), Prior(KarrasVE(), (2,), 0.1)
-    step = Step(Place(0), 4)
+    step = Step(Key(0), 4)
     state = step.state(prior)
     with cost.metered() as meter:
         made = step.run(student, state)

@@ -16,7 +16,7 @@ from fewstep.data import InMemory
 from fewstep.denoisers import GaussianMixture
 from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.runs.sampler import BATCH, StudentSampler
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import EULER, FlowMap, Renoise, Solver, solve
@@ -26,7 +26,7 @@ from fewstep.studies.shift import PROBABILITIES, Relay, Selection, Stochastic, S
 from fewstep.times import RhoGrid, nested_times
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-PLACE = Place(3, "test")
+PLACE = Key(3, "test")
 STD = 0.6
 
 
@@ -137,7 +137,7 @@ def test_a_consistency_student_alone_is_its_sampler_bit_for_bit(steps: int) -> N
     schedule, model = KarrasVE(), tiny_denoiser(classes=2)
     times, fine = _grids(schedule, steps, 2)
     prior = Prior(schedule, (2,), float(times[0]), classes=2)
-    relay = Relay(three_gaussians(schedule), Renoise(model, schedule, Place(99, "elsewhere"), 7), prior, times, fine)
+    relay = Relay(three_gaussians(schedule), Renoise(model, schedule, Key(99, "elsewhere"), 7), prior, times, fine)
     labels = torch.arange(700) % 2
     expected = StudentSampler(-9.0, 9.0, model, prior).draw(PLACE, 700, labels, steps)
     assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(PLACE, 700, labels), expected)
@@ -217,7 +217,7 @@ def test_a_sample_does_not_depend_on_how_many_there_are(selection: Selection) ->
     assert torch.equal(many[:BATCH], few)
     assert torch.equal(sampler(PLACE, BATCH, torch.arange(BATCH) % 2), few)
     assert not torch.equal(many[BATCH:], few)
-    assert not torch.equal(sampler(Place(4, "test"), BATCH, torch.arange(BATCH) % 2), few)
+    assert not torch.equal(sampler(Key(4, "test"), BATCH, torch.arange(BATCH) % 2), few)
 
 
 @pytest.mark.parametrize(("selection", "expected"), [(Stochastic(0.0), 0), (Stochastic(1.0), 12), (Stochastic(0.5), 12), (TeacherFirst(1), 3), (StudentFirst(3), 3), (StudentOnce(2), 9)])
@@ -267,7 +267,7 @@ def test_rows_are_what_the_evaluator_says_of_clamped_samples() -> None:
     relay, evaluator = _affine(KarrasVE()), _evaluator(400, bound=0.5)
     row = mixing(relay, evaluator, [0.6], draws=2)[0]
     sampler = mixed_sampler(relay, Stochastic(0.6))
-    found = evaluator.describe(lambda place, rows, labels: sampler(place, rows, labels).clamp(-0.5, 0.5), 2)
+    found = evaluator.describe(lambda key, rows, labels: sampler(key, rows, labels).clamp(-0.5, 0.5), 2)
     assert (row.fd, row.fd_spread, row.recall, row.diversity) == (found.quality.fd, found.quality.fd_spread, found.breadth.recall, found.breadth.diversity)
     assert row.fd_spread > 0
 

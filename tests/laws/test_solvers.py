@@ -14,7 +14,7 @@ from fewstep import cost
 from fewstep.denoisers import GaussianMixture, NetworkDenoiser, Rescheduled, TimestepInputs
 from fewstep.errors import UserError
 from fewstep.prediction import Epsilon
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.solvers import DPM2M, EULER, HEUN, RULES, Renoise, Rule, Solver, solve
 from fewstep.times import Grid, LogSNRGrid, RhoGrid, UniformGrid
@@ -224,14 +224,14 @@ def test_malformed_rules_are_refused(slopes: tuple[float, ...], memory: bool) ->
 @every_schedule
 def test_renoising_is_the_estimate_diffused_again(schedule: Schedule) -> None:
     mixture = three_gaussians(schedule)
-    place = Place(5, "sample")
-    flow_map = Renoise(mixture, schedule, place)
+    key = Key(5, "sample")
+    flow_map = Renoise(mixture, schedule, key)
     x = normals(6, 2)
     estimate = mixture(x, time(0.9))
     assert torch.equal(flow_map(x, 0.9, 0.0), estimate)
-    noise = place.normal("renoise-0.4", (6, 2)).double()
+    noise = key.normal("renoise-0.4", (6, 2)).double()
     assert torch.equal(flow_map(x, 0.9, 0.4), schedule.add_noise(estimate, time(0.4), noise))
     # Noise belongs to the sample's index and to the time.
-    assert not torch.equal(noise, place.normal("renoise-0.3", (6, 2)).double())
-    parts = [Renoise(mixture, schedule, place, start)(x[start : start + 3], 0.9, 0.4) for start in (0, 3)]
+    assert not torch.equal(noise, key.normal("renoise-0.3", (6, 2)).double())
+    parts = [Renoise(mixture, schedule, key, start)(x[start : start + 3], 0.9, 0.4) for start in (0, 3)]
     torch.testing.assert_close(torch.cat(parts), flow_map(x, 0.9, 0.4), rtol=1e-12, atol=1e-12)

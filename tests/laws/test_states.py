@@ -9,7 +9,7 @@ from law_kit import SCHEDULES, normals, tiny_denoiser
 from fewstep import cost
 from fewstep.condition import NO_CLASS
 from fewstep.data import InMemory
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.states import ForwardDiffusion, Prior, State, States, Step
 from fewstep.times import UniformTimes
@@ -30,9 +30,9 @@ def _fields(state: State) -> dict[str, torch.Tensor]:
 @every_schedule
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_process_draws_its_rows_of_the_global_batch(schedule: Schedule, index: int) -> None:
-    states, place = _sources(schedule)[index], Place(3, "stage", 5)
-    whole = _fields(Step(place, 12).state(states))
-    parts = [_fields(Step(place, 4, start).state(states)) for start in (0, 4, 8)]
+    states, key = _sources(schedule)[index], Key(3, "stage", 5)
+    whole = _fields(Step(key, 12).state(states))
+    parts = [_fields(Step(key, 4, start).state(states)) for start in (0, 4, 8)]
     for name, value in whole.items():
         assert torch.equal(torch.cat([part[name] for part in parts]), value)
         assert not value.requires_grad
@@ -45,7 +45,7 @@ def test_prior_is_scaled_noise_with_a_label(schedule: Schedule) -> None:
     expected = float(schedule.sigma(time)) if isinstance(schedule, KarrasVE) else 1.0
     for scale, std in ((None, expected), (2.5, 2.5)):
         prior = Prior(schedule, (2,), time, scale)
-        state = Step(Place(0), 20_000).state(prior)
+        state = Step(Key(0), 20_000).state(prior)
         assert prior.std == std
         assert torch.equal(state.x, std * state.noise)
         assert state.t.tolist() == [time] * 20_000
@@ -55,14 +55,14 @@ def test_prior_is_scaled_noise_with_a_label(schedule: Schedule) -> None:
 
 
 def test_prior_classes_are_uniform() -> None:
-    labels = Step(Place(0), 30_000).state(Prior(KarrasVE(), (2,), 0.4, classes=3)).condition.labels
+    labels = Step(Key(0), 30_000).state(Prior(KarrasVE(), (2,), 0.4, classes=3)).condition.labels
     torch.testing.assert_close(torch.bincount(labels, minlength=3).double() / 30_000, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=0.01)
 
 
 @every_schedule
 @pytest.mark.parametrize("dropout", [0.0, 0.25, 1.0])
 def test_forward_states_are_noised_data(schedule: Schedule, dropout: float) -> None:
-    state = Step(Place(0), 5000).state(ForwardDiffusion(DATA, schedule, UniformTimes(), dropout))
+    state = Step(Key(0), 5000).state(ForwardDiffusion(DATA, schedule, UniformTimes(), dropout))
     assert torch.equal(state.x, schedule.add_noise(state.x0, state.t, state.noise))
     index = (state.x0[:, None] == DATA.samples).all(2).int().argmax(1)
     assert torch.equal(DATA.samples[index], state.x0)
@@ -76,15 +76,15 @@ def test_forward_states_are_noised_data(schedule: Schedule, dropout: float) -> N
 
 def test_states_are_drawn_once_a_step() -> None:
     states = Prior(KarrasVE(), (2,), 0.4)
-    step = Step(Place(0), 4)
+    step = Step(Key(0), 4)
     assert step.state(states) is step.state(states)
-    assert torch.equal(Step(Place(0), 4).state(states).x, step.state(states).x)
-    assert not torch.equal(Step(Place(0, "", 1), 4).state(states).x, step.state(states).x)
+    assert torch.equal(Step(Key(0), 4).state(states).x, step.state(states).x)
+    assert not torch.equal(Step(Key(0, "", 1), 4).state(states).x, step.state(states).x)
 
 
 def test_what_a_step_has_made_is_never_taken_for_something_else() -> None:
     """States and models that are gone must not lend their place in memory to others."""
-    step = Step(Place(0), 2)
+    step = Step(Key(0), 2)
     for size in range(1, 30):
         assert step.state(Prior(KarrasVE(), (size,), 0.4)).x.shape == (2, size)
     denoiser = tiny_denoiser()
@@ -96,14 +96,14 @@ def test_what_a_step_has_made_is_never_taken_for_something_else() -> None:
 
 def test_samples_are_made_once_without_gradient_and_kept_ones_are_not_made_again() -> None:
     denoiser, states = tiny_denoiser(), Prior(KarrasVE(), (2,), 0.4)
-    step = Step(Place(0), 4)
+    step = Step(Key(0), 4)
     state = step.state(states)
     with cost.metered() as meter:
         first = step.sample(denoiser, state)
         assert step.sample(denoiser, state) is first
     assert meter.evaluations == 4
     assert not first.requires_grad
-    other = Step(Place(0), 4)
+    other = Step(Key(0), 4)
     with cost.metered() as meter:
         made = denoiser(state.x, state.t)
         other.keep(denoiser, state, made)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, copy_of
 from fewstep.errors import UserError
+from fewstep.resumable import Resumable, find_resumable
 from fewstep.schedule import KarrasVE
-from fewstep.stateful import Stateful, find_stateful
 from fewstep.states import Prior
 from fewstep.system.files import read_tensors, write_tensors
 from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Probes, RecordByDistance, SwitchAtPlateau, SwitchRule
@@ -587,6 +587,6 @@ def test_a_run_finds_every_stateful_object_once(tmp_path: Path) -> None:
     path = DegradationPath(tmp_path, tiny_denoiser())
     target, recorder = Backtracked(path, Every(1)), path.recorder(EverySteps(5))
     root = {"a": [target, {"b": recorder}], "again": (target,), "plain": 3, "model": path.teacher}
-    assert find_stateful(root) == {".a.0": target, ".a.1.b": recorder}
-    assert all(isinstance(value, Stateful) for value in find_stateful(root).values())
+    assert find_resumable(root) == {".a.0": target, ".a.1.b": recorder}
+    assert all(isinstance(value, Resumable) for value in find_resumable(root).values())
     assert isinstance(path.teacher, Denoiser)

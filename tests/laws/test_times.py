@@ -9,7 +9,7 @@ import torch
 from law_kit import SCHEDULES
 
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule
 from fewstep.times import Grid, LogNormalTimes, LogSNRGrid, RhoGrid, RhoTimes, TimeDistribution, UniformGrid, UniformTimes
 
@@ -101,11 +101,11 @@ def test_draws_stay_in_the_trained_range_and_rise_with_u(schedule: Schedule, dis
 @every_schedule
 @every_distribution
 def test_a_draw_is_a_function_of_the_samples_index(schedule: Schedule, distribution: TimeDistribution) -> None:
-    place = Place(3, "stage", 7)
-    whole = distribution.draw(schedule, place, "time", 64)
-    halves = [distribution.draw(schedule, place, "time", 32, start) for start in (0, 32)]
+    key = Key(3, "stage", 7)
+    whole = distribution.draw(schedule, key, "time", 64)
+    halves = [distribution.draw(schedule, key, "time", 32, start) for start in (0, 32)]
     assert torch.equal(whole, torch.cat(halves))
-    assert torch.equal(whole, distribution.quantile(schedule, place.uniform("time", 64)))
+    assert torch.equal(whole, distribution.quantile(schedule, key.uniform("time", 64)))
 
 
 @every_schedule

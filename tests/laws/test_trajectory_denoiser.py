@@ -16,7 +16,7 @@ from fewstep.denoisers import Boundary, EDMInputs, EndJump, GaussianMixture, Net
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.prediction import EDM, X0, Epsilon
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.solvers import DPM2M, EULER, HEUN, Gamma, Renoise, Rule, ddim_between, solve, teacher_step, x0_of_transition
 from fewstep.solvers.rule import ddim_step
@@ -218,11 +218,11 @@ def test_the_factor_on_edms_network_is_that_of_consistency_models(sigma: float) 
 @every_schedule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gamma_0_is_the_jump_and_gamma_1_is_renoise(schedule: Schedule, dtype: torch.dtype) -> None:
-    model, place = trajectory(TinyJump(), schedule), Place(7, "law", 3)
+    model, key = trajectory(TinyJump(), schedule), Key(7, "law", 3)
     x = normals(6, 2, dtype=dtype)
     for t, s in [(1.0, 0.5), (0.5, 0.02), (0.5, 0.0)]:
-        assert torch.equal(Gamma(model, 0.0, place)(x, t, s), model.jump(x, t, s))
-        assert torch.equal(Gamma(model, 1.0, place, 11)(x, t, s), Renoise(EndJump(model), schedule, place, 11)(x, t, s))
+        assert torch.equal(Gamma(model, 0.0, key)(x, t, s), model.jump(x, t, s))
+        assert torch.equal(Gamma(model, 1.0, key, 11)(x, t, s), Renoise(EndJump(model), schedule, key, 11)(x, t, s))
     assert torch.equal(Gamma(model, 0.0)(x, 0.2, 0.9), model.jump(x, 0.2, 0.9))
 
 
@@ -232,21 +232,21 @@ def test_gamma_replaces_its_share_of_the_noise(schedule: Schedule, gamma: float)
     """Around one point m, x_s = alpha_s m + sigma_s (sqrt(1 - gamma^2) e + gamma eps), where e is the noise in x_t."""
     point = torch.tensor([0.7, -1.2], dtype=torch.float64)
     model = trajectory(ExactJump(GaussianMixture(schedule, torch.ones(1), point[None], torch.zeros(1))), schedule)
-    place, t, s = Place(1, "law"), 1.0, 0.3
+    key, t, s = Key(1, "law"), 1.0, 0.3
     noise = normals(5, 2)
-    found = Gamma(model, gamma, place)(schedule.alpha(t) * point + schedule.sigma(t) * noise, t, s)
-    fresh = place.normal("renoise-0.3", (5, 2)).double()
+    found = Gamma(model, gamma, key)(schedule.alpha(t) * point + schedule.sigma(t) * noise, t, s)
+    fresh = key.normal("renoise-0.3", (5, 2)).double()
     expected = schedule.alpha(s) * point + schedule.sigma(s) * (math.sqrt(1 - gamma**2) * noise + gamma * fresh)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_gamma_draws_by_place_and_index() -> None:
     model = trajectory(TinyJump(), KarrasVE())
-    x, place = normals(6, 2), Place(3)
-    whole = Gamma(model, 0.5).at(place)(x, 0.9, 0.4)
-    parts = torch.cat([Gamma(model, 0.5).at(place, start)(x[start : start + 3], 0.9, 0.4) for start in (0, 3)])
+    x, key = normals(6, 2), Key(3)
+    whole = Gamma(model, 0.5).at(key)(x, 0.9, 0.4)
+    parts = torch.cat([Gamma(model, 0.5).at(key, start)(x[start : start + 3], 0.9, 0.4) for start in (0, 3)])
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
-    assert not torch.equal(whole, Gamma(model, 0.5).at(place.at(1))(x, 0.9, 0.4))
+    assert not torch.equal(whole, Gamma(model, 0.5).at(key.at(1))(x, 0.9, 0.4))
 
 
 def test_gamma_refuses_what_has_no_meaning() -> None:

@@ -38,7 +38,7 @@ from fewstep.objectives import (
     VelocityRegression,
     straightness,
 )
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule
 from fewstep.solvers import EULER, HEUN, Rule, Solver, ddim_between, solve, teacher_step, x0_of_transition
 from fewstep.states import State, Step
@@ -61,8 +61,8 @@ def _spread_over(times: tuple[float, ...], rows: int) -> Tensor:
     return torch.tensor([times[i % (len(times) - 1)] for i in range(rows)], dtype=torch.float64)
 
 
-def _loss(objective: Objective, state: State, place: Place | None = None, start: int = 0) -> Tensor:
-    return objective(Step(place or Place(0, "law"), len(state.x), start), state).total
+def _loss(objective: Objective, state: State, key: Key | None = None, start: int = 0) -> Tensor:
+    return objective(Step(key or Key(0, "law"), len(state.x), start), state).total
 
 
 class _Affine(nn.Module):
@@ -162,7 +162,7 @@ def test_a_student_that_is_the_flow_has_no_regression_loss() -> None:
 def test_regression_keeps_its_samples_and_refuses_states_without_endpoints() -> None:
     student = tiny_denoiser()
     state = State(normals(6, 2, dtype=torch.float32), torch.full((6,), 0.1, dtype=torch.float64), x0=normals(6, 2, dtype=torch.float32))
-    step = Step(Place(0), 6)
+    step = Step(Key(0), 6)
     EndpointRegression(student)(step, state)
     with cost.metered() as meter:
         samples = step.sample(student, state)
@@ -454,7 +454,7 @@ def test_times_on_the_trajectory_are_ordered_bounded_and_uniform(max_steps: int)
     objective = _soft(times, max_steps)
     rows = 12_000
     state = State(torch.zeros(rows, 2), _spread_over(times, rows))
-    now, between, end = objective.indices(Step(Place(0), rows), state)
+    now, between, end = objective.indices(Step(Key(0), rows), state)
     assert bool(((now < between) & (between <= end) & (end <= 6) & (between - now <= max_steps)).all())
     at_first = now == 0
     counts = torch.bincount(end[at_first], minlength=7)[1:]
@@ -470,7 +470,7 @@ def test_soft_consistency_is_equation_9() -> None:
     teacher = one_gaussian(schedule)
     objective = _soft(times, 3, teacher=teacher)
     state = noisy(teacher, _spread_over(times, 18))
-    now, between, end = objective.indices(Step(Place(0, "law"), 18), state)
+    now, between, end = objective.indices(Step(Key(0, "law"), 18), state)
     assert len(set((between - now).tolist())) == 3
     apart = []
     for row in range(18):
@@ -494,7 +494,7 @@ def test_soft_consistencys_teacher_runs_only_where_it_must() -> None:
     student = freeze(trajectory(TinyJump(), teacher.schedule))
     objective = _soft(times, 100, student, teacher)
     state = State(normals(30, 2), _spread_over(times, 30))
-    now, between, _ = objective.indices(Step(Place(0, "law"), 30), state)
+    now, between, _ = objective.indices(Step(Key(0, "law"), 30), state)
     with cost.metered() as meter:
         _loss(objective, state)
     # Two jumps on either side, and Heun's two evaluations a step.
@@ -592,7 +592,7 @@ def test_times_upwards_are_ordered_bounded_and_uniform(max_steps: int) -> None:
     times = _rungs(KarrasVE(), 6)
     rows = 12_000
     state = State(torch.zeros(rows, 2), _spread_up(times, rows))
-    now, between, end = _inverse(times, max_steps).indices(Step(Place(0), rows), state)
+    now, between, end = _inverse(times, max_steps).indices(Step(Key(0), rows), state)
     assert bool(((end <= between) & (between < now) & (end >= 0) & (now - between <= max_steps)).all())
     at_last = now == 6
     counts = torch.bincount(end[at_last], minlength=6)
@@ -606,7 +606,7 @@ def test_inverse_consistency_is_its_formula_sample_by_sample_and_so_is_its_gradi
     times, teacher = _rungs(schedule, 6), one_gaussian(schedule)
     objective = _inverse(times, 3)
     state = noisy(teacher, _spread_up(times, 18))
-    now, between, end = objective.indices(Step(Place(0, "law"), 18), state)
+    now, between, end = objective.indices(Step(Key(0, "law"), 18), state)
     assert len(set((now - between).tolist())) == 3
     apart = []
     for row in range(18):
@@ -654,7 +654,7 @@ def test_inverse_consistencys_teacher_runs_only_where_it_must() -> None:
     model = freeze(trajectory(TinyJump(), teacher.schedule))
     objective = InverseConsistency(model, model, Fixed(teacher), times, HEUN, 100)
     state = State(normals(30, 2), _spread_up(times, 30))
-    now, between, _ = objective.indices(Step(Place(0, "law"), 30), state)
+    now, between, _ = objective.indices(Step(Key(0, "law"), 30), state)
     with cost.metered() as meter:
         _loss(objective, state)
     assert meter.evaluations == 2 * 30 + 2 * int((now - between).sum())

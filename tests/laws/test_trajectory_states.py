@@ -16,10 +16,10 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.data import InMemory
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
+from fewstep.resumable import find_resumable
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.solvers import EULER, HEUN, FlowMap, Renoise, Solver, solve
-from fewstep.stateful import find_stateful
 from fewstep.states import (
     Alternate,
     Constant,
@@ -51,7 +51,7 @@ every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 VE = KarrasVE()
 DATA = InMemory(normals(50, 2, dtype=torch.float32), torch.arange(50) % 3, 3)
 TIMES = (1.0, 0.3, 0.1, 0.02, 0.0)
-PLACE = Place(3, "stage", 5)
+PLACE = Key(3, "stage", 5)
 
 
 def _prior(schedule: Schedule = VE, classes: int = 3) -> Prior:
@@ -63,7 +63,7 @@ def _data() -> ForwardDiffusion:
 
 
 def _student(seed: int = 0) -> Renoise:
-    return Renoise(tiny_denoiser(VE, 3, seed), VE, Place(99, "elsewhere"))
+    return Renoise(tiny_denoiser(VE, 3, seed), VE, Key(99, "elsewhere"))
 
 
 def _same(ours: State, theirs: State, without: tuple[str, ...] = ()) -> None:
@@ -165,13 +165,13 @@ def test_weights_over_other_names_are_refused() -> None:
 
 
 def test_a_rollout_is_a_hand_written_loop_and_each_sample_stops_for_itself() -> None:
-    student, place = _student(), PLACE
-    state = Step(place, 64).state(Rollout(student, _prior(), TIMES))
-    x, labels = 80.0 * place.normal("prior", (64, 2)), place.integers("prior-class", 64, 3)
+    student, key = _student(), PLACE
+    state = Step(key, 64).state(Rollout(student, _prior(), TIMES))
+    x, labels = 80.0 * key.normal("prior", (64, 2)), key.integers("prior-class", 64, 3)
     passed = [x]
     for t, s in pairwise(TIMES[:4]):
         x0 = student.model(x, torch.full((64,), t, dtype=torch.float64), labels)
-        x = x0 + 80.0 * s * place.normal(f"renoise-{s:.12g}", (64, 2))
+        x = x0 + 80.0 * s * key.normal(f"renoise-{s:.12g}", (64, 2))
         passed.append(x.detach())
     stop = torch.tensor([TIMES.index(t) for t in state.t.tolist()])
     assert stop.unique().tolist() == [0, 1, 2, 3]
@@ -204,7 +204,7 @@ class _Counting(FlowMap):
 def test_the_whole_batch_goes_to_the_last_stop_however_few_rows_there_are() -> None:
     for seed in range(8):
         counting = _Counting([])
-        Step(Place(seed), 1).state(Rollout(counting, _prior(), TIMES, (0, 2)))
+        Step(Key(seed), 1).state(Rollout(counting, _prior(), TIMES, (0, 2)))
         assert counting.jumps == [(1.0, 0.3), (0.3, 0.1)]
 
 
@@ -229,11 +229,11 @@ def test_a_random_rollout_is_one_of_its_rollouts_and_all_come_up() -> None:
     grids = {steps: tuple(nested_times(RhoGrid(), VE, 1.0, steps).tolist()) for steps in (3, 4, 5)}
     counts = dict.fromkeys(grids, 0)
     for step in range(120):
-        place = Place(0, "s", step)
-        steps = (3, 4, 5)[int(place.integers("rollout-steps", 1, 3))]
+        key = Key(0, "s", step)
+        steps = (3, 4, 5)[int(key.integers("rollout-steps", 1, 3))]
         counts[steps] += 1
         if step < 6:
-            _same(Step(place, 8).state(RandomRollout(student, prior, grids)), Step(place, 8).state(Rollout(student, prior, grids[steps])))
+            _same(Step(key, 8).state(RandomRollout(student, prior, grids)), Step(key, 8).state(Rollout(student, prior, grids[steps])))
     assert min(counts.values()) > 20
 
 
@@ -259,14 +259,14 @@ def test_all_states_are_those_of_the_rollout_that_is_chosen() -> None:
     rollouts = {"a": Rollout(student, prior, TIMES), "b": Rollout(student, prior, (1.0, 0.5))}
     seen = set()
     for step in range(12):
-        place = Place(0, "s", step)
+        key = Key(0, "s", step)
         drawn, batch = RandomRollout(student, prior, grids), PerBatch(rollouts, Constant({"a": 1, "b": 1}))
-        _same(drawn.trajectories(Step(place, 4)), drawn.chosen(Step(place, 4)).trajectories(Step(place, 4)))
-        index = batch.chosen(Step(place, 4))
-        state = batch.trajectories(Step(place, 4))
-        _same(state, rollouts["ab"[index]].trajectories(Step(place, 4)), without=("origin",))
+        _same(drawn.trajectories(Step(key, 4)), drawn.chosen(Step(key, 4)).trajectories(Step(key, 4)))
+        index = batch.chosen(Step(key, 4))
+        state = batch.trajectories(Step(key, 4))
+        _same(state, rollouts["ab"[index]].trajectories(Step(key, 4)), without=("origin",))
         assert state.origin.tolist() == [index] * len(state.x)
-        seen.add((len(drawn.trajectories(Step(place, 4)).x), len(state.x)))
+        seen.add((len(drawn.trajectories(Step(key, 4)).x), len(state.x)))
     assert {len_ for len_, _ in seen} == {8, 12}
     assert {len_ for _, len_ in seen} == {16, 8}
     # The scale is the sample's, all along its trajectory.
@@ -277,8 +277,8 @@ def test_all_states_are_those_of_the_rollout_that_is_chosen() -> None:
 def test_a_random_rollouts_stops_are_those_of_its_number_of_steps() -> None:
     grids = {steps: tuple(nested_times(RhoGrid(), VE, 1.0, steps).tolist()) for steps in (3, 4)}
     for step in range(8):
-        place = Place(0, "s", step)
-        state = Step(place, 6).state(RandomRollout(_student(), _prior(), grids, {3: (1,), 4: (2,)}))
+        key = Key(0, "s", step)
+        state = Step(key, 6).state(RandomRollout(_student(), _prior(), grids, {3: (1,), 4: (2,)}))
         assert state.t.unique().tolist() in ([grids[3][1]], [grids[4][2]])
     with pytest.raises(UserError, match="stops must be"):
         RandomRollout(_student(), _prior(), grids, {4: (4,)})
@@ -288,10 +288,10 @@ def test_an_open_rollout_goes_along_the_times_above_its_stop_and_then_there() ->
     """Algorithm 1: the jumps, T_s from its distribution, the same whatever rows are drawn; the states as the student makes them."""
     counting, stops = _Counting([]), []
     for step in range(400):
-        place = Place(0, "s", step)
+        key = Key(0, "s", step)
         rollout = OpenRollout(counting, _prior(), TIMES[:4], VE, UniformTimes(high=0.5))
         counting.jumps.clear()
-        state = rollout.draw(Step(place, 3, 2))
+        state = rollout.draw(Step(key, 3, 2))
         stop = float(state.t[0])
         path = [*(t for t in TIMES[:4] if t > stop), stop]
         assert counting.jumps == list(pairwise(path))
@@ -300,15 +300,15 @@ def test_an_open_rollout_goes_along_the_times_above_its_stop_and_then_there() ->
     # Uniform between t_min and 0.5: the mean and the largest distance to the distribution function, at four deviations.
     ordered = torch.tensor(sorted(stops))
     assert float(((ordered - VE.t_min) / (0.5 - VE.t_min) - (torch.arange(400) + 0.5) / 400).abs().max()) < 2 / math.sqrt(400)
-    student, place = _student(), PLACE
+    student, key = _student(), PLACE
     rollout = OpenRollout(student, _prior(), TIMES[:4], VE, UniformTimes(high=0.2))
-    state, whole = rollout.draw(Step(place, 6)), rollout.trajectories(Step(place, 6))
-    path = rollout.path(Step(place, 6))
-    x, labels = 80.0 * place.normal("prior", (6, 2)), place.integers("prior-class", 6, 3)
+    state, whole = rollout.draw(Step(key, 6)), rollout.trajectories(Step(key, 6))
+    path = rollout.path(Step(key, 6))
+    x, labels = 80.0 * key.normal("prior", (6, 2)), key.integers("prior-class", 6, 3)
     for index, ours in enumerate(_each(whole, len(path))):
         if index:
             x0 = student.model(x, torch.full((6,), path[index - 1], dtype=torch.float64), labels)
-            x = (x0 + 80.0 * path[index] * place.normal(f"renoise-{path[index]:.12g}", (6, 2))).detach()
+            x = (x0 + 80.0 * path[index] * key.normal(f"renoise-{path[index]:.12g}", (6, 2))).detach()
         assert torch.equal(ours.x, x)
         assert ours.t.tolist() == [path[index]] * 6
     assert torch.equal(state.x, x)
@@ -366,7 +366,7 @@ def test_generated_states_are_the_ends_of_the_whole_trajectory() -> None:
     student = _student()
     state = Step(PLACE, 16).state(Generated(student, _prior(), TIMES))
     begin = Step(PLACE, 16).state(_prior())
-    x, bound = begin.x, replace(student, place=PLACE)
+    x, bound = begin.x, replace(student, key=PLACE)
     for t, s in pairwise(TIMES):
         x = bound(x, t, s, begin.condition).detach()
     assert torch.equal(state.x, x)
@@ -383,8 +383,8 @@ def test_binding_replaces_a_renoised_maps_place_and_leaves_a_solver_alone() -> N
     student, solver = _student(), Solver(three_gaussians(VE), 2)
     assert solver.at(PLACE, 3) is solver
     bound = student.at(PLACE, 3)
-    assert (bound.model, bound.place, bound.start) == (student.model, PLACE, 3)
-    assert student.place == Place(99, "elsewhere")
+    assert (bound.model, bound.key, bound.start) == (student.model, PLACE, 3)
+    assert student.key == Key(99, "elsewhere")
 
 
 # Alternating
@@ -416,14 +416,14 @@ def test_transitions_are_chosen_with_the_steps_weights_independently_for_the_who
     maps = {"a": _Counting([]), "b": _Counting([])}
     mixed = Alternate(maps, Linear({"a": 1, "b": 0}, {"a": 0.2, "b": 0.8}, 1))
     for step in range(500):
-        place = Place(0, "s", step)
-        Step(place, 4).state(Rollout(mixed, _prior(), TIMES[:3], (2,)))
-        names = [mixed.at(place).chosen(t, s) for t, s in ((1.0, 0.3), (0.3, 0.1))]
-        assert names == [mixed.at(place, 7).chosen(t, s) for t, s in ((1.0, 0.3), (0.3, 0.1))]
+        key = Key(0, "s", step)
+        Step(key, 4).state(Rollout(mixed, _prior(), TIMES[:3], (2,)))
+        names = [mixed.at(key).chosen(t, s) for t, s in ((1.0, 0.3), (0.3, 0.1))]
+        assert names == [mixed.at(key, 7).chosen(t, s) for t, s in ((1.0, 0.3), (0.3, 0.1))]
         assert step or names == ["a", "a"]
     assert len(maps["a"].jumps) + len(maps["b"].jumps) == 1000
     assert len(maps["b"].jumps) == pytest.approx(0.8 * 998, abs=4 * math.sqrt(0.16 * 1000))
-    second = [mixed.at(Place(0, "s", step)) for step in range(1, 500)]
+    second = [mixed.at(Key(0, "s", step)) for step in range(1, 500)]
     both = sum(m.chosen(1.0, 0.3) == "b" and m.chosen(0.3, 0.1) == "b" for m in second)
     assert both / 499 == pytest.approx(0.64, abs=4 * math.sqrt(0.64 * 0.36 / 499))
 
@@ -452,20 +452,20 @@ def test_a_mixture_of_weight_1_on_a_part_is_that_part() -> None:
 def test_a_mixtures_samples_are_its_sources_with_the_steps_frequencies() -> None:
     sources = _sources()
     weights = Linear({"data": 1, "student": 0, "teacher": 0}, {"data": 1, "student": 2, "teacher": 5}, 10)
-    place = Place(1, "s", 10)
-    state = Step(place, 4000).state(Mixture(sources, weights))
+    key = Key(1, "s", 10)
+    state = Step(key, 4000).state(Mixture(sources, weights))
     torch.testing.assert_close(torch.bincount(state.origin).double() / 4000, torch.tensor([1, 2, 5]).double() / 8, rtol=0, atol=4 * math.sqrt(0.25 / 4000))
-    drawn = [Step(place, 4000).state(source) for source in sources.values()]
+    drawn = [Step(key, 4000).state(source) for source in sources.values()]
     rows = torch.arange(4000)
     assert torch.equal(state.x, torch.stack([part.x for part in drawn])[state.origin, rows])
     assert torch.equal(state.t, torch.stack([part.t for part in drawn])[state.origin, rows])
     assert torch.equal(state.condition.labels, torch.stack([part.condition.labels for part in drawn])[state.origin, rows])
     assert (state.x0, state.noise) == (None, None)
-    without = Step(place, 64).state(Mixture(sources, Constant({"data": 0, "student": 1, "teacher": 1})))
+    without = Step(key, 64).state(Mixture(sources, Constant({"data": 0, "student": 1, "teacher": 1})))
     assert without.origin.unique().tolist() == [1, 2]
     assert torch.equal(without.x, torch.stack([part.x[:64] for part in drawn])[without.origin, rows[:64]])
     # At step 0 only data have weight, and data know their x0.
-    assert Step(place.at(0), 8).state(Mixture(sources, weights)).x0 is not None
+    assert Step(key.at(0), 8).state(Mixture(sources, weights)).x0 is not None
 
 
 def test_x0_and_noise_are_kept_where_all_sources_have_them() -> None:
@@ -490,7 +490,7 @@ def test_every_source_with_a_weight_is_drawn_even_for_one_row_and_no_other() -> 
     for seed in range(8):
         jumps = {"a": _Counting([]), "b": _Counting([])}
         sources = {name: Rollout(jump, _prior(), TIMES[:2], (1,)) for name, jump in jumps.items()}
-        Step(Place(seed), 1).state(Mixture({**sources, "c": _Never()}, Constant({"a": 1, "b": 1, "c": 0})))
+        Step(Key(seed), 1).state(Mixture({**sources, "c": _Never()}, Constant({"a": 1, "b": 1, "c": 0})))
         assert [len(jump.jumps) for jump in jumps.values()] == [1, 1]
 
 
@@ -499,13 +499,13 @@ def test_per_batch_takes_one_source_with_the_given_frequencies() -> None:
     mixture = PerBatch(sources, Constant({"a": 0.3, "b": 0.7, "c": 0}))
     counts = [0, 0]
     for step in range(600):
-        place = Place(2, "s", step)
-        state = Step(place, 3).state(mixture)
+        key = Key(2, "s", step)
+        state = Step(key, 3).state(mixture)
         index = int(state.origin[0])
         assert state.origin.tolist() == [index] * 3
         counts[index] += 1
         if step < 5:
-            _same(state, Step(place, 3).state([sources["a"], sources["b"]][index]), without=("origin",))
+            _same(state, Step(key, 3).state([sources["a"], sources["b"]][index]), without=("origin",))
     assert counts[0] == pytest.approx(180, abs=4 * math.sqrt(600 * 0.21))
 
 
@@ -627,9 +627,9 @@ def test_a_process_draws_its_rows_of_the_global_batch(tmp_path: Path, index: int
 
     processes = [build() for _ in range(3)]
     for step in range(4):
-        place = Place(3, "stage", step)
-        whole = Step(place, 12).state(processes[0]).tensors()
-        parts = [Step(place, 6, start).state(states).tensors() for start, states in ((0, processes[1]), (6, processes[2]))]
+        key = Key(3, "stage", step)
+        whole = Step(key, 12).state(processes[0]).tensors()
+        parts = [Step(key, 6, start).state(states).tensors() for start, states in ((0, processes[1]), (6, processes[2]))]
         for name, value in whole.items():
             joined = torch.cat([part[name] for part in parts])
             # The networks' matrix products round differently for another number of rows.
@@ -645,7 +645,7 @@ class _Numbered(States):
     """x = t = label = 1000 step + index, so that a state says when it was collected."""
 
     def draw(self, step: Step) -> State:
-        value = 1000 * step.place.step + step.start + torch.arange(step.rows)
+        value = 1000 * step.key.step + step.start + torch.arange(step.rows)
         return State(value[:, None].float(), value.double(), Condition(labels=value), noise=value[:, None].float())
 
 
@@ -656,7 +656,7 @@ def _held(dagger: Dagger) -> list[int]:
 
 
 def _run(dagger: Dagger, steps: range, rows: int = 4) -> list[State]:
-    return [Step(Place(7, "s", step), rows).state(dagger) for step in steps]
+    return [Step(Key(7, "s", step), rows).state(dagger) for step in steps]
 
 
 def test_a_ring_holds_the_last_states_and_a_step_collects_once() -> None:
@@ -668,7 +668,7 @@ def test_a_ring_holds_the_last_states_and_a_step_collects_once() -> None:
         assert _held(dagger) == once
         assert sorted(once) == sorted([1000 * s + i for s in range(step + 1) for i in range(3)][-7:])
     # The same step of another stage is another place.
-    Step(Place(7, "t", 8), 4).state(dagger)
+    Step(Key(7, "t", 8), 4).state(dagger)
     assert _held(dagger) != once
 
 
@@ -685,9 +685,9 @@ def test_a_collection_of_whole_trajectories_holds_all_of_their_states() -> None:
     dagger = Dagger(rollout, capacity=10, collect=2, keep="ring", every=4, of_each="all")
     for step in range(9):
         before = len(counting.jumps)
-        state = Step(Place(7, "s", step), 64).state(dagger)
+        state = Step(Key(7, "s", step), 64).state(dagger)
         assert len(counting.jumps) - before == (3 if step % 4 == 0 else 0)
-    fresh = [rollout.trajectories(Step(Place(7, "s", step), 2)) for step in (0, 4, 8)]
+    fresh = [rollout.trajectories(Step(Key(7, "s", step), 2)) for step in (0, 4, 8)]
     last = torch.cat([each.t for each in fresh])[-10:]
     assert sorted(dagger.tensors()["t"].tolist()) == sorted(last.tolist())
     assert set(state.t.tolist()) <= set(last.tolist())
@@ -701,9 +701,9 @@ def test_a_collection_of_whole_trajectories_holds_all_of_their_states() -> None:
 def test_processes_hold_the_same_whole_trajectories_and_draw_their_own_rows() -> None:
     whole, first, second = (Dagger(Rollout(_student(), _prior(), TIMES), 20, 3, "ring", every=3, of_each="all") for _ in range(3))
     for step in range(5):
-        place = Place(7, "s", step)
-        parts = [Step(place, 4, start).state(dagger).tensors() for dagger, start in ((first, 0), (second, 4))]
-        for name, value in Step(place, 8).state(whole).tensors().items():
+        key = Key(7, "s", step)
+        parts = [Step(key, 4, start).state(dagger).tensors() for dagger, start in ((first, 0), (second, 4))]
+        for name, value in Step(key, 8).state(whole).tensors().items():
             assert torch.equal(torch.cat([part[name] for part in parts]), value)
         for dagger in (first, second):
             assert all(torch.equal(value, whole.tensors()[name]) for name, value in dagger.tensors().items())
@@ -715,7 +715,7 @@ def test_a_reservoir_holds_every_state_ever_seen_equally_often() -> None:
     for seed in range(runs):
         dagger = Dagger(_Numbered(), capacity=6, collect=5, keep="reservoir")
         for step in range(6):
-            Step(Place(seed, "s", step), 1).state(dagger)
+            Step(Key(seed, "s", step), 1).state(dagger)
         held = torch.tensor(_held(dagger))
         assert len(held.unique()) == 6
         counts[held // 1000 * 5 + held % 1000] += 1
@@ -728,7 +728,7 @@ def test_a_reservoir_holds_every_state_ever_seen_equally_often() -> None:
 def test_draws_from_a_buffer_are_uniform_and_whole(keep: str) -> None:
     dagger = Dagger(_Numbered(), capacity=50, collect=10, keep=keep)
     _run(dagger, range(2))
-    state = Step(Place(7, "s", 1), 8000).state(dagger)
+    state = Step(Key(7, "s", 1), 8000).state(dagger)
     assert torch.equal(state.x[:, 0].long(), state.condition.labels)
     assert torch.equal(state.t.long(), state.condition.labels)
     values, counts = state.condition.labels.unique(return_counts=True)
@@ -761,7 +761,7 @@ def test_a_resumed_buffer_goes_on_bit_for_bit(keep: str, cut: int, of_each: str)
 def test_a_runs_stateful_objects_include_daggers_and_what_they_draw_from() -> None:
     inner = Dagger(_Numbered(), 4, 2, "ring")
     outer = Dagger(WithGuidance(inner, 1, 2), 4, 2, "ring")
-    found = find_stateful([Mixture({"data": _data(), "collected": outer}, Constant({"data": 1, "collected": 1}))])
+    found = find_resumable([Mixture({"data": _data(), "collected": outer}, Constant({"data": 1, "collected": 1}))])
     assert {id(value) for value in found.values()} == {id(inner), id(outer)}
     assert next(iter(found)).endswith("sources.collected")
 
@@ -786,7 +786,7 @@ def test_started_states_are_the_priors_at_its_time_and_the_sources_elsewhere() -
     prior = Prior(SCHEDULES["karras-ve"], (2,), 0.03, classes=2)
     data = InMemory(normals(40, 2, dtype=torch.float32) + 5.0, torch.arange(40) % 2, 2, -9.0, 9.0)
     source = ForwardDiffusion(data, prior.schedule, GridTimes((0.03, 0.01, 0.001)))
-    step = Step(Place(0, "started", 3), 300)
+    step = Step(Key(0, "started", 3), 300)
     inner, state = step.state(source), Started(source, prior).draw(step)
     first = inner.t == prior.time
     assert 60 < int(first.sum()) < 140
@@ -797,5 +797,5 @@ def test_started_states_are_the_priors_at_its_time_and_the_sources_elsewhere() -
     assert abs(float(state.x[first].mean())) < 0.5
     assert abs(float(state.x[first].std()) / prior.std - 1) < 0.15
     assert state.x0 is None
-    part = Started(source, prior).draw(Step(Place(0, "started", 3), 100, 150))
+    part = Started(source, prior).draw(Step(Key(0, "started", 3), 100, 150))
     torch.testing.assert_close(part.x, state.x[150:250])

@@ -22,7 +22,7 @@ from fewstep.denoisers import Denoiser, EDMInputs, Generator, NetworkDenoiser, s
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork, build
 from fewstep.prediction import EDM
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.building.parts import build_settings
@@ -190,7 +190,7 @@ def _cases(variants: dict[str, dict[str, Any]], seen: list[Any] | None = None) -
     """In pairs for the first variant of its kind and traits, each value at least once for the others; with ``seen`` none is the first."""
     for name, values in variants.items():
         method = method_of(values)
-        traits = (values["kind"], method.in_force)
+        traits = (values["kind"], method.effective_traits)
         pairs = seen is not None and traits not in seen
         if seen is not None:
             seen.append(traits)
@@ -214,7 +214,7 @@ def runs(values: dict[str, Any], combination: Combination, folder: Path, digits:
     assert all(torch.equal(value, teacher[name]) for name, value in parts.teacher.state_dict().items())
     sampler = sampler_of(parts)
     labels = labels_for(3, None, sampler.classes)
-    samples = sampler.draw(Place(0, "test"), 3, labels, sampler.usual_steps)
+    samples = sampler.draw(Key(0, "test"), 3, labels, sampler.usual_steps)
     assert samples.shape == (3, *parts.data.shape)
     assert torch.isfinite(samples).all()
 
@@ -257,8 +257,8 @@ def test_a_cell_of_the_matrix_is_what_the_choice_alone_is_told(name):
     assert tuple(cells) == columns()
     for column, cell in cells.items():
         axis, value = column.split()
-        place = ("states", "target", "student", "reflected").index(axis)
+        key = ("states", "target", "student", "reflected").index(axis)
         usual: list[Any] = ["usual", "fixed", "copy", None]
-        usual[place] = value
+        usual[key] = value
         assert cell == refusal(method, (usual[0], usual[1], usual[2], usual[3]))
-        assert (cell is None) == any(combination[place] == value for combination in covering(method, 1))
+        assert (cell is None) == any(combination[key] == value for combination in covering(method, 1))

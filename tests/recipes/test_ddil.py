@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.kit.axes import stops_at
@@ -56,7 +56,7 @@ def test_a_trajectory_may_stop_at_one_level_only(tmp_path: Path, kind: str) -> N
     for rollout in rollouts:
         assert isinstance(rollout, Rollout)
         assert rollout.indices == (2,)
-        assert rollout.draw(Step(Place(0), 3)).t.tolist() == [rollout.times[2]] * 3
+        assert rollout.draw(Step(Key(0), 3)).t.tolist() == [rollout.times[2]] * 3
 
 
 def test_a_round_of_progressive_distillation_stops_at_its_own_times(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_trajectories_and_data_may_be_at_any_time(tmp_path: Path, name: str) -> 
         assert rollout.stops == data.times
         assert len(rollout.times) == 4
     phase = parts.stages[-1].phases[0]
-    step = Step(Place(0, "any"), 4)
+    step = Step(Key(0, "any"), 4)
     loss = phase.terms[0].objective(step, step.state(states)).total
     assert bool(torch.isfinite(loss))
     assert float(step.state(states).t[0]) not in rollout.times
@@ -162,7 +162,7 @@ def test_a_trajectory_model_is_trained_upwards_where_the_recipe_asks_for_it(tmp_
     terms = parts.stages[0].phases[0].terms
     assert [term.name for term in terms] == names
     if weight:
-        step = Step(Place(0, "up"), 200)
+        step = Step(Key(0, "up"), 200)
         state = step.state(terms[-1].states)
         assert terms[-1].weight == weight
         assert sorted(state.t.unique().tolist(), reverse=True) == list(terms[-1].objective.times)[1:]

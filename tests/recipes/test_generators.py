@@ -17,7 +17,7 @@ from fewstep.denoisers import Generator, NetworkDenoiser, load_model, save_model
 from fewstep.denoisers.store import describe_model
 from fewstep.errors import UserError
 from fewstep.networks import FastGAN
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, dump, load_recipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.recipes.building.parts import build_settings
@@ -66,14 +66,14 @@ def test_a_step_of_the_game_is_the_losses_written_out(loss: str, r1: float, shif
     generator, critic = parts.model, parts.stages[0].phases[1].network
     assert isinstance(generator, Generator)
     assert parts.prior is not None
-    step, found = Step(Place(0, "pretrain", 5), 6), {}
+    step, found = Step(Key(0, "pretrain", 5), 6), {}
     for phase in parts.stages[0].phases:
         (term,) = phase.terms
         found[phase.name] = term.objective(step, step.state(term.states)).total.detach()
         step.forget_graphs()
     state, data = step.state(parts.prior), step.state(parts.stages[0].phases[1].terms[0].objective.real)
     fake, real = generator(state.x, None, state.condition).detach(), data.x0.requires_grad_()
-    assert torch.equal(data.x0, parts.data.take(step.place.integers("data-index", 6, len(parts.data))))
+    assert torch.equal(data.x0, parts.data.take(step.key.integers("data-index", 6, len(parts.data))))
     if shift:
         # What the critic is shown is another picture, whose law stands with the views.
         return
@@ -129,7 +129,7 @@ def test_a_pretrained_generator_is_measured_on_the_way_and_can_be_sampled_from_i
     assert all(averaged[name] == value.numpy().tobytes() for name, value in model.state_dict().items())
     sampler = load(folder.model)
     assert (sampler.low, sampler.high, sampler.classes, sampler.usual_steps) == (-1.0, 1.0, 10, 1)
-    noise = Place(4, "sample").normal("prior", (3, 4))
+    noise = Key(4, "sample").normal("prior", (3, 4))
     assert torch.equal(sampler(3, seed=4), model(noise, None, torch.arange(3)).detach())
     with pytest.raises(UserError, match="1 step only"):
         sampler(3, steps=2)
@@ -266,7 +266,7 @@ def test_the_path_is_recorded_on_the_untrained_generators_images(tmp_path: Path)
 
 def test_the_monitors_read_a_generator_of_images(tmp_path: Path) -> None:
     parts = build_distillation(images(target=BACKTRACKED), tmp_path)
-    readings = {reading.name: reading.value for reading in parts.monitor.read(Step(Place(0, "monitor"), 20), {"fake.denoising": 1.0, "student.gap": 0.5})}
+    readings = {reading.name: reading.value for reading in parts.monitor.read(Step(Key(0, "monitor"), 20), {"fake.denoising": 1.0, "student.gap": 0.5})}
     norms = {"mismatch_norm", "mismatch_norm_deviation", "mismatch_norm_on_data"}
     assert set(readings) == {"fake_score_lag", "gap", "mismatch_over_bound", *norms, "spread_over_data", "saturation"}
     # Tanh stays in the data's range.

@@ -13,7 +13,7 @@ from test_combinations import BACKTRACKED, LEARNED, MATCHING, STUDENT_SETTINGS, 
 
 from fewstep.objectives import ProgressiveDistillation
 from fewstep.planning.twin import small
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.building.parts import build_settings
@@ -160,7 +160,7 @@ def test_a_path_of_one_node_is_the_fixed_target(name, tmp_path):
 THRESHOLDED = ("progressive", "consistency", "distribution-matching", "sid, 2 steps", "adversarial-diffusion", "rectified-flow")
 
 
-@pytest.mark.parametrize(("name", "role"), [(name, role) for name in THRESHOLDED for role in method_of(VARIANTS[name]).in_force.roles])
+@pytest.mark.parametrize(("name", "role"), [(name, role) for name in THRESHOLDED for role in method_of(VARIANTS[name]).effective_traits.roles])
 def test_a_bound_that_nothing_reaches_is_no_threshold_and_one_that_bites_is(name, role, tmp_path):
     plain = tiny(VARIANTS[name], steps=8)
     for bound, equal in ((1e30, True), (0.01, False)):
@@ -184,8 +184,8 @@ def test_states_whose_other_sources_have_no_weight_are_forward_diffusion(name, t
 
 def test_a_rollout_along_one_step_is_the_prior(tmp_path):
     parts = build_distillation(tiny({**VARIANTS["consistency"], "rollout_steps": [1]}, "rollout"), tmp_path)
-    place = Place(0, "test")
-    rolled, pure = (states.draw(Step(place, 5)) for states in (parts.stages[0].phases[0].terms[0].states, parts.prior))
+    key = Key(0, "test")
+    rolled, pure = (states.draw(Step(key, 5)) for states in (parts.stages[0].phases[0].terms[0].states, parts.prior))
     assert torch.equal(rolled.x, pure.x)
     assert torch.equal(rolled.t, pure.t)
 

@@ -64,7 +64,7 @@ def test_every_method_trains_on_a_teacher_of_another_schedule(tmp_path, kind, na
 
 def test_the_first_flow_of_a_teacher_is_coupled_by_its_own_trajectories(tmp_path):
     """Reflow's first pairs are unit noise and what the teacher's solver makes of that noise at its own scale, whatever the teacher's schedule."""
-    from fewstep.random import Place
+    from fewstep.random import Key
     from fewstep.solvers import HEUN, Solver
     from fewstep.states import Step
 
@@ -78,7 +78,7 @@ def test_the_first_flow_of_a_teacher_is_coupled_by_its_own_trajectories(tmp_path
     first = parts.stages[0]
     with torch.no_grad():
         first.begin[0].run()
-    state = first.phases[0].terms[0].states.draw(Step(Place(0, "x"), 4))
+    state = first.phases[0].terms[0].states.draw(Step(Key(0, "x"), 4))
     schedule = parts.teacher.schedule
     with torch.no_grad():
         made = Solver(parts.teacher, 18, HEUN)(schedule.prior_scale * state.x, schedule.t_max, 0.0, state.condition)

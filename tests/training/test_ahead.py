@@ -15,7 +15,7 @@ from fewstep.data.images import open_images
 from fewstep.denoisers import NetworkDenoiser, copy_of
 from fewstep.errors import UserError
 from fewstep.objectives import Denoising, EDMWeight, Loss, Objective
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.solvers import EULER, Solver
 from fewstep.states import (
@@ -46,11 +46,11 @@ from interrupt_kit import Interrupted, Interrupter
 
 SCHEDULE = KarrasVE()
 PRIOR = Prior(SCHEDULE, (3, 8, 8), 2.5 / 80, classes=4)
-PLACE = Place(3, "stage", 5)
+PLACE = Key(3, "stage", 5)
 
 
 def data() -> InMemory:
-    images = Place(0).normal("images", (20, 3, 8, 8))
+    images = Key(0).normal("images", (20, 3, 8, 8))
     return InMemory(images, torch.arange(20) % 4, 4)
 
 
@@ -59,7 +59,7 @@ def forward() -> ForwardDiffusion:
 
 
 def pairs(folder: Path) -> Pairs:
-    x = Place(0).normal("pairs", (10, 3, 8, 8))
+    x = Key(0).normal("pairs", (10, 3, 8, 8))
     write_pairs(folder / "pairs.safetensors", x, x.flip(0), torch.arange(10), {})
     return Pairs(folder / "pairs.safetensors", SCHEDULE, PRIOR.time)
 
@@ -141,9 +141,9 @@ class Noted(States):
         return True
 
     def draw(self, step: Step) -> State:
-        self.drawn[0].append((step.place.step, threading.current_thread().name.partition("_")[0]))
-        if step.place.step == self.fails:
-            raise UserError(f"the picture of step {step.place.step} cannot be read.")
+        self.drawn[0].append((step.key.step, threading.current_thread().name.partition("_")[0]))
+        if step.key.step == self.fails:
+            raise UserError(f"the picture of step {step.key.step} cannot be read.")
         return self.source.draw(step)
 
 
@@ -203,7 +203,7 @@ class Fickle(Objective):
 
     def __call__(self, step, state) -> Loss:
         loss = self.inner(step, state)
-        shape = (step.rows, 3 if step.place.step % 3 else 4)
+        shape = (step.rows, 3 if step.key.step % 3 else 4)
         return Loss(loss.total * (1 + step.noise_like("fickle", torch.empty(shape)).mean().abs()), loss.terms)
 
 
@@ -242,8 +242,8 @@ def test_a_picture_that_cannot_be_decoded_is_named(small_run, tmp_path):
     for number in range(30):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:02d}.png")
     images = open_images(folder, cached_bytes=0)
-    bad = int(Place(0, "train", 3).integers("data-index", 2, 30)[1])
-    assert bad not in [int(i) for step in range(3) for i in Place(0, "train", step).integers("data-index", 2, 30)]
+    bad = int(Key(0, "train", 3).integers("data-index", 2, 30)[1])
+    assert bad not in [int(i) for step in range(3) for i in Key(0, "train", step).integers("data-index", 2, 30)]
     (folder / f"{bad:02d}.png").write_bytes(b"no picture")
     model = NetworkDenoiser(build({"kind": "small-unet", "channels": 3, "width": 8, "depth": 1}), SCHEDULE, EDM(0.5), EDMInputs(0.5), (3, 8, 8))
     states = ForwardDiffusion(images, SCHEDULE, LogNormalTimes())

@@ -32,7 +32,7 @@ class BadGradient(Objective):
 
     def __call__(self, step, state) -> Loss:
         loss = self.inner(step, state)
-        if step.place.step != self.at:
+        if step.key.step != self.at:
             return loss
         output = self.network(state.x, state.t, state.condition)
         # sqrt has no slope at 0, and 0 is what is added.

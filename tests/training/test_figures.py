@@ -12,7 +12,7 @@ import torch
 
 import fewstep as fs
 from fewstep.objectives import FieldOfSamples, Largest, Loss, Mean, Objective, RootMeanSquare
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.states import Step
 from fewstep.training import Phase, Settings, Stage, Term, Trainer
 from fewstep.training.reporting.log import read_log
@@ -48,7 +48,7 @@ def test_figures_of_portions_are_those_of_the_whole_batch(small_run, accumulate)
     assert {"student.gradient", "student.rms", "student.most", "student.mean", "student.gradient_norm", "fake.denoising"} < set(whole[0])
     for a, b in zip(whole, parts, strict=True):
         assert b == pytest.approx(a, rel=1e-5)
-    drawn = Step(Place(0, "distill", 0), 8).noise_like("measured", torch.empty(8, 1))
+    drawn = Step(Key(0, "distill", 0), 8).noise_like("measured", torch.empty(8, 1))
     assert parts[0]["student.most"] == pytest.approx(float(drawn.max()))
     assert parts[0]["student.rms"] == pytest.approx(float(drawn.square().mean().sqrt()))
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.objectives import DistributionMatching, Loss, Objective
-from fewstep.stateful import Stateful, check_open, find_stateful
+from fewstep.resumable import Resumable, check_open, find_resumable
 from fewstep.states import Prior, States
 from fewstep.states.dagger import Dagger
 from fewstep.stopping import StopRule
@@ -24,7 +24,7 @@ from fewstep.training import Adam, Phase, Stage, Term
 from fewstep.training.actions import Action
 
 
-class Counter(Stateful):
+class Counter(Resumable):
     """Remembers a number."""
 
     def __init__(self) -> None:
@@ -252,9 +252,9 @@ def test_what_remembers_is_found_behind_methods_and_partial_calls(small_run):
     target = Backtracked(run.path, Every(2))
     for hook, wanted in ((target.advance, target), (partial(plain_hook, counter), counter), (partial(counter.__call__), counter), (counter, counter)):
         stage = Stage("s", 3, [Phase("student", run.student, [Term(replace(run.matching, target=Fixed(run.teacher)), run.prior)], Adam(), after_step=hook)])
-        assert list(find_stateful(stage).values()) == [wanted]
+        assert list(find_resumable(stage).values()) == [wanted]
     # Where the objective has it as well, its place is the objective's, as in the checkpoints of earlier runs.
-    assert list(find_stateful([replace(phase, after_step=run.target.advance)])) == [".0.terms.0.objective.target"]
+    assert list(find_resumable([replace(phase, after_step=run.target.advance)])) == [".0.terms.0.objective.target"]
 
 
 def test_what_is_open_passes(small_run):

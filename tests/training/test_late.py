@@ -28,7 +28,7 @@ class BadAt(Objective):
 
     def __call__(self, step, state) -> Loss:
         loss = self.inner(step, state)
-        return Loss(loss.total * float("nan") if step.place.step == self.at else loss.total, loss.terms)
+        return Loss(loss.total * float("nan") if step.key.step == self.at else loss.total, loss.terms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], list[tuple[int,
 
     def spying(reports: Any) -> Any:
         if reports:
-            found.append((trainers[0].progress.stage_step, [report.steps[0].place.step for report in reports]))
+            found.append((trainers[0].progress.stage_step, [report.steps[0].key.step for report in reports]))
         return gathered(reports)
 
     monkeypatch.setattr(Report, "gathered", staticmethod(spying))

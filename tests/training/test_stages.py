@@ -18,9 +18,9 @@ from fewstep import cost
 from fewstep.denoisers import Averaged, HalfLife, NetworkDenoiser, copy_of
 from fewstep.networks import add_adapter
 from fewstep.objectives import L1, EndpointRegression, Loss, Objective, SquaredL2
-from fewstep.random import Place
+from fewstep.random import Key
+from fewstep.resumable import Resumable, untouched
 from fewstep.solvers import RULES, Solver
-from fewstep.stateful import Stateful, untouched
 from fewstep.states import Pairs, Prior, State, States, Step
 from fewstep.system.files import read_tensors
 from fewstep.training import Adam, Copy, Phase, Settings, Stage, Term, Trainer
@@ -211,7 +211,7 @@ def test_pairs_made_twice_have_equal_bytes_and_are_a_function_of_their_seed_and_
     bytes_of("four", batch=3)
     for name, value in read_tensors(tmp_path / "four")[0].items():
         torch.testing.assert_close(value, tensors[name])
-    state = Pairs(tmp_path / "one", teacher.schedule, prior_of(teacher).time).draw(Step(Place(0), 6))
+    state = Pairs(tmp_path / "one", teacher.schedule, prior_of(teacher).time).draw(Step(Key(0), 6))
     assert all(any(torch.equal(x, start) for start in tensors["x"]) for x in state.x)
     with torch.no_grad():
         ends = Solver(teacher, 3)(state.x, prior_of(teacher).time, 0.0)
@@ -220,7 +220,7 @@ def test_pairs_made_twice_have_equal_bytes_and_are_a_function_of_their_seed_and_
 
 
 @dataclass(frozen=True, eq=False)
-class Remembering(States, Stateful):
+class Remembering(States, Resumable):
     """Adds to each draw the sum of all draws before it; its memory is a list of one tensor, and a count."""
 
     source: States
@@ -265,11 +265,11 @@ def test_tensors_that_an_object_remembers_come_back(tmp_path):
 
 def test_what_is_drawn_untouched_is_forgotten_whatever_ends_it():
     states = Remembering(prior_of(small_teacher()), [torch.ones(8, 2), 3])
-    first = Step(Place(0), 8).state(states).x
+    first = Step(Key(0), 8).state(states).x
     kept = states.memory[0].clone()
     for error in (None, KeyError):
         with contextlib.suppress(KeyError), untouched([states]):
-            Step(Place(0, step=1), 8).state(states)
+            Step(Key(0, step=1), 8).state(states)
             states.memory[0].mul_(2)
             if error is not None:
                 raise error
@@ -309,7 +309,7 @@ def test_terms_of_a_phase_share_the_students_graph_and_the_next_phase_makes_its_
     assert meter.evaluations == 2 * 3 * 8
     by_hand = copy_of(teacher)
     optimizers = [Adam(1e-2).build(by_hand.parameters()) for _ in range(2)]
-    state = prior.draw(Step(Place(0, "s", 0), 8))
+    state = prior.draw(Step(Key(0, "s", 0), 8))
     for optimizer, weight in zip(optimizers, (2.0, 1.0), strict=True):
         optimizer.zero_grad()
         (weight * by_hand(state.x, state.t, state.condition).square().mean()).backward()

@@ -98,7 +98,7 @@ class Broken(Objective):
 
     def __call__(self, step, state) -> Loss:
         loss = self.inner(step, state)
-        return Loss(loss.total * float("nan") if step.place.step == 2 else loss.total)
+        return Loss(loss.total * float("nan") if step.key.step == 2 else loss.total)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(small_run):

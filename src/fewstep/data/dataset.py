@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.stateful import Inert
+from fewstep.resumable import Inert
 from fewstep.system.files import digest_of
 
 

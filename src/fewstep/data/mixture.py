@@ -8,14 +8,14 @@ import torch
 
 from fewstep.data.dataset import InMemory
 from fewstep.denoisers import GaussianMixture
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import Schedule
 
 
 def random_mixture(schedule: Schedule, components: int = 10, half_width: float = 4.0, std: float = 0.3, seed: int = 0) -> GaussianMixture:
     """``components`` equal round Gaussians with means uniform in a square (the paper's "randomly selected 10 Gaussians", App. E.2)."""
-    place = Place(seed, "random-mixture")
-    means = torch.stack([place.uniform("x", components), place.uniform("y", components)], dim=1) * 2 * half_width - half_width
+    key = Key(seed, "random-mixture")
+    means = torch.stack([key.uniform("x", components), key.uniform("y", components)], dim=1) * 2 * half_width - half_width
     return GaussianMixture(schedule, torch.ones(components), means, torch.full((components,), std**2))
 
 
@@ -29,7 +29,7 @@ def ring_mixture(schedule: Schedule, components: int = 8, radius: float = 2.0, s
 
 def sampled(mixture: GaussianMixture, count: int, seed: int = 0) -> InMemory:
     """``count`` samples of a mixture as a data set without classes; its range is the samples' own."""
-    samples, _ = mixture.sample(count, Place(seed, "mixture-data"))
+    samples, _ = mixture.sample(count, Key(seed, "mixture-data"))
     bound = float(samples.abs().max())
     parts = torch.cat([mixture.weights[:, None], mixture.means, mixture.variances], dim=1)
     # Rounded: the last bits of what made the parts may differ between processors, as the samples' do.

@@ -7,7 +7,7 @@ import math
 import torch
 
 from fewstep.data.dataset import InMemory
-from fewstep.random import Place
+from fewstep.random import Key
 
 WAVES = 3
 
@@ -16,11 +16,11 @@ def waves(shape: tuple[int, int, int], classes: int, count: int, seed: int = 0) 
     """``count`` images (channels, H, W) in [-1, 1]: in each channel the mean of 3 cosines whose frequencies are the class's and whose phases are the image's; classes in turn, 0 for none."""
     channels, height, width = shape
     kinds = max(classes, 1)
-    place = Place(seed, "waves")
+    key = Key(seed, "waves")
     labels = torch.arange(count) % kinds
     # Up to 2 periods across, so that neighbouring pixels are alike, as in pictures.
-    frequencies = (place.uniform("frequency", kinds * channels * WAVES * 2) * 2).reshape(kinds, channels, WAVES, 2)[labels]
-    phases = place.uniform("phase", count * channels * WAVES).reshape(count, channels, WAVES, 1, 1)
+    frequencies = (key.uniform("frequency", kinds * channels * WAVES * 2) * 2).reshape(kinds, channels, WAVES, 2)[labels]
+    phases = key.uniform("phase", count * channels * WAVES).reshape(count, channels, WAVES, 1, 1)
     rows = torch.arange(height, dtype=torch.float64).reshape(height, 1) / height
     columns = torch.arange(width, dtype=torch.float64) / width
     turns = frequencies[..., 0, None, None] * rows + frequencies[..., 1, None, None] * columns + phases

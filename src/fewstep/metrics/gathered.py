@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.inception_score import ClassScores, random_splits
 from fewstep.metrics.moments import Moments
-from fewstep.random import Place
+from fewstep.random import Key
 
 KEPT = 10_000
 
@@ -66,7 +66,7 @@ class Gatherer:
         scores = hits = None
         if self.space.head is not None:
             logits = self.space.head(features)
-            split = random_splits(self.count, self.splits, Place(self.seed, "inception-score"))[start : start + rows]
+            split = random_splits(self.count, self.splits, Key(self.seed, "inception-score"))[start : start + rows]
             scores = ClassScores.of(logits.double().softmax(1), split, self.splits)
             if self.space.labelled and labels is not None:
                 hits = int((logits.argmax(1) == labels).sum())

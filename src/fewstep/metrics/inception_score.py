@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class ClassScores:
         return InceptionScore(statistics.fmean(scores), statistics.pstdev(scores))
 
 
-def random_splits(count: int, splits: int, place: Place) -> Tensor:
+def random_splits(count: int, splits: int, key: Key) -> Tensor:
     """A split for each of ``count`` samples, (count,) int64: sizes as equal as can be, at random, since samples may come sorted by class."""
     ranks = torch.empty(count, dtype=torch.int64)
-    ranks[place.permutation("split", count)] = torch.arange(count)
+    ranks[key.permutation("split", count)] = torch.arange(count)
     return ranks * splits // count
 
 
-def inception_score(probabilities: Tensor, splits: int = 10, place: Place | None = None) -> InceptionScore:
-    """Of probabilities (N, K) at once, N >= splits >= 1; the splits are ``random_splits`` of ``place``."""
-    place = place or Place(0, "inception-score")
-    return ClassScores.of(probabilities, random_splits(len(probabilities), splits, place), splits).score()
+def inception_score(probabilities: Tensor, splits: int = 10, key: Key | None = None) -> InceptionScore:
+    """Of probabilities (N, K) at once, N >= splits >= 1; the splits are ``random_splits`` of ``key``."""
+    key = key or Key(0, "inception-score")
+    return ClassScores.of(probabilities, random_splits(len(probabilities), splits, key), splits).score()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ def squared_discrepancy(first: Tensor, second: Tensor) -> float:
     return _among(first) + _among(second) - 2 * float(_kernel(first, second).mean())
 
 
-def kernel_distance(real: Tensor, generated: Tensor, subsets: int = 100, size: int = 1000, place: Place | None = None) -> KernelDistance:
-    """Of features (N, d) of data and (M, d) of samples; subset s is drawn at step s of ``place``. 100 subsets of 1,000 are the field's.
+def kernel_distance(real: Tensor, generated: Tensor, subsets: int = 100, size: int = 1000, key: Key | None = None) -> KernelDistance:
+    """Of features (N, d) of data and (M, d) of samples; subset s is drawn at step s of ``key``. 100 subsets of 1,000 are the field's.
 
     Raises ``UserError`` for no subsets, or where a set has fewer than ``size`` vectors.
     """
     if subsets < 1 or not 2 <= size <= min(len(real), len(generated)):
         raise UserError(f"a kernel distance over {subsets} subsets of {size} needs at least one subset and that many vectors, got {len(real)} and {len(generated)}; take smaller subsets.")
-    place = place or Place(0, "kernel-distance")
+    key = key or Key(0, "kernel-distance")
     found = []
     for step in range(subsets):
-        chosen = place.at(step)
+        chosen = key.at(step)
         ours, theirs = real[chosen.permutation("real", len(real))[:size]], generated[chosen.permutation("generated", len(generated))[:size]]
         found.append(squared_discrepancy(ours, theirs))
     return KernelDistance(statistics.fmean(found), statistics.pstdev(found))

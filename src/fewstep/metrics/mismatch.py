@@ -32,7 +32,7 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, StableTargetField, device_of
-from fewstep.random import Place
+from fewstep.random import Key
 
 LEVELS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -91,7 +91,7 @@ def _comparable(a: MismatchDegree, b: MismatchDegree) -> list[int]:
 
 
 @torch.no_grad()
-def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None, place: Place, levels: Sequence[float] = LEVELS) -> MismatchDegree:
+def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None, key: Key, levels: Sequence[float] = LEVELS) -> MismatchDegree:
     """The teacher's mismatch on samples (N, *D) of a student; each is asked at every level against all of them."""
     samples = samples.to(device_of(teacher))
     labels = labels.to(samples.device) if teacher.classes and labels is not None else None
@@ -100,7 +100,7 @@ def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None,
     degrees, sizes, norms, deviations = [], [], [], []
     for level in levels:
         t = teacher.schedule.time_at_sigma(level).expand(len(samples))
-        x_t = teacher.schedule.add_noise(samples, t, place.normal(f"mismatch-{level}", samples.shape).to(samples))
+        x_t = teacher.schedule.add_noise(samples, t, key.normal(f"mismatch-{level}", samples.shape).to(samples))
         error = (teacher(x_t, t, condition) - field(x_t, t, condition)).double()
         degrees.append(float(error.square().mean().sqrt()) / level)
         sizes.append(float(field.effective_size(x_t, t, condition).mean()))
@@ -110,6 +110,6 @@ def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None,
     return MismatchDegree(tuple(levels), tuple(degrees), tuple(sizes), tuple(norms), tuple(deviations))
 
 
-def training_mismatch(teacher: Denoiser, data: Dataset, place: Place, levels: Sequence[float] = LEVELS) -> MismatchDegree:
+def training_mismatch(teacher: Denoiser, data: Dataset, key: Key, levels: Sequence[float] = LEVELS) -> MismatchDegree:
     """The teacher's mismatch on data it was trained on: the lower bound for every student."""
-    return assessed_mismatch(teacher, data.take(torch.arange(len(data))), data.labels, place, levels)
+    return assessed_mismatch(teacher, data.take(torch.arange(len(data))), data.labels, key, levels)

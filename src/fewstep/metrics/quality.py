@@ -24,9 +24,9 @@ from fewstep.metrics.diversity import relative_diversity
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import FeatureStatistics, features_of, frechet_distance
 from fewstep.metrics.manifold import manifold_scores
-from fewstep.random import Place
+from fewstep.random import Key
 
-Sample = Callable[[Place, int, "Tensor | None"], Tensor]
+Sample = Callable[[Key, int, "Tensor | None"], Tensor]
 
 BREADTH_ROWS = 2000
 NEIGHBOURS = 5
@@ -112,7 +112,7 @@ class Evaluator:
         labels, lacking = self.labels, self.lacking()
         distances, hits = [], []
         for draw in range(draws):
-            generated = sample(Place(self.seed, "evaluation", draw), self.samples, labels)
+            generated = sample(Key(self.seed, "evaluation", draw), self.samples, labels)
             if "fd" not in lacking:
                 distances.append(frechet_distance(FeatureStatistics.of(features_of(generated, self.features)), self._reference))
             if self.classifier is not None and labels is not None and "accuracy" not in lacking:
@@ -122,14 +122,14 @@ class Evaluator:
 
     def breadth(self, sample: Sample) -> Breadth:
         """The breadth of the first draw."""
-        return self._breadth(sample(Place(self.seed, "evaluation", 0), self.samples, self.labels), self.labels)[0]
+        return self._breadth(sample(Key(self.seed, "evaluation", 0), self.samples, self.labels), self.labels)[0]
 
     def describe(self, sample: Sample, draws: int = 3) -> FullQuality:
         """``measure`` and ``breadth`` together; samples are drawn as often as by ``measure`` alone."""
         first: list[Tensor] = []
 
-        def kept(place: Place, rows: int, labels: Tensor | None) -> Tensor:
-            samples = sample(place, rows, labels)
+        def kept(key: Key, rows: int, labels: Tensor | None) -> Tensor:
+            samples = sample(key, rows, labels)
             if not first:
                 first.append(samples)
             return samples

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 
 
 class LowRank(nn.Module):
@@ -76,11 +76,11 @@ def add_adapter(module: nn.Module, rank: int, scale: float = 1.0, seed: int = 0)
     The draws are a function of ``seed``, the layer's path and the rank. Raises ``UserError`` for a rank below 1, a module without such layers, and one that has an adapter already.
     """
     adapter = _installed(module, rank, scale)
-    place = Place(seed, "lora")
+    key = Key(seed, "lora")
     for path, layer in _adapted(module).items():
         down = layer.low_rank.down
         with torch.no_grad():
-            down.copy_(place.normal(f"lora {path}", down.shape) / (3 * down.shape[1]) ** 0.5)
+            down.copy_(key.normal(f"lora {path}", down.shape) / (3 * down.shape[1]) ** 0.5)
     return adapter
 
 

@@ -47,7 +47,7 @@ class VelocityRegression(Objective):
         if state.x0 is None or not bool((state.t == 1).all()):
             raise UserError("velocity regression: needs pairs of noise at t = 1 and the data that belongs to it (x0); give stored pairs, or data states with all times at 1.")
         schedule = self.student.schedule
-        t = self.times.draw(schedule, step.place, "velocity-time", len(state.x), step.start)
+        t = self.times.draw(schedule, step.key, "velocity-time", len(state.x), step.start)
         x_t = schedule.add_noise(state.x0, t, state.x)
         total = denoising_loss(self.student(x_t, t, state.condition), state.x0, t**-2)
         return Loss(total, {"velocity": total.detach()})

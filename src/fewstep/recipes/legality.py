@@ -38,7 +38,7 @@ def families() -> dict[str, str]:
 
 def states_refusal(method: Method, kind: str) -> str | None:
     """Why the method is not trained on these states, None where it can be."""
-    traits = method.in_force
+    traits = method.effective_traits
     if kind == "usual" or kind in traits.states:
         return None
     reason = traits.because.get(kind, _STATES_REASON[kind])
@@ -48,7 +48,7 @@ def states_refusal(method: Method, kind: str) -> str | None:
 
 def target_refusal(method: Method, kind: str) -> str | None:
     """Why the method does not take this target, None where it does."""
-    if kind == "fixed" or method.in_force.scores:
+    if kind == "fixed" or method.effective_traits.scores:
         return None
     reason = "it learns the jumps of the teacher's own trajectories, and those of a degraded teacher end in degraded samples"
     return f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use 'target.kind: fixed', or a method that follows scores."
@@ -61,7 +61,7 @@ def is_generator(student: str) -> bool:
 
 def student_refusal(method: Method, kind: str, states: str = "usual", roles: Sequence[str] = ()) -> str | None:
     """Why the method cannot train this student, None where it can."""
-    traits, family = method.in_force, families()[kind]
+    traits, family = method.effective_traits, families()[kind]
     if family not in traits.students:
         reason = traits.because.get(family, _STUDENT_REASON[family])
         able = ", ".join(f"'{k}'" for k, of in families().items() if of in traits.students)
@@ -84,9 +84,9 @@ _STUDENT_REASON = {
 
 def role_refusal(method: Method, role: str) -> str | None:
     """Why this role's estimates cannot be thresholded, None where they can."""
-    if role in method.in_force.roles:
+    if role in method.effective_traits.roles:
         return None
-    able = ", ".join(f"'{r}'" for r in method.in_force.roles)
+    able = ", ".join(f"'{r}'" for r in method.effective_traits.roles)
     return f"'method.kind: {_name(method)}' and 'reflected.on: {role}' cannot be combined: the method has no estimates of that role to threshold; use {able}."
 
 

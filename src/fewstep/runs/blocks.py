@@ -28,7 +28,7 @@ from fewstep.metrics.gathered import Gathered, Gatherer, spaced
 from fewstep.metrics.inception_score import ClassScores
 from fewstep.metrics.moments import Moments
 from fewstep.metrics.quality import labels_of
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.parts import data_of
 from fewstep.recipes.building.spaces import build_space
@@ -126,12 +126,12 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
 
         return of_data
     labels = labels_of(data, job.count, sampler.classes) if sampler.classes else None
-    place = Place(seed, "evaluation", 0)
+    key = Key(seed, "evaluation", 0)
 
     def of_model(start: int) -> Gathered:
         rows = min(batch, job.count - start)
         part = None if labels is None else labels[start : start + rows]
-        return gatherer(start, sampler.draw(place, rows, part, job.steps, start).clamp(sampler.low, sampler.high), part)
+        return gatherer(start, sampler.draw(key, rows, part, job.steps, start).clamp(sampler.low, sampler.high), part)
 
     return of_model
 

@@ -21,7 +21,7 @@ from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.kinds.store import load_strictly, save_network
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.distillation import Distillation, build_distillation
@@ -113,7 +113,7 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
 
             def measure(_step: int) -> Mapping[str, float]:
                 sampler, steps = _pretrained_sampler(trainer.average.average, recipe, parts)
-                return _quality(evaluator, lambda place, n, labels: sampler.draw(place, n, labels, steps), parts.data.space, 1)
+                return _quality(evaluator, lambda key, n, labels: sampler.draw(key, n, labels, steps), parts.data.space, 1)
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
         origins = settle_origins(folder, recipe, parts.data, resume, {"data", "evaluation"} if probes else {"data"})
@@ -148,7 +148,7 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, sett
         return StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
 
     def measure(_step: int) -> Mapping[str, float]:
-        return _quality(evaluator, lambda place, n, labels: sampler().draw(place, n, labels, parts.sampling.steps), parts.space, 1)
+        return _quality(evaluator, lambda key, n, labels: sampler().draw(key, n, labels, parts.sampling.steps), parts.space, 1)
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
@@ -165,8 +165,8 @@ def _settings(recipe: Recipe) -> Settings:
     return replace(build_settings(recipe.training, recipe.distributed), run=run_of(recipe), device=resolve_device(recipe.training.device))
 
 
-def _quality(evaluator: Evaluator, draw: Callable[[Place, int, Tensor | None], Tensor], space: SampleSpace, draws: int) -> dict[str, float]:
-    quality = evaluator.measure(lambda place, n, labels: draw(place, n, labels).clamp(space.low, space.high), draws)
+def _quality(evaluator: Evaluator, draw: Callable[[Key, int, Tensor | None], Tensor], space: SampleSpace, draws: int) -> dict[str, float]:
+    quality = evaluator.measure(lambda key, n, labels: draw(key, n, labels).clamp(space.low, space.high), draws)
     return {name: value for name, value in (("fd", quality.fd), ("accuracy", quality.accuracy)) if value is not None}
 
 
@@ -174,13 +174,13 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> 
     """Samples on noise that is the same for every picture of every run; points over the data's."""
     plane = parts.space.shape == (2,)
     rows = 2000 if plane else PICTURE_ROWS
-    samples = sampler.draw(Place(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), parts.sampling.steps)
+    samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), parts.sampling.steps)
     data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
     write_samples(path, samples, parts.space.low, parts.space.high, data=data)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
-    samples = sampler.draw(Place(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), parts.sampling.steps)
+    samples = sampler.draw(Key(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), parts.sampling.steps)
     panels: list[tuple[str, Denoiser, Tensor, str]] = []
     if parts.data is not None:
         panels.append(("teacher's score, training data", parts.teacher, parts.data.take(parts.data.head(1000)), DATA))

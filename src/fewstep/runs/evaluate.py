@@ -22,7 +22,7 @@ from fewstep.keeping.origins import measured_origins
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.quality import Evaluator
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import build_evaluator, data_of
 from fewstep.recipes.given import give
@@ -124,12 +124,12 @@ def _work_off(jobs: Sequence[_Job], evaluator: Evaluator, draws: int, listener: 
 def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict[str, Any]:
     """Both readings of DisBack's Eq. 9 per noise level, from equally many samples (Fig. 11)."""
     rows = min(len(data), MISMATCH_ROWS)
-    place = Place(0, "mismatch")
-    order = place.permutation("subset", len(data))[:rows]
+    key = Key(0, "mismatch")
+    order = key.permutation("subset", len(data))[:rows]
     subset = data.subset(order)
-    training = training_mismatch(teacher, subset, place)
+    training = training_mismatch(teacher, subset, key)
     labels = subset.labels if student.prior.classes else None
-    assessed = assessed_mismatch(teacher, student.draw(place, rows, labels, student.usual_steps), labels, place)
+    assessed = assessed_mismatch(teacher, student.draw(key, rows, labels, student.usual_steps), labels, key)
     assessed_mean, training_mean = comparable_means(assessed, training)
     norms = dict(zip(("assessed_norm", "training_norm"), map(asdict, comparable_norms(assessed, training)), strict=True))
     return {
@@ -148,10 +148,10 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
 def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, report: Callable[[], None]) -> tuple[dict[str, Any], Mapping[str, str]]:
     spent = 0.0
 
-    def sample(place: Place, n: int, labels: Tensor | None) -> Tensor:
+    def sample(key: Key, n: int, labels: Tensor | None) -> Tensor:
         nonlocal spent
         began = time.perf_counter()
-        samples = sampler.draw(place, n, labels, steps).clamp(sampler.low, sampler.high)
+        samples = sampler.draw(key, n, labels, steps).clamp(sampler.low, sampler.high)
         spent += time.perf_counter() - began
         report()
         return samples

@@ -15,7 +15,7 @@ from fewstep.keeping.folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
 from fewstep.runs.pictures import write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
@@ -33,10 +33,10 @@ MOST_DATA = 5000
 def write_worst(folder: RunFolder, student: StudentSampler, data: Dataset, features: Features, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Writes ``samples/worst.png``: of ``ROWS`` samples the ``SHOWN`` farthest from all of at most ``MOST_DATA`` samples of the data, the farthest first.
 
-    Returns their indices among the samples of ``Place(seed, "worst")``, classes and distances.
+    Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
     labels = data.proportional_labels(ROWS) if student.classes else None
-    samples = student.draw(Place(seed, "worst"), ROWS, labels, student.usual_steps).clamp(student.low, student.high)
+    samples = student.draw(Key(seed, "worst"), ROWS, labels, student.usual_steps).clamp(student.low, student.high)
     some = data.subset(torch.arange(min(len(data), MOST_DATA)) * len(data) // min(len(data), MOST_DATA))
     real = torch.cat([features(block).cpu() for block in some.blocks()])
     found = farthest(real, features_of(samples, features).cpu(), SHOWN)
@@ -68,7 +68,7 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     try:
         for node in range(path.last + 1):
             path.load(node, teacher)
-            rows.append(sampler.draw(Place(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS))
+            rows.append(sampler.draw(Key(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS))
     finally:
         teacher.load_state_dict(own)
     write_samples(folder / "path.png", torch.cat(rows), -1.0, 1.0, columns=10)

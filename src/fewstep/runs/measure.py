@@ -22,7 +22,7 @@ from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import manifold_scores
 from fewstep.metrics.quality import BREADTH_ROWS, NEIGHBOURHOODS
 from fewstep.metrics.reference import Reference, load_reference, save_reference
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes.building.origins import origins_of
 from fewstep.recipes.building.parts import data_of
 from fewstep.recipes.building.spaces import build_space
@@ -174,7 +174,7 @@ def _distance(generated: Gathered, reference: Reference | None) -> dict[str, Any
 def _kernel(generated: Gathered, real: Gathered | None, seed: int) -> dict[str, Any]:
     assert real is not None
     size = min(KERNEL_SUBSET, len(real.kept), len(generated.kept))
-    return {"kid": {**asdict(kernel_distance(real.kept, generated.kept, size=size, place=Place(seed, "kernel-distance"))), "size": size}}
+    return {"kid": {**asdict(kernel_distance(real.kept, generated.kept, size=size, key=Key(seed, "kernel-distance"))), "size": size}}
 
 
 def _inception(generated: Gathered) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fewstep.data import SampleSpace
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.keeping.folder import RunFolder
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes.building.device import DeviceName, resolve_device
 from fewstep.recipes.building.parts import data_of
 from fewstep.recipes.building.teachers import build_teacher, space_of
@@ -44,7 +44,7 @@ class Sampler(abc.ABC):
 
     def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int | None = None) -> Tensor:
         labels = labels_for(n, classes, self.classes)
-        return self.draw(Place(seed, "sample"), n, labels, self.usual_steps if steps is None else steps).clamp(self.low, self.high)
+        return self.draw(Key(seed, "sample"), n, labels, self.usual_steps if steps is None else steps).clamp(self.low, self.high)
 
     @property
     @abc.abstractmethod
@@ -67,7 +67,7 @@ class Sampler(abc.ABC):
         """The steps taken unless told otherwise."""
 
     @abc.abstractmethod
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
+    def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         """Samples (n, *shape) of a place, made where the model is and given on the CPU, without gradient, not clamped; labels (n,) or None.
 
         They are the samples [start, start + n) of that place, whatever else is drawn: to rounding, and bit for bit where all parts begin at multiples of ``BATCH``.
@@ -100,15 +100,15 @@ class StudentSampler(Sampler):
         return self.model.schedule if isinstance(self.model, Denoiser) else self.prior.schedule
 
     @torch.no_grad()
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
+    def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         times = self._times(steps)
 
         def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
             part = None if labels is None else labels[first : first + rows]
-            state = self.prior.at(place, "prior", rows, part, start + first).to(device_of(self.model))
+            state = self.prior.at(key, "prior", rows, part, start + first).to(device_of(self.model))
             begin = state.x, self.sampling.condition(state.condition, state.x)
-            return self.sampling.sample(self.model, place, start + first, begin, self.schedule, times).cpu()
+            return self.sampling.sample(self.model, key, start + first, begin, self.schedule, times).cpu()
 
         return torch.cat(deal(range(0, n, BATCH), block))
 
@@ -142,15 +142,15 @@ class TeacherSampler(Sampler):
         return 35
 
     @torch.no_grad()
-    def draw(self, place: Place, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
+    def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
         schedule, device = self.denoiser.schedule, device_of(self.denoiser)
         times, churn = self.grid.times(schedule, steps), self.churn.at(steps)
 
         def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
-            noise = place.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
+            noise = key.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
             condition = Condition(labels=None if labels is None else labels[first : first + rows]).to(device)
-            return solve_with_churn(self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, place, start + first, condition).cpu()
+            return solve_with_churn(self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, key, start + first, condition).cpu()
 
         return torch.cat(deal(range(0, n, BATCH), block))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import Schedule
 from fewstep.solvers.rule import Rule, solve
 from fewstep.values import Contradiction, Count, Positive, Value
@@ -72,11 +72,11 @@ def solve_with_churn(
     denoiser: Denoiser,
     x: Tensor,
     times: Tensor,
-    place: Place,
+    key: Key,
     start: int = 0,
     condition: Condition | Tensor | None = None,
 ) -> Tensor:
-    """``solve`` with noise added at each step, drawn at ``place`` for the samples ``start`` ... of the global batch. It takes as many evaluations.
+    """``solve`` with noise added at each step, drawn at ``key`` for the samples ``start`` ... of the global batch. It takes as many evaluations.
 
     Raises ``UserError`` for a rule with memory, whose last step would not lead to where the next begins.
     """
@@ -89,15 +89,15 @@ def solve_with_churn(
         above = churn.lifted_time(schedule, t, steps)
         # Rounding may put a lifted time below its own; nothing is added then, as where gamma is 0.
         if float(above) > float(t):
-            x = _noised(churn, schedule, x, t, above, place, start)
+            x = _noised(churn, schedule, x, t, above, key, start)
         else:
             above = t
         x = solve(rule, denoiser, x, torch.stack([above, s]), condition)
     return x
 
 
-def _noised(churn: Churn, schedule: Schedule, x: Tensor, t: Tensor, above: Tensor, place: Place, start: int) -> Tensor:
+def _noised(churn: Churn, schedule: Schedule, x: Tensor, t: Tensor, above: Tensor, key: Key, start: int) -> Tensor:
     ratio = float(schedule.alpha(above) / schedule.alpha(t))
     added = float(schedule.alpha(above)) * math.sqrt(float(schedule.rho(above)) ** 2 - float(schedule.rho(t)) ** 2)
-    noise = place.normal(f"churn-{float(t):.12g}", x.shape, start).to(x)
+    noise = key.normal(f"churn-{float(t):.12g}", x.shape, start).to(x)
     return ratio * x + churn.noise * added * noise

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import Schedule, as_time
 from fewstep.solvers.rule import EULER, Rule, solve
 from fewstep.times import Grid, RhoGrid
@@ -24,7 +24,7 @@ class FlowMap(abc.ABC):
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
         """See the class's docstring."""
 
-    def at(self, place: Place, start: int = 0) -> FlowMap:
+    def at(self, key: Key, start: int = 0) -> FlowMap:
         """The same map with what it draws bound to a place, for samples ``start`` ... of the global batch; itself, for a map that draws nothing."""
         return self
 
@@ -52,20 +52,20 @@ class Solver(FlowMap):
 class Renoise(FlowMap):
     """A few-step student: jumps to its estimate of x_0 and noises it to s (multistep sampling of consistency models, Song et al. 2023, Alg. 1).
 
-    The noise of the jump to s is a function of ``place`` and of s, from sample ``start`` on.
+    The noise of the jump to s is a function of ``key`` and of s, from sample ``start`` on.
     """
 
     model: nn.Module
     schedule: Schedule
-    place: Place
+    key: Key
     start: int = 0
 
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
         x0 = self.model(x, as_time(t).expand(len(x)), condition)
         if float(s) == 0:
             return x0
-        noise = self.place.normal(f"renoise-{float(s):.12g}", x0.shape, self.start).to(x0)
+        noise = self.key.normal(f"renoise-{float(s):.12g}", x0.shape, self.start).to(x0)
         return self.schedule.add_noise(x0, torch.full((len(x0),), float(s), dtype=torch.float64), noise)
 
-    def at(self, place: Place, start: int = 0) -> Renoise:
-        return replace(self, place=place, start=start)
+    def at(self, key: Key, start: int = 0) -> Renoise:
+        return replace(self, key=key, start=start)

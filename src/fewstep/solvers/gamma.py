@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.denoisers import TrajectoryDenoiser
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import as_time, expand
 from fewstep.solvers.flow_map import FlowMap
 
@@ -28,22 +28,22 @@ from fewstep.solvers.flow_map import FlowMap
 class Gamma(FlowMap):
     """See the module's docstring; ``gamma`` in [0, 1].
 
-    The noise of the jump to s is a function of ``place`` and of s, from sample ``start`` on, and the same as ``Renoise``'s. Raises ``UserError`` for another gamma, and for a jump to
+    The noise of the jump to s is a function of ``key`` and of s, from sample ``start`` on, and the same as ``Renoise``'s. Raises ``UserError`` for another gamma, and for a jump to
     a later time with gamma > 0.
     """
 
     model: TrajectoryDenoiser
     gamma: float
-    place: Place = field(default_factory=lambda: Place(0))
+    key: Key = field(default_factory=lambda: Key(0))
     start: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
             raise UserError(f"gamma-sampling: gamma must be in [0, 1], got {self.gamma}.")
 
-    def at(self, place: Place, start: int = 0) -> Gamma:
+    def at(self, key: Key, start: int = 0) -> Gamma:
         """The same map drawing its noise from another place, from sample ``start`` on."""
-        return replace(self, place=place, start=start)
+        return replace(self, key=key, start=start)
 
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
         if self.gamma == 0 or float(s) == 0:
@@ -53,5 +53,5 @@ class Gamma(FlowMap):
         schedule = self.model.schedule
         between = schedule.time_at_sigma((1 - self.gamma**2) ** 0.5 * schedule.rho(as_time(s)))
         landed = self.model.jump(x, t, between, condition)
-        noise = self.place.normal(f"renoise-{float(s):.12g}", x.shape, self.start).to(x)
+        noise = self.key.normal(f"renoise-{float(s):.12g}", x.shape, self.start).to(x)
         return expand(schedule.alpha(s) / schedule.alpha(between), x) * landed + expand(self.gamma * schedule.sigma(s), x) * noise

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.solvers.flow_map import FlowMap
 
 
@@ -20,9 +20,9 @@ class Rescaled(FlowMap):
     scale: float
     time: float
 
-    def at(self, place: Place, start: int = 0) -> Rescaled:
+    def at(self, key: Key, start: int = 0) -> Rescaled:
         """The same, its map bound to a place."""
-        return replace(self, flow_map=self.flow_map.at(place, start))
+        return replace(self, flow_map=self.flow_map.at(key, start))
 
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
         if float(t) != 1 or float(s) != 0:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import Schedule
 from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
 from fewstep.solvers.gamma import Gamma
@@ -59,13 +59,13 @@ class Sampling:
         """The student as a flow map."""
         return _JUMPS[self.jump](model, schedule, self)
 
-    def sample(self, model: nn.Module, place: Place, start: int, state: tuple[Tensor, Condition], schedule: Schedule, times: Tensor) -> Tensor:
+    def sample(self, model: nn.Module, key: Key, start: int, state: tuple[Tensor, Condition], schedule: Schedule, times: Tensor) -> Tensor:
         """x_0 (B, *D), not clamped, from a start (x, condition) at ``times[0]``; noise is a function of the place, from sample ``start`` of it on."""
         x, condition = state
         if self.rule != "euler":
             assert isinstance(model, Denoiser)
             return solve(RULES[self.rule], model, x, times, condition)
-        flow_map = self.flow_map(model, schedule).at(place, start)
+        flow_map = self.flow_map(model, schedule).at(key, start)
         for t, s in pairwise(times):
             x = flow_map(x, t, s, condition)
         return x
@@ -86,7 +86,7 @@ class Sampling:
 
 
 _JUMPS: Mapping[str, Callable[[Any, Schedule, Sampling], FlowMap]] = {
-    "renoise": lambda model, schedule, _: Renoise(model, schedule, Place(0)),
+    "renoise": lambda model, schedule, _: Renoise(model, schedule, Key(0)),
     # A single step has no inner points, so that any grid does; the uniform one exists everywhere.
     "ddim": lambda model, _, __: Solver(model, 1, grid=UniformGrid()),
     "gamma": lambda model, _, sampling: Gamma(model, sampling.gamma),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.solvers import FlowMap
 from fewstep.states.weights import Weights, check_names
 
@@ -34,7 +34,7 @@ class Alternate(FlowMap):
 
     maps: Mapping[str, FlowMap]
     weights: Weights
-    place: Place | None = None
+    key: Key | None = None
 
     def __post_init__(self) -> None:
         check_names("alternate", self.maps, self.weights)
@@ -42,14 +42,14 @@ class Alternate(FlowMap):
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
         return self.maps[self.chosen(float(t), float(s))](x, t, s, condition)
 
-    def at(self, place: Place, start: int = 0) -> Alternate:
-        return replace(self, maps={name: flow_map.at(place, start) for name, flow_map in self.maps.items()}, place=place)
+    def at(self, key: Key, start: int = 0) -> Alternate:
+        return replace(self, maps={name: flow_map.at(key, start) for name, flow_map in self.maps.items()}, key=key)
 
     def chosen(self, t: float, s: float) -> str:
         """The name of the map that goes from t to s at this place."""
-        if self.place is None:
+        if self.key is None:
             raise UserError("alternate: its choices are a function of a place; bind it with 'at(place)', as rollouts do.")
         names = list(self.maps)
         # No start: the choice is the whole batch's, and so every process's.
-        u = self.place.uniform(f"alternate-{t:.12g}-{s:.12g}", 1)
-        return names[int(self.weights.choose(names, self.place.step, u))]
+        u = self.key.uniform(f"alternate-{t:.12g}-{s:.12g}", 1)
+        return names[int(self.weights.choose(names, self.key.step, u))]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.random import Place
-from fewstep.stateful import Stateful
+from fewstep.random import Key
+from fewstep.resumable import Resumable
 from fewstep.states.state import State, States
 from fewstep.states.step import Step
 
@@ -38,7 +38,7 @@ class _Buffer:
 
 
 @dataclass(frozen=True, eq=False)
-class Dagger(States, Stateful):
+class Dagger(States, Resumable):
     """Draws uniformly, with replacement, from a buffer of at most ``capacity`` states of ``source``; see the module's docstring.
 
     The first draw at a place (stage, step) first adds the fresh states of ``collect`` samples, if the step is a multiple of ``every`` or the buffer is empty; further draws there add
@@ -71,28 +71,28 @@ class Dagger(States, Stateful):
         return min(self._buffer.seen, self.capacity)
 
     def draw(self, step: Step) -> State:
-        buffer, here = self._buffer, (step.place.stage, step.place.step)
+        buffer, here = self._buffer, (step.key.stage, step.key.step)
         if buffer.rows:
             # A buffer from a checkpoint is on the CPU until its first draw.
             buffer.rows = State.of(buffer.rows).to(step.device).tensors()
-        if buffer.last != here and (step.place.step % self.every == 0 or not buffer.seen):
-            self._add(self.fresh(step), step.place)
+        if buffer.last != here and (step.key.step % self.every == 0 or not buffer.seen):
+            self._add(self.fresh(step), step.key)
             buffer.last = here
-        index = step.place.integers("dagger-row", step.rows, self.filled, step.start)
+        index = step.key.integers("dagger-row", step.rows, self.filled, step.start)
         return State.of({name: value[index.to(value.device)] for name, value in buffer.rows.items()})
 
     def fresh(self, step: Step) -> State:
         """What is collected at a step, the same in every process."""
-        whole = Step(step.place, self.collect, device=step.device)
+        whole = Step(step.key, self.collect, device=step.device)
         return self.source.trajectories(whole) if self.of_each == "all" else whole.state(self.source)
 
-    def _add(self, fresh: State, place: Place) -> None:
+    def _add(self, fresh: State, key: Key) -> None:
         buffer, tensors = self._buffer, {name: value for name, value in fresh.tensors().items() if name not in _FORGOTTEN}
         if not buffer.seen:
             buffer.rows = {name: value.new_zeros(self.capacity, *value.shape[1:]) for name, value in tensors.items()}
         if set(tensors) != set(buffer.rows):
             raise UserError(f"dagger: its source gives {', '.join(sorted(tensors))}, but gave {', '.join(sorted(buffer.rows))} before; its states must keep the same fields.")
-        slots = _SLOTS[self.keep](buffer.seen, len(fresh.x), self.capacity, place).tolist()
+        slots = _SLOTS[self.keep](buffer.seen, len(fresh.x), self.capacity, key).tolist()
         # A slot that is taken twice belongs to the later state; -1 is let go.
         row_of = {slot: row for row, slot in enumerate(slots) if slot >= 0}
         taken, rows = torch.tensor(list(row_of), dtype=torch.int64), torch.tensor(list(row_of.values()), dtype=torch.int64)
@@ -117,14 +117,14 @@ class Dagger(States, Stateful):
         self._buffer.rows = {name: torch.cat([value, value.new_zeros(self.capacity - len(value), *value.shape[1:])]) for name, value in tensors.items()}
 
 
-def _ring(seen: int, rows: int, capacity: int, place: Place) -> Tensor:
+def _ring(seen: int, rows: int, capacity: int, key: Key) -> Tensor:
     return (seen + torch.arange(rows)) % capacity
 
 
-def _reservoir(seen: int, rows: int, capacity: int, place: Place) -> Tensor:
+def _reservoir(seen: int, rows: int, capacity: int, key: Key) -> Tensor:
     order = seen + torch.arange(rows)
-    slots = (place.uniform("dagger-slot", rows) * (order + 1)).long()
+    slots = (key.uniform("dagger-slot", rows) * (order + 1)).long()
     return torch.where(order < capacity, order, torch.where(slots < capacity, slots, -1))
 
 
-_SLOTS: dict[str, Callable[[int, int, int, Place], Tensor]] = {"ring": _ring, "reservoir": _reservoir}
+_SLOTS: dict[str, Callable[[int, int, int, Key], Tensor]] = {"ring": _ring, "reservoir": _reservoir}

@@ -32,13 +32,13 @@ class ForwardDiffusion(States):
         return True
 
     def draw(self, step: Step) -> State:
-        index = step.place.integers("data-index", step.rows, len(self.data), step.start)
+        index = step.key.integers("data-index", step.rows, len(self.data), step.start)
         x0 = self.data.take(index).to(step.device)
-        t = self.times.draw(self.schedule, step.place, "data-time", step.rows, step.start)
+        t = self.times.draw(self.schedule, step.key, "data-time", step.rows, step.start)
         noise = step.noise_like("data-noise", x0)
         labels = None
         if self.data.labels is not None:
-            dropped = step.place.uniform("label-dropout", step.rows, step.start) < self.label_dropout
+            dropped = step.key.uniform("label-dropout", step.rows, step.start) < self.label_dropout
             labels = torch.where(dropped, NO_CLASS, self.data.labels[index])
         return State(self.schedule.add_noise(x0, t, noise), t, Condition(labels=labels).to(step.device), x0, noise)
 
@@ -56,5 +56,5 @@ class Started(States):
 
     def draw(self, step: Step) -> State:
         state = step.state(self.source)
-        start = self.prior.at(step.place, "started", step.rows, state.condition.labels, step.start).to(step.device)
+        start = self.prior.at(step.key, "started", step.rows, state.condition.labels, step.start).to(step.device)
         return replace(state, x=select(state.t == self.prior.time, start.x, state.x), x0=None, noise=None)

@@ -36,7 +36,7 @@ class Generated(States):
     @torch.no_grad()
     def draw(self, step: Step) -> State:
         begin = step.state(self.prior)
-        flow_map = self.flow_map.at(step.place, step.start)
+        flow_map = self.flow_map.at(step.key, step.start)
         x = begin.x
         for t, s in pairwise(self.times):
             x = flow_map(x, t, s, begin.condition)

@@ -44,7 +44,7 @@ class WithGuidance(States):
     def _guided(self, step: Step, state: State) -> State:
         if state.condition.guidance is not None:
             raise UserError("these states have a guidance scale already; put WithGuidance around them once.")
-        u = step.place.uniform("guidance-scale", step.rows, step.start).to(state.x.device)
+        u = step.key.uniform("guidance-scale", step.rows, step.start).to(state.x.device)
         # In float32 the sum could round to just above high.
         guidance = (self.low + (self.high - self.low) * u).float().clamp(self.low, self.high)
         # All states of a trajectory have its sample's scale.

@@ -47,9 +47,9 @@ class Mixture(States):
 
     def draw(self, step: Step) -> State:
         names = list(self.sources)
-        weights = self.weights.at(step.place.step)
-        u = step.place.uniform("mixture-source-" + "-".join(sorted(names)), step.rows, step.start)
-        origin = self.weights.choose(names, step.place.step, u)
+        weights = self.weights.at(step.key.step)
+        u = step.key.uniform("mixture-source-" + "-".join(sorted(names)), step.rows, step.start)
+        origin = self.weights.choose(names, step.key.step, u)
         drawn = {name: step.state(self.sources[name]).tensors() for name in names if weights[name] > 0}
         return replace(State.of(_joined(names, drawn, origin)), origin=origin)
 
@@ -83,8 +83,8 @@ class PerBatch(States):
         """Which source this step's batch is from, in the order of ``sources``."""
         names = list(self.sources)
         # No start: the choice is the whole batch's, and so every process's.
-        u = step.place.uniform("batch-source-" + "-".join(sorted(names)), 1)
-        return int(self.weights.choose(names, step.place.step, u))
+        u = step.key.uniform("batch-source-" + "-".join(sorted(names)), 1)
+        return int(self.weights.choose(names, step.key.step, u))
 
     def _from(self, index: int, state: State) -> State:
         return replace(state, origin=torch.full((len(state.x),), index, dtype=torch.int64))

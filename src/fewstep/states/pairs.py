@@ -55,7 +55,7 @@ class Pairs(States):
 
     def draw(self, step: Step) -> State:
         stored = self._stored
-        index = step.place.integers("pair-index", step.rows, len(stored["x"]), step.start)
+        index = step.key.integers("pair-index", step.rows, len(stored["x"]), step.start)
         labels = stored["labels"][index] if "labels" in stored else None
         t = torch.full((step.rows,), float(self.time), dtype=torch.float64)
         return State(stored["x"][index], t, Condition(labels=labels), x0=stored["x0"][index]).to(step.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.states.state import State, States
 from fewstep.states.step import Step
@@ -39,11 +39,11 @@ class Prior(States):
         return True
 
     def draw(self, step: Step) -> State:
-        labels = step.place.integers("prior-class", step.rows, self.classes, step.start) if self.classes else None
-        return self.at(step.place, "prior", step.rows, labels, step.start).to(step.device)
+        labels = step.key.integers("prior-class", step.rows, self.classes, step.start) if self.classes else None
+        return self.at(step.key, "prior", step.rows, labels, step.start).to(step.device)
 
-    def at(self, place: Place, purpose: str, rows: int, labels: Tensor | None, start: int = 0) -> State:
+    def at(self, key: Key, purpose: str, rows: int, labels: Tensor | None, start: int = 0) -> State:
         """States with the given classes (rows,) or None, from the noise of a place and purpose, on the CPU."""
-        noise = place.normal(purpose, (rows, *self.shape), start)
+        noise = key.normal(purpose, (rows, *self.shape), start)
         times = torch.full((rows,), float(self.time), dtype=torch.float64)
         return State(self.std * noise, times, Condition(labels=labels), noise=noise)

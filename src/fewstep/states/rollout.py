@@ -71,7 +71,7 @@ class Rollout(States):
     def draw(self, step: Step) -> State:
         begin = step.state(self.prior)
         indices = torch.tensor(self.indices)
-        stop = indices[step.place.integers("rollout-stop", step.rows, len(indices), step.start)]
+        stop = indices[step.key.integers("rollout-stop", step.rows, len(indices), step.start)]
         kept = begin.x
         for index, x in enumerate(_passed(step, self.flow_map, begin, self.times[: int(indices.max()) + 1])):
             kept = select(stop == index, x, kept)
@@ -115,7 +115,7 @@ class OpenRollout(States):
     def path(self, step: Step) -> tuple[float, ...]:
         """The times of this step's trajectories, T_s the last."""
         # No start: T_s is the whole batch's, and so every process's.
-        stop = min(float(self.stops.draw(self.schedule, step.place, "rollout-any-stop", 1)), self.times[0])
+        stop = min(float(self.stops.draw(self.schedule, step.key, "rollout-any-stop", 1)), self.times[0])
         return (*(t for t in self.times if t > stop), stop)
 
 
@@ -149,13 +149,13 @@ class RandomRollout(States):
     def chosen(self, step: Step) -> Rollout:
         """The rollout of this step's number of steps."""
         numbers = sorted(self.grids)
-        steps = numbers[int(step.place.integers("rollout-steps", 1, len(numbers)))]
+        steps = numbers[int(step.key.integers("rollout-steps", 1, len(numbers)))]
         return Rollout(self.flow_map, self.prior, self.grids[steps], self.stops.get(steps))
 
 
 def _passed(step: Step, flow_map: FlowMap, begin: State, times: Sequence[float]) -> Iterator[Tensor]:
     """x at each of the times, begin's own first."""
-    bound, x = flow_map.at(step.place, step.start), begin.x
+    bound, x = flow_map.at(step.key, step.start), begin.x
     yield x
     for t, s in pairwise(times):
         with torch.no_grad():

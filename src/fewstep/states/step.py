@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep import cost
 from fewstep.condition import Condition
 from fewstep.cost import unmetered
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.states.state import CPU, State, States
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ class Step:
     goes backward calls ``forget_graphs`` after it.
     """
 
-    def __init__(self, place: Place, rows: int, start: int = 0, device: torch.device = CPU, whole: dict[int, tuple[object, Any]] | None = None):
-        self.place = place
+    def __init__(self, key: Key, rows: int, start: int = 0, device: torch.device = CPU, whole: dict[int, tuple[object, Any]] | None = None):
+        self.key = key
         self.rows = rows
         self.start = start
         self.device = device
@@ -54,16 +54,16 @@ class Step:
         self._asked_normals: dict[tuple[str, tuple[int, ...]], None] = {}
 
     @classmethod
-    def portions(cls, place: Place, rows: int, start: int, parts: int, device: torch.device = CPU) -> list[Step]:
+    def portions(cls, key: Key, rows: int, start: int, parts: int, device: torch.device = CPU) -> list[Step]:
         """``parts`` equal portions of the samples ``start`` to ``start + rows`` of a step, which share what belongs to the step as a whole (``once``)."""
         portion = rows // parts
         whole: dict[int, tuple[object, Any]] = {}
-        return [cls(place, portion, start + part * portion, device, whole) for part in range(parts)]
+        return [cls(key, portion, start + part * portion, device, whole) for part in range(parts)]
 
     def named(self, name: str) -> Step:
         """The same step, whose own draws are ``name``'s: other purposes have other numbers. States and samples are shared."""
         view = copy.copy(self)
-        view.place, view._root = replace(self._root.place, owner=name), self._root
+        view.key, view._root = replace(self._root.key, owner=name), self._root
         return view
 
     def once(self, owner: object, make: Callable[[], T]) -> T:
@@ -121,10 +121,10 @@ class Step:
 
     def noise_like(self, purpose: str, x: Tensor) -> Tensor:
         """Standard normals of x's shape (B, *D), type and device."""
-        key = (self.place.purpose_of(purpose), tuple(x.shape))
+        key = (self.key.purpose_of(purpose), tuple(x.shape))
         self._asked_normals[key] = None
         made = self._normals.pop(key, None)
-        return (self.place.normal(purpose, x.shape, self.start) if made is None else made).to(x.device, x.dtype)
+        return (self.key.normal(purpose, x.shape, self.start) if made is None else made).to(x.device, x.dtype)
 
     @property
     def asked(self) -> Asked:
@@ -134,7 +134,7 @@ class Step:
     def prepare(self, asked: Asked) -> None:
         """Makes what ``asked`` names, so that it is there when it is asked for: the same numbers, whoever makes them."""
         for purpose, shape in asked.normals:
-            self._normals[purpose, shape] = self.place.normal(purpose, shape, self.start).to(self.device)
+            self._normals[purpose, shape] = self.key.normal(purpose, shape, self.start).to(self.device)
         # A draw takes its normals from those.
         for states in asked.states:
             self.state(states)

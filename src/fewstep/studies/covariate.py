@@ -17,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.keeping.folder import RunFolder
 from fewstep.keeping.origins import measured_origins
 from fewstep.metrics.quality import Evaluator
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.recipes.building.parts import build_evaluator
 from fewstep.recipes.building.teachers import build_teacher
 from fewstep.runs.data import announce
@@ -121,7 +121,7 @@ def _entry(found: ShiftRow, setting: str) -> dict[str, Any]:
 def _sensitivity(relay: Relay, evaluator: Evaluator) -> dict[str, Any]:
     """In the feature space of the evaluation, on the first draw's noise."""
     rows = min(evaluator.samples, SENSITIVITY_ROWS)
-    found = step_sensitivity(relay, Place(evaluator.seed, "evaluation", 0), rows, replace(evaluator, samples=rows).labels, evaluator.features)
+    found = step_sensitivity(relay, Key(evaluator.seed, "evaluation", 0), rows, replace(evaluator, samples=rows).labels, evaluator.features)
     return {**asdict(found), "samples": rows}
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.metrics.frechet import features_of
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.studies.shift import Relay, Selection, TeacherFirst, mixed_sampler
 
 
@@ -31,7 +31,7 @@ class StudentOnce(Selection):
 
     transition: int
 
-    def teaches(self, place: Place, rows: int, start: int, transition: int) -> Tensor:
+    def teaches(self, key: Key, rows: int, start: int, transition: int) -> Tensor:
         return torch.full((rows,), transition != self.transition)
 
 
@@ -41,7 +41,7 @@ class TeacherOnce(Selection):
 
     transition: int
 
-    def teaches(self, place: Place, rows: int, start: int, transition: int) -> Tensor:
+    def teaches(self, key: Key, rows: int, start: int, transition: int) -> Tensor:
         return torch.full((rows,), transition == self.transition)
 
 
@@ -55,11 +55,11 @@ class Sensitivity:
     student: float
 
 
-def step_sensitivity(relay: Relay, place: Place, rows: int, labels: Tensor | None = None, features: Callable[[Tensor], Tensor] | None = None) -> Sensitivity:
+def step_sensitivity(relay: Relay, key: Key, rows: int, labels: Tensor | None = None, features: Callable[[Tensor], Tensor] | None = None) -> Sensitivity:
     """Over ``rows`` samples of a place with labels (rows,) or None, all from the same noise; ``features``: (B, *D) -> (B, d)."""
 
     def generated(selection: Selection) -> Tensor:
-        samples = mixed_sampler(relay, selection)(place, rows, labels)
+        samples = mixed_sampler(relay, selection)(key, rows, labels)
         return (samples if features is None else features_of(samples, features)).flatten(1).double()
 
     reference = generated(TeacherFirst(relay.transitions))

@@ -26,7 +26,7 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
 from fewstep.metrics.quality import Evaluator, Sample
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.runs.sampler import BATCH
 from fewstep.solvers import EULER, FlowMap, solve
 from fewstep.states import Prior
@@ -72,9 +72,9 @@ class Relay:
         """The teacher's steps to one of the student's, N / n."""
         return (len(self.fine) - 1) // (len(self.times) - 1)
 
-    def starts(self, place: Place, rows: int, labels: Tensor | None, start: int) -> tuple[Tensor, Condition]:
+    def starts(self, key: Key, rows: int, labels: Tensor | None, start: int) -> tuple[Tensor, Condition]:
         """Noise (rows, *D) of the samples ``start`` ... of a place, as the student's own sampler draws it, and their condition; where the teacher is."""
-        state = self.prior.at(place, "prior", rows, labels, start).to(device_of(self.teacher))
+        state = self.prior.at(key, "prior", rows, labels, start).to(device_of(self.teacher))
         return state.x, state.condition if self.guidance is None else replace(state.condition, guidance=torch.full((rows,), self.guidance, device=state.x.device))
 
     def taught(self, x: Tensor, transition: int, condition: Condition) -> Tensor:
@@ -87,7 +87,7 @@ class Selection(abc.ABC):
     """Which samples the teacher carries over which transitions; a function of the place and of the samples' global indices."""
 
     @abc.abstractmethod
-    def teaches(self, place: Place, rows: int, start: int, transition: int) -> Tensor:
+    def teaches(self, key: Key, rows: int, start: int, transition: int) -> Tensor:
         """(rows,) bool for the samples ``start`` ... at a transition in [0, n)."""
 
 
@@ -101,8 +101,8 @@ class Stochastic(Selection):
         if not 0 <= self.probability <= 1:
             raise UserError(f"the probability of the teacher must be in [0, 1], got {self.probability}.")
 
-    def teaches(self, place: Place, rows: int, start: int, transition: int) -> Tensor:
-        return place.uniform(f"shift-{transition}", rows, start) < self.probability
+    def teaches(self, key: Key, rows: int, start: int, transition: int) -> Tensor:
+        return key.uniform(f"shift-{transition}", rows, start) < self.probability
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TeacherFirst(Selection):
 
     switch: int
 
-    def teaches(self, place: Place, rows: int, start: int, transition: int) -> Tensor:
+    def teaches(self, key: Key, rows: int, start: int, transition: int) -> Tensor:
         return torch.full((rows,), transition < self.switch)
 
 
@@ -121,7 +121,7 @@ class StudentFirst(Selection):
 
     switch: int
 
-    def teaches(self, place: Place, rows: int, start: int, transition: int) -> Tensor:
+    def teaches(self, key: Key, rows: int, start: int, transition: int) -> Tensor:
         return torch.full((rows,), transition >= self.switch)
 
 
@@ -132,14 +132,14 @@ def mixed_sampler(relay: Relay, selection: Selection) -> Sample:
     """
 
     @torch.no_grad()
-    def sample(place: Place, rows: int, labels: Tensor | None) -> Tensor:
+    def sample(key: Key, rows: int, labels: Tensor | None) -> Tensor:
         parts = []
         for start in range(0, rows, BATCH):
             count = min(BATCH, rows - start)
             part = None if labels is None else labels[start : start + count]
-            student, (x, condition) = relay.student.at(place, start), relay.starts(place, count, part, start)
+            student, (x, condition) = relay.student.at(key, start), relay.starts(key, count, part, start)
             for index in range(relay.transitions):
-                teaches = selection.teaches(place, count, start, index)
+                teaches = selection.teaches(key, count, start, index)
                 x = _carried(relay, student, x, index, teaches, condition)
             parts.append(x.cpu())
         return torch.cat(parts)
@@ -173,7 +173,7 @@ def row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float
     """The quality of one selection's samples, clamped to the data's range."""
     sampler, data = mixed_sampler(relay, selection), evaluator.data
     assert data is not None
-    found = evaluator.describe(lambda place, rows, labels: sampler(place, rows, labels).clamp(data.low, data.high), draws)
+    found = evaluator.describe(lambda key, rows, labels: sampler(key, rows, labels).clamp(data.low, data.high), draws)
     quality, breadth = found.quality, found.breadth
     return ShiftRow(float(setting), quality.fd, quality.fd_spread, quality.accuracy, breadth.recall, breadth.diversity)
 

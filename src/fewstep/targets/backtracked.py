@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewstep.denoisers import Denoiser, copy_of, freeze
-from fewstep.stateful import Stateful
+from fewstep.resumable import Resumable
 from fewstep.targets.hook import Hook
 from fewstep.targets.path import DegradationPath, Prefetch
 from fewstep.targets.switch import SwitchRule
 from fewstep.targets.target import Target
 
 
-class Backtracked(Target, Stateful, Hook):
+class Backtracked(Target, Resumable, Hook):
     """See the module's docstring. Enters the path at the first use, so that it may be built before the path is recorded."""
 
     def __init__(self, path: DegradationPath, switch: SwitchRule):

@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
 from fewstep.networks.kinds.store import load_strictly
-from fewstep.stateful import Stateful
+from fewstep.resumable import Resumable
 from fewstep.stopping import StopRule
 from fewstep.system.files import digest_of, read_tensors, write_tensors, write_text
 from fewstep.system.ledger import keeping
@@ -34,7 +34,7 @@ FORMAT = 1
 FEWEST = 3
 
 
-class DegradationPath(Stateful):
+class DegradationPath(Resumable):
     """A path in ``folder`` that starts at ``teacher``; ``origin`` is kept in the manifest (for instance the resolved recipe).
 
     A new path is empty, and recording replaces what paths have written into the folder; ``DegradationPath.open`` reads a recorded one.
@@ -195,7 +195,7 @@ class _Rest(StopRule):
         return max(self.together - before, self.least(self.path.last or self.nodes - 1))
 
 
-class Recorder(Stateful, Hook):
+class Recorder(Resumable, Hook):
     """Called after each degrading step with (step, model): records a node when its rule says so."""
 
     def __init__(self, path: DegradationPath, rule: RecordRule):

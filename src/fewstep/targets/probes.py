@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, device_of
-from fewstep.random import Place
-from fewstep.stateful import untouched
+from fewstep.random import Key
+from fewstep.resumable import untouched
 from fewstep.states import States, Step
 from fewstep.times import TimeDistribution
 
@@ -32,12 +32,12 @@ class Probes:
     @cached_property
     def inputs(self) -> tuple[Tensor, Tensor, Condition]:
         """(x_t, t, condition)."""
-        step, schedule = Step(Place(0, "record-probe"), self.rows, device=device_of(self.teacher)), self.teacher.schedule
+        step, schedule = Step(Key(0, "record-probe"), self.rows, device=device_of(self.teacher)), self.teacher.schedule
         # Not a batch of the run: a collection must not grow by it.
         with untouched(self.states):
             state = step.state(self.states)
         x0 = step.sample(self.student, state)
-        t = self.times.draw(schedule, step.place, "probe-time", step.rows)
+        t = self.times.draw(schedule, step.key, "probe-time", step.rows)
         return schedule.add_noise(x0, t, step.noise_like("probe-noise", x0)), t, state.condition
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewstep.cost import unmetered
 from fewstep.denoisers import Denoiser
-from fewstep.stateful import Stateful
+from fewstep.resumable import Resumable
 from fewstep.system import distributed
 from fewstep.values import BelowOne, Positive, Steps, Value
 
@@ -32,7 +32,7 @@ class Decision:
     stop: str = ""
 
 
-class RecordRule(Stateful):
+class RecordRule(Resumable):
     """Decides after each degrading step."""
 
     @abc.abstractmethod

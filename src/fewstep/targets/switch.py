@@ -17,7 +17,7 @@ import annotated_types as at
 import torch
 from torch import Tensor
 
-from fewstep.stateful import Stateful
+from fewstep.resumable import Resumable
 from fewstep.system import distributed
 from fewstep.values import MOST, BelowOne, Contradiction, Share, Steps, Value
 
@@ -25,7 +25,7 @@ from fewstep.values import MOST, BelowOne, Contradiction, Share, Steps, Value
 LEVEL_EDGES = (0.1, 0.25, 0.6, 1.5, 4.0)
 
 
-class SwitchRule(Stateful):
+class SwitchRule(Resumable):
     """Decides after each step of the student whether the target moves on."""
 
     @abc.abstractmethod

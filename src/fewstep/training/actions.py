@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fewstep.cost import unmetered
 from fewstep.denoisers import Denoiser
 from fewstep.networks.kinds.store import load_strictly
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.solvers import FlowMap
 from fewstep.states import Prior, State, Step
 from fewstep.states.pairs import write_pairs
@@ -136,23 +136,23 @@ class MakePairs(Action):
 
     @torch.no_grad()
     def run(self) -> None:
-        place, starts, labels = Place(self.seed, self.purpose), [], []
+        key, starts, labels = Key(self.seed, self.purpose), [], []
         begins = range(0, self.count, self.batch)
         for begin in begins:
-            state = self._drawn(place, begin)
+            state = self._drawn(key, begin)
             starts.append(state.x)
             if state.condition.labels is not None:
                 labels.append(state.condition.labels)
 
         def end(begin: int) -> Tensor:
-            state = self._drawn(place, begin)
-            return self.flow_map.at(place, begin)(state.x, self.prior.time, 0.0, state.condition)
+            state = self._drawn(key, begin)
+            return self.flow_map.at(key, begin)(state.x, self.prior.time, 0.0, state.condition)
 
         ends = deal(begins, end)
         write_pairs(self.path, torch.cat(starts), torch.cat(ends), torch.cat(labels) if labels else None, self._origin())
 
-    def _drawn(self, place: Place, begin: int) -> State:
-        return self.prior.draw(Step(place, min(self.batch, self.count - begin), begin, self.device))
+    def _drawn(self, key: Key, begin: int) -> State:
+        return self.prior.draw(Step(key, min(self.batch, self.count - begin), begin, self.device))
 
     def _origin(self) -> dict[str, Any]:
         """Which pairs these are; ``Pairs`` checks the time."""

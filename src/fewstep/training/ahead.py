@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.states.step import Asked, Step
 from fewstep.system import distributed
 from fewstep.training.phase import Stage
@@ -31,14 +31,14 @@ class Ahead:
         self._device = device
         self._pool: ThreadPoolExecutor | None = None
         self._asked: dict[tuple[str, ...], Asked] = {}
-        self._waiting: tuple[Place, Future[list[Step]]] | None = None
+        self._waiting: tuple[Key, Future[list[Step]]] | None = None
 
-    def take(self, stage: Stage, place: Place) -> list[Step]:
+    def take(self, stage: Stage, key: Key) -> list[Step]:
         """The portions of the step at a place, and begins with those of the one after it."""
         waiting, self._waiting = self._waiting, None
-        right = waiting is not None and waiting[0] == place and waiting[1].exception() is None
-        steps = waiting[1].result() if waiting is not None and right else self._fresh(place)
-        then = place.at(place.step + 1)
+        right = waiting is not None and waiting[0] == key and waiting[1].exception() is None
+        steps = waiting[1].result() if waiting is not None and right else self._fresh(key)
+        then = key.at(key.step + 1)
         asked = self._asked.get(_kind(stage, then.step))
         if self._pool is not None and asked and then.step != stage.total:
             self._waiting = then, self._pool.submit(_prepared, self._fresh(then), asked)
@@ -46,11 +46,11 @@ class Ahead:
 
     def learn(self, stage: Stage, steps: Sequence[Step]) -> None:
         """Remembers what a step has asked for, of which all portions ask the same."""
-        self._asked[_kind(stage, steps[0].place.step)] = steps[0].asked
+        self._asked[_kind(stage, steps[0].key.step)] = steps[0].asked
 
-    def _fresh(self, place: Place) -> list[Step]:
+    def _fresh(self, key: Key) -> list[Step]:
         start, rows = distributed.share(self._settings.batch)
-        return Step.portions(place, rows, start, self._settings.accumulate, self._device)
+        return Step.portions(key, rows, start, self._settings.accumulate, self._device)
 
     def __enter__(self) -> Ahead:
         # A thread has a current GPU of its own.

@@ -20,7 +20,7 @@ from fewstep.denoisers import Denoiser
 from fewstep.metrics.diversity import outside, spread
 from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.objectives import ScoreMatching
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.states import States, Step
 
 SPREAD_VALUES = 2**24
@@ -110,7 +110,7 @@ class Mismatch(Check):
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         state = step.state(self.samples)
-        assessed = assessed_mismatch(self.teacher, state.x, state.condition.labels, step.place)
+        assessed = assessed_mismatch(self.teacher, state.x, state.condition.labels, step.key)
         degree, bound = comparable_means(assessed, self._bound)
         ratio = degree / bound
         warning = f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
@@ -122,7 +122,7 @@ class Mismatch(Check):
     # When it is first asked for: networks are where they work by then.
     @cached_property
     def _bound(self) -> MismatchDegree:
-        return training_mismatch(self.teacher, self.data, Place(0, "mismatch-bound"))
+        return training_mismatch(self.teacher, self.data, Key(0, "mismatch-bound"))
 
 
 @dataclass(frozen=True, eq=False)

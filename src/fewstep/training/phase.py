@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.denoisers import Averaged
 from fewstep.errors import UserError
 from fewstep.objectives import Objective, Reduction
-from fewstep.stateful import Stateful, check_open, walk
+from fewstep.resumable import Resumable, check_open, walk
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
 from fewstep.training.actions import Action
@@ -167,7 +167,7 @@ def used_modules(stages: Sequence[Stage]) -> list[nn.Module]:
     return [value for value in walk(stages) if isinstance(value, nn.Module)]
 
 
-def all_modules(stages: Sequence[Stage], networks: Mapping[str, nn.Module], stateful: Mapping[str, Stateful]) -> Iterator[nn.Module]:
+def all_modules(stages: Sequence[Stage], networks: Mapping[str, nn.Module], stateful: Mapping[str, Resumable]) -> Iterator[nn.Module]:
     """What is to be laid out over processes.
 
     A generator: only a layout that asks makes a stateful object allocate what it will need.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.states import Step
 from fewstep.training.monitors import Monitor
 from fewstep.training.reporting.journal import Journal
@@ -62,7 +62,7 @@ class Probes:
     def _measured(self, probe: Probe | Monitor, step: int) -> Mapping[str, Any]:
         if isinstance(probe, Probe):
             return probe.measure(step)
-        own = Step(Place(self._seed, "monitor", step), probe.rows, device=self._device)
+        own = Step(Key(self._seed, "monitor", step), probe.rows, device=self._device)
         readings = probe.read(own, self._journal.recent)
         warnings = [reading.warning for reading in readings if reading.warning and step >= probe.warn_from]
         return {**{reading.name: reading.value for reading in readings}, "warnings": warnings}

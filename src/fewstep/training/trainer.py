@@ -30,8 +30,8 @@ from fewstep.cost import metered
 from fewstep.denoisers import Averaged, HalfLife, device_of
 from fewstep.denoisers.average import Decay
 from fewstep.errors import NotFinite, Stopped
-from fewstep.random import Place
-from fewstep.stateful import find_stateful
+from fewstep.random import Key
+from fewstep.resumable import find_resumable
 from fewstep.states import Step
 from fewstep.system import distributed
 from fewstep.system.files import locked
@@ -79,7 +79,7 @@ class Trainer:
         self.networks = named_networks(self.stages)
         if not any(self.average is network for network in self.networks.values()):
             self.networks["average"] = self.average
-        self._stateful = find_stateful(self.stages)
+        self._stateful = find_resumable(self.stages)
         self._device = self.settings.device or device_of(self.average)
         halved = self.settings.precision == "bf16"
         self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, halved)
@@ -186,7 +186,7 @@ class Trainer:
 
     def _step(self, stage: Stage, stop: StopRequest) -> None:
         progress, settings = self.progress, self.settings
-        steps = self._ahead.take(stage, Place(settings.seed, stage.name, progress.stage_step))
+        steps = self._ahead.take(stage, Key(settings.seed, stage.name, progress.stage_step))
         with metered() as meter:
             for phase in stage.due(progress.stage_step):
                 self._take_turn(phase, steps, stage)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.base import Denoiser
 from fewstep.errors import UserError
-from fewstep.random import Place
+from fewstep.random import Key
 from fewstep.schedule import Schedule, as_time, expand
 
 
@@ -81,11 +81,11 @@ class GaussianMixture(Denoiser):
         logs = torch.log(self.weights) - 0.5 * (turned**2 / total + torch.log(2 * torch.pi * total)).sum(2)
         return torch.logsumexp(logs, dim=1)
 
-    def sample(self, rows: int, place: Place, start: int = 0) -> tuple[Tensor, Tensor]:
+    def sample(self, rows: int, key: Key, start: int = 0) -> tuple[Tensor, Tensor]:
         """Clean samples (rows, d) float32 and the component of each (rows,)."""
         cumulative = torch.cumsum(self.weights, 0)
-        index = torch.searchsorted(cumulative, place.uniform("component", rows, start).to(cumulative)).clamp(max=len(cumulative) - 1)
-        noise = place.normal("mixture", (rows, self.means.shape[1]), start).to(self.means)
+        index = torch.searchsorted(cumulative, key.uniform("component", rows, start).to(cumulative)).clamp(max=len(cumulative) - 1)
+        noise = key.normal("mixture", (rows, self.means.shape[1]), start).to(self.means)
         spread = torch.einsum("bij,bj->bi", self.vectors[index], torch.sqrt(self.variances[index]) * noise)
         return (self.means[index] + spread).float(), index
 

@@ -124,7 +124,7 @@ class Shifted(View):
 
     def see(self, step: Step, side: str, role: str, x: Tensor) -> tuple[Tensor, Tensor]:
         choices = 2 * self.pixels + 1
-        down, right = (step.place.integers(f"{side}-{role}-{way}", step.rows, choices, step.start).to(x.device)[:, None] for way in ("down", "right"))
+        down, right = (step.key.integers(f"{side}-{role}-{way}", step.rows, choices, step.start).to(x.device)[:, None] for way in ("down", "right"))
         padded = functional.pad(x, (self.pixels,) * 4, value=self.fill)
         height, width = (torch.arange(size, device=x.device) for size in x.shape[2:])
         samples = torch.arange(len(x), device=x.device)[:, None, None]
@@ -140,7 +140,7 @@ class Noised(View):
     times: TimeDistribution
 
     def see(self, step: Step, side: str, role: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.times.draw(self.schedule, step.place, f"{side}-time", step.rows, step.start)
+        t = self.times.draw(self.schedule, step.key, f"{side}-time", step.rows, step.start)
         return self.schedule.add_noise(x, t, step.noise_like(f"{side}-{role}-noise", x)), t
 
 

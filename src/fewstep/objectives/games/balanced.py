@@ -44,7 +44,7 @@ class Balanced(Objective):
     def __call__(self, step: Step, state: State) -> Loss:
         with _seen_in(self.layer) as seen:
             main = self.main.at(step, state)
-            if step.place.step < self.start_after:
+            if step.key.step < self.start_after:
                 return main
             other = self.other.at(step, state)
         shared = set(main.terms) & set(other.terms)

@@ -92,8 +92,8 @@ class FieldOfSamples(FakeScore):
 
     def _fresh(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """count - 1 samples and their labels, from a place of their own: the same for every process, and for every portion of a step."""
-        place = replace(step.place, stage=f"{step.place.stage}/field-of-samples")
-        apart = Step(place, self.count - 1, device=step.device)
+        key = replace(step.key, stage=f"{step.key.stage}/field-of-samples")
+        apart = Step(key, self.count - 1, device=step.device)
         state = apart.state(self.states)
         return apart.sample(self.student, state), _class_ids(state.condition)
 

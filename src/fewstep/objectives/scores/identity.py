@@ -48,7 +48,7 @@ class ScoreIdentity(Objective):
         x0 = step.run(self.student, state)
         target = self.target.denoiser
         schedule = target.schedule
-        t = self.times.draw(schedule, step.place, "identity-time", step.rows, step.start)
+        t = self.times.draw(schedule, step.key, "identity-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("identity-noise", x0))
         with frozen(target, self.fake):
             target_x0, fake_x0 = target(x_t, t, state.condition), self.fake(x_t, t, state.condition)

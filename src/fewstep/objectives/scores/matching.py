@@ -136,7 +136,7 @@ class DistributionMatching(Objective):
     def _gradient(self, step: Step, x0: Tensor, state: State) -> tuple[Tensor, Tensor]:
         target = self.target.denoiser
         schedule = target.schedule
-        t = self.times.draw(schedule, step.place, "matching-time", step.rows, step.start)
+        t = self.times.draw(schedule, step.key, "matching-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("matching-noise", x0))
         fake_x0 = as_fake(self.fake).estimate(step, schedule, x_t, t, x0, state.condition)
         target_x0 = target(x_t, t, state.condition)

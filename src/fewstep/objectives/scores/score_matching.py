@@ -91,7 +91,7 @@ class ScoreMatching(Objective):
     def error(self, step: Step, x0: Tensor, condition: Condition) -> Tensor:
         """The loss on given clean samples (B, *D), with the times and noise of the step's place."""
         schedule = self.fake.schedule
-        t = self.times.draw(schedule, step.place, "fake-time", step.rows, step.start)
+        t = self.times.draw(schedule, step.key, "fake-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("fake-noise", x0))
         return denoising_loss(self.fake(x_t, t, condition), x0, self.weight.at(schedule, t))
 

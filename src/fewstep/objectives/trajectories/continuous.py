@@ -129,7 +129,7 @@ class ContinuousConsistency(Objective):
         along = flow.tangents(state.x, target_x0, state.t)
         x0, slope = step.jvp(self.student, state.x, state.t, state.condition, along)
         raw = flow.raw(state.x, x0, state.t)
-        tangent = self.tangent(flow, state, raw.detach(), slope, target_x0, step.place.step)
+        tangent = self.tangent(flow, state, raw.detach(), slope, target_x0, step.key.step)
         size = tangent.square().flatten(1).mean(1).sqrt()
         tangent = tangent / expand(size + self.constant, tangent)
         log_weight = self.log_weight(flow.angle(state.t).to(state.x.device, state.x.dtype))

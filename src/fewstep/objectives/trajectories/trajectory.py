@@ -71,7 +71,7 @@ class SoftConsistency(Objective):
     def indices(self, step: Step, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """The indices in ``times`` of t, u and s, each (B,): t < u <= s, as indices."""
         now = index_among(self.times, state.t, "soft consistency")
-        u_end, u_between = (step.place.uniform(purpose, len(now), step.start) for purpose in ("soft-consistency-end", "soft-consistency-between"))
+        u_end, u_between = (step.key.uniform(purpose, len(now), step.start) for purpose in ("soft-consistency-end", "soft-consistency-between"))
         below = len(self.times) - 1 - now
         end = now + 1 + (u_end * below).long()
         between = now + 1 + (u_between * (end - now).clamp(max=self.max_steps)).long()
@@ -112,7 +112,7 @@ class InverseConsistency(Objective):
     def indices(self, step: Step, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """The indices in ``times`` of t, u and s, each (B,): s <= u < t, as indices. s is uniform among the times above t, u among those up to s."""
         now = index_among(self.times, state.t, "inverse consistency", "up")
-        u_end, u_between = (step.place.uniform(purpose, len(now), step.start) for purpose in ("inverse-consistency-end", "inverse-consistency-between"))
+        u_end, u_between = (step.key.uniform(purpose, len(now), step.start) for purpose in ("inverse-consistency-end", "inverse-consistency-between"))
         end = (u_end * now).long()
         between = now - 1 - (u_between * (now - end).clamp(max=self.max_steps)).long()
         return now, between, end

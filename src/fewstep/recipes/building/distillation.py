@@ -25,8 +25,8 @@ from fewstep.recipes.kit.context import Context
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
 from fewstep.recipes.recipe import DistillRecipe
+from fewstep.resumable import find_resumable
 from fewstep.solvers.sampling import Sampling
-from fewstep.stateful import find_stateful
 from fewstep.states import Generated, Prior, States, WithGuidance
 from fewstep.targets import Backtracked, DegradationPath
 from fewstep.training import Monitor, Stage
@@ -68,7 +68,7 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
     student = context.student.model
-    target = next((found for found in find_stateful(built.stages).values() if isinstance(found, Backtracked)), None)
+    target = next((found for found in find_resumable(built.stages).values() if isinstance(found, Backtracked)), None)
     monitor = _monitor(context, built, target)
     return Distillation(context.original, student, context.average, context.prior, context.sampling, data, context.space, built.stages, monitor, fake, built.path, target)
 
@@ -89,9 +89,9 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
 
 
-def build_context(recipe: DistillRecipe, folder: Path, data: Dataset | None, original: NetworkDenoiser, features: Features, works_on: torch.device) -> Context:
+def build_context(recipe: DistillRecipe, folder: Path, data: Dataset | None, original: NetworkDenoiser, features: Features, device: torch.device) -> Context:
     """What the method's builder is given: ``original`` is the frozen teacher, ``data`` None for a recipe without data,
-    ``features`` the space of perceptual distances; the run works on the device ``works_on``."""
+    ``features`` the space of perceptual distances; the run works on the device ``device``."""
     method, roles = recipe.method, _roles(recipe)
     if method.sampling.guidance is not None and not original.classes:
         raise UserError("'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher.")
@@ -115,7 +115,7 @@ def build_context(recipe: DistillRecipe, folder: Path, data: Dataset | None, ori
         average=Averaged(student.model, recipe.training.average),
         threshold=threshold,
         roles=frozenset(roles),
-        works_on=works_on,
+        device=device,
     )
 
 
@@ -127,7 +127,7 @@ def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
 
 def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
     """Those that DDIL thresholds for the method; of a generator, whose output is no denoiser's, not the student's."""
-    traits = method.in_force
+    traits = method.effective_traits
     return [role for role in (traits.roles if traits.usual_roles is None else traits.usual_roles) if not (role == "student" and is_generator(student))]
 
 
@@ -137,7 +137,7 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
     samples = generated(context.student.model, context.prior, context.sampling)
     checks: list[Check] = []
     # A collection grows when it is drawn from, which a monitor must not make it do.
-    if built.fake is not None and built.states is not None and not find_stateful(built.states):
+    if built.fake is not None and built.states is not None and not find_resumable(built.states):
         checks.append(FakeScoreLag(built.fake, built.states))
     # Against a fake score that is not learned the gap says nothing about convergence.
     if built.fake is not None:

@@ -101,13 +101,13 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
             network = digit_features()
             with torch.no_grad():
                 channels = [features.shape[1] for features in network.stages(context.data.take(context.data.head(1)))]
-            critic = ProjectedCritic(network.to(context.device).stages, channels, classes, choice.width)
-            return CleanCritic(critic.to(context.device)), Clean()
+            critic = ProjectedCritic(network.to(context.building_device).stages, channels, classes, choice.width)
+            return CleanCritic(critic.to(context.building_device)), Clean()
         view = Noised(context.original.schedule, choice.times)
         trunk = context.original.network
         if not isinstance(trunk, DenoisingNetwork):
             raise UserError(f"'method.adversarial.kind: {choice.kind}' puts a head on the teacher's features, which {type(trunk).__name__} has not; derive it from DenoisingNetwork.")
-        head = FeatureHead(trunk.bottleneck, classes, choice.width).to(context.device)
+        head = FeatureHead(trunk.bottleneck, classes, choice.width).to(context.building_device)
     if isinstance(choice, TeacherTrunk):
         return FrozenTrunk(context.original, head), view
     if "fake" not in type(context.method).model_fields:

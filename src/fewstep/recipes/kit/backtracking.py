@@ -147,7 +147,7 @@ class Reach(Check):
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         if self.target.node is None:
             return None
-        left = max(0, self.steps - step.place.step)
+        left = max(0, self.steps - step.key.step)
         needed = 1 + self.student_every * max(1, self.target.node * self.least - self.target.steps) if self.target.node else 0
         lacking = max(0, needed - left)
         warning = f"the target stands at node {self.target.node} with {left} steps left, and will not reach the teacher: raise 'training.steps', or lower 'target.switch.max_steps'."

@@ -56,7 +56,7 @@ class Context:
     average: Averaged
     threshold: Threshold | None
     roles: frozenset[str]
-    works_on: torch.device
+    device: torch.device
 
     @property
     def data(self) -> Dataset:
@@ -69,7 +69,7 @@ class Context:
         return self.found
 
     @property
-    def device(self) -> torch.device:
+    def building_device(self) -> torch.device:
         """Where networks are built: the teacher's place."""
         return device_of(self.original)
 

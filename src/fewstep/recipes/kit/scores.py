@@ -115,7 +115,7 @@ class LearnedFake(_TrainedFake):
         model = context.original
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.training.seed)
-            network = build(describe(model.network)).to(context.device)
+            network = build(describe(model.network)).to(context.building_device)
         return NetworkDenoiser(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
 
 

@@ -62,7 +62,7 @@ class Method(config.Section, abc.ABC):
     optimizer: config.OptimizerChoice = Adam()
 
     @property
-    def in_force(self) -> Traits:
+    def effective_traits(self) -> Traits:
         """The traits under these settings; the class's, unless a setting changes them."""
         return self.traits
 

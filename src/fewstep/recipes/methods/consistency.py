@@ -60,7 +60,7 @@ class ConsistencyMethod(GridMethod):
         return self
 
     @property
-    def in_force(self) -> Traits:
+    def effective_traits(self) -> Traits:
         states = self.traits.states if self.intervals == 1 else frozenset({"forward"})
         because = dict.fromkeys(("rollout", "ddil", "per-batch"), "with several intervals its samples are no consistency model's multistep samples") if self.intervals > 1 else {}
         return replace(self.traits, states=states, students=self.traits.students if self.guidance is None else frozenset({"copy"}), because=because)

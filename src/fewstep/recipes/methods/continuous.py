@@ -52,7 +52,7 @@ class ContinuousMethod(Method):
         teacher = teacher_transition(context.teacher, 2, context)
         transitions = Transitions(times, context.student_map, teacher, lambda: diffused, whole=True, anywhere=True)
         states = build_states(context, diffused, transitions)
-        weight = LogWeight().to(context.device)
+        weight = LogWeight().to(context.building_device)
         objective = ContinuousConsistency(student, Fixed(context.teacher), weight, self.sigma_data, self.tangent_warmup, self.tangent_constant)
         return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="continuous consistency")])])])
 

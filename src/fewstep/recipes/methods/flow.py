@@ -93,7 +93,7 @@ class RectifiedFlowMethod(Method):
 
     def _couple(self, context: Context, flow_map: FlowMap, name: str, length: int) -> tuple[Pairs, MakePairs]:
         path, count = context.folder / f"{name}.safetensors", drawn(self.pairs, length, context.training)
-        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, count, path, context.training.seed, name, device=context.works_on)
+        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, count, path, context.training.seed, name, device=context.device)
 
     def _of_teacher(self, context: Context) -> FlowMap:
         schedule = context.original.schedule

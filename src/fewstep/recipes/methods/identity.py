@@ -35,7 +35,7 @@ class IdentityMethod(FollowsScores):
     }
 
     @property
-    def in_force(self) -> Traits:
+    def effective_traits(self) -> Traits:
         return self.traits if self.steps == 1 else several_steps(self.traits)
 
     @property

@@ -62,7 +62,7 @@ class KnowledgeMethod(Method):
         return self
 
     @property
-    def in_force(self) -> Traits:
+    def effective_traits(self) -> Traits:
         because = dict.fromkeys(
             ("prior", "forward", "rollout", "ddil", "per-batch"), "stored pairs start from pure noise, as the usual states do, while pairs made 'on-the-fly' start anywhere"
         )
@@ -82,7 +82,7 @@ class KnowledgeMethod(Method):
         distance = self.distance.within(context.features)
         if isinstance(self.pairs, StoredPairs):
             path = context.folder / "pairs.safetensors"
-            begin = [MakePairs(solver, context.prior, drawn(self.pairs.count, planned(context.training), context.training), path, context.training.seed, device=context.works_on)]
+            begin = [MakePairs(solver, context.prior, drawn(self.pairs.count, planned(context.training), context.training), path, context.training.seed, device=context.device)]
             term = Term(EndpointRegression(student, distance), Pairs(path, context.schedule, context.prior.time), name="regression")
             return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])
         times = context.student_times()

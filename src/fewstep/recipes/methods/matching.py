@@ -77,7 +77,7 @@ class DistributionMatchingMethod(FollowsScores):
     }
 
     @property
-    def in_force(self) -> Traits:
+    def effective_traits(self) -> Traits:
         traits = self.traits if self.steps == 1 else several_steps(self.traits)
         if not self.fake.learned:
             traits = replace(traits, roles=("teacher", "student"))
@@ -110,7 +110,7 @@ class DistributionMatchingMethod(FollowsScores):
         grid = fitting_grid(choice.solver, context.schedule, "method.regression.solver", context.prior.time)
         solver = Solver(context.teacher, choice.steps, choice.solver.rule, grid)
         count = drawn(choice.pairs, planned(context.training), context.training)
-        return [MakePairs(solver, context.prior, count, self._pairs(followed).path, context.training.seed, device=context.works_on)]
+        return [MakePairs(solver, context.prior, count, self._pairs(followed).path, context.training.seed, device=context.device)]
 
     def _pairs(self, followed: Followed) -> Pairs:
         context = followed.context

@@ -86,7 +86,7 @@ class ProgressiveMethod(Method):
         return self
 
     @property
-    def in_force(self) -> Traits:
+    def effective_traits(self) -> Traits:
         if self.convert is None and self.guidance is None:
             return self.traits
         return replace(self.traits, students=frozenset({"copy"}))
@@ -120,8 +120,8 @@ class ProgressiveMethod(Method):
             first = index == 0 and not prepares
             # The average is what the round before has made: it becomes teacher, and the student goes on from it.
             begin = [] if first else [Copy(context.average.average, slot), Copy(context.average.average, context.student.model)]
-            in_force = teacher if first else context.reflected(slot, "teacher")
-            stages += self._round(context, in_force, steps, divided(length, split), begin)
+            effective_traits = teacher if first else context.reflected(slot, "teacher")
+            stages += self._round(context, effective_traits, steps, divided(length, split), begin)
         return Built(extended(stages, context.training))
 
     def _parts(self, context: Context, rounds: int) -> list[list[float]]:

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
 A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
-``Stateful`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
+``Resumable`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
 whatever wrote it and in however many processes. The newest ``keep`` of the run stay. One that cannot be read, is another
 run's, or holds values that are not finite (an older version could write it) is set aside for the one before it, as is one
 from which a run ended at once in values that are not finite: it keeps its content under another name. Only what reads as a

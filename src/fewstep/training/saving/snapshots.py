@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.networks.kinds.store import load_strictly
-from fewstep.stateful import Stateful
+from fewstep.resumable import Resumable
 from fewstep.system import distributed
 from fewstep.system.finite import first_not_finite, first_number_not_finite
 from fewstep.training.phase import Stage, build_optimizers
@@ -33,7 +33,7 @@ class Kept:
 
     stages: Sequence[Stage]
     networks: Mapping[str, nn.Module]
-    stateful: Mapping[str, Stateful]
+    stateful: Mapping[str, Resumable]
     journal: Journal
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Objects that remember, and how a run finds them.
 
-Objectives and wrappers are frozen values; what changes while a run goes on (a position on a path, a switch rule's window) lives in ``Stateful`` objects. The trainer finds
+Objectives and wrappers are frozen values; what changes while a run goes on (a position on a path, a switch rule's window) lives in ``Resumable`` objects. The trainer finds
 them by walking the dataclass fields of the stages it was given, so that a checkpoint misses none, whoever built the stages. What could hide such an object from the walk is refused when a
 phase is built (``check_open``): a class that is no dataclass of its own, an attribute beside the fields, a function that holds values from outside it, a set.
 """
@@ -39,7 +39,7 @@ _BOUND = (types.MethodType, types.BuiltinMethodType)
 _CONTAINERS = ("builtins", "types", "collections")
 
 
-class Stateful(abc.ABC):
+class Resumable(abc.ABC):
     """Has a state of plain JSON values, and of named tensors where those are many (a buffer of samples)."""
 
     @abc.abstractmethod
@@ -70,7 +70,7 @@ class Stateful(abc.ABC):
 @contextlib.contextmanager
 def untouched(root: Any) -> Iterator[None]:
     """Whatever the stateful objects in ``root`` come to remember inside is forgotten again."""
-    kept = [(each, copy.deepcopy(each.state_dict()), {name: value.clone() for name, value in each.tensors().items()}) for each in find_stateful(root).values()]
+    kept = [(each, copy.deepcopy(each.state_dict()), {name: value.clone() for name, value in each.tensors().items()}) for each in find_resumable(root).values()]
     try:
         yield
     finally:
@@ -79,9 +79,9 @@ def untouched(root: Any) -> Iterator[None]:
             each.load_tensors(tensors)
 
 
-def find_stateful(root: Any) -> dict[str, Stateful]:
+def find_resumable(root: Any) -> dict[str, Resumable]:
     """Every stateful object reachable from ``root`` through dataclass fields, lists, tuples, mappings, methods and partial calls, by the first place it was found."""
-    return {place: value for place, value in _walk(root, "", set()) if isinstance(value, Stateful)}
+    return {place: value for place, value in _walk(root, "", set()) if isinstance(value, Resumable)}
 
 
 def walk(root: Any) -> Iterator[Any]:
@@ -113,7 +113,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         return
     if dataclasses.is_dataclass(value):
         # A field that nobody gave is what a stateful object keeps for itself.
-        yield from ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value) if item.init or not isinstance(value, Stateful))
+        yield from ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value) if item.init or not isinstance(value, Resumable))
     elif isinstance(value, Mapping):
         yield from ((str(key), inner) for key, inner in value.items())
     elif isinstance(value, (list, tuple)):
@@ -141,7 +141,7 @@ def _is_walked_whole(value: Any) -> bool:
     if isinstance(value, (*_LEAVES, *_BOUND, functools.partial)):
         return True
     # A class that says what the state is answers for all that its objects have.
-    if isinstance(value, Stateful):
+    if isinstance(value, Resumable):
         return "state_dict" in vars(type(value)) or not dataclasses.is_dataclass(value)
     return isinstance(value, (Mapping, list, tuple)) and type(value).__module__ in _CONTAINERS
 
@@ -156,12 +156,12 @@ def _hidden_in_function(function: types.FunctionType) -> str:
 
 def _hidden_beside_fields(value: Any) -> str:
     if not type(value).__dictoffset__ and "__slots__" not in vars(type(value)):
-        return "is of a kind that is not looked into; use a dataclass, a list or a mapping, or make it a Stateful."
+        return "is of a kind that is not looked into; use a dataclass, a list or a mapping, or make it a Resumable."
     own = "__dataclass_fields__" in vars(type(value))
     fields = {item.name for item in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
     # What a cached property keeps can be computed again.
     beside = [name for name in _attributes(value) if name not in fields and not isinstance(getattr(type(value), name, None), functools.cached_property)]
-    remedy = "decorate its class with @dataclass(frozen=True, eq=False) and declare all that it has as fields, or make what remembers a Stateful."
+    remedy = "decorate its class with @dataclass(frozen=True, eq=False) and declare all that it has as fields, or make what remembers a Resumable."
     if beside:
         return f"has '{beside[0]}' beside its fields, which a checkpoint cannot find; {remedy}"
     if not own and (dataclasses.is_dataclass(value) or not _is_stateless(type(value))):
@@ -182,14 +182,14 @@ def _slots_of(kind: type) -> tuple[str, ...]:
 
 def _is_stateless(kind: type) -> bool:
     """Whether a class of ours or a user's has nothing that its objects could change: no mutable value of the class."""
-    return not any(isinstance(inner, (list, dict, set, Stateful)) and not name.startswith("__") for base in kind.__mro__ for name, inner in vars(base).items())
+    return not any(isinstance(inner, (list, dict, set, Resumable)) and not name.startswith("__") for base in kind.__mro__ for name, inner in vars(base).items())
 
 
 def _hidden_in_module(model: nn.Module) -> str:
     """A module's weights are saved as a network's; a stateful object among its attributes would not be."""
     for module in model.modules():
         for name, inner in vars(module).items():
-            if isinstance(inner, Stateful):
+            if isinstance(inner, Resumable):
                 return f"holds a {type(inner).__name__} ('{name}'), which a checkpoint cannot find in a network; give it to the objective or to the states."
     return ""
 
