@@ -1,9 +1,11 @@
-"""One distillation in this process, and what collecting trajectories took of it: evaluations, and seconds of the processor.
+"""One distillation in this process, and what collecting trajectories took of it: evaluations, and
+seconds of the processor.
 
     python benchmarks/collecting.py RECIPE --out RUN --set states.kind=ddil
 
-Both are taken within one run, so that the machine's other work does not show. What is left out: measurements, checkpoints, and what happens before the first step.
-Written to RUN/collecting.json; a run that was cut off and goes on counts from there.
+Both are taken within one run, so that the machine's other work does not show. What is left out:
+measurements, checkpoints, and what happens before the first step. Written to RUN/collecting.json; a
+run that was cut off and goes on counts from there.
 """
 
 from __future__ import annotations
@@ -55,7 +57,10 @@ def main() -> None:
     torch.set_num_threads(1)
     collecting, steps = Spent(), Spent()
     # A step of the trainer is the whole of a step; nothing public stands around it alone.
-    with patch.object(Dagger, "fresh", collecting.counted(Dagger.fresh)), patch.object(Trainer, "_step", steps.counted(Trainer._step)):
+    with (
+        patch.object(Dagger, "fresh", collecting.counted(Dagger.fresh)),
+        patch.object(Trainer, "_step", steps.counted(Trainer._step)),
+    ):
         distill(options.recipe, options.set, out=options.out, resume=True)
     rest = Spent(steps.evaluations - collecting.evaluations, steps.seconds - collecting.seconds)
     found = {"collecting": vars(collecting), "rest": vars(rest)}

@@ -1,12 +1,16 @@
-"""Does the path help? DisBack, Diff-Instruct and the warm ablation at the same budget of network evaluations; then the path's length, fixed against automatic rules.
+"""Does the path help? DisBack, Diff-Instruct and the warm ablation at the same budget of network
+evaluations; then the path's length, fixed against automatic rules.
 
     python benchmarks/convergence.py --out runs/convergence            # everything: about an hour of two cores at the stated budget
     python benchmarks/convergence.py --out runs/convergence --study main --seeds 5
 
-Every run is `fewstep distill` of a shipped recipe with overrides, one thread each, `--jobs` at a time; a run that is there already is not repeated, and one that was cut off goes on. The
-budget counts network evaluations of one sample (a forward 1, a backward 2) and includes the path's. Seeds are paired: seed s draws the same noise, and evaluation noise is the same for all.
-Reported: the final averaged student (three draws of 5,000), the median of the last quarter of the run's own measurements (one draw each), and the evaluations from which a run stays at or
-below Diff-Instruct's level of the same seed. Medians over seeds, with the range over seeds.
+Every run is `fewstep distill` of a shipped recipe with overrides, one thread each, `--jobs` at a
+time; a run that is there already is not repeated, and one that was cut off goes on. The budget
+counts network evaluations of one sample (a forward 1, a backward 2) and includes the path's. Seeds
+are paired: seed s draws the same noise, and evaluation noise is the same for all. Reported: the
+final averaged student (three draws of 5,000), the median of the last quarter of the run's own
+measurements (one draw each), and the evaluations from which a run stays at or below Diff-Instruct's
+level of the same seed. Medians over seeds, with the range over seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ RECORDING = 4
 class Method:
     """A recipe with overrides.
 
-    ``recorded`` steps of recording are paid from the budget (a guess for automatic rules: the table says what a run really took); a later step costs ``matching`` evaluations a sample.
+    ``recorded`` steps of recording are paid from the budget (a guess for automatic rules: the table
+    says what a run really took); a later step costs ``matching`` evaluations a sample.
     """
 
     name: str
@@ -42,7 +47,13 @@ class Method:
     def settings(self, budget: int, seed: int) -> dict[str, Any]:
         """The overrides that spend ``budget`` evaluations."""
         steps = self.recorded + (budget // self.batch - RECORDING * self.recorded) // self.matching
-        values = {"training.batch": self.batch, "training.seed": seed, "training.health_every": 10_000, "evaluation.every": self.every, **self.overrides}
+        values = {
+            "training.batch": self.batch,
+            "training.seed": seed,
+            "training.health_every": 10_000,
+            "evaluation.every": self.every,
+            **self.overrides,
+        }
         if self.recipe.startswith("mixture2d"):
             values["student.seed"] = seed
         # Shares are given in full, so that none is scaled.
@@ -77,8 +88,19 @@ WIDE = {
 
 
 def toy(name: str, recorded: int, **target: Any) -> Method:
-    """The plane: a generator on z from random weights, far from everything the teacher knows. The student is updated at every other step, so a step costs (8 + 4) / 2."""
-    return Method(name, "mixture2d-disback", recorded, {**WIDE, **{f"target.{key}": value for key, value in target.items()}}, batch=256, matching=6, every=100)
+    """The plane: a generator on z from random weights, far from everything the teacher knows.
+
+    The student is updated at every other step, so a step costs (8 + 4) / 2.
+    """
+    return Method(
+        name,
+        "mixture2d-disback",
+        recorded,
+        {**WIDE, **{f"target.{key}": value for key, value in target.items()}},
+        batch=256,
+        matching=6,
+        every=100,
+    )
 
 
 STUDIES: dict[str, tuple[Method, ...]] = {
@@ -92,7 +114,15 @@ STUDIES: dict[str, tuple[Method, ...]] = {
         disback("11 nodes, path 10 times too long", 11, 40, 20),
     ),
     "toy": (
-        Method("diff-instruct", "mixture2d-disback", 0, {**WIDE, "target": {"kind": "fixed"}}, batch=256, matching=6, every=100),
+        Method(
+            "diff-instruct",
+            "mixture2d-disback",
+            0,
+            {**WIDE, "target": {"kind": "fixed"}},
+            batch=256,
+            matching=6,
+            every=100,
+        ),
         toy("warm", 160, nodes=2, **{"record.steps": 160, "switch.steps": 1}),
         toy("disback", 160, nodes=5, **{"record.steps": 40, "switch.steps": 50}),
     ),
@@ -103,7 +133,12 @@ STUDIES: dict[str, tuple[Method, ...]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", choices=[*STUDIES, "all"], default="all")
-    parser.add_argument("--budget", type=int, default=358_400, help="network evaluations of one sample, a run; the toy study has 6 times as many")
+    parser.add_argument(
+        "--budget",
+        type=int,
+        default=358_400,
+        help="network evaluations of one sample, a run; the toy study has 6 times as many",
+    )
     options = options_of(parser, "runs/convergence", 5)
     chosen = [*STUDIES] if options.study == "all" else [options.study]
     # The toy comes last: its budget is another one.
@@ -113,7 +148,14 @@ def main() -> None:
             options.out = options.out / "toy"
         methods, seeds = STUDIES[study], range(options.seeds)
         # Seed by seed, so that an early stop leaves whole comparisons.
-        run_all([Job(folder_of(method, seed, options), method.recipe, method.settings(options.budget, seed)) for seed in seeds for method in methods], options)
+        run_all(
+            [
+                Job(folder_of(method, seed, options), method.recipe, method.settings(options.budget, seed))
+                for seed in seeds
+                for method in methods
+            ],
+            options,
+        )
         table = [summary(study, method, seeds, options) for method in methods]
         show(study, table, options)
         options.results.mkdir(parents=True, exist_ok=True)
@@ -135,7 +177,9 @@ def final_distance(folder: Path) -> float:
 
         recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
         evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
-        quality = evaluator.measure(lambda place, n, labels: sampler.draw(place, n, labels, 1).clamp(sampler.low, sampler.high), 3)
+        quality = evaluator.measure(
+            lambda place, n, labels: sampler.draw(place, n, labels, 1).clamp(sampler.low, sampler.high), 3
+        )
         kept.write_text(json.dumps({"fd": quality.fd}))
     return float(json.loads(kept.read_text())["fd"])
 
@@ -161,13 +205,19 @@ def summary(study: str, method: Method, seeds: Sequence[int], options: argparse.
 
 def show(study: str, rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     print(f"\n{study}: {options.seeds} seeds, {options.budget} network evaluations a run")
-    print(f"{'method':<34} {'evaluations':>12} {'final student':>22} {'last quarter':>22} {'better than DI on':>18} {'evaluations to DI level':>30}")
+    print(
+        f"{'method':<34} {'evaluations':>12} {'final student':>22} {'last quarter':>22} "
+        f"{'better than DI on':>18} {'evaluations to DI level':>30}"
+    )
     baseline = rows[0]["final"]
     for row in rows:
         wins = sum(ours < theirs for ours, theirs in zip(row["final"], baseline, strict=True))
         found = [value for value in row["evaluations_to_diff_instruct_level"] if value is not None]
         reached = "never" if not found else f"{statistics.median(found):.0f} ({len(found)}/{len(baseline)} seeds)"
-        print(f"{row['method']:<34} {statistics.median(row['evaluations']):>12.0f} {spread(row['final']):>22} {spread(row['level']):>22} {f'{wins}/{len(baseline)}':>18} {reached:>30}")
+        print(
+            f"{row['method']:<34} {statistics.median(row['evaluations']):>12.0f} {spread(row['final']):>22} "
+            f"{spread(row['level']):>22} {f'{wins}/{len(baseline)}':>18} {reached:>30}"
+        )
 
 
 def plot(study: str, rows: Sequence[dict[str, Any]], path: Path) -> None:

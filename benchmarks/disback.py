@@ -1,21 +1,25 @@
-"""Where is the path worth its price? DisBack against Diff-Instruct and the warm ablation, where the paper's reasons hold.
+"""Where is the path worth its price? DisBack against Diff-Instruct and the warm ablation, where the
+paper's reasons hold.
 
     python benchmarks/disback.py --study plane --out runs/disback
     python benchmarks/disback.py --study fastgan --out runs/disback
     python benchmarks/disback.py --study foreign --out runs/disback
 
-Every run of a study has the same number of network evaluations of one sample (a forward 1, a backward 2); the path is
-paid from them. Seeds are paired: a seed sets weights and draws, and evaluation noise is the same for all. Runs measure
-themselves (one draw of 5,000) every twentieth of the way, the mismatch degree of their students beside it. Reported:
-the gain in the median of the last quarter and at the very end (1 minus the geometric mean of the paired ratios, with
-Student's 95 % interval), the evaluations to fixed levels over Diff-Instruct's, the mismatch over training (the paper's
-Fig. 4), and the gain by noise level. A study prints its hours before it starts; a run that is there is not repeated,
-and a run that was cut off goes on. Studies:
+Every run of a study has the same number of network evaluations of one sample (a forward 1, a
+backward 2); the path is paid from them. Seeds are paired: a seed sets weights and draws, and
+evaluation noise is the same for all. Runs measure themselves (one draw of 5,000) every twentieth of
+the way, the mismatch degree of their students beside it. Reported: the gain in the median of the
+last quarter and at the very end (1 minus the geometric mean of the paired ratios, with Student's 95
+% interval), the evaluations to fixed levels over Diff-Instruct's, the mismatch over training (the
+paper's Fig. 4), and the gain by noise level. A study prints its hours before it starts; a run that
+is there is not repeated, and a run that was cut off goes on. Studies:
 
-- plane: a generator from random weights; times' mean and the rate's decay in six cells, and in one cell a longer path
-  and wider times, to find which of these matters.
-- fastgan: another architecture than the teacher's, from random weights; measured rules for recording and switching.
-- foreign: a student that starts as the teacher of other digits (inverted, rotated), 40 % of its updates on nodes.
+- plane: a generator from random weights; times' mean and the rate's decay in six cells, and in one
+  cell a longer path and wider times, to find which of these matters.
+- fastgan: another architecture than the teacher's, from random weights; measured rules for
+  recording and switching.
+- foreign: a student that starts as the teacher of other digits (inverted, rotated), 40 % of its
+  updates on nodes.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ DIFF_INSTRUCT = "diff-instruct"
 
 @dataclass(frozen=True)
 class Arm:
-    """``recorded``: the steps of recording that are paid from the budget (for measured rules a bound)."""
+    """``recorded``: the steps of recording that are paid from the budget (for measured rules a
+    bound).
+    """
 
     name: str
     target: Mapping[str, Any]
@@ -63,7 +69,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """``steps`` of Diff-Instruct are the budget, each of ``cost`` evaluations of one sample. ``levels``: fixed distances.
+    """``steps`` of Diff-Instruct are the budget, each of ``cost`` evaluations of one sample.
+
+    ``levels``: fixed distances.
 
     ``seconds``: of one run on one idle core of the machine that docs/benchmarks.md names.
     """
@@ -124,7 +132,8 @@ FASTGAN = (
     Cell(
         "mean -1.6, constant rate",
         {**times(-1.6, 0.8), "method.optimizer.decay": 0.0},
-        # What is recorded is not known beforehand: its evaluations are left unspent, which favours Diff-Instruct.
+        # What is recorded is not known beforehand: its evaluations are left unspent, which favours
+        # Diff-Instruct.
         (Arm(DIFF_INSTRUCT, FIXED), Arm("disback", MEASURED_RULES, 0)),
     ),
 )
@@ -162,10 +171,12 @@ def teacher_network() -> dict[str, Any]:
 
 
 def foreign_teacher(name: str, out: Path) -> Path:
-    """A file of the exact teacher of other digits: D(x) = -D0(-x) of inverted, or D(R x) = R D0(x) of turned ones.
+    """A file of the exact teacher of other digits: D(x) = -D0(-x) of inverted, or D(R x) = R D0(x)
+    of turned ones.
 
-    Every layer of the network commutes with a half turn once its kernels are turned; a change of sign goes into the first
-    and the last convolution. So that no training, and no second teacher's error, comes between.
+    Every layer of the network commutes with a half turn once its kernels are turned; a change of
+    sign goes into the first and the last convolution. So that no training, and no second teacher's
+    error, comes between.
     """
     import torch
 
@@ -211,7 +222,9 @@ class Run:
 
 
 def runs_of(study: Study, name: str, options: argparse.Namespace) -> list[Run]:
-    """In the order in which they are run: seed by seed within a cell's round, so that an early stop leaves whole comparisons."""
+    """In the order in which they are run: seed by seed within a cell's round, so that an early stop
+    leaves whole comparisons.
+    """
     found = []
     cells = [cell for cell in study.cells if options.cells is None or cell.name in options.cells]
     for seed in range(study.first_seed, study.first_seed + (options.seeds or study.seeds)):
@@ -226,7 +239,12 @@ def settings_of(study: Study, cell: Cell, arm: Arm, seed: int, options: argparse
     total = options.steps or study.steps
     steps = arm.recorded + round((total * study.cost - RECORDING * arm.recorded) / study.cost)
     values = {**study.shared, "training.seed": seed, "evaluation.every": max(1, total // 20)}
-    values |= {"training.health_every": max(1, total // 10), "training.checkpoint_every": 100_000, **cell.settings, **arm.target}
+    values |= {
+        "training.health_every": max(1, total // 10),
+        "training.checkpoint_every": 100_000,
+        **cell.settings,
+        **arm.target,
+    }
     if "student" not in cell.settings:
         values["student.seed"] = seed
     return {**values, **options.more, "training.steps": steps}
@@ -251,7 +269,9 @@ def carry_out(folder: str, recipe: str, settings: Mapping[str, Any]) -> float:
 def run_all(study: Study, runs: Sequence[Run], jobs: int) -> None:
     waiting = [run for run in runs if not run.done]
     hours = len(waiting) * study.seconds / 3600
-    print(f"{len(waiting)} of {len(runs)} runs to do: about {hours:.1f} hours of one core, {jobs} at a time", flush=True)
+    print(
+        f"{len(waiting)} of {len(runs)} runs to do: about {hours:.1f} hours of one core, {jobs} at a time", flush=True
+    )
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         started = [pool.submit(carry_out, str(run.folder), study.recipe, run.settings) for run in waiting]
         for number, (run, future) in enumerate(zip(waiting, started, strict=True), 1):
@@ -280,7 +300,9 @@ def read(run: Run) -> Found:
 
 
 def by_level(run: Run) -> dict[str, list[float]]:
-    """The teacher's mismatch degree on the finished student's samples, by noise level; kept beside the run."""
+    """The teacher's mismatch degree on the finished student's samples, by noise level; kept beside
+    the run.
+    """
     kept = run.folder / "by-level.json"
     if not kept.is_file():
         import torch
@@ -330,10 +352,18 @@ def rows_of(study: Study, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def time_to(level: float | None, ours: Sequence[Found], theirs: Sequence[Found]) -> dict[str, Any]:
-    """Evaluations to a level over Diff-Instruct's on the seeds where both reach it; None: its own last quarter, of its seed."""
-    pairs = [(a.reaches(b.curve.level if level is None else level), b.reaches(b.curve.level if level is None else level)) for a, b in zip(ours, theirs, strict=True)]
+    """Evaluations to a level over Diff-Instruct's on the seeds where both reach it; None: its own
+    last quarter, of its seed.
+    """
+    pairs = [
+        (a.reaches(b.curve.level if level is None else level), b.reaches(b.curve.level if level is None else level))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
     both = [(a, b) for a, b in pairs if a and b]
-    found: dict[str, Any] = {"reached": sum(a is not None for a, _ in pairs), "theirs_reached": sum(b is not None for _, b in pairs)}
+    found: dict[str, Any] = {
+        "reached": sum(a is not None for a, _ in pairs),
+        "theirs_reached": sum(b is not None for _, b in pairs),
+    }
     if both:
         found["median_ratio"] = statistics.median(a / b for a, b in both)
         found |= {"gain": gain([a for a, _ in both], [b for _, b in both])}
@@ -342,17 +372,27 @@ def time_to(level: float | None, ours: Sequence[Found], theirs: Sequence[Found])
 
 def gains_by_level(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     levels = ours[0]["levels"]
-    return [{"level": level, **gain([each["degrees"][i] for each in ours], [each["degrees"][i] for each in theirs])} for i, level in enumerate(levels)]
+    return [
+        {"level": level, **gain([each["degrees"][i] for each in ours], [each["degrees"][i] for each in theirs])}
+        for i, level in enumerate(levels)
+    ]
 
 
 def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     print(f"\n{name}: medians; gains over Diff-Instruct with 95 % interval, and the seeds on which an arm is lower")
-    print(f"{'cell':<40} {'arm':<14} {'last quarter':>12} {'end':>7} {'gain, last quarter':>30} {'gain, end':>30} {'evaluations to its level':>26}")
+    print(
+        f"{'cell':<40} {'arm':<14} {'last quarter':>12} {'end':>7} {'gain, last quarter':>30} "
+        f"{'gain, end':>30} {'evaluations to its level':>26}"
+    )
     for row in rows:
         medians = f"{statistics.median(row['last_quarter']):>12.2f} {statistics.median(row['end']):>7.2f}"
         gains = ["", ""] if row["arm"] == DIFF_INSTRUCT else [shown(row["gain_last_quarter"]), shown(row["gain_end"])]
         reached = row.get("to_its_level", {})
-        ratio = f"{reached['median_ratio']:.2f} ({reached['reached']} of {len(row['seeds'])})" if "median_ratio" in reached else ""
+        ratio = (
+            f"{reached['median_ratio']:.2f} ({reached['reached']} of {len(row['seeds'])})"
+            if "median_ratio" in reached
+            else ""
+        )
         print(f"{row['cell']:<40} {row['arm']:<14} {medians} {gains[0]:>30} {gains[1]:>30} {ratio:>26}")
 
 
@@ -370,13 +410,22 @@ def draw(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         for row in (row for row in rows if row["cell"] == cell):
             curves = row["curves"]
             medians = [statistics.median(column) for column in zip(*(curve["fd"] for curve in curves), strict=False)]
-            distance.plot(curves[0]["evaluations"][: len(medians)], medians, label=row["arm"], color=colours[row["arm"]])
+            distance.plot(
+                curves[0]["evaluations"][: len(medians)], medians, label=row["arm"], color=colours[row["arm"]]
+            )
             tracks = row["mismatch_over_training"]
             medians = [statistics.median(value for _, value in column) for column in zip(*tracks, strict=False)]
-            mismatch.plot([evaluations for evaluations, _ in tracks[0]][: len(medians)], medians, label=row["arm"], color=colours[row["arm"]])
+            mismatch.plot(
+                [evaluations for evaluations, _ in tracks[0]][: len(medians)],
+                medians,
+                label=row["arm"],
+                color=colours[row["arm"]],
+            )
             if row["arm"] != DIFF_INSTRUCT:
                 by = row["gain_by_level"]
-                levels.plot([each["level"] for each in by], [each["mean"] for each in by], marker="o", color=colours[row["arm"]])
+                levels.plot(
+                    [each["level"] for each in by], [each["mean"] for each in by], marker="o", color=colours[row["arm"]]
+                )
                 if by[0]["low"] is not None:
                     bounds = ([each[key] for each in by] for key in ("low", "high"))
                     levels.fill_between([each["level"] for each in by], *bounds, alpha=0.15, color=colours[row["arm"]])
@@ -399,7 +448,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/disback"))
     parser.add_argument("--seeds", type=int, help="the study's own number unless given")
     parser.add_argument("--cells", nargs="*", help="names of cells; all unless given")
-    parser.add_argument("--steps", type=int, help="Diff-Instruct's steps, which set the budget; the study's own unless given")
+    parser.add_argument(
+        "--steps", type=int, help="Diff-Instruct's steps, which set the budget; the study's own unless given"
+    )
     parser.add_argument("--set", action="append", default=[], help="KEY=JSON, for every run")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only-show", action="store_true", help="tables of what is there")

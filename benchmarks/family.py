@@ -1,11 +1,15 @@
-"""The whole family on digits, from one teacher, at equal network evaluations: quality at 1, 2 and 4 steps, cost and memory; beside the teacher's own solvers.
+"""The whole family on digits, from one teacher, at equal network evaluations: quality at 1, 2 and 4
+steps, cost and memory; beside the teacher's own solvers.
 
     python benchmarks/family.py --out runs/family                  # three seeds: some four hours of two cores
     python benchmarks/family.py --out runs/family --seeds 1 --only cd dmd2
 
-Every method gets ``--budget`` network evaluations of one sample (a forward 1, a backward 2), with its pairs and its path paid from them: its recipe's steps are set to what that buys,
-all its proportions kept. The evaluations that a run really took stand in the table. Seeds are paired, evaluation noise is the same for all. One draw of 5,000 samples a seed; medians over
-seeds, with the range. The teacher's best at so many network evaluations: of Euler, Heun and DPM-Solver++ 2M, from several first levels, on Karras' grid and on the students'.
+Every method gets ``--budget`` network evaluations of one sample (a forward 1, a backward 2), with
+its pairs and its path paid from them: its recipe's steps are set to what that buys, all its
+proportions kept. The evaluations that a run really took stand in the table. Seeds are paired,
+evaluation noise is the same for all. One draw of 5,000 samples a seed; medians over seeds, with the
+range. The teacher's best at so many network evaluations: of Euler, Heun and DPM-Solver++ 2M, from
+several first levels, on Karras' grid and on the students'.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ STEPS = (1, 2, 4)
 
 @dataclass(frozen=True)
 class Method:
-    """``cost``: network evaluations of one sample at each step of training; ``fixed``: those spent besides (pairs); ``own``: the number of steps its student is made for."""
+    """``cost``: network evaluations of one sample at each step of training; ``fixed``: those spent
+    besides (pairs); ``own``: the number of steps its student is made for.
+    """
 
     name: str
     cost: float
@@ -40,7 +46,13 @@ class Method:
 
     def job(self, budget: int, seed: int, out: Path) -> Job:
         steps = round((budget - self.fixed) / (64 * self.cost))
-        settings = {"training.seed": seed, "training.health_every": 10_000, "evaluation.every": 10_000, **self.settings, "training.steps": steps}
+        settings = {
+            "training.seed": seed,
+            "training.health_every": 10_000,
+            "evaluation.every": 10_000,
+            **self.settings,
+            "training.steps": steps,
+        }
         return Job(out / str(budget) / f"{self.name}-{seed}", self.recipe, settings)
 
 
@@ -85,24 +97,39 @@ def main() -> None:
 
 
 def summary(method: Method, options: argparse.Namespace) -> dict[str, Any]:
-    """One method's figures, a list over seeds by number of steps; cost and memory of the first seed."""
+    """One method's figures, a list over seeds by number of steps; cost and memory of the first
+    seed.
+    """
     folders = [method.job(options.budget, seed, options.out).folder for seed in range(options.seeds)]
     found = [measured(folder, STEPS) for folder in folders]
-    by_steps = {str(steps): {key: [each[str(steps)][key] for each in found] for key in found[0][str(steps)]} for steps in STEPS}
+    by_steps = {
+        str(steps): {key: [each[str(steps)][key] for each in found] for key in found[0][str(steps)]} for steps in STEPS
+    }
     return {"method": method.name, "own": method.own, "steps": by_steps, **cost(folders[0])}
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """Steps and evaluations from the run's log, milliseconds a step (the median between log lines), and the bytes of weights, gradients, optimizers and averages."""
+    """Steps and evaluations from the run's log, milliseconds a step (the median between log lines),
+    and the bytes of weights, gradients, optimizers and averages.
+    """
     from fewstep.planning.memory import state_bytes
     from fewstep.recipes.building.distillation import build_distillation
     from fewstep.runs import RunFolder
     from fewstep.training.reporting.log import read_log
 
     lines = [entry for entry in read_log(folder / "metrics.jsonl") if "evaluations" in entry and "seconds" in entry]
-    rates = [1e3 * (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(lines) if b["step"] > a["step"]]
+    rates = [
+        1e3 * (b["seconds"] - a["seconds"]) / (b["step"] - a["step"])
+        for a, b in pairwise(lines)
+        if b["step"] > a["step"]
+    ]
     parts = build_distillation(RunFolder(folder).read_distill_recipe(), folder)
-    return {"training_steps": lines[-1]["step"], "evaluations": lines[-1]["evaluations"], "ms_per_step": statistics.median(rates), "state_bytes": state_bytes(parts.stages, parts.teacher)}
+    return {
+        "training_steps": lines[-1]["step"],
+        "evaluations": lines[-1]["evaluations"],
+        "ms_per_step": statistics.median(rates),
+        "state_bytes": state_bytes(parts.stages, parts.teacher),
+    }
 
 
 def solvers() -> dict[str, Any]:
@@ -117,16 +144,30 @@ def solvers() -> dict[str, Any]:
     teacher, evaluator = build_teacher(recipe.teacher, data), build_evaluator(recipe.evaluation, data)
     found: dict[str, Any] = {}
     for evaluations in (1, 2, 4, 8, 16, 35):
-        # Few evaluations want a low first level, and a grid that does not spend one of them at t_min.
+        # Few evaluations want a low first level, and a grid that does not spend one of them at
+        # t_min.
         few = evaluations <= 8
-        settings = [(rule, sigma, nested) for rule in ("euler", "heun", "dpm2m") for sigma in ((80.0, 10.0, 2.5) if few else (80.0, 10.0)) for nested in ((False, True) if few else (False,))]
-        rows = [row for rule, sigma, nested in settings if (row := solved(teacher, evaluator, evaluations, rule, sigma, nested)) is not None]
+        settings = [
+            (rule, sigma, nested)
+            for rule in ("euler", "heun", "dpm2m")
+            for sigma in ((80.0, 10.0, 2.5) if few else (80.0, 10.0))
+            for nested in ((False, True) if few else (False,))
+        ]
+        rows = [
+            row
+            for rule, sigma, nested in settings
+            if (row := solved(teacher, evaluator, evaluations, rule, sigma, nested)) is not None
+        ]
         found[str(evaluations)] = {"best": min(rows, key=lambda row: row["fd"]), "all": rows}
     return found
 
 
-def solved(teacher: Any, evaluator: Any, evaluations: int, rule: str, sigma: float, nested: bool) -> dict[str, Any] | None:
-    """One draw by a solver with at most so many evaluations; None where its steps do not come out at that number."""
+def solved(
+    teacher: Any, evaluator: Any, evaluations: int, rule: str, sigma: float, nested: bool
+) -> dict[str, Any] | None:
+    """One draw by a solver with at most so many evaluations; None where its steps do not come out
+    at that number.
+    """
     import torch
 
     from fewstep.solvers import RULES, solve
@@ -135,32 +176,59 @@ def solved(teacher: Any, evaluator: Any, evaluations: int, rule: str, sigma: flo
 
     # Heun's last step is a DDIM step: 2 n - 1 evaluations.
     steps = (evaluations + 1) // 2 if rule == "heun" else evaluations
-    if RULES[rule].evaluations(steps) != evaluations and not (rule == "heun" and RULES[rule].evaluations(steps) == evaluations - 1):
+    if RULES[rule].evaluations(steps) != evaluations and not (
+        rule == "heun" and RULES[rule].evaluations(steps) == evaluations - 1
+    ):
         return None
-    prior = Prior(teacher.schedule, teacher.shape, float(teacher.schedule.time_at_sigma(sigma)), classes=teacher.classes)
-    times = nested_times(RhoGrid(), teacher.schedule, prior.time, steps) if nested else RhoGrid().times(teacher.schedule, steps, prior.time)
+    prior = Prior(
+        teacher.schedule, teacher.shape, float(teacher.schedule.time_at_sigma(sigma)), classes=teacher.classes
+    )
+    times = (
+        nested_times(RhoGrid(), teacher.schedule, prior.time, steps)
+        if nested
+        else RhoGrid().times(teacher.schedule, steps, prior.time)
+    )
 
     @torch.no_grad()
     def sample(place: Any, n: int, labels: Any) -> Any:
         parts = []
         for start in range(0, n, 500):
             state = prior.at(place, "prior", min(500, n - start), labels[start : start + 500], start)
-            parts.append(solve(RULES[rule], teacher, state.x, times, state.condition).clamp(evaluator.data.low, evaluator.data.high))
+            parts.append(
+                solve(RULES[rule], teacher, state.x, times, state.condition).clamp(
+                    evaluator.data.low, evaluator.data.high
+                )
+            )
         return torch.cat(parts)
 
     full = evaluator.describe(sample, 1)
-    return {"rule": rule, "first_sigma": sigma, "nested": nested, "fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)}
+    return {
+        "rule": rule,
+        "first_sigma": sigma,
+        "nested": nested,
+        "fd": full.quality.fd,
+        "accuracy": full.quality.accuracy,
+        **vars(full.breadth),
+    }
 
 
 def show(rows: Sequence[dict[str, Any]], teacher: Mapping[str, Any], options: argparse.Namespace) -> None:
-    print(f"\n{options.seeds} seeds, {options.budget} network evaluations a run; * the student's own number of steps; distances are medians over seeds (range)")
-    print(f"{'method':<16} {'1 step':>22} {'2 steps':>22} {'4 steps':>22} {'accuracy':>9} {'recall':>7} {'diversity':>10} {'evaluations':>12} {'ms/step':>8} {'MB':>6}")
+    print(
+        f"\n{options.seeds} seeds, {options.budget} network evaluations a run; * the student's own number "
+        "of steps; distances are medians over seeds (range)"
+    )
+    print(
+        f"{'method':<16} {'1 step':>22} {'2 steps':>22} {'4 steps':>22} {'accuracy':>9} {'recall':>7} "
+        f"{'diversity':>10} {'evaluations':>12} {'ms/step':>8} {'MB':>6}"
+    )
     for row in sorted(rows, key=lambda row: statistics.median(row["steps"][str(row["own"])]["fd"])):
         own = row["steps"][str(row["own"])]
         cells = [spread(row["steps"][str(steps)]["fd"]) + ("*" if steps == row["own"] else " ") for steps in STEPS]
         figures = [statistics.median(own[key]) for key in ("accuracy", "recall", "diversity")]
         print(
-            f"{row['method']:<16} " + " ".join(f"{cell:>22}" for cell in cells) + f" {figures[0]:>9.1%} {figures[1]:>7.3f} {figures[2]:>10.3f}"
+            f"{row['method']:<16} "
+            + " ".join(f"{cell:>22}" for cell in cells)
+            + f" {figures[0]:>9.1%} {figures[1]:>7.3f} {figures[2]:>10.3f}"
             f" {row['evaluations']:>12} {row['ms_per_step']:>8.0f} {row['state_bytes'] / 1e6:>6.1f}"
         )
     print("\nthe teacher's best solver by network evaluations")

@@ -1,9 +1,11 @@
-"""How the unbiased score estimate's error falls with the number of samples: the stable target field of n samples against the exact score of ten Gaussians.
+"""How the unbiased score estimate's error falls with the number of samples: the stable target field
+of n samples against the exact score of ten Gaussians.
 
     python benchmarks/field.py                  # seconds
 
-Per noise level, the mean squared error of the estimate of x0 over that at n = 1 (which is SDS: the sample itself), on 4,000 noised samples of the mixture. The n - 1 fresh samples are the
-same for all, so that the error of the last rows is one draw's.
+Per noise level, the mean squared error of the estimate of x0 over that at n = 1 (which is SDS: the
+sample itself), on 4,000 noised samples of the mixture. The n - 1 fresh samples are the same for
+all, so that the error of the last rows is one draw's.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class Samples(States):
-    """The mixture's own samples, so that a student that copies its input has the mixture's distribution."""
+    """The mixture's own samples, so that a student that copies its input has the mixture's
+    distribution.
+    """
 
     def draw(self, step: Step) -> State:
         samples, _ = MIXTURE.sample(step.rows, step.key, step.start)
@@ -53,12 +57,21 @@ def main() -> None:
             t = MIXTURE.schedule.time_at_sigma(level).expand(step.rows)
             x_t = MIXTURE.schedule.add_noise(state.x, t, step.noise_like("noise", state.x))
             exact = MIXTURE(x_t, t, state.condition)
-            errors[level].append(float((fake.estimate(step, MIXTURE.schedule, x_t, t, state.x, state.condition) - exact).square().sum(1).mean()))
+            errors[level].append(
+                float(
+                    (fake.estimate(step, MIXTURE.schedule, x_t, t, state.x, state.condition) - exact)
+                    .square()
+                    .sum(1)
+                    .mean()
+                )
+            )
     print(f"{'samples':>8} " + " ".join(f"{f'sigma {level:g}':>10}" for level in LEVELS))
     for index, count in enumerate(COUNTS):
         print(f"{count:>8} " + " ".join(f"{errors[level][index] / errors[level][0]:>10.4f}" for level in LEVELS))
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "field.json").write_text(json.dumps({"counts": COUNTS, "levels": LEVELS, "errors": [errors[level] for level in LEVELS]}, indent=1) + "\n")
+    (options.results / "field.json").write_text(
+        json.dumps({"counts": COUNTS, "levels": LEVELS, "errors": [errors[level] for level in LEVELS]}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 - dispatch on choices: calls of ``isinstance`` that ask which choice of a recipe was made;
 - widest folder: the most files in one package; circles: groups of modules that import one another;
 - lines over 120 columns, of code, docstrings and comments; docstrings over 100;
-- closets: files of 45 lines or fewer; ambiguous names: public names and file names that stand for two things;
+- closets: files of 45 lines or fewer; ambiguous names: public names and file names that stand for
+  two things;
 - exported names: what ``import fewstep as fs`` offers.
 
 Prints a table and writes ``benchmarks/results/house.json``.
@@ -41,8 +42,16 @@ def texts_of_a_value(modules: dict[str, ast.Module]) -> int:
     for tree in modules.values():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                fields = {each.target.id: each.annotation for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)}
-                kinds = [each.value for each in ast.walk(fields["kind"]) if isinstance(each, ast.Constant)] if "kind" in fields else []
+                fields = {
+                    each.target.id: each.annotation
+                    for each in node.body
+                    if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+                }
+                kinds = (
+                    [each.value for each in ast.walk(fields["kind"]) if isinstance(each, ast.Constant)]
+                    if "kind" in fields
+                    else []
+                )
                 others = frozenset(fields) - {"kind"}
                 if others:
                     said.update((str(kind), others) for kind in kinds)
@@ -57,7 +66,10 @@ def registries(modules: dict[str, ast.Module]) -> list[str]:
             value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
             if isinstance(value, ast.Dict) and len(value.keys) >= 3:
                 sides = (value.keys, value.values)
-                if any(all(isinstance(each, ast.Name) and each.id[:1].isupper() and not each.id.isupper() for each in side) for side in sides):
+                if any(
+                    all(isinstance(each, ast.Name) and each.id[:1].isupper() and not each.id.isupper() for each in side)
+                    for side in sides
+                ):
                     target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                     found.append(f"{name}.{ast.unparse(target)}")
     return found
@@ -66,7 +78,10 @@ def registries(modules: dict[str, ast.Module]) -> list[str]:
 def dispatches(modules: dict[str, ast.Module]) -> int:
     """Calls of ``isinstance`` on a choice of ``recipes.config``."""
     calls = (node for tree in modules.values() for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return sum(isinstance(call.func, ast.Name) and call.func.id == "isinstance" and "config." in ast.unparse(call.args[1]) for call in calls)
+    return sum(
+        isinstance(call.func, ast.Name) and call.func.id == "isinstance" and "config." in ast.unparse(call.args[1])
+        for call in calls
+    )
 
 
 def imports(name: str, tree: ast.Module, modules: dict[str, ast.Module]) -> Iterator[str]:
@@ -82,7 +97,10 @@ def imports(name: str, tree: ast.Module, modules: dict[str, ast.Module]) -> Iter
 
 def circles(modules: dict[str, ast.Module]) -> list[list[str]]:
     """Groups of modules of which each leads to each other."""
-    to = {name: {each for each in imports(name, tree, modules) if each in modules and each != name} for name, tree in modules.items()}
+    to = {
+        name: {each for each in imports(name, tree, modules) if each in modules and each != name}
+        for name, tree in modules.items()
+    }
 
     def reached(start: str) -> set[str]:
         seen, left = set(), [start]
@@ -121,7 +139,12 @@ def ambiguous(modules: dict[str, ast.Module]) -> list[str]:
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
                 where[node.name].add(name)
     files = Counter(name.rpartition(".")[2] for name in modules)
-    return sorted([*(name for name, places in where.items() if len(places) > 1), *(f"{name}.py" for name, count in files.items() if count > 1)])
+    return sorted(
+        [
+            *(name for name, places in where.items() if len(places) > 1),
+            *(f"{name}.py" for name, count in files.items() if count > 1),
+        ]
+    )
 
 
 def measured(source: Path) -> dict[str, object]:
@@ -129,7 +152,11 @@ def measured(source: Path) -> dict[str, object]:
     modules = trees(source)
     total, wide, wide_text = long_lines(source)
     folders = Counter(path.parent for path in source.rglob("*.py") if path.name != "__init__.py")
-    sizes = [len(path.read_text(encoding="utf-8").splitlines()) for path in source.rglob("*.py") if path.name != "__init__.py"]
+    sizes = [
+        len(path.read_text(encoding="utf-8").splitlines())
+        for path in source.rglob("*.py")
+        if path.name != "__init__.py"
+    ]
     widest = max(folders, key=lambda folder: folders[folder])
     import fewstep
 
@@ -156,7 +183,9 @@ def main() -> None:
     found = measured(ROOT / "src" / "fewstep")
     for name, value in found.items():
         counted = isinstance(value, list) and name in ("registries", "circles", "ambiguous names")
-        print(f"{name:28}{len(value) if counted else value if not isinstance(value, list) else ' '.join(map(str, value))!s:>14}")
+        print(
+            f"{name:28}{len(value) if counted else value if not isinstance(value, list) else ' '.join(map(str, value))!s:>14}"
+        )
         if counted and value:
             print("    " + "\n    ".join(each if isinstance(each, str) else " <-> ".join(each) for each in value))
     options.results.mkdir(parents=True, exist_ok=True)

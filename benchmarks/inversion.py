@@ -1,10 +1,13 @@
-"""Does a trajectory model carry data to noise, and back? With its jumps upwards trained (``method.inversion``) and without, against the teacher's ODE, in the plane.
+"""Does a trajectory model carry data to noise, and back? With its jumps upwards trained
+(``method.inversion``) and without, against the teacher's ODE, in the plane.
 
     python benchmarks/inversion.py --out runs/inversion --seeds 2 --steps 1100
 
-Data are noised to t_min and carried to the student's first level in 1, 2, 4 and 8 jumps. ``off``: the root mean square distance to where the teacher's ODE arrives (Heun, ``FINE`` steps),
-over the noise level there: 1 is as far as noise of another seed is on average over 1.41. ``back``: the root mean square distance to the data after as many jumps down again, over
-the data's standard deviation. Beside it what the teacher does in as many DDIM steps each way. Medians over seeds, with the range.
+Data are noised to t_min and carried to the student's first level in 1, 2, 4 and 8 jumps. ``off``:
+the root mean square distance to where the teacher's ODE arrives (Heun, ``FINE`` steps), over the
+noise level there: 1 is as far as noise of another seed is on average over 1.41. ``back``: the root
+mean square distance to the data after as many jumps down again, over the data's standard deviation.
+Beside it what the teacher does in as many DDIM steps each way. Medians over seeds, with the range.
 """
 
 from __future__ import annotations
@@ -37,11 +40,18 @@ def main() -> None:
     rows += rows_of("teacher, DDIM", [each["teacher"] for each in found["down only"]])
     show(rows, options)
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "inversion.json").write_text(json.dumps({"steps": options.steps, "seeds": options.seeds, "samples": SAMPLES, "rows": rows}, indent=1) + "\n")
+    (options.results / "inversion.json").write_text(
+        json.dumps({"steps": options.steps, "seeds": options.seeds, "samples": SAMPLES, "rows": rows}, indent=1) + "\n"
+    )
 
 
 def job_of(name: str, seed: int, options: argparse.Namespace) -> Job:
-    values: dict[str, Any] = {"training.steps": options.steps, "training.seed": seed, "training.health_every": 100_000, "evaluation.every": 100_000}
+    values: dict[str, Any] = {
+        "training.steps": options.steps,
+        "training.seed": seed,
+        "training.health_every": 100_000,
+        "evaluation.every": 100_000,
+    }
     return Job(options.out / str(options.steps) / f"{RECIPES[name]}-{seed}", RECIPES[name], values)
 
 
@@ -66,7 +76,9 @@ def measured(folder: Path) -> dict[str, Any]:
     assert isinstance(student, TrajectoryDenoiser)
     schedule, key, level = student.schedule, Key(0, "inversion"), sampler.prior.time
     x0 = data.take(key.integers("data", SAMPLES, len(data)))
-    low = schedule.add_noise(x0, torch.full((SAMPLES,), schedule.t_min, dtype=torch.float64), key.normal("noise", x0.shape).to(x0))
+    low = schedule.add_noise(
+        x0, torch.full((SAMPLES,), schedule.t_min, dtype=torch.float64), key.normal("noise", x0.shape).to(x0)
+    )
 
     def down(jumps: int) -> Tensor:
         return RhoGrid().between(schedule, level, schedule.t_min, jumps + 1)
@@ -93,7 +105,10 @@ def measured(folder: Path) -> dict[str, Any]:
 
 def rows_of(name: str, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a number of jumps, with the figures of each seed."""
-    return [{"map": name, "jumps": jumps, **{key: [each[str(jumps)][key] for each in found] for key in ("off", "back")}} for jumps in JUMPS]
+    return [
+        {"map": name, "jumps": jumps, **{key: [each[str(jumps)][key] for each in found] for key in ("off", "back")}}
+        for jumps in JUMPS
+    ]
 
 
 def show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:

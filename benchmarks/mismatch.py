@@ -1,14 +1,19 @@
-"""How large is the mismatch that a degradation path mitigates? The mismatch degree (DisBack, Eq. 9) on data and on students' samples.
+"""How large is the mismatch that a degradation path mitigates? The mismatch degree (DisBack, Eq. 9)
+on data and on students' samples.
 
     python benchmarks/mismatch.py
     python benchmarks/mismatch.py --over-training --data plane --seeds 3
     python benchmarks/mismatch.py --runs runs/ffhq64-disback runs/ffhq64-diff-instruct
 
-Without a choice: per noise level sigma / alpha, for both shipped teachers, on data and on the untrained student's samples, from 1,000 samples each; levels where fewer than two references
-speak are marked. The degree is in units in which the score of pure noise has size 1 a dimension; beside it the mean norm, as Eq. 9 is printed, with its deviation over the samples.
+Without a choice: per noise level sigma / alpha, for both shipped teachers, on data and on the
+untrained student's samples, from 1,000 samples each; levels where fewer than two references speak
+are marked. The degree is in units in which the score of pure noise has size 1 a dimension; beside
+it the mean norm, as Eq. 9 is printed, with its deviation over the samples.
 
-``--over-training`` is the paper's Fig. 4: runs of DisBack and of Diff-Instruct (the same recipe, the teacher as the target throughout) of equal network evaluations, the path paid, log the
-degree of their students' samples at every twentieth of the way. A run that is there is not repeated, and one that was cut off goes on. ``--runs`` draws runs that were made elsewhere.
+``--over-training`` is the paper's Fig. 4: runs of DisBack and of Diff-Instruct (the same recipe,
+the teacher as the target throughout) of equal network evaluations, the path paid, log the degree of
+their students' samples at every twentieth of the way. A run that is there is not repeated, and one
+that was cut off goes on. ``--runs`` draws runs that were made elsewhere.
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ from runner import Job, options_of, run_all
 
 ROWS = 1000
 RECIPES = {"plane": "mixture2d-disback", "digits": "digits-disback"}
-# Evaluations of one sample: a step of recording (the student 1, the degrading teacher 3), and one of distilling by recipe.
+# Evaluations of one sample: a step of recording (the student 1, the degrading teacher 3), and one
+# of distilling by recipe.
 RECORDING, COST = 4, {"plane": 6, "digits": 8}
 
 
@@ -50,7 +56,11 @@ def main() -> None:
         jobs = jobs_of(options)
         # Seed by seed, so that an early stop leaves whole comparisons.
         run_all([job for seed in range(options.seeds) for job in (arm[seed] for arm in jobs.values())], options)
-        over_training(options.data, {name: [mismatch_track(job.folder) for job in arm] for name, arm in jobs.items()}, options.results)
+        over_training(
+            options.data,
+            {name: [mismatch_track(job.folder) for job in arm] for name, arm in jobs.items()},
+            options.results,
+        )
     else:
         by_level(options.results)
 
@@ -62,8 +72,16 @@ def by_level(results: Path) -> None:
     found = {}
     for name in RECIPES.values():
         training, assessed = measure(name)
-        norms = {key: {"mean": each.norms, "deviation": each.deviations} for key, each in (("data", training), ("untrained student", assessed))}
-        found[name] = {"levels": training.levels, "data": training.degrees, "untrained student": assessed.degrees, "norms": norms}
+        norms = {
+            key: {"mean": each.norms, "deviation": each.deviations}
+            for key, each in (("data", training), ("untrained student", assessed))
+        }
+        found[name] = {
+            "levels": training.levels,
+            "data": training.degrees,
+            "untrained student": assessed.degrees,
+            "norms": norms,
+        }
         show(name, training, assessed)
     write(results / "mismatch.json", found)
 
@@ -82,12 +100,18 @@ def measure(name: str) -> tuple[MismatchDegree, MismatchDegree]:
 
 
 def show(name: str, training: MismatchDegree, assessed: MismatchDegree) -> None:
-    print(f"\n{name}\n{'level':>8} {'data':>8} {'untrained student':>18} {'ratio':>7} {'Eq. 9 on data':>20} {'Eq. 9 on the samples':>22}")
+    print(
+        f"\n{name}\n{'level':>8} {'data':>8} {'untrained student':>18} {'ratio':>7} {'Eq. 9 on data':>20} "
+        f"{'Eq. 9 on the samples':>22}"
+    )
     for index, level in enumerate(training.levels):
         a, b = training.degrees[index], assessed.degrees[index]
         norms = [f"{each.norms[index]:.3g} +- {each.deviations[index]:.2g}" for each in (training, assessed)]
         fine = training.reliable[index] and assessed.reliable[index]
-        print(f"{level:>8} {a:>8.3f} {b:>18.3f} {b / a:>7.2f} {norms[0]:>20} {norms[1]:>22}" + ("" if fine else "   (fewer than two references)"))
+        print(
+            f"{level:>8} {a:>8.3f} {b:>18.3f} {b / a:>7.2f} {norms[0]:>20} {norms[1]:>22}"
+            + ("" if fine else "   (fewer than two references)")
+        )
 
 
 # Over training
@@ -101,7 +125,10 @@ def jobs_of(options: argparse.Namespace) -> dict[str, list[Job]]:
     recorded = target["record"]["steps"] * (target["nodes"] - 1)
     alone = steps - recorded + round(RECORDING * recorded / COST[options.data])
     arms = {"DisBack": (steps, target), "Diff-Instruct": (alone, {"kind": "fixed"})}
-    return {name: [job(options, name, seed, length, aim) for seed in range(options.seeds)] for name, (length, aim) in arms.items()}
+    return {
+        name: [job(options, name, seed, length, aim) for seed in range(options.seeds)]
+        for name, (length, aim) in arms.items()
+    }
 
 
 def job(options: argparse.Namespace, name: str, seed: int, steps: int, target: Mapping[str, Any]) -> Job:
@@ -120,8 +147,13 @@ def over_training(name: str, tracks: Mapping[str, Sequence[Track]], results: Pat
     """A table, a JSON file and a picture of each arm's degrees over network evaluations."""
     arms = {arm: summary(found) for arm, found in tracks.items()}
     for arm, row in arms.items():
-        print(f"\n{name}, {arm}: {len(tracks[arm])} seed(s)\n{'evaluations':>14} {'over its value on data':>24} {'Eq. 9, mean norm':>22} {'on data':>10}")
-        for point in zip(row["evaluations"], row["over_bound"], row["norm"], row["deviation"], row["bound"], strict=True):
+        print(
+            f"\n{name}, {arm}: {len(tracks[arm])} seed(s)\n{'evaluations':>14} "
+            f"{'over its value on data':>24} {'Eq. 9, mean norm':>22} {'on data':>10}"
+        )
+        for point in zip(
+            row["evaluations"], row["over_bound"], row["norm"], row["deviation"], row["bound"], strict=True
+        ):
             evaluations, ratio, norm, deviation, bound = point
             shown = "-" if norm is None else f"{norm:.3g} +- {deviation:.2g}"
             print(f"{evaluations:>14,} {ratio:>24.3f} {shown:>22} {'-' if bound is None else f'{bound:.3g}':>10}")
@@ -133,7 +165,9 @@ def over_training(name: str, tracks: Mapping[str, Sequence[Track]], results: Pat
 
 
 def summary(tracks: Sequence[Track]) -> dict[str, list[Any]]:
-    """Medians over the seeds at each reading, and the range of the ratio; as many readings as all have."""
+    """Medians over the seeds at each reading, and the range of the ratio; as many readings as all
+    have.
+    """
     count = min(len(track.steps) for track in tracks)
     ratios = [[track.over_bound[index] for track in tracks] for index in range(count)]
     return {
@@ -142,7 +176,10 @@ def summary(tracks: Sequence[Track]) -> dict[str, list[Any]]:
         "over_bound": [statistics.median(values) for values in ratios],
         "low": [min(values) for values in ratios],
         "high": [max(values) for values in ratios],
-        **{key: [middle([getattr(track, each)[index] for track in tracks]) for index in range(count)] for key, each in (("norm", "norms"), ("deviation", "deviations"), ("bound", "bounds"))},
+        **{
+            key: [middle([getattr(track, each)[index] for track in tracks]) for index in range(count)]
+            for key, each in (("norm", "norms"), ("deviation", "deviations"), ("bound", "bounds"))
+        },
     }
 
 
@@ -153,12 +190,17 @@ def middle(values: Sequence[float | None]) -> float | None:
 
 
 def compared(one: str, other: str, arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """One sentence: the geometric mean of the ratio of both degrees over the shared range of evaluations, and where the one is lower."""
+    """One sentence: the geometric mean of the ratio of both degrees over the shared range of
+    evaluations, and where the one is lower.
+    """
     end = min(arms[name]["evaluations"][-1] for name in (one, other))
     points = [x for x in arms[one]["evaluations"] if 0 < x <= end]
     logs = [math.log(at(arms[one], x) / at(arms[other], x)) for x in points]
     lower = sum(log < 0 for log in logs)
-    return f"the degree of {one} is {math.exp(statistics.fmean(logs)):.2f} times that of {other} on the geometric mean over training, and lower at {lower} of {len(logs)} readings."
+    return (
+        f"the degree of {one} is {math.exp(statistics.fmean(logs)):.2f} times that of {other} on the geometric "
+        f"mean over training, and lower at {lower} of {len(logs)} readings."
+    )
 
 
 def at(row: Mapping[str, Any], x: float) -> float:
@@ -181,15 +223,31 @@ def draw(arms: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         colour = f"C{number}"
         ratio.plot(row["evaluations"], row["over_bound"], color=colour, marker="o", markersize=3, label=name)
         ratio.fill_between(row["evaluations"], row["low"], row["high"], color=colour, alpha=0.15)
-        points = [each for each in zip(row["evaluations"], row["norm"], row["deviation"], row["bound"], strict=True) if None not in each]
+        points = [
+            each
+            for each in zip(row["evaluations"], row["norm"], row["deviation"], row["bound"], strict=True)
+            if None not in each
+        ]
         if points:
             x, y, deviation, bound = zip(*points, strict=True)
             norm.plot(x, y, color=colour, marker="o", markersize=3, label=name)
-            norm.fill_between(x, [max(0.0, a - b) for a, b in zip(y, deviation, strict=True)], [a + b for a, b in zip(y, deviation, strict=True)], color=colour, alpha=0.15)
+            norm.fill_between(
+                x,
+                [max(0.0, a - b) for a, b in zip(y, deviation, strict=True)],
+                [a + b for a, b in zip(y, deviation, strict=True)],
+                color=colour,
+                alpha=0.15,
+            )
             norm.plot(x, bound, color=colour, linewidth=0.8, linestyle=(0, (5, 4)))
     ratio.axhline(1, color="black", linewidth=0.6)
-    ratio.set(title="mismatch degree over its value on data (range over seeds)", xlabel="network evaluations of one sample", yscale="log")
-    norm.set(title="Eq. 9, mean norm (deviation over samples; dashed: data)", xlabel="network evaluations of one sample")
+    ratio.set(
+        title="mismatch degree over its value on data (range over seeds)",
+        xlabel="network evaluations of one sample",
+        yscale="log",
+    )
+    norm.set(
+        title="Eq. 9, mean norm (deviation over samples; dashed: data)", xlabel="network evaluations of one sample"
+    )
     ratio.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})

@@ -1,12 +1,15 @@
-"""What draws cost that are made ahead: a training step whose states a thread draws, against the same step on states that were drawn beforehand.
+"""What draws cost that are made ahead: a training step whose states a thread draws, against the
+same step on states that were drawn beforehand.
 
     python benchmarks/overlap.py [--pairs 20] [--block 3] [--threads 1]
 
-The step trains a ``small-unet`` on noised pictures: they are decoded from a zip, times and noise are drawn; 256 pixels
-a side are taken in patches of 4 x 4. Blocks of steps alternate between three arms: ``beforehand`` (all that is drawn is
-in memory), ``ahead`` (a thread draws the next step while this one computes) and ``in turn`` (as without the thread). What
-counts is the geometric mean of the ratios of neighbouring blocks of ``ahead`` to ``beforehand``, with its interval. The
-thread needs a core of its own: where there is one core (``taskset -c 0``), ``ahead`` is to cost what ``in turn`` costs.
+The step trains a ``small-unet`` on noised pictures: they are decoded from a zip, times and noise
+are drawn; 256 pixels a side are taken in patches of 4 x 4. Blocks of steps alternate between three
+arms: ``beforehand`` (all that is drawn is in memory), ``ahead`` (a thread draws the next step while
+this one computes) and ``in turn`` (as without the thread). What counts is the geometric mean of the
+ratios of neighbouring blocks of ``ahead`` to ``beforehand``, with its interval. The thread needs a
+core of its own: where there is one core (``taskset -c 0``), ``ahead`` is to cost what ``in turn``
+costs.
 """
 
 from __future__ import annotations
@@ -76,8 +79,12 @@ def arms(batch: int, side: int, width: int, folder: Path) -> dict[str, fs.traini
     schedule = fs.schedule.KarrasVE()
     source = ForwardDiffusion(data, schedule, fs.times.LogNormalTimes())
     kept = Beforehand(tuple(source.draw(Step(fs.random.Key(0, "train", step), batch)) for step in range(4)))
-    network = build({"kind": "small-unet", "channels": 3, "width": width, "depth": 1, "classes": 0, "patch": side // 64})
-    model = fs.denoisers.NetworkDenoiser(network, schedule, fs.prediction.EDM(0.5), fs.denoisers.EDMInputs(0.5), (3, side, side))
+    network = build(
+        {"kind": "small-unet", "channels": 3, "width": width, "depth": 1, "classes": 0, "patch": side // 64}
+    )
+    model = fs.denoisers.NetworkDenoiser(
+        network, schedule, fs.prediction.EDM(0.5), fs.denoisers.EDMInputs(0.5), (3, side, side)
+    )
     found = {}
     for arm in ARMS:
         own = fs.denoisers.copy_of(model).requires_grad_(True)
@@ -125,8 +132,18 @@ def main() -> None:
     for name, row in found.items():
         ms, ahead = row["ms"], row["ahead"]
         between = "" if ahead["low"] is None else f"{ahead['low']:.3f} to {ahead['high']:.3f}"
-        print(f"{name:<20} {ms['beforehand']:>9.0f} ms {ms['ahead']:>7.0f} ms {ms['in turn']:>7.0f} ms {ahead['ratio']:>8.3f} {between:>16}")
-    how = {"pairs": options.pairs, "block": options.block, "threads": options.threads, "width": options.width, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        print(
+            f"{name:<20} {ms['beforehand']:>9.0f} ms {ms['ahead']:>7.0f} ms {ms['in turn']:>7.0f} ms "
+            f"{ahead['ratio']:>8.3f} {between:>16}"
+        )
+    how = {
+        "pairs": options.pairs,
+        "block": options.block,
+        "threads": options.threads,
+        "width": options.width,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "overlap.json").write_text(json.dumps({**how, "sizes": found}, indent=1) + "\n")
 

@@ -1,4 +1,6 @@
-"""Runs of shipped recipes with overrides, each `fewstep distill` or `fewstep pretrain` on one thread, several at a time; one that is there is not repeated, one that was cut off goes on."""
+"""Runs of shipped recipes with overrides, each `fewstep distill` or `fewstep pretrain` on one
+thread, several at a time; one that is there is not repeated, one that was cut off goes on.
+"""
 
 from __future__ import annotations
 
@@ -35,24 +37,45 @@ class Job:
     @property
     def command(self) -> list[str]:
         """What runs it, or goes on with it, without its settings."""
-        return [sys.executable, "-m", "fewstep", self.task, self.recipe, "--out", str(self.folder), "--resume", "--threads", "1"]
+        return [
+            sys.executable,
+            "-m",
+            "fewstep",
+            self.task,
+            self.recipe,
+            "--out",
+            str(self.folder),
+            "--resume",
+            "--threads",
+            "1",
+        ]
 
     def run(self, more: Mapping[str, Any]) -> None:
-        """Runs it, with ``more`` settings, in a process of its own; ends the benchmark with its last line of error if it fails."""
+        """Runs it, with ``more`` settings, in a process of its own; ends the benchmark with its
+        last line of error if it fails.
+        """
         command = self.command
         # training.steps is given in full beside all shares, so that none is scaled.
-        command += [argument for key, value in {**self.settings, **more}.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
+        command += [
+            argument
+            for key, value in {**self.settings, **more}.items()
+            for argument in ("--set", f"{key}={json.dumps(value)}")
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             sys.exit(f"{self.folder}: {result.stderr.splitlines()[-1]}")
 
 
 def options_of(parser: argparse.ArgumentParser, out: str, seeds: int) -> argparse.Namespace:
-    """What every comparison of runs is told: where, how many seeds, how many runs at a time; ``more`` settings of all runs."""
+    """What every comparison of runs is told: where, how many seeds, how many runs at a time;
+    ``more`` settings of all runs.
+    """
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a setting of every run; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=JSON", help="a setting of every run; repeatable"
+    )
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     options.more = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in options.set)}
@@ -60,7 +83,9 @@ def options_of(parser: argparse.ArgumentParser, out: str, seeds: int) -> argpars
 
 
 def run_all(jobs: Sequence[Job], options: argparse.Namespace, then: Callable[[Job], Any] | None = None) -> None:
-    """Runs what is not there, in order, and calls ``then`` on each job (also on those that were there)."""
+    """Runs what is not there, in order, and calls ``then`` on each job (also on those that were
+    there).
+    """
 
     def one(job: Job) -> Job:
         if not job.done:
@@ -85,7 +110,9 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured(folder: Path, steps: Sequence[int], draws: int = 1) -> dict[str, Any]:
-    """Quality and breadth of a run's student, or of the generator of a pretraining, by number of steps, in a process of its own, on one thread; kept beside the run."""
+    """Quality and breadth of a run's student, or of the generator of a pretraining, by number of
+    steps, in a process of its own, on one thread; kept beside the run.
+    """
 
     def make() -> dict[str, Any]:
         command = [sys.executable, __file__, str(folder), str(draws), *map(str, steps)]
@@ -110,7 +137,12 @@ def _measure(folder: Path, draws: int, steps: Sequence[int]) -> dict[str, Any]:
     evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
     found: dict[str, Any] = {}
     for number in steps:
-        full = evaluator.describe(lambda place, n, labels, number=number: sampler.draw(place, n, labels, number).clamp(sampler.low, sampler.high), draws)
+        full = evaluator.describe(
+            lambda place, n, labels, number=number: sampler.draw(place, n, labels, number).clamp(
+                sampler.low, sampler.high
+            ),
+            draws,
+        )
         found[str(number)] = {"fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)}
     return found
 

@@ -1,9 +1,11 @@
-"""A distillation on 8, 64 and 1,024 GPUs, on paper: what fits, what a step takes, what failures cost. No GPU, no weights and no data are needed; nothing here was measured.
+"""A distillation on 8, 64 and 1,024 GPUs, on paper: what fits, what a step takes, what failures
+cost. No GPU, no weights and no data are needed; nothing here was measured.
 
     python benchmarks/scaling_model.py                     # DisBack on ImageNet 64 with EDM's teacher (296 M), and with one of the same kind and 12 B parameters
     python benchmarks/scaling_model.py --recipe ffhq64-disback --each 64 --together 4096
 
-The model is ``fewstep.planning.scaling``; its assumptions about the cluster are the defaults of ``Cluster``, and stand in the JSON.
+The model is ``fewstep.planning.scaling``; its assumptions about the cluster are the defaults of
+``Cluster``, and stand in the JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ GPUS = (8, 64, 1024)
 # ADM at 64 pixels with 1,216 channels for 192: 11.8 B parameters.
 TWELVE = (
     "teacher={kind: untrained, model: {kind: denoiser, schedule: {kind: karras-ve}, prediction: {kind: edm}, "
-    "network: {kind: dhariwal-unet, img_resolution: 64, model_channels: 1216, channel_mult: [1, 2, 3, 4], num_blocks: 3, attn_resolutions: [32, 16, 8]}}}"
+    "network: {kind: dhariwal-unet, img_resolution: 64, model_channels: 1216, channel_mult: [1, 2, 3, 4], "
+    "num_blocks: 3, attn_resolutions: [32, 16, 8]}}}"
 )
 
 
@@ -34,12 +37,16 @@ def micro_batches(batch: int) -> Iterator[int]:
 
 
 def ways(gpus: int) -> list[tuple[str, int]]:
-    """Modes and numbers of copies: replicated, one copy over all, over a node, and over eight nodes."""
+    """Modes and numbers of copies: replicated, one copy over all, over a node, and over eight
+    nodes.
+    """
     return [("ddp", 1), ("fsdp", 1), *(("fsdp", gpus // group) for group in (8, 64) if gpus > group)]
 
 
 def best(load: Load, cluster: Cluster, way: tuple[str, int], batch: int) -> tuple[Layout, Estimate]:
-    """The fastest way to take ``batch`` samples a GPU that fits: with or without computing again, in so many micro-batches; where none fits, the one that takes the least memory."""
+    """The fastest way to take ``batch`` samples a GPU that fits: with or without computing again,
+    in so many micro-batches; where none fits, the one that takes the least memory.
+    """
     mode, copies = way
     layouts = (Layout(mode, batch, count, again, copies) for again in (False, True) for count in micro_batches(batch))
     tried = [(layout, estimate(load, cluster, layout)) for layout in layouts]
@@ -48,7 +55,9 @@ def best(load: Load, cluster: Cluster, way: tuple[str, int], batch: int) -> tupl
 
 
 def rows(load: Load, each: int | None, together: int | None) -> list[dict[str, Any]]:
-    """The best layout of each way on each number of GPUs, for ``each`` samples a GPU or for so many ``together``."""
+    """The best layout of each way on each number of GPUs, for ``each`` samples a GPU or for so many
+    ``together``.
+    """
     found = []
     for gpus in GPUS:
         batch = each or max(1, (together or gpus) // gpus)
@@ -60,17 +69,29 @@ def rows(load: Load, each: int | None, together: int | None) -> list[dict[str, A
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
-    head = "| GPUs | mode | a GPU | computed again | memory a GPU | fits | a step | exchanges | images a second | efficiency | a checkpoint, every | lost |"
+    head = (
+        "| GPUs | mode | a GPU | computed again | memory a GPU | fits | a step | exchanges | images a second | "
+        "efficiency | a checkpoint, every | lost |"
+    )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for row in found:
         batch = f"{row['batch']}" if row["accumulate"] == 1 else f"{row['batch']} in {row['accumulate']}"
         mode = row["mode"] if row["replicas"] == 1 else f"{row['mode']}, {row['replicas']} replicas"
-        start = f"| {row['gpus']:,} | {mode} | {batch} | {'yes' if row['recompute'] else 'no'} | {row['memory'] / GIB:.1f} GiB |"
+        start = (
+            f"| {row['gpus']:,} | {mode} | {batch} | {'yes' if row['recompute'] else 'no'} | "
+            f"{row['memory'] / GIB:.1f} GiB |"
+        )
         if not row["fits"]:
             lines.append(f"{start} **no** | | | | | | |")
             continue
-        figures = f"{row['seconds']:.3f} s | {row['exchanging']:.3f} s | {row['images']:,.0f} | {100 * row['efficiency']:.0f} %"
-        lines.append(f"{start} yes | {figures} | {row['save']:.1f} s, {row['interval'] / 60:.0f} min | {100 * row['lost']:.1f} % |")
+        figures = (
+            f"{row['seconds']:.3f} s | {row['exchanging']:.3f} s | {row['images']:,.0f} | "
+            f"{100 * row['efficiency']:.0f} %"
+        )
+        lines.append(
+            f"{start} yes | {figures} | {row['save']:.1f} s, {row['interval'] / 60:.0f} min | "
+            f"{100 * row['lost']:.1f} % |"
+        )
     return "\n".join(lines)
 
 
@@ -78,7 +99,10 @@ def examined(recipe: DistillRecipe, name: str, each: int, together: int) -> dict
     """All figures of one recipe, printed as they are made."""
     load = load_of(recipe, name)
     passes = f"{load.trained + load.untrained:.2f} passes a step, of which {load.trained:.2f} trained"
-    print(f"\n{name}: {load.parameters / 1e9:.2f} B parameters a network, {load.state / GIB:,.0f} GiB in all, {passes}", flush=True)
+    print(
+        f"\n{name}: {load.parameters / 1e9:.2f} B parameters a network, {load.state / GIB:,.0f} GiB in all, {passes}",
+        flush=True,
+    )
     weak, strong = rows(load, each, None), rows(load, None, together)
     print(f"\n{each} samples a GPU\n\n{table(weak)}\n\n{together:,} samples together\n\n{table(strong)}")
     sizes = {key: value for key, value in asdict(load).items() if key != "blocks"}

@@ -1,9 +1,12 @@
-"""What the frame costs: our training step against a hand-written loop of the same passes, interleaved in one run.
+"""What the frame costs: our training step against a hand-written loop of the same passes,
+interleaved in one run.
 
     python benchmarks/step.py [--pairs 40] [--threads 1]
 
-Both do a distribution-matching step on the digits teacher at batch 64: student forward and backward, target and fake score forward, fake score forward and backward, two optimizer steps and
-the average. Blocks of steps alternate between the two, and the median of the ratios of neighbouring blocks is reported: what else the machine does hits both.
+Both do a distribution-matching step on the digits teacher at batch 64: student forward and
+backward, target and fake score forward, fake score forward and backward, two optimizer steps and
+the average. Blocks of steps alternate between the two, and the median of the ratios of neighbouring
+blocks is reported: what else the machine does hits both.
 """
 
 from __future__ import annotations
@@ -99,9 +102,19 @@ def main() -> None:
     print(f"{'':<10} {'ms a step (median)':>20}")
     for name, value in result.items():
         print(f"{name:<10} {value:>20.1f}")
-    print(f"ratio: {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}, {options.pairs} pairs of {options.block} steps, {options.threads} threads)")
+    print(
+        f"ratio: {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}, {options.pairs} pairs "
+        f"of {options.block} steps, {options.threads} threads)"
+    )
     options.results.mkdir(parents=True, exist_ok=True)
-    content = {"ms": result, "ratio": statistics.median(ratios), "quartiles": [low, high], "pairs": options.pairs, "block": options.block, "threads": options.threads}
+    content = {
+        "ms": result,
+        "ratio": statistics.median(ratios),
+        "quartiles": [low, high],
+        "pairs": options.pairs,
+        "block": options.block,
+        "threads": options.threads,
+    }
     (options.results / "step.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -3,14 +3,19 @@
     python benchmarks/throughput.py                        # two processes against one, the same global batch: some half an hour of two idle cores
     python benchmarks/throughput.py --device cuda          # bf16, torch.compile and CUDA graphs on one GPU
 
-On a processor every run is ``fewstep distill`` with one thread a process, and its step is timed by its own log, from the first quarter on. Rounds take all ways in turn, and ratios are those
-within a round, of which the median is reported. What keeps two processes from halving a step's time t is taken apart by two more ways to run:
+On a processor every run is ``fewstep distill`` with one thread a process, and its step is timed by
+its own log, from the first quarter on. Rounds take all ways in turn, and ratios are those within a
+round, of which the median is reported. What keeps two processes from halving a step's time t is
+taken apart by two more ways to run:
 
 - *small batches*: one process alone with half of the batch takes longer than t / 2;
-- *contention*: two such processes that know nothing of each other, side by side, take longer than one of them (caches, memory);
-- *exchange*: two processes that share the batch take longer than those (gradients, waiting for each other).
+- *contention*: two such processes that know nothing of each other, side by side, take longer than
+  one of them (caches, memory);
+- *exchange*: two processes that share the batch take longer than those (gradients, waiting for each
+  other).
 
-On a GPU each variant is a process of its own, ours from Python: networks are compiled in place before the trainer gets them. A variant that fails is reported with its error.
+On a GPU each variant is a process of its own, ours from Python: networks are compiled in place
+before the trainer gets them. A variant that fails is reported with its error.
 """
 
 from __future__ import annotations
@@ -30,12 +35,29 @@ from typing import Any
 
 import torch
 
-UNTRAINED = "{kind: untrained, model: {kind: denoiser, schedule: {kind: karras-ve}, prediction: {kind: edm}, network: %s}}"
+UNTRAINED = (
+    "{kind: untrained, model: {kind: denoiser, schedule: {kind: karras-ve}, prediction: {kind: edm}, network: %s}}"
+)
 # An image set of the right shape that needs no file, and features that need no network.
-MADE_UP = {"data": "{kind: waves, shape: [3, %d, %d], classes: %d}", "evaluation.features": "{kind: fourier, count: 4, bandwidth: 10.0}"}
-SMALL_EDM = "{kind: song-unet, img_resolution: 32, model_channels: 16, channel_mult: [1, 2, 2], num_blocks: 1, attn_resolutions: [16]}"
-ADM = "{kind: dhariwal-unet, img_resolution: 64, model_channels: 192, channel_mult: [1, 2, 3, 4], num_blocks: 3, attn_resolutions: [32, 16, 8]}"
-QUIET = {"training.checkpoint_every": 100_000, "training.health_every": 100_000, "evaluation.every": 100_000, "evaluation.samples": 8, "evaluation.draws": 1}
+MADE_UP = {
+    "data": "{kind: waves, shape: [3, %d, %d], classes: %d}",
+    "evaluation.features": "{kind: fourier, count: 4, bandwidth: 10.0}",
+}
+SMALL_EDM = (
+    "{kind: song-unet, img_resolution: 32, model_channels: 16, channel_mult: [1, 2, 2], num_blocks: 1, "
+    "attn_resolutions: [16]}"
+)
+ADM = (
+    "{kind: dhariwal-unet, img_resolution: 64, model_channels: 192, channel_mult: [1, 2, 3, 4], num_blocks: 3, "
+    "attn_resolutions: [32, 16, 8]}"
+)
+QUIET = {
+    "training.checkpoint_every": 100_000,
+    "training.health_every": 100_000,
+    "evaluation.every": 100_000,
+    "evaluation.samples": 8,
+    "evaluation.draws": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -49,14 +71,34 @@ class Work:
 
     def arguments(self, folder: Path, **training: object) -> list[str]:
         """Of ``fewstep distill``."""
-        values = {**self.settings, **QUIET, "training.steps": self.steps, "training.batch": self.batch, "training.log_every": self.steps // 4}
+        values = {
+            **self.settings,
+            **QUIET,
+            "training.steps": self.steps,
+            "training.batch": self.batch,
+            "training.log_every": self.steps // 4,
+        }
         values |= {key.replace("__", "."): value for key, value in training.items()}
-        return ["distill", self.recipe, "--out", str(folder), "--threads", "1", *(part for key, value in values.items() for part in ("--set", f"{key}={value}"))]
+        return [
+            "distill",
+            self.recipe,
+            "--out",
+            str(folder),
+            "--threads",
+            "1",
+            *(part for key, value in values.items() for part in ("--set", f"{key}={value}")),
+        ]
 
 
 def made_up(network: str, side: int, classes: int) -> dict[str, str]:
-    """Overrides that put an untrained network on made-up images in the place of a recipe's teacher and data."""
-    return {"teacher": UNTRAINED % network, "data": MADE_UP["data"] % (side, side, classes), "evaluation.features": MADE_UP["evaluation.features"]}
+    """Overrides that put an untrained network on made-up images in the place of a recipe's teacher
+    and data.
+    """
+    return {
+        "teacher": UNTRAINED % network,
+        "data": MADE_UP["data"] % (side, side, classes),
+        "evaluation.features": MADE_UP["evaluation.features"],
+    }
 
 
 WORKS = {
@@ -92,9 +134,18 @@ def timed(work: Work, processes: int, options: dict[str, Any]) -> float:
         settings["training__batch"] = work.batch // 2
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(index) for index in range(processes if "half" in options else 1)]
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"] if processes > 1 and len(folders) == 1 else []
-        commands = [[sys.executable, "-m", *launcher, "fewstep", *work.arguments(folder, **settings)] for folder in folders]
-        running = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands]
+        launcher = (
+            ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+            if processes > 1 and len(folders) == 1
+            else []
+        )
+        commands = [
+            [sys.executable, "-m", *launcher, "fewstep", *work.arguments(folder, **settings)] for folder in folders
+        ]
+        running = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for command in commands
+        ]
         for process in running:
             _, error = process.communicate()
             if process.returncode:
@@ -108,15 +159,27 @@ def two_of_two(work: Work, rounds: int) -> dict[str, Any]:
     for index in range(rounds):
         order = list(WAYS.items())
         found.append({name: timed(work, *way) for name, way in (reversed(order) if index % 2 else order)})
-        print(f"  round {index + 1}: " + ", ".join(f"{name} {1e3 * found[-1][name]:.0f} ms" for name in WAYS), flush=True)
+        print(
+            f"  round {index + 1}: " + ", ".join(f"{name} {1e3 * found[-1][name]:.0f} ms" for name in WAYS), flush=True
+        )
 
     def middle(of: Any) -> float:
         return statistics.median(map(of, found))
 
     one, half, alone = WAYS_APART
-    figures: dict[str, Any] = {"batch": work.batch, "rounds": rounds, "ms": {name: 1e3 * middle(lambda each, name=name: each[name]) for name in WAYS}}
-    figures["samples a second"] = {name: work.batch / figures["ms"][name] * 1e3 for name in WAYS if name not in (half, alone)}
-    figures["efficiency"] = {name: middle(lambda each, name=name: each[one] / (2 * each[name])) for name in WAYS if name not in (one, half, alone)}
+    figures: dict[str, Any] = {
+        "batch": work.batch,
+        "rounds": rounds,
+        "ms": {name: 1e3 * middle(lambda each, name=name: each[name]) for name in WAYS},
+    }
+    figures["samples a second"] = {
+        name: work.batch / figures["ms"][name] * 1e3 for name in WAYS if name not in (half, alone)
+    }
+    figures["efficiency"] = {
+        name: middle(lambda each, name=name: each[one] / (2 * each[name]))
+        for name in WAYS
+        if name not in (one, half, alone)
+    }
     # Of a step of two processes: what halving it would have left, and what it takes besides.
     figures["share of a ddp step"] = {
         "half of the work": middle(lambda each: each[one] / 2 / each["ddp"]),
@@ -129,7 +192,9 @@ def two_of_two(work: Work, rounds: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Variant:
-    """On a GPU: autocast's ``precision``, how networks are compiled (None: not; ``reduce-overhead`` takes CUDA graphs), samples a step, and whether activations are computed again."""
+    """On a GPU: autocast's ``precision``, how networks are compiled (None: not; ``reduce-overhead``
+    takes CUDA graphs), samples a step, and whether activations are computed again.
+    """
 
     precision: str
     compiled: str | None
@@ -154,7 +219,14 @@ def on_gpu(variant: Variant, steps: int, tflops: float) -> dict[str, Any]:
     from fewstep.training import Trainer
     from fewstep.training.layout import units
 
-    settings = {**made_up(ADM, 64, 1000), **QUIET, "training.steps": steps, "training.batch": variant.batch, "training.log_every": steps // 4, "training.device": "cuda"}
+    settings = {
+        **made_up(ADM, 64, 1000),
+        **QUIET,
+        "training.steps": steps,
+        "training.batch": variant.batch,
+        "training.log_every": steps // 4,
+        "training.device": "cuda",
+    }
     settings |= {"training.precision": variant.precision, "training.recompute": json.dumps(variant.recompute)}
     recipe = load_recipe("imagenet64-diff-instruct", [f"{key}={value}" for key, value in settings.items()])
     with tempfile.TemporaryDirectory() as name:
@@ -186,7 +258,11 @@ def all_on_gpu(steps: int, tflops: float) -> dict[str, Any]:
     for variant in VARIANTS:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             error = (future := pool.submit(on_gpu, variant, steps, tflops)).exception()
-        figures = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"} if error is not None else future.result()
+        figures = (
+            {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            if error is not None
+            else future.result()
+        )
         rows.append({**vars(variant), **figures})
         print(rows[-1], flush=True)
     return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "tflops": tflops, "rows": rows}

@@ -1,20 +1,28 @@
-"""What faults do to a run, counted: kills, signals, full disks, errors of the disk, clocks that jump, damaged files, a second launch; in one process, and in two by torchrun (DDP and FSDP).
+"""What faults do to a run, counted: kills, signals, full disks, errors of the disk, clocks that
+jump, damaged files, a second launch; in one process, and in two by torchrun (DDP and FSDP).
 
     python stress/faults.py --kills 100
 
-Each try runs a small recipe (DisBack in the plane, 90 steps, a checkpoint every 5, ``faults_run.py``) into a fault, goes on with ``--resume``, and compares the end byte by byte with an
-undisturbed run's: student, newest checkpoint, path, pictures, recipe, and the log but for its ``seconds``. The columns:
+Each try runs a small recipe (DisBack in the plane, 90 steps, a checkpoint every 5,
+``faults_run.py``) into a fault, goes on with ``--resume``, and compares the end byte by byte with
+an undisturbed run's: student, newest checkpoint, path, pictures, recipe, and the log but for its
+``seconds``. The columns:
 
 - tries: how often the fault came
 - resumed: the run went on to its end
-- equal: it ended equal to the undisturbed run; where a damaged file is one that nothing reads or makes again, all but this file
-- one sentence: the fault was refused with exit code 2 and one sentence; a damaged file was then restored, and the run resumed
-- lost: right after the fault, a finished file was gone, a node that the manifest names was not whole, or the newest whole checkpoint was older than the last one due
+- equal: it ended equal to the undisturbed run; where a damaged file is one that nothing reads or
+  makes again, all but this file
+- one sentence: the fault was refused with exit code 2 and one sentence; a damaged file was then
+  restored, and the run resumed
+- lost: right after the fault, a finished file was gone, a node that the manifest names was not
+  whole, or the newest whole checkpoint was older than the last one due
 - stuck: processes that did not end
 - defects: whatever else should not be (another result, a traceback, and the two columns before)
 
-Half of the kills come at a random moment of the work, half on purpose before an operation on a file or in the middle of a write. Of two processes one is killed, or both with torchrun.
-Draws are seeded, but the moment that a signal hits is the machine's. A part that was counted is kept below ``--out`` and not repeated.
+Half of the kills come at a random moment of the work, half on purpose before an operation on a file
+or in the middle of a write. Of two processes one is killed, or both with torchrun. Draws are
+seeded, but the moment that a signal hits is the machine's. A part that was counted is kept below
+``--out`` and not repeated.
 """
 
 from __future__ import annotations
@@ -38,7 +46,15 @@ from faults_run import Bench
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from runner import kept
 
-COLUMNS = {"tries": "tries", "resumed": "resumed", "equal": "equal", "refused": "one sentence", "lost": "lost", "stuck": "stuck", "defects": "defects"}
+COLUMNS = {
+    "tries": "tries",
+    "resumed": "resumed",
+    "equal": "equal",
+    "refused": "one sentence",
+    "lost": "lost",
+    "stuck": "stuck",
+    "defects": "defects",
+}
 Tried = Callable[[Bench, int, random.Random], Count]
 # What is tried, and how often at --kills 100.
 FAULTS: dict[str, tuple[Tried, int]] = {
@@ -53,7 +69,8 @@ FAULTS: dict[str, tuple[Tried, int]] = {
     "second launch": (second_launches, 6),
     "damaged files": (damages, 1),
 }
-# Damage and clocks have nothing to do with the number of processes; what is written by two is in their kills and errors.
+# Damage and clocks have nothing to do with the number of processes; what is written by two is in
+# their kills and errors.
 IN_ONE = ("damaged files",)
 
 
@@ -62,27 +79,44 @@ def count(name: str, bench: Bench, tries: int, seed: int) -> dict[str, Any]:
     tried, _ = FAULTS[name]
     began = time.monotonic()
     found = tried(bench, tries, random.Random(f"{seed}-{name}-{bench.processes}-{bench.mode}"))
-    return {"fault": name, "processes": bench.processes, "mode": bench.mode, **asdict(found), "seconds": round(time.monotonic() - began, 1)}
+    return {
+        "fault": name,
+        "processes": bench.processes,
+        "mode": bench.mode,
+        **asdict(found),
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 def shown(row: dict[str, Any]) -> str:
     """A row of the table."""
     where = "1 process" if row["processes"] == 1 else f"{row['processes']}, {row['mode']}"
-    return f"{row['fault']:24}{where:12}" + "".join(f"{len(row[key]) if key == 'defects' else row[key]:>14}" for key in COLUMNS)
+    return f"{row['fault']:24}{where:12}" + "".join(
+        f"{len(row[key]) if key == 'defects' else row[key]:>14}" for key in COLUMNS
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="How many in all, half of them in two processes where both are tried; other faults in proportion.")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=100,
+        help="How many in all, half of them in two processes where both are tried; other faults in proportion.",
+    )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--modes", nargs="+", choices=["ddp", "fsdp"], default=["ddp", "fsdp"], help="Of several processes.")
+    parser.add_argument(
+        "--modes", nargs="+", choices=["ddp", "fsdp"], default=["ddp", "fsdp"], help="Of several processes."
+    )
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     chosen = parser.parse_args()
     several = [processes for processes in chosen.processes if processes > 1]
-    benches = [(processes, mode) for processes in chosen.processes for mode in (chosen.modes if processes > 1 else ["ddp"])]
+    benches = [
+        (processes, mode) for processes in chosen.processes for mode in (chosen.modes if processes > 1 else ["ddp"])
+    ]
     rows: list[dict[str, Any]] = []
     preload()
     print(f"{'':36}" + "".join(f"{title:>14}" for title in COLUMNS.values()), flush=True)
@@ -94,7 +128,9 @@ def main() -> None:
         for name in chosen.faults:
             if name in IN_ONE and processes > 1:
                 continue
-            tries = max(1, round(FAULTS[name][1] * share * chosen.kills / 100)) if name not in IN_ONE else FAULTS[name][1]
+            tries = (
+                max(1, round(FAULTS[name][1] * share * chosen.kills / 100)) if name not in IN_ONE else FAULTS[name][1]
+            )
             path = folder / f"{name.replace(' ', '-').replace(',', '')}-{tries}-{chosen.seed}.json"
             if bench is None and not path.is_file():
                 bench = Bench.of(folder, processes, mode)

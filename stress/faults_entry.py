@@ -1,12 +1,17 @@
-"""The command line with a fault in it: what ``faults.py`` starts in place of ``python -m fewstep``, alone or by torchrun.
+"""The command line with a fault in it: what ``faults.py`` starts in place of ``python -m fewstep``,
+alone or by torchrun.
 
-The fault is JSON in the environment (``FAULT``). Most act on operations, which is what the process does to files of the folder it works in (``FAULT_FOLDER``): opening to write, each
-half of a write, sync, rename, removal, making a folder. ``{"do": "die", "at": 17}`` is SIGKILL before operation 17; ``{"do": "fail", "at": 17, "errno": 28, "lasting": true}`` an error
-of the disk there, or from there on; ``{"do": "count"}`` counts them. ``{"do": "clock", "seed": 3}`` lets all clocks jump, ``{"do": "limit", "bytes": 5000}`` limits the size of files.
-``ranks`` are the processes that it is for, all unless given.
+The fault is JSON in the environment (``FAULT``). Most act on operations, which is what the process
+does to files of the folder it works in (``FAULT_FOLDER``): opening to write, each half of a write,
+sync, rename, removal, making a folder. ``{"do": "die", "at": 17}`` is SIGKILL before operation 17;
+``{"do": "fail", "at": 17, "errno": 28, "lasting": true}`` an error of the disk there, or from there
+on; ``{"do": "count"}`` counts them. ``{"do": "clock", "seed": 3}`` lets all clocks jump, ``{"do":
+"limit", "bytes": 5000}`` limits the size of files. ``ranks`` are the processes that it is for, all
+unless given.
 
-What the process says goes to ``said-RANK`` in the folder ``FAULT_OUT``, its exit code to ``code-RANK``, the number of its operations to ``operations-RANK``. Nothing of this is in
-fewstep itself: the patches are to ``os``, ``io`` and ``time``.
+What the process says goes to ``said-RANK`` in the folder ``FAULT_OUT``, its exit code to
+``code-RANK``, the number of its operations to ``operations-RANK``. Nothing of this is in fewstep
+itself: the patches are to ``os``, ``io`` and ``time``.
 """
 
 from __future__ import annotations
@@ -112,8 +117,9 @@ class Torn:
 
 
 def let_clocks_jump(seed: int) -> None:
-    """Each clock goes back or forth by up to eleven days at one of five readings; of several processes the wall's only: the others never jump in
-    earnest, and what torch does to wait for another process relies on that (one try of one did not end).
+    """Each clock goes back or forth by up to eleven days at one of five readings; of several
+    processes the wall's only: the others never jump in earnest, and what torch does to wait for
+    another process relies on that (one try of one did not end).
     """
     chance, offset = random.Random(seed), [0.0]
 

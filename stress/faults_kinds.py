@@ -21,9 +21,11 @@ DAMAGES = ("cut", "turned", "foreign", "gone", "empty")
 
 @dataclass
 class Count:
-    """``tries`` of a fault: after how many the run went on to its end (``resumed``), ended ``equal`` to the undisturbed one, was ``refused``, had ``lost`` something, was ``stuck``.
+    """``tries`` of a fault: after how many the run went on to its end (``resumed``), ended
+    ``equal`` to the undisturbed one, was ``refused``, had ``lost`` something, was ``stuck``.
 
-    ``defects`` names everything that should not be: a loss, another result, a traceback, a process that did not end.
+    ``defects`` names everything that should not be: a loss, another result, a traceback, a process
+    that did not end.
     """
 
     tries: int = 0
@@ -44,7 +46,9 @@ class Count:
             self.defects.append(f"{where}: exit code {ended.code}, and said: {ended.said[-1500:]}")
 
     def compare(self, bench: Bench, run: Path, where: str, tries: int = 1, besides: str = "") -> None:
-        """Goes on with a run to its end and compares it; counts for all ``tries`` that happened to it."""
+        """Goes on with a run to its end and compares it; counts for all ``tries`` that happened to
+        it.
+        """
         ended = bench.go_on(run)
         if ended.code != 0:
             self.defects.append(f"{where}: it does not go on ({ended.code}): {ended.said[-1500:]}")
@@ -67,7 +71,9 @@ class Count:
 
 
 def kills(bench: Bench, tries: int, chance: random.Random, on_purpose: bool) -> Count:
-    """SIGKILL, some to a run: at a random moment, or ``on_purpose`` before an operation on a file or between the halves of one. Of several processes all are killed, or one."""
+    """SIGKILL, some to a run: at a random moment, or ``on_purpose`` before an operation on a file
+    or between the halves of one. Of several processes all are killed, or one.
+    """
     count, number = Count(), 0
     while count.tries < tries:
         run, done = bench.fresh(f"kill-{number}"), 0
@@ -79,7 +85,9 @@ def kills(bench: Bench, tries: int, chance: random.Random, on_purpose: bool) -> 
                 at = chance.randrange(1, max(2, bench.operations // 2))
                 ended = bench.begin(run, {"do": "die", "at": at, "ranks": None if rank is None else [rank]}).end()
             else:
-                ended = _killed(bench.begin(run), chance.uniform(0, 0.6 * bench.seconds), rank if bench.processes > 1 else None)
+                ended = _killed(
+                    bench.begin(run), chance.uniform(0, 0.6 * bench.seconds), rank if bench.processes > 1 else None
+                )
             if ended.code == 0:
                 break
             count.tries, done = count.tries + 1, done + 1
@@ -97,7 +105,9 @@ def _killed(life: Life, after: float, rank: int | None) -> Ended:
 
 
 def stops(bench: Bench, tries: int, chance: random.Random, *numbers: int) -> Count:
-    """Signals one after another at random moments: it stops at once or after a save, in one sentence, and loses nothing."""
+    """Signals one after another at random moments: it stops at once or after a save, in one
+    sentence, and loses nothing.
+    """
     count = Count()
     for number in range(tries):
         run, where = bench.fresh(f"stop-{number}"), f"try {number + 1}"
@@ -114,8 +124,11 @@ def stops(bench: Bench, tries: int, chance: random.Random, *numbers: int) -> Cou
         ended = life.end()
         count.tries += 1
         count.saw(ended, where)
-        # Of several processes torchrun ends the others once one has ended: the first may not get to say its code, or may say that another is gone.
-        told = bench.processes > 1 and (ended.code is None or (ended.code == 1 and "another process of this run has ended" in ended.said))
+        # Of several processes torchrun ends the others once one has ended: the first may not get to
+        # say its code, or may say that another is gone.
+        told = bench.processes > 1 and (
+            ended.code is None or (ended.code == 1 and "another process of this run has ended" in ended.said)
+        )
         if ended.code not in (0, 128 + numbers[0], -numbers[0]) and not told:
             count.defects.append(f"{where}: exit code {ended.code}")
         count.look(Kept(0, frozenset(), 0), run, where)
@@ -126,14 +139,26 @@ def stops(bench: Bench, tries: int, chance: random.Random, *numbers: int) -> Cou
 def full_disk(bench: Bench, tries: int, chance: random.Random) -> Count:
     """A limit on the size of files, which no checkpoint, no node or only a picture is above."""
     sizes = sorted(path.stat().st_size for path in bench.reference.rglob("*") if path.is_file() and path.stat().st_size)
-    return _lives(bench, tries, (0, 2), lambda run: bench.begin(run, {"do": "limit", "bytes": max(500, chance.choice(sizes) - chance.choice((1, 100, 1000)))}))
+    return _lives(
+        bench,
+        tries,
+        (0, 2),
+        lambda run: bench.begin(
+            run, {"do": "limit", "bytes": max(500, chance.choice(sizes) - chance.choice((1, 100, 1000)))}
+        ),
+    )
 
 
 def write_errors(bench: Bench, tries: int, chance: random.Random) -> Count:
     """An error of the disk at a random operation on a file, for once or from there on."""
 
     def begin(run: Path) -> Life:
-        fault = {"do": "fail", "at": chance.randrange(1, bench.operations + 1), "errno": chance.choice(ERRORS), "lasting": chance.random() < 0.5}
+        fault = {
+            "do": "fail",
+            "at": chance.randrange(1, bench.operations + 1),
+            "errno": chance.choice(ERRORS),
+            "lasting": chance.random() < 0.5,
+        }
         return bench.begin(run, fault)
 
     return _lives(bench, tries, (0, 2), begin)
@@ -162,32 +187,48 @@ def clocks(bench: Bench, tries: int, chance: random.Random) -> Count:
 
 
 def second_launches(bench: Bench, tries: int, _: random.Random) -> Count:
-    """Another process on a folder that is in use, or both at the same moment: one is refused and the other not disturbed."""
+    """Another process on a folder that is in use, or both at the same moment: one is refused and
+    the other not disturbed.
+    """
     count = Count()
     for number in range(tries):
         run, where = bench.fresh(f"twice-{number}"), f"try {number + 1}"
         first = bench.begin(run)
         if number % 2:
             first.until_working()
-        second = Life(["distill", str(bench.recipe), "--out", str(run), "--resume"], run, run.parent / f"{run.name}-second-said", bench.processes)
+        second = Life(
+            ["distill", str(bench.recipe), "--out", str(run), "--resume"],
+            run,
+            run.parent / f"{run.name}-second-said",
+            bench.processes,
+        )
         found = [second.end(), first.end()]
         count.tries += 1
         for ended in found:
             count.saw(ended, where)
-        # Where the second begins after the first has ended, it goes on with a run that has ended, and says nothing.
-        if 0 not in [ended.code for ended in found] or any(ended.code == 2 and "another fewstep process" not in ended.said for ended in found):
-            count.defects.append(f"{where}: exit codes {[ended.code for ended in found]}: {[ended.said[-300:] for ended in found]}")
+        # Where the second begins after the first has ended, it goes on with a run that has ended,
+        # and says nothing.
+        if 0 not in [ended.code for ended in found] or any(
+            ended.code == 2 and "another fewstep process" not in ended.said for ended in found
+        ):
+            count.defects.append(
+                f"{where}: exit codes {[ended.code for ended in found]}: {[ended.said[-300:] for ended in found]}"
+            )
         count.compare(bench, run, where)
     return count
 
 
 def damages(bench: Bench, tries: int, chance: random.Random) -> Count:
-    """Each file of a run that has ended, and of one that was stopped on its way, cut short, with a bit turned, replaced by another's, or gone; ``tries`` times over."""
+    """Each file of a run that has ended, and of one that was stopped on its way, cut short, with a
+    bit turned, replaced by another's, or gone; ``tries`` times over.
+    """
     count = Count()
     other = Bench.of(bench.folder / "other", bench.processes, bench.mode, seed=1)
     stopped, others = (_stopped(each, each.fresh("stopped")) for each in (bench, other))
     for source, foreign in ((stopped, others), (bench.reference, other.reference)):
-        for name in sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file() and path.name != "lock"):
+        for name in sorted(
+            path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file() and path.name != "lock"
+        ):
             for what in DAMAGES * tries:
                 _damaged(bench, source, name, what, foreign, count, chance)
     return count
@@ -202,8 +243,14 @@ def _stopped(bench: Bench, run: Path) -> Path:
     return run
 
 
-def _damaged(bench: Bench, source: Path, name: str, what: str, foreign: Path, count: Count, chance: random.Random) -> None:
-    """One try. A run that goes on must end as if nothing had been, but for the damaged file where nothing makes it again; one that is refused must go on once the file is restored."""
+def _damaged(
+    bench: Bench, source: Path, name: str, what: str, foreign: Path, count: Count, chance: random.Random
+) -> None:
+    """One try.
+
+    A run that goes on must end as if nothing had been, but for the damaged file where nothing makes
+    it again; one that is refused must go on once the file is restored.
+    """
     run, where = bench.fresh("damaged", source), f"{source.name}/{name} {what}"
     path = run / name
     _damage(path, what, foreign / name, chance)

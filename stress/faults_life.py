@@ -1,7 +1,9 @@
-"""One life of a run's process, or of the processes of one: begun with a fault, ended by itself or from outside (see ``faults.py``).
+"""One life of a run's process, or of the processes of one: begun with a fault, ended by itself or
+from outside (see ``faults.py``).
 
-A life of one process is forked from the benchmark, which has the libraries in memory: importing them takes longer than the whole run. The undisturbed runs, which all others are compared
-with, and one stop in five are an interpreter of their own, and so are several processes, by torchrun.
+A life of one process is forked from the benchmark, which has the libraries in memory: importing
+them takes longer than the whole run. The undisturbed runs, which all others are compared with, and
+one stop in five are an interpreter of their own, and so are several processes, by torchrun.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from typing import Any
 import faults_entry
 
 LONGEST = 120.0
-PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no checkpoint|resuming with |.*student.safetensors, ")
+PROGRESS = re.compile(
+    r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no "
+    r"checkpoint|resuming with |.*student.safetensors, "
+)
 
 
 class Forked:
@@ -69,7 +74,9 @@ def preload() -> None:
 
 @dataclass(frozen=True)
 class Ended:
-    """``code`` of the first process, None where it was killed; what it ``said``; its ``operations`` on files; whether it was ``stuck`` and had to be ended."""
+    """``code`` of the first process, None where it was killed; what it ``said``; its ``operations``
+    on files; whether it was ``stuck`` and had to be ended.
+    """
 
     code: int | None
     said: str
@@ -88,24 +95,51 @@ class Ended:
 
 
 class Life:
-    """``fewstep ARGUMENTS`` on ``folder`` in one or more processes, with a ``fault`` (see ``faults_entry``); what they say goes to ``scratch``. ``plain``: an interpreter of its own."""
+    """``fewstep ARGUMENTS`` on ``folder`` in one or more processes, with a ``fault`` (see
+    ``faults_entry``); what they say goes to ``scratch``. ``plain``: an interpreter of its own.
+    """
 
-    def __init__(self, arguments: list[str], folder: Path, scratch: Path, processes: int = 1, fault: Mapping[str, Any] | None = None, plain: bool = False):
+    def __init__(
+        self,
+        arguments: list[str],
+        folder: Path,
+        scratch: Path,
+        processes: int = 1,
+        fault: Mapping[str, Any] | None = None,
+        plain: bool = False,
+    ):
         self.scratch, self.fault = scratch, fault
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         self.recipe = folder / "recipe.yaml"
         self.before = _version(self.recipe)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+        torchrun = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+        )
         source = str(Path(__file__).parents[1] / "src")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source, "COLUMNS": "200", "FAULT": json.dumps(fault or {"do": "count"})}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": source,
+            "COLUMNS": "200",
+            "FAULT": json.dumps(fault or {"do": "count"}),
+        }
         environment |= {"FAULT_OUT": str(scratch), "FAULT_FOLDER": str(folder)}
-        self.process = self._begun(arguments, torchrun, environment) if plain or torchrun else Forked(arguments, environment)
+        self.process = (
+            self._begun(arguments, torchrun, environment) if plain or torchrun else Forked(arguments, environment)
+        )
         self.began = time.monotonic()
 
-    def _begun(self, arguments: list[str], launcher: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _begun(
+        self, arguments: list[str], launcher: list[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
         with open(self.scratch / "launcher", "wb") as said:
-            return subprocess.Popen([sys.executable, *launcher, faults_entry.__file__, *arguments], env=environment, stdout=said, stderr=said)
+            return subprocess.Popen(
+                [sys.executable, *launcher, faults_entry.__file__, *arguments],
+                env=environment,
+                stdout=said,
+                stderr=said,
+            )
 
     def until(self, reached: Callable[[], bool]) -> bool:
         """Waits; False when the process ended before ``reached`` came true."""
@@ -126,7 +160,9 @@ class Life:
         return self.until(lambda: _version(self.recipe) != self.before)
 
     def signal(self, number: int, rank: int | None = None) -> None:
-        """Sends a signal to the process of a rank, or to all that there are and torchrun; nothing if they have ended."""
+        """Sends a signal to the process of a rank, or to all that there are and torchrun; nothing
+        if they have ended.
+        """
         for process in self.all() if rank is None else self.workers()[rank : rank + 1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
@@ -149,7 +185,9 @@ class Life:
             stuck = True
             self.signal(signal.SIGKILL)
             self.process.wait()
-        code = _read(self.scratch / "code-0") or (str(self.process.returncode) if self.process.returncode not in (1, -signal.SIGKILL) else "")
+        code = _read(self.scratch / "code-0") or (
+            str(self.process.returncode) if self.process.returncode not in (1, -signal.SIGKILL) else ""
+        )
         said = _read(self.scratch / "said-0") or _read(self.scratch / "launcher")
         return Ended(int(code) if code else None, said, int(_read(self.scratch / "operations-0") or 0), stuck)
 
@@ -177,7 +215,11 @@ def _descendants(parent: int) -> list[int]:
 
 def _environment(process: int) -> dict[bytes, bytes]:
     with contextlib.suppress(OSError):
-        return dict(entry.split(b"=", 1) for entry in Path(f"/proc/{process}/environ").read_bytes().split(b"\0") if b"=" in entry)
+        return dict(
+            entry.split(b"=", 1)
+            for entry in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            if b"=" in entry
+        )
     return {}
 
 

@@ -1,4 +1,6 @@
-"""The run that faults happen to, whether one that they happened to equals one that was left alone, and whether anything of it is lost (see ``faults.py``)."""
+"""The run that faults happen to, whether one that they happened to equals one that was left alone,
+and whether anything of it is lost (see ``faults.py``).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ IGNORED = ("lock", "report.html", "samples.png")
 
 
 def recipe(path: Path, seed: int = 0, mode: str = "ddp") -> Path:
-    """DisBack on the plane in 90 small steps: 3 nodes recorded over 24, a line a step, a checkpoint every 5."""
+    """DisBack on the plane in 90 small steps: 3 nodes recorded over 24, a line a step, a checkpoint
+    every 5.
+    """
     values = yaml.safe_load(shipped_text("mixture2d-disback"))
     values["student"].update(width=32, depth=2)
     values["target"].update(nodes=4, record={"kind": "every", "steps": 8}, switch={"kind": "every", "steps": 12})
@@ -40,7 +44,9 @@ def recipe(path: Path, seed: int = 0, mode: str = "ddp") -> Path:
 
 @dataclass(frozen=True)
 class Bench:
-    """A recipe to be run by ``processes`` in a ``mode``; ``reference`` is the folder of its undisturbed run, which took so many ``seconds`` of work and ``operations`` on files."""
+    """A recipe to be run by ``processes`` in a ``mode``; ``reference`` is the folder of its
+    undisturbed run, which took so many ``seconds`` of work and ``operations`` on files.
+    """
 
     folder: Path
     recipe: Path
@@ -74,7 +80,14 @@ class Bench:
 
     def begin(self, run: Path, fault: dict[str, Any] | None = None, plain: bool = False) -> Life:
         """Begins the run in the folder ``run``, or goes on with it."""
-        return Life(["distill", str(self.recipe), "--out", str(run), "--resume"], run, run.parent / f"{run.name}-said", self.processes, fault, plain)
+        return Life(
+            ["distill", str(self.recipe), "--out", str(run), "--resume"],
+            run,
+            run.parent / f"{run.name}-said",
+            self.processes,
+            fault,
+            plain,
+        )
 
     def go_on(self, run: Path) -> Ended:
         """The same to its end, undisturbed."""
@@ -89,18 +102,26 @@ class Bench:
         return run
 
     def differences(self, run: Path, besides: str = "") -> list[str]:
-        """What of the run is not byte for byte as in the reference; the file ``besides`` may be otherwise."""
+        """What of the run is not byte for byte as in the reference; the file ``besides`` may be
+        otherwise.
+        """
         ours, theirs = _files(run), _files(self.reference)
         found = [f"{name} is not there" for name in theirs if name not in ours and name != besides]
         found += [f"{name} is too many" for name in ours if name not in theirs and name != besides]
         # A checkpoint counts the lines of the log, which are fewer when the log was damaged.
         read = _without_log_lines if besides == "metrics.jsonl" else _content
-        return found + [f"{name} differs" for name in theirs if name in ours and name != besides and read(ours[name]) != read(theirs[name])]
+        return found + [
+            f"{name} differs"
+            for name in theirs
+            if name in ours and name != besides and read(ours[name]) != read(theirs[name])
+        ]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run has so far: the ``step`` of its newest whole checkpoint (0 without), its ``finished`` files, and the last step in its ``log``."""
+    """What a run has so far: the ``step`` of its newest whole checkpoint (0 without), its
+    ``finished`` files, and the last step in its ``log``.
+    """
 
     step: int
     finished: frozenset[str]
@@ -113,18 +134,26 @@ class Kept:
             return cls(0, frozenset(), 0)
         steps = [0]
         if (run / "recipe.yaml").is_file():
-            steps += [each.step or 0 for each in list_checkpoints(run, verify=True).checkpoints if each.state == "whole"]
+            steps += [
+                each.step or 0 for each in list_checkpoints(run, verify=True).checkpoints if each.state == "whole"
+            ]
         last = 0
         for line in (run / "metrics.jsonl").read_bytes().splitlines() if (run / "metrics.jsonl").is_file() else ():
             with contextlib.suppress(ValueError):
                 last = max(last, int(json.loads(line)["step"]))
         files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
         # Checkpoints, which may be folders, are pruned; what is aside is unfinished.
-        finished = [name.as_posix() for name in files if name.parts[0] != "checkpoints" and not any(part.endswith(".aside") for part in name.parts)]
+        finished = [
+            name.as_posix()
+            for name in files
+            if name.parts[0] != "checkpoints" and not any(part.endswith(".aside") for part in name.parts)
+        ]
         return cls(max(steps), frozenset(finished), last)
 
     def lost(self, before: Kept, run: Path) -> list[str]:
-        """What a fault has taken of what was there ``before``: a file, a checkpoint, more steps than lie between two checkpoints, a node that the manifest names."""
+        """What a fault has taken of what was there ``before``: a file, a checkpoint, more steps
+        than lie between two checkpoints, a node that the manifest names.
+        """
         found = [f"{name} is gone" for name in sorted(before.finished - self.finished)]
         if self.step < before.step:
             found.append(f"the newest checkpoint is of step {self.step}, and was of {before.step}")
@@ -139,23 +168,45 @@ def _lost_nodes(run: Path) -> list[str]:
     if not manifest.is_file():
         return []
     nodes = [run / "path" / node["file"] for node in json.loads(manifest.read_text())["nodes"]]
-    return [f"{node.name} is named, and not whole" for node in nodes if not node.is_file() or "node" not in read_metadata(node)]
+    return [
+        f"{node.name} is named, and not whole"
+        for node in nodes
+        if not node.is_file() or "node" not in read_metadata(node)
+    ]
 
 
 def _files(run: Path) -> dict[str, Path]:
-    """The files of a run that must be equal: of its checkpoints the newest, which is one file or a folder of some."""
+    """The files of a run that must be equal: of its checkpoints the newest, which is one file or a
+    folder of some.
+    """
     newest = max((path.name for path in (run / "checkpoints").glob("step-*")), default="")
-    files = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file() and path.name not in IGNORED and not path.name.endswith(".aside")}
-    return {name: path for name, path in sorted(files.items()) if not name.startswith("checkpoints/") or name.startswith(f"checkpoints/{newest}")}
+    files = {
+        path.relative_to(run).as_posix(): path
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in IGNORED and not path.name.endswith(".aside")
+    }
+    return {
+        name: path
+        for name, path in sorted(files.items())
+        if not name.startswith("checkpoints/") or name.startswith(f"checkpoints/{newest}")
+    }
 
 
 def _content(path: Path) -> Any:
-    """A file's bytes; a log's lines without the seconds; of a checkpoint in shards the tensors and what describes them, since DCP writes its entries in any order."""
+    """A file's bytes; a log's lines without the seconds; of a checkpoint in shards the tensors and
+    what describes them, since DCP writes its entries in any order.
+    """
     content = path.read_bytes()
     if path.name.startswith("shard-"):
         with safe_open(path, "pt") as shard:
-            described = {key: json.loads(value) if value.startswith("{") else value for key, value in (shard.metadata() or {}).items()}
-        return described, {name: value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() for name, value in load_file(path).items()}
+            described = {
+                key: json.loads(value) if value.startswith("{") else value
+                for key, value in (shard.metadata() or {}).items()
+            }
+        return described, {
+            name: value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            for name, value in load_file(path).items()
+        }
     if path.name == "manifest.json" and path.parent.parent.name == "checkpoints":
         manifest = json.loads(content)
         return manifest["state"], {name: mark["bytes"] for name, mark in manifest["files"].items()}
@@ -169,8 +220,12 @@ def _content(path: Path) -> Any:
 
 
 def _without_log_lines(path: Path) -> Any:
-    """The same; of a checkpoint in one file its tensors and what it says, but for the length of the log."""
+    """The same; of a checkpoint in one file its tensors and what it says, but for the length of the
+    log.
+    """
     if path.parent.name != "checkpoints":
         return _content(path)
     tensors, state = read_tensors(path)
-    return {name: value.numpy().tobytes() for name, value in tensors.items()}, {key: value for key, value in state.items() if key != "log_lines"}
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}, {
+        key: value for key, value in state.items() if key != "log_lines"
+    }

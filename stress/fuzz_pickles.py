@@ -1,10 +1,14 @@
-"""Does the reader of foreign pickles ever crash, hang, take memory or run something? Mutated and made-up files, for some minutes.
+"""Does the reader of foreign pickles ever crash, hang, take memory or run something? Mutated and
+made-up files, for some minutes.
 
     python stress/fuzz_pickles.py --minutes 10
 
-Half of the files are whole ones with damage: bytes turned, pieces moved between places, opcodes put for others, cut ends, opcodes behind the end; the rest are made of opcodes and names
-alone, hostile ones among them. Each is read and loaded as a network. It may load, or be refused by a ``UserError``; any other exception is a defect. Audit hooks count what Python
-reports of imports, code, processes and other files while a file is read, and functions that a hostile file would call are replaced by ones that count. File i of a seed is always the same.
+Half of the files are whole ones with damage: bytes turned, pieces moved between places, opcodes put
+for others, cut ends, opcodes behind the end; the rest are made of opcodes and names alone, hostile
+ones among them. Each is read and loaded as a network. It may load, or be refused by a
+``UserError``; any other exception is a defect. Audit hooks count what Python reports of imports,
+code, processes and other files while a file is read, and functions that a hostile file would call
+are replaced by ones that count. File i of a seed is always the same.
 """
 
 from __future__ import annotations
@@ -38,9 +42,30 @@ from release_kit import Watch, named, program, release, text
 RESULTS = Path(__file__).parent / "results"
 OPCODES = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
 NAMES = [
-    *(("os", "system"), ("builtins", "eval"), ("builtins", "exec"), ("builtins", "getattr"), ("subprocess", "Popen"), ("pickle", "loads"), ("torch", "load"), ("numpy", "load")),
-    *(("torch_utils.persistence", "_reconstruct_persistent_obj"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("torch.storage", "_load_from_bytes")),
-    *(("collections", "OrderedDict"), ("builtins", "set"), ("numpy", "dtype"), ("numpy._core.multiarray", "scalar"), ("torch.nn.modules.container", "ModuleDict"), ("torch", "FloatStorage")),
+    *(
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("builtins", "exec"),
+        ("builtins", "getattr"),
+        ("subprocess", "Popen"),
+        ("pickle", "loads"),
+        ("torch", "load"),
+        ("numpy", "load"),
+    ),
+    *(
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+        ("torch.storage", "_load_from_bytes"),
+    ),
+    *(
+        ("collections", "OrderedDict"),
+        ("builtins", "set"),
+        ("numpy", "dtype"),
+        ("numpy._core.multiarray", "scalar"),
+        ("torch.nn.modules.container", "ModuleDict"),
+        ("torch", "FloatStorage"),
+    ),
 ]
 COMMANDS = ["import os", "__import__('os').system('true')", "true"]
 
@@ -84,13 +109,29 @@ def lengthened(content: bytearray, starts: list[int], chance: random.Random) -> 
 
 def renumbered(content: bytearray, starts: list[int], chance: random.Random) -> None:
     """Whole numbers for others, among them those at which types end."""
-    numbers = [start for start in starts if content[start : start + 1] in (pickle.BININT1, pickle.BININT2, pickle.BININT, pickle.BINGET)]
+    numbers = [
+        start
+        for start in starts
+        if content[start : start + 1] in (pickle.BININT1, pickle.BININT2, pickle.BININT, pickle.BINGET)
+    ]
     for _ in range(chance.choice((1, 3)) if numbers else 0):
         key = chance.choice(numbers)
-        content[key : key + 2] = chance.choice((bytes([content[key], chance.randrange(256)]), pickle.BININT + struct.pack("<i", chance.choice((-1, 2**31 - 1, -(2**31))))))
+        content[key : key + 2] = chance.choice(
+            (
+                bytes([content[key], chance.randrange(256)]),
+                pickle.BININT + struct.pack("<i", chance.choice((-1, 2**31 - 1, -(2**31)))),
+            )
+        )
 
 
-MUTATIONS: tuple[Callable[[bytearray, list[int], random.Random], None], ...] = (turned, substituted, spliced, cut, lengthened, renumbered)
+MUTATIONS: tuple[Callable[[bytearray, list[int], random.Random], None], ...] = (
+    turned,
+    substituted,
+    spliced,
+    cut,
+    lengthened,
+    renumbered,
+)
 
 
 def made_opcode(chance: random.Random) -> bytes:
@@ -99,10 +140,14 @@ def made_opcode(chance: random.Random) -> bytes:
     return chance.choice(
         (
             named(*chance.choice(NAMES)),
-            named(*chance.choice(NAMES)) + text(chance.choice(COMMANDS)) + pickle.TUPLE1 + chance.choice((pickle.REDUCE, pickle.NEWOBJ)),
+            named(*chance.choice(NAMES))
+            + text(chance.choice(COMMANDS))
+            + pickle.TUPLE1
+            + chance.choice((pickle.REDUCE, pickle.NEWOBJ)),
             text(chance.choice(["type", "class", "state", "version", "_modules", "_parameters", "ema", "x" * 300])),
             pickle.BINBYTES + struct.pack("<I", 4) + numbers[:4],
-            chance.choice((pickle.BINBYTES8, pickle.BINUNICODE8, pickle.FRAME)) + struct.pack("<Q", chance.choice((1, 10 * 2**30, 2**63, 2**64 - 1))),
+            chance.choice((pickle.BINBYTES8, pickle.BINUNICODE8, pickle.FRAME))
+            + struct.pack("<Q", chance.choice((1, 10 * 2**30, 2**63, 2**64 - 1))),
             pickle.LONG1 + b"\x09" + numbers,
             chance.choice((pickle.BINGET, pickle.BINPUT)) + bytes([chance.randrange(8)]),
             chance.choice(OPCODES),
@@ -127,18 +172,37 @@ def damaged(whole: bytes, starts: list[int], chance: random.Random) -> bytes:
 
 
 def trip(counts: Counter[str]) -> None:
-    """What a hostile file would call counts instead; the interpreter's own use of it in this program is over by then."""
+    """What a hostile file would call counts instead; the interpreter's own use of it in this
+    program is over by then.
+    """
 
     def tripped(*_: Any, **__: Any) -> None:
         counts["executions"] += 1
 
-    for owner, name in ((os, "system"), (os, "popen"), (os, "execv"), (subprocess, "Popen"), (pickle, "loads"), (torch, "load"), (builtins, "eval")):
+    for owner, name in (
+        (os, "system"),
+        (os, "popen"),
+        (os, "execv"),
+        (subprocess, "Popen"),
+        (pickle, "loads"),
+        (torch, "load"),
+        (builtins, "eval"),
+    ):
         setattr(owner, name, tripped)
 
 
 def fuzz(minutes: float, seed: int) -> dict[str, Any]:
-    """Counts by outcome, the first files that did something else, the longest file in seconds, and memory in MiB before and at most."""
-    wholes = [release(wrapper, name) for wrapper, name in (("EDMPrecond", "SongUNet"), ("iDDPMPrecond", "DhariwalUNet"), ("VPPrecond", "DhariwalUNet"))]
+    """Counts by outcome, the first files that did something else, the longest file in seconds, and
+    memory in MiB before and at most.
+    """
+    wholes = [
+        release(wrapper, name)
+        for wrapper, name in (
+            ("EDMPrecond", "SongUNet"),
+            ("iDDPMPrecond", "DhariwalUNet"),
+            ("VPPrecond", "DhariwalUNet"),
+        )
+    ]
     starts = [pieces(whole) for whole in wholes]
     counts: Counter[str] = Counter(loaded=0, refused=0, other=0, executions=0)
     sentences: Counter[str] = Counter()
@@ -174,8 +238,20 @@ def fuzz(minutes: float, seed: int) -> dict[str, Any]:
             defects.extend(f"file {files - 1}: {event}" for event in watch.events)
             slowest = max(slowest, time.monotonic() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcome = {"files": files, **counts, "seconds": round(time.monotonic() - began, 1), "slowest_file_seconds": round(slowest, 3)}
-    return {**outcome, "memory_before_mib": before // 1024, "memory_peak_mib": peak // 1024, "seed": seed, "defects": defects[:20], "refusals": dict(sentences.most_common(15))}
+    outcome = {
+        "files": files,
+        **counts,
+        "seconds": round(time.monotonic() - began, 1),
+        "slowest_file_seconds": round(slowest, 3),
+    }
+    return {
+        **outcome,
+        "memory_before_mib": before // 1024,
+        "memory_peak_mib": peak // 1024,
+        "seed": seed,
+        "defects": defects[:20],
+        "refusals": dict(sentences.most_common(15)),
+    }
 
 
 def main() -> None:
@@ -187,7 +263,12 @@ def main() -> None:
     torch.set_num_threads(1)
     result = fuzz(chosen.minutes, chosen.seed)
     for name, value in result.items():
-        print(f"{name:24} {value}" if not isinstance(value, dict | list) else f"{name}:\n" + "\n".join(f"    {line}" for line in (value.items() if isinstance(value, dict) else value)))
+        print(
+            f"{name:24} {value}"
+            if not isinstance(value, dict | list)
+            else f"{name}:\n"
+            + "\n".join(f"    {line}" for line in (value.items() if isinstance(value, dict) else value))
+        )
     chosen.results.mkdir(parents=True, exist_ok=True)
     (chosen.results / "fuzz_pickles.json").write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(1 if result["other"] or result["executions"] else 0)

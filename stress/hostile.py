@@ -1,16 +1,23 @@
-"""Does anything that a user may hand to the command line end in a traceback, a hang or a full memory? Mutated recipes, YAML bombs, overrides, image sets, weights and run folders, counted.
+"""Does anything that a user may hand to the command line end in a traceback, a hang or a full
+memory? Mutated recipes, YAML bombs, overrides, image sets, weights and run folders, counted.
 
     python stress/hostile.py --count 1000
 
-Each case is one command (distill, pretrain, plan, sample, evaluate, shift, report, compare, inspect, data, checkpoints, doctor) on files made for it (``hostile_cases.py``). It must end
-with exit code 2 and exactly one sentence on stderr, which begins with ``fewstep: ``, or with 0 where the change happens to be valid. (A run that diverges has shown its progress before
-it says so, and ``doctor`` prints what it found.) A traceback, more than 60 seconds of processor time (or five minutes of waiting, on a machine that does other things as well), and more
-than 1 GiB of memory are defects. So is a file of somebody's own that a command removed or replaced ("lost").
+Each case is one command (distill, pretrain, plan, sample, evaluate, shift, report, compare,
+inspect, data, checkpoints, doctor) on files made for it (``hostile_cases.py``). It must end with
+exit code 2 and exactly one sentence on stderr, which begins with ``fewstep: ``, or with 0 where the
+change happens to be valid. (A run that diverges has shown its progress before it says so, and
+``doctor`` prints what it found.) A traceback, more than 60 seconds of processor time (or five
+minutes of waiting, on a machine that does other things as well), and more than 1 GiB of memory are
+defects. So is a file of somebody's own that a command removed or replaced ("lost").
 
-Most cases run one after another in one process, which calls ``fewstep.command.entry.main`` as the command does and is begun anew every 100 cases and after a defect: starting one takes longer than
-a case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the
-process had resident during the case, with all that the interpreter and torch take (some 400 MiB): the kernel's high-water mark, which is set back before each case. Case i of a seed is
-always the same; ``--only i`` runs one alone and prints what it said.
+Most cases run one after another in one process, which calls ``fewstep.command.entry.main`` as the
+command does and is begun anew every 100 cases and after a defect: starting one takes longer than a
+case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims
+gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the process
+had resident during the case, with all that the interpreter and torch take (some 400 MiB): the
+kernel's high-water mark, which is set back before each case. Case i of a seed is always the same;
+``--only i`` runs one alone and prints what it said.
 """
 
 from __future__ import annotations
@@ -32,8 +39,22 @@ from typing import Any, TextIO
 REPOSITORY = Path(__file__).parents[1]
 LIMIT_SECONDS, LIMIT_WAITING, LIMIT_MIB = 60.0, 300.0, 1024
 LIFE = 100
-PROGRESS = re.compile(r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no checkpoint|resuming with ")
-COLUMNS = ("cases", "refused", "valid", "tracebacks", "untidy", "lost", "hangs", "over memory", "crashes", "worst MiB", "worst s")
+PROGRESS = re.compile(
+    r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no checkpoint|resuming with "
+)
+COLUMNS = (
+    "cases",
+    "refused",
+    "valid",
+    "tracebacks",
+    "untidy",
+    "lost",
+    "hangs",
+    "over memory",
+    "crashes",
+    "worst MiB",
+    "worst s",
+)
 
 
 def work() -> None:
@@ -55,7 +76,11 @@ def work() -> None:
             sys.stderr.flush()
             err.seek(0)
             said = err.read().decode("utf-8", "replace")
-        print(json.dumps({"code": code, "trace": trace, "said": said, "mib": status("self", "VmHWM")}), file=answers, flush=True)
+        print(
+            json.dumps({"code": code, "trace": trace, "said": said, "mib": status("self", "VmHWM")}),
+            file=answers,
+            flush=True,
+        )
 
 
 def _called(main: Any) -> tuple[int, str]:
@@ -94,10 +119,19 @@ class Worker:
         self.served = 0
 
     def run(self, arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
-        """What came of the command: code, trace, what it said, MiB; ``ended`` where it was stopped or died."""
+        """What came of the command: code, trace, what it said, MiB; ``ended`` where it was stopped
+        or died.
+        """
         if self.process is None or self.served >= LIFE:
             self.stop()
-            self.process = subprocess.Popen([sys.executable, __file__, "--worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment())
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, "--worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+                env=environment(),
+            )
             self.served = 0
         self.served += 1
         assert self.process.stdin is not None
@@ -144,7 +178,13 @@ def watched(process: subprocess.Popen[Any], finished: Any) -> str:
 def alone(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """The same in a process of its own."""
     with open(folder / "stdout", "wb") as out, open(folder / "stderr", "w+b") as err:
-        process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stdout=out, stderr=err, env=environment() | left_behind(folder), cwd=folder)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fewstep", *arguments],
+            stdout=out,
+            stderr=err,
+            env=environment() | left_behind(folder),
+            cwd=folder,
+        )
         usage: list[int] = []
 
         def finished() -> bool:
@@ -160,11 +200,22 @@ def alone(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
         err.seek(0)
         said = err.read().decode("utf-8", "replace")
     trace = said if "Traceback" in said else ""
-    return {"code": code, "trace": trace, "said": said, "mib": usage[0] if usage else 2 * LIMIT_MIB, **({"ended": ended or "crashes"} if ended or code < 0 else {})}
+    return {
+        "code": code,
+        "trace": trace,
+        "said": said,
+        "mib": usage[0] if usage else 2 * LIMIT_MIB,
+        **({"ended": ended or "crashes"} if ended or code < 0 else {}),
+    }
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src"), "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY / "src"),
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+    }
 
 
 def left_behind(folder: Path) -> dict[str, str]:
@@ -186,7 +237,11 @@ def judged(found: dict[str, Any], command: str) -> str:
     lines = [line for line in found["said"].splitlines() if line.strip() and not PROGRESS.match(line)]
     if found["code"] == 2 and command == "doctor" and not lines:
         return "refused"
-    return "refused" if found["code"] == 2 and len(lines) == 1 and lines[0].startswith("fewstep: ") and lines[0].isprintable() else "untidy"
+    return (
+        "refused"
+        if found["code"] == 2 and len(lines) == 1 and lines[0].startswith("fewstep: ") and lines[0].isprintable()
+        else "untidy"
+    )
 
 
 def prepare(folder: Path) -> Any:
@@ -200,10 +255,21 @@ def prepare(folder: Path) -> Any:
         stock.recipes[name]["evaluation"]["every"] = 2
         (folder / f"{run}.yaml").write_text(yaml.safe_dump(stock.recipes[name]))
     (folder / "teacher.yaml").write_text(yaml.safe_dump(stock.recipes["mixture2d-teacher"]))
-    commands = [["distill", "run.yaml", "--out", "run"], ["distill", "steps.yaml", "--out", "steps"], ["pretrain", "teacher.yaml", "--out", "teacher"]]
+    commands = [
+        ["distill", "run.yaml", "--out", "run"],
+        ["distill", "steps.yaml", "--out", "steps"],
+        ["pretrain", "teacher.yaml", "--out", "teacher"],
+    ]
     commands += [["evaluate", "run", "--draws", "1"], ["shift", "steps"]]
     for command in commands:
-        done = subprocess.run([sys.executable, "-m", "fewstep", *command], cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "fewstep", *command],
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             sys.exit(f"the whole run from which cases are made failed: {done.stderr}")
     return stock
@@ -242,14 +308,41 @@ def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool =
             row["worst MiB"], row["worst s"] = max(row["worst MiB"], found["mib"]), max(row["worst s"], round(spent, 1))
             if column not in ("refused", "valid"):
                 worker.stop()
-                defects.append({"case": number, "kind": case.kind, "what": case.what, "column": column, "said": (found["trace"] or found["said"])[-600:], "mib": found["mib"]})
+                defects.append(
+                    {
+                        "case": number,
+                        "kind": case.kind,
+                        "what": case.what,
+                        "column": column,
+                        "said": (found["trace"] or found["said"])[-600:],
+                        "mib": found["mib"],
+                    }
+                )
                 print(f"case {number} {case.kind} ({case.what}): {column}", flush=True)
             if verbose:
-                print(f"case {number} {case.kind} ({case.what!r}): {found['code']} {spent:.1f} s {found['mib']} MiB {found['said'][:300]!r}", flush=True)
+                print(
+                    f"case {number} {case.kind} ({case.what!r}): {found['code']} {spent:.1f} s "
+                    f"{found['mib']} MiB {found['said'][:300]!r}",
+                    flush=True,
+                )
             if only == number:
-                print(case.arguments, found["code"], found["said"][-3000:], found["trace"], f"{found['mib']} MiB, {spent:.1f} s", sep="\n")
+                print(
+                    case.arguments,
+                    found["code"],
+                    found["said"][-3000:],
+                    found["trace"],
+                    f"{found['mib']} MiB, {spent:.1f} s",
+                    sep="\n",
+                )
         worker.stop()
-    total = Counter({column: max((row[column] for row in table.values()), default=0) if "worst" in column else sum(row[column] for row in table.values()) for column in COLUMNS})
+    total = Counter(
+        {
+            column: max((row[column] for row in table.values()), default=0)
+            if "worst" in column
+            else sum(row[column] for row in table.values())
+            for column in COLUMNS
+        }
+    )
     limits = {"seconds": LIMIT_SECONDS, "seconds of waiting": LIMIT_WAITING, "MiB": LIMIT_MIB}
     rows = {kind: {column: row[column] for column in COLUMNS} for kind, row in {**table, "all": total}.items()}
     return {

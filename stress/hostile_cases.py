@@ -1,6 +1,8 @@
-"""What a hostile or careless user may hand to the command line, made from a seed: recipes, YAML, overrides, and what ``hostile_files`` makes (see ``hostile.py``).
+"""What a hostile or careless user may hand to the command line, made from a seed: recipes, YAML,
+overrides, and what ``hostile_files`` makes (see ``hostile.py``).
 
-Case i of a seed is always the same. What is merely a lot of work (a million steps) is no case here: it is what was asked for.
+Case i of a seed is always the same. What is merely a lot of work (a million steps) is no case here:
+it is what was asked for.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ def recipe(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[
         text += "\ntraining: {steps: 4}\n"
     (here / "mine.yaml").write_text(text)
     command = "plan" if chance.random() < 0.05 else "pretrain" if values.get("task") == "pretrain" else "distill"
-    return f"{name}: {what}", (command, str(here / "mine.yaml"), *(() if command == "plan" else ("--out", str(here / "out"))))
+    return f"{name}: {what}", (
+        command,
+        str(here / "mine.yaml"),
+        *(() if command == "plan" else ("--out", str(here / "out"))),
+    )
 
 
 def bomb(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
     """YAML that expands, nests, or names types of the language."""
-    levels = "".join(f"{b}: &{b} [*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    levels = "".join(
+        f"{b}: &{b} [*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a}]\n"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     makers: list[Callable[[], str | bytes]] = [
         lambda: "a: &a [x,x,x,x,x,x,x,x]\n" + levels,
         lambda: "a: " + "[" * chance.choice((300, 900, 5000, 100_000)),
@@ -55,9 +64,15 @@ def bomb(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[st
         lambda: "",
     ]
     content = chance.choice(makers)()
-    (here / "bomb.yaml").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    (here / "bomb.yaml").write_bytes(
+        content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    )
     command = chance.choice(("distill", "distill", "pretrain", "plan"))
-    return repr(content[:30]), (command, str(here / "bomb.yaml"), *(() if command == "plan" else ("--out", str(here / "out"))))
+    return repr(content[:30]), (
+        command,
+        str(here / "bomb.yaml"),
+        *(() if command == "plan" else ("--out", str(here / "out"))),
+    )
 
 
 def override(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
@@ -69,8 +84,16 @@ def override(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tupl
         place = chance.choice(places(stock.recipes[name]))
         instead = holder(stock.recipes[name], place)[place[-1]]
         key = ".".join(map(str, place))
-        key = chance.choice([*[key] * 16, key + ".a", key + ".", "." + key, "", ".", "a.b.c.d", "a." * 2000 + "b", chance.choice(WORDS)])
-        value = chance.choice(TEXTS) if chance.random() < 0.3 else yaml.safe_dump(junk(chance, instead), default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+        key = chance.choice(
+            [*[key] * 16, key + ".a", key + ".", "." + key, "", ".", "a.b.c.d", "a." * 2000 + "b", chance.choice(WORDS)]
+        )
+        value = (
+            chance.choice(TEXTS)
+            if chance.random() < 0.3
+            else yaml.safe_dump(junk(chance, instead), default_flow_style=True, width=10**6)
+            .removesuffix("\n...\n")
+            .strip()
+        )
         given += ["--set", f"{key}={value}" if chance.random() < 0.97 else key]
     # An argument of a process is at most 128 kB of bytes without zeros.
     given = [text.replace("\0", "\\0").encode("utf-8", "replace").decode()[:100_000] for text in given]

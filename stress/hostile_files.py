@@ -1,4 +1,6 @@
-"""Files that are not what they should be: image sets, weights, run folders; each with a command that reads it (see ``hostile.py``)."""
+"""Files that are not what they should be: image sets, weights, run folders; each with a command
+that reads it (see ``hostile.py``).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ def png(width: int, height: int, colour: int = 2, data: bytes | None = None) -> 
     if data is None:
         packer, row = zlib.compressobj(9), bytes(1 + width * {0: 1, 2: 3, 6: 4}[colour])
         data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
 
 
 def picture(chance: random.Random, side: int = 16, suffix: str = "PNG") -> bytes:
@@ -44,10 +51,44 @@ def picture(chance: random.Random, side: int = 16, suffix: str = "PNG") -> bytes
 
 
 Entries = list[tuple[str | zipfile.ZipInfo, bytes]]
-WRONG = ("name", "link", "claim", "bomb", "no picture", "cut", "turned", "labels", "labels", "twice", "sizes", "no zip", "encrypted", "folder", "whole", "long json")
+WRONG = (
+    "name",
+    "link",
+    "claim",
+    "bomb",
+    "no picture",
+    "cut",
+    "turned",
+    "labels",
+    "labels",
+    "twice",
+    "sizes",
+    "no zip",
+    "encrypted",
+    "folder",
+    "whole",
+    "long json",
+)
 WRONG += ("mac", "phone", "chunks", "turned picture", "no metadata", "fractions")
-NAMES = ("../evil.png", "/etc/evil.png", "a/../../b.png", "C:\\x.png", "..\\x.png", "a" * 3000 + ".png", "ж\x1b[31m.png", "\n.png")
-LONG = ("[" * 100_000, '{"labels": [' + "[]," * 20_000_000 + "0]}", "9" * 5000, '{"labels": NaN}', "\ud800", '{"labels": 1e999, "labels": 1}', "null")
+NAMES = (
+    "../evil.png",
+    "/etc/evil.png",
+    "a/../../b.png",
+    "C:\\x.png",
+    "..\\x.png",
+    "a" * 3000 + ".png",
+    "ж\x1b[31m.png",
+    "\n.png",
+)
+LONG = (
+    "[" * 100_000,
+    '{"labels": [' + "[]," * 20_000_000 + "0]}",
+    "9" * 5000,
+    '{"labels": NaN}',
+    "\ud800",
+    '{"labels": 1e999, "labels": 1}',
+    "null",
+)
 
 
 def images(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
@@ -74,14 +115,23 @@ def _spoil(entries: Entries, what: str, chance: random.Random) -> None:
             entry.external_attr = (stat.S_IFLNK | 0o777) << 16
             entries.append((entry, b"/etc/passwd"))
         case "claim":
-            entries[chance.randrange(6)] = ("a.png", png(chance.choice((60_000, 2**31 - 1, 0)), 60_000, data=zlib.compress(b"0" * 100)))
+            entries[chance.randrange(6)] = (
+                "a.png",
+                png(chance.choice((60_000, 2**31 - 1, 0)), 60_000, data=zlib.compress(b"0" * 100)),
+            )
         case "bomb":
             side = chance.choice((3000, 5000, 8190))
             entries[0] = ("00000/a.png", png(side, side, chance.choice((0, 2, 6))))
         case "no picture":
-            entries[chance.randrange(6)] = (f"00000/a{chance.choice(('.png', '.jpg', '.webp', '.bmp', '.ppm'))}", _no_picture(chance))
+            entries[chance.randrange(6)] = (
+                f"00000/a{chance.choice(('.png', '.jpg', '.webp', '.bmp', '.ppm'))}",
+                _no_picture(chance),
+            )
         case "labels":
-            labels: Any = {"labels": [[str(name), k] for k, (name, _) in enumerate(entries)], "classes": [f"<script>{k}</script>" for k in range(6)]}
+            labels: Any = {
+                "labels": [[str(name), k] for k, (name, _) in enumerate(entries)],
+                "classes": [f"<script>{k}</script>" for k in range(6)],
+            }
             mutate(labels, chance)
             entries.append(("dataset.json", json.dumps(labels).encode("utf-8", "surrogatepass")))
         case "long json":
@@ -111,7 +161,9 @@ def _spoil_as_cameras_and_viewers_do(entries: Entries, what: str, chance: random
             entries[:] = [(f"{chance.choice(folders)}/{k}.png", content) for k, (_, content) in enumerate(entries)]
         case "fractions":
             odd = (1.7, 1.0, True, "1", None, -1, 1e300, [1], float("nan"))
-            labels = {"labels": [[str(name), chance.choice(odd) if k == 0 else k % 2] for k, (name, _) in enumerate(entries)]}
+            labels = {
+                "labels": [[str(name), chance.choice(odd) if k == 0 else k % 2] for k, (name, _) in enumerate(entries)]
+            }
             entries.append(("dataset.json", json.dumps(labels).encode()))
 
 
@@ -151,7 +203,15 @@ def _turned(chance: random.Random) -> bytes:
 
 
 def _no_picture(chance: random.Random) -> bytes:
-    texts = (b"", b"GIF89a" + bytes(50), b"<svg/>", chance.randbytes(500), b"\x89PNG\r\n\x1a\n", b"%PDF-1.4", b"P6\n9999999 9999999\n255\n")
+    texts = (
+        b"",
+        b"GIF89a" + bytes(50),
+        b"<svg/>",
+        chance.randbytes(500),
+        b"\x89PNG\r\n\x1a\n",
+        b"%PDF-1.4",
+        b"P6\n9999999 9999999\n255\n",
+    )
     return chance.choice((*texts, picture(chance, suffix="GIF"), picture(chance, suffix="TIFF")))
 
 
@@ -163,7 +223,9 @@ def _spoilt(content: bytearray, what: str, chance: random.Random) -> bytearray:
         for _ in range(chance.choice((1, 5, 50))):
             content[chance.randrange(len(content))] = chance.randrange(256)
     elif what == "no zip":
-        return bytearray(chance.choice((b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), chance.randbytes(1000), b"Rar!\x1a\x07")))
+        return bytearray(
+            chance.choice((b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), chance.randbytes(1000), b"Rar!\x1a\x07"))
+        )
     elif what == "encrypted":
         for at in (6, content.find(b"PK\x01\x02") + 8):
             content[at] |= 1
@@ -205,7 +267,14 @@ def _of_images(stock: Stock, here: Path, path: Path, chance: random.Random) -> t
     match chance.randrange(4):
         case 0:
             (here / "mine.yaml").write_text(yaml.safe_dump(stock.recipes["emoji32-disback"]))
-            return "distill", str(here / "mine.yaml"), "--out", str(here / "out"), "--set", f"data={{kind: images, path: {path}, size: 16}}"
+            return (
+                "distill",
+                str(here / "mine.yaml"),
+                "--out",
+                str(here / "out"),
+                "--set",
+                f"data={{kind: images, path: {path}, size: 16}}",
+            )
         case 1:
             return "data", "zip", str(path), str(here / "out.zip"), "--size", "8"
         case 2:
@@ -242,7 +311,9 @@ def damage(path: Path, chance: random.Random) -> str:
 
 
 def forge(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-    """A file with a right checksum over values that are not finite, which this version does not write and earlier ones did."""
+    """A file with a right checksum over values that are not finite, which this version does not
+    write and earlier ones did.
+    """
     plain = {name: value.contiguous() for name, value in tensors.items()}
     header = json.dumps({"digest": digest_of(plain, metadata), **metadata}, sort_keys=True)
     save_file(plain, path, {"fewstep": header})
@@ -251,9 +322,15 @@ def forge(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
 def weights(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
     """A file of weights with damage, or whole with what no run could have written."""
     role = chance.choice(("teacher", "student", "start", "features", "inspect"))
-    source = stock.teacher if role == "teacher" or (role == "inspect" and chance.random() < 0.5) else stock.run / "student.safetensors"
+    source = (
+        stock.teacher
+        if role == "teacher" or (role == "inspect" and chance.random() < 0.5)
+        else stock.run / "student.safetensors"
+    )
     path = here / "model.safetensors"
-    what = chance.choice(("raw", "nan", "inf", "shape", "type", "lacks", "more", "metadata", "metadata", "metadata", "foreign", "whole"))
+    what = chance.choice(
+        ("raw", "nan", "inf", "shape", "type", "lacks", "more", "metadata", "metadata", "metadata", "foreign", "whole")
+    )
     tensors, metadata = read_tensors(source)
     name = chance.choice(sorted(name for name, value in tensors.items() if value.numel() > 1))
     if what in ("nan", "inf"):
@@ -269,7 +346,11 @@ def weights(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple
     elif what == "metadata":
         what = f"metadata {mutate(metadata, chance)}"
     if what == "foreign":
-        save_file(tensors, path, chance.choice((None, {"format": "pt"}, {"fewstep": "{}"}, {"fewstep": "[" * 100_000}, {"fewstep": "null"})))
+        save_file(
+            tensors,
+            path,
+            chance.choice((None, {"format": "pt"}, {"fewstep": "{}"}, {"fewstep": "[" * 100_000}, {"fewstep": "null"})),
+        )
     else:
         forge(path, tensors, metadata)
     if what == "raw":
@@ -296,7 +377,14 @@ def _of_weights(stock: Stock, here: Path, path: Path, role: str, chance: random.
 
 
 READERS = (
-    *(("report",), ("report",), ("compare",), ("evaluate", "--draws", "1"), ("sample", "-n", "4"), ("sample", "-n", "4", "--teacher")),
+    *(
+        ("report",),
+        ("report",),
+        ("compare",),
+        ("evaluate", "--draws", "1"),
+        ("sample", "-n", "4"),
+        ("sample", "-n", "4", "--teacher"),
+    ),
     *(("resume",), ("resume",), ("shift",), ("checkpoints", "--verify"), ("doctor",)),
 )
 
@@ -312,16 +400,38 @@ def run_folder(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tu
     if path.suffix == ".json" and chance.random() < 0.8:
         values = json.loads(path.read_text())
         what = mutate(values, chance)
-        path.write_text(json.dumps(values) if chance.random() < 0.9 else chance.choice(("[" * 100_000, "null", "[]", "1", '"a"', "9" * 5000)))
+        path.write_text(
+            json.dumps(values)
+            if chance.random() < 0.9
+            else chance.choice(("[" * 100_000, "null", "[]", "1", '"a"', "9" * 5000))
+        )
     elif path.suffix == ".jsonl" and chance.random() < 0.8:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         what = mutate(lines, chance)
-        odd = [json.dumps(line) for line in lines] + [chance.choice(("[" * 100_000, "null", "[]", "1", '"a"', "9" * 5000, "{", "NaN", '{"step": NaN, "evaluations": 1e999, "stage": []}'))]
+        odd = [json.dumps(line) for line in lines] + [
+            chance.choice(
+                (
+                    "[" * 100_000,
+                    "null",
+                    "[]",
+                    "1",
+                    '"a"',
+                    "9" * 5000,
+                    "{",
+                    "NaN",
+                    '{"step": NaN, "evaluations": 1e999, "stage": []}',
+                )
+            )
+        ]
         path.write_text("\n".join(odd) + "\n")
     elif path.suffix == ".yaml" and chance.random() < 0.8:
         values = yaml.safe_load(path.read_text())
         what = mutate(values, chance)
-        path.write_text(yaml.safe_dump(values) if chance.random() < 0.8 else chance.choice(TEXTS).encode("utf-8", "replace").decode())
+        path.write_text(
+            yaml.safe_dump(values)
+            if chance.random() < 0.8
+            else chance.choice(TEXTS).encode("utf-8", "replace").decode()
+        )
     else:
         what = damage(path, chance)
     command = chance.choice(READERS)

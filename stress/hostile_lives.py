@@ -1,7 +1,9 @@
-"""What surrounds a command: folders that hold others' files, environments that others left (see ``hostile.py``).
+"""What surrounds a command: folders that hold others' files, environments that others left (see
+``hostile.py``).
 
-A case of ``belongings`` says which files were there before; each must be there afterwards with the same content, under its
-name or another: nothing that a command did not write itself is ever removed or replaced.
+A case of ``belongings`` says which files were there before; each must be there afterwards with the
+same content, under its name or another: nothing that a command did not write itself is ever removed
+or replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from hostile_files import damage, forge, picture
 from hostile_values import Stock
 
 OURS = (
-    *("recipe.yaml", "metrics.jsonl", "student.safetensors", "model.safetensors", "adapter.safetensors", "evaluation.json"),
+    *(
+        "recipe.yaml",
+        "metrics.jsonl",
+        "student.safetensors",
+        "model.safetensors",
+        "adapter.safetensors",
+        "evaluation.json",
+    ),
     *("report.html", "samples/final.png", "samples/step-00000000.png", "path/manifest.json", "path/node-1.safetensors"),
     *("checkpoints/step-00000002.safetensors", "checkpoints/step-00000002.safetensors.bak", "checkpoints/notes.txt"),
     *("checkpoints/step-00000009/manifest.json", "checkpoints/step-00000009", "lock", "run.json"),
@@ -28,14 +37,18 @@ THEIRS = ("notes.txt", ".hidden", "thesis/chapter1.tex", "samples/holiday.jpg", 
 
 
 def belongings(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
-    """A folder of somebody's own, or a run with something of somebody's in it, and a command that writes there."""
+    """A folder of somebody's own, or a run with something of somebody's in it, and a command that
+    writes there.
+    """
     folder = here / "out"
     what = chance.choice(("a folder", "a folder", "another run", "a run", "a run", "a pretraining"))
     if what in ("another run", "a run", "a pretraining"):
         source = {"another run": "steps", "a run": "run", "a pretraining": "teacher"}[what]
         shutil.copytree(stock.folder / source, folder)
         (folder / "lock").unlink(missing_ok=True)
-    names = chance.sample(THEIRS + OURS, chance.choice((0, 1, 1, 3)) if folder.is_dir() else chance.choice((1, 1, 2, 4)))
+    names = chance.sample(
+        THEIRS + OURS, chance.choice((0, 1, 1, 3)) if folder.is_dir() else chance.choice((1, 1, 2, 4))
+    )
     for name in names:
         _put(folder / name, chance)
     if what == "a run" and chance.random() < 0.5:
@@ -65,7 +78,9 @@ def _put(path: Path, chance: random.Random) -> None:
     if path.is_dir():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture(chance) if path.suffix in (".png", ".jpg") else chance.randbytes(chance.choice((0, 1, 300))))
+    path.write_bytes(
+        picture(chance) if path.suffix in (".png", ".jpg") else chance.randbytes(chance.choice((0, 1, 300)))
+    )
 
 
 def _spoilt_checkpoint(folder: Path, chance: random.Random) -> str:
@@ -94,7 +109,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def environments(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
-    """A command of a user whose shell still holds what torchrun or SLURM left there; the environment is in ``here / "environment"``."""
+    """A command of a user whose shell still holds what torchrun or SLURM left there; the
+    environment is in ``here / "environment"``.
+    """
     left = {
         "RANK": chance.choice(("0", "1", "5", "-1", "abc", "", "0.0")),
         "WORLD_SIZE": chance.choice(("1", "2", "0", "-1", "x", "")),

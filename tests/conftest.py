@@ -1,4 +1,7 @@
-"""One thread: small tensors are no faster on two, and several test processes may share the machine. And what tests share."""
+"""One thread: small tensors are no faster on two, and several test processes may share the machine.
+
+And what tests share.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
-    """The signals that end a process do so: under ``nohup``, which ignores SIGHUP, a test's processes would ignore it too."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)}
+    """The signals that end a process do so: under ``nohup``, which ignores SIGHUP, a test's
+    processes would ignore it too.
+    """
+    before = {
+        number: signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

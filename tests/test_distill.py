@@ -1,4 +1,6 @@
-"""End to end on digits: a short distillation moves the one-step student far towards the data, and the health readings see a student that collapses."""
+"""End to end on digits: a short distillation moves the one-step student far towards the data, and
+the health readings see a student that collapses.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def distances(folder) -> list[float]:
 
 
 def test_sixty_steps_of_disback_leave_less_than_a_third_of_the_distance(tmp_path):
-    folder = fs.distill("digits-disback", [*SHORT, "training.steps=60", "target.record.steps=2", "target.switch.steps=3"], tmp_path / "run")
+    folder = fs.distill(
+        "digits-disback",
+        [*SHORT, "training.steps=60", "target.record.steps=2", "target.switch.steps=3"],
+        tmp_path / "run",
+    )
     first, *_, last = distances(folder)
     assert last < first / 3
     sampler = fs.load(folder)
@@ -39,8 +45,11 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
     folder = fs.distill("digits-diff-instruct", [*SHORT, "training.steps=2"], tmp_path / "run")
     result = fs.evaluate(folder, teacher_steps=[2], draws=1)
     mismatch = result["mismatch"]
-    assert len(mismatch["levels"]) == len(mismatch["training"]) == len(mismatch["assessed"]) == len(mismatch["reliable"])
-    # Fig. 11: on an untrained student's samples the teacher is further from the true score than on data, most of all at low noise.
+    assert (
+        len(mismatch["levels"]) == len(mismatch["training"]) == len(mismatch["assessed"]) == len(mismatch["reliable"])
+    )
+    # Fig. 11: on an untrained student's samples the teacher is further from the true score than on
+    # data, most of all at low noise.
     assert any(mismatch["reliable"])
     assert mismatch["assessed_mean"] > 1.1 * mismatch["training_mean"]
     assert mismatch["assessed_norm"]["mean"] > mismatch["training_norm"]["mean"] > 0
@@ -61,7 +70,9 @@ def test_monitors_see_collapse_and_saturation():
     step = Step(Key(0), 256)
 
     class Student(torch.nn.Module):
-        """Gives samples of the data with their spread within the class scaled, or everything scaled."""
+        """Gives samples of the data with their spread within the class scaled, or everything
+        scaled.
+        """
 
         def __init__(self, spread: float, scale: float):
             super().__init__()
@@ -73,7 +84,11 @@ def test_monitors_see_collapse_and_saturation():
             centre = means[condition.labels]
             return (centre + self.spread * (picks - centre)) * self.scale
 
-    for spread, scale, collapsed, saturated in ((1.0, 1.0, False, False), (0.3, 1.0, True, False), (1.0, 1.3, False, True)):
+    for spread, scale, collapsed, saturated in (
+        (1.0, 1.0, False, False),
+        (0.3, 1.0, True, False),
+        (1.0, 1.3, False, True),
+    ):
         samples = Generated(Renoise(Student(spread, scale), prior.schedule, Key(0)), prior, (prior.time, 0.0))
         assert bool(Spread(samples, data).read(step, {}).warning and spread < 1) is collapsed
         assert bool(Saturation(samples, data).read(step, {}).warning) is saturated
@@ -81,7 +96,9 @@ def test_monitors_see_collapse_and_saturation():
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_an_even_handed_error_at_the_ends_of_the_range_is_no_saturation(shift):
-    """49 of 100 of the digits' pixels stand at -1 and 9 at 1: noise of a tenth of the range puts a sixth of all outside, evenly. What is moved outwards is another matter."""
+    """49 of 100 of the digits' pixels stand at -1 and 9 at 1: noise of a tenth of the range puts a
+    sixth of all outside, evenly. What is moved outwards is another matter.
+    """
     data = fs.data.digits()
     step = Step(Key(0), 256)
 

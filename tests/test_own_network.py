@@ -1,4 +1,6 @@
-"""My own network, my own data, from Python and from the command line: registered, distilled, saved, loaded, resumed, planned."""
+"""My own network, my own data, from Python and from the command line: registered, distilled, saved,
+loaded, resumed, planned.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,11 @@ class Convolutions(DenoisingNetwork):
         self.classes = classes
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
-        labels = torch.zeros(len(x), self.classes) if condition.labels is None else nn.functional.one_hot(condition.labels.clamp(min=0), self.classes).float()
+        labels = (
+            torch.zeros(len(x), self.classes)
+            if condition.labels is None
+            else nn.functional.one_hot(condition.labels.clamp(min=0), self.classes).float()
+        )
         known = torch.cat([noise_label[:, None].float(), labels], dim=1)
         return torch.tanh(self.enter(x) + self.level(known)[:, :, None, None])
 
@@ -78,7 +84,9 @@ SPACE = FeatureSpace("tests-means", means)
 
 
 def run(folder: Path, *more: str, resume: bool = False) -> Path:
-    return fs.distill("digits-disback", [*SMALL, *more], folder, resume, teacher=teacher(), data=shapes(), features=SPACE)
+    return fs.distill(
+        "digits-disback", [*SMALL, *more], folder, resume, teacher=teacher(), data=shapes(), features=SPACE
+    )
 
 
 class Interrupted(Exception):
@@ -93,7 +101,11 @@ class Interrupting(Silent):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    return run(tmp_path_factory.mktemp("own") / "run", "method.adversarial={kind: teacher-trunk, weight: 0.1}", "student={kind: copy}")
+    return run(
+        tmp_path_factory.mktemp("own") / "run",
+        "method.adversarial={kind: teacher-trunk, weight: 0.1}",
+        "student={kind: copy}",
+    )
 
 
 def test_a_network_of_ones_own_is_distilled_saved_and_loaded(made) -> None:
@@ -121,7 +133,15 @@ def test_it_is_measured_with_the_data_and_features_that_were_given(made) -> None
 def test_a_resumed_run_ends_byte_equal(tmp_path) -> None:
     whole = run(tmp_path / "whole")
     with pytest.raises(Interrupted):
-        fs.distill("digits-disback", SMALL, tmp_path / "cut", listeners=[Interrupting()], teacher=teacher(), data=shapes(), features=SPACE)
+        fs.distill(
+            "digits-disback",
+            SMALL,
+            tmp_path / "cut",
+            listeners=[Interrupting()],
+            teacher=teacher(),
+            data=shapes(),
+            features=SPACE,
+        )
     cut = run(tmp_path / "cut", resume=True)
     assert (whole / "student.safetensors").read_bytes() == (cut / "student.safetensors").read_bytes()
 
@@ -160,12 +180,18 @@ def test_a_bound_of_the_constructor_is_the_recipes_the_files_and_pythons() -> No
 def test_a_recipe_names_it() -> None:
     recipe = load_recipe("digits-dmd2", ["student={kind: network, network: {kind: tests-convolutions, width: 4}}"])
     assert recipe.student.network.description(classes=10) == {"kind": "tests-convolutions", "width": 4, "classes": 10}
-    with pytest.raises(UserError, match=r"'student.network.kind' is 'nothing'; it must be one of .*'small-unet'.* or your own, whose module must be imported first \(--import MODULE\)"):
+    with pytest.raises(
+        UserError,
+        match=r"'student.network.kind' is 'nothing'; it must be one of .*'small-unet'.* or your own, whose module "
+        r"must be imported first \(--import MODULE\)",
+    ):
         load_recipe("digits-dmd2", ["student={kind: network, network: {kind: nothing}}"])
 
 
 def test_a_name_that_another_class_has_is_refused() -> None:
-    with pytest.raises(UserError, match=r"network 'small-unet': is the name of fewstep\.networks\.unet\.SmallUNet already"):
+    with pytest.raises(
+        UserError, match=r"network 'small-unet': is the name of fewstep\.networks\.unet\.SmallUNet already"
+    ):
         register("small-unet")(Convolutions)
     with pytest.raises(UserError, match=r"takes '\*\*more', which a recipe cannot name"):
 
@@ -179,7 +205,11 @@ def test_data_is_known_by_a_registered_name() -> None:
     register_data("tests-shapes")(shapes)
     recipe = load_recipe("digits-dmd2", ["data={kind: given, name: tests-shapes}"])
     assert recipe.data.open().identity == shapes().identity
-    with pytest.raises(UserError, match=r"'data.name' is 'nothing', and no data set of that name .* was given to this process: hand it over again"):
+    with pytest.raises(
+        UserError,
+        match=r"'data.name' is 'nothing', and no data set of that name .* was given to this process: hand it over "
+        r"again",
+    ):
         load_recipe("digits-dmd2", ["data={kind: given, name: nothing}"]).data.open()
 
 
@@ -203,13 +233,29 @@ class Mine(fs.networks.DenoisingNetwork):
 
 
 def called(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fewstep", *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "fewstep", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_a_module_is_imported_by_the_command_line_alone(tmp_path) -> None:
     """It makes a teacher by ``pretrain``, whose file says by which module it can be read."""
     (tmp_path / "my_module.py").write_text(MINE, encoding="utf-8")
-    settings = [f"--set={each}" for each in ("model.network={kind: mine}", "training.steps=2", "training.batch=4", "evaluation.samples=16", "evaluation.every=2")]
+    settings = [
+        f"--set={each}"
+        for each in (
+            "model.network={kind: mine}",
+            "training.steps=2",
+            "training.batch=4",
+            "evaluation.samples=16",
+            "evaluation.every=2",
+        )
+    ]
     refused = called(tmp_path, "pretrain", "mixture2d-teacher", "--out", "run", *settings)
     assert refused.returncode == 2
     assert "'model.network.kind' is 'mine'" in refused.stderr

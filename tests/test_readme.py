@@ -32,7 +32,12 @@ def test_the_api_example_runs_and_makes_digits(tmp_path, monkeypatch):
     assert match is not None
     code = match.group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 27
-    short = code.replace("2_000", "3").replace("EverySteps(10)", "EverySteps(1)").replace("Every(20)", "Every(1)").replace("fs.training.Bar()", "fs.training.Silent()")
+    short = (
+        code.replace("2_000", "3")
+        .replace("EverySteps(10)", "EverySteps(1)")
+        .replace("Every(20)", "Every(1)")
+        .replace("fs.training.Bar()", "fs.training.Silent()")
+    )
     assert short.count("(1)") >= 2
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -51,7 +56,14 @@ def test_a_network_of_ones_own_is_distilled_as_the_readme_shows(tmp_path, monkey
     match = re.search(r"<!-- own -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert match is not None
     assert len([line for line in match.group(1).splitlines() if line.strip()]) <= 21
-    small = ["training.steps=6", "training.batch=4", "evaluation.samples=16", "evaluation.every=6", "target.record.steps=1", "target.switch.steps=1"]
+    small = [
+        "training.steps=6",
+        "training.batch=4",
+        "evaluation.samples=16",
+        "evaluation.every=6",
+        "target.record.steps=1",
+        "target.switch.steps=1",
+    ]
     short = match.group(1).replace('out="runs/mine"', f'out="runs/mine", overrides={small}')
     assert short != match.group(1)
     monkeypatch.chdir(tmp_path)
@@ -69,7 +81,21 @@ def test_every_command_of_the_readme_exists():
 
     known = get_command(app).commands
     used = set(re.findall(r"^fewstep (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert used == {"recipes", "distill", "sample", "evaluate", "shift", "compare", "report", "plan", "data", "measure", "doctor", "checkpoints", "inspect"}
+    assert used == {
+        "recipes",
+        "distill",
+        "sample",
+        "evaluate",
+        "shift",
+        "compare",
+        "report",
+        "plan",
+        "data",
+        "measure",
+        "doctor",
+        "checkpoints",
+        "inspect",
+    }
     assert used <= set(known)
 
 

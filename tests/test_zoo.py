@@ -1,4 +1,6 @@
-"""What ships: the data are scikit-learn's, the teachers are as good as their card says, and the weights fit."""
+"""What ships: the data are scikit-learn's, the teachers are as good as their card says, and the
+weights fit.
+"""
 
 from __future__ import annotations
 

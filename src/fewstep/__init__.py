@@ -1,12 +1,14 @@
 """fewstep: pretrained diffusion models turned into generators of one to four steps.
 
-``import fewstep as fs`` is quick; ``fs.zoo``, ``fs.states`` and the other packages are imported when they are first named, as are ``fs.load``, ``fs.distill``, ``fs.pretrain``,
-``fs.evaluate`` and ``fs.compare``.
+``import fewstep as fs`` is quick; ``fs.zoo``, ``fs.states`` and the other packages are imported
+when they are first named, as are ``fs.load``, ``fs.distill``, ``fs.pretrain``, ``fs.evaluate`` and
+``fs.compare``.
 """
 
 from __future__ import annotations
 
-# Nothing is imported before ``start`` can tell of an interruption; type checkers take this name for true.
+# Nothing is imported before ``start`` can tell of an interruption; type checkers take this name for
+# true.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -15,7 +17,21 @@ __version__ = "0.1.0"
 NEEDS_UNIX = "fewstep needs Unix (Linux or macOS), whose locks and signals guard its runs; on Windows use WSL."
 
 _MODULES = frozenset(
-    {"condition", "cost", "data", "denoisers", "doctor", "errors", "metrics", "networks", "objectives", "planning", "prediction", "random", "recipes"}
+    {
+        "condition",
+        "cost",
+        "data",
+        "denoisers",
+        "doctor",
+        "errors",
+        "metrics",
+        "networks",
+        "objectives",
+        "planning",
+        "prediction",
+        "random",
+        "recipes",
+    }
     | {"report", "runs", "schedule", "solvers", "states", "studies", "targets", "times", "training", "zoo"}
 )
 _FUNCTIONS = {

@@ -1,7 +1,8 @@
 """What a sample is conditioned on: class labels, named tensors (text embeddings), a guidance scale.
 
-One frozen type at the bottom, so that states, denoisers and objectives pass it on without looking inside. The label -1 stands for
-"no class": networks embed it as zero, as EDM does with dropped labels (Karras et al. 2022, App. F).
+One frozen type at the bottom, so that states, denoisers and objectives pass it on without looking
+inside. The label -1 stands for "no class": networks embed it as zero, as EDM does with dropped
+labels (Karras et al. 2022, App. F).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ NO_CLASS = -1
 class Condition:
     """A batch of conditions; every tensor's first dimension is the batch.
 
-    ``labels``: class ids (B,) int64 with -1 for none, or probabilities (B, K). ``context``: named tensors (B, ...).
-    ``guidance``: the scale w of classifier-free guidance (B,), for networks and wrappers that read it.
+    ``labels``: class ids (B,) int64 with -1 for none, or probabilities (B, K). ``context``: named
+    tensors (B, ...). ``guidance``: the scale w of classifier-free guidance (B,), for networks and
+    wrappers that read it.
     """
 
     labels: Tensor | None = None
@@ -43,7 +45,9 @@ class Condition:
         return self._map(lambda value: value.to(device))
 
     def null(self) -> Condition:
-        """The unconditional counterpart: labels -1 (or zero probabilities), context zero, the same guidance scale."""
+        """The unconditional counterpart: labels -1 (or zero probabilities), context zero, the same
+        guidance scale.
+        """
         labels = self.labels
         if labels is not None:
             labels = torch.full_like(labels, NO_CLASS) if labels.dtype == torch.int64 else torch.zeros_like(labels)
@@ -54,7 +58,10 @@ class Condition:
         """Concatenates batches; raises ``UserError`` unless all parts carry the same fields."""
         fields = {(part.labels is None, frozenset(part.context), part.guidance is None) for part in parts}
         if len(fields) != 1:
-            raise UserError("conditions cannot be concatenated: some carry labels, a context or a guidance scale that others lack; give all the same fields.")
+            raise UserError(
+                "conditions cannot be concatenated: some carry labels, a context or a guidance scale that "
+                "others lack; give all the same fields."
+            )
         return Condition(
             _cat([part.labels for part in parts if part.labels is not None]),
             {key: torch.cat([part.context[key] for part in parts]) for key in parts[0].context},

@@ -1,7 +1,8 @@
 """What a computation costs, in network evaluations of one sample: a forward is 1, a backward 2.
 
-Models report every forward here; a forward whose output carries a gradient counts 3, since no graph is built that is not used. Budgets and the cost
-axis of every figure use this count, so that methods with more networks pay for them.
+Models report every forward here; a forward whose output carries a gradient counts 3, since no graph
+is built that is not used. Budgets and the cost axis of every figure use this count, so that methods
+with more networks pay for them.
 """
 
 from __future__ import annotations

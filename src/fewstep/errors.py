@@ -1,11 +1,12 @@
 """The exceptions that speak to the user.
 
-Everything that a user can mend (a recipe's key, a missing file, a combination that makes no sense) is raised as a
-``UserError`` whose text says in one sentence what is wrong, where, and what to do. The command line prints that sentence and
-exits with 2. Anything else that escapes is a defect of ours and keeps its traceback.
+Everything that a user can mend (a recipe's key, a missing file, a combination that makes no sense)
+is raised as a ``UserError`` whose text says in one sentence what is wrong, where, and what to do.
+The command line prints that sentence and exits with 2. Anything else that escapes is a defect of
+ours and keeps its traceback.
 
-A password in an address, or a signature behind its question mark, opens what it leads to: it belongs neither into a sentence
-nor into a file that is passed on.
+A password in an address, or a signature behind its question mark, opens what it leads to: it
+belongs neither into a sentence nor into a file that is passed on.
 """
 
 from __future__ import annotations
@@ -18,16 +19,24 @@ from fewstep import NEEDS_UNIX
 try:
     import fcntl  # noqa: F401
 except ImportError:
-    # Everything of ours imports this module; the command line says it without a traceback (``start``).
+    # Everything of ours imports this module; the command line says it without a traceback
+    # (``start``).
     raise ImportError(NEEDS_UNIX) from None
 
-# Whatever is before the last @ of the host, and whatever follows the question mark but a sentence's punctuation. A scheme is short, so that a long text costs no more than its length.
-_ADDRESS = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]{0,20}://)([^\s/?#'\"<>]*@)?([^\s?#'\"<>]*)(\?[^\s#'\"<>]*[^\s#'\"<>):;,.])?")
+# Whatever is before the last @ of the host, and whatever follows the question mark but a sentence's
+# punctuation. A scheme is short, so that a long text costs no more than its length.
+_ADDRESS = re.compile(
+    r"\b([a-zA-Z][a-zA-Z0-9+.-]{0,20}://)([^\s/?#'\"<>]*@)?([^\s?#'\"<>]*)(\?[^\s#'\"<>]*[^\s#'\"<>):;,.])?"
+)
 
 
 def without_secrets(text: str) -> str:
-    """The text with ``***`` in the place of user names, passwords and queries of the addresses in it."""
-    return _ADDRESS.sub(lambda found: f"{found[1]}{'***@' if found[2] else ''}{found[3]}{'?***' if found[4] else ''}", text)
+    """The text with ``***`` in the place of user names, passwords and queries of the addresses in
+    it.
+    """
+    return _ADDRESS.sub(
+        lambda found: f"{found[1]}{'***@' if found[2] else ''}{found[3]}{'?***' if found[4] else ''}", text
+    )
 
 
 def all_without_secrets(value: Any) -> Any:
@@ -44,10 +53,13 @@ LONGEST = 1000
 
 
 def one_line(text: str) -> str:
-    """The text in one line that is safe to print: control characters, line breaks and what turns a terminal's writing round are escaped, secrets in addresses left out, and of a long
-    text its middle.
+    """The text in one line that is safe to print: control characters, line breaks and what turns a
+    terminal's writing round are escaped, secrets in addresses left out, and of a long text its
+    middle.
     """
-    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in without_secrets(text))
+    shown = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in without_secrets(text)
+    )
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
 
 

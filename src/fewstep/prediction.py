@@ -15,9 +15,10 @@ F of EDM                        sd^2 a / (s^2 + sd^2 a^2)              s sd / sq
 F of consistency models         sd^2 / (a ((r - r_min)^2 + sd^2))      (r - r_min) sd / sqrt(r^2 + sd^2)
 ==============================  =====================================  ===================================
 
-In the last row r = s / a. There are no pairwise converters: any emission gives x0, and ``target`` inverts the same two numbers into what the network should have
-emitted. eps and score say nothing of x0 where a = 0 and are refused there. Sources: Salimans and Ho 2022 (v), Liu et al. 2022
-(velocity), Karras et al. 2022, Eq. 7 (F, here for any alpha).
+In the last row r = s / a. There are no pairwise converters: any emission gives x0, and ``target``
+inverts the same two numbers into what the network should have emitted. eps and score say nothing of
+x0 where a = 0 and are refused there. Sources: Salimans and Ho 2022 (v), Liu et al. 2022 (velocity),
+Karras et al. 2022, Eq. 7 (F, here for any alpha).
 """
 
 from __future__ import annotations
@@ -48,12 +49,16 @@ class Prediction(Value, abc.ABC):
         return expand(skip, x) * x + expand(out, x) * emitted
 
     def target(self, schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """What the network should emit at x (B, *D) and t (B,) so that ``to_x0`` gives x0; the inverse in ``emitted``."""
+        """What the network should emit at x (B, *D) and t (B,) so that ``to_x0`` gives x0; the
+        inverse in ``emitted``.
+        """
         skip, out = self.coefficients(schedule, t)
         return (x0 - expand(skip, x) * x) / expand(out, x)
 
     def check(self, schedule: Schedule) -> None:
-        """Raises ``UserError`` when this prediction cannot be used on the whole of the schedule's range; most can."""
+        """Raises ``UserError`` when this prediction cannot be used on the whole of the schedule's
+        range; most can.
+        """
         return
 
 
@@ -63,7 +68,8 @@ class _NeedsSignal(Prediction):
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha(schedule.t_max)) == 0.0:
             raise UserError(
-                f"{kind_of(type(self))} prediction cannot be used with {type(schedule).__name__}, whose alpha is 0 at t = "
+                f"{kind_of(type(self))} prediction cannot be used with {type(schedule).__name__}, whose "
+                "alpha is 0 at t = "
                 f"{schedule.t_max}: x0 cannot be told from it there; use v, velocity or x0 prediction."
             )
 
@@ -103,7 +109,9 @@ class Score(_NeedsSignal):
 
 @dataclass(frozen=True)
 class ScaledScore(_NeedsSignal):
-    """The network emits sigma times the score, the noise with its sign turned, as NCSN++ does (Song et al. 2021; Karras et al. 2022, Tab. 1, VE)."""
+    """The network emits sigma times the score, the noise with its sign turned, as NCSN++ does (Song
+    et al. 2021; Karras et al. 2022, Tab. 1, VE).
+    """
 
     kind: Literal["scaled-score"] = field(default="scaled-score", kw_only=True)
 
@@ -138,7 +146,9 @@ class Velocity(Prediction):
 
 @dataclass(frozen=True)
 class EDM(Prediction):
-    """The network emits EDM's F, of unit variance at every level (Karras et al. 2022, Tab. 1); ``sigma_data`` > 0."""
+    """The network emits EDM's F, of unit variance at every level (Karras et al. 2022, Tab. 1);
+    ``sigma_data`` > 0.
+    """
 
     kind: Literal["edm"] = field(default="edm", kw_only=True)
     sigma_data: Positive = 0.5
@@ -151,7 +161,11 @@ class EDM(Prediction):
 
 @dataclass(frozen=True)
 class Consistency(_NeedsSignal):
-    """The network emits F of a consistency model (Song et al. 2023, App. C): x0 is x / alpha itself at sigma / alpha = ``sigma_min``, where ``target`` is therefore not defined."""
+    """The network emits F of a consistency model (Song et al. 2023, App.
+
+    C): x0 is x / alpha itself at sigma / alpha = ``sigma_min``, where ``target`` is therefore not
+    defined.
+    """
 
     kind: Literal["consistency"] = field(default="consistency", kw_only=True)
     sigma_data: Positive = 0.5
@@ -160,9 +174,13 @@ class Consistency(_NeedsSignal):
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha, rho = schedule.alpha(t), schedule.rho(t)
         above = rho - self.sigma_min
-        return self.sigma_data**2 / (alpha * (above**2 + self.sigma_data**2)), above * self.sigma_data / torch.sqrt(rho**2 + self.sigma_data**2)
+        return self.sigma_data**2 / (alpha * (above**2 + self.sigma_data**2)), above * self.sigma_data / torch.sqrt(
+            rho**2 + self.sigma_data**2
+        )
 
 
 def score_of(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """The score at x (B, *D) of a denoiser's estimate x0 (B, *D) by Tweedie's formula: (alpha x0 - x) / sigma^2."""
+    """The score at x (B, *D) of a denoiser's estimate x0 (B, *D) by Tweedie's formula: (alpha x0 -
+    x) / sigma^2.
+    """
     return (expand(schedule.alpha(t), x) * x0 - x) / expand(schedule.sigma(t) ** 2, x)

@@ -1,8 +1,11 @@
 """Objects that remember, and how a run finds them.
 
-Objectives and wrappers are frozen values; what changes while a run goes on (a position on a path, a switch rule's window) lives in ``Resumable`` objects. The trainer finds
-them by walking the dataclass fields of the stages it was given, so that a checkpoint misses none, whoever built the stages. What could hide such an object from the walk is refused when a
-phase is built (``check_open``): a class that is no dataclass of its own, an attribute beside the fields, a function that holds values from outside it, a set.
+Objectives and wrappers are frozen values; what changes while a run goes on (a position on a path, a
+switch rule's window) lives in ``Resumable`` objects. The trainer finds them by walking the
+dataclass fields of the stages it was given, so that a checkpoint misses none, whoever built the
+stages. What could hide such an object from the walk is refused when a phase is built
+(``check_open``): a class that is no dataclass of its own, an attribute beside the fields, a
+function that holds values from outside it, a set.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from fewstep.errors import UserError
 
 
 class Inert:
-    """Says of its objects that they remember nothing which a checkpoint would need: a data set and the files that it reads."""
+    """Says of its objects that they remember nothing which a checkpoint would need: a data set and
+    the files that it reads.
+    """
 
 
 # What holds no other part: numbers, texts, and what a run does not look into.
@@ -40,7 +45,9 @@ _CONTAINERS = ("builtins", "types", "collections")
 
 
 class Resumable(abc.ABC):
-    """Has a state of plain JSON values, and of named tensors where those are many (a buffer of samples)."""
+    """Has a state of plain JSON values, and of named tensors where those are many (a buffer of
+    samples).
+    """
 
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -59,7 +66,9 @@ class Resumable(abc.ABC):
         return
 
     def networks(self) -> Sequence[nn.Module]:
-        """The networks that it runs, made now if they are not there yet, so that they can be laid out over processes with all others; none unless a class has some."""
+        """The networks that it runs, made now if they are not there yet, so that they can be laid
+        out over processes with all others; none unless a class has some.
+        """
         return ()
 
     def figures(self) -> dict[str, float]:
@@ -70,7 +79,10 @@ class Resumable(abc.ABC):
 @contextlib.contextmanager
 def untouched(root: Any) -> Iterator[None]:
     """Whatever the stateful objects in ``root`` come to remember inside is forgotten again."""
-    kept = [(each, copy.deepcopy(each.state_dict()), {name: value.clone() for name, value in each.tensors().items()}) for each in find_resumable(root).values()]
+    kept = [
+        (each, copy.deepcopy(each.state_dict()), {name: value.clone() for name, value in each.tensors().items()})
+        for each in find_resumable(root).values()
+    ]
     try:
         yield
     finally:
@@ -80,18 +92,24 @@ def untouched(root: Any) -> Iterator[None]:
 
 
 def find_resumable(root: Any) -> dict[str, Resumable]:
-    """Every stateful object reachable from ``root`` through dataclass fields, lists, tuples, mappings, methods and partial calls, by the first place it was found."""
+    """Every stateful object reachable from ``root`` through dataclass fields, lists, tuples,
+    mappings, methods and partial calls, by the first place it was found.
+    """
     return {place: value for place, value in _walk(root, "", set()) if isinstance(value, Resumable)}
 
 
 def walk(root: Any) -> Iterator[Any]:
-    """Every value reachable from ``root`` in the same way, once each; what is inside a module, a text or a number is not walked."""
+    """Every value reachable from ``root`` in the same way, once each; what is inside a module, a
+    text or a number is not walked.
+    """
     for _, value in _walk(root, "", set()):
         yield value
 
 
 def check_open(root: Any, owner: str) -> None:
-    """Raises ``UserError`` for the first part reachable from ``root`` that may hide what it remembers from the walk, and so from checkpoints; ``owner`` says whose part it is."""
+    """Raises ``UserError`` for the first part reachable from ``root`` that may hide what it
+    remembers from the walk, and so from checkpoints; ``owner`` says whose part it is.
+    """
     for place, value in _walk(root, "", set()):
         hidden = _hidden(value)
         if hidden:
@@ -113,7 +131,11 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         return
     if dataclasses.is_dataclass(value):
         # A field that nobody gave is what a stateful object keeps for itself.
-        yield from ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value) if item.init or not isinstance(value, Resumable))
+        yield from (
+            (item.name, getattr(value, item.name))
+            for item in dataclasses.fields(value)
+            if item.init or not isinstance(value, Resumable)
+        )
     elif isinstance(value, Mapping):
         yield from ((str(key), inner) for key, inner in value.items())
     elif isinstance(value, (list, tuple)):
@@ -160,8 +182,15 @@ def _hidden_beside_fields(value: Any) -> str:
     own = "__dataclass_fields__" in vars(type(value))
     fields = {item.name for item in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
     # What a cached property keeps can be computed again.
-    beside = [name for name in _attributes(value) if name not in fields and not isinstance(getattr(type(value), name, None), functools.cached_property)]
-    remedy = "decorate its class with @dataclass(frozen=True, eq=False) and declare all that it has as fields, or make what remembers a Resumable."
+    beside = [
+        name
+        for name in _attributes(value)
+        if name not in fields and not isinstance(getattr(type(value), name, None), functools.cached_property)
+    ]
+    remedy = (
+        "decorate its class with @dataclass(frozen=True, eq=False) and declare all that it has as fields, or "
+        "make what remembers a Resumable."
+    )
     if beside:
         return f"has '{beside[0]}' beside its fields, which a checkpoint cannot find; {remedy}"
     if not own and (dataclasses.is_dataclass(value) or not _is_stateless(type(value))):
@@ -171,7 +200,9 @@ def _hidden_beside_fields(value: Any) -> str:
 
 def _attributes(value: Any) -> list[str]:
     """The names of what an object has for itself, in its dictionary or in slots."""
-    slots = [name for kind in type(value).__mro__ for name in _slots_of(kind) if name not in ("__dict__", "__weakref__")]
+    slots = [
+        name for kind in type(value).__mro__ for name in _slots_of(kind) if name not in ("__dict__", "__weakref__")
+    ]
     return [*getattr(value, "__dict__", {}), *slots]
 
 
@@ -181,18 +212,31 @@ def _slots_of(kind: type) -> tuple[str, ...]:
 
 
 def _is_stateless(kind: type) -> bool:
-    """Whether a class of ours or a user's has nothing that its objects could change: no mutable value of the class."""
-    return not any(isinstance(inner, (list, dict, set, Resumable)) and not name.startswith("__") for base in kind.__mro__ for name, inner in vars(base).items())
+    """Whether a class of ours or a user's has nothing that its objects could change: no mutable
+    value of the class.
+    """
+    return not any(
+        isinstance(inner, (list, dict, set, Resumable)) and not name.startswith("__")
+        for base in kind.__mro__
+        for name, inner in vars(base).items()
+    )
 
 
 def _hidden_in_module(model: nn.Module) -> str:
-    """A module's weights are saved as a network's; a stateful object among its attributes would not be."""
+    """A module's weights are saved as a network's; a stateful object among its attributes would not
+    be.
+    """
     for module in model.modules():
         for name, inner in vars(module).items():
             if isinstance(inner, Resumable):
-                return f"holds a {type(inner).__name__} ('{name}'), which a checkpoint cannot find in a network; give it to the objective or to the states."
+                return (
+                    f"holds a {type(inner).__name__} ('{name}'), which a checkpoint cannot find in a network; "
+                    "give it to the objective or to the states."
+                )
     return ""
 
 
 def _named(value: Any) -> str:
-    return f"the function '{value.__qualname__}'" if isinstance(value, types.FunctionType) else f"a {type(value).__name__}"
+    return (
+        f"the function '{value.__qualname__}'" if isinstance(value, types.FunctionType) else f"a {type(value).__name__}"
+    )

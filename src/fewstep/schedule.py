@@ -1,8 +1,9 @@
 r"""The forward process x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I), for t in [0, 1].
 
-alpha(0) = 1 and sigma(0) = 0 exactly: t = 0 is clean data. Networks are called only for t in [t_min, t_max]. The signal-to-noise ratio
-is written as log_snr = log(alpha^2 / sigma^2) (Kingma et al. 2021), which falls strictly with t, and rho = sigma / alpha is
-the noise level of the same process seen as variance exploding.
+alpha(0) = 1 and sigma(0) = 0 exactly: t = 0 is clean data. Networks are called only for t in
+[t_min, t_max]. The signal-to-noise ratio is written as log_snr = log(alpha^2 / sigma^2) (Kingma et
+al. 2021), which falls strictly with t, and rho = sigma / alpha is the noise level of the same
+process seen as variance exploding.
 
 =================  =========================================  ================================================================
 schedule           alpha(t)                                   sigma(t)
@@ -12,8 +13,8 @@ schedule           alpha(t)                                   sigma(t)
 ``RectifiedFlow``  1 - t                                      t (Liu et al. 2022)
 =================  =========================================  ================================================================
 
-Every function takes t as a tensor of any shape (or a number) and answers in float64 of the same shape; ``add_noise`` broadcasts t (B,)
-against x (B, *D) and answers in x's type.
+Every function takes t as a tensor of any shape (or a number) and answers in float64 of the same
+shape; ``add_noise`` broadcasts t (B,) against x (B, *D) and answers in x's type.
 """
 
 from __future__ import annotations
@@ -84,12 +85,16 @@ class Schedule(Value, abc.ABC):
         return self.sigma(t) / self.alpha(t)
 
     def time_at_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The time at which rho = sigma / alpha equals ``sigma`` (for KarrasVE, the noise level itself)."""
+        """The time at which rho = sigma / alpha equals ``sigma`` (for KarrasVE, the noise level
+        itself).
+        """
         return self.time_of(-2.0 * torch.log(as_time(sigma)))
 
     @property
     def prior_scale(self) -> float:
-        """The standard deviation of the noise from which sampling starts at t_max, for data of unit order."""
+        """The standard deviation of the noise from which sampling starts at t_max, for data of unit
+        order.
+        """
         return float(self.sigma(self.t_max))
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -100,7 +105,9 @@ class Schedule(Value, abc.ABC):
 
 @dataclass(frozen=True)
 class KarrasVE(Schedule):
-    """Variance exploding: sigma = sigma_max t, trained for sigma in [sigma_min, sigma_max] (Karras et al. 2022, Tab. 1)."""
+    """Variance exploding: sigma = sigma_max t, trained for sigma in [sigma_min, sigma_max] (Karras
+    et al. 2022, Tab. 1).
+    """
 
     kind: Literal["karras-ve"] = field(default="karras-ve", kw_only=True)
     sigma_min: Positive = 0.002
@@ -109,7 +116,9 @@ class KarrasVE(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sigma_min < self.sigma_max:
-            raise Contradiction(f"KarrasVE: 'sigma_min' must be below 'sigma_max', got {self.sigma_min} and {self.sigma_max}.")
+            raise Contradiction(
+                f"KarrasVE: 'sigma_min' must be below 'sigma_max', got {self.sigma_min} and {self.sigma_max}."
+            )
 
     @property
     def t_min(self) -> float:
@@ -135,9 +144,11 @@ class KarrasVE(Schedule):
 class DiscreteVP(Schedule):
     """Variance preserving, from N discrete betas.
 
-    log alpha is piecewise linear between the knots t = (i + 1) / N (beta is constant between them), so that the published indices are met
-    exactly and every time in between is defined. ``betas``: ``linear`` (Ho et al. 2020), ``scaled_linear`` (Stable Diffusion: linear in the
-    square root), ``cosine`` (Nichol and Dhariwal 2021, Eq. 17, betas capped at 0.999; beta_start and beta_end are not used).
+    log alpha is piecewise linear between the knots t = (i + 1) / N (beta is constant between them),
+    so that the published indices are met exactly and every time in between is defined. ``betas``:
+    ``linear`` (Ho et al. 2020), ``scaled_linear`` (Stable Diffusion: linear in the square root),
+    ``cosine`` (Nichol and Dhariwal 2021, Eq. 17, betas capped at 0.999; beta_start and beta_end are
+    not used).
     """
 
     kind: Literal["discrete-vp"] = field(default="discrete-vp", kw_only=True)
@@ -149,7 +160,9 @@ class DiscreteVP(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta_start <= self.beta_end < 1:
-            raise Contradiction(f"DiscreteVP: need beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}.")
+            raise Contradiction(
+                f"DiscreteVP: need beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}."
+            )
 
     @property
     def t_min(self) -> float:

@@ -1,4 +1,8 @@
-"""The first lines of a command. They import next to nothing: from here on a signal that ends the command is one sentence, also while Python imports the rest."""
+"""The first lines of a command.
+
+They import next to nothing: from here on a signal that ends the command is one sentence, also while
+Python imports the rest.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    # Nothing has begun that must be undone, and an exception could be lost in the import of an extension.
+    # Nothing has begun that must be undone, and an exception could be lost in the import of an
+    # extension.
     how = "interrupted." if number == signal.SIGINT else f"ended by {signal.Signals(number).name}."
     os.write(2, f"fewstep: {how}\n".encode())
     os._exit(128 + number)

@@ -1,10 +1,13 @@
 """Which times: decreasing grids for solvers, and distributions for training.
 
-A grid of N steps is N + 1 decreasing times; its last is 0, where x is the clean sample, or any lower bound given. A distribution maps uniform numbers
-to times by its inverse cumulative function, so that a draw is one uniform number a sample (see ``random``).
+A grid of N steps is N + 1 decreasing times; its last is 0, where x is the clean sample, or any
+lower bound given. A distribution maps uniform numbers to times by its inverse cumulative function,
+so that a draw is one uniform number a sample (see ``random``).
 
-The grids of few-step students are nested: N + 1 points from the first time to t_min, the last of them replaced by 0 (``nested_times``). A grid that is uniform in a warped time then
-has the grid of N / 2 steps as its every second point, as progressive distillation needs: one step of its student is two of its teacher's (Salimans and Ho 2022, Alg. 2).
+The grids of few-step students are nested: N + 1 points from the first time to t_min, the last of
+them replaced by 0 (``nested_times``). A grid that is uniform in a warped time then has the grid of
+N / 2 steps as its every second point, as progressive distillation needs: one step of its student is
+two of its teacher's (Salimans and Ho 2022, Alg. 2).
 """
 
 from __future__ import annotations
@@ -29,10 +32,14 @@ class Grid(Value, abc.ABC):
 
     @abc.abstractmethod
     def between(self, schedule: Schedule, first: float, last: float, points: int) -> Tensor:
-        """``points`` decreasing times from ``first`` to ``last`` > 0, both included (only ``first`` when points = 1); float64."""
+        """``points`` decreasing times from ``first`` to ``last`` > 0, both included (only ``first``
+        when points = 1); float64.
+        """
 
     def times(self, schedule: Schedule, steps: int, first: float | None = None) -> Tensor:
-        """A sampling grid: ``steps`` times from ``first`` (t_max unless given) down to t_min, then 0; (steps + 1,), float64."""
+        """A sampling grid: ``steps`` times from ``first`` (t_max unless given) down to t_min, then
+        0; (steps + 1,), float64.
+        """
         if steps < 1:
             raise UserError(f"a time grid needs at least 1 step, got {steps}.")
         start = schedule.t_max if first is None else first
@@ -42,7 +49,10 @@ class Grid(Value, abc.ABC):
 
 @dataclass(frozen=True)
 class RhoGrid(Grid):
-    """Uniform in rho^(1/exponent), rho = sigma / alpha (Karras et al. 2022, Eq. 5, exponent 7). Not for alpha(first) = 0."""
+    """Uniform in rho^(1/exponent), rho = sigma / alpha (Karras et al. 2022, Eq. 5, exponent 7).
+
+    Not for alpha(first) = 0.
+    """
 
     kind: Literal["rho"] = field(default="rho", kw_only=True)
     exponent: Positive = 7.0
@@ -81,9 +91,11 @@ class UniformGrid(Grid):
 
 
 def nested_times(grid: Grid, schedule: Schedule, first: float, steps: int) -> Tensor:
-    """A few-step student's grid: ``grid.between(schedule, first, t_min, steps + 1)`` with 0 in the place of t_min; (steps + 1,), float64.
+    """A few-step student's grid: ``grid.between(schedule, first, t_min, steps + 1)`` with 0 in the
+    place of t_min; (steps + 1,), float64.
 
-    The grid of ``steps`` is every second point of the grid of 2 ``steps``, unlike ``Grid.times``, which ends ..., t_min, 0. Raises ``UserError`` for fewer than 1 step.
+    The grid of ``steps`` is every second point of the grid of 2 ``steps``, unlike ``Grid.times``,
+    which ends ..., t_min, 0. Raises ``UserError`` for fewer than 1 step.
     """
     if steps < 1:
         raise UserError(f"a nested time grid needs at least 1 step, got {steps}.")
@@ -114,7 +126,9 @@ class TimeDistribution(Value, abc.ABC):
 
 @dataclass(frozen=True)
 class UniformTimes(TimeDistribution):
-    """Uniform in t between two times (the trained range unless given): DMD's, with low = 0.02 and high = 0.98."""
+    """Uniform in t between two times (the trained range unless given): DMD's, with low = 0.02 and
+    high = 0.98.
+    """
 
     kind: Literal["uniform"] = field(default="uniform", kw_only=True)
     low: Fraction | None = None
@@ -128,7 +142,9 @@ class UniformTimes(TimeDistribution):
 
 @dataclass(frozen=True)
 class LogNormalTimes(TimeDistribution):
-    """log rho ~ N(mean, std^2), clipped to the trained range: EDM's, with mean -1.2 and std 1.2 (Karras et al. 2022, Tab. 1)."""
+    """log rho ~ N(mean, std^2), clipped to the trained range: EDM's, with mean -1.2 and std 1.2
+    (Karras et al. 2022, Tab. 1).
+    """
 
     kind: Literal["log-normal"] = field(default="log-normal", kw_only=True)
     mean: float = -1.2
@@ -142,7 +158,9 @@ class LogNormalTimes(TimeDistribution):
 
 @dataclass(frozen=True)
 class RhoTimes(TimeDistribution):
-    """Uniform in rho^(1/exponent) between two noise levels (the trained range unless given): Karras' grid as a distribution."""
+    """Uniform in rho^(1/exponent) between two noise levels (the trained range unless given):
+    Karras' grid as a distribution.
+    """
 
     kind: Literal["rho"] = field(default="rho", kw_only=True)
     exponent: Positive = 7.0
@@ -154,7 +172,10 @@ class RhoTimes(TimeDistribution):
         low = ends[0] if self.low is None else torch.tensor(self.low, dtype=torch.float64)
         high = ends[1] if self.high is None else torch.tensor(self.high, dtype=torch.float64)
         if not bool(torch.isfinite(high)):
-            raise UserError(f"rho times cannot reach where alpha is 0 (t = {schedule.t_max}); give an upper noise level, or use uniform times.")
+            raise UserError(
+                f"rho times cannot reach where alpha is 0 (t = {schedule.t_max}); give an upper noise "
+                "level, or use uniform times."
+            )
         root = 1 / self.exponent
         level = torch.lerp(low**root, high**root, u) ** self.exponent
         return schedule.time_at_sigma(level).clamp(schedule.t_min, schedule.t_max)
@@ -162,17 +183,25 @@ class RhoTimes(TimeDistribution):
 
 @dataclass(frozen=True)
 class GridTimes(TimeDistribution):
-    """Uniform over some times, given decreasing and > 0: the inner points of a few-step student's grid. Raises ``UserError`` for others, and for times outside the trained range."""
+    """Uniform over some times, given decreasing and > 0: the inner points of a few-step student's
+    grid. Raises ``UserError`` for others, and for times outside the trained range.
+    """
 
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.times or self.times[-1] <= 0 or any(s >= t for t, s in pairwise(self.times)):
-            raise UserError(f"GridTimes: needs one or more decreasing times above 0 (a network is not called at 0), got {self.times}.")
+            raise UserError(
+                "GridTimes: needs one or more decreasing times above 0 (a network is not called at 0), got "
+                f"{self.times}."
+            )
 
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
         if self.times[-1] < schedule.t_min or self.times[0] > schedule.t_max:
-            raise UserError(f"GridTimes: times must be in the schedule's trained range [{schedule.t_min:g}, {schedule.t_max:g}], got {self.times}.")
+            raise UserError(
+                f"GridTimes: times must be in the schedule's trained range [{schedule.t_min:g}, "
+                f"{schedule.t_max:g}], got {self.times}."
+            )
         rising = torch.tensor(self.times[::-1], dtype=torch.float64, device=u.device)
         return rising[(u * len(rising)).long().clamp(max=len(rising) - 1)]

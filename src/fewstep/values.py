@@ -1,9 +1,9 @@
 """Values that know their name: frozen dataclasses that a recipe may say, and that a file holds.
 
-A class of values has a field ``kind``, a literal of one name which is its default, and bounds in the
-annotations of its fields (``annotated_types``). Its text is the only one: a section of a recipe is
-the value itself, and so is a description in a file. The subclasses of a class that have a name are
-its family; a class that is defined anywhere joins the family without more.
+A class of values has a field ``kind``, a literal of one name which is its default, and bounds in
+the annotations of its fields (``annotated_types``). Its text is the only one: a section of a recipe
+is the value itself, and so is a description in a file. The subclasses of a class that have a name
+are its family; a class that is defined anywhere joins the family without more.
 
 ``kind`` is declared ``kind: Literal["NAME"] = field(default="NAME", kw_only=True)``, the first of
 the fields, so that descriptions begin with it and calls by position do not see it.
@@ -48,7 +48,9 @@ class Given:
 
 @dataclass(frozen=True)
 class Costly:
-    """Marks a count that sets what a run costs, of which a rehearsal or a test has at most ``most``."""
+    """Marks a count that sets what a run costs, of which a rehearsal or a test has at most
+    ``most``.
+    """
 
     most: int
 
@@ -68,14 +70,20 @@ BelowOne = Annotated[float, at.Interval(ge=0, lt=1)]
 
 
 class Contradiction(UserError, ValueError):
-    """Values that are each within bounds and do not go together; a recipe's reader says of which section."""
+    """Values that are each within bounds and do not go together; a recipe's reader says of which
+    section.
+    """
 
 
 @dataclass(frozen=True)
 class Value:
-    """See the module's docstring. Raises ``UserError`` for a field that is not within its bounds."""
+    """See the module's docstring.
 
-    # What reads recipes is told here how strictly, since it asks the class: by this name, and by no import.
+    Raises ``UserError`` for a field that is not within its bounds.
+    """
+
+    # What reads recipes is told here how strictly, since it asks the class: by this name, and by no
+    # import.
     __pydantic_config__ = MappingProxyType({"extra": "forbid", "strict": True, "allow_inf_nan": False})
 
     def __post_init__(self) -> None:
@@ -94,7 +102,8 @@ class Value:
     def from_description(cls, description: Mapping[str, Any]) -> Self:
         """Rebuilds a value of the family from ``describe``.
 
-        Raises ``UserError`` for an unknown kind or field, and for a field that is not within its bounds.
+        Raises ``UserError`` for an unknown kind or field, and for a field that is not within its
+        bounds.
         """
         what = cls.__name__.lower()
         values = dict(description)
@@ -141,7 +150,9 @@ _HINTS: dict[type, dict[str, Any]] = {}
 
 
 def checked(hints: Mapping[str, Any], values: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The values of fields or arguments, lists as tuples; raises ``UserError`` for one that is not within its bounds."""
+    """The values of fields or arguments, lists as tuples; raises ``UserError`` for one that is not
+    within its bounds.
+    """
     found = {}
     for name, value in values.items():
         try:
@@ -260,6 +271,14 @@ def _check(bound: Any, value: Any) -> None:
     }.get(type(bound))
     if value is None or failed is None or not failed():
         return
-    words = {at.Gt: "above", at.Ge: "at least", at.Lt: "below", at.Le: "at most", at.MultipleOf: "a multiple of", at.MinLen: "a list of at least", at.MaxLen: "a list of at most"}
+    words = {
+        at.Gt: "above",
+        at.Ge: "at least",
+        at.Lt: "below",
+        at.Le: "at most",
+        at.MultipleOf: "a multiple of",
+        at.MinLen: "a list of at least",
+        at.MaxLen: "a list of at most",
+    }
     number = next(iter(dataclasses.asdict(bound).values()))
     raise ValueError(f"{words[type(bound)]} {number}")

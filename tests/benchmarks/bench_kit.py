@@ -1,4 +1,6 @@
-"""The scripts in ``benchmarks/`` and ``stress/``: imported as modules, or started as a user starts them."""
+"""The scripts in ``benchmarks/`` and ``stress/``: imported as modules, or started as a user starts
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The studies of the path, started with tiny settings: their tables, and that a second start repeats nothing."""
+"""The studies of the path, started with tiny settings: their tables, and that a second start
+repeats nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,21 @@ SMALL = ("--set", "evaluation.samples=200", "--set", "training.batch=8", "--jobs
 
 def test_the_plane_is_compared_at_equal_evaluations_and_goes_on_where_it_was(tmp_path: Path) -> None:
     cell = "mean -1.2, constant rate"
-    settings = ["--study", "plane", "--out", str(tmp_path), "--results", str(tmp_path), "--cells", cell, "--seeds", "2", "--steps", "400", *SMALL]
+    settings = [
+        "--study",
+        "plane",
+        "--out",
+        str(tmp_path),
+        "--results",
+        str(tmp_path),
+        "--cells",
+        cell,
+        "--seeds",
+        "2",
+        "--steps",
+        "400",
+        *SMALL,
+    ]
     printed = started("disback", *settings)
     assert "6 of 6 runs to do" in printed
     found = json.loads((tmp_path / "disback-plane.json").read_text())

@@ -1,4 +1,6 @@
-"""``fewstep checkpoints``: what is listed is what a resumed run takes, and what is pruned changes nothing about how it goes on."""
+"""``fewstep checkpoints``: what is listed is what a resumed run takes, and what is pruned changes
+nothing about how it goes on.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ STEPS = [40, 36, 32, 28, 24, 20, 18, 16, 12, 8, 4]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[Path, Path]:
-    """(recipe, run) of a run that keeps all of its checkpoints: one every 4 steps, and one at step 18, where recording ends."""
+    """(recipe, run) of a run that keeps all of its checkpoints: one every 4 steps, and one at step
+    18, where recording ends.
+    """
     base = tmp_path_factory.mktemp("kept")
     recipe = small_recipe(base / "small.yaml", keep=20)
     return recipe, distill(recipe, ["evaluation.samples=50"], base / "run")
@@ -76,13 +80,17 @@ def test_the_list_is_newest_first_with_stage_and_size(made):
 def test_headers_alone_find_a_cut_and_checksums_a_flipped_byte(run):
     flip(file_of(run, 40))
     cut(file_of(run, 36))
-    states = {verify: [each.state for each in list_checkpoints(run, verify).checkpoints][:3] for verify in (False, True)}
+    states = {
+        verify: [each.state for each in list_checkpoints(run, verify).checkpoints][:3] for verify in (False, True)
+    }
     assert states == {False: ["whole", "damaged", "whole"], True: ["damaged", "damaged", "whole"]}
     assert list_checkpoints(run, verify=True).resumes == "checkpoints/step-00000032.safetensors"
 
 
 def test_what_is_starred_is_what_a_resumed_run_takes(run):
-    """However the newest ones are spoilt: cut, flipped, replaced by text, by another file of ours, by another step's checkpoint."""
+    """However the newest ones are spoilt: cut, flipped, replaced by text, by another file of ours,
+    by another step's checkpoint.
+    """
     spoilt = {
         40: lambda path: shutil.copy(run / "student.safetensors", path),
         36: lambda path: shutil.copy(file_of(run, 4), path),
@@ -90,7 +98,13 @@ def test_what_is_starred_is_what_a_resumed_run_takes(run):
         28: flip,
         24: cut,
     }
-    why = {40: "is not a checkpoint but another file", 36: "is the checkpoint of step 4", 32: "is not a readable", 28: "does not match its checksum", 24: "is not a readable"}
+    why = {
+        40: "is not a checkpoint but another file",
+        36: "is the checkpoint of step 4",
+        32: "is not a readable",
+        28: "does not match its checksum",
+        24: "is not a readable",
+    }
     for step, spoil in spoilt.items():
         spoil(file_of(run, step))
         found = list_checkpoints(run, verify=True)
@@ -102,22 +116,41 @@ def test_what_is_starred_is_what_a_resumed_run_takes(run):
         assert why[step] in first.why
         assert any(first.why in warning for warning in warnings)
         # What a run goes past keeps its content under another name.
-        assert sorted(each.name for each in set_aside_in(run / "checkpoints"))[0] == f"step-{step:08d}.unreadable.safetensors"
+        assert (
+            sorted(each.name for each in set_aside_in(run / "checkpoints"))[0]
+            == f"step-{step:08d}.unreadable.safetensors"
+        )
     assert {each.state for each in list_checkpoints(run, True).checkpoints} == {"whole"}
     assert len(set_aside_in(run / "checkpoints")) == 5
 
 
 def test_pruning_keeps_the_newest_whole_ones_and_says_what_it_removed(run):
-    """What crashed writers of the run left goes as well; a damaged or foreign file, and what reports write without the run's lock, stay."""
+    """What crashed writers of the run left goes as well; a damaged or foreign file, and what
+    reports write without the run's lock, stay.
+    """
     flip(file_of(run, 40))
     shutil.copy(run / "student.safetensors", file_of(run, 36))
-    stay = [run / ".report.html.7-7.aside", run / "samples" / ".final.png.7-7.aside", run / "checkpoints" / "mine.aside", run / "checkpoints" / ".mine.aside"]
-    go = [run / "checkpoints" / ".step-00000044.safetensors.7-7.aside", run / ".student.safetensors.7-7.aside", run / "path" / ".node-1.safetensors.7-7.aside"]
+    stay = [
+        run / ".report.html.7-7.aside",
+        run / "samples" / ".final.png.7-7.aside",
+        run / "checkpoints" / "mine.aside",
+        run / "checkpoints" / ".mine.aside",
+    ]
+    go = [
+        run / "checkpoints" / ".step-00000044.safetensors.7-7.aside",
+        run / ".student.safetensors.7-7.aside",
+        run / "path" / ".node-1.safetensors.7-7.aside",
+    ]
     for each in (*stay, *go):
         each.write_bytes(b"half")
     before = all_files(run)
     found = prune_checkpoints(run, 2)
-    assert [(each.state, each.file[-14:-12]) for each in found.checkpoints] == [("damaged", "40"), ("foreign", "36"), ("whole", "32"), ("whole", "28")]
+    assert [(each.state, each.file[-14:-12]) for each in found.checkpoints] == [
+        ("damaged", "40"),
+        ("foreign", "36"),
+        ("whole", "32"),
+        ("whole", "28"),
+    ]
     assert set(found.removed) == before - all_files(run)
     assert len(found.removed) == 7 + 3
     assert all(each.exists() for each in stay)
@@ -127,7 +160,9 @@ def test_pruning_keeps_the_newest_whole_ones_and_says_what_it_removed(run):
 
 
 def test_a_pruned_run_goes_on_to_the_same_end(made, run):
-    """Its last checkpoints gone and all but one pruned, it ends byte-equal to the run that nothing was done to."""
+    """Its last checkpoints gone and all but one pruned, it ends byte-equal to the run that nothing
+    was done to.
+    """
     recipe, reference = made
     for step in (40, 36, 32):
         file_of(run, step).unlink()
@@ -165,7 +200,9 @@ def test_nothing_is_removed_where_that_could_lose_something(run, tmp_path):
 
 def test_a_file_that_the_disk_does_not_give_stops_pruning(run, monkeypatch):
     def fails(path: Path) -> dict:
-        raise UserError(f"{path}: is not a readable safetensors file (input/output error).") from OSError(5, "Input/output error")
+        raise UserError(f"{path}: is not a readable safetensors file (input/output error).") from OSError(
+            5, "Input/output error"
+        )
 
     monkeypatch.setattr("fewstep.training.saving.checkpoint.verify_tensors", fails)
     before = all_files(run)
@@ -175,9 +212,16 @@ def test_a_file_that_the_disk_does_not_give_stops_pruning(run, monkeypatch):
 
 
 def test_verifying_is_reading_without_keeping(tmp_path):
-    """The same metadata, and the same refusal of a flip anywhere; a header is read without the tensors."""
+    """The same metadata, and the same refusal of a flip anywhere; a header is read without the
+    tensors.
+    """
     path = tmp_path / "a.safetensors"
-    tensors = {"b": torch.arange(6).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16), "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4)}
+    tensors = {
+        "b": torch.arange(6).reshape(2, 3),
+        "a": torch.ones(3, dtype=torch.bfloat16),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+    }
     write_tensors(path, tensors, {"progress": {"step": 1}})
     assert verify_tensors(path) == read_tensors(path)[1] == read_metadata(path) == {"progress": {"step": 1}}
     content = path.read_bytes()
@@ -220,7 +264,9 @@ def test_the_command_prints_what_it_does(run, monkeypatch, capsys):
 
 
 def test_another_runs_checkpoint_is_not_resumed_from(made, run, tmp_path):
-    """Whole, of the right step, in the right place, but of a run with another seed; more steps or another spread do not make another run."""
+    """Whole, of the right step, in the right place, but of a run with another seed; more steps or
+    another spread do not make another run.
+    """
     recipe, _ = made
     other = distill(recipe, ["evaluation.samples=50", "training.seed=7"], tmp_path / "other")
     shutil.copy(file_of(other, 40), file_of(run, 40))
@@ -235,6 +281,11 @@ def test_another_runs_checkpoint_is_not_resumed_from(made, run, tmp_path):
         distill(recipe, ["evaluation.samples=50"], alone, resume=True)
     assert before <= all_files(alone)
     (run / "student.safetensors").unlink()
-    distill(recipe, ["evaluation.samples=50", "training.accumulate=1", "distributed.mode=fsdp", "training.device=cpu"], run, resume=True)
+    distill(
+        recipe,
+        ["evaluation.samples=50", "training.accumulate=1", "distributed.mode=fsdp", "training.device=cpu"],
+        run,
+        resume=True,
+    )
     assert (run / "student.safetensors").read_bytes() == (made[1] / "student.safetensors").read_bytes()
     assert list_checkpoints(run, verify=True).resumes == "checkpoints/step-00000040.safetensors"

@@ -17,14 +17,28 @@ from cli_kit import ENVIRONMENT, called, failed, fewstep, small_recipe
 import fewstep as fs
 from fewstep.system.files import read_tensors, write_tensors
 
-COMMANDS = ["recipes", "pretrain", "distill", "sample", "evaluate", "measure", "shift", "compare", "report", "checkpoints", "doctor"]
+COMMANDS = [
+    "recipes",
+    "pretrain",
+    "distill",
+    "sample",
+    "evaluate",
+    "measure",
+    "shift",
+    "compare",
+    "report",
+    "checkpoints",
+    "doctor",
+]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A short digits run, made by the command line."""
     folder = tmp_path_factory.mktemp("digits") / "run"
-    result = called("distill", "digits-disback", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", folder)
+    result = called(
+        "distill", "digits-disback", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", folder
+    )
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -36,13 +50,21 @@ def test_help_shows_an_example_for_every_command():
 
 
 def test_help_imports_nothing_heavy():
-    """What makes `--help` quick: neither torch nor numpy nor matplotlib is imported (a law, where a stopwatch would depend on the machine)."""
-    code = "import sys, fewstep, fewstep.command.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'matplotlib', 'diffusers', 'jinja2', 'PIL')))"
+    """What makes `--help` quick: neither torch nor numpy nor matplotlib is imported (a law, where a
+    stopwatch would depend on the machine).
+    """
+    code = (
+        "import sys, fewstep, fewstep.command.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', "
+        "'matplotlib', 'diffusers', 'jinja2', 'PIL')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_importing_the_package_and_its_parts_stays_lazy():
-    code = "import sys, fewstep as fs; fs.states, fs.training, fs.zoo; sys.exit(any(m in sys.modules for m in ('matplotlib', 'diffusers', 'jinja2', 'PIL', 'sklearn')))"
+    code = (
+        "import sys, fewstep as fs; fs.states, fs.training, fs.zoo; sys.exit(any(m in sys.modules for m in "
+        "('matplotlib', 'diffusers', 'jinja2', 'PIL', 'sklearn')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -55,7 +77,16 @@ def test_recipes_lists_and_prints():
 
 
 def test_a_run_folder_holds_what_it_promises(run):
-    for name in ("recipe.yaml", "metrics.jsonl", "student.safetensors", "report.html", "lock", "path/manifest.json", "path/node-4.safetensors", "samples/final.png"):
+    for name in (
+        "recipe.yaml",
+        "metrics.jsonl",
+        "student.safetensors",
+        "report.html",
+        "lock",
+        "path/manifest.json",
+        "path/node-4.safetensors",
+        "samples/final.png",
+    ):
         assert (run / name).is_file(), name
     assert list((run / "checkpoints").glob("*.safetensors"))
     recipe = (run / "recipe.yaml").read_text()
@@ -65,19 +96,38 @@ def test_a_run_folder_holds_what_it_promises(run):
 def test_four_steps_means_at_least_one_for_each_stage_and_node(run):
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     nodes = [entry["target_node"] for entry in entries if "target_node" in entry]
-    # One step at each of nodes 3, 2, 1 and one at the teacher; a line tells where its step left the target.
+    # One step at each of nodes 3, 2, 1 and one at the teacher; a line tells where its step left the
+    # target.
     assert nodes == [2, 1, 0, 0]
 
 
 def test_the_students_file_names_no_date_path_or_run(run, tmp_path):
     other = tmp_path / "elsewhere" / "another-name"
     time.sleep(1.1)
-    assert fewstep("distill", "digits-disback", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", other).returncode == 0
+    assert (
+        fewstep(
+            "distill", "digits-disback", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", other
+        ).returncode
+        == 0
+    )
     assert (other / "student.safetensors").read_bytes() == (run / "student.safetensors").read_bytes()
 
 
 def test_sample_writes_a_picture_and_an_array_and_is_reproducible(run, tmp_path):
-    result = fewstep("sample", run, "-n", "12", "--class", "7", "--seed", "3", "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz")
+    result = fewstep(
+        "sample",
+        run,
+        "-n",
+        "12",
+        "--class",
+        "7",
+        "--seed",
+        "3",
+        "--out",
+        tmp_path / "a.png",
+        "--npz",
+        tmp_path / "a.npz",
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
@@ -93,7 +143,9 @@ def test_sample_writes_a_picture_and_an_array_and_is_reproducible(run, tmp_path)
 
 
 def test_sample_teacher(run, tmp_path):
-    result = called("sample", run, "--teacher", "--steps", "5", "-n", "10", "--guidance", "2", "--out", tmp_path / "t.png")
+    result = called(
+        "sample", run, "--teacher", "--steps", "5", "-n", "10", "--guidance", "2", "--out", tmp_path / "t.png"
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "t.png").is_file()
 
@@ -115,7 +167,19 @@ def test_evaluate_prints_one_object_and_writes_it(run):
 
 def test_compare_and_report(run, tmp_path):
     other = tmp_path / "other"
-    assert called("distill", "digits-diff-instruct", "--set", "training.steps=4", "--set", "evaluation.samples=100", "--out", other).returncode == 0
+    assert (
+        called(
+            "distill",
+            "digits-diff-instruct",
+            "--set",
+            "training.steps=4",
+            "--set",
+            "evaluation.samples=100",
+            "--out",
+            other,
+        ).returncode
+        == 0
+    )
     result = called("compare", run, other, "--json", "--out", tmp_path / "c.png")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
@@ -127,7 +191,16 @@ def test_compare_and_report(run, tmp_path):
 
 
 def test_pretrain_makes_a_teacher_that_distill_takes(tmp_path):
-    made = called("pretrain", "mixture2d-teacher", "--set", "training.steps=5", "--set", "evaluation.samples=50", "--out", tmp_path / "teacher")
+    made = called(
+        "pretrain",
+        "mixture2d-teacher",
+        "--set",
+        "training.steps=5",
+        "--set",
+        "evaluation.samples=50",
+        "--out",
+        tmp_path / "teacher",
+    )
     assert made.returncode == 0, made.stderr
     model = tmp_path / "teacher" / "model.safetensors"
     recipe = small_recipe(tmp_path / "small.yaml")
@@ -139,7 +212,11 @@ def test_pretrain_makes_a_teacher_that_distill_takes(tmp_path):
 
 def test_bad_input_is_one_sentence(run, tmp_path):
     recipe = tmp_path / "file-teacher.yaml"
-    recipe.write_text(called("recipes", "digits-disback").stdout.replace("{kind: shipped, name: digits}", "{kind: file, path: nowhere.safetensors}"))
+    recipe.write_text(
+        called("recipes", "digits-disback").stdout.replace(
+            "{kind: shipped, name: digits}", "{kind: file, path: nowhere.safetensors}"
+        )
+    )
     refused = {
         ("distill", "digits-disback", "--set", "training.step=3"): "did you mean 'steps'",
         ("distill", "digits-disback", "--set", "training.steps=-1"): "'training.steps' is -1",
@@ -188,7 +265,9 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    sentence = failed_last_line(fewstep("distill", recipe, "--out", folder, "--resume", "--set", "training.steps=60", preexec=limit))
+    sentence = failed_last_line(
+        fewstep("distill", recipe, "--out", folder, "--resume", "--set", "training.steps=60", preexec=limit)
+    )
     assert "could not be written: it would exceed the file-size limit" in sentence
     assert max((folder / "checkpoints").iterdir()) == newest
     assert newest.read_bytes() == before
@@ -202,15 +281,26 @@ def failed_last_line(result: subprocess.CompletedProcess[str]) -> str:
     return result.stderr.splitlines()[-1]
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/usr/bin/setpriv").exists(), reason="root may write anywhere, and there is no setpriv to become someone else")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not Path("/usr/bin/setpriv").exists(),
+    reason="root may write anywhere, and there is no setpriv to become someone else",
+)
 def test_no_permission_to_write_is_one_sentence(tmp_path):
     folder = tmp_path / "closed"
     folder.mkdir()
     folder.chmod(0o555)
     command = [sys.executable, "-m", "fewstep", "distill", "mixture2d-disback", "--out", str(folder / "run")]
     if os.geteuid() == 0:
-        # Root without the capability that overrides permissions; the folder then must not be root's.
+        # Root without the capability that overrides permissions; the folder then must not be
+        # root's.
         os.chown(folder, 65534, 65534)
-        command = ["/usr/bin/setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-dac_override,-dac_read_search", *command]
+        command = [
+            "/usr/bin/setpriv",
+            "--bounding-set",
+            "-dac_override,-dac_read_search",
+            "--inh-caps",
+            "-dac_override,-dac_read_search",
+            *command,
+        ]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=120)
     assert "writing is not permitted" in failed_last_line(result)

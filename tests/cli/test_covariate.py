@@ -1,4 +1,6 @@
-"""``fewstep shift`` and what ``evaluate`` and ``sample`` say of students of several steps and of guided ones, on tiny runs."""
+"""``fewstep shift`` and what ``evaluate`` and ``sample`` say of students of several steps and of
+guided ones, on tiny runs.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def _distilled(folder: Path, name: str, method: dict[str, object], plane: bool =
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs the entry point in this process: its exit code, what it printed, and what it complained of."""
+    """Runs the entry point in this process: its exit code, what it printed, and what it complained
+    of.
+    """
 
     def run(*arguments: object) -> tuple[object, str, str]:
         monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
@@ -76,13 +80,22 @@ def halved(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory) -> Path:
-    return _distilled(tmp_path_factory.mktemp("flow") / "flow", "digits-reflow", {"pairs": 16, "distil": 0.0, "steps": 2, "solver_steps": 2, "flow_steps": 2})
+    return _distilled(
+        tmp_path_factory.mktemp("flow") / "flow",
+        "digits-reflow",
+        {"pairs": 16, "distil": 0.0, "steps": 2, "solver_steps": 2, "flow_steps": 2},
+    )
 
 
 @pytest.fixture(scope="module")
 def guided(tmp_path_factory) -> Path:
     """A digits student told the scale, used at 1.5 unless told otherwise."""
-    return _distilled(tmp_path_factory.mktemp("lcm") / "lcm", "digits-lcm", {"steps": 2, "guidance": {"low": 1.0, "high": 3.0, "sample_at": 1.5}}, plane=False)
+    return _distilled(
+        tmp_path_factory.mktemp("lcm") / "lcm",
+        "digits-lcm",
+        {"steps": 2, "guidance": {"low": 1.0, "high": 3.0, "sample_at": 1.5}},
+        plane=False,
+    )
 
 
 def _shift(run: Path) -> dict:
@@ -98,7 +111,13 @@ def test_the_tables_have_their_rows_and_figures(halved):
         *("student_steps", "teacher_steps", "samples", "draws", "guidance", "origins", "times", "levels"),
         *("mixing", "teacher_then_student", "student_then_teacher", "sensitivity"),
     }
-    assert (found["student_steps"], found["teacher_steps"], found["samples"], found["draws"], found["guidance"]) == (2, 6, 120, 1, None)
+    assert (found["student_steps"], found["teacher_steps"], found["samples"], found["draws"], found["guidance"]) == (
+        2,
+        6,
+        120,
+        1,
+        None,
+    )
     student = load(halved)
     assert found["times"] == student.sampling.times(student.schedule, student.prior.time).tolist()
     assert found["levels"] == pytest.approx([40 * time for time in found["times"]])
@@ -129,13 +148,19 @@ def test_the_command_prints_tables_or_one_object(halved, tmp_path, command):
 def test_without_the_teacher_it_is_what_evaluate_says_of_the_student(halved):
     found, entry = _shift(halved), evaluate(halved, draws=1)["student"]["2"]
     for row in (found["mixing"][0], found["teacher_then_student"][0], found["student_then_teacher"][-1]):
-        assert {name: row[name] for name in ("fd", "recall", "diversity")} == {name: entry[name] for name in ("fd", "recall", "diversity")}
+        assert {name: row[name] for name in ("fd", "recall", "diversity")} == {
+            name: entry[name] for name in ("fd", "recall", "diversity")
+        }
 
 
 def test_without_the_student_it_is_the_teachers_ddim_on_the_same_noise(halved):
     recipe = RunFolder(halved).read_distill_recipe()
     data = recipe.data.open()
-    teacher, student, evaluator = build_teacher(recipe.teacher, data), load(halved), build_evaluator(recipe.evaluation, data)
+    teacher, student, evaluator = (
+        build_teacher(recipe.teacher, data),
+        load(halved),
+        build_evaluator(recipe.evaluation, data),
+    )
     fine = student.sampling.times(student.schedule, student.prior.time, 6)
 
     def sample(key, rows, labels):
@@ -145,7 +170,11 @@ def test_without_the_student_it_is_the_teachers_ddim_on_the_same_noise(halved):
     expected = evaluator.describe(sample, 1)
     found = _shift(halved)
     for row in (found["mixing"][-1], found["teacher_then_student"][-1], found["student_then_teacher"][0]):
-        assert (row["fd"], row["recall"], row["diversity"]) == (expected.quality.fd, expected.breadth.recall, expected.breadth.diversity)
+        assert (row["fd"], row["recall"], row["diversity"]) == (
+            expected.quality.fd,
+            expected.breadth.recall,
+            expected.breadth.diversity,
+        )
 
 
 def test_rows_between_the_ends_are_mixed_generations(halved):
@@ -153,7 +182,9 @@ def test_rows_between_the_ends_are_mixed_generations(halved):
     data = recipe.data.open()
     relay = build_relay(halved, load(halved), build_teacher(recipe.teacher, data), 6)
     sampler = mixed_sampler(relay, Stochastic(0.4))
-    expected = build_evaluator(recipe.evaluation, data).describe(lambda key, rows, labels: sampler(key, rows, labels).clamp(data.low, data.high), 1)
+    expected = build_evaluator(recipe.evaluation, data).describe(
+        lambda key, rows, labels: sampler(key, rows, labels).clamp(data.low, data.high), 1
+    )
     assert _shift(halved)["mixing"][2]["fd"] == expected.quality.fd
     down, up = (_shift(halved)[name][1]["fd"] for name in ("teacher_then_student", "student_then_teacher"))
     assert len({down, up, _shift(halved)["mixing"][0]["fd"], _shift(halved)["mixing"][-1]["fd"]}) == 4
@@ -173,7 +204,8 @@ def test_a_flow_is_paired_with_its_teacher_rescheduled(flow):
     assert isinstance(relay.teacher.schedule, RectifiedFlow)
     assert relay.teacher.denoiser is teacher
     assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(Key(1), 30, None), student.draw(Key(1), 30, None, 2))
-    # The flow starts from unit noise where no signal is left; the teacher's own samples come of it, and they are data.
+    # The flow starts from unit noise where no signal is left; the teacher's own samples come of it,
+    # and they are data.
     data = recipe.data.open()
     ends = mixed_sampler(build_relay(flow, student, teacher, 40), Stochastic(1.0))(Key(1), 300, None)
     assert float(torch.cdist(ends, data.samples).min(1).values.median()) < 0.3
@@ -193,15 +225,23 @@ def test_a_guided_students_scale_is_passed_on_to_both(guided):
         assert relay.guidance == scale
         assert torch.equal(mixed_sampler(relay, Stochastic(0.0))(key, 20, labels), student.draw(key, 20, labels, 2))
         with torch.no_grad():
-            expected = solve(EULER, Guided(teacher, scale), student.prior.at(key, "prior", 20, labels).x, relay.fine, labels)
-        torch.testing.assert_close(mixed_sampler(relay, Stochastic(1.0))(key, 20, labels), expected, rtol=1e-4, atol=1e-4)
+            expected = solve(
+                EULER, Guided(teacher, scale), student.prior.at(key, "prior", 20, labels).x, relay.fine, labels
+            )
+        torch.testing.assert_close(
+            mixed_sampler(relay, Stochastic(1.0))(key, 20, labels), expected, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_what_has_no_time_to_switch_at_is_refused(halved, tmp_path, command):
     code, _, sentence = command("shift", halved, "--teacher-steps", "3")
     assert code == 2
     assert "a teacher of 3 steps does not meet a student of 2" in sentence
-    one = _distilled(tmp_path / "one", "digits-reflow", {"pairs": 16, "solver_steps": 2, "flow_steps": 2, "distil": 0.5, "reflows": 1})
+    one = _distilled(
+        tmp_path / "one",
+        "digits-reflow",
+        {"pairs": 16, "solver_steps": 2, "flow_steps": 2, "distil": 0.5, "reflows": 1},
+    )
     code, _, sentence = command("shift", one)
     assert code == 2
     assert "its student takes one step" in sentence
@@ -228,7 +268,9 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
     labels = evaluator.data.proportional_labels(120)
     samples = student.draw(Key(0, "evaluation", 0), 120, labels, 2).clamp(student.low, student.high)
     expected = manifold_scores(evaluator.features(evaluator.data.samples), evaluator.features(samples))
-    assert [found["student"]["2"][name] for name in BREADTH[:4]] == pytest.approx([expected.precision, expected.recall, expected.density, expected.coverage])
+    assert [found["student"]["2"][name] for name in BREADTH[:4]] == pytest.approx(
+        [expected.precision, expected.recall, expected.density, expected.coverage]
+    )
     table = evaluation_table(found)
     assert f"{found['student']['2']['recall']:.3f} {found['student']['2']['diversity']:>10.3f}" in table
     assert "2 draws" in table
@@ -243,7 +285,21 @@ def test_the_mismatch_is_that_of_the_students_usual_steps(halved):
 
 
 def test_guidance_scales_are_measured_of_teacher_and_student(guided, halved, command):
-    code, out, _ = command("evaluate", guided, "--json", "--draws", "1", "--guidance", "1", "--guidance", "2.5", "--teacher-steps", "2", "--teacher-steps", "1")
+    code, out, _ = command(
+        "evaluate",
+        guided,
+        "--json",
+        "--draws",
+        "1",
+        "--guidance",
+        "1",
+        "--guidance",
+        "2.5",
+        "--teacher-steps",
+        "2",
+        "--teacher-steps",
+        "1",
+    )
     assert code == 0
     found = json.loads(out)
     assert set(found["guidance"]) == {"1.0", "2.5"}
@@ -253,7 +309,9 @@ def test_guidance_scales_are_measured_of_teacher_and_student(guided, halved, com
     assert found["guidance"]["1.0"]["teacher"]["2"]["fd"] == found["teacher"]["2"]["fd"]
     assert [found["guidance"][scale]["teacher"]["2"]["nfe"] for scale in ("1.0", "2.5")] == [2, 4]
     recipe, student = RunFolder(guided).read_distill_recipe(), load(guided, 2.5)
-    expected = build_evaluator(recipe.evaluation, recipe.data.open()).measure(lambda key, n, labels: student.draw(key, n, labels, 2).clamp(-1, 1), 1)
+    expected = build_evaluator(recipe.evaluation, recipe.data.open()).measure(
+        lambda key, n, labels: student.draw(key, n, labels, 2).clamp(-1, 1), 1
+    )
     assert found["guidance"]["2.5"]["student"]["2"]["fd"] == expected.fd
     assert "student, 2 steps, guided by 2.5" in evaluation_table(found)
     assert "Student, 2 steps, guided by 2.5" in write_run_report(guided).read_text()
@@ -271,7 +329,12 @@ def test_a_student_without_a_scale_has_no_row_by_guidance(guided):
 def test_sample_takes_the_scale_of_a_guided_student(guided, halved, tmp_path, command):
     assert load_guided(guided).sampling.guidance == 1.5
     assert load_guided(halved, 1.0).sampling.guidance is None
-    assert command("sample", guided, "-n", "4", "--guidance", "3", "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz")[0] == 0
+    assert (
+        command(
+            "sample", guided, "-n", "4", "--guidance", "3", "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz"
+        )[0]
+        == 0
+    )
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
         drawn = arrays["samples"]
     np.testing.assert_array_equal(drawn, load(guided, 3.0)(4).numpy())
@@ -292,11 +355,15 @@ def test_the_report_shows_the_tables_and_the_stages(halved, tmp_path):
     assert 'id="shift"' in page
     assert 'href="#shift"' in page
     section = page[page.index('id="shift"') : page.index('id="curves"')]
-    places = [section.index(title) for title in ("Teacher with probability", "Teacher down to", "Student down to", "Student throughout")]
+    places = [
+        section.index(title)
+        for title in ("Teacher with probability", "Teacher down to", "Student down to", "Student throughout")
+    ]
     assert places == sorted(places)
     assert section.count(f'<td class="n">{found["mixing"][2]["fd"]:.3g}</td>') >= 1
     assert all(name.capitalize() in page for name in BREADTH)
-    # Rounds of 4 and of 2 steps: a stage mark each on the three large charts, and the loss by its name; neither path nor gap.
+    # Rounds of 4 and of 2 steps: a stage mark each on the three large charts, and the loss by its
+    # name; neither path nor gap.
     assert "Progressive loss of the student" in page
     assert "<title>stage: 2-steps, from step" in page
     assert "a stage begins" in page
@@ -318,5 +385,8 @@ def test_the_headline_is_at_the_steps_that_the_student_was_trained_for(halved, t
     (copy / "shift.json").unlink()
     (copy / "evaluation.json").write_text(json.dumps({"teacher": {"35": entry}, "student": by_steps, "reference": {}}))
     page = write_run_report(copy).read_text()
-    assert "In 2 steps the student reaches a Frechet distance of 8 (6 in 4 steps and 9 in 1 step); the teacher has 5 in 35 steps." in page
+    assert (
+        "In 2 steps the student reaches a Frechet distance of 8 (6 in 4 steps and 9 in 1 step); the "
+        "teacher has 5 in 35 steps." in page
+    )
     assert "Recall" not in page

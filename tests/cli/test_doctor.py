@@ -1,4 +1,6 @@
-"""``fewstep doctor``: whatever is wrong with a file of a run, a finding names it and says what to do; nothing is wrong with what is whole."""
+"""``fewstep doctor``: whatever is wrong with a file of a run, a finding names it and says what to
+do; nothing is wrong with what is whole.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def emptied(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A finished and evaluated run that has a file of every kind: DisBack with an adapter and stored pairs."""
+    """A finished and evaluated run that has a file of every kind: DisBack with an adapter and
+    stored pairs.
+    """
     base = tmp_path_factory.mktemp("whole")
     recipe = small_recipe(base / "small.yaml")
     values = yaml.safe_load(recipe.read_text())
@@ -106,7 +110,9 @@ def test_a_whole_run_has_no_problem_and_each_of_its_files_was_looked_at(made):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_damage_to_every_file_is_found_by_its_name(made, tmp_path, kind):
-    """Three ways a run can be spoilt, one after another in one copy: cut in half, a bit flipped, replaced by a text."""
+    """Three ways a run can be spoilt, one after another in one copy: cut in half, a bit flipped,
+    replaced by a text.
+    """
     run = Path(shutil.copytree(made, tmp_path / "run"))
     for damage in (truncated, flipped, replaced):
         shutil.copy(made / kind, run / kind)
@@ -123,7 +129,11 @@ def test_every_damage_to_every_file_is_found_by_its_name(made, tmp_path, kind):
 def test_what_is_empty_or_missing_is_a_problem_unless_the_run_does_without(run, damage: Callable[[Path], None]):
     """All of them at once, but those by which the others are known."""
     known = {"recipe.yaml", "checkpoints/step-00000040.safetensors", "samples/final.png"}
-    there = {"evaluation.json", "samples/step-00000040.png", "report.html", "checkpoints/step-00000036.safetensors"} if damage is Path.unlink else set()
+    there = (
+        {"evaluation.json", "samples/step-00000040.png", "report.html", "checkpoints/step-00000036.safetensors"}
+        if damage is Path.unlink
+        else set()
+    )
     for kind in set(KINDS) - known:
         damage(run / kind)
     blamed = {finding.key for finding in problems(examine(run))}
@@ -137,11 +147,19 @@ def test_an_unfinished_run_is_told_how_to_go_on(run):
     for name in ("student.safetensors", "evaluation.json", "samples/final.png"):
         (run / name).unlink()
     (ended,) = named(examine(run), run / "student.safetensors")
-    assert (ended.level, ended.remedy) == ("note", f"Go on: 'fewstep distill {run / 'recipe.yaml'} --out {run} --resume'.")
+    assert (ended.level, ended.remedy) == (
+        "note",
+        f"Go on: 'fewstep distill {run / 'recipe.yaml'} --out {run} --resume'.",
+    )
     values = yaml.safe_load((run / "recipe.yaml").read_text())
-    (run / "recipe.yaml").write_text(yaml.safe_dump({**values, "teacher": {"kind": "file", "path": "nowhere.safetensors"}}))
+    (run / "recipe.yaml").write_text(
+        yaml.safe_dump({**values, "teacher": {"kind": "file", "path": "nowhere.safetensors"}})
+    )
     stuck = [finding for finding in named(examine(run), run / "recipe.yaml") if finding.level == "problem"]
-    assert [finding.sentence for finding in stuck] == [f"the run cannot go on as it is: {Path('nowhere.safetensors').absolute()}: there is no such file; check the path."]
+    assert [finding.sentence for finding in stuck] == [
+        f"the run cannot go on as it is: {Path('nowhere.safetensors').absolute()}: there is no such file; "
+        "check the path."
+    ]
     shutil.rmtree(run / "checkpoints")
     (none,) = named(examine(run), run / "checkpoints")
     assert none.level == "note"
@@ -178,19 +196,34 @@ def test_the_log_is_held_against_the_checkpoint(run):
 
 def test_health_warnings_of_the_log_are_passed_on(run):
     def logged(*warnings: list[str]) -> list[str]:
-        lines = [{"step": 40 + number, "evaluations": 0, "probe": "health", "warnings": each} for number, each in enumerate(warnings)]
+        lines = [
+            {"step": 40 + number, "evaluations": 0, "probe": "health", "warnings": each}
+            for number, each in enumerate(warnings)
+        ]
         text = (run / "metrics.jsonl").read_text()
-        (run / "metrics.jsonl").write_text("".join([*(line + "\n" for line in text.splitlines() if '"health"' not in line), *(json.dumps(line) + "\n" for line in lines)]))
+        (run / "metrics.jsonl").write_text(
+            "".join(
+                [
+                    *(line + "\n" for line in text.splitlines() if '"health"' not in line),
+                    *(json.dumps(line) + "\n" for line in lines),
+                ]
+            )
+        )
         findings = named(examine(run), run / "metrics.jsonl")
         return [finding.sentence for finding in findings if finding.level == "note"]
 
     assert logged([], []) == []
-    assert logged(["it collapses."], ["it scatters."]) == ["at step 41, it scatters.", "1 of 2 health readings warned before, the last of them at step 40."]
+    assert logged(["it collapses."], ["it scatters."]) == [
+        "at step 41, it scatters.",
+        "1 of 2 health readings warned before, the last of them at step 40.",
+    ]
     assert logged(["it collapses."], []) == ["1 of 2 health readings warned before, the last of them at step 40."]
 
 
 def with_nan(path: Path) -> None:
-    """A whole file with a value that is no number, as an older version could write it: its digest is right."""
+    """A whole file with a value that is no number, as an older version could write it: its digest
+    is right.
+    """
     tensors, metadata = read_tensors(path)
     name = next(name for name, value in tensors.items() if value.is_floating_point() and value.numel())
     tensors[name].view(-1)[0] = float("nan")
@@ -198,7 +231,16 @@ def with_nan(path: Path) -> None:
     path.write_bytes(save(tensors, metadata={"fewstep": text}))
 
 
-@pytest.mark.parametrize("kind", ["checkpoints/step-00000040.safetensors", "path/node-2.safetensors", "pairs.safetensors", "student.safetensors", "adapter.safetensors"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "checkpoints/step-00000040.safetensors",
+        "path/node-2.safetensors",
+        "pairs.safetensors",
+        "student.safetensors",
+        "adapter.safetensors",
+    ],
+)
 def test_values_that_are_not_finite_are_found_by_file_and_tensor(run, kind):
     with_nan(run / kind)
     if kind.startswith("path"):
@@ -215,7 +257,9 @@ def test_values_that_are_not_finite_are_found_by_file_and_tensor(run, kind):
 
 
 def test_a_checkpoint_that_was_set_aside_is_noted(run):
-    aside = (run / "checkpoints/step-00000036.safetensors").rename(run / "checkpoints/step-00000036.not-finite.safetensors")
+    aside = (run / "checkpoints/step-00000036.safetensors").rename(
+        run / "checkpoints/step-00000036.not-finite.safetensors"
+    )
     (found,) = (finding for finding in examine(run) if finding.key == str(aside))
     assert found.level == "note"
     assert "set aside" in found.sentence
@@ -269,7 +313,9 @@ def recipe_with(path: Path, **sections: dict) -> Path:
 
 
 def test_a_recipe_finds_its_files(tmp_path, monkeypatch):
-    """Teacher, start, data and feature network where the recipe says; damaged ones, and a set of other classes, are problems."""
+    """Teacher, start, data and feature network where the recipe says; damaged ones, and a set of
+    other classes, are problems.
+    """
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -282,12 +328,25 @@ def test_a_recipe_finds_its_files(tmp_path, monkeypatch):
         "student": {"kind": "network", "network": {"kind": "small-unet"}, "start": "digits.safetensors"},
         "data": {"kind": "images", "path": "two.zip", "channels": 1, "classes": 2},
     }
-    features = {**yaml.safe_load(shipped_text("digits-disback"))["evaluation"], "features": {"kind": "classifier", "path": "digits-features.safetensors"}}
+    features = {
+        **yaml.safe_load(shipped_text("digits-disback"))["evaluation"],
+        "features": {"kind": "classifier", "path": "digits-features.safetensors"},
+    }
     recipe = recipe_with(tmp_path / "a.yaml", **sections, evaluation=features)
     findings = examine(recipe)
     assert problems(findings) == []
-    assert [finding.key for finding in findings] == [str(recipe), "teacher.path", "student.start", "data.path", "evaluation.features.path"]
-    for name, key in (("digits.safetensors", {"teacher.path", "student.start"}), ("two.zip", {"data.path"}), ("digits-features.safetensors", {"evaluation.features.path"})):
+    assert [finding.key for finding in findings] == [
+        str(recipe),
+        "teacher.path",
+        "student.start",
+        "data.path",
+        "evaluation.features.path",
+    ]
+    for name, key in (
+        ("digits.safetensors", {"teacher.path", "student.start"}),
+        ("two.zip", {"data.path"}),
+        ("digits-features.safetensors", {"evaluation.features.path"}),
+    ):
         whole = (tmp_path / name).read_bytes()
         truncated(tmp_path / name)
         found = problems(examine(recipe))
@@ -295,7 +354,9 @@ def test_a_recipe_finds_its_files(tmp_path, monkeypatch):
         assert all(name in finding.sentence for finding in found)
         (tmp_path / name).write_bytes(whole)
     recipe_with(recipe, **{**sections, "data": {**sections["data"], "classes": 3}}, evaluation=features)
-    assert [finding.sentence for finding in problems(examine(recipe))] == [f"{tmp_path / 'two.zip'} has 2 classes, 'data.classes' says 3."]
+    assert [finding.sentence for finding in problems(examine(recipe))] == [
+        f"{tmp_path / 'two.zip'} has 2 classes, 'data.classes' says 3."
+    ]
 
 
 @pytest.mark.usefixtures("offline")
@@ -314,9 +375,14 @@ def test_extras_and_addresses_are_told_before_they_are_needed(tmp_path):
         "evaluation.features.kind: inception": "pip install 'fewstep[metrics]'",
     }
     assert [finding.level for finding in named(findings, "evaluation.features.weights")] == ["problem"]
-    assert [finding.level for key in ("teacher.path", "data.name") for finding in named(findings, key)] == ["note", "note"]
+    assert [finding.level for key in ("teacher.path", "data.name") for finding in named(findings, key)] == [
+        "note",
+        "note",
+    ]
     recipe_with(recipe, data={"kind": "webdataset", "urls": "shards-{000..001}.tar"})
-    assert [finding.sentence for finding in named(examine(recipe), "data.urls")] == [f"no file is called {tmp_path}/shards-{{000..001}}.tar."]
+    assert [finding.sentence for finding in named(examine(recipe), "data.urls")] == [
+        f"no file is called {tmp_path}/shards-{{000..001}}.tar."
+    ]
     for number in (0, 1):
         (tmp_path / f"shards-00{number}.tar").touch()
     assert [finding.sentence for finding in named(examine(recipe), "data.urls")] == ["2 shards are there."]
@@ -348,7 +414,9 @@ def test_a_file_of_weights_says_what_it_is(made, tmp_path):
     (tmp_path / "features.safetensors").write_bytes((weights / "digits-features.safetensors").read_bytes())
     write_tensors(tmp_path / "loose.safetensors", {"a": torch.zeros(2)}, {})
     said = {
-        made / "checkpoints" / "step-00000040.safetensors": "is the checkpoint of step 40 (22 steps into stage 2), whole",
+        made
+        / "checkpoints"
+        / "step-00000040.safetensors": "is the checkpoint of step 40 (22 steps into stage 2), whole",
         made / "path" / "node-2.safetensors": "is node 2 of a degradation path",
         made / "adapter.safetensors": "is an adapter of rank 2",
         made / "student.safetensors": "is whole: ",
@@ -375,11 +443,18 @@ def test_a_file_of_weights_says_what_it_is(made, tmp_path):
 def test_this_machine(monkeypatch, tmp_path):
     findings = examine()
     assert not has_problem(findings)
-    assert {"python", "fewstep", "cpu", "threads", "cache", "disk", *(f"extra '{name}'" for name in EXTRAS)} <= {finding.key for finding in findings}
+    assert {"python", "fewstep", "cpu", "threads", "cache", "disk", *(f"extra '{name}'" for name in EXTRAS)} <= {
+        finding.key for finding in findings
+    }
     assert f"torch {torch.__version__}" in named(findings, "fewstep")[0].sentence
-    monkeypatch.setattr("fewstep.doctor.environment.version_of", lambda package: None if package == "webdataset" else "1.2")
+    monkeypatch.setattr(
+        "fewstep.doctor.environment.version_of", lambda package: None if package == "webdataset" else "1.2"
+    )
     by_place = {finding.key: finding for finding in examine()}
-    assert (by_place["extra 'data'"].level, by_place["extra 'data'"].sentence) == ("note", "webdataset not installed; there is datasets 1.2.")
+    assert (by_place["extra 'data'"].level, by_place["extra 'data'"].sentence) == (
+        "note",
+        "webdataset not installed; there is datasets 1.2.",
+    )
     assert (by_place["extra 'metrics'"].level, by_place["extra 'metrics'"].sentence) == ("ok", "torch-fidelity 1.2.")
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "file" / "cache"))
@@ -387,8 +462,14 @@ def test_this_machine(monkeypatch, tmp_path):
 
 
 def test_the_extras_are_those_of_the_package():
-    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {name: [package.partition(">")[0] for package in packages] for name, packages in declared.items() if name != "test"} == {name: list(each) for name, each in EXTRAS.items()}
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert {
+        name: [package.partition(">")[0] for package in packages]
+        for name, packages in declared.items()
+        if name != "test"
+    } == {name: list(each) for name, each in EXTRAS.items()}
 
 
 def test_the_command_exits_with_2_when_something_is_wrong(run, monkeypatch, capsys):
@@ -414,7 +495,9 @@ def test_the_command_exits_with_2_when_something_is_wrong(run, monkeypatch, caps
 
 
 def test_a_pretraining_is_a_run_as_well(tmp_path):
-    folder = pretrain("mixture2d-teacher", ["training.steps=2", "training.batch=8", "evaluation.samples=20"], tmp_path / "teacher")
+    folder = pretrain(
+        "mixture2d-teacher", ["training.steps=2", "training.batch=8", "evaluation.samples=20"], tmp_path / "teacher"
+    )
     findings = examine(folder)
     assert problems(findings) == []
     assert [finding.level for finding in named(findings, folder / "model.safetensors")] == ["ok"]
@@ -422,7 +505,8 @@ def test_a_pretraining_is_a_run_as_well(tmp_path):
     (found,) = problems(examine(folder))
     assert (found.key, found.remedy) == (
         str(folder / "model.safetensors"),
-        f"Make it again from the newest checkpoint: 'fewstep pretrain {folder / 'recipe.yaml'} --out {folder} --resume'.",
+        f"Make it again from the newest checkpoint: 'fewstep pretrain {folder / 'recipe.yaml'} --out "
+        f"{folder} --resume'.",
     )
     pretrain(folder / "recipe.yaml", (), folder, resume=True)
     assert problems(examine(folder)) == []

@@ -1,4 +1,6 @@
-"""What torchrun's variables may say when a command starts: what cannot be meant is one sentence, and nobody waits for processes that do not come without saying so."""
+"""What torchrun's variables may say when a command starts: what cannot be meant is one sentence,
+and nobody waits for processes that do not come without saying so.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from fewstep.errors import UserError
 from fewstep.recipes.building.device import resolve_device
 from fewstep.system import distributed
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
+NAMES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RESTART_COUNT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+)
 
 
 def surrounded(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
@@ -45,7 +55,14 @@ def test_what_cannot_be_meant_is_a_sentence(variables, sentence, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "variables", ["RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1", "RANK=0 WORLD_SIZE=1", "WORLD_SIZE=1", "RANK=0 WORLD_SIZE=1 MASTER_ADDR=nobody.invalid MASTER_PORT=9", "RANK= "]
+    "variables",
+    [
+        "RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1",
+        "RANK=0 WORLD_SIZE=1",
+        "WORLD_SIZE=1",
+        "RANK=0 WORLD_SIZE=1 MASTER_ADDR=nobody.invalid MASTER_PORT=9",
+        "RANK= ",
+    ],
 )
 def test_a_process_that_is_all_of_its_group_needs_nobody(variables, monkeypatch):
     """Also where an address is left of another day."""
@@ -66,7 +83,10 @@ def test_processes_that_do_not_come_are_not_waited_for_for_ever(number, monkeypa
     result = called("recipes")
     waits, ends = result.stderr.strip().splitlines()
     assert waits == f"fewstep: process {number} of 2 waits for the others at 127.0.0.1:{port}."
-    assert ends.startswith(f"fewstep: process {number} of 2 (RANK and WORLD_SIZE in the environment) did not meet the others at 127.0.0.1:{port}: ")
+    assert ends.startswith(
+        f"fewstep: process {number} of 2 (RANK and WORLD_SIZE in the environment) did not meet the others "
+        f"at 127.0.0.1:{port}: "
+    )
     assert result.returncode == 2
 
 

@@ -1,4 +1,6 @@
-"""The family by the command line: the matrix, and small runs of methods that sample in ways of their own."""
+"""The family by the command line: the matrix, and small runs of methods that sample in ways of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ RUNS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 def small(name: str, changes: dict[str, Any], path: Path) -> Path:
     values = yaml.safe_load(shipped_text(name))
-    values["method"] |= {key: value for key, value in SMALL.items() if key in values["method"]} | changes.get("method", {})
+    values["method"] |= {key: value for key, value in SMALL.items() if key in values["method"]} | changes.get(
+        "method", {}
+    )
     values["student"] = changes.get("student", values["student"])
     values["training"] |= {"steps": 6, "batch": 4, "log_every": 1, "health_every": 1000}
     values["evaluation"] |= {"samples": 20, "draws": 1, "every": 1000, "teacher_steps": [2]}
@@ -58,7 +62,10 @@ def small(name: str, changes: dict[str, Any], path: Path) -> Path:
 def runs(tmp_path_factory) -> dict[str, Path]:
     """A run folder of each, made by the call behind 'fewstep distill'."""
     base = tmp_path_factory.mktemp("family")
-    return {key: distill(small(name, changes, base / f"{key}.yaml"), out=base / key) for key, (name, changes, _) in RUNS.items()}
+    return {
+        key: distill(small(name, changes, base / f"{key}.yaml"), out=base / key)
+        for key, (name, changes, _) in RUNS.items()
+    }
 
 
 def test_the_printed_matrix_is_the_rule():
@@ -66,7 +73,11 @@ def test_the_printed_matrix_is_the_rule():
     assert header.split() == [column.split()[1] for column in columns()]
     printed = {line.split()[0]: line.split()[1:] for line in lines}
     recipes = {name: load_recipe(name) for name in shipped_names()}
-    assert printed == {name: ["yes" if cell is None else "-" for cell in row(name, recipe.method).cells.values()] for name, recipe in recipes.items() if isinstance(recipe, DistillRecipe)}
+    assert printed == {
+        name: ["yes" if cell is None else "-" for cell in row(name, recipe.method).cells.values()]
+        for name, recipe in recipes.items()
+        if isinstance(recipe, DistillRecipe)
+    }
 
 
 def test_the_matrix_of_one_recipe_says_why_not_and_json_holds_the_same(tmp_path):
@@ -75,9 +86,13 @@ def test_the_matrix_of_one_recipe_says_why_not_and_json_holds_the_same(tmp_path)
     recipe = load_recipe(path)
     assert isinstance(recipe, DistillRecipe)
     cells = row(str(path), recipe.method).cells
-    assert [line.removeprefix("- ") for line in inside("recipes", "--matrix", path).splitlines()[2:]] == [cell for cell in cells.values() if cell is not None]
+    assert [line.removeprefix("- ") for line in inside("recipes", "--matrix", path).splitlines()[2:]] == [
+        cell for cell in cells.values() if cell is not None
+    ]
     assert json.loads(inside("recipes", "--matrix", path, "--json")) == {str(path): cells}
-    assert set(json.loads(inside("recipes", "--matrix", "--json"))) == {name for name in shipped_names() if isinstance(load_recipe(name), DistillRecipe)}
+    assert set(json.loads(inside("recipes", "--matrix", "--json"))) == {
+        name for name in shipped_names() if isinstance(load_recipe(name), DistillRecipe)
+    }
     assert "has no axes" in failed(called("recipes", "--matrix", "digits-teacher"))
 
 
@@ -85,8 +100,16 @@ def test_the_matrix_of_one_recipe_says_why_not_and_json_holds_the_same(tmp_path)
     ("name", "settings", "sentence"),
     [
         ("digits-pd", ["method.start=12"], "must be powers of two"),
-        ("digits-dmd2", ["method.fake={kind: delta}"], "'method.adversarial.kind: fake-trunk' needs a learned fake score"),
-        ("digits-lcm", ["target={kind: backtracked, nodes: 2, record: {kind: every, steps: 1}, switch: {kind: every, steps: 1}}"], "'target.kind: backtracked' cannot be combined"),
+        (
+            "digits-dmd2",
+            ["method.fake={kind: delta}"],
+            "'method.adversarial.kind: fake-trunk' needs a learned fake score",
+        ),
+        (
+            "digits-lcm",
+            ["target={kind: backtracked, nodes: 2, record: {kind: every, steps: 1}, switch: {kind: every, steps: 1}}"],
+            "'target.kind: backtracked' cannot be combined",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_one_sentence_and_code_2(name, settings, sentence, tmp_path):

@@ -81,7 +81,9 @@ def test_evaluate_writes_them_and_the_report_shows_them(recipe: str, tmp_path: P
 
 
 def test_they_are_the_samples_of_their_place(tmp_path: Path) -> None:
-    folder = distill("mixture2d-diff-instruct", ["training.steps=2", "training.batch=8", "evaluation.samples=200"], tmp_path / "run")
+    folder = distill(
+        "mixture2d-diff-instruct", ["training.steps=2", "training.batch=8", "evaluation.samples=200"], tmp_path / "run"
+    )
     from fewstep.recipes.building.parts import build_evaluator
     from fewstep.runs import load
 
@@ -92,4 +94,6 @@ def test_they_are_the_samples_of_their_place(tmp_path: Path) -> None:
     samples = drawn.draw(Key(5, "worst"), ROWS, None, 1).clamp(student.low, student.high)
     features = evaluator.features(samples[found["indices"][:1]])
     real = evaluator.features(recipe.data.open().take(torch.arange(0, 10_000, 2)))
-    assert float((real.double() - features.double()).norm(dim=1).min()) == pytest.approx(found["distances"][0], rel=1e-6)
+    assert float((real.double() - features.double()).norm(dim=1).min()) == pytest.approx(
+        found["distances"][0], rel=1e-6
+    )

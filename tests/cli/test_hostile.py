@@ -1,4 +1,6 @@
-"""What a user may hand to the command line by mistake or by malice: refused in one sentence, at once, and without the memory that it claims (docs/security.md, benchmarks/hostile.py)."""
+"""What a user may hand to the command line by mistake or by malice: refused in one sentence, at
+once, and without the memory that it claims (docs/security.md, benchmarks/hostile.py).
+"""
 
 from __future__ import annotations
 
@@ -57,14 +59,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 @pytest.fixture
 def denoiser() -> NetworkDenoiser:
     """One of the plane."""
-    return NetworkDenoiser(build({"kind": "residual-mlp", "width": 8, "depth": 1}), KarrasVE(), EDM(0.5), EDMInputs(0.5), (2,))
+    return NetworkDenoiser(
+        build({"kind": "residual-mlp", "width": 8, "depth": 1}), KarrasVE(), EDM(0.5), EDMInputs(0.5), (2,)
+    )
 
 
 def student(path: Path, **changes: object) -> Path:
     """A generator's file, with changes to what it says besides the model."""
     model = Generator(build({"kind": "latent-mlp", "latent": 2, "dim": 2, "width": 8, "depth": 2}), (2,), (2,))
     sampling = {"jump": "renoise", "grid": "rho", "steps": 1, "gamma": 0.0, "guidance": None, "rule": "euler"}
-    save_model(path, model, {"prior": {"time": 1.0, "scale": 1.0}, "range": [-1.0, 1.0], "sampling": sampling, **changes})
+    save_model(
+        path, model, {"prior": {"time": 1.0, "scale": 1.0}, "range": [-1.0, 1.0], "sampling": sampling, **changes}
+    )
     return path
 
 
@@ -103,7 +109,9 @@ def test_what_opens_an_address_is_not_shown(address, shown) -> None:
     assert all_without_secrets({"a": [address, 1, None]}) == {"a": [shown, 1, None]}
 
 
-@pytest.mark.parametrize("text", ["a" * 300_000, "a." * 150_000, "a://" * 75_000, "https://" + "@" * 300_000, "https://" + "?" * 300_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 300_000, "a." * 150_000, "a://" * 75_000, "https://" + "@" * 300_000, "https://" + "?" * 300_000]
+)
 def test_a_long_text_is_read_once_for_its_addresses(text) -> None:
     """A pattern that began anew at each character would not come back within the hour."""
     assert without_secrets(text)[:2] == text[:2]
@@ -114,8 +122,12 @@ def test_a_secret_address_is_in_no_sentence_and_no_report(capsys, monkeypatch, t
     path, run = small_recipe(tmp_path / "mine.yaml", steps=4), tmp_path / "run"
     distill(path, (), run)
     secret = "https://me:s3cret@localhost:9/b.pkl?signature=s3cret"
-    (tmp_path / "far.yaml").write_text(yaml.safe_dump({**values, "teacher": {"kind": "nvidia", "network": "ffhq64-ddpmpp", "path": secret}}))
-    assert "https://***@localhost:9/b.pkl?***: could not be fetched" in refused(capsys, "distill", tmp_path / "far.yaml", "--out", tmp_path / "out")
+    (tmp_path / "far.yaml").write_text(
+        yaml.safe_dump({**values, "teacher": {"kind": "nvidia", "network": "ffhq64-ddpmpp", "path": secret}})
+    )
+    assert "https://***@localhost:9/b.pkl?***: could not be fetched" in refused(
+        capsys, "distill", tmp_path / "far.yaml", "--out", tmp_path / "out"
+    )
     monkeypatch.setattr(sys, "argv", ["fewstep", "doctor", str(tmp_path / "far.yaml")])
     with pytest.raises(SystemExit):
         entry.main()
@@ -123,7 +135,9 @@ def test_a_secret_address_is_in_no_sentence_and_no_report(capsys, monkeypatch, t
     assert "https://***@localhost:9/b.pkl?***" in said.out
     assert "s3cret" not in said.out + said.err
     kept = yaml.safe_load((run / "recipe.yaml").read_text())
-    (run / "recipe.yaml").write_text(yaml.safe_dump({**kept, "teacher": {"kind": "nvidia", "network": "ffhq64-ddpmpp", "path": secret}}))
+    (run / "recipe.yaml").write_text(
+        yaml.safe_dump({**kept, "teacher": {"kind": "nvidia", "network": "ffhq64-ddpmpp", "path": secret}})
+    )
     page = write_run_report(run).read_text()
     assert "https://***@localhost:9/b.pkl?***" in page
     assert "s3cret" not in page
@@ -139,7 +153,13 @@ def test_what_a_key_or_value_holds_stays_in_its_line(capsys, tmp_path, word) -> 
         assert len(refused(capsys, "distill", tmp_path / f"{name}.yaml", "--out", tmp_path / "out")) < LONGEST + 100
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    ],
+)
 def test_memory_that_is_not_there_is_a_sentence(capsys, monkeypatch, error) -> None:
     def fail() -> None:
         raise error
@@ -206,7 +226,14 @@ def test_nothing_that_is_written_or_said_holds_the_environment(capsys, monkeypat
         monkeypatch.setenv(name, secret)
     path = small_recipe(tmp_path / "mine.yaml", steps=4)
     run = tmp_path / "run"
-    for arguments in (("distill", path, "--out", run), ("report", run), ("doctor", run), ("doctor",), ("distill", path, "--out", run), ("inspect", run / "student.safetensors")):
+    for arguments in (
+        ("distill", path, "--out", run),
+        ("report", run),
+        ("doctor", run),
+        ("doctor",),
+        ("distill", path, "--out", run),
+        ("inspect", run / "student.safetensors"),
+    ):
         monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
         with contextlib.suppress(SystemExit):
             entry.main()
@@ -250,9 +277,22 @@ def test_merges_and_dates_are_words(tmp_path) -> None:
         load_recipe("digits-disback", ["training.precision=2001-99-99"])
 
 
-@pytest.mark.parametrize("value", ["!!timestamp a", "!!int 'a'", "!!float a", "[" * 20_000, "9" * 5000, "&a [*a]", "!!python/object/apply:os.system [ls]"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!timestamp a",
+        "!!int 'a'",
+        "!!float a",
+        "[" * 20_000,
+        "9" * 5000,
+        "&a [*a]",
+        "!!python/object/apply:os.system [ls]",
+    ],
+)
 def test_an_override_is_read_as_carefully_as_a_file(capsys, tmp_path, value) -> None:
-    assert "not valid YAML" in refused(capsys, "distill", "digits-disback", "--out", tmp_path / "out", "--set", f"a.b.c={value}")
+    assert "not valid YAML" in refused(
+        capsys, "distill", "digits-disback", "--out", tmp_path / "out", "--set", f"a.b.c={value}"
+    )
 
 
 def test_a_value_is_quoted_in_a_few_words() -> None:
@@ -274,7 +314,9 @@ def test_no_number_of_a_recipe_may_be_endless(name, value) -> None:
             found, dotted = getattr(section, key), f"{before}{key}"
             if isinstance(found, BaseModel):
                 walk(found, dotted + ".")
-            elif (type(found) is int and "seed" not in key) or (type(found) is float and value in (".nan", ".inf", "-.inf")):
+            elif (type(found) is int and "seed" not in key) or (
+                type(found) is float and value in (".nan", ".inf", "-.inf")
+            ):
                 with pytest.raises(UserError, match=key):
                     load_recipe(name, [f"{dotted}={value}"])
 
@@ -353,23 +395,43 @@ def test_on_the_meta_device_a_network_may_be_of_any_size() -> None:
 
 def test_a_small_file_cannot_ask_for_a_large_network(tmp_path, denoiser) -> None:
     save_model(tmp_path / "model", denoiser)
-    with pytest.raises(UserError, match=r"model: the network has more than .* parameters, for which the file has no room"):
+    with pytest.raises(
+        UserError, match=r"model: the network has more than .* parameters, for which the file has no room"
+    ):
         load_model(rewritten(tmp_path / "model", lambda metadata: metadata["model"]["network"].update(width=2000)))
     save_network(tmp_path / "network", build({"kind": "digit-classifier", "width": 8, "features": 8}))
-    with pytest.raises(UserError, match=r"network: the network has more than .* parameters, for which the file has no room"):
+    with pytest.raises(
+        UserError, match=r"network: the network has more than .* parameters, for which the file has no room"
+    ):
         load_network(rewritten(tmp_path / "network", lambda metadata: metadata["network"].update(width=1000)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_refused_wherever_they_are_loaded(capsys, tmp_path, denoiser, value, monkeypatch) -> None:
+def test_weights_that_are_not_finite_are_refused_wherever_they_are_loaded(
+    capsys, tmp_path, denoiser, value, monkeypatch
+) -> None:
     torch.nn.init.constant_(denoiser.network.leave.bias, value)
     with monkeypatch.context() as older:
         # We do not write such a file; others may.
         older.setattr("fewstep.system.files.first_not_finite", lambda tensors: "")
         save_model(tmp_path / "model.safetensors", denoiser)
     for arguments in (
-        ("distill", "mixture2d-disback", "--out", tmp_path / "one", "--set", f"teacher={{kind: file, path: {tmp_path / 'model.safetensors'}}}"),
-        ("distill", "mixture2d-disback", "--out", tmp_path / "two", "--set", f"student.start={tmp_path / 'model.safetensors'}"),
+        (
+            "distill",
+            "mixture2d-disback",
+            "--out",
+            tmp_path / "one",
+            "--set",
+            f"teacher={{kind: file, path: {tmp_path / 'model.safetensors'}}}",
+        ),
+        (
+            "distill",
+            "mixture2d-disback",
+            "--out",
+            tmp_path / "two",
+            "--set",
+            f"student.start={tmp_path / 'model.safetensors'}",
+        ),
         ("sample", tmp_path / "model.safetensors", "-n", "1"),
         ("inspect", tmp_path / "model.safetensors"),
     ):
@@ -427,7 +489,9 @@ def test_how_a_student_samples_must_be_numbers(tmp_path, changes) -> None:
         load(student(tmp_path / "bad", **changes))
 
 
-@pytest.mark.parametrize("changes", [{"steps": 1.5}, {"steps": BILLION}, {"steps": True}, {"gamma": "a"}, {"guidance": [1]}])
+@pytest.mark.parametrize(
+    "changes", [{"steps": 1.5}, {"steps": BILLION}, {"steps": True}, {"gamma": "a"}, {"guidance": [1]}]
+)
 def test_sampling_of_a_file_is_checked(tmp_path, changes) -> None:
     _, extra = load_model(student(tmp_path / "good"))
     with pytest.raises(UserError, match="sampling: 'steps' must be a whole number"):
@@ -453,7 +517,9 @@ def test_labels_take_no_more_memory_than_labels_need(tmp_path, image_bytes) -> N
         return tmp_path / "set.zip"
 
     assert open_images(write('{"labels": [["a.png", 0]]}' + " " * 2**20)).classes == 1
-    with pytest.raises(UserError, match=r"'dataset.json' has 2,097,178 bytes, more than the labels of 1 images need \(1,049,600\)"):
+    with pytest.raises(
+        UserError, match=r"'dataset.json' has 2,097,178 bytes, more than the labels of 1 images need \(1,049,600\)"
+    ):
         open_images(write('{"labels": [["a.png", 0]]}' + " " * 2**21))
     with pytest.raises(UserError, match="'classes' must be a list"):
         open_images(write('{"labels": [["a.png", 0]], "classes": "abc"}'))
@@ -496,7 +562,18 @@ def test_a_report_passes_over_json_that_is_none(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "is_one"), [(1, True), (1e99, True), (1e101, False), (10**400, False), (-(10**400), False), (float("nan"), False), (float("inf"), False), (True, False), ("1", False)]
+    ("value", "is_one"),
+    [
+        (1, True),
+        (1e99, True),
+        (1e101, False),
+        (10**400, False),
+        (-(10**400), False),
+        (float("nan"), False),
+        (float("inf"), False),
+        (True, False),
+        ("1", False),
+    ],
 )
 def test_a_number_is_one_that_can_be_computed_with(value, is_one) -> None:
     assert is_number(value) is is_one
@@ -505,7 +582,13 @@ def test_a_number_is_one_that_can_be_computed_with(value, is_one) -> None:
 
 def test_measurements_that_are_no_numbers_are_left_out_of_a_comparison(tmp_path) -> None:
     good = [{"step": step, "evaluations": 8 * step, "probe": "evaluation", "fd": 1.0 / step} for step in (1, 2, 3)]
-    bad = [{**good[0], "fd": "a\nb"}, {**good[0], "step": 10**400}, {**good[0], "evaluations": None}, {**good[0], "fd": True}, {"probe": "evaluation"}]
+    bad = [
+        {**good[0], "fd": "a\nb"},
+        {**good[0], "step": 10**400},
+        {**good[0], "evaluations": None},
+        {**good[0], "fd": True},
+        {"probe": "evaluation"},
+    ]
     one = run_folder(tmp_path / "one", "".join(json.dumps(line) + "\n" for line in good))
     two = run_folder(tmp_path / "two", "".join(json.dumps(line) + "\n" for line in [*bad, *good]))
     first, second = compare([one, two]).runs
@@ -514,7 +597,10 @@ def test_measurements_that_are_no_numbers_are_left_out_of_a_comparison(tmp_path)
 
 @pytest.mark.parametrize("value", [5e-324, 1e-310, 1e99, -1e99, 0.0])
 def test_a_report_draws_any_number_of_a_log(tmp_path, value) -> None:
-    lines = [{"step": step, "evaluations": step, "stage": "distill", "student.gap": fd, "probe": "evaluation", "fd": fd} for step, fd in ((1, value), (2, 1.0), (3, abs(value)))]
+    lines = [
+        {"step": step, "evaluations": step, "stage": "distill", "student.gap": fd, "probe": "evaluation", "fd": fd}
+        for step, fd in ((1, value), (2, 1.0), (3, abs(value)))
+    ]
     folder = run_folder(tmp_path / "run", "".join(json.dumps(line) + "\n" for line in lines))
     assert "Frechet distance" in write_run_report(folder).read_text()
 
@@ -522,7 +608,10 @@ def test_a_report_draws_any_number_of_a_log(tmp_path, value) -> None:
 @pytest.mark.parametrize("value", [3, True, None, "abc", {"a": 1}])
 def test_warnings_that_are_no_list_are_none(tmp_path, value) -> None:
     def lines(last: object) -> str:
-        return "".join(json.dumps({"step": step, "evaluations": step, "probe": "health", "warnings": found}) + "\n" for step, found in ((1, ["a sentence"]), (2, last)))
+        return "".join(
+            json.dumps({"step": step, "evaluations": step, "probe": "health", "warnings": found}) + "\n"
+            for step, found in ((1, ["a sentence"]), (2, last))
+        )
 
     warned = gather(run_folder(tmp_path / "run", lines(value))).history.warnings()
     assert warned == gather(run_folder(tmp_path / "same", lines([]))).history.warnings()
@@ -535,6 +624,10 @@ def test_a_picture_that_leads_to_a_device_is_not_read(tmp_path) -> None:
     (folder / "samples").mkdir()
     (folder / "samples" / "final.png").symlink_to("/dev/zero")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read") if path.suffix == ".png" else path.open("rb").read())
+        patch.setattr(
+            Path,
+            "read_bytes",
+            lambda path: pytest.fail(f"{path} was read") if path.suffix == ".png" else path.open("rb").read(),
+        )
         found = [finding for finding in check_records(RunFolder(folder), "again") if "final.png" in finding.key]
     assert [finding.level for finding in found] == ["problem"]

@@ -28,7 +28,9 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def kill_at(recipe: Path, folder: Path, lines: int, number: int = signal.SIGKILL) -> int:
-    """Starts or resumes the run, sends it a signal once its log has so many lines, and returns its exit code."""
+    """Starts or resumes the run, sends it a signal once its log has so many lines, and returns its
+    exit code.
+    """
     process = started("distill", recipe, "--out", folder, "--resume")
     log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -60,7 +62,9 @@ def checkpoint_tensors(path: Path) -> dict[str, bytes]:
 
 
 def test_killed_three_times_in_each_stage_the_end_is_byte_equal(undisturbed, tmp_path):
-    """Recording ends at line 21 (3 at the start, 18 steps); the first kill comes before the first checkpoint."""
+    """Recording ends at line 21 (3 at the start, 18 steps); the first kill comes before the first
+    checkpoint.
+    """
     recipe, reference = undisturbed
     folder = tmp_path / "run"
     for lines in (5, 11, 18, 24, 31, 39):
@@ -107,7 +111,11 @@ def test_steps_may_be_raised_and_nothing_else(undisturbed, tmp_path):
     assert called("distill", recipe, "--out", folder, "--set", "training.steps=36").returncode == 0
     sentence = failed(called("distill", recipe, "--out", folder, "--set", "training.steps=30", "--resume"))
     assert "'training.steps' is 30" in sentence
-    sentence = failed(called("distill", recipe, "--out", folder, "--set", "training.batch=16", "--set", "training.steps=36", "--resume"))
+    sentence = failed(
+        called(
+            "distill", recipe, "--out", folder, "--set", "training.batch=16", "--set", "training.steps=36", "--resume"
+        )
+    )
     assert "'training.batch' differs" in sentence
     result = called("distill", recipe, "--out", folder, "--set", "training.steps=44", "--resume")
     assert result.returncode == 0, result.stderr
@@ -115,14 +123,23 @@ def test_steps_may_be_raised_and_nothing_else(undisturbed, tmp_path):
     assert steps == list(range(1, 45))
     # The same command again, or without the number, is the same run; less is refused.
     for settings in (["--set", "training.steps=44"], []):
-        assert called("distill", recipe if settings else folder / "recipe.yaml", "--out", folder, *settings, "--resume").returncode == 0
-    assert "can only be raised" in failed(called("distill", recipe, "--out", folder, "--set", "training.steps=40", "--resume"))
+        assert (
+            called(
+                "distill", recipe if settings else folder / "recipe.yaml", "--out", folder, *settings, "--resume"
+            ).returncode
+            == 0
+        )
+    assert "can only be raised" in failed(
+        called("distill", recipe, "--out", folder, "--set", "training.steps=40", "--resume")
+    )
 
 
 def test_two_processes_on_one_run_the_second_is_refused(undisturbed, tmp_path):
     recipe, _ = undisturbed
     folder = tmp_path / "run"
-    first = started("distill", recipe, "--out", folder, "--set", "training.steps=4000", "--set", "training.checkpoint_every=1000")
+    first = started(
+        "distill", recipe, "--out", folder, "--set", "training.steps=4000", "--set", "training.checkpoint_every=1000"
+    )
     try:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:

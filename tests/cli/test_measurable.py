@@ -1,4 +1,6 @@
-"""A recipe that can be trained can be measured: commands have the bounds of the recipe's keys, and a figure that cannot be had takes no other along."""
+"""A recipe that can be trained can be measured: commands have the bounds of the recipe's keys, and
+a figure that cannot be had takes no other along.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from fewstep.recipes.reading.source import validate
 from fewstep.runs import distill, evaluate, measure_many
 from fewstep.schedule import KarrasVE, RectifiedFlow
 
-KEYS = {"samples": ("samples",), "draws": ("draws",), "teacher_steps": ("teacher_steps",), "student_steps": ("student_steps",), "steps": ("student_steps", "teacher_steps")}
+KEYS = {
+    "samples": ("samples",),
+    "draws": ("draws",),
+    "teacher_steps": ("teacher_steps",),
+    "student_steps": ("student_steps",),
+    "steps": ("student_steps", "teacher_steps"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,9 @@ def run(tmp_path_factory):
 def taken(key: str, value: int) -> bool:
     """Whether the recipe's key takes the value."""
     try:
-        TypeAdapter(config.Evaluation.model_fields[key].annotation).validate_python([value] if key.endswith("steps") else value)
+        TypeAdapter(config.Evaluation.model_fields[key].annotation).validate_python(
+            [value] if key.endswith("steps") else value
+        )
         config.Evaluation.of({"features": {"kind": "fourier"}, key: [value] if key.endswith("steps") else value})
     except ValidationError:
         return False
@@ -47,14 +57,20 @@ def taken(key: str, value: int) -> bool:
 @pytest.mark.parametrize("command", ["evaluate", "measure", "shift", "sample"])
 def test_options_have_the_bounds_of_the_recipes_keys(command):
     hints = typing.get_type_hints(getattr(cli, command), include_extras=True)
-    options = {name: hint.__metadata__[0] for name, hint in hints.items() if typing.get_origin(hint) is typing.Annotated}
+    options = {
+        name: hint.__metadata__[0] for name, hint in hints.items() if typing.get_origin(hint) is typing.Annotated
+    }
     compared = 0
     for name, keys in KEYS.items():
         if name not in options:
             continue
         low, high = options[name].min, options[name].max
         for key in keys:
-            assert [taken(key, value) for value in (low - 1, low, high, high + 1)] == [False, True, True, False], (command, name, key)
+            assert [taken(key, value) for value in (low - 1, low, high, high + 1)] == [False, True, True, False], (
+                command,
+                name,
+                key,
+            )
             compared += 1
     assert compared >= 2
 
@@ -116,7 +132,10 @@ def classify(x: torch.Tensor) -> torch.Tensor:
         (evaluator(30, torch.arange(30) % 3, classifier=classify, conditional=False), {"accuracy"}),
         (evaluator(5), {"accuracy", "precision", "recall", "density", "coverage"}),
         (evaluator(1), {"accuracy", "precision", "recall", "density", "coverage", "diversity", "fd", "fd_spread"}),
-        (evaluator(3, torch.arange(3), classifier=classify, samples=3), {"precision", "recall", "density", "coverage", "diversity"}),
+        (
+            evaluator(3, torch.arange(3), classifier=classify, samples=3),
+            {"precision", "recall", "density", "coverage", "diversity"},
+        ),
     ],
 )
 def test_a_figure_that_cannot_be_had_takes_no_other_along(made, lacking):
@@ -147,7 +166,10 @@ def flow_teacher(grid: str) -> PretrainRecipe:
 @pytest.mark.parametrize("grid", ["rho", "log-snr"])
 def test_a_flow_is_refused_a_grid_that_cannot_start_before_it_is_trained(grid):
     assert build_pretraining(flow_teacher("uniform")).stages
-    with pytest.raises(UserError, match=rf"'evaluation\.solver\.grid: {grid}' does not fit the teacher's schedule: .*use the uniform time grid"):
+    with pytest.raises(
+        UserError,
+        match=rf"'evaluation\.solver\.grid: {grid}' does not fit the teacher's schedule: .*use the uniform time grid",
+    ):
         build_pretraining(flow_teacher(grid))
 
 
@@ -157,11 +179,22 @@ def test_a_student_of_a_flow_is_refused_likewise(tmp_path: Path):
         inputs = EDMInputs(0.5) if not refused else TimestepInputs(offset=0.0)
         prediction = EDM(0.5) if not refused else Prediction.from_description({"kind": "velocity"})
         save_model(tmp_path / "t.safetensors", NetworkDenoiser(network, schedule, prediction, inputs, (2,), 0))
-        for key, name in (("evaluation.solver.grid", "mixture2d-diff-instruct"), ("method.solver.grid", "mixture2d-reflow")):
-            recipe = load_recipe(name, [f"teacher={{kind: file, path: {tmp_path / 't.safetensors'}}}", "training.batch=4"])
+        for key, name in (
+            ("evaluation.solver.grid", "mixture2d-diff-instruct"),
+            ("method.solver.grid", "mixture2d-reflow"),
+        ):
+            recipe = load_recipe(
+                name, [f"teacher={{kind: file, path: {tmp_path / 't.safetensors'}}}", "training.batch=4"]
+            )
             assert isinstance(recipe, DistillRecipe)
             if key.startswith("method"):
-                recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"solver": config.SolverChoice(grid="uniform")})})
+                recipe = recipe.model_copy(
+                    update={
+                        "evaluation": recipe.evaluation.model_copy(
+                            update={"solver": config.SolverChoice(grid="uniform")}
+                        )
+                    }
+                )
             if not refused:
                 assert build_distillation(recipe, tmp_path).stages
                 continue

@@ -1,4 +1,6 @@
-"""``fewstep measure``: the same numbers for any number of processes, and those that ``evaluate`` finds; classifiers as feature spaces; refusals."""
+"""``fewstep measure``: the same numbers for any number of processes, and those that ``evaluate``
+finds; classifiers as feature spaces; refusals.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,28 @@ from fewstep.zoo import digit_features
 SAMPLES = 500
 # Blocks of 200, 200 and 100.
 WORKERS = Workers(batch=200)
-CLASSIFIER = {"kind": "image-classifier", "size": 8, "channels": 1, "width": 8, "depth": 1, "features": 16, "classes": 10}
+CLASSIFIER = {
+    "kind": "image-classifier",
+    "size": 8,
+    "channels": 1,
+    "width": 8,
+    "depth": 1,
+    "features": 16,
+    "classes": 10,
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of four steps' training on digits."""
-    settings = ["training.steps=4", f"evaluation.samples={SAMPLES}", "evaluation.draws=1", "evaluation.teacher_steps=[2]", "evaluation.every=1000", "training.health_every=1000"]
+    settings = [
+        "training.steps=4",
+        f"evaluation.samples={SAMPLES}",
+        "evaluation.draws=1",
+        "evaluation.teacher_steps=[2]",
+        "evaluation.every=1000",
+        "training.health_every=1000",
+    ]
     return distill("digits-diff-instruct", settings, tmp_path_factory.mktemp("measure") / "run")
 
 
@@ -91,16 +108,25 @@ def test_stored_statistics_serve_as_the_data(run, alone, tmp_path):
     for name, count in (("digits.safetensors", 1797), ("digits.npz", None)):
         found = measure_many(run, SAMPLES, reference=tmp_path / name, metrics=["fd"])
         assert found["fd"] == pytest.approx(alone["fd"], rel=1e-9)
-        assert found["reference"] == {"file": str(tmp_path / name), "count": count, "sha256": content_digest(tmp_path / name)}
+        assert found["reference"] == {
+            "file": str(tmp_path / name),
+            "count": count,
+            "sha256": content_digest(tmp_path / name),
+        }
 
 
 def test_a_reference_in_the_features_of_other_weights_is_refused(run, tmp_path):
-    """The space has the same name, and its network other weights: what ships changed, or Inception's file was exchanged."""
+    """The space has the same name, and its network other weights: what ships changed, or
+    Inception's file was exchanged.
+    """
     stored = load_reference(write_reference(run, tmp_path / "digits.safetensors"))
     assert set(stored.origins) == {"data", "evaluation.features.kind"}
     others = {**stored.origins, "evaluation.features.kind": "0" * 64}
     save_reference(tmp_path / "other.safetensors", Reference(stored.statistics, stored.space, others))
-    with pytest.raises(UserError, match=r"features of another network than 'evaluation.features.kind' names now \(SHA-256 000000000000 then"):
+    with pytest.raises(
+        UserError,
+        match=r"features of another network than 'evaluation.features.kind' names now \(SHA-256 000000000000 then",
+    ):
         measure_many(run, SAMPLES, reference=tmp_path / "other.safetensors", metrics=["fd"])
 
 
@@ -114,7 +140,17 @@ def test_the_command_writes_references(run, tmp_path):
 def test_the_table_has_a_line_a_number(alone):
     lines = measurement_table({**alone, "reference": {"file": "ref.npz", "count": None}}).splitlines()
     assert lines[0] == "student, 1 step, 500 samples, in the space 'digits-features', against ref.npz"
-    names = ["Frechet distance", "kernel distance", "inception score", "precision", "recall", "density", "coverage", "diversity", "class accuracy"]
+    names = [
+        "Frechet distance",
+        "kernel distance",
+        "inception score",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "diversity",
+        "class accuracy",
+    ]
     assert [line.split("  ")[0] for line in lines[1:]] == names
     assert lines[1].split()[-1] == f"{alone['fd']:.4g}"
     assert lines[3].split()[-3:] == [f"{alone['is']['mean']:.4g}", "+-", f"{alone['is']['spread']:.2g}"]
@@ -142,7 +178,13 @@ def test_references_and_workers_that_do_not_fit_are_refused(run, tmp_path):
 
 
 def test_what_a_space_cannot_tell_is_refused(tmp_path):
-    settings = ["training.steps=4", "evaluation.samples=20", "evaluation.every=1000", "training.health_every=1000", "data.samples=200"]
+    settings = [
+        "training.steps=4",
+        "evaluation.samples=20",
+        "evaluation.every=1000",
+        "training.health_every=1000",
+        "data.samples=200",
+    ]
     plane = distill("mixture2d-diff-instruct", settings, tmp_path / "plane")
     for metric, reason in (("is", "has no classifier"), ("accuracy", "a model with classes")):
         with pytest.raises(UserError, match=f"'{metric}' cannot be measured: .*{reason}"):
@@ -188,8 +230,13 @@ def test_a_trained_classifier_is_a_feature_space_and_judges(tmp_path):
     found = evaluator.measure(lambda key, n, labels: data.take(torch.arange(n)), 1)
     labels = data.proportional_labels(50)
     assert found.accuracy == float((network(data.take(torch.arange(50))).argmax(1) == labels).double().mean())
-    same = build_space(config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "again.safetensors"))), data)
-    other = build_space(config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "other.safetensors", features=24))), data)
+    same = build_space(
+        config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "again.safetensors"))), data
+    )
+    other = build_space(
+        config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "other.safetensors", features=24))),
+        data,
+    )
     assert space.name == same.name != other.name
 
 
@@ -204,7 +251,10 @@ def test_files_that_are_no_fitting_classifier_are_refused(tmp_path):
     cases = [
         (tmp_path / "none.safetensors", "no such file; make it by 'fewstep pretrain'"),
         (tmp_path / "mlp.safetensors", "holds a ResidualMLP, not a classifier"),
-        (_saved(tmp_path / "large.safetensors", size=16), r"reads images of shape \(1, 16, 16\), the data has \(1, 8, 8\)"),
+        (
+            _saved(tmp_path / "large.safetensors", size=16),
+            r"reads images of shape \(1, 16, 16\), the data has \(1, 8, 8\)",
+        ),
     ]
     for path, sentence in cases:
         with pytest.raises(UserError, match=sentence):
@@ -213,7 +263,9 @@ def test_files_that_are_no_fitting_classifier_are_refused(tmp_path):
         FeatureSpace("plain", lambda x: x).classify(torch.zeros(1))
 
 
-@pytest.mark.parametrize(("size", "channels", "halvings"), [(8, 1, 1), (16, 3, 2), (32, 3, 3), (64, 3, 4), (28, 1, 2), (48, 2, 3)])
+@pytest.mark.parametrize(
+    ("size", "channels", "halvings"), [(8, 1, 1), (16, 3, 2), (32, 3, 3), (64, 3, 4), (28, 1, 2), (48, 2, 3)]
+)
 def test_an_image_classifier_has_the_stages_it_says(size: int, channels: int, halvings: int) -> None:
     network = ImageClassifier(9, size, channels, width=8, features=12)
     x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
@@ -228,7 +280,15 @@ def test_an_image_classifier_has_the_stages_it_says(size: int, channels: int, ha
 
 
 @pytest.mark.parametrize(
-    ("settings", "key"), [({"size": 4}, "size"), ({"size": 30}, "size"), ({"size": 36}, "size"), ({"width": 12}, "width"), ({"classes": 0}, "classes"), ({"classes": 1}, "classes")]
+    ("settings", "key"),
+    [
+        ({"size": 4}, "size"),
+        ({"size": 30}, "size"),
+        ({"size": 36}, "size"),
+        ({"width": 12}, "width"),
+        ({"classes": 0}, "classes"),
+        ({"classes": 1}, "classes"),
+    ],
 )
 def test_impossible_image_classifiers_are_refused(settings: dict[str, int], key: str) -> None:
     with pytest.raises(UserError, match=f"'{key}' must be"):

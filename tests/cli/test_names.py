@@ -48,7 +48,9 @@ def test_files_are_written_and_read_where_names_are_not_utf8(odd):
 
 
 def test_a_name_that_a_terminal_cannot_show_is_escaped(monkeypatch):
-    """In the coding of locale C, which has no letter beyond ASCII, and for a name that is not UTF-8."""
+    """In the coding of locale C, which has no letter beyond ASCII, and for a name that is not
+    UTF-8.
+    """
     for coding, name, shown in (("ascii", "caf\xe9", b"caf\\xe9\n"), ("utf-8", "caf\udce9", b"caf\\udce9\n")):
         raw = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=coding, errors="strict"))
@@ -65,11 +67,17 @@ def test_a_name_that_the_locale_cannot_say_is_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         entry.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "fewstep: 'caf\u00e9.zip' cannot be a file's name in this locale, whose coding is ascii; set LC_ALL=C.UTF-8 or PYTHONUTF8=1.\n"
+    assert (
+        capsys.readouterr().err
+        == "fewstep: 'caf\u00e9.zip' cannot be a file's name in this locale, whose coding is ascii; set "
+        "LC_ALL=C.UTF-8 or PYTHONUTF8=1.\n"
+    )
 
 
 def test_classes_of_any_name_are_shown_under_locale_c(tmp_path):
-    """Python is told to take the locale's own coding, as it does by itself where the locale is neither C nor UTF-8."""
+    """Python is told to take the locale's own coding, as it does by itself where the locale is
+    neither C nor UTF-8.
+    """
     (tmp_path / "set" / "caf\u00e9").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "set" / "caf\u00e9" / "a.png")
     assert CliRunner().invoke(app, ["data", "zip", str(tmp_path / "set"), str(tmp_path / "set.zip")]).exit_code == 0
@@ -81,7 +89,9 @@ def test_classes_of_any_name_are_shown_under_locale_c(tmp_path):
 
 
 def test_no_text_is_read_or_written_in_the_locales_coding():
-    """Python warns of each place that leaves the coding to the locale; what is imported at once is looked at here, the rest by its text."""
+    """Python warns of each place that leaves the coding to the locale; what is imported at once is
+    looked at here, the rest by its text.
+    """
     for file in SOURCES.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         assert ".read_text()" not in text, file
@@ -90,7 +100,9 @@ def test_no_text_is_read_or_written_in_the_locales_coding():
         assert '"r")' not in text, file
 
 
-@pytest.mark.parametrize(("name", "kind"), [("s.png", "PNG"), ("s.jpg", "JPEG"), ("s.JPEG", "JPEG"), ("s.webp", "WEBP"), ("s.bmp", "BMP")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("s.png", "PNG"), ("s.jpg", "JPEG"), ("s.JPEG", "JPEG"), ("s.webp", "WEBP"), ("s.bmp", "BMP")]
+)
 @pytest.mark.parametrize("shape", [(3, 3, 8, 8), (3, 1, 8, 8), (20, 2)])
 def test_a_picture_is_what_its_name_says(name, kind, shape, tmp_path):
     samples = torch.linspace(-1, 1, int(np.prod(shape))).reshape(shape)
@@ -103,7 +115,9 @@ def test_a_picture_is_what_its_name_says(name, kind, shape, tmp_path):
 
 
 def test_a_name_that_says_no_picture_is_refused_before_anything_is_drawn(tmp_path):
-    with pytest.raises(UserError, match=r"s\.gif: is no name of a picture; give one that ends in \.png, \.jpg, \.jpeg, \.webp, \.bmp"):
+    with pytest.raises(
+        UserError, match=r"s\.gif: is no name of a picture; give one that ends in \.png, \.jpg, \.jpeg, \.webp, \.bmp"
+    ):
         write_samples(tmp_path / "s.gif", torch.zeros(1, 3, 8, 8), -1.0, 1.0)
     with pytest.raises(UserError, match=r"s\.csv: samples are written as an \.npz; give a name that ends in \.npz"):
         write_array(tmp_path / "s.csv", torch.zeros(1))

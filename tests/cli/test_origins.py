@@ -1,4 +1,6 @@
-"""A file that was exchanged under its name is found by its content; a path means what it meant, from everywhere."""
+"""A file that was exchanged under its name is found by its content; a path means what it meant,
+from everywhere.
+"""
 
 from __future__ import annotations
 
@@ -208,7 +210,9 @@ def test_a_saved_recipe_names_the_same_files_from_elsewhere(project, tmp_path):
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_has_checksums_from_then_on(project):
-    """Its paths are as they were typed, its checkpoints are known by one of them, and there are no checksums."""
+    """Its paths are as they were typed, its checkpoints are known by one of them, and there are no
+    checksums.
+    """
     folder = RunFolder(project / "run")
     folder.recipe.write_text(folder.recipe.read_text().replace(f"{project}/", ""))
     known_by = run_of(folder.read_recipe())

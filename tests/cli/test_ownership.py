@@ -1,4 +1,6 @@
-"""Nothing that a run did not write itself is removed or replaced; what is in its way keeps its content under another name."""
+"""Nothing that a run did not write itself is removed or replaced; what is in its way keeps its
+content under another name.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +53,27 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "samples/final.png", "path/manifest.json", "metrics.jsonl", "notes.txt", "recipe.yaml", ".hidden"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "student.safetensors",
+        "samples/final.png",
+        "path/manifest.json",
+        "metrics.jsonl",
+        "notes.txt",
+        "recipe.yaml",
+        ".hidden",
+    ],
+)
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_of_somebodys_own_is_refused_before_the_first_byte(made, tmp_path, name, resume):
     mine = tmp_path / "mine"
     (mine / name).parent.mkdir(parents=True)
     (mine / name).write_text("task: distill\n")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=rf"mine: holds '{name.partition('/')[0]}', and no run of fewstep's; nothing was written"):
+    with pytest.raises(
+        UserError, match=rf"mine: holds '{name.partition('/')[0]}', and no run of fewstep's; nothing was written"
+    ):
         distill(made[0], QUICK, mine, resume=resume)
     assert contents(tmp_path) == before
 
@@ -73,7 +88,10 @@ def test_a_folder_that_looks_like_a_run_and_is_none_is_refused(made, tmp_path, r
     for name in ("student.safetensors", NAME, "checkpoints/last.ckpt", "checkpoints/step-00000010.safetensors"):
         (mine / name).write_text(f"mine: {name}")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"mine: holds 'checkpoints', 'metrics\.jsonl', 'recipe\.yaml' and 2 more, and no run of fewstep's"):
+    with pytest.raises(
+        UserError,
+        match=r"mine: holds 'checkpoints', 'metrics\.jsonl', 'recipe\.yaml' and 2 more, and no run of fewstep's",
+    ):
         distill(mine / "recipe.yaml", QUICK, mine, resume=resume)
     assert contents(tmp_path) == before
 
@@ -91,16 +109,21 @@ def test_a_finished_run_that_goes_on_changes_nothing(made, run):
     before = contents(run)
     distill(made[0], QUICK, run, resume=True)
     after = contents(run)
-    assert {name: after[name] for name in before if name not in (NAME, "metrics.jsonl")} == {name: digest for name, digest in before.items() if name not in (NAME, "metrics.jsonl")}
+    assert {name: after[name] for name in before if name not in (NAME, "metrics.jsonl")} == {
+        name: digest for name, digest in before.items() if name not in (NAME, "metrics.jsonl")
+    }
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "samples/final.png", "path/node-1.safetensors", "samples/directions.png"])
+@pytest.mark.parametrize(
+    "name", ["student.safetensors", "samples/final.png", "path/node-1.safetensors", "samples/directions.png"]
+)
 def test_what_somebody_put_where_a_run_writes_is_kept_under_another_name(made, run, name):
     path = run / name
     assert path.is_file()
     path.write_bytes(b"mine")
     if name.startswith("path/"):
-        # The path is recorded again where the run begins anew: a run that was killed before its first checkpoint.
+        # The path is recorded again where the run begins anew: a run that was killed before its
+        # first checkpoint.
         shutil.rmtree(run / "checkpoints")
         (run / "student.safetensors").unlink()
         cut_log(run, 3)
@@ -143,7 +166,11 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(made, run, way, fini
     if way == "not mounted":
         (run / "checkpoints").symlink_to(run.parent / "nowhere")
     before = contents(run)
-    with pytest.raises(UserError, match=r"checkpoints: cannot be listed|is finished, and .*/checkpoints holds no checkpoint|checkpoints: holds no checkpoint, though the run made 40 steps"):
+    with pytest.raises(
+        UserError,
+        match=r"checkpoints: cannot be listed|is finished, and .*/checkpoints holds no checkpoint|checkpoints: "
+        r"holds no checkpoint, though the run made 40 steps",
+    ):
         distill(made[0], QUICK, run, resume=True)
     assert contents(run) == before
 
@@ -198,7 +225,10 @@ def test_a_run_without_a_readable_checkpoint_does_not_begin_anew(made, run):
     for path in newest(run):
         path.write_bytes(b"damaged")
     before = contents(run)
-    for resume, sentence in ((True, "none of its 2 checkpoints can be gone on from .* nothing was changed"), (False, "holds a run already")):
+    for resume, sentence in (
+        (True, "none of its 2 checkpoints can be gone on from .* nothing was changed"),
+        (False, "holds a run already"),
+    ):
         with pytest.raises(UserError, match=sentence):
             distill(made[0], QUICK, run, resume=resume)
     assert contents(run) == before
@@ -234,7 +264,12 @@ def test_saving_neither_counts_nor_writes_over_what_is_not_the_runs(tmp_path):
     (tmp_path / "step-00000005").mkdir()
     (tmp_path / "step-00000005" / "notes.txt").write_text("mine")
     kept.save(3, {}, state(3))
-    assert [path.name[:13] for path in kept.paths()] == ["step-00000005", "step-00000004", "step-00000003", "step-00000002"]
+    assert [path.name[:13] for path in kept.paths()] == [
+        "step-00000005",
+        "step-00000004",
+        "step-00000003",
+        "step-00000002",
+    ]
     kept.save(4, {}, state(4))
     assert (tmp_path / "step-00000004.set-aside.safetensors").read_text() == "mine"
     assert [path.name[:13] for path in kept.paths()] == ["step-00000005", "step-00000004", "step-00000002"]
@@ -242,8 +277,18 @@ def test_saving_neither_counts_nor_writes_over_what_is_not_the_runs(tmp_path):
 
 def test_training_and_pruning_remove_only_their_own_checkpoints(made, run):
     checkpoints = run / "checkpoints"
-    mine = [checkpoints / "step-00000001.safetensors", checkpoints / "step-00000002.safetensors.bak", checkpoints / "notes.txt", checkpoints / ".x.aside"]
-    mine += [run / ".mine.safetensors.7-7-7.aside", checkpoints / ".mine.7-7-7.aside", checkpoints / "step-5.safetensors", run / "path" / ".mine.7-7.aside"]
+    mine = [
+        checkpoints / "step-00000001.safetensors",
+        checkpoints / "step-00000002.safetensors.bak",
+        checkpoints / "notes.txt",
+        checkpoints / ".x.aside",
+    ]
+    mine += [
+        run / ".mine.safetensors.7-7-7.aside",
+        checkpoints / ".mine.7-7-7.aside",
+        checkpoints / "step-5.safetensors",
+        run / "path" / ".mine.7-7.aside",
+    ]
     for path in mine:
         path.write_bytes(b"mine")
     (checkpoints / "step-00000003").mkdir()
@@ -274,12 +319,19 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_doctor_and_the_report_take_what_is_kept_for_nothing_of_the_runs(run):
-    kept = ["samples/final.set-aside.png", "path/node-1.set-aside-2.safetensors", "pairs.set-aside.safetensors", "measured-student-1.set-aside.json"]
+    kept = [
+        "samples/final.set-aside.png",
+        "path/node-1.set-aside-2.safetensors",
+        "pairs.set-aside.safetensors",
+        "measured-student-1.set-aside.json",
+    ]
     for name in (*kept, "student.earlier.safetensors"):
         (run / name).write_bytes(b"mine")
     findings = examine(run)
     assert not has_problem(findings)
-    assert {each.key for each in findings if "was kept under this name" in each.sentence} == {str(run / name) for name in (*kept, "student.earlier.safetensors")}
+    assert {each.key for each in findings if "was kept under this name" in each.sentence} == {
+        str(run / name) for name in (*kept, "student.earlier.safetensors")
+    }
     (run / kept[0]).unlink()
     before = write_run_report(run).read_bytes()
     (run / kept[0]).write_bytes(b"mine")
@@ -327,9 +379,20 @@ def test_a_path_keeps_what_it_did_not_record(tmp_path, capsys):
     (tmp_path / "manifest.json").write_bytes(b"mine")
     recorded(1, 2)
     recorded(3)
-    assert {path.name for path in tmp_path.iterdir()} == {NAME, "manifest.json", "manifest.set-aside.json", "node-1.safetensors", "node-1.set-aside.safetensors", "node-2.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        NAME,
+        "manifest.json",
+        "manifest.set-aside.json",
+        "node-1.safetensors",
+        "node-1.set-aside.safetensors",
+        "node-2.safetensors",
+    }
     assert capsys.readouterr().err.count("it is kept as") == 2
-    assert (tmp_path / "manifest.set-aside.json").read_bytes() == (tmp_path / "node-1.set-aside.safetensors").read_bytes() == b"mine"
+    assert (
+        (tmp_path / "manifest.set-aside.json").read_bytes()
+        == (tmp_path / "node-1.set-aside.safetensors").read_bytes()
+        == b"mine"
+    )
 
 
 def test_pairs_take_no_file_of_somebodys_own(tmp_path, cache, capsys):

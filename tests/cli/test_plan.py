@@ -1,4 +1,6 @@
-"""``fewstep plan``: every recipe's plan holds together, and the figures are those that a count by hand gives."""
+"""``fewstep plan``: every recipe's plan holds together, and the figures are those that a count by
+hand gives.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
         def __missing__(self, _: str) -> float:
             return 8.0
 
-    monkeypatch.setattr("fewstep.planning.plan.rehearse", lambda _: Rehearsal(Any8(), {}, COUNTED.graphs, COUNTED.graphs_bf16))
+    monkeypatch.setattr(
+        "fewstep.planning.plan.rehearse", lambda _: Rehearsal(Any8(), {}, COUNTED.graphs, COUNTED.graphs_bf16)
+    )
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """The command line in this process, where the rehearsal can be replaced: (exit code, standard output, standard error)."""
+    """The command line in this process, where the rehearsal can be replaced: (exit code, standard
+    output, standard error).
+    """
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["fewstep", *arguments])
@@ -53,7 +59,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("name", DISTILLING)
 def test_every_recipe_has_a_plan(name):
-    """Without weights, data or a GPU; sizes add up, sharding and more GPUs never take more, and what is said to fit most fits and one more does not."""
+    """Without weights, data or a GPU; sizes add up, sharding and more GPUs never take more, and
+    what is said to fit most fits and one more does not.
+    """
     gpus = 2 if load_recipe(name).training.batch % 2 == 0 else 1
     plan = plan_recipe(name, [], gpus, 80.0)
     assert plan.parts[0].role == "teacher"
@@ -71,7 +79,9 @@ def test_every_recipe_has_a_plan(name):
             assert setting.activations < by_way[setting.mode, setting.precision, False].activations
             assert setting.hours > by_way[setting.mode, setting.precision, False].hours
     assert plan.cheapest is not None
-    assert plan.cheapest.hours * plan.cheapest.gpus == min(setting.hours * setting.gpus for setting in plan.settings if setting.memory <= 80 * GIB)
+    assert plan.cheapest.hours * plan.cheapest.gpus == min(
+        setting.hours * setting.gpus for setting in plan.settings if setting.memory <= 80 * GIB
+    )
 
 
 def test_the_state_is_that_of_the_run(tmp_path):
@@ -82,11 +92,19 @@ def test_the_state_is_that_of_the_run(tmp_path):
     assert plan.settings[0].state == state_bytes(built.stages, built.teacher) + one
     assert plan.path_bytes == 4 * one
     assert plan.steps == {"record": 40, "distill": 2360}
-    assert {part.role for part in plan.parts} == {"teacher", "fake score", "student", "average of student (distill)", "target's slot"}
+    assert {part.role for part in plan.parts} == {
+        "teacher",
+        "fake score",
+        "student",
+        "average of student (distill)",
+        "target's slot",
+    }
 
 
 def test_evaluations_of_diff_instruct_are_counted_by_hand():
-    """A step: the student's forward and backward (3), teacher and fake score on it (2), the fake score's forward and backward (3)."""
+    """A step: the student's forward and backward (3), teacher and fake score on it (2), the fake
+    score's forward and backward (3).
+    """
     plan = plan_recipe("digits-diff-instruct", ["training.steps=100", "training.batch=10"])
     assert plan.evaluations == 100 * 10 * 8
     assert plan.graphs == pytest.approx(1.0, abs=0.1)
@@ -94,13 +112,18 @@ def test_evaluations_of_diff_instruct_are_counted_by_hand():
 
 def test_pairs_are_paid_from_the_same_count():
     """DMD's regression: its pairs, by 18 Heun steps with the last one Euler's, are made once."""
-    with_pairs = plan_recipe("digits-dmd", ["training.steps=100", "training.batch=10", "method.regression.pairs=700", "method.regression.steps=18"])
+    with_pairs = plan_recipe(
+        "digits-dmd",
+        ["training.steps=100", "training.batch=10", "method.regression.pairs=700", "method.regression.steps=18"],
+    )
     steps = 100 * 10 * 11
     assert with_pairs.evaluations == pytest.approx(steps + 700 * 35)
 
 
 def test_what_differentiates_through_more_networks_keeps_more():
-    """SiD's loss goes through the student, the fake score and the teacher; Diff-Instruct's through the student alone."""
+    """SiD's loss goes through the student, the fake score and the teacher; Diff-Instruct's through
+    the student alone.
+    """
     assert plan_recipe("digits-sid", []).graphs > 2.5 * plan_recipe("digits-diff-instruct", []).graphs
 
 
@@ -114,7 +137,10 @@ def test_twice_the_batch_is_twice_the_activations_and_the_time():
 
 @pytest.mark.usefixtures("counted")
 def test_portions_keep_the_activations_of_one_and_sharded_the_gradients_of_a_network():
-    whole, parts = (plan_recipe("ffhq64-disback", ["training.batch=32", f"training.accumulate={portions}"], 2, 80.0) for portions in (1, 4))
+    whole, parts = (
+        plan_recipe("ffhq64-disback", ["training.batch=32", f"training.accumulate={portions}"], 2, 80.0)
+        for portions in (1, 4)
+    )
     network = whole.parts[0].bytes
     for one, portion in zip(whole.settings, parts.settings, strict=True):
         assert (one.mode, one.batch) == (portion.mode, portion.batch)
@@ -123,14 +149,24 @@ def test_portions_keep_the_activations_of_one_and_sharded_the_gradients_of_a_net
         assert portion.hours == one.hours
         assert portion.largest_batch % 4 == 0
     assert parts.settings[0].largest_batch == 4 * whole.settings[0].largest_batch
-    with pytest.raises(UserError, match=r"'training\.batch' is 5, which 'training\.accumulate' = 2 equal portions cannot share"):
+    with pytest.raises(
+        UserError, match=r"'training\.batch' is 5, which 'training\.accumulate' = 2 equal portions cannot share"
+    ):
         plan_recipe("ffhq64-disback", ["training.batch=5", "training.accumulate=2"])
     # Three samples a GPU in two portions cannot be.
-    assert [setting.gpus for setting in plan_recipe("ffhq64-disback", ["training.batch=6", "training.accumulate=2"], 2).settings] == [1, 1, 1, 1]
+    assert [
+        setting.gpus
+        for setting in plan_recipe("ffhq64-disback", ["training.batch=6", "training.accumulate=2"], 2).settings
+    ] == [1, 1, 1, 1]
 
 
 def test_a_plan_rehearses_a_recipe_of_many_portions():
-    assert plan_recipe("digits-diff-instruct", ["training.steps=100", "training.batch=64", "training.accumulate=8"]).evaluations == 100 * 64 * 8
+    assert (
+        plan_recipe(
+            "digits-diff-instruct", ["training.steps=100", "training.batch=64", "training.accumulate=8"]
+        ).evaluations
+        == 100 * 64 * 8
+    )
 
 
 @pytest.mark.usefixtures("counted")
@@ -142,21 +178,40 @@ def test_a_plan_in_a_terminal_and_as_json(command):
     found = json.loads(command("plan", "ffhq64-disback", "--gpus", "2", "--memory", "12", "--json")[1])
     assert found["parts"][0]["parameters"] == 61_805_571
     assert len(found["settings"]) == 4 + 8
-    assert math.isclose(found["settings"][0]["hours"], found["evaluations"] * found["operations"] / (0.5 * 0.3 * 312e12) / 3600)
+    assert math.isclose(
+        found["settings"][0]["hours"], found["evaluations"] * found["operations"] / (0.5 * 0.3 * 312e12) / 3600
+    )
 
 
 @pytest.mark.usefixtures("counted")
 def test_nothing_that_fits_is_said_with_a_remedy(command):
-    assert "nothing fits into 10 GiB; more GPUs, or larger ones, are needed." in command("plan", "imagenet64-disback", "--memory", "10")[1]
-    assert "nothing fits into 16 GiB; with --set training.batch=" in command("plan", "imagenet64-disback", "--memory", "16")[1]
+    assert (
+        "nothing fits into 10 GiB; more GPUs, or larger ones, are needed."
+        in command("plan", "imagenet64-disback", "--memory", "10")[1]
+    )
+    assert (
+        "nothing fits into 16 GiB; with --set training.batch="
+        in command("plan", "imagenet64-disback", "--memory", "16")[1]
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["digits-teacher"], "is a recipe for 'fewstep pretrain', which has one network"),
-        (["digits-pd", "--set", "target={kind: backtracked, nodes: 2, record: {kind: every, steps: 2}, switch: {kind: every, steps: 2}}"], "cannot be combined"),
-        (["emoji32-disback", "--set", "teacher={kind: file, path: nowhere.safetensors}"], "nowhere.safetensors: there is no such file"),
+        (
+            [
+                "digits-pd",
+                "--set",
+                "target={kind: backtracked, nodes: 2, record: {kind: every, steps: 2}, switch: {kind: "
+                "every, steps: 2}}",
+            ],
+            "cannot be combined",
+        ),
+        (
+            ["emoji32-disback", "--set", "teacher={kind: file, path: nowhere.safetensors}"],
+            "nowhere.safetensors: there is no such file",
+        ),
         (["emoji32-disback", "--set", "teacher.recipe=emoji32-features"], "does not pretrain a denoiser"),
         (["ffhq64-disback", "--set", "teacher.network=ffhq65"], "is no published network that is known here"),
         (["ffhq64-disback", "--set", "teacher.sha256=abc"], "'teacher.sha256'"),
@@ -171,10 +226,17 @@ def test_a_plan_that_cannot_be_made_is_one_sentence(command, arguments, sentence
 
 def test_a_rehearsal_counts_and_does_not_learn():
     """At rates at which the twin's networks would diverge, and the plan with them."""
-    assert plan_recipe("mixture2d-diff-instruct", ["method.optimizer.lr=1.0e+30", "training.steps=100", "training.batch=10"]).evaluations > 0
+    assert (
+        plan_recipe(
+            "mixture2d-diff-instruct", ["method.optimizer.lr=1.0e+30", "training.steps=100", "training.batch=10"]
+        ).evaluations
+        > 0
+    )
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ\nat::native"), KeyError("distill"), ZeroDivisionError("division by zero")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ\nat::native"), KeyError("distill"), ZeroDivisionError("division by zero")]
+)
 def test_a_rehearsal_that_fails_is_one_sentence(command, monkeypatch, error):
     def failing(self: object, resume: bool = False) -> None:
         raise error
@@ -182,7 +244,10 @@ def test_a_rehearsal_that_fails_is_one_sentence(command, monkeypatch, error):
     monkeypatch.setattr("fewstep.training.Trainer.fit", failing)
     code, _, said = command("plan", "mixture2d-diff-instruct")
     assert code == 2
-    assert said.startswith(f"fewstep: the plan's rehearsal, some steps of the recipe with tiny networks on made-up images, failed ({type(error).__name__}: ")
+    assert said.startswith(
+        "fewstep: the plan's rehearsal, some steps of the recipe with tiny networks on made-up images, "
+        f"failed ({type(error).__name__}: "
+    )
     assert len(said.strip().splitlines()) == 1
 
 

@@ -1,4 +1,6 @@
-"""What ends a command from outside, whenever it falls, is one sentence and 128 + the signal; what is ignored stays ignored."""
+"""What ends a command from outside, whenever it falls, is one sentence and 128 + the signal; what
+is ignored stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ main()
 
 
 def ran(script: str, **how) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=120, **how)
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=120, **how
+    )
 
 
 def said_of(number: int) -> str:
@@ -55,7 +59,14 @@ def said_of(number: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("module", "number"), [("typer", signal.SIGINT), ("fewstep.command.tables", signal.SIGINT), ("fewstep.command.entry", signal.SIGTERM), ("torch", signal.SIGINT), ("torch", signal.SIGHUP)]
+    ("module", "number"),
+    [
+        ("typer", signal.SIGINT),
+        ("fewstep.command.tables", signal.SIGINT),
+        ("fewstep.command.entry", signal.SIGTERM),
+        ("torch", signal.SIGINT),
+        ("torch", signal.SIGHUP),
+    ],
 )
 def test_a_signal_while_python_imports_us_is_a_sentence(module, number):
     def heard() -> None:
@@ -67,7 +78,9 @@ def test_a_signal_while_python_imports_us_is_a_sentence(module, number):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_any_command_in_a_sentence(number):
-    process = subprocess.Popen([sys.executable, "-c", AT_WORK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", AT_WORK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n"
     time.sleep(0.05)
@@ -97,7 +110,8 @@ def test_a_system_that_is_no_unix_is_told_so_in_a_sentence():
     assert used.stderr.strip().splitlines()[-1].startswith("ImportError: fewstep needs Unix (Linux or macOS)")
 
 
-# A Ctrl-C while C runs code by its text, as it does when torch is imported: ``python -m`` remembers that, and would end by a signal whichever exit code is asked for.
+# A Ctrl-C while C runs code by its text, as it does when torch is imported: ``python -m`` remembers
+# that, and would end by a signal whichever exit code is asked for.
 IN_TEXT = """
 import ctypes
 from fewstep.command import entry
@@ -113,13 +127,18 @@ main()
 
 def test_the_exit_code_is_ours_wherever_a_ctrl_c_falls(tmp_path):
     (tmp_path / "interrupted.py").write_text(IN_TEXT)
-    script = f"import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.chdir({str(tmp_path)!r}); os.execv(sys.executable, [sys.executable, '-m', 'interrupted'])"
+    script = (
+        f"import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.chdir({str(tmp_path)!r}); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'interrupted'])"
+    )
     ended = ran(script)
     assert (ended.returncode, ended.stderr.strip()) == (130, said_of(signal.SIGINT))
 
 
 def test_a_worker_leaves_the_answer_to_the_process_that_started_it():
-    """Terminals and SLURM signal all processes: a worker that ended first would pass for one that had no memory left."""
+    """Terminals and SLURM signal all processes: a worker that ended first would pass for one that
+    had no memory left.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as pool:
         worker = pool.submit(os.getpid).result()
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -141,13 +160,17 @@ def lines_of(folder: Path) -> int:
 
 
 def test_a_run_saves_when_its_terminal_is_closed(tmp_path):
-    """The bar and the last sentence have nowhere to go then; the run must reach its checkpoint all the same."""
+    """The bar and the last sentence have nowhere to go then; the run must reach its checkpoint all
+    the same.
+    """
     run = tmp_path / "run"
     recipe = small_recipe(tmp_path / "small.yaml", steps=4000, checkpoint_every=100_000)
     command = [sys.executable, "-c", IN_A_TERMINAL, "distill", str(recipe), "--out", str(run)]
     ours, theirs = pty.openpty()
     try:
-        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True
+        )
         deadline = time.monotonic() + 120
         while lines_of(run) < 6 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -1,4 +1,6 @@
-"""What of a set was passed over is said by each command that uses it, and recorded with its results."""
+"""What of a set was passed over is said by each command that uses it, and recorded with its
+results.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from fewstep.runs import distill, evaluate, measure_many, pretrain
 from fewstep.runs.sampler import labels_for
 from fewstep.training import Silent
 
-TINY = ["training.steps=2", "training.batch=10", "training.log_every=1", "evaluation.every=2", "evaluation.samples=20", "evaluation.draws=1", "evaluation.teacher_steps=[2]"]
+TINY = [
+    "training.steps=2",
+    "training.batch=10",
+    "training.log_every=1",
+    "evaluation.every=2",
+    "evaluation.samples=20",
+    "evaluation.draws=1",
+    "evaluation.teacher_steps=[2]",
+]
 
 
 @pytest.fixture
@@ -32,7 +42,8 @@ def folder(tmp_path: Path) -> Path:
 def test_it_is_said_and_recorded_by_each_command(folder, tmp_path):
     data = ["data=" + json.dumps({"kind": "images", "path": str(folder), "channels": 1})]
     said = (
-        f"{folder}: passed over 1 files whose suffix is none of .bmp, .jpeg, .jpg, .png, .ppm, .webp (such as 'README.md'); "
+        f"{folder}: passed over 1 files whose suffix is none of .bmp, .jpeg, .jpg, .png, .ppm, .webp (such "
+        "as 'README.md'); "
         "1 classes without an image, which keep their numbers (such as '9')."
     )
 
@@ -41,14 +52,21 @@ def test_it_is_said_and_recorded_by_each_command(folder, tmp_path):
         command(watcher)
         return watcher.said
 
-    classifier = heard(lambda watcher: pretrain("digits-features", [*TINY[:3], *data], tmp_path / "features", listeners=[watcher]))
+    classifier = heard(
+        lambda watcher: pretrain("digits-features", [*TINY[:3], *data], tmp_path / "features", listeners=[watcher])
+    )
     run = tmp_path / "run"
     distilled = heard(lambda watcher: distill("digits-diff-instruct", [*TINY, *data], run, listeners=[watcher]))
     evaluated = heard(lambda watcher: evaluate(run, [2], listeners=[watcher]))
     measured = heard(lambda watcher: measure_many(run, 20, metrics=["fd"], listeners=[watcher]))
     for sentences in (classifier, distilled, evaluated, measured):
         assert sentences.count(said) == 1
-    for record in (tmp_path / "features" / "passed-over.json", run / "passed-over.json", run / "evaluation.json", run / "measured-student-1.json"):
+    for record in (
+        tmp_path / "features" / "passed-over.json",
+        run / "passed-over.json",
+        run / "evaluation.json",
+        run / "measured-student-1.json",
+    ):
         found = json.loads(record.read_text(encoding="utf-8"))
         assert found["remarks"][0] == said
         assert [entry["count"] for entry in found["passed_over"].values()] == [1, 1]

@@ -1,4 +1,6 @@
-"""Sets of other libraries become a zip once, image for image, and what cannot is one sentence; and what `fewstep data` does."""
+"""Sets of other libraries become a zip once, image for image, and what cannot is one sentence; and
+what `fewstep data` does.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ from PIL import Image
 
 from fewstep.command.cli import app
 from fewstep.data import open_images
-from fewstep.data.conversion.convert import Record, cached, from_rows, from_shards, huggingface, webdataset, write_records
+from fewstep.data.conversion.convert import (
+    Record,
+    cached,
+    from_rows,
+    from_shards,
+    huggingface,
+    webdataset,
+    write_records,
+)
 from fewstep.data.conversion.hub import commit_of
 from fewstep.data.conversion.shards import expanded
 from fewstep.data.tree import HIDDEN, PassedOver
@@ -40,7 +50,16 @@ def test_rows_and_shards_give_the_same_images_as_files(tmp_path):
     (tmp_path / "lone.png").write_bytes(png(picture(2)))
     rows = [{"image": {"bytes": png(picture(seed)), "path": None}, "label": 2 - seed} for seed in range(2)]
     rows.append({"image": {"bytes": None, "path": str(tmp_path / "lone.png")}, "label": 0})
-    samples = [{"__key__": f"s{seed}", "__url__": "a.tar", "png": png(picture(seed)), "cls": str(2 - seed).encode(), "json": b"{}"} for seed in range(3)]
+    samples = [
+        {
+            "__key__": f"s{seed}",
+            "__url__": "a.tar",
+            "png": png(picture(seed)),
+            "cls": str(2 - seed).encode(),
+            "json": b"{}",
+        }
+        for seed in range(3)
+    ]
     write_records(tmp_path / "rows.zip", from_rows(rows, "image", "label", "rows"), None)
     write_records(tmp_path / "shards.zip", from_shards(samples, "cls", "shards"), None)
     assert (tmp_path / "rows.zip").read_bytes() == (tmp_path / "shards.zip").read_bytes()
@@ -54,14 +73,35 @@ def test_rows_and_shards_give_the_same_images_as_files(tmp_path):
         (lambda: from_rows([{"img": 1}], "image", None, "set"), r"set: row 0 has no column 'image'; it has img"),
         (lambda: from_rows([{"image": "text"}], "image", None, "set"), r"set: row 0: column 'image' holds no image"),
         (lambda: from_rows([{"image": {"bytes": b"x"}}], "image", None, "set"), r"set: row 0: is no readable PNG"),
-        (lambda: from_rows([{"image": {"bytes": b""}, "label": -1}], "image", "label", "set"), r"set: row 0: the class is -1, not a whole number from 0"),
-        (lambda: from_rows([{"image": {"bytes": b""}, "label": 1.7}], "image", "label", "set"), r"set: row 0: the class is 1\.7, not a whole number from 0"),
-        (lambda: from_shards([{"__key__": "k", "png": b"", "cls": b"1.7"}], "cls", "s.tar"), r"the class is b'1\.7', not a whole number"),
-        (lambda: from_shards([{"__key__": "k", "txt": b""}], None, "s.tar"), r"s\.tar: sample 'k' has 0 images, not one"),
-        (lambda: from_shards([{"__key__": "k", "png": b"", "jpg": b""}], None, "s.tar"), r"sample 'k' has 2 images, not one"),
+        (
+            lambda: from_rows([{"image": {"bytes": b""}, "label": -1}], "image", "label", "set"),
+            r"set: row 0: the class is -1, not a whole number from 0",
+        ),
+        (
+            lambda: from_rows([{"image": {"bytes": b""}, "label": 1.7}], "image", "label", "set"),
+            r"set: row 0: the class is 1\.7, not a whole number from 0",
+        ),
+        (
+            lambda: from_shards([{"__key__": "k", "png": b"", "cls": b"1.7"}], "cls", "s.tar"),
+            r"the class is b'1\.7', not a whole number",
+        ),
+        (
+            lambda: from_shards([{"__key__": "k", "txt": b""}], None, "s.tar"),
+            r"s\.tar: sample 'k' has 0 images, not one",
+        ),
+        (
+            lambda: from_shards([{"__key__": "k", "png": b"", "jpg": b""}], None, "s.tar"),
+            r"sample 'k' has 2 images, not one",
+        ),
         (lambda: from_shards([{"__key__": "k", "png": b""}], "cls", "s.tar"), r"sample 'k' has no '\.cls'"),
-        (lambda: from_shards([{"__key__": "k", "png": b"", "cls": b"dog"}], "cls", "s.tar"), r"the class is b'dog', not a whole number"),
-        (lambda: [Record(png(picture(0)), None, "a"), Record(png(picture(0, 5, 4)), None, "b")], r"b: has 4 x 5 pixels, the first image 4 x 4; give a size"),
+        (
+            lambda: from_shards([{"__key__": "k", "png": b"", "cls": b"dog"}], "cls", "s.tar"),
+            r"the class is b'dog', not a whole number",
+        ),
+        (
+            lambda: [Record(png(picture(0)), None, "a"), Record(png(picture(0, 5, 4)), None, "b")],
+            r"b: has 4 x 5 pixels, the first image 4 x 4; give a size",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_one_sentence_and_leaves_nothing(records, sentence, tmp_path):
@@ -108,8 +148,15 @@ def test_the_newest_set_serves_where_its_source_cannot_be_asked(tmp_path):
     os.utime(old.path, (1, 1))
     found = cached(tmp_path, asked, None, _writer(made), "a")
     assert found.path == new.path
-    assert re.fullmatch(r"a: what it holds now cannot be asked; the conversion of \d{4}-\d\d-\d\d serves \(commit 222222222222\)\.", found.remarks[-1])
-    assert cached(tmp_path, {"name": "b"}, None, _writer(made), "b").remarks[-1].endswith("its library has given what it has.")
+    assert re.fullmatch(
+        r"a: what it holds now cannot be asked; the conversion of \d{4}-\d\d-\d\d serves \(commit 222222222222\)\.",
+        found.remarks[-1],
+    )
+    assert (
+        cached(tmp_path, {"name": "b"}, None, _writer(made), "b")
+        .remarks[-1]
+        .endswith("its library has given what it has.")
+    )
     assert len(made) == 3
 
 
@@ -154,14 +201,27 @@ def test_two_processes_make_one_set_once(tmp_path):
                 write_records(path, [Record(png(picture(5)), None, "x")], None)
                 return PassedOver()
 
-            os._exit(0 if np.array_equal(_pixels(cached(tmp_path / "cache", {}, {}, write, "a").path)[0], picture(5)) else 1)
+            os._exit(
+                0 if np.array_equal(_pixels(cached(tmp_path / "cache", {}, {}, write, "a").path)[0], picture(5)) else 1
+            )
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
     assert len(list(tmp_path.glob("written-*"))) == 1
 
 
 @pytest.mark.parametrize(
-    "urls", ["pipe:touch x.tar", "http://a/b.tar::pipe:id.tar", "file:/a.tar", "gs://b/c.tar", "-", "list.yaml", "http://a/$(id).tar", "http://a/list.yaml", "http://a/x y.tar"]
+    "urls",
+    [
+        "pipe:touch x.tar",
+        "http://a/b.tar::pipe:id.tar",
+        "file:/a.tar",
+        "gs://b/c.tar",
+        "-",
+        "list.yaml",
+        "http://a/$(id).tar",
+        "http://a/list.yaml",
+        "http://a/x y.tar",
+    ],
 )
 def test_addresses_that_run_programs_are_not_opened(urls, tmp_path):
     with pytest.raises(UserError, match=r"'data\.urls' is '.*', neither a path of \.tar files nor an http address"):
@@ -207,7 +267,10 @@ def shards(tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     for number in range(2):
         samples = {f"{number}{seed}.jpg": png(picture(2 * number + seed, 6, 8)) for seed in range(2)}
-        _shard(tmp_path / f"x-{number}.tar", {**samples, **{name.replace("jpg", "cls"): b"1" for name in samples}, f"__MACOSX/._{number}0.jpg": b"fork"})
+        _shard(
+            tmp_path / f"x-{number}.tar",
+            {**samples, **{name.replace("jpg", "cls"): b"1" for name in samples}, f"__MACOSX/._{number}0.jpg": b"fork"},
+        )
     return str(tmp_path / "x-{0..1}.tar")
 
 
@@ -215,8 +278,14 @@ def test_a_recipe_names_shards_and_gets_images_by_index(shards, tmp_path):
     choice = config.WebDatasetData(kind="webdataset", urls=shards, label="cls", size=6)
     data = choice.open()
     assert (len(data), data.shape, data.classes) == (4, (3, 6, 6), 2)
-    assert np.array_equal(data.take(torch.tensor([1]))[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy(), picture(1, 6, 8)[:, 1:7])
-    assert data.remarks == (f"shards '{shards}': passed over 1 hidden files or folders (such as '__MACOSX'); 1 classes without an image, which keep their numbers (such as '0').",)
+    assert np.array_equal(
+        data.take(torch.tensor([1]))[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy(),
+        picture(1, 6, 8)[:, 1:7],
+    )
+    assert data.remarks == (
+        f"shards '{shards}': passed over 1 hidden files or folders (such as '__MACOSX'); 1 classes without "
+        "an image, which keep their numbers (such as '0').",
+    )
     before = data.identity
     (tmp_path / "x-1.tar").write_bytes((tmp_path / "x-0.tar").read_bytes())
     assert choice.open().identity != before
@@ -240,14 +309,20 @@ def test_the_same_shards_elsewhere_are_one_set(shards, tmp_path):
 def test_shards_of_a_server_are_known_by_what_it_says_of_them(shards, tmp_path, monkeypatch):
     said: list[dict[str, str] | None] = []
     monkeypatch.setattr("fewstep.data.conversion.convert.address_marks", lambda url: said[-1])
-    monkeypatch.setattr(sys.modules["webdataset"], "WebDataset", lambda urls, **more: _read_shards([str(tmp_path / "x-0.tar")], **more))
+    monkeypatch.setattr(
+        sys.modules["webdataset"], "WebDataset", lambda urls, **more: _read_shards([str(tmp_path / "x-0.tar")], **more)
+    )
     found = []
     for each in ({"etag": '"1"'}, {"etag": '"1"'}, {"etag": '"2"'}, None, {}):
         said.append(each)
         found.append(webdataset(tmp_path / "data", "http://a/x-{0..1}.tar", "cls", None))
     assert found[0].path == found[1].path != found[2].path == found[3].path != found[4].path
     assert "cannot be asked; the conversion of" in found[3].remarks[-1]
-    assert found[4].remarks[-1].startswith("shards 'http://a/x-{0..1}.tar': their server says nothing by which a change would be seen")
+    assert (
+        found[4]
+        .remarks[-1]
+        .startswith("shards 'http://a/x-{0..1}.tar': their server says nothing by which a change would be seen")
+    )
 
 
 # The library leaves files to the collector.
@@ -274,7 +349,9 @@ def test_braces_are_ranges_and_choices(urls, names):
     assert expanded(urls) == names
 
 
-@pytest.mark.parametrize("urls", ["{0..1.tar", "{{0..1},2}.tar", "{0}.tar", "{0..999999999}.tar", "{0..999}-{0..999}.tar", "0}.tar"])
+@pytest.mark.parametrize(
+    "urls", ["{0..1.tar", "{{0..1},2}.tar", "{0}.tar", "{0..999999999}.tar", "{0..999}-{0..999}.tar", "0}.tar"]
+)
 def test_braces_that_are_neither_are_refused(urls):
     with pytest.raises(UserError, match=r"'data\.urls' is '.*', (whose|where|which)"):
         expanded(urls)
@@ -308,13 +385,18 @@ def library(monkeypatch):
 
 def test_the_newest_of_the_hub_is_the_commit_that_it_is_now(library, tmp_path, monkeypatch):
     commits = ["a" * 40]
-    monkeypatch.setattr("fewstep.data.conversion.convert.commit_of", lambda name, revision: revision if revision and len(revision) == 40 else commits[-1])
+    monkeypatch.setattr(
+        "fewstep.data.conversion.convert.commit_of",
+        lambda name, revision: revision if revision and len(revision) == 40 else commits[-1],
+    )
 
     def found(revision=None):
         return huggingface(tmp_path, "some/set", "train", "image", None, revision, None)
 
     first = found()
-    assert first.remarks == (f"data set 'some/set': its newest commit is {'a' * 40}; set 'data.revision' to it, so that it stays the same.",)
+    assert first.remarks == (
+        f"data set 'some/set': its newest commit is {'a' * 40}; set 'data.revision' to it, so that it stays the same.",
+    )
     assert found().path == first.path
     # The commit itself is the same set, and needs no word.
     assert found("a" * 40) == (first.path, "data set 'some/set'", (), PassedOver())
@@ -353,7 +435,11 @@ def test_a_hub_that_cannot_be_reached_names_no_commit(monkeypatch):
 
 
 def test_a_recipe_names_images(tmp_path):
-    zipped(tmp_path / "a.zip", {"a.png": png(picture(0)), "b.png": png(picture(1))}, {"labels": [["a.png", 0], ["b.png", 1]]})
+    zipped(
+        tmp_path / "a.zip",
+        {"a.png": png(picture(0)), "b.png": png(picture(1))},
+        {"labels": [["a.png", 0], ["b.png", 1]]},
+    )
     data = config.ImagesData(kind="images", path=str(tmp_path / "a.zip"), size=2).open()
     assert (data.shape, data.classes, data.low, data.high) == ((3, 2, 2), 2, -1.0, 1.0)
     plain = config.ImagesData(kind="images", path=str(tmp_path / "a.zip"), labels=False, channels=1).open()
@@ -382,7 +468,11 @@ def test_a_folder_becomes_the_zip_of_the_same_set(tmp_path):
 
 def test_a_sheet_shows_each_image_in_its_colours(tmp_path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    write_records(tmp_path / "set.zip", [Record(png(np.full((40, 40, 3), colour, dtype=np.uint8)), None, "x") for colour in colours], None)
+    write_records(
+        tmp_path / "set.zip",
+        [Record(png(np.full((40, 40, 3), colour, dtype=np.uint8)), None, "x") for colour in colours],
+        None,
+    )
     assert describe_images(tmp_path / "set.zip", tmp_path / "sheet.png")["sheet"] == str(tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(io.BytesIO((tmp_path / "sheet.png").read_bytes())))
     assert sheet.shape == (44, 20 * 42 + 2, 3)
@@ -401,9 +491,20 @@ def test_the_commands_make_and_show(tmp_path):
 
     (tmp_path / "set" / "one").mkdir(parents=True)
     (tmp_path / "set" / "one" / "a.png").write_bytes(png(picture(0, 6, 8)))
-    made = CliRunner().invoke(app, ["data", "zip", str(tmp_path / "set"), str(tmp_path / "set.zip"), "--size", "4", "--json"])
-    assert json.loads(made.stdout) == {"path": str(tmp_path / "set.zip"), "images": 1, "shape": [3, 4, 4], "classes": [{"name": "one", "images": 1}]}
+    made = CliRunner().invoke(
+        app, ["data", "zip", str(tmp_path / "set"), str(tmp_path / "set.zip"), "--size", "4", "--json"]
+    )
+    assert json.loads(made.stdout) == {
+        "path": str(tmp_path / "set.zip"),
+        "images": 1,
+        "shape": [3, 4, 4],
+        "classes": [{"name": "one", "images": 1}],
+    }
     shown = CliRunner().invoke(app, ["data", "show", str(tmp_path / "set.zip"), "--out", str(tmp_path / "sheet.png")])
-    assert shown.stdout.splitlines() == [f"{tmp_path / 'set.zip'}: 1 images of 4 x 4, RGB, 1 classes", "        1 one", str(tmp_path / "sheet.png")]
+    assert shown.stdout.splitlines() == [
+        f"{tmp_path / 'set.zip'}: 1 images of 4 x 4, RGB, 1 classes",
+        "        1 one",
+        str(tmp_path / "sheet.png"),
+    ]
     for name in ("zip", "emoji", "show"):
         assert f"Example: fewstep data {name}" in CliRunner().invoke(app, ["data", name, "--help"]).stdout

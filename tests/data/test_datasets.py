@@ -38,7 +38,10 @@ def data(request, tmp_path: Path) -> Dataset:
 
 
 def _reference() -> torch.Tensor:
-    return torch.stack([torch.from_numpy(picture(seed).transpose(2, 0, 1).copy()) for seed in range(10)]).float() / 127.5 - 1.0
+    return (
+        torch.stack([torch.from_numpy(picture(seed).transpose(2, 0, 1).copy()) for seed in range(10)]).float() / 127.5
+        - 1.0
+    )
 
 
 def test_samples_come_by_index_bit_for_bit(data):
@@ -90,7 +93,9 @@ def test_states_and_distances_do_not_depend_on_where_samples_are_kept(data):
         return key.normal("noise", (rows, 3, 4, 4))
 
     found = Evaluator(data, features, samples=20).measure(noise, 1).fd
-    statistics = [FeatureStatistics.of(features_of(x, features)) for x in (noise(Key(0, "evaluation", 0), 20, None), _reference())]
+    statistics = [
+        FeatureStatistics.of(features_of(x, features)) for x in (noise(Key(0, "evaluation", 0), 20, None), _reference())
+    ]
     assert found == frechet_distance(*statistics)
 
 

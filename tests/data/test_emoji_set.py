@@ -1,4 +1,6 @@
-"""The emoji: which lines of Unicode's file count, which pictures are kept, and what the real font gives."""
+"""The emoji: which lines of Unicode's file count, which pictures are kept, and what the real font
+gives.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,16 @@ def emoji(tmp_path: Path) -> list[Emoji]:
 
 
 def _draw(text: str) -> Image.Image:
-    """A colour a text, the two flags alike, and nothing for the saucer, which this font does not know."""
+    """A colour a text, the two flags alike, and nothing for the saucer, which this font does not
+    know.
+    """
     canvas = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
-    colours = {"\U0001f600": (255, 200, 0), "\u263a\ufe0f": (200, 100, 0), "\U0001f1f3\U0001f1f4": (0, 0, 200), "\U0001f1f8\U0001f1ef": (0, 0, 200)}
+    colours = {
+        "\U0001f600": (255, 200, 0),
+        "\u263a\ufe0f": (200, 100, 0),
+        "\U0001f1f3\U0001f1f4": (0, 0, 200),
+        "\U0001f1f8\U0001f1ef": (0, 0, 200),
+    }
     if text in colours:
         canvas.paste((*colours[text], 255), (0, 0, 6, 4))
     return canvas
@@ -50,7 +59,13 @@ def _draw(text: str) -> Image.Image:
 
 def test_fully_qualified_lines_count_with_their_group_and_name(emoji):
     assert emoji[0] == Emoji("\U0001f600", "grinning face", "Smileys & Emotion", "face-smiling")
-    assert [each.name for each in emoji] == ["grinning face", "smiling face", "flag: Norway", "flag: Svalbard & Jan Mayen", "flying saucer"]
+    assert [each.name for each in emoji] == [
+        "grinning face",
+        "smiling face",
+        "flag: Norway",
+        "flag: Svalbard & Jan Mayen",
+        "flying saucer",
+    ]
     assert emoji[1].text == "\u263a\ufe0f"
     assert emoji[2].group == "Flags"
 
@@ -81,21 +96,32 @@ def test_a_picture_is_resized_over_white():
 
 
 def test_missing_files_name_their_package(tmp_path):
-    with pytest.raises(UserError, match=r"give Unicode's emoji-test\.txt with --names \(Debian package 'unicode-data'\)"):
+    with pytest.raises(
+        UserError, match=r"give Unicode's emoji-test\.txt with --names \(Debian package 'unicode-data'\)"
+    ):
         read_emoji(tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text("# nothing")
     with pytest.raises(UserError, match="lists no fully-qualified emoji"):
         read_emoji(tmp_path / "empty.txt")
-    with pytest.raises(UserError, match=r"give NotoColorEmoji\.ttf with --font \(Debian package 'fonts-noto-color-emoji'\)"):
+    with pytest.raises(
+        UserError, match=r"give NotoColorEmoji\.ttf with --font \(Debian package 'fonts-noto-color-emoji'\)"
+    ):
         drawn_by(tmp_path / "empty.txt")
 
 
-@pytest.mark.skipif(not (FONT.is_file() and NAMES.is_file()), reason="needs Debian's fonts-noto-color-emoji and unicode-data")
+@pytest.mark.skipif(
+    not (FONT.is_file() and NAMES.is_file()), reason="needs Debian's fonts-noto-color-emoji and unicode-data"
+)
 def test_the_real_font_gives_thousands_in_nine_groups(tmp_path):
     emoji = read_emoji()
     assert len({each.group for each in emoji}) == 9
     draw = drawn_by()
-    faces = [each for each in emoji if each.name in ("grinning face", "flag: Norway", "flag: Svalbard & Jan Mayen", "woman health worker: dark skin tone")]
+    faces = [
+        each
+        for each in emoji
+        if each.name
+        in ("grinning face", "flag: Norway", "flag: Svalbard & Jan Mayen", "woman health worker: dark skin tone")
+    ]
     assert write_emoji(tmp_path / "few.zip", 16, faces, draw) == 3
     pixels = open_images(tmp_path / "few.zip").pixels.float()
     # A face is mostly yellow: more red and green than blue.

@@ -1,4 +1,6 @@
-"""A data set is known by its content: by what samples and labels it gives, and not by where it lies."""
+"""A data set is known by its content: by what samples and labels it gives, and not by where it
+lies.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,19 @@ def test_what_decides_samples_and_labels_decides_the_identity():
         data.subset(torch.arange(3)),
     ]
     assert len({data.identity, *(other.identity for other in others)}) == 1 + len(others)
-    assert sampled(random_mixture(KarrasVE(), 3), 20).identity != sampled(random_mixture(KarrasVE(), 3, seed=1), 20).identity
-    assert len({waves((1, 4, 4), classes, count, seed).identity for classes, count, seed in ((0, 6, 0), (2, 6, 0), (2, 7, 0), (2, 6, 1))}) == 4
+    assert (
+        sampled(random_mixture(KarrasVE(), 3), 20).identity
+        != sampled(random_mixture(KarrasVE(), 3, seed=1), 20).identity
+    )
+    assert (
+        len(
+            {
+                waves((1, 4, 4), classes, count, seed).identity
+                for classes, count, seed in ((0, 6, 0), (2, 6, 0), (2, 7, 0), (2, 6, 1))
+            }
+        )
+        == 4
+    )
 
 
 def test_samples_that_are_computed_are_known_by_what_they_are_made_of():
@@ -77,8 +90,24 @@ def test_a_folder_is_the_same_set_elsewhere_and_another_when_a_file_was_exchange
 
 
 def test_a_zip_is_another_set_by_content_and_by_how_it_is_read(tmp_path):
-    path = zipped(tmp_path / "a.zip", {"a.png": png(picture(0, 6, 6)), "b.png": png(picture(1, 6, 6))}, {"labels": [["a.png", 0], ["b.png", 1]]})
-    ways = [open_images(path), open_images(path, size=4), open_images(path, labels=False), open_images(path, channels=1)]
+    path = zipped(
+        tmp_path / "a.zip",
+        {"a.png": png(picture(0, 6, 6)), "b.png": png(picture(1, 6, 6))},
+        {"labels": [["a.png", 0], ["b.png", 1]]},
+    )
+    ways = [
+        open_images(path),
+        open_images(path, size=4),
+        open_images(path, labels=False),
+        open_images(path, channels=1),
+    ]
     assert open_images(path, cached_bytes=0).identity == ways[0].identity
-    os.replace(zipped(tmp_path / "b.zip", {"a.png": png(picture(0, 6, 6)), "b.png": png(picture(2, 6, 6))}, {"labels": [["a.png", 0], ["b.png", 1]]}), path)
+    os.replace(
+        zipped(
+            tmp_path / "b.zip",
+            {"a.png": png(picture(0, 6, 6)), "b.png": png(picture(2, 6, 6))},
+            {"labels": [["a.png", 0], ["b.png", 1]]},
+        ),
+        path,
+    )
     assert len({each.identity for each in [*ways, open_images(path)]}) == 5

@@ -1,4 +1,6 @@
-"""Laws of image sets on disk: pixels come back exactly, labels are whose they are, and each way in which files can be wrong is one sentence."""
+"""Laws of image sets on disk: pixels come back exactly, labels are whose they are, and each way in
+which files can be wrong is one sentence.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,18 @@ def _pixels(images) -> np.ndarray:
 
 def test_a_written_zip_has_edms_layout_and_gives_the_pixels_back(tmp_path):
     path = tmp_path / "set.zip"
-    assert write_archive(path, [(Image.fromarray(picture(seed)), seed % 3) for seed in range(1002)], ["x", "y", "z"]) == 1002
+    assert (
+        write_archive(path, [(Image.fromarray(picture(seed)), seed % 3) for seed in range(1002)], ["x", "y", "z"])
+        == 1002
+    )
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        assert (names[0], names[999], names[1001], names[-1]) == (NAME, "00000/img00000999.png", "00001/img00001001.png", "dataset.json")
+        assert (names[0], names[999], names[1001], names[-1]) == (
+            NAME,
+            "00000/img00000999.png",
+            "00001/img00001001.png",
+            "dataset.json",
+        )
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
         assert json.loads(archive.read("dataset.json"))["labels"][4] == ["00000/img00000004.png", 1]
     images = open_images(path)
@@ -73,7 +83,11 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     (tmp_path / "stray.png").write_bytes(png(picture(9)))
     with pytest.raises(UserError, match=r"'stray.png' lies beside the sub-folders that name the classes; move it"):
         open_images(tmp_path)
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[name, 5] for name in ("dog/b.png", "dog/a.png", "cat/z.png", "ant/deep/q.png", "stray.png")]}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(
+            {"labels": [[name, 5] for name in ("dog/b.png", "dog/a.png", "cat/z.png", "ant/deep/q.png", "stray.png")]}
+        )
+    )
     assert open_images(tmp_path).labels.tolist() == [5] * 5
     assert open_images(tmp_path).classes == 6
 
@@ -94,7 +108,9 @@ def test_transparency_is_over_white_and_a_palette_is_colours(tmp_path):
 def test_a_size_takes_the_centred_square(tmp_path):
     wide = np.zeros((4, 8, 3), dtype=np.uint8)
     wide[:, 2:6] = 200
-    images = open_images(zipped(tmp_path / "a.zip", {"a.png": png(wide), "b.png": png(wide.transpose(1, 0, 2))}), size=2)
+    images = open_images(
+        zipped(tmp_path / "a.zip", {"a.png": png(wide), "b.png": png(wide.transpose(1, 0, 2))}), size=2
+    )
     assert images.shape == (3, 2, 2)
     assert (_pixels(images) == 200).all()
     square = open_images(zipped(tmp_path / "b.zip", {"a.png": png(picture(3))}), size=4)
@@ -141,7 +157,10 @@ def _flipped(path: Path) -> None:
         ({"a.png": b"MZ no picture"}, r"'a\.png': is no readable PNG, JPEG"),
         ({"a.png": png(picture(0, 40, 40))[:-600]}, r"'a\.png': is no readable PNG, JPEG"),
         ({"a.png": b""}, r"'a\.png': is no readable PNG, JPEG"),
-        ({"a.png": png(picture(0)), "b.png": png(picture(1, 4, 5))}, r"'b\.png' has 5 x 4 pixels, the first image 4 x 4; set 'data\.size'"),
+        (
+            {"a.png": png(picture(0)), "b.png": png(picture(1, 4, 5))},
+            r"'b\.png' has 5 x 4 pixels, the first image 4 x 4; set 'data\.size'",
+        ),
         ({"a.png": claiming(9000, 9000)}, r"'a\.png': claims 9000 x 9000 pixels, more than a picture here may have"),
         ({"a.png": claiming(10_000, 10_000)}, r"'a\.png': claims more pixels than"),
         ({"a.png": claiming(60_000, 60_000)}, r"'a\.png': claims more pixels than"),
@@ -150,13 +169,34 @@ def _flipped(path: Path) -> None:
         ({"a.png": png(picture(0)), "dataset.json": b"[" * 100_000}, r"'dataset\.json' is not JSON"),
         ({"a.png": png(picture(0)), "dataset.json": b"\xff\xfe\x00"}, r"'dataset\.json' is not JSON"),
         ({"a.png": png(picture(0)), "dataset.json": b"[]"}, r"'dataset\.json' must be an object whose 'labels'"),
-        ({"a.png": png(picture(0)), "dataset.json": b'{"labels": {"a.png": 1}}'}, r"'dataset\.json' must be an object whose 'labels'"),
-        ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["b.png", 1]]}'}, r"'dataset\.json' has no label for 'a\.png'"),
-        ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", -1]]}'}, r"has the label \['a\.png', -1\], not a name and a class"),
-        ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", 100000]]}'}, r"has the label \['a\.png', 100000\], not a name and a class from 0 to 99999"),
-        ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", true]]}'}, r"has the label \['a\.png', True\]"),
-        ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", [0.5, 1]]]}'}, r"has the label \['a\.png', \[0\.5, 1\]\]"),
-        ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", 2]], "classes": ["x"]}'}, r"'classes' must be a list of at least 3 names"),
+        (
+            {"a.png": png(picture(0)), "dataset.json": b'{"labels": {"a.png": 1}}'},
+            r"'dataset\.json' must be an object whose 'labels'",
+        ),
+        (
+            {"a.png": png(picture(0)), "dataset.json": b'{"labels": [["b.png", 1]]}'},
+            r"'dataset\.json' has no label for 'a\.png'",
+        ),
+        (
+            {"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", -1]]}'},
+            r"has the label \['a\.png', -1\], not a name and a class",
+        ),
+        (
+            {"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", 100000]]}'},
+            r"has the label \['a\.png', 100000\], not a name and a class from 0 to 99999",
+        ),
+        (
+            {"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", true]]}'},
+            r"has the label \['a\.png', True\]",
+        ),
+        (
+            {"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", [0.5, 1]]]}'},
+            r"has the label \['a\.png', \[0\.5, 1\]\]",
+        ),
+        (
+            {"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", 2]], "classes": ["x"]}'},
+            r"'classes' must be a list of at least 3 names",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_zip_is_one_sentence_that_names_file_and_entry(files, sentence, tmp_path):
@@ -172,7 +212,10 @@ def test_what_is_wrong_with_a_zip_is_one_sentence_that_names_file_and_entry(file
 
 
 def test_a_missing_set_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match=r"there is no such image set; make one with 'fewstep data zip FOLDER .*' or 'fewstep data emoji"):
+    with pytest.raises(
+        UserError,
+        match=r"there is no such image set; make one with 'fewstep data zip FOLDER .*' or 'fewstep data emoji",
+    ):
         open_images(tmp_path / "none.zip")
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(UserError, match=r"text\.zip: is no readable zip"):
@@ -182,7 +225,9 @@ def test_a_missing_set_says_how_to_make_one(tmp_path):
 def test_a_bad_image_of_a_set_that_is_not_cached_is_found_when_it_is_read(tmp_path):
     path = zipped(tmp_path / "set.zip", {"a.png": png(picture(0)), "b.png": b"nothing"})
     images = open_images(path, cached_bytes=0)
-    assert np.array_equal(((images.take(torch.tensor([0]))[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), picture(0))
+    assert np.array_equal(
+        ((images.take(torch.tensor([0]))[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), picture(0)
+    )
     with pytest.raises(UserError, match=r"set\.zip: 'b\.png': is no readable"):
         images.take(torch.tensor([0, 1]))
 
@@ -210,7 +255,12 @@ def test_no_two_threads_or_processes_share_an_open_zip(tmp_path):
     child = os.fork()
     if child == 0:
         # What a child reads moves no position of the parent's, and the other way round.
-        os._exit(0 if archive._zip() is not mine and all(archive.read(name) == content for name, content in zip(archive.names, expected, strict=True)) else 1)
+        os._exit(
+            0
+            if archive._zip() is not mine
+            and all(archive.read(name) == content for name, content in zip(archive.names, expected, strict=True))
+            else 1
+        )
     assert [archive.read(name) for name in archive.names] == expected
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     copy = pickle.loads(pickle.dumps(archive))  # noqa: S301 (made here)

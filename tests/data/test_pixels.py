@@ -78,7 +78,16 @@ def test_a_jpeg_of_a_phone_is_turned():
 
 @pytest.mark.parametrize(
     "exif",
-    [None, b"", b"Exif\0\0", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff\x01\x12", b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0", b"nonsense"],
+    [
+        None,
+        b"",
+        b"Exif\0\0",
+        b"II*\0",
+        b"II*\0\xff\xff\xff\xff",
+        b"MM\0*\0\0\0\x08\xff\xff\x01\x12",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0",
+        b"nonsense",
+    ],
 )
 def test_exif_that_cannot_be_read_turns_nothing(exif):
     assert _orientation(exif) == 1
@@ -129,12 +138,21 @@ def test_srgb_itself_and_profiles_that_cannot_be_used_change_no_pixel():
 
 
 def test_a_large_profile_is_used_and_an_endless_one_is_refused():
-    # Tags are found by their offsets: what follows the profile is passed over, and the length stands first.
+    # Tags are found by their offsets: what follows the profile is passed over, and the length
+    # stands first.
     profile = _wide_gamut() + b"\0" * 3_000_000
     profile = struct.pack(">I", len(profile)) + profile[4:]
     body = b"name\0\0" + zlib.compress(profile)
-    assert np.abs(_array(_with_chunk(png(np.full((2, 2, 3), (255, 0, 0), dtype=np.uint8)), b"iCCP", body)).astype(int) - [0, 255, 0]).max() <= 3
-    with pytest.raises(UserError, match=r"x: has a colour profile of more than 16,777,216 bytes; save the picture as sRGB"):
+    assert (
+        np.abs(
+            _array(_with_chunk(png(np.full((2, 2, 3), (255, 0, 0), dtype=np.uint8)), b"iCCP", body)).astype(int)
+            - [0, 255, 0]
+        ).max()
+        <= 3
+    )
+    with pytest.raises(
+        UserError, match=r"x: has a colour profile of more than 16,777,216 bytes; save the picture as sRGB"
+    ):
         decode(_with_chunk(png(picture(0)), b"iCCP", b"name\0\0" + zlib.compress(b"\0" * 2**25)), "x")
 
 
@@ -142,7 +160,13 @@ def _deep_png(values: np.ndarray, colour: int, more: bytes = b"") -> bytes:
     """A PNG of 16 bits; ``colour`` 0 grey, 2 RGB, 4 grey with alpha, 6 RGB with alpha."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + more + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + more
+        + _chunk(b"IDAT", zlib.compress(rows))
+        + _chunk(b"IEND", b"")
+    )
 
 
 def test_of_16_bits_the_upper_8_are_taken_in_grey_and_in_colour():
@@ -175,7 +199,9 @@ def test_a_phones_48_megapixels_are_read_and_a_bomb_is_not():
     # One bit a pixel, so that the test itself is small.
     shown = decode(_saved(Image.new("1", (8064, 6048), 1), "PNG"), "x")
     assert (shown.size, shown.getpixel((8063, 6047))) == ((8064, 6048), (255, 255, 255))
-    with pytest.raises(UserError, match=r"x: claims 8200 x 8200 pixels, more than a picture here may have \(67,108,864\)"):
+    with pytest.raises(
+        UserError, match=r"x: claims 8200 x 8200 pixels, more than a picture here may have \(67,108,864\)"
+    ):
         decode(claiming(8200, 8200), "x")
     with pytest.raises(UserError, match=r"x: has pixels of kind 'F', not 8 or 16 bits a channel"):
         decode(b"Pf 1 1 -1.0\n" + struct.pack("<f", 0.5), "x")

@@ -1,4 +1,6 @@
-"""One tree of images is one set, in a folder or in an archive; what of it is passed over is counted, and moves no class."""
+"""One tree of images is one set, in a folder or in an archive; what of it is passed over is
+counted, and moves no class.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def _tree(path: Path, names: list[str]) -> Path:
 
 
 def _as_macos_packs(folder: Path, path: Path) -> Path:
-    """The zip that macOS makes of a folder: the folder itself is in it, and beside it a second tree."""
+    """The zip that macOS makes of a folder: the folder itself is in it, and beside it a second
+    tree.
+    """
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{folder.name}/", b"")
         for file in sorted(folder.rglob("*")):
@@ -55,7 +59,14 @@ def _same(one: Images, other: Images) -> None:
     assert one.labels is None or torch.equal(one.labels, other.labels)
 
 
-@pytest.mark.parametrize("names", [["dog/b.png", "dog/a.png", "cat/z.png", "cat/notes.txt"], ["b.png", "a.png"], ["1/x/b.png", "10/a.png", "2/c.png", "3/"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["dog/b.png", "dog/a.png", "cat/z.png", "cat/notes.txt"],
+        ["b.png", "a.png"],
+        ["1/x/b.png", "10/a.png", "2/c.png", "3/"],
+    ],
+)
 def test_an_archive_made_on_a_mac_is_the_folder_that_it_was_made_of(names, tmp_path):
     folder = _tree(tmp_path / "photos", names)
     packed = open_images(_as_macos_packs(folder, tmp_path / "photos.zip"))
@@ -67,11 +78,25 @@ def test_an_archive_of_class_folders_has_classes_and_edms_own_folders_are_none(t
     content = png(picture(0))
     images = open_images(zipped(tmp_path / "a.zip", {"dog/a.png": content, "cat/b.png": content}))
     assert (images.names, images.labels.tolist()) == (("cat", "dog"), [0, 1])
-    assert images.remarks == (f"{tmp_path / 'a.zip'}: has no dataset.json, so that its 2 folders are the classes; set 'data.labels: false' for no classes.",)
+    assert images.remarks == (
+        f"{tmp_path / 'a.zip'}: has no dataset.json, so that its 2 folders are the classes; set "
+        "'data.labels: false' for no classes.",
+    )
     assert open_images(tmp_path / "a.zip", labels=False).remarks == ()
-    plain = open_images(zipped(tmp_path / "b.zip", {"00000/img00000000.png": content, "00001/img00001000.png": content}))
+    plain = open_images(
+        zipped(tmp_path / "b.zip", {"00000/img00000000.png": content, "00001/img00001000.png": content})
+    )
     assert (plain.labels, plain.remarks) == (None, ())
-    described = open_images(zipped(tmp_path / "c.zip", {"set/x.png": content, "set/dataset.json": json.dumps({"labels": [["x.png", 3]]}).encode(), "__MACOSX/._set": b""}))
+    described = open_images(
+        zipped(
+            tmp_path / "c.zip",
+            {
+                "set/x.png": content,
+                "set/dataset.json": json.dumps({"labels": [["x.png", 3]]}).encode(),
+                "__MACOSX/._set": b"",
+            },
+        )
+    )
     assert described.labels.tolist() == [3]
 
 
@@ -88,7 +113,11 @@ def test_numbers_in_names_of_classes_count_as_numbers_and_a_changed_order_is_sai
 
 def test_a_name_in_an_archive_may_be_of_any_length(tmp_path):
     content = png(picture(0))
-    images = open_images(zipped(tmp_path / "a.zip", {f"{'9' * 5000}/a.png": content, "2/b.png": content, f"1/{'x/' * 20_000}c.png": content}))
+    images = open_images(
+        zipped(
+            tmp_path / "a.zip", {f"{'9' * 5000}/a.png": content, "2/b.png": content, f"1/{'x/' * 20_000}c.png": content}
+        )
+    )
     assert images.names == ("1", "2", "9" * 5000)
 
 
@@ -106,7 +135,8 @@ def test_a_class_without_a_readable_image_keeps_its_number(tmp_path):
     }
     sentence, empty = images.remarks
     assert sentence == (
-        f"{folder}: passed over 1 files whose suffix is none of .bmp, .jpeg, .jpg, .png, .ppm, .webp (such as 'bee/x.tiff'); 1 links to folders (such as 'cow'); "
+        f"{folder}: passed over 1 files whose suffix is none of .bmp, .jpeg, .jpg, .png, .ppm, .webp (such "
+        "as 'bee/x.tiff'); 1 links to folders (such as 'cow'); "
         "3 classes without an image, which keep their numbers (such as 'bee')."
     )
     assert "class 1 ('bee') has no image and keeps its number" in empty
@@ -142,12 +172,33 @@ def test_two_classes_for_one_image_are_refused_and_labels_of_no_image_are_counte
     content = png(picture(0))
     with pytest.raises(UserError, match=r"'dataset\.json' gives 'x/a\.png' two classes, 1 and 2; leave one of them"):
         open_images(zipped(tmp_path / "a.zip", {"x/a.png": content}, {"labels": [["x/a.png", 1], ["x\\a.png", 2]]}))
-    images = open_images(zipped(tmp_path / "b.zip", {"a.png": content}, {"labels": [["a.png", 1], ["a.png", 1], ["gone.png", 0]]}))
+    images = open_images(
+        zipped(tmp_path / "b.zip", {"a.png": content}, {"labels": [["a.png", 1], ["a.png", 1], ["gone.png", 0]]})
+    )
     assert images.labels.tolist() == [1]
     assert images.passed_over.kinds == {"labels of dataset.json without an image": (1, "gone.png"), EMPTY: (1, "0")}
 
 
-@pytest.mark.parametrize("value", [1.7, "1.7", b"1.7", -1, 100_000, "-1", "1_0", "", b"dog", float("nan"), float("inf"), None, [1], "1" * 5000, np.float32(0.5)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.7,
+        "1.7",
+        b"1.7",
+        -1,
+        100_000,
+        "-1",
+        "1_0",
+        "",
+        b"dog",
+        float("nan"),
+        float("inf"),
+        None,
+        [1],
+        "1" * 5000,
+        np.float32(0.5),
+    ],
+)
 def test_a_class_is_a_whole_number(value):
     with pytest.raises(UserError, match="refused"):
         class_number(value, lambda: UserError("refused"))

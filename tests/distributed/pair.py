@@ -1,4 +1,5 @@
-"""One of two processes that run all cases of ``test_two_processes`` one after another, over gloo and a store in a file; or, alone, one run.
+"""One of two processes that run all cases of ``test_two_processes`` one after another, over gloo
+and a store in a file; or, alone, one run.
 
     python pair.py FOLDER RANK STORE        python pair.py FOLDER alone CASE...
 
@@ -44,22 +45,50 @@ CTM = "method.adversarial={kind: teacher-trunk, weight: 0.1, loss: hinge, r1: 1.
 RECIPES: dict[str, tuple[str, ...]] = {
     "mixture2d-diff-instruct": (),
     "mixture2d-dmd2-4step": (),
-    "mixture2d-disback": ("target.record={kind: distance, distance: 0.01, max_steps: 6}", "target.switch={kind: plateau, window: 2, min_steps: 4, max_steps: 6}", "target.nodes=3"),
+    "mixture2d-disback": (
+        "target.record={kind: distance, distance: 0.01, max_steps: 6}",
+        "target.switch={kind: plateau, window: 2, min_steps: 4, max_steps: 6}",
+        "target.nodes=3",
+    ),
     "mixture2d-ctm": (CTM, "method.adversarial_after=4"),
     "mixture2d-pd": (),
     "mixture2d-kd": ("method.pairs.count=1100",),
     "digits-vsd": ("training.steps=4", "training.batch=8", "evaluation.samples=40"),
 }
 # Three blocks of samples a draw: of two processes one takes two of them, of three each takes one.
-EVALUATED = ("training.steps=2", "training.batch=8", "evaluation.samples=1200", "evaluation.draws=1", "evaluation.every=1000", "training.health_every=1000", "evaluation.teacher_steps=[2]")
+EVALUATED = (
+    "training.steps=2",
+    "training.batch=8",
+    "evaluation.samples=1200",
+    "evaluation.draws=1",
+    "evaluation.every=1000",
+    "training.health_every=1000",
+    "evaluation.teacher_steps=[2]",
+)
 # Of DisBack in the plane: a path that takes six steps.
 SLOWLY = ("target.record={kind: every, steps: 3}",)
 MODES: dict[str, dict[str, Any]] = {"ddp": {"mode": "ddp"}, "fsdp": {"mode": "fsdp"}}
 
 
-def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: float = 1e-3, more: tuple[str, ...] = (), **changes: Any) -> Trainer:
-    """A recipe's run, cut short where ``leave`` says; Adam's epsilon is large, since the ratio of two rounding errors is not a small number."""
-    batch = ["training.batch=16", f"training.steps={STEPS}", "training.health_every=1000", "training.log_every=5", "training.checkpoint_every=5"]
+def run(
+    folder: Path,
+    name: str,
+    leave: int = 0,
+    resume: bool = False,
+    eps: float = 1e-3,
+    more: tuple[str, ...] = (),
+    **changes: Any,
+) -> Trainer:
+    """A recipe's run, cut short where ``leave`` says; Adam's epsilon is large, since the ratio of
+    two rounding errors is not a small number.
+    """
+    batch = [
+        "training.batch=16",
+        f"training.steps={STEPS}",
+        "training.health_every=1000",
+        "training.log_every=5",
+        "training.checkpoint_every=5",
+    ]
     recipe = load_recipe(name, [*batch, *RECIPES[name], *more])
     parts = build_distillation(recipe, folder)
     for phase in (phase for stage in parts.stages for phase in stage.phases):
@@ -75,12 +104,20 @@ def run(folder: Path, name: str, leave: int = 0, resume: bool = False, eps: floa
 
 def untimed(found: Any) -> Any:
     """An evaluation, all but what a clock says."""
-    return {key: untimed(value) for key, value in found.items() if key != "ms_per_image"} if isinstance(found, dict) else found
+    return (
+        {key: untimed(value) for key, value in found.items() if key != "ms_per_image"}
+        if isinstance(found, dict)
+        else found
+    )
 
 
 def keep(folder: Path, name: str, trainer: Trainer) -> None:
     """All that the run has trained, gathered, in a file."""
-    held = {f"{owner}.{key}": value for owner, network in trainer.networks.items() for key, value in network.state_dict().items()}
+    held = {
+        f"{owner}.{key}": value
+        for owner, network in trainer.networks.items()
+        for key, value in network.state_dict().items()
+    }
     whole = {key: distributed.whole(value.detach()).clone().contiguous() for key, value in held.items()}
     # Every process has the same, averages too, with which each draws its part of the samples.
     assert len(set(distributed.everyones(hashlib.sha256(save(whole)).hexdigest()))) == 1, name
@@ -131,7 +168,9 @@ def _alone(folder: Path, case: str, name: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class BadGradient(Objective):
-    """The loss of ``inner``, whose gradient is no number at step 2 of its stage in the second process."""
+    """The loss of ``inner``, whose gradient is no number at step 2 of its stage in the second
+    process.
+    """
 
     inner: Objective
     network: nn.Module
@@ -145,27 +184,45 @@ class BadGradient(Objective):
 
 def diverged(folder: Path, mode: str) -> str:
     """How a run ends whose gradient is no number in one process, of one of two terms."""
-    recipe = load_recipe("mixture2d-diff-instruct", ["training.batch=16", "training.steps=6", "training.health_every=1000", "training.checkpoint_every=1"])
+    recipe = load_recipe(
+        "mixture2d-diff-instruct",
+        ["training.batch=16", "training.steps=6", "training.health_every=1000", "training.checkpoint_every=1"],
+    )
     parts = build_distillation(recipe, folder)
     student, *others = parts.stages[0].phases
     (term,) = student.terms
-    terms = [replace(term, name="fine"), replace(term, objective=BadGradient(term.objective, parts.student), name="broken")]
+    terms = [
+        replace(term, name="fine"),
+        replace(term, objective=BadGradient(term.objective, parts.student), name="broken"),
+    ]
     stages = [replace(parts.stages[0], phases=[replace(student, terms=terms), *others])]
-    (answer,) = _said(Trainer(folder, stages, parts.average, replace(build_settings(recipe.training, recipe.distributed), mode=mode)).fit)[1:]
+    (answer,) = _said(
+        Trainer(
+            folder, stages, parts.average, replace(build_settings(recipe.training, recipe.distributed), mode=mode)
+        ).fit
+    )[1:]
     return answer
 
 
 def small_things(folder: Path) -> dict[str, Any]:
     """What the processes say of ``fewstep.system.distributed``, in one answer each."""
     rank = distributed.rank()
-    answers: dict[str, Any] = {"share": distributed.share(6), "total": distributed.total(torch.tensor([rank + 1.0, 0.5])).tolist(), "largest": distributed.largest(3 - rank)}
+    answers: dict[str, Any] = {
+        "share": distributed.share(6),
+        "total": distributed.total(torch.tensor([rank + 1.0, 0.5])).tolist(),
+        "largest": distributed.largest(3 - rank),
+    }
     answers["agreed"] = distributed.agreed({"from": rank})
     answers["everyones"] = distributed.everyones("x" * (rank + 1))
     answers["spread"] = torch.cat(deal(range(5), lambda job: torch.full((job + 1,), float(job)))).tolist()
     answers["mean"] = distributed.mean_of(torch.tensor([float(rank)])).tolist()
     answers |= rules(rank)
     answers["diverged"] = [diverged(folder / f"diverged-{mode}", mode) for mode in MODES]
-    answers["errors"] = [_said(lambda: distributed.together(_refuse)), _said(lambda: distributed.in_step(_refuse if rank == 1 else list)), _said(lambda: distributed.share(3))]
+    answers["errors"] = [
+        _said(lambda: distributed.together(_refuse)),
+        _said(lambda: distributed.in_step(_refuse if rank == 1 else list)),
+        _said(lambda: distributed.share(3)),
+    ]
     with locked(folder / "held"):
         answers["held"] = _said(lambda: distributed.together(lambda: _other_process(folder / "held")))
     answers["unwritable"] = _said(lambda: write_text(Path("/proc/nothing"), "x"))
@@ -177,22 +234,36 @@ def small_things(folder: Path) -> dict[str, Any]:
     answers["evaluations"] = meter.evaluations
     distill("mixture2d-diff-instruct", EVALUATED, folder / "evaluated")
     answers["evaluation"] = evaluate(folder / "evaluated")
-    settings = ("training.steps=2", "training.batch=8", "evaluation.samples=20", "target.nodes=2", "target.record.steps=1", "distributed.mode=fsdp")
+    settings = (
+        "training.steps=2",
+        "training.batch=8",
+        "evaluation.samples=20",
+        "target.nodes=2",
+        "target.record.steps=1",
+        "distributed.mode=fsdp",
+    )
     distill("digits-disback", settings, folder / "images")
-    answers["images"] = (folder / "images" / "samples" / "path.png").is_file() and (folder / "images" / "student.safetensors").is_file()
+    answers["images"] = (folder / "images" / "samples" / "path.png").is_file() and (
+        folder / "images" / "student.safetensors"
+    ).is_file()
     answers["samples of one"] = distributed.together(lambda: sampler(1300, seed=3).double().sum().item())
     return answers
 
 
 def rules(rank: int) -> dict[str, Any]:
-    """What rules decide on where the processes see unlike things: a gap that falls in the second process only, a model that moves in the first only."""
+    """What rules decide on where the processes see unlike things: a gap that falls in the second
+    process only, a model that moves in the first only.
+    """
     plateau, flat = SwitchAtPlateau(window=1, min_steps=1, max_steps=9).rule(), []
     for gap in (1.0, 0.1 if rank == 1 else 1.0):
         plateau.observe(torch.zeros(3, dtype=torch.float64), torch.full((3,), gap))
         flat.append(plateau.done(0, 1))
     still = torch.tensor([[-1.0], [1.0]])
     distance = RecordByDistance(0.1).rule(lambda model: model, still)
-    return {"plateau": [plateau.ratio(), *flat], "distance": [distance.decide(1, still if rank == 1 else 1.5 * still).record, distance.travelled]}
+    return {
+        "plateau": [plateau.ratio(), *flat],
+        "distance": [distance.decide(1, still if rank == 1 else 1.5 * still).record, distance.travelled],
+    }
 
 
 def _refuse() -> None:
@@ -200,7 +271,9 @@ def _refuse() -> None:
 
 
 def _other_process(folder: Path) -> None:
-    script = f"from fewstep.system.files import locked\nfrom pathlib import Path\nwith locked(Path({str(folder)!r})): pass"
+    script = (
+        f"from fewstep.system.files import locked\nfrom pathlib import Path\nwith locked(Path({str(folder)!r})): pass"
+    )
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     raise UserError(failed.stderr.strip().splitlines()[-1])
 
@@ -220,7 +293,9 @@ def main() -> None:
         case, name, leave = rest
         run(folder / case, name, leave=int(leave), resume=True)
         return
-    dist.init_process_group("gloo", init_method=f"file://{rest[0]}", rank=int(who), world_size=2, timeout=datetime.timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rest[0]}", rank=int(who), world_size=2, timeout=datetime.timedelta(seconds=120)
+    )
     equal_runs(folder)
     resumed_runs(folder)
     (folder / f"answers-{who}.json").write_text(json.dumps(small_things(folder)))

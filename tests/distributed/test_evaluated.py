@@ -1,4 +1,6 @@
-"""``fewstep evaluate`` under torchrun finds in three processes what one finds, bit for bit, network evaluations included; one answer is printed, and written. Two are in ``pair``."""
+"""``fewstep evaluate`` under torchrun finds in three processes what one finds, bit for bit, network
+evaluations included; one answer is printed, and written. Two are in ``pair``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,21 @@ def test_three_processes_find_what_one_finds(tmp_path):
     run = distill("mixture2d-diff-instruct", EVALUATED, tmp_path / "run")
     alone = untimed(json.loads(json.dumps(evaluate(run))))
     (run / "evaluation.json").unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "fewstep", "evaluate", str(run), "--json"]
-    ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=3",
+        "-m",
+        "fewstep",
+        "evaluate",
+        str(run),
+        "--json",
+    ]
+    ended = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(ended.stdout)
     assert untimed(found) == alone

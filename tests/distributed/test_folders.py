@@ -1,4 +1,6 @@
-"""A checkpoint in a folder of shards is complete or absent: what is listed, verified, pruned and resumed from, and each way in which it can be spoilt."""
+"""A checkpoint in a folder of shards is complete or absent: what is listed, verified, pruned and
+resumed from, and each way in which it can be spoilt.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from fewstep.runs import list_checkpoints, prune_checkpoints
 from fewstep.training.saving.checkpoint import Checkpoints, look_at, set_aside_in
 from fewstep.training.saving.sharded import MANIFEST, FolderCheckpoint, ShardWriter
 
-TENSORS = {"network/a": torch.arange(6.0).reshape(2, 3), "network/b": torch.tensor(2.5), "other/c": torch.ones(3, dtype=torch.bfloat16), "other/count": torch.tensor(7)}
+TENSORS = {
+    "network/a": torch.arange(6.0).reshape(2, 3),
+    "network/b": torch.tensor(2.5),
+    "other/c": torch.ones(3, dtype=torch.bfloat16),
+    "other/count": torch.tensor(7),
+}
 
 
 def state(step: int) -> dict:
@@ -63,7 +70,9 @@ def test_what_is_read_is_what_was_written(made):
     for prefix in ("network/", "other/", "nothing/"):
         read = found.read(prefix, {})
         expected = {name.removeprefix(prefix): value for name, value in TENSORS.items() if name.startswith(prefix)}
-        assert {name: value.dtype for name, value in read.items()} == {name: value.dtype for name, value in expected.items()}
+        assert {name: value.dtype for name, value in read.items()} == {
+            name: value.dtype for name, value in expected.items()
+        }
         assert all(torch.equal(read[name], value) for name, value in expected.items())
 
 
@@ -81,21 +90,42 @@ def test_what_is_written_in_the_background_is_what_there_was_when_it_began(tmp_p
 
 
 def test_nothing_of_a_checkpoint_is_pickled_and_it_has_no_other_files(made):
-    assert sorted(path.name for path in newest(made).iterdir()) == [MANIFEST, "shard-00001-model-00001-of-00001.safetensors"]
+    assert sorted(path.name for path in newest(made).iterdir()) == [
+        MANIFEST,
+        "shard-00001-model-00001-of-00001.safetensors",
+    ]
     assert not [path for path in (made / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit in a shard": (lambda run: flip(shard(run)), "is not the file that its checkpoint was written with"),
-    "a shard cut short": (lambda run: shard(run).write_bytes(shard(run).read_bytes()[:-1]), "is not the file that its checkpoint was written with"),
+    "a shard cut short": (
+        lambda run: shard(run).write_bytes(shard(run).read_bytes()[:-1]),
+        "is not the file that its checkpoint was written with",
+    ),
     "a shard that is gone": (lambda run: shard(run).unlink(), "there is no such file, and its checkpoint needs it"),
-    "another checkpoint's shard": (lambda run: shard(run).write_bytes(b"x" * shard(run).stat().st_size), "is not the file that its checkpoint was written with"),
+    "another checkpoint's shard": (
+        lambda run: shard(run).write_bytes(b"x" * shard(run).stat().st_size),
+        "is not the file that its checkpoint was written with",
+    ),
     "no manifest": (lambda run: (newest(run) / MANIFEST).unlink(), "without it the folder is no checkpoint"),
-    "half a manifest": (lambda run: (newest(run) / MANIFEST).write_text('{"digest": "1", "form'), "is not a readable manifest"),
-    "a manifest that was edited": (lambda run: _edited(run, "state", state(13)), "its content does not match its checksum"),
+    "half a manifest": (
+        lambda run: (newest(run) / MANIFEST).write_text('{"digest": "1", "form'),
+        "is not a readable manifest",
+    ),
+    "a manifest that was edited": (
+        lambda run: _edited(run, "state", state(13)),
+        "its content does not match its checksum",
+    ),
     "a manifest of a list": (lambda run: (newest(run) / MANIFEST).write_text("[]"), "is not a readable manifest"),
-    "a shard that nobody named": (lambda run: shutil.copy(shard(run), newest(run) / "shard-00002-model-00001-of-00001.safetensors"), "whose manifest does not name it"),
-    "another step's": (lambda run: (shutil.rmtree(newest(run)), shutil.copytree(run / "checkpoints" / "step-00000004", newest(run))), "is the checkpoint of step 4"),
+    "a shard that nobody named": (
+        lambda run: shutil.copy(shard(run), newest(run) / "shard-00002-model-00001-of-00001.safetensors"),
+        "whose manifest does not name it",
+    ),
+    "another step's": (
+        lambda run: (shutil.rmtree(newest(run)), shutil.copytree(run / "checkpoints" / "step-00000004", newest(run))),
+        "is the checkpoint of step 4",
+    ),
 }
 
 
@@ -176,7 +206,10 @@ def test_files_and_folders_of_one_run_are_listed_and_pruned_together(run):
     Checkpoints(run / "checkpoints", keep=9).save(10, TENSORS, state(10))
     (run / "checkpoints" / ".step-00000014.aside").mkdir()
     listing = prune_checkpoints(run, 2)
-    assert [each.file.removeprefix("checkpoints/") for each in listing.checkpoints] == ["step-00000012", "step-00000010.safetensors"]
+    assert [each.file.removeprefix("checkpoints/") for each in listing.checkpoints] == [
+        "step-00000012",
+        "step-00000010.safetensors",
+    ]
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-00000012", "step-00000010.safetensors"}
     assert listing.checkpoints[0].bytes == sum(path.stat().st_size for path in newest(run).iterdir())
 

@@ -1,4 +1,6 @@
-"""What torchrun does to a run: a stop is everyone's, and after a worker was killed all go on from the last whole checkpoint. Either way the end is that of a run that nothing happened to."""
+"""What torchrun does to a run: a stop is everyone's, and after a worker was killed all go on from
+the last whole checkpoint. Either way the end is that of a run that nothing happened to.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,18 @@ LIMIT = 240
 
 def launched(run: Path, *more: str, mode: str = "ddp") -> subprocess.Popen[bytes]:
     chosen = [f"--set={key}={value}" for key, value in {**SETTINGS, "distributed.mode": mode}.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.2", "-m", "fewstep", "distill", "mixture2d-disback"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--max-restarts=1",
+        "--monitor-interval=0.2",
+        "-m",
+        "fewstep",
+        "distill",
+        "mixture2d-disback",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(run.with_suffix(".log"), "ab") as log:
         return subprocess.Popen([*command, *chosen, "--out", str(run), *more], stdout=log, stderr=log, env=environment)
@@ -94,7 +107,9 @@ def test_a_stopped_and_then_killed_run_ends_as_an_undisturbed_one(tmp_path):
 
 
 def test_two_processes_agree_on_what_is_not_theirs(tmp_path):
-    """A folder of somebody's own is left as it is; what stands in a run's way is kept, and each is said once by the first process."""
+    """A folder of somebody's own is left as it is; what stands in a run's way is kept, and each is
+    said once by the first process.
+    """
     run = tmp_path / "run"
     run.mkdir()
     (run / "student.safetensors").write_bytes(b"mine")
@@ -114,4 +129,8 @@ def test_two_processes_agree_on_what_is_not_theirs(tmp_path):
     assert (run / "student.safetensors").read_bytes() == finished
     assert (run / "student.set-aside.safetensors").read_bytes() == b"mine"
     assert {path.name for path in last.with_name(f"{last.name}.unreadable").iterdir()} >= {"manifest.json", "notes.txt"}
-    assert said(run).count("kept as student.set-aside.safetensors") == said(run).count(f"kept as {last.name}.unreadable") == 1
+    assert (
+        said(run).count("kept as student.set-aside.safetensors")
+        == said(run).count(f"kept as {last.name}.unreadable")
+        == 1
+    )

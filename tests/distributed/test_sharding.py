@@ -1,4 +1,6 @@
-"""Laws of laying networks out: sharded over one process, every network is itself, bit for bit; what is sharded, and what is refused."""
+"""Laws of laying networks out: sharded over one process, every network is itself, bit for bit; what
+is sharded, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,26 @@ from fewstep.system.files import read_tensors, write_tensors
 from fewstep.targets import DegradationPath
 from fewstep.training.layout import Alone, Sharded, blocks, build_layout, units
 
-_SONG = {"kind": "song-unet", "img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+_SONG = {
+    "kind": "song-unet",
+    "img_resolution": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
 DENOISING = {
     "small-unet": {"kind": "small-unet", "channels": 1, "width": 8, "depth": 1, "embedding": 8, "classes": 2},
     "song-unet": {**_SONG, "classes": 2},
-    "ncsn": {**_SONG, "embedding_type": "fourier", "encoder_type": "residual", "decoder_type": "skip", "resample_filter": [1, 3, 3, 1]},
+    "ncsn": {
+        **_SONG,
+        "embedding_type": "fourier",
+        "encoder_type": "residual",
+        "decoder_type": "skip",
+        "resample_filter": [1, 3, 3, 1],
+    },
     "dhariwal-unet": {**_SONG, "kind": "dhariwal-unet", "model_channels": 16, "channel_mult": [1, 4], "classes": 2},
 }
 OTHERS = {
@@ -44,7 +61,9 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def group(tmp_path) -> Iterator[None]:
     """A group of this process alone."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, timeout=datetime.timedelta(seconds=60))
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, timeout=datetime.timedelta(seconds=60)
+    )
     yield
     distributed.destroy_process_group()
 
@@ -78,7 +97,9 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    """Equal bit for bit in what is computed; in gradients to the rounding of their sum, whose order is the engine's where a network runs twice."""
+    """Equal bit for bit in what is computed; in gradients to the rounding of their sum, whose order
+    is the engine's where a network runs twice.
+    """
     assert torch.equal(found[0], expected[0])
     assert len(found) == len(expected)
     for one, other in zip(found[1:], expected[1:], strict=True):
@@ -88,7 +109,11 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize("entry", ["forward", "features"])
 @pytest.mark.parametrize("name", DENOISING)
 def test_a_sharded_denoising_network_is_itself(name, entry):
-    arguments = (torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, 0.4, 0.9]), Condition(torch.tensor([1, 0, -1])))
+    arguments = (
+        torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([0.1, 0.4, 0.9]),
+        Condition(torch.tensor([1, 0, -1])),
+    )
     expected = outcome(made(DENOISING[name]), entry, *arguments)
     network = made(DENOISING[name])
     sharded(network)
@@ -105,7 +130,11 @@ def test_features_at_any_block_are_those_of_the_whole_network():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_sharded_networks_are_themselves(name):
-    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)) if "latent" in OTHERS[name] else torch.ones(3, 1, 8, 8)
+    x = (
+        torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+        if "latent" in OTHERS[name]
+        else torch.ones(3, 1, 8, 8)
+    )
     arguments = (x,) if name == "digit-classifier" else (x, Condition(torch.tensor([1, 0, -1])))
     expected = outcome(made(OTHERS[name]), "forward", *arguments)
     network = made(OTHERS[name])
@@ -132,15 +161,30 @@ def test_units_are_raw_networks_once_each_and_blocks_are_their_lists():
     model = denoiser()
     average, head = Averaged(model, HalfLife(10)), FeatureHead(8)
     trunk = FrozenTrunk(denoiser(), head)
-    found = units([Headed(model, head), Reflected(model, StaticThreshold(1.0)), average, trunk, model.network.leave, nn.Identity()])
-    assert [id(unit) for unit in found] == [id(each) for each in (model.network, head, average.average.network, trunk.denoiser.network)]
-    assert [id(block) for block in blocks(model.network)] == [id(block) for block in (*model.network.shifts, *model.network.blocks)]
+    found = units(
+        [
+            Headed(model, head),
+            Reflected(model, StaticThreshold(1.0)),
+            average,
+            trunk,
+            model.network.leave,
+            nn.Identity(),
+        ]
+    )
+    assert [id(unit) for unit in found] == [
+        id(each) for each in (model.network, head, average.average.network, trunk.denoiser.network)
+    ]
+    assert [id(block) for block in blocks(model.network)] == [
+        id(block) for block in (*model.network.shifts, *model.network.blocks)
+    ]
 
 
 def test_every_parameter_and_only_those_of_units_is_sharded():
     model, plain = denoiser(), denoiser()
     sharded(Averaged(plain, HalfLife(10)), model)
-    assert all(type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor" for value in model.parameters())
+    assert all(
+        type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor" for value in model.parameters()
+    )
     assert all(isinstance(value, nn.Parameter) and type(value.data) is Tensor for value in plain.parameters())
 
 
@@ -214,7 +258,9 @@ def test_a_gradient_through_a_frozen_sharded_network_reaches_its_input():
 def test_the_picture_of_a_path_is_the_same_from_a_sharded_teacher_which_is_left_as_it_was(tmp_path):
     pictures = []
     for over in (False, True):
-        denoiser = freeze(NetworkDenoiser(made(DENOISING["small-unet"]), KarrasVE(), EDM(0.5), EDMInputs(0.5), (1, 8, 8)))
+        denoiser = freeze(
+            NetworkDenoiser(made(DENOISING["small-unet"]), KarrasVE(), EDM(0.5), EDMInputs(0.5), (1, 8, 8))
+        )
         path = DegradationPath(tmp_path / str(over), denoiser)
         node = copy_of(denoiser)
         with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Two processes over gloo, spawned once, run all cases (``pair.py``); one process says what they must come to."""
+"""Two processes over gloo, spawned once, run all cases (``pair.py``); one process says what they
+must come to.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def folder(tmp_path_factory) -> Path:
     commands = [[sys.executable, pair.__file__, str(base), str(rank), str(base / "store")] for rank in (0, 1)]
     # The pair finds the modules that pytest has found for us.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    started = [subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) for command, log in zip(commands, logs, strict=True)]
+    started = [
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        for command, log in zip(commands, logs, strict=True)
+    ]
     try:
         codes = [process.wait(SECONDS) for process in started]
     finally:
@@ -110,7 +115,9 @@ def test_a_sharded_run_that_was_left_twice_ends_bit_for_bit_as_one_that_was_not(
 
 @pytest.mark.parametrize("name", ["mixture2d-dmd2-4step", "mixture2d-kd"])
 def test_the_log_of_two_processes_is_that_of_one(folder, tmp_path, name):
-    """Means over the whole batch, and the evaluations of both, those of the pairs too, of which each makes a block."""
+    """Means over the whole batch, and the evaluations of both, those of the pairs too, of which
+    each makes a block.
+    """
     pair.run(tmp_path, name)
     for mine, wanted in zip(_log(folder / f"{name}-ddp"), _log(tmp_path), strict=True):
         assert mine.keys() == wanted.keys()
@@ -122,9 +129,14 @@ def test_the_log_of_two_processes_is_that_of_one(folder, tmp_path, name):
 
 
 def test_checkpoints_are_of_the_kind_that_was_asked_for(folder):
-    kinds = {case: {path.is_dir() for path in (folder / case / "checkpoints").iterdir()} for case in ("mixture2d-disback-ddp", "mixture2d-disback-fsdp")}
+    kinds = {
+        case: {path.is_dir() for path in (folder / case / "checkpoints").iterdir()}
+        for case in ("mixture2d-disback-ddp", "mixture2d-disback-fsdp")
+    }
     assert kinds == {"mixture2d-disback-ddp": {False}, "mixture2d-disback-fsdp": {True}}
-    shards = sorted(path.name for path in (folder / "mixture2d-disback-fsdp" / "checkpoints" / "step-00000020").iterdir())
+    shards = sorted(
+        path.name for path in (folder / "mixture2d-disback-fsdp" / "checkpoints" / "step-00000020").iterdir()
+    )
     assert shards == ["manifest.json", *(f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2))]
 
 
@@ -142,14 +154,18 @@ def test_what_the_processes_agree_on(folder, tmp_path):
         found = [each.pop(key) for each in answers]
         assert [each[0] for each in found] == kinds
         assert found[0][1] == found[1][1]
-    # Of blocks of 500, 500 and 300, the first and the third; and the second, with one that is not kept.
+    # Of blocks of 500, 500 and 300, the first and the third; and the second, with one that is not
+    # kept.
     assert [each.pop("evaluations") for each in answers] == [800, 500]
     found = [pair.untimed(each.pop("evaluation")) for each in answers]
     assert found[0] == found[1] == pair.untimed(json.loads(json.dumps(evaluate(folder / "evaluated"))))
     assert answers[0].pop("samples") == answers[0]["samples of one"] == answers[1].pop("samples")
     assert answers[0] == answers[1]
     # In one process' gradient only, of one of two terms: both say the same.
-    assert all("the gradient of 'broken' in phase 'student' was not finite at step 3" in sentence for sentence in answers[0]["diverged"])
+    assert all(
+        "the gradient of 'broken' in phase 'student' was not finite at step 3" in sentence
+        for sentence in answers[0]["diverged"]
+    )
     assert all("step-00000002" in sentence for sentence in answers[0]["diverged"])
     expected = {
         "total": [3.0, 1.0],

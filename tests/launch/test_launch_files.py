@@ -1,4 +1,6 @@
-"""The launch files hold commands that torchrun's parser and ours accept, for recipes that there are; the SLURM script does what it says when SLURM stops it."""
+"""The launch files hold commands that torchrun's parser and ours accept, for recipes that there
+are; the SLURM script does what it says when SLURM stops it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from fewstep.command.cli import app
 from fewstep.recipes import DistillRecipe, load_recipe
 
 SCRIPTS = ("torchrun.sh", "slurm.sbatch")
-# A node's part of the job, in place of torchrun.sh: says what it was told, and then ends as $END says: at once with that code, or with 1 (as torchrun) after SIGTERM.
+# A node's part of the job, in place of torchrun.sh: says what it was told, and then ends as $END
+# says: at once with that code, or with 1 (as torchrun) after SIGTERM.
 NODE = """#!/usr/bin/env bash
 echo "$NODE_RANK $NODES $ENDPOINT $RUN_ID $RECIPE $OUT $*" >> "$SEEN"
 [[ $END == wait ]] || exit "$END"
@@ -29,7 +32,8 @@ trap 'echo saved >> "$SEEN"; exit "$AFTER"' TERM
 touch "$READY"
 while true; do sleep 0.02; done
 """
-# SLURM's commands: a task for each node, a signal to all of them, the names of the nodes, and the queue.
+# SLURM's commands: a task for each node, a signal to all of them, the names of the nodes, and the
+# queue.
 SRUN = """#!/usr/bin/env bash
 shift
 for node in 0 1; do SLURM_NODEID=$node "$@" & echo $! >> "$TASKS"; done
@@ -55,7 +59,9 @@ def our_command(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def torchrun(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, gpus: int = 8) -> tuple[Any, dict[str, Any]]:
-    """A torchrun command as torchrun reads it on a machine with ``gpus`` GPUs: its settings, and what the module's command line means."""
+    """A torchrun command as torchrun reads it on a machine with ``gpus`` GPUs: its settings, and
+    what the module's command line means.
+    """
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     parsed = parse_args(list(arguments))
@@ -68,7 +74,12 @@ def torchrun(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, gpus: in
 def launched(tmp_path: Path, *arguments: str, **settings: str | Path) -> tuple[list[str], Mapping[str, str]]:
     """The command that ``torchrun.sh`` ends in, and its environment."""
     found = subprocess.run(
-        ["bash", LAUNCH / "torchrun.sh", *arguments], env=environment(PYTHON=recorder(tmp_path / "python"), **settings), capture_output=True, text=True, check=True, timeout=20
+        ["bash", LAUNCH / "torchrun.sh", *arguments],
+        env=environment(PYTHON=recorder(tmp_path / "python"), **settings),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
     )
     command, inherited = recorded(found.stdout)
     assert command[:2] == ["-m", "torch.distributed.run"]
@@ -102,7 +113,10 @@ def test_one_machine(tmp_path, monkeypatch):
 def test_several_machines_meet_at_the_first_one(tmp_path, monkeypatch):
     """Alike but for who holds the rendezvous; settings of the recipe go through as they are."""
     settings = {"NODES": "2", "ENDPOINT": "alpha:29400", "OUT": "/shared/x y", "RECIPE": "digits-dmd2", "MODE": "fsdp"}
-    nodes = [torchrun(launched(tmp_path, "--set", "training.steps=7", NODE_RANK=rank, **settings)[0], monkeypatch) for rank in ("0", "1")]
+    nodes = [
+        torchrun(launched(tmp_path, "--set", "training.steps=7", NODE_RANK=rank, **settings)[0], monkeypatch)
+        for rank in ("0", "1")
+    ]
     for rank, (config, ours) in enumerate(nodes):
         assert (config.min_nodes, config.max_nodes) == (2, 2)
         assert config.rdzv_endpoint == "alpha:29400"
@@ -114,16 +128,34 @@ def test_several_machines_meet_at_the_first_one(tmp_path, monkeypatch):
 
 
 class Job:
-    """The SLURM script between SLURM's commands as they are above; ``end``: how each node ends, ``after``: the code with which it does so after SIGTERM."""
+    """The SLURM script between SLURM's commands as they are above; ``end``: how each node ends,
+    ``after``: the code with which it does so after SIGTERM.
+    """
 
     def __init__(self, folder: Path, end: str, after: int = 1):
         self.folder, self.seen = folder, folder / "seen"
         for name, text in (("srun", SRUN), ("scancel", SCANCEL), ("scontrol", SCONTROL)):
             executable(folder / "bin" / name, text)
         node = executable(folder / "node.sh", NODE)
-        values = environment(LAUNCH=node, SEEN=self.seen, TASKS=folder / "tasks", READY=folder / "ready", END=end, AFTER=str(after), RECIPE="mine.yaml", OUT="/shared/mine")
-        values |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "nodes[0-1]", "SLURM_JOB_ID": "4711", "PATH": f"{folder / 'bin'}:{values['PATH']}"}
-        self.process = subprocess.Popen(["bash", LAUNCH / "slurm.sbatch", "--set", "a=1"], env=values, stderr=subprocess.PIPE, text=True)
+        values = environment(
+            LAUNCH=node,
+            SEEN=self.seen,
+            TASKS=folder / "tasks",
+            READY=folder / "ready",
+            END=end,
+            AFTER=str(after),
+            RECIPE="mine.yaml",
+            OUT="/shared/mine",
+        )
+        values |= {
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "nodes[0-1]",
+            "SLURM_JOB_ID": "4711",
+            "PATH": f"{folder / 'bin'}:{values['PATH']}",
+        }
+        self.process = subprocess.Popen(
+            ["bash", LAUNCH / "slurm.sbatch", "--set", "a=1"], env=values, stderr=subprocess.PIPE, text=True
+        )
 
     def ended(self) -> tuple[int, list[str]]:
         """The exit code, and what was seen."""
@@ -132,7 +164,9 @@ class Job:
         return self.process.returncode, sorted(self.seen.read_text().splitlines())
 
     def signalled(self, number: str) -> tuple[int, list[str]]:
-        """The same after a signal to the script alone, as from ``--signal=B``, once both nodes are at work."""
+        """The same after a signal to the script alone, as from ``--signal=B``, once both nodes are
+        at work.
+        """
         deadline = time.monotonic() + 20
         while not ((self.folder / "ready").exists() and len(self.seen.read_text().splitlines()) == 2):
             assert time.monotonic() < deadline
@@ -163,9 +197,14 @@ def test_a_terminated_job_saves_and_is_not_queued_again(tmp_path):
 
 
 def test_the_job_asks_slurm_for_what_it_counts_on():
-    """One task a node, the log of all its lives, and a warning that leaves torchrun's workers their time to save."""
+    """One task a node, the log of all its lives, and a warning that leaves torchrun's workers their
+    time to save.
+    """
     text = (LAUNCH / "slurm.sbatch").read_text()
-    asked = dict(re.fullmatch(r"--([a-z-]+)(?:=(.*))?", line).groups() for line in re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE))
+    asked = dict(
+        re.fullmatch(r"--([a-z-]+)(?:=(.*))?", line).groups()
+        for line in re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
+    )
     assert asked["ntasks-per-node"] == "1"
     assert asked["open-mode"] == "append"
     assert "requeue" in asked
@@ -180,7 +219,9 @@ def test_the_job_asks_slurm_for_what_it_counts_on():
 @pytest.fixture(scope="module")
 def manifests() -> dict[str, dict[str, Any]]:
     """The cluster's objects by kind."""
-    documents = [document for document in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()) if document is not None]
+    documents = [
+        document for document in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()) if document is not None
+    ]
     assert len(documents) == 3
     return {document["kind"]: document for document in documents}
 
@@ -192,15 +233,23 @@ def test_the_objects_have_what_their_schema_requires(manifests):
         "TrainingRuntime": "trainer.kubeflow.org/v1alpha1",
         "TrainJob": "trainer.kubeflow.org/v1alpha1",
     }
-    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"]) for document in manifests.values())
+    assert all(
+        re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"]) for document in manifests.values()
+    )
     assert manifests["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
     assert set(manifests["PersistentVolumeClaim"]["spec"]["resources"]["requests"]) == {"storage"}
     reference = manifests["TrainJob"]["spec"]["runtimeRef"]
-    assert reference == {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": manifests["TrainingRuntime"]["metadata"]["name"]}
+    assert reference == {
+        "apiGroup": "trainer.kubeflow.org",
+        "kind": "TrainingRuntime",
+        "name": manifests["TrainingRuntime"]["metadata"]["name"],
+    }
 
 
 def test_the_runtime_is_one_that_trainer_can_fill_in(manifests):
-    """A job and a container called 'node', marked as the trainer; volumes that are mounted are there; a pod has time to save."""
+    """A job and a container called 'node', marked as the trainer; volumes that are mounted are
+    there; a pod has time to save.
+    """
     spec = manifests["TrainingRuntime"]["spec"]
     assert spec["mlPolicy"] == {"numNodes": 1, "torch": {}}
     (job,) = spec["template"]["spec"]["replicatedJobs"]
@@ -214,14 +263,18 @@ def test_the_runtime_is_one_that_trainer_can_fill_in(manifests):
     assert spec["template"]["spec"]["failurePolicy"]["maxRestarts"] > 0
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-    assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == manifests["PersistentVolumeClaim"]["metadata"]["name"]
+    assert (
+        volumes["runs"]["persistentVolumeClaim"]["claimName"] == manifests["PersistentVolumeClaim"]["metadata"]["name"]
+    )
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert all(isinstance(value, str) for value in variables.values()), "Kubernetes takes texts only"
     assert pod["terminationGracePeriodSeconds"] > int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
 
 
 def test_the_job_runs_a_command_that_is_understood(manifests, monkeypatch):
-    """By torchrun, with what Trainer sets in its environment, and by us; it writes where the shared folder is mounted."""
+    """By torchrun, with what Trainer sets in its environment, and by us; it writes where the shared
+    folder is mounted.
+    """
     trainer = manifests["TrainJob"]["spec"]["trainer"]
     assert trainer["numProcPerNode"] == trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
     command = [*trainer["command"], *trainer["args"]]
@@ -237,7 +290,9 @@ def test_the_job_runs_a_command_that_is_understood(manifests, monkeypatch):
     assert config.max_restarts > 0
     assert ours["resume"] is True
     assert load_recipe(ours["recipe"], ours["settings"]).training.batch % 16 == 0
-    (container,) = manifests["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    (container,) = manifests["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"][
+        "template"
+    ]["spec"]["containers"]
     assert any(ours["out"].is_relative_to(mount["mountPath"]) for mount in container["volumeMounts"])
 
 

@@ -1,4 +1,6 @@
-"""The scaling model against what is known in closed form, against ``plan``, and against itself on clusters where there is nothing to model."""
+"""The scaling model against what is known in closed form, against ``plan``, and against itself on
+clusters where there is nothing to model.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +54,18 @@ def test_the_backward_pass_where_computing_is_slower_hides_all_but_its_ends():
 
 
 def test_the_backward_pass_where_exchanges_are_slower_is_their_sum_and_one_block():
-    """The exchanges of the last block of the forward and of the first of the backward are waited for; what is computed meanwhile is free."""
+    """The exchanges of the last block of the forward and of the first of the backward are waited
+    for; what is computed meanwhile is free.
+    """
     blocks = [Stretch(1.0, 2.0, 10.0, 20.0)] * 5
     forward, backward = 5 * 10 + 1, 5 * 30
     assert seconds(blocks, trained=True) == pytest.approx(forward + backward, abs=2)
 
 
 def test_replicas_exchange_while_they_compute():
-    """DDP gathers nothing, so that no block waits: computing, and the last block's exchange, or a first block and all exchanges."""
+    """DDP gathers nothing, so that no block waits: computing, and the last block's exchange, or a
+    first block and all exchanges.
+    """
     assert seconds([Stretch(1.0, 2.0, 0.0, 1.5)] * 4, trained=True) == 4 + 8 + 1.5
     assert seconds([Stretch(1.0, 2.0, 0.0, 5.0)] * 4, trained=True) == 4 + 2 + 20
 
@@ -70,7 +76,11 @@ def test_a_long_exchange_of_replicas_holds_no_block_up():
 
 
 def test_the_backward_pass_begins_with_the_last_block():
-    """Forward: both gathers. Backward: the last block's gather (4) and computing (1), behind which the first one's gather hides, and its computing (5)."""
+    """Forward: both gathers.
+
+    Backward: the last block's gather (4) and computing (1), behind which the first one's gather
+    hides, and its computing (5).
+    """
     assert seconds([Stretch(0.0, 5.0, 1.0, 0.0), Stretch(0.0, 1.0, 4.0, 0.0)], trained=True) == 5 + 4 + 1 + 5
 
 
@@ -78,7 +88,10 @@ def test_the_backward_pass_begins_with_the_last_block():
 def test_any_blocks_lie_between_all_hidden_and_nothing_hidden(trained):
     chance = random.Random(0)
     for _ in range(200):
-        blocks = [Stretch(*(chance.choice((0.0, chance.random(), 10 * chance.random())) for _ in range(4))) for _ in range(chance.randint(1, 12))]
+        blocks = [
+            Stretch(*(chance.choice((0.0, chance.random(), 10 * chance.random())) for _ in range(4)))
+            for _ in range(chance.randint(1, 12))
+        ]
         low, high = bounds(blocks, trained)
         assert low - 1e-9 <= seconds(blocks, trained) <= high + 1e-9
 
@@ -113,13 +126,17 @@ def test_in_one_node_its_links_count_and_among_several_their_cards():
 
 
 def test_by_nodes_is_what_a_flat_ring_takes_between_nodes():
-    """Scattering in the node leaves an eighth for each card: together as much as a ring brings through all eight."""
+    """Scattering in the node leaves an eighth for each card: together as much as a ring brings
+    through all eight.
+    """
     cluster = Cluster(1024, **FREE, inside=1e30)
     assert cluster.reduced_across(1e9, 128) == pytest.approx(cluster.reduced(1e9), rel=0.01)
 
 
 def test_sharding_exchanges_half_as_much_again_in_one_precision():
-    """Two gathers and a scatter for a trained pass, an all-reduce being a gather and a scatter; in bf16 the gathers are half as long, and it is the same."""
+    """Two gathers and a scatter for a trained pass, an all-reduce being a gather and a scatter; in
+    bf16 the gathers are half as long, and it is the same.
+    """
     load, cluster = replace(LOAD, untrained=0.0, networks=0), Cluster(64, **FREE)
     ddp, fsdp = (estimate(load, cluster, Layout(mode, 1)).exchanging for mode in ("ddp", "fsdp"))
     assert fsdp == pytest.approx(ddp)
@@ -133,7 +150,9 @@ def test_sharding_exchanges_half_as_much_again_in_one_precision():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_gpu_exchanges_nothing(mode):
-    """Its step is its operations over its rate, and what optimizers move; but for the latter nothing is lost."""
+    """Its step is its operations over its rate, and what optimizers move; but for the latter
+    nothing is lost.
+    """
     found = estimate(LOAD, Cluster(1), Layout(mode, 6, recompute=False))
     moved = 61e6 * (2 * 28 + 12) / Cluster(1).memory_rate
     assert found.exchanging == 0
@@ -155,7 +174,9 @@ def test_one_copy_a_node_gathers_inside_and_reduces_between():
     hsdp = estimate(load, cluster, Layout("fsdp", 4, replicas=8))
     inside = estimate(load, Cluster(8, **FREE), Layout("fsdp", 4))
     assert hsdp.memory == inside.memory
-    assert hsdp.exchanging - inside.exchanging == pytest.approx(load.trained * 2 * (7 / 8) * 4 * 61e6 / 8 / cluster.between)
+    assert hsdp.exchanging - inside.exchanging == pytest.approx(
+        load.trained * 2 * (7 / 8) * 4 * 61e6 / 8 / cluster.between
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -169,7 +190,9 @@ def test_slower_links_never_help_and_free_ones_leave_computing(mode):
 
 
 def test_accumulation_exchanges_gradients_once():
-    """DDP's exchanges stay those of one micro-batch while computing grows; FSDP's gathers come with each."""
+    """DDP's exchanges stay those of one micro-batch while computing grows; FSDP's gathers come with
+    each.
+    """
     cluster = Cluster(64, **FREE)
     for mode, exchanged in (("ddp", 1.0), ("fsdp", None)):
         one, four = (estimate(replace(LOAD, networks=0), cluster, Layout(mode, count, count)) for count in (1, 4))
@@ -181,7 +204,10 @@ def test_accumulation_exchanges_gradients_once():
 
 
 def test_computing_again_is_a_forward_pass_more():
-    plain, again = (estimate(replace(LOAD, untrained=0.0), Cluster(1, memory_rate=1e30), Layout("ddp", 2, recompute=on)).seconds for on in (False, True))
+    plain, again = (
+        estimate(replace(LOAD, untrained=0.0), Cluster(1, memory_rate=1e30), Layout("ddp", 2, recompute=on)).seconds
+        for on in (False, True)
+    )
     assert again == pytest.approx(4 / 3 * plain)
 
 
@@ -216,7 +242,9 @@ def test_memory_is_what_plan_says(monkeypatch):
 
 
 def test_passes_and_blocks_are_those_of_the_recipe(monkeypatch):
-    """Diff-Instruct: student and fake score are trained, teacher and fake score looked at; the blocks make up the network."""
+    """Diff-Instruct: student and fake score are trained, teacher and fake score looked at; the
+    blocks make up the network.
+    """
     recipe, found = _counted("cifar10-diff-instruct", monkeypatch)
     load = load_of(recipe, "cifar10-diff-instruct")
     assert (load.trained, load.untrained, load.networks) == (2, 2, 2)
@@ -231,7 +259,9 @@ def test_blocks_of_a_wrapped_network_are_the_networks(tmp_path):
     recipe = load_recipe("digits-diff-instruct")
     assert isinstance(recipe, DistillRecipe)
     teacher = sketch(recipe, tmp_path)[0].original
-    assert sum(block.parameters for block in blocks_of(teacher)) == sum(parameter.numel() for parameter in teacher.parameters())
+    assert sum(block.parameters for block in blocks_of(teacher)) == sum(
+        parameter.numel() for parameter in teacher.parameters()
+    )
     assert all(block.parameters >= 0 and block.operations >= 0 for block in blocks_of(teacher))
 
 
@@ -247,7 +277,9 @@ def test_accumulated_gradients_of_a_sharded_network_are_held_whole():
 
 
 def test_the_best_interval_loses_least():
-    """Of all intervals; and with failures twice as often, checkpoints are more frequent by the root of two."""
+    """Of all intervals; and with failures twice as often, checkpoints are more frequent by the root
+    of two.
+    """
     cluster = Cluster(1024)
     best = cluster.interval(30.0)
     assert all(cluster.lost(30.0, best) < cluster.lost(30.0, factor * best) for factor in (0.5, 0.9, 1.1, 2.0))

@@ -1,4 +1,6 @@
-"""Two machines that are one: two torchruns, each with a process of its own, meet by ``torchrun.sh`` and make the run that one process makes."""
+"""Two machines that are one: two torchruns, each with a process of its own, meet by ``torchrun.sh``
+and make the run that one process makes.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,29 @@ SETTINGS = {
     "evaluation.samples": 50,
     "evaluation.every": 1000,
     "data.samples": 200,
-    # Adam divides by a gradient's size, so that one of nearly nothing, other in its last bit, may be another step; without it rounding stays rounding.
+    # Adam divides by a gradient's size, so that one of nearly nothing, other in its last bit, may
+    # be another step; without it rounding stays rounding.
     "method.optimizer": {"kind": "sgd", "lr": 1e-3},
     "method.fake.optimizer": {"kind": "sgd", "lr": 1e-3},
 }
 
 
 def test_two_nodes_make_the_run_of_one_process(tmp_path):
-    """The same draws, the same log but for its clock, the same student to rounding; and one process writes."""
+    """The same draws, the same log but for its clock, the same student to rounding; and one process
+    writes.
+    """
     arguments = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    shared = {"RECIPE": "mixture2d-diff-instruct", "PROCESSES": "1", "NODES": "2", "ENDPOINT": f"localhost:{port}", "RESTARTS": "0", "PYTHON": sys.executable}
+    shared = {
+        "RECIPE": "mixture2d-diff-instruct",
+        "PROCESSES": "1",
+        "NODES": "2",
+        "ENDPOINT": f"localhost:{port}",
+        "RESTARTS": "0",
+        "PYTHON": sys.executable,
+    }
     path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH", ""), "src") if part)
     nodes = [
         subprocess.Popen(
@@ -49,8 +61,12 @@ def test_two_nodes_make_the_run_of_one_process(tmp_path):
     ]
     said = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
-    assert sorted("report.html are there" in text for text in said) == [False, True], "one group of two, of which the first process talks"
-    distill("mixture2d-diff-instruct", [f"{key}={json.dumps(value)}" for key, value in SETTINGS.items()], tmp_path / "one")
+    assert sorted("report.html are there" in text for text in said) == [False, True], (
+        "one group of two, of which the first process talks"
+    )
+    distill(
+        "mixture2d-diff-instruct", [f"{key}={json.dumps(value)}" for key, value in SETTINGS.items()], tmp_path / "one"
+    )
     one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -61,4 +77,7 @@ def test_two_nodes_make_the_run_of_one_process(tmp_path):
 
 
 def _without_clock(path: Path) -> list[dict[str, object]]:
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in path.read_text().splitlines()]
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for line in path.read_text().splitlines()
+    ]

@@ -1,10 +1,15 @@
-"""A device that is not there: tensors that say they are elsewhere, hold real numbers on the CPU, and refuse what a GPU refuses.
+"""A device that is not there: tensors that say they are elsewhere, hold real numbers on the CPU,
+and refuse what a GPU refuses.
 
-Inside ``with Card():`` the device ``CARD`` (torch's meta device, whose name is borrowed) has memory. A tensor taken there becomes an ``OnCard``; what is computed of it stays there until it
-is taken back, with the CPU's own kernels, so that results are bit for bit those of the same computation on the CPU. An operation on tensors here and there raises ``Mixed``, but for the
-three things that PyTorch allows: copies, a number (a tensor without dimensions) from the CPU in arithmetic, and an index from the CPU.
+Inside ``with Card():`` the device ``CARD`` (torch's meta device, whose name is borrowed) has
+memory. A tensor taken there becomes an ``OnCard``; what is computed of it stays there until it is
+taken back, with the CPU's own kernels, so that results are bit for bit those of the same
+computation on the CPU. An operation on tensors here and there raises ``Mixed``, but for the three
+things that PyTorch allows: copies, a number (a tensor without dimensions) from the CPU in
+arithmetic, and an index from the CPU.
 
-``Card.fetched`` counts the numbers that were asked for from there: each would make a program wait for a GPU.
+``Card.fetched`` counts the numbers that were asked for from there: each would make a program wait
+for a GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +40,15 @@ class OnCard(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> OnCard:
-        made = Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CARD, requires_grad=held.requires_grad)
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=CARD,
+            requires_grad=held.requires_grad,
+        )
         made.held = held
         return made
 
@@ -60,7 +73,9 @@ class Card(TorchDispatchMode):
 
 
 def on_card(model: Model) -> Model:
-    """The model, taken to ``CARD`` in place: its parameters stay the same objects, as they do on the way to a GPU."""
+    """The model, taken to ``CARD`` in place: its parameters stay the same objects, as they do on
+    the way to a GPU.
+    """
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -75,7 +90,9 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check(function, args, there, [value for value in tensors if not isinstance(value, OnCard)])
     asked = kwargs.get("device")
     goes = bool(there) if asked is None else torch.device(asked) == CARD
-    held_args, held_kwargs = tree_map_only(OnCard, lambda value: value.held, (args, kwargs if asked is None else {**kwargs, "device": torch.device("cpu")}))
+    held_args, held_kwargs = tree_map_only(
+        OnCard, lambda value: value.held, (args, kwargs if asked is None else {**kwargs, "device": torch.device("cpu")})
+    )
     made = function(*held_args, **held_kwargs)
     if function is _aten.copy_.default:
         return args[0]
@@ -100,6 +117,10 @@ def _check(function: Any, args: Any, there: list[Tensor], here: list[Tensor]) ->
         wrong = here
     if function in _INDEXING:
         written = args[2] if len(args) > 2 else args[0]
-        wrong = [value for value in (args[0], written) if not isinstance(value, OnCard) and (value is args[0] or value.ndim > 0)]
+        wrong = [
+            value
+            for value in (args[0], written)
+            if not isinstance(value, OnCard) and (value is args[0] or value.ndim > 0)
+        ]
     if wrong:
         raise Mixed(f"{function}: a tensor of shape {tuple(wrong[0].shape)} is on the CPU, another one on the card")

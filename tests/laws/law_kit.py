@@ -1,4 +1,6 @@
-"""What the laws are stated over: every schedule and every prediction, exact teachers, and a helper for tiny networks."""
+"""What the laws are stated over: every schedule and every prediction, exact teachers, and a helper
+for tiny networks.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ SCHEDULES: dict[str, Schedule] = {
     "vp-cosine": DiscreteVP("cosine"),
     "flow": RectifiedFlow(),
 }
-PREDICTIONS: dict[str, Prediction] = {"x0": X0(), "eps": Epsilon(), "score": Score(), "v": V(), "velocity": Velocity(), "edm": EDM(0.5), "edm-0.9": EDM(0.9)}
+PREDICTIONS: dict[str, Prediction] = {
+    "x0": X0(),
+    "eps": Epsilon(),
+    "score": Score(),
+    "v": V(),
+    "velocity": Velocity(),
+    "edm": EDM(0.5),
+    "edm-0.9": EDM(0.9),
+}
 
 
 def normals(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -38,7 +48,9 @@ def trained_times(schedule: Schedule, count: int, least_alpha: float = 0.0) -> T
 
 def one_gaussian(schedule: Schedule) -> GaussianMixture:
     """A correlated Gaussian in the plane."""
-    return GaussianMixture(schedule, torch.ones(1), torch.tensor([[0.7, -1.2]]), torch.tensor([[[0.9, 0.4], [0.4, 0.5]]]))
+    return GaussianMixture(
+        schedule, torch.ones(1), torch.tensor([[0.7, -1.2]]), torch.tensor([[[0.9, 0.4], [0.4, 0.5]]])
+    )
 
 
 def three_gaussians(schedule: Schedule) -> GaussianMixture:

@@ -1,4 +1,6 @@
-"""Laws of adversarial terms: losses at their optimum, R1 in closed form, who is trained by what, and the balance of two losses."""
+"""Laws of adversarial terms: losses at their optimum, R1 in closed form, who is trained by what,
+and the balance of two losses.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,12 @@ class _Data(States):
 
     def draw(self, step: Step) -> State:
         x0 = self.mean + self.std * step.key.normal("law-data", (step.rows, 2), step.start).double()
-        return State(x0, torch.zeros(step.rows, dtype=torch.float64), Condition(labels=torch.ones(step.rows, dtype=torch.int64)), x0)
+        return State(
+            x0,
+            torch.zeros(step.rows, dtype=torch.float64),
+            Condition(labels=torch.ones(step.rows, dtype=torch.int64)),
+            x0,
+        )
 
 
 class _Same(nn.Module):
@@ -70,10 +77,18 @@ class _Same(nn.Module):
 class _Critic(nn.Module):
     """given(x, t) + bias + slope . x + bend |x|^2, the last three trainable and 0 unless given."""
 
-    def __init__(self, given: Callable[[Tensor, Tensor], Tensor], bias: float = 0.0, slope: tuple[float, float] = (0.0, 0.0), bend: float = 0.0):
+    def __init__(
+        self,
+        given: Callable[[Tensor, Tensor], Tensor],
+        bias: float = 0.0,
+        slope: tuple[float, float] = (0.0, 0.0),
+        bend: float = 0.0,
+    ):
         super().__init__()
         self.given = given
-        self.bias, self.slope, self.bend = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (bias, slope, bend))
+        self.bias, self.slope, self.bend = (
+            nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (bias, slope, bend)
+        )
         self.seen: list[tuple[Tensor, Tensor, Condition]] = []
 
     def logits(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -113,7 +128,9 @@ def _flat(gradients: tuple[Tensor, ...]) -> Tensor:
 
 @every_view
 def test_the_log_ratio_of_densities_is_the_best_critic(view: View) -> None:
-    """Its gradient in a bias, a slope and a bend vanishes over samples, which that of a shifted one does not."""
+    """Its gradient in a bias, a slope and a bend vanishes over samples, which that of a shifted one
+    does not.
+    """
     real, made = _gaussian(0.4, 1.0), _gaussian(-0.2, 0.7)
 
     def ratio(x: Tensor, t: Tensor) -> Tensor:
@@ -124,7 +141,9 @@ def test_the_log_ratio_of_densities_is_the_best_critic(view: View) -> None:
         found = []
         for index in range(20):
             step = Step(Key(0, "law", index), 2000)
-            found.append(_flat(torch.autograd.grad(objective(step, step.state(_prior())).total, list(critic.parameters()))))
+            found.append(
+                _flat(torch.autograd.grad(objective(step, step.state(_prior())).total, list(critic.parameters())))
+            )
         return torch.stack(found)
 
     found, wrong = gradients(_Critic(ratio)), gradients(_Critic(ratio, bias=0.2))
@@ -164,7 +183,9 @@ def test_the_value_at_the_optimum_is_two_log_two_less_twice_jensen_shannon() -> 
 
 
 def test_the_best_critic_of_hinge_is_the_sign() -> None:
-    """For round Gaussians at distance d: loss 2 - 2 c TV for c sign(p - q) with c <= 1, and it rises again beyond; TV = 2 Phi(d / 2) - 1."""
+    """For round Gaussians at distance d: loss 2 - 2 c TV for c sign(p - q) with c <= 1, and it
+    rises again beyond; TV = 2 Phi(d / 2) - 1.
+    """
     mean = 0.6
     distance = 2 * mean * math.sqrt(2)
     right = 0.5 * (1 + math.erf(distance / 2 / math.sqrt(2)))
@@ -172,7 +193,11 @@ def test_the_best_critic_of_hinge_is_the_sign() -> None:
 
     def value(size: float) -> float:
         critic = _Critic(lambda x, t: size * torch.sign(x.sum(1)))
-        return float(AdversarialCritic(critic, _Same(-mean), _Data(mean), Hinge(), Clean())(step, step.state(_prior())).total.detach())
+        return float(
+            AdversarialCritic(critic, _Same(-mean), _Data(mean), Hinge(), Clean())(
+                step, step.state(_prior())
+            ).total.detach()
+        )
 
     for size in (0.5, 1.0):
         assert value(size) == pytest.approx(2 - 2 * size * (2 * right - 1), abs=0.01)
@@ -183,7 +208,9 @@ def test_the_best_critic_of_hinge_is_the_sign() -> None:
 @every_view
 @every_loss
 def test_the_generator_follows_the_critics_slope(view: View, loss: GANLoss) -> None:
-    """For a linear critic a . x + b: -a for hinge, -sigmoid(-l) a for softplus, times alpha where samples are noised, over the batch."""
+    """For a linear critic a . x + b: -a for hinge, -sigmoid(-l) a for softplus, times alpha where
+    samples are noised, over the batch.
+    """
     rows = 7
     student = _Free(normals(rows, 2))
     critic = _Critic(_nothing, bias=0.3, slope=(1.5, -0.5))
@@ -213,7 +240,12 @@ def test_heads_are_averaged(loss: GANLoss) -> None:
     real, fake = normals(6, 3), normals(6, 3, seed=1)
     each = torch.stack([loss.critic(real[:, head], fake[:, head]) for head in range(3)])
     torch.testing.assert_close(loss.critic(real, fake), each.mean(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(loss.generator(fake), torch.stack([loss.generator(fake[:, head]) for head in range(3)]).mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        loss.generator(fake),
+        torch.stack([loss.generator(fake[:, head]) for head in range(3)]).mean(),
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 # What a critic sees
@@ -232,7 +264,9 @@ def test_what_a_critic_sees_is_noised_with_shared_levels_and_noise_of_its_own(sc
     noises = [(seen - alpha * clean) / sigma for seen, clean in ((real, step.state(_DATA).x0), (fake, made))]
     assert float((noises[0] - noises[1]).abs().min()) > 1e-6
     for index, role in enumerate(("real", "fake")):
-        torch.testing.assert_close(noises[index], Key(0).normal(f"critic-{role}-noise", (rows, 2)).double(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            noises[index], Key(0).normal(f"critic-{role}-noise", (rows, 2)).double(), rtol=1e-6, atol=1e-6
+        )
     # Each side has its own conditions.
     assert real_condition.labels.tolist() == [1] * rows
     assert torch.equal(fake_condition.labels, step.state(prior).condition.labels)
@@ -259,11 +293,16 @@ def test_a_clean_critic_sees_samples_as_they_are() -> None:
 @every_view
 @pytest.mark.parametrize("r1", [0.1, 10.0])
 def test_r1_of_linear_and_quadratic_critics(view: View, r1: float) -> None:
-    """|a + 2 b x|^2 at the data as the critic sees them, not at the clean ones and not at the samples; and its gradient in a and b."""
+    """|a + 2 b x|^2 at the data as the critic sees them, not at the clean ones and not at the
+    samples; and its gradient in a and b.
+    """
     step, student = Step(Key(0), 50), _Same(3.0)
     for slope, bend in (((1.5, -0.5), 0.0), ((0.3, 0.2), 0.7)):
         critic = _Critic(_nothing, slope=slope, bend=bend)
-        losses = [AdversarialCritic(critic, student, _Data(), NonSaturating(), view, factor)(step, step.state(_prior())) for factor in (0.0, r1)]
+        losses = [
+            AdversarialCritic(critic, student, _Data(), NonSaturating(), view, factor)(step, step.state(_prior()))
+            for factor in (0.0, r1)
+        ]
         real = critic.seen[0][0].detach()
         assert view is VIEWS["clean"] or not torch.equal(real, step.state(_Data()).x0)
         arrows = torch.tensor(slope, dtype=torch.float64) + 2 * bend * real
@@ -303,7 +342,9 @@ def test_each_side_trains_itself_alone(view: View) -> None:
 
 
 def test_matching_and_the_adversarial_term_share_the_students_forward() -> None:
-    """DMD2's student: 3 evaluations of it, one each of both denoisers; the critic's phase then asks for the same samples and runs no student."""
+    """DMD2's student: 3 evaluations of it, one each of both denoisers; the critic's phase then asks
+    for the same samples and runs no student.
+    """
     rows = 6
     student, fake, teacher = tiny_denoiser(), tiny_denoiser(seed=1), freeze(tiny_denoiser(seed=2))
     critic = _Heads(normals(1, 2, dtype=torch.float32))
@@ -312,7 +353,10 @@ def test_matching_and_the_adversarial_term_share_the_students_forward() -> None:
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DMDWeight())
     with cost.metered() as meter:
         state = step.state(prior)
-        total = matching(step, state).total + AdversarialGenerator(student, critic, NonSaturating(), view)(step, state).total
+        total = (
+            matching(step, state).total
+            + AdversarialGenerator(student, critic, NonSaturating(), view)(step, state).total
+        )
         total.backward()
         step.forget_graphs()
         AdversarialCritic(critic, student, _Float(), NonSaturating(), view)(step, state).total.backward()
@@ -366,7 +410,9 @@ def _layer(parameter: nn.Parameter) -> nn.ParameterList:
     return nn.ParameterList([parameter])
 
 
-def _pair(main: Tensor, other: Tensor, names: tuple[str, str] = ("main", "other")) -> tuple[nn.ParameterList, _Given, _Given]:
+def _pair(
+    main: Tensor, other: Tensor, names: tuple[str, str] = ("main", "other")
+) -> tuple[nn.ParameterList, _Given, _Given]:
     parameter = nn.Parameter(normals(3, 2))
     return _layer(parameter), _Given(parameter, main, names[0], []), _Given(parameter, other, names[1], [])
 
@@ -424,7 +470,9 @@ def test_matching_balanced_with_an_adversarial_term_shares_the_graph() -> None:
     student, fake, teacher = tiny_denoiser(), tiny_denoiser(seed=1), freeze(tiny_denoiser(seed=2))
     prior, layer = Prior(KarrasVE(), (2,), 0.1), student.network.leave
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DMDWeight())
-    adversarial = AdversarialGenerator(student, _Heads(normals(2, 2, dtype=torch.float32)), Hinge(), Noised(KarrasVE(), LogNormalTimes()))
+    adversarial = AdversarialGenerator(
+        student, _Heads(normals(2, 2, dtype=torch.float32)), Hinge(), Noised(KarrasVE(), LogNormalTimes())
+    )
     norms = []
     for objective in (matching, adversarial):
         step = Step(Key(0), 6)

@@ -1,4 +1,6 @@
-"""Laws of the stochastic sampler: it is the solver where nothing is added, Algorithm 2 step by step, and right in the marginal variance to the order of a step."""
+"""Laws of the stochastic sampler: it is the solver where nothing is added, Algorithm 2 step by
+step, and right in the marginal variance to the order of a step.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def start_of(schedule: Schedule, rows: int = 6) -> tuple[Tensor, Tensor]:
 
 @every_schedule
 @both_rules
-@pytest.mark.parametrize("churn", [NO_CHURN, Churn(0.0, noise=1.5), Churn(10.0, low=9.0), Churn(10.0, high=1e-4)], ids=["none", "amount 0", "all below", "all above"])
+@pytest.mark.parametrize(
+    "churn",
+    [NO_CHURN, Churn(0.0, noise=1.5), Churn(10.0, low=9.0), Churn(10.0, high=1e-4)],
+    ids=["none", "amount 0", "all below", "all above"],
+)
 def test_without_churn_it_is_the_solver_bit_for_bit(schedule: Schedule, rule: Rule, churn: Churn) -> None:
     mixture = three_gaussians(schedule)
     x, times = start_of(schedule)
@@ -69,7 +75,9 @@ def test_it_is_algorithm_2() -> None:
 
 @every_schedule
 def test_the_marginal_variance_of_a_gaussian_is_right_to_the_order_of_a_step(schedule: Schedule) -> None:
-    """Every draw adds what the solver takes away, up to the solver's own error, which twice as many steps halve."""
+    """Every draw adds what the solver takes away, up to the solver's own error, which twice as many
+    steps halve.
+    """
     gaussian = GaussianMixture(schedule, torch.ones(1), torch.zeros(1, 1), torch.tensor([0.49]))
     rows = 40_000
     first, last = float(schedule.time_at_sigma(4.0)), float(schedule.time_at_sigma(0.2))
@@ -84,7 +92,8 @@ def test_the_marginal_variance_of_a_gaussian_is_right_to_the_order_of_a_step(sch
     assert errors[0] > 0.02
     assert errors[1] < 0.65 * errors[0]
     assert errors[2] < 0.4 * errors[0]
-    # The second-order rule is far closer, so that what is left above is the solver's, not the noise's.
+    # The second-order rule is far closer, so that what is left above is the solver's, not the
+    # noise's.
     ends = solve_with_churn(HEUN, Churn(2.0), gaussian, start, times, PLACE)
     assert float(ends.square().mean()) == pytest.approx(exact[1], rel=0.015)
     doubled = solve_with_churn(HEUN, Churn(2.0, noise=1.5), gaussian, start, times, PLACE)

@@ -1,4 +1,6 @@
-"""Laws of conditions: indexing and concatenation are inverses, null keeps the scale, and what is not there stays absent."""
+"""Laws of conditions: indexing and concatenation are inverses, null keeps the scale, and what is
+not there stays absent.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ every_condition = pytest.mark.parametrize("condition", CONDITIONS.values(), ids=
 
 
 def _parts(condition: Condition) -> dict[str, Tensor]:
-    named = {"labels": condition.labels, "guidance": condition.guidance, **{f"context.{key}": value for key, value in condition.context.items()}}
+    named = {
+        "labels": condition.labels,
+        "guidance": condition.guidance,
+        **{f"context.{key}": value for key, value in condition.context.items()},
+    }
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -45,7 +51,11 @@ def test_concatenation_undoes_slicing(condition: Condition, cut: int) -> None:
 
 
 @every_condition
-@pytest.mark.parametrize("index", [slice(1, 5, 2), torch.tensor([4, 4, 0]), torch.tensor([True, False, True, True, False, False])], ids=["slice", "ids", "mask"])
+@pytest.mark.parametrize(
+    "index",
+    [slice(1, 5, 2), torch.tensor([4, 4, 0]), torch.tensor([True, False, True, True, False, False])],
+    ids=["slice", "ids", "mask"],
+)
 def test_indexing_takes_every_field_alike(condition: Condition, index: slice | Tensor) -> None:
     taken = _parts(condition[index])
     assert taken.keys() == _parts(condition).keys()
@@ -85,6 +95,15 @@ def test_whatever_a_denoiser_accepts_becomes_a_condition() -> None:
     assert as_condition(condition) is condition
 
 
-@pytest.mark.parametrize("empty", [Condition(), Condition()[:3], Condition().null(), Condition().to("cpu"), Condition.cat([Condition(), Condition()])])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        Condition(),
+        Condition()[:3],
+        Condition().null(),
+        Condition().to("cpu"),
+        Condition.cat([Condition(), Condition()]),
+    ],
+)
 def test_no_condition_stays_none(empty: Condition) -> None:
     assert _parts(empty) == {}

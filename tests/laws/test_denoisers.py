@@ -1,4 +1,6 @@
-"""Laws of denoisers: exact ones against Tweedie and against linear algebra, wrappers against what they wrap, averages against their profiles, files bit for bit."""
+"""Laws of denoisers: exact ones against Tweedie and against linear algebra, wrappers against what
+they wrap, averages against their profiles, files bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCH
 
 
 def _times(schedule: Schedule, rows: int) -> Tensor:
-    return torch.lerp(torch.tensor(schedule.t_min, dtype=torch.float64), torch.tensor(0.95, dtype=torch.float64), torch.linspace(0, 1, rows, dtype=torch.float64))
+    return torch.lerp(
+        torch.tensor(schedule.t_min, dtype=torch.float64),
+        torch.tensor(0.95, dtype=torch.float64),
+        torch.linspace(0, 1, rows, dtype=torch.float64),
+    )
 
 
 @every_schedule
@@ -67,7 +73,10 @@ def test_a_mixture_is_its_components_posteriors(schedule: Schedule) -> None:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         x = alpha * normals(32, 2) + sigma * normals(32, 2, seed=1)
         total = alpha**2 * covariances + sigma**2 * torch.eye(2, dtype=torch.float64)
-        logs = torch.distributions.MultivariateNormal(alpha * mixture.means, total).log_prob(x[:, None]) + mixture.weights.log()
+        logs = (
+            torch.distributions.MultivariateNormal(alpha * mixture.means, total).log_prob(x[:, None])
+            + mixture.weights.log()
+        )
         gains = alpha * covariances @ torch.linalg.inv(total)
         estimates = mixture.means + torch.einsum("kij,bkj->bki", gains, x[:, None] - alpha * mixture.means)
         expected = (torch.softmax(logs, 1)[:, :, None] * estimates).sum(1)
@@ -108,7 +117,10 @@ def test_round_covariances_may_be_given_as_variances() -> None:
     weights, means, variances = torch.tensor([1.0, 3.0]), normals(2, 3, seed=5), torch.tensor([0.2, 0.7])
     full = variances[:, None, None].double() * torch.eye(3, dtype=torch.float64)
     x, t = normals(8, 3), torch.tensor(0.02)
-    assert torch.equal(GaussianMixture(KarrasVE(), weights, means, variances)(x, t), GaussianMixture(KarrasVE(), weights, means, full)(x, t))
+    assert torch.equal(
+        GaussianMixture(KarrasVE(), weights, means, variances)(x, t),
+        GaussianMixture(KarrasVE(), weights, means, full)(x, t),
+    )
 
 
 def test_samples_of_a_mixture_have_its_moments_and_belong_to_their_index() -> None:
@@ -145,7 +157,9 @@ def test_malformed_mixtures_are_refused(weights: Tensor, means: Tensor, covarian
 
 @pytest.mark.parametrize("schedule", [KarrasVE(), SCHEDULES["vp-linear"]], ids=["karras-ve", "vp-linear"])
 def test_a_network_that_emits_the_truth_is_the_exact_denoiser(schedule: Schedule) -> None:
-    """What the network is fed, and what is made of what it emits: an eps network that computes the mixture's noise."""
+    """What the network is fed, and what is made of what it emits: an eps network that computes the
+    mixture's noise.
+    """
     mixture = three_gaussians(schedule)
 
     class Oracle(nn.Module):
@@ -163,7 +177,12 @@ def test_edm_inputs_have_unit_variance() -> None:
     for schedule in SCHEDULES.values():
         t = _times(schedule, 9)
         scale, _ = EDMInputs(0.5).scale_and_label(schedule, t)
-        torch.testing.assert_close(scale**2 * (0.25 * schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2), torch.ones(9, dtype=torch.float64), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            scale**2 * (0.25 * schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2),
+            torch.ones(9, dtype=torch.float64),
+            rtol=1e-12,
+            atol=0,
+        )
 
 
 # Wrappers
@@ -217,11 +236,15 @@ def test_a_ratio_beyond_the_trained_range_is_answered_at_its_end(old: str) -> No
     inner = three_gaussians(schedule)
     z = normals(6, 2)
     one = torch.ones(6, dtype=torch.float64)
-    torch.testing.assert_close(Rescheduled(inner, RectifiedFlow())(z, one), inner(float(schedule.sigma(1.0)) * z, one), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        Rescheduled(inner, RectifiedFlow())(z, one), inner(float(schedule.sigma(1.0)) * z, one), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_below_the_trained_range_a_rescheduled_denoiser_keeps_the_signal() -> None:
-    """A flow is asked at less noise than a Karras teacher was trained for: the answer is x itself up to that noise, not x scaled to the noise that the teacher expects."""
+    """A flow is asked at less noise than a Karras teacher was trained for: the answer is x itself
+    up to that noise, not x scaled to the noise that the teacher expects.
+    """
     schedule = KarrasVE(sigma_min=0.002, sigma_max=80.0)
     inner, flow = three_gaussians(schedule), RectifiedFlow(epsilon=1e-4)
     seen = Rescheduled(inner, flow)
@@ -231,7 +254,9 @@ def test_below_the_trained_range_a_rescheduled_denoiser_keeps_the_signal() -> No
     # At the end of the range itself both ratios agree.
     edge = flow.time_at_sigma(0.002).expand(50)
     x = flow.add_noise(x0, edge, normals(50, 2, seed=1))
-    torch.testing.assert_close(seen(x, edge), inner(x / (1 - edge[:, None]), schedule.time_at_sigma(0.002)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        seen(x, edge), inner(x / (1 - edge[:, None]), schedule.time_at_sigma(0.002)), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_wrappers_keep_shape_and_classes() -> None:
@@ -278,7 +303,9 @@ def test_half_life_halves_the_distance(half_life: int) -> None:
     for expected in (0.5, 0.75, 0.875):
         for _ in range(half_life):
             averaged.update(model)
-        torch.testing.assert_close(averaged.average.weight, torch.full((3,), expected, dtype=torch.float64), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            averaged.average.weight, torch.full((3,), expected, dtype=torch.float64), rtol=1e-9, atol=0
+        )
 
 
 def test_ramp_keeps_the_half_life_to_a_fraction_of_the_run() -> None:
@@ -304,7 +331,9 @@ def test_no_half_life_is_the_model_itself() -> None:
 
 @pytest.mark.parametrize("std", [0.05, 0.1, 0.2, 0.28])
 def test_power_function_weights_are_the_profile_and_have_the_std_asked_for(std: float) -> None:
-    """The model's weights at update n are the n-th unit vector, so that the average holds its own profile."""
+    """The model's weights at update n are the n-th unit vector, so that the average holds its own
+    profile.
+    """
     updates = 600
     decay = PowerFunction(std)
     model = _Weight(torch.ones(updates, dtype=torch.float64))
@@ -364,7 +393,15 @@ def test_a_field_tends_to_the_exact_denoiser_as_one_over_root_n() -> None:
     x = KarrasVE().add_noise(x0.double(), t, normals(64, 2))
     exact, sizes, errors = mixture(x, t), (128, 2048), []
     for size in sizes:
-        squares = [(StableTargetField(KarrasVE(), mixture.sample(size, Key(seed, f"references-{size}"))[0].double())(x, t) - exact).square().mean() for seed in range(24)]
+        squares = [
+            (
+                StableTargetField(KarrasVE(), mixture.sample(size, Key(seed, f"references-{size}"))[0].double())(x, t)
+                - exact
+            )
+            .square()
+            .mean()
+            for seed in range(24)
+        ]
         errors.append(math.sqrt(float(torch.stack(squares).mean())))
     slope = math.log(errors[1] / errors[0]) / math.log(sizes[1] / sizes[0])
     assert slope == pytest.approx(-0.5, abs=0.1)
@@ -425,7 +462,12 @@ def test_a_model_comes_back_from_its_file_bit_for_bit(kind: str, tmp_path: Path)
     x, t, labels = normals(2, *latent, dtype=torch.float32), torch.tensor([0.3, 0.7]), torch.tensor([0, 1])
     assert torch.equal(loaded(x, t, labels), model(x, t, labels))
     if isinstance(model, NetworkDenoiser):
-        assert (loaded.schedule, loaded.prediction, loaded.inputs, loaded.shape) == (model.schedule, model.prediction, model.inputs, model.shape)
+        assert (loaded.schedule, loaded.prediction, loaded.inputs, loaded.shape) == (
+            model.schedule,
+            model.prediction,
+            model.inputs,
+            model.shape,
+        )
     assert save_model(tmp_path / "c.safetensors", loaded, extra) == digests.pop()
 
 
@@ -485,7 +527,11 @@ def test_a_file_of_another_kind_is_refused_by_name(edit: dict, tmp_path: Path) -
     path = tmp_path / "model.safetensors"
     save_model(path, tiny_denoiser())
     tensors, metadata = read_tensors(path)
-    metadata = {**metadata, **edit} if set(edit) & {"format", "model"} else {**metadata, "model": {**metadata["model"], **edit}}
+    metadata = (
+        {**metadata, **edit}
+        if set(edit) & {"format", "model"}
+        else {**metadata, "model": {**metadata["model"], **edit}}
+    )
     write_tensors(path, tensors, metadata)
     with pytest.raises(UserError, match=r"model\.safetensors"):
         load_model(path)

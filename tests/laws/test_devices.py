@@ -1,4 +1,5 @@
-"""One code path for CPU and GPU: with networks and samples on a device of their own (``device_kit``) and times on the CPU, all states and objectives give bit for bit what they give on
+"""One code path for CPU and GPU: with networks and samples on a device of their own
+(``device_kit``) and times on the CPU, all states and objectives give bit for bit what they give on
 the CPU, and no operation mixes the two.
 """
 
@@ -86,7 +87,9 @@ ROWS = 6
 
 @dataclass
 class Scene:
-    """Networks on a device, of points in two classes, remembered in ``models``; ``folder`` for files."""
+    """Networks on a device, of points in two classes, remembered in ``models``; ``folder`` for
+    files.
+    """
 
     device: torch.device
     folder: Path
@@ -133,7 +136,13 @@ def _rollout(s: Scene) -> Rollout:
 
 def _pairs(s: Scene) -> Pairs:
     path = s.folder / "pairs.safetensors"
-    write_pairs(path, 80 * normals(8, 2, dtype=torch.float32), normals(8, 2, seed=1, dtype=torch.float32), torch.arange(8) % 2, {})
+    write_pairs(
+        path,
+        80 * normals(8, 2, dtype=torch.float32),
+        normals(8, 2, seed=1, dtype=torch.float32),
+        torch.arange(8) % 2,
+        {},
+    )
     return Pairs(path, SCHEDULE, 1.0)
 
 
@@ -147,10 +156,19 @@ STATES: dict[str, Callable[[Scene], States]] = {
     "rollout-dpm": lambda s: Rollout(Solver(s.denoiser(1), 2, DPM2M), s.prior, TIMES),
     "open": lambda s: OpenRollout(Renoise(s.denoiser(1), SCHEDULE, Key(0)), s.prior, TIMES, SCHEDULE, UniformTimes()),
     "random": lambda s: RandomRollout(Renoise(s.denoiser(1), SCHEDULE, Key(0)), s.prior, {1: (1.0, 0.0), 3: TIMES}),
-    "alternate": lambda s: Rollout(Alternate({"student": Solver(s.denoiser(1), 1), "teacher": Solver(s.teacher(), 2, HEUN)}, Constant({"student": 0.5, "teacher": 0.5})), s.guided, TIMES),
+    "alternate": lambda s: Rollout(
+        Alternate(
+            {"student": Solver(s.denoiser(1), 1), "teacher": Solver(s.teacher(), 2, HEUN)},
+            Constant({"student": 0.5, "teacher": 0.5}),
+        ),
+        s.guided,
+        TIMES,
+    ),
     "generated": lambda s: Generated(Renoise(s.denoiser(1), SCHEDULE, Key(0)), s.prior, (*TIMES, 0.0)),
     "gamma": lambda s: Generated(Gamma(s.trajectory(1), 0.5), s.prior, (*TIMES, 0.0)),
-    "mixture": lambda s: Mixture({"data": s.forward, "own": _rollout(s), "pairs": _pairs(s)}, Constant({"data": 0.4, "own": 0.3, "pairs": 0.3})),
+    "mixture": lambda s: Mixture(
+        {"data": s.forward, "own": _rollout(s), "pairs": _pairs(s)}, Constant({"data": 0.4, "own": 0.3, "pairs": 0.3})
+    ),
     "per batch": lambda s: PerBatch({"data": s.forward, "own": _rollout(s)}, Constant({"data": 0.5, "own": 0.5})),
     "reservoir": lambda s: Dagger(_rollout(s), 8, 5, "reservoir"),
     "ring": lambda s: Dagger(WithGuidance(_rollout(s), 1.0, 2.0), 8, 5, "ring"),
@@ -172,25 +190,44 @@ def _noised() -> objectives.Noised:
     return objectives.Noised(SCHEDULE, LogNormalTimes())
 
 
-def _matching(s: Scene, weight: objectives.MatchingWeight, fake: Denoiser | objectives.FakeScore | None = None) -> objectives.Objective:
-    return objectives.DistributionMatching(s.denoiser(1), s.denoiser(2) if fake is None else fake, Fixed(s.teacher()), LogNormalTimes(), weight)
+def _matching(
+    s: Scene, weight: objectives.MatchingWeight, fake: Denoiser | objectives.FakeScore | None = None
+) -> objectives.Objective:
+    return objectives.DistributionMatching(
+        s.denoiser(1), s.denoiser(2) if fake is None else fake, Fixed(s.teacher()), LogNormalTimes(), weight
+    )
 
 
-def _consistency(s: Scene, rule: Rule, distance: objectives.Distance, edges: tuple[float, ...] = (0.0,)) -> objectives.Objective:
-    return objectives.ConsistencyDistillation(Boundary(s.denoiser(1)), freeze(s.denoiser(2)), Fixed(Guided(s.teacher(), 2.0)), objectives.Ladder(TIMES, 1, edges), rule, distance)
+def _consistency(
+    s: Scene, rule: Rule, distance: objectives.Distance, edges: tuple[float, ...] = (0.0,)
+) -> objectives.Objective:
+    return objectives.ConsistencyDistillation(
+        Boundary(s.denoiser(1)),
+        freeze(s.denoiser(2)),
+        Fixed(Guided(s.teacher(), 2.0)),
+        objectives.Ladder(TIMES, 1, edges),
+        rule,
+        distance,
+    )
 
 
 def _soft(s: Scene) -> objectives.SoftConsistency:
-    return objectives.SoftConsistency(student := s.trajectory(1), freeze(copy_of(student)), Fixed(s.teacher()), TIMES, HEUN, 2)
+    return objectives.SoftConsistency(
+        student := s.trajectory(1), freeze(copy_of(student)), Fixed(s.teacher()), TIMES, HEUN, 2
+    )
 
 
 def _inverse(s: Scene) -> objectives.InverseConsistency:
-    return objectives.InverseConsistency(student := s.trajectory(1), freeze(copy_of(student)), Fixed(s.teacher()), TIMES, HEUN, 2)
+    return objectives.InverseConsistency(
+        student := s.trajectory(1), freeze(copy_of(student)), Fixed(s.teacher()), TIMES, HEUN, 2
+    )
 
 
 def _balanced(s: Scene) -> objectives.Objective:
     soft = _soft(s)
-    return objectives.Balanced(soft, objectives.Denoising(soft.student, objectives.EDMWeight()), soft.student.network.leave)
+    return objectives.Balanced(
+        soft, objectives.Denoising(soft.student, objectives.EDMWeight()), soft.student.network.leave
+    )
 
 
 def _fourier(s: Scene) -> objectives.Perceptual:
@@ -217,11 +254,23 @@ OBJECTIVES: dict[str, Case] = {
     "matching": lambda s: (_matching(s, objectives.DMDWeight()), s.prior),
     "matching, plain": lambda s: (_matching(s, objectives.PlainWeight(), objectives.Learned(s.denoiser(3))), s.forward),
     "sds": lambda s: (_matching(s, objectives.SDSWeight(), objectives.Delta()), s.prior),
-    "field": lambda s: (_matching(s, objectives.ExponentialWeight(), objectives.FieldOfSamples(s.denoiser(1), s.prior, 5)), s.prior),
-    "score matching": lambda s: (objectives.ScoreMatching(s.denoiser(2), s.denoiser(1), LogNormalTimes(), objectives.ScoreWeight()), s.prior),
+    "field": lambda s: (
+        _matching(s, objectives.ExponentialWeight(), objectives.FieldOfSamples(s.denoiser(1), s.prior, 5)),
+        s.prior,
+    ),
+    "score matching": lambda s: (
+        objectives.ScoreMatching(s.denoiser(2), s.denoiser(1), LogNormalTimes(), objectives.ScoreWeight()),
+        s.prior,
+    ),
     "denoising": lambda s: (objectives.Denoising(s.denoiser(1), objectives.EDMWeight()), s.forward),
-    "imitation": lambda s: (objectives.Imitation(s.denoiser(1), Fixed(Guided(s.teacher())), objectives.SNRPlusOne()), WithGuidance(s.forward, 1.0, 3.0)),
-    "identity": lambda s: (objectives.ScoreIdentity(s.denoiser(1), s.denoiser(2), Fixed(s.teacher()), LogNormalTimes()), s.prior),
+    "imitation": lambda s: (
+        objectives.Imitation(s.denoiser(1), Fixed(Guided(s.teacher())), objectives.SNRPlusOne()),
+        WithGuidance(s.forward, 1.0, 3.0),
+    ),
+    "identity": lambda s: (
+        objectives.ScoreIdentity(s.denoiser(1), s.denoiser(2), Fixed(s.teacher()), LogNormalTimes()),
+        s.prior,
+    ),
     "generator, clean": lambda s: (_adversary(s, objectives.CleanCritic(_flat(s)), objectives.Clean(), False), s.prior),
     "critic, clean": lambda s: (_adversary(s, objectives.CleanCritic(_flat(s)), objectives.Clean(), True), s.prior),
     "generator, noised": lambda s: (_adversary(s, Headed(s.denoiser(2), _head(s)), _noised(), False), s.prior),
@@ -230,14 +279,19 @@ OBJECTIVES: dict[str, Case] = {
     "consistency": lambda s: (_consistency(s, EULER, objectives.PseudoHuber()), s.forward),
     "consistency, heun": lambda s: (_consistency(s, HEUN, _fourier(s), (0.0, 0.2)), s.forward),
     "progressive": lambda s: (
-        objectives.ProgressiveDistillation(s.denoiser(1), Fixed(s.teacher()), (1.0, 0.5, 0.0), (1.0, 0.75, 0.5, 0.25, 0.0)),
+        objectives.ProgressiveDistillation(
+            s.denoiser(1), Fixed(s.teacher()), (1.0, 0.5, 0.0), (1.0, 0.75, 0.5, 0.25, 0.0)
+        ),
         ForwardDiffusion(DATA, SCHEDULE, GridTimes((1.0, 0.5))),
     ),
     "soft consistency": lambda s: (_soft(s), s.forward),
     "inverse consistency": lambda s: (_inverse(s), replace(s.forward, times=GridTimes(TIMES[1:-1]))),
     "balanced": lambda s: (_balanced(s), s.forward),
     "regression": lambda s: (objectives.EndpointRegression(s.denoiser(1), objectives.L1()), _pairs(s)),
-    "regression, solved": lambda s: (objectives.EndpointRegression(s.denoiser(1), endpoint=Solver(s.teacher(), 3, HEUN)), s.forward),
+    "regression, solved": lambda s: (
+        objectives.EndpointRegression(s.denoiser(1), endpoint=Solver(s.teacher(), 3, HEUN)),
+        s.forward,
+    ),
     "velocity": lambda s: (
         objectives.VelocityRegression(s.flow(1)),
         ForwardDiffusion(DATA, RectifiedFlow(), GridTimes((1.0,))),
@@ -259,7 +313,9 @@ def _run(scene: Scene, case: Case) -> list[Tensor]:
 
 
 def _equal(there: Sequence[Tensor], here: Sequence[Tensor]) -> bool:
-    return len(there) == len(here) and all(a.device == b.device == CPU and torch.equal(a, b) for a, b in zip(there, here, strict=True))
+    return len(there) == len(here) and all(
+        a.device == b.device == CPU and torch.equal(a, b) for a, b in zip(there, here, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -271,7 +327,11 @@ def test_an_objective_and_its_gradients_are_the_same_on_a_device(name, tmp_path)
 
 def test_no_objective_is_left_out(tmp_path):
     tried = {type(case(Scene(CPU, tmp_path))[0]) for case in OBJECTIVES.values()}
-    assert {found for found in vars(objectives).values() if isinstance(found, type) and issubclass(found, objectives.Objective)} - tried == {objectives.Objective}
+    assert {
+        found
+        for found in vars(objectives).values()
+        if isinstance(found, type) and issubclass(found, objectives.Objective)
+    } - tried == {objectives.Objective}
 
 
 def _draws(scene: Scene, source: States) -> list[State]:
@@ -292,7 +352,9 @@ def test_states_are_the_same_on_a_device_and_their_times_stay_on_the_cpu(name, t
 
 def test_no_states_are_left_out(tmp_path):
     tried = {type(case(Scene(CPU, tmp_path))) for case in STATES.values()}
-    assert {found for found in vars(states).values() if isinstance(found, type) and issubclass(found, States)} - tried == {States}
+    assert {
+        found for found in vars(states).values() if isinstance(found, type) and issubclass(found, States)
+    } - tried == {States}
 
 
 def test_a_collection_resumes_on_another_device(tmp_path):
@@ -310,14 +372,25 @@ def test_a_collection_resumes_on_another_device(tmp_path):
         # A checkpoint's tensors are on the CPU.
         again.load_tensors({name: value.cpu() for name, value in there.tensors().items()})
         for source in (there, again):
-            assert _equal([value.cpu() for value in scene.step(3).state(source).tensors().values()], list(expected.tensors().values()))
+            assert _equal(
+                [value.cpu() for value in scene.step(3).state(source).tensors().values()],
+                list(expected.tensors().values()),
+            )
 
 
 def test_a_state_goes_to_a_device_without_its_times():
-    state = State(torch.zeros(2, 3), torch.ones(2), Condition(torch.zeros(2), {"text": torch.ones(2)}), origin=torch.zeros(2))
+    state = State(
+        torch.zeros(2, 3), torch.ones(2), Condition(torch.zeros(2), {"text": torch.ones(2)}), origin=torch.zeros(2)
+    )
     with Card():
         moved = state.to(CARD)
-        assert {name: value.device for name, value in moved.tensors().items()} == {"x": CARD, "t": CPU, "labels": CARD, "origin": CPU, "context.text": CARD}
+        assert {name: value.device for name, value in moved.tensors().items()} == {
+            "x": CARD,
+            "t": CPU,
+            "labels": CARD,
+            "origin": CPU,
+            "context.text": CARD,
+        }
     assert state.to(CPU).x is state.x
 
 
@@ -332,7 +405,11 @@ DENOISERS: dict[str, Callable[[Scene], Denoiser]] = {
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_a_denoiser_is_the_same_on_a_device(name, tmp_path):
-    x, t, labels = normals(ROWS, 2, dtype=torch.float32), torch.linspace(0.1, 1, ROWS, dtype=torch.float64), torch.arange(ROWS) % 2
+    x, t, labels = (
+        normals(ROWS, 2, dtype=torch.float32),
+        torch.linspace(0.1, 1, ROWS, dtype=torch.float64),
+        torch.arange(ROWS) % 2,
+    )
     expected = DENOISERS[name](Scene(CPU, tmp_path))(x, t, labels)
     with Card():
         model = DENOISERS[name](Scene(CARD, tmp_path))
@@ -349,9 +426,26 @@ def test_an_exact_mixture_has_its_densities_and_samples_on_its_device():
         assert _equal([value.cpu() for value in there.sample(9, Key(2))], list(here.sample(9, Key(2))))
 
 
-_SONG = {"kind": "song-unet", "img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+_SONG = {
+    "kind": "song-unet",
+    "img_resolution": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
 NETWORKS = {
-    "small-unet": {"kind": "small-unet", "channels": 1, "width": 8, "depth": 1, "embedding": 8, "classes": 2, "guidance": True},
+    "small-unet": {
+        "kind": "small-unet",
+        "channels": 1,
+        "width": 8,
+        "depth": 1,
+        "embedding": 8,
+        "classes": 2,
+        "guidance": True,
+    },
     "song-unet": _SONG,
     "ncsn": {**_SONG, "embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]},
     "dhariwal-unet": {**_SONG, "kind": "dhariwal-unet", "model_channels": 16, "channel_mult": [1, 4], "classes": 2},
@@ -395,12 +489,16 @@ def test_what_is_measured_of_samples_on_a_device_is_the_same(tmp_path):
 
 def test_a_student_is_sampled_on_its_device_and_its_samples_come_back(tmp_path):
     def sampler(device: torch.device) -> StudentSampler:
-        return StudentSampler(-1, 1, Scene(device, tmp_path).teacher(), Scene(device, tmp_path).prior, Sampling("renoise", steps=3))
+        return StudentSampler(
+            -1, 1, Scene(device, tmp_path).teacher(), Scene(device, tmp_path).prior, Sampling("renoise", steps=3)
+        )
 
     teacher = TeacherSampler(-1, 1, Scene(CPU, tmp_path).teacher(), HEUN, RhoGrid())
     expected = [sampler(CPU)(5), teacher(5, steps=4)]
     with Card():
-        assert _equal([sampler(CARD)(5), replace(teacher, denoiser=Scene(CARD, tmp_path).teacher())(5, steps=4)], expected)
+        assert _equal(
+            [sampler(CARD)(5), replace(teacher, denoiser=Scene(CARD, tmp_path).teacher())(5, steps=4)], expected
+        )
 
 
 def test_drawing_states_and_their_times_does_not_wait_for_the_device(tmp_path):
@@ -434,7 +532,10 @@ def test_the_device_allows_what_a_gpu_allows():
     with Card():
         there = here.to(CARD)
         index, number = torch.tensor([1, 0]), torch.tensor(2.0)
-        assert all(isinstance(found, OnCard) for found in (there[index], there * number, there * 3, torch.zeros(2, device=CARD), torch.zeros_like(there)))
+        assert all(
+            isinstance(found, OnCard)
+            for found in (there[index], there * number, there * 3, torch.zeros(2, device=CARD), torch.zeros_like(there))
+        )
         assert torch.equal((there[index] * number).cpu(), 2 * here[index])
         there[index == 0] = number
         assert there.cpu().tolist() == [[1.0, 0.0], [2.0, 2.0]]

@@ -1,4 +1,6 @@
-"""Laws of FastGAN's generator and of the critic of images: the paper's excitation by hand, an image is a function of its latent and class, the critic projects on the class, and its view."""
+"""Laws of FastGAN's generator and of the critic of images: the paper's excitation by hand, an image
+is a function of its latent and class, the critic projects on the class, and its view.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,26 @@ from fewstep.states import Prior, State, States, Step
 
 
 def generator_of(resolution: int = 8, classes: int = 3, **changes: int) -> FastGAN:
-    network = build({"kind": "fastgan", "latent": 5, "resolution": resolution, "channels": 2, "width": 4, "classes": classes, **changes})
+    network = build(
+        {
+            "kind": "fastgan",
+            "latent": 5,
+            "resolution": resolution,
+            "channels": 2,
+            "width": 4,
+            "classes": classes,
+            **changes,
+        }
+    )
     assert isinstance(network, FastGAN)
     return network
 
 
 def critic_of(resolution: int = 16, classes: int = 3) -> ImageCritic:
-    network = randomised(build({"kind": "image-critic", "resolution": resolution, "channels": 2, "width": 4, "classes": classes}), scale=0.2)
+    network = randomised(
+        build({"kind": "image-critic", "resolution": resolution, "channels": 2, "width": 4, "classes": classes}),
+        scale=0.2,
+    )
     assert isinstance(network, ImageCritic)
     return network
 
@@ -48,7 +63,12 @@ def test_an_excitation_by_hand() -> None:
         layer.excite.weight.copy_(excite[:, :, None, None])
         layer.excite.bias.copy_(torch.tensor([0.1, 0.2], dtype=torch.float64))
     for row in range(3):
-        means = torch.stack([torch.stack([low[row, 0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for j in range(4)]) for i in range(4)])
+        means = torch.stack(
+            [
+                torch.stack([low[row, 0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for j in range(4)])
+                for i in range(4)
+            ]
+        )
         hidden = [float((squeeze[c, 0] * means).sum()) + (0.3, -0.4)[c] for c in range(2)]
         hidden = [value if value > 0 else 0.1 * value for value in hidden]
         for c in range(2):
@@ -72,7 +92,9 @@ def test_who_excites_whom_is_the_papers_from_64_pixels_on() -> None:
 
 @pytest.mark.parametrize("resolution", [8, 64])
 def test_the_last_map_is_excited_by_the_first(resolution: int) -> None:
-    """A gate that is shut leaves only the bias of the last convolution: the image is tanh of it, everywhere."""
+    """A gate that is shut leaves only the bias of the last convolution: the image is tanh of it,
+    everywhere.
+    """
     network = generator_of(resolution)
     gate = network.excitations[str(resolution)]
     with torch.no_grad():
@@ -97,7 +119,10 @@ def test_images_have_the_side_asked_for_and_every_weight_matters(resolution: int
 
 def test_the_channels_are_the_papers_multiples_of_the_width() -> None:
     network = generator_of(256, classes=0, width=8)
-    found = [int(network.start.norm.num_channels / 2), *(block.layers[-1].norm.num_channels // 2 for block in network.blocks.values())]
+    found = [
+        int(network.start.norm.num_channels / 2),
+        *(block.layers[-1].norm.num_channels // 2 for block in network.blocks.values()),
+    ]
     assert found == [128, 64, 32, 16, 16, 8, 4]
     assert [len(block.layers) for block in network.blocks.values()] == [2, 1, 2, 1, 2, 1]
     assert network.leave.in_channels == 4
@@ -135,14 +160,24 @@ def test_a_class_is_a_vector_of_a_latents_norm_and_no_class_is_none() -> None:
 def test_the_parameters_names_stay() -> None:
     """Files of generators hold them."""
     names = set(generator_of(16).state_dict())
-    gated = {f"{layer}.{part}" for layer in ("start", "blocks.8.layers.0", "blocks.8.layers.1", "blocks.16.layers.0") for part in ("convolution.weight", "norm.weight", "norm.bias")}
+    gated = {
+        f"{layer}.{part}"
+        for layer in ("start", "blocks.8.layers.0", "blocks.8.layers.1", "blocks.16.layers.0")
+        for part in ("convolution.weight", "norm.weight", "norm.bias")
+    }
     excited = {f"excitations.16.{layer}.{part}" for layer in ("squeeze", "excite") for part in ("weight", "bias")}
     assert names == gated | excited | {"leave.weight", "leave.bias"}
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"resolution": 4}, "not of 4"), ({"resolution": 24}, "not of 24"), ({"resolution": 512}, "not of 512"), ({"width": 6}, "a multiple of 4"), ({"width": 0}, "at least 4")],
+    [
+        ({"resolution": 4}, "not of 4"),
+        ({"resolution": 24}, "not of 24"),
+        ({"resolution": 512}, "not of 512"),
+        ({"width": 6}, "a multiple of 4"),
+        ({"width": 0}, "at least 4"),
+    ],
 )
 def test_sizes_that_it_has_not_are_refused(changes: dict[str, int], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
@@ -185,7 +220,9 @@ def test_a_critic_projects_on_the_class_and_looks_at_each_image_alone(resolution
     assert plain.shape == (4,)
     torch.testing.assert_close(plain, hidden[0] @ critic.psi.weight[0] + critic.psi.bias)
     for label in range(3):
-        torch.testing.assert_close(critic(x, torch.full((4,), label)) - plain, hidden[0] @ critic.embed.weight[:, label], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            critic(x, torch.full((4,), label)) - plain, hidden[0] @ critic.embed.weight[:, label], rtol=1e-4, atol=1e-5
+        )
     assert torch.equal(critic(x, torch.full((4,), -1)), plain)
     torch.testing.assert_close(torch.cat([critic(x[i : i + 1]) for i in range(4)]), plain, rtol=1e-4, atol=1e-5)
     save_network(tmp_path / "critic.safetensors", critic)
@@ -193,7 +230,9 @@ def test_a_critic_projects_on_the_class_and_looks_at_each_image_alone(resolution
 
 
 def test_a_critics_weights_all_matter_and_its_slope_has_a_slope() -> None:
-    """R1 differentiates the slope again: the penalty's gradient agrees with finite differences along a direction in the weights."""
+    """R1 differentiates the slope again: the penalty's gradient agrees with finite differences
+    along a direction in the weights.
+    """
     critic = critic_of(8).double()
     x, labels = normals(3, 2, 8, 8).requires_grad_(), torch.tensor([0, 1, 2])
 
@@ -266,7 +305,10 @@ def test_no_move_is_clean_bit_for_bit_and_gradients_come_back_from_where_the_pix
     critic, student = CleanCritic(critic_of(8)), nn.Identity()
     student.forward = lambda z, t=None, condition=None: z  # type: ignore[method-assign, assignment]
     prior, step = Prior(KarrasVE(), (2, 8, 8), 1.0, 1.0), Step(Key(0), 4)
-    losses = [AdversarialCritic(critic, student, _Images(), NonSaturating(), view, 0.5)(step, step.state(prior)).total for view in (Clean(), Shifted(0), Shifted(1))]
+    losses = [
+        AdversarialCritic(critic, student, _Images(), NonSaturating(), view, 0.5)(step, step.state(prior)).total
+        for view in (Clean(), Shifted(0), Shifted(1))
+    ]
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
     x = normals(4, 1, 8, 8).requires_grad_()

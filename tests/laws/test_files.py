@@ -55,7 +55,9 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     tensors, metadata = read_tensors(path)
     assert metadata == METADATA
     assert _same(tensors, TENSORS)
-    assert all(tensors[name].dtype == value.dtype and tensors[name].shape == value.shape for name, value in TENSORS.items())
+    assert all(
+        tensors[name].dtype == value.dtype and tensors[name].shape == value.shape for name, value in TENSORS.items()
+    )
     assert digest == digest_of(tensors, metadata)
     assert len(digest) == 64
     assert _names(path.parent) == {"a.safetensors"}
@@ -122,7 +124,9 @@ def test_digests_tell_names_types_shapes_and_bytes_apart(one: dict, other: dict)
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     path = tmp_path / "small.safetensors"
-    write_tensors(path, {"a": normals(40, dtype=torch.float32), "b": torch.arange(6)}, {"format": 1, "model": {"kind": "x"}})
+    write_tensors(
+        path, {"a": normals(40, dtype=torch.float32), "b": torch.arange(6)}, {"format": 1, "model": {"kind": "x"}}
+    )
     return path
 
 
@@ -173,7 +177,25 @@ def _foreign(kind: str, path: Path) -> None:
         save_file({"x": torch.zeros(2)}, path, metadata=header)
 
 
-@pytest.mark.parametrize("kind", ["pickle", "text", "empty", "folder", "absent", "plain", "other", "not json", "3", "null", "[1]", '"text"', "{}", '{"digest": 3}'])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "pickle",
+        "text",
+        "empty",
+        "folder",
+        "absent",
+        "plain",
+        "other",
+        "not json",
+        "3",
+        "null",
+        "[1]",
+        '"text"',
+        "{}",
+        '{"digest": 3}',
+    ],
+)
 def test_foreign_files_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     _foreign(kind, path)

@@ -42,7 +42,9 @@ def test_what_is_kept_without_computing_is_what_is_kept(name):
 
 
 def test_counts_by_hand():
-    """Two layers: 2 (3 x 5 + 5 x 4) operations; kept are the input, 3 numbers, and the activations, 5, before and after the ReLU, of which torch keeps the result."""
+    """Two layers: 2 (3 x 5 + 5 x 4) operations; kept are the input, 3 numbers, and the activations,
+    5, before and after the ReLU, of which torch keeps the result.
+    """
     with torch.device("meta"):
         network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
         found = measure(network, lambda rows: network(torch.zeros(rows, 3)))

@@ -1,4 +1,6 @@
-"""Laws of the inception score and of Inception as a feature space: bounds, closed forms, an independent implementation, and bytes as an image file would hold them."""
+"""Laws of the inception score and of Inception as a feature space: bounds, closed forms, an
+independent implementation, and bytes as an image file would hold them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_it_is_the_mean_divergence_from_the_marginal() -> None:
 
 @pytest.mark.parametrize("splits", [1, 4])
 def test_it_agrees_with_torchmetrics(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given the same order, which both draw at random; its spread is the sample's, ours the population's."""
+    """Given the same order, which both draw at random; its spread is the sample's, ours the
+    population's.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchmetrics.image.inception import InceptionScore
@@ -100,7 +104,12 @@ def test_splits_are_even_and_blind_to_the_order(count: int, splits: int) -> None
         (lambda: inception_score(torch.full((20, 3), float("nan")), 2), "apply a softmax"),
         (lambda: inception_score(torch.eye(3)[0], 1), "probabilities"),
         (lambda: inception_score(torch.eye(3), 4), "a sample in each"),
-        (lambda: ClassScores.of(torch.eye(3), torch.zeros(3, dtype=torch.int64), 1).merged(ClassScores.of(torch.eye(2), torch.zeros(2, dtype=torch.int64), 1)), "cannot be merged"),
+        (
+            lambda: ClassScores.of(torch.eye(3), torch.zeros(3, dtype=torch.int64), 1).merged(
+                ClassScores.of(torch.eye(2), torch.zeros(2, dtype=torch.int64), 1)
+            ),
+            "cannot be merged",
+        ),
     ],
 )
 def test_what_is_no_probability_is_refused(make, sentence: str) -> None:
@@ -142,7 +151,10 @@ class _Fake(nn.Module):
 
 @pytest.fixture
 def fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    package, module = types.ModuleType("torch_fidelity"), types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    package, module = (
+        types.ModuleType("torch_fidelity"),
+        types.ModuleType("torch_fidelity.feature_extractor_inceptionv3"),
+    )
     module.FeatureExtractorInceptionV3, module.URL_INCEPTION_V3 = _Fake, "file:///nowhere/weights-0.pth"
     package.feature_extractor_inceptionv3 = module
     monkeypatch.setitem(sys.modules, "torch_fidelity", package)

@@ -1,4 +1,6 @@
-"""Laws of the kernel distance: the definition, its expectation in closed form, and an independent implementation."""
+"""Laws of the kernel distance: the definition, its expectation in closed form, and an independent
+implementation.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def _by_definition(first: Tensor, second: Tensor) -> float:
         return (float(x @ y) / len(x) + 1) ** 3
 
     m, n = len(first), len(second)
-    among = [sum(k(x, y) for x, y in itertools.permutations(list(part), 2)) / (len(part) * (len(part) - 1)) for part in (first, second)]
+    among = [
+        sum(k(x, y) for x, y in itertools.permutations(list(part), 2)) / (len(part) * (len(part) - 1))
+        for part in (first, second)
+    ]
     return sum(among) - 2 / (m * n) * sum(k(x, y) for x, y in itertools.product(list(first), list(second)))
 
 
@@ -43,7 +48,13 @@ def test_two_points_each_by_hand() -> None:
 def _moments(mean: float, std: float) -> tuple[float, ...]:
     """The first, second, third, fourth and sixth of N(mean, std^2)."""
     a, v = mean, std**2
-    return a, a**2 + v, a**3 + 3 * a * v, a**4 + 6 * a**2 * v + 3 * v**2, a**6 + 15 * a**4 * v + 45 * a**2 * v**2 + 15 * v**3
+    return (
+        a,
+        a**2 + v,
+        a**3 + 3 * a * v,
+        a**4 + 6 * a**2 * v + 3 * v**2,
+        a**6 + 15 * a**4 * v + 45 * a**2 * v**2 + 15 * v**3,
+    )
 
 
 def _expected(mean: float, std: float) -> float:
@@ -54,23 +65,35 @@ def _expected(mean: float, std: float) -> float:
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 1.0), (0.0, 1.5), (-0.4, 0.6)])
 def test_gaussians_have_the_closed_form_in_expectation(mean: float, std: float) -> None:
-    """Without bias, even from ten samples: the mean over 1,000 draws is within four standard errors, where the biased estimate is not."""
-    values = [squared_discrepancy(normals(10, 1, seed=2 * draw), mean + std * normals(10, 1, seed=2 * draw + 1)) for draw in range(1000)]
+    """Without bias, even from ten samples: the mean over 1,000 draws is within four standard
+    errors, where the biased estimate is not.
+    """
+    values = [
+        squared_discrepancy(normals(10, 1, seed=2 * draw), mean + std * normals(10, 1, seed=2 * draw + 1))
+        for draw in range(1000)
+    ]
     error = statistics.stdev(values) / math.sqrt(len(values))
     assert statistics.fmean(values) == pytest.approx(_expected(mean, std), abs=4 * error)
     # What the diagonals add to a biased estimate: a tenth of E k(x, x) - E k(x, y) in each set.
-    diagonal = [1 + 3 * m2 + 3 * m4 + m6 - (1 + 3 * m1**2 + 3 * m2**2 + m3**2) for m1, m2, m3, m4, m6 in (_moments(mean, std), _moments(0.0, 1.0))]
+    diagonal = [
+        1 + 3 * m2 + 3 * m4 + m6 - (1 + 3 * m1**2 + 3 * m2**2 + m3**2)
+        for m1, m2, m3, m4, m6 in (_moments(mean, std), _moments(0.0, 1.0))
+    ]
     assert sum(diagonal) / 10 > 8 * error
 
 
 def test_many_dimensions_have_the_closed_form() -> None:
-    """The moments' tensors of large samples, from the module's docstring, on a biased estimate's feature map."""
+    """The moments' tensors of large samples, from the module's docstring, on a biased estimate's
+    feature map.
+    """
     first, second = normals(400, 3), 0.8 * normals(300, 3, seed=1) + 0.3
 
     def moment(x: Tensor, order: int) -> Tensor:
         return torch.einsum({1: "na->a", 2: "na,nb->ab", 3: "na,nb,nc->abc"}[order], *[x] * order) / len(x)
 
-    biased = sum(math.comb(3, p) / 3**p * float((moment(first, p) - moment(second, p)).square().sum()) for p in (1, 2, 3))
+    biased = sum(
+        math.comb(3, p) / 3**p * float((moment(first, p) - moment(second, p)).square().sum()) for p in (1, 2, 3)
+    )
     # The diagonal is what the biased estimate has besides.
     for part in (first, second):
         kernel = (part @ part.T / 3 + 1) ** 3
@@ -86,7 +109,9 @@ class _Features(nn.Module):
 
 
 def test_it_agrees_with_torchmetrics() -> None:
-    """One subset of all vectors is the whole, whose order does not matter; several are drawn by each at random."""
+    """One subset of all vectors is the whole, whose order does not matter; several are drawn by
+    each at random.
+    """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     features = _Features()
@@ -109,9 +134,19 @@ def test_subsets_are_functions_of_the_place_and_without_bias() -> None:
     assert found == kernel_distance(real, fake, subsets=200, size=20)
     assert found != kernel_distance(real, fake, subsets=200, size=20, key=Key(1, "kernel-distance"))
     assert found.mean == pytest.approx(squared_discrepancy(real, fake), abs=4 * found.spread / math.sqrt(200))
-    first = [squared_discrepancy(*(part[Key(0, "kernel-distance", step).permutation(name, len(part))[:20]] for part, name in ((real, "real"), (fake, "generated")))) for step in (0, 1)]
+    first = [
+        squared_discrepancy(
+            *(
+                part[Key(0, "kernel-distance", step).permutation(name, len(part))[:20]]
+                for part, name in ((real, "real"), (fake, "generated"))
+            )
+        )
+        for step in (0, 1)
+    ]
     assert kernel_distance(real, fake, subsets=2, size=20).mean == pytest.approx(statistics.fmean(first), rel=1e-12)
-    assert kernel_distance(real, fake, subsets=2, size=20).spread == pytest.approx(abs(first[0] - first[1]) / 2, rel=1e-9)
+    assert kernel_distance(real, fake, subsets=2, size=20).spread == pytest.approx(
+        abs(first[0] - first[1]) / 2, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(("subsets", "size"), [(0, 5), (3, 1), (3, 11)])

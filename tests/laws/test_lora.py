@@ -1,4 +1,6 @@
-"""Laws of low-rank adapters: silent at first, of low rank, small to store, merged to the same function, and good for another teacher of the same shape."""
+"""Laws of low-rank adapters: silent at first, of low rank, small to store, merged to the same
+function, and good for another teacher of the same shape.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ from law_kit import normals, randomised, tiny_denoiser
 from torch import nn
 
 import fewstep as fs
-from fewstep.denoisers import Averaged, HalfLife, NetworkDenoiser, copy_of, freeze, load_adapter, load_model, merged, save_adapter, save_model
+from fewstep.denoisers import (
+    Averaged,
+    HalfLife,
+    NetworkDenoiser,
+    copy_of,
+    freeze,
+    load_adapter,
+    load_model,
+    merged,
+    save_adapter,
+    save_model,
+)
 from fewstep.errors import UserError
 from fewstep.networks import LatentMLP, add_adapter, apply_adapter, build
 from fewstep.networks.lora import Adapter, adapter_of
@@ -82,12 +95,17 @@ def test_the_layers_weights_gain_a_scaled_product_of_low_rank(kind: str) -> None
         name = "to:" + path.replace(".", ":")
         up, down = state[f"{name}.up"], state[f"{name}.down"]
         gained = plain.get_submodule(path).weight - weight
-        torch.testing.assert_close(gained, 0.7 * torch.einsum("or,ri->oi", up, down).reshape(weight.shape), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            gained, 0.7 * torch.einsum("or,ri->oi", up, down).reshape(weight.shape), rtol=1e-4, atol=1e-6
+        )
         assert int(torch.linalg.matrix_rank(gained.flatten(1), rtol=1e-4)) <= 2
 
 
 def test_the_draws_are_a_function_of_seed_and_layer_with_the_papers_variance() -> None:
-    states = [add_adapter(image_denoiser(seed), rank=64, seed=adapter_seed).state_dict() for seed, adapter_seed in ((0, 1), (9, 1), (0, 2))]
+    states = [
+        add_adapter(image_denoiser(seed), rank=64, seed=adapter_seed).state_dict()
+        for seed, adapter_seed in ((0, 1), (9, 1), (0, 2))
+    ]
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name])
         assert torch.equal(states[0][name], states[2][name]) == name.endswith(".up")

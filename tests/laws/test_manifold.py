@@ -1,4 +1,6 @@
-"""Laws of precision, recall, density, coverage and diversity: hand-computed cases, an independent implementation, and expectations that hold for every distribution."""
+"""Laws of precision, recall, density, coverage and diversity: hand-computed cases, an independent
+implementation, and expectations that hold for every distribution.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,21 @@ def _line(*values: float) -> Tensor:
     [(1, ManifoldScores(2 / 3, 4 / 5, 4 / 3, 3 / 5)), (2, ManifoldScores(2 / 3, 1.0, 1.0, 4 / 5))],
 )
 def test_a_small_case_by_hand(neighbours: int, expected: ManifoldScores) -> None:
-    """Real balls for k = 1: [-18, 0], [-1, 1], [0, 2], [1, 5], [3, 11]; generated ones [-1.5, 4.5], [1.5, 7.5], [4.5, 35.5]."""
+    """Real balls for k = 1: [-18, 0], [-1, 1], [0, 2], [1, 5], [3, 11]; generated ones [-1.5, 4.5],
+    [1.5, 7.5], [4.5, 35.5].
+    """
     real, generated = _line(-9, 0, 1, 3, 7), _line(1.5, 4.5, 20)
     found = manifold_scores(real, generated, neighbours)
     for name in ("precision", "recall", "density", "coverage"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12), name
 
 
-@pytest.mark.parametrize(("real_rows", "rows", "dim", "neighbours"), [(40, 30, 1, 3), (700, 1100, 4, 5), (1100, 513, 16, 3)])
-def test_it_agrees_with_an_implementation_by_nearest_neighbours(real_rows: int, rows: int, dim: int, neighbours: int) -> None:
+@pytest.mark.parametrize(
+    ("real_rows", "rows", "dim", "neighbours"), [(40, 30, 1, 3), (700, 1100, 4, 5), (1100, 513, 16, 3)]
+)
+def test_it_agrees_with_an_implementation_by_nearest_neighbours(
+    real_rows: int, rows: int, dim: int, neighbours: int
+) -> None:
     """Over one block and over several."""
     from sklearn.neighbors import NearestNeighbors
 
@@ -60,7 +68,12 @@ def test_it_agrees_with_an_implementation_by_nearest_neighbours(real_rows: int, 
 
     between = np.sqrt(((a[:, None] - b[None]) ** 2).sum(2))
     near_real, near_generated = between <= radii(a)[:, None], between <= radii(b)[None, :]
-    expected = ManifoldScores(near_real.any(0).mean(), near_generated.any(1).mean(), near_real.sum() / (neighbours * rows), near_real.any(1).mean())
+    expected = ManifoldScores(
+        near_real.any(0).mean(),
+        near_generated.any(1).mean(),
+        near_real.sum() / (neighbours * rows),
+        near_real.any(1).mean(),
+    )
     found = manifold_scores(real, generated, neighbours)
     for name in ("precision", "recall", "density", "coverage"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-9), name
@@ -138,12 +151,17 @@ def test_motions_scales_and_orders_change_nothing() -> None:
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
 @pytest.mark.parametrize(("real", "generated", "neighbours", "dim"), [(40, 40, 5, 2), (60, 15, 3, 6), (20, 60, 1, 1)])
-def test_what_equal_distributions_give_in_expectation(draw: Callable[[Tensor], Tensor], real: int, generated: int, neighbours: int, dim: int) -> None:
+def test_what_equal_distributions_give_in_expectation(
+    draw: Callable[[Tensor], Tensor], real: int, generated: int, neighbours: int, dim: int
+) -> None:
     """Naeem et al.'s Eq. 9, and a density of 1, for every distribution."""
     repeats = 150
     rows = draw(normals(repeats * (real + generated), dim)).reshape(repeats, real + generated, dim)
     found = [manifold_scores(part[:real], part[real:], neighbours) for part in rows]
-    for values, expected in (([s.coverage for s in found], expected_coverage(real, generated, neighbours)), ([s.density for s in found], 1.0)):
+    for values, expected in (
+        ([s.coverage for s in found], expected_coverage(real, generated, neighbours)),
+        ([s.density for s in found], 1.0),
+    ):
         error = np.std(values, ddof=1) / math.sqrt(repeats)
         assert abs(np.mean(values) - expected) < 4 * error
         assert error < 0.03
@@ -273,8 +291,15 @@ def test_breadth_is_of_the_first_draw_against_the_data() -> None:
     labels = data.proportional_labels(250)
     generated = 2.0 * _sample(Key(4, "evaluation", 0), 250, labels)
     scores, found = manifold_scores(2.0 * data.samples, generated), evaluator.breadth(_sample)
-    assert (found.precision, found.recall, found.density, found.coverage) == (scores.precision, scores.recall, scores.density, scores.coverage)
-    assert found.diversity == pytest.approx(relative_diversity(generated, labels, 2.0 * data.samples, data.labels), rel=1e-12)
+    assert (found.precision, found.recall, found.density, found.coverage) == (
+        scores.precision,
+        scores.recall,
+        scores.density,
+        scores.coverage,
+    )
+    assert found.diversity == pytest.approx(
+        relative_diversity(generated, labels, 2.0 * data.samples, data.labels), rel=1e-12
+    )
     # Two of three values are 0.9 times as wide, and the first does not vary within a class.
     assert found.diversity == pytest.approx(0.9, abs=0.05)
 

@@ -1,4 +1,6 @@
-"""Laws of metrics: closed forms, an independent implementation, and what must happen as samples grow."""
+"""Laws of metrics: closed forms, an independent implementation, and what must happen as samples
+grow.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from torch import Tensor, nn
 from fewstep.data import InMemory
 from fewstep.denoisers import StableTargetField
 from fewstep.errors import UserError
-from fewstep.metrics import FeatureStatistics, MismatchDegree, assessed_mismatch, comparable_norms, frechet_distance, outside, spread, training_mismatch
+from fewstep.metrics import (
+    FeatureStatistics,
+    MismatchDegree,
+    assessed_mismatch,
+    comparable_norms,
+    frechet_distance,
+    outside,
+    spread,
+    training_mismatch,
+)
 from fewstep.metrics.frechet import features_of
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
@@ -99,13 +110,20 @@ def test_features_do_not_depend_on_the_batches(batch: int) -> None:
 
 
 def test_the_exact_teachers_own_mismatch_falls_with_the_batch() -> None:
-    """At levels above the spacing of the data the field tends to the truth, so what is left falls as 1 / sqrt(n)."""
+    """At levels above the spacing of the data the field tends to the truth, so what is left falls
+    as 1 / sqrt(n).
+    """
     mixture, levels, sizes = three_gaussians(KarrasVE()), (0.8, 1.6, 3.2), (64, 512)
     degrees = []
     for size in sizes:
-        found = [assessed_mismatch(mixture, mixture.sample(size, Key(seed, f"own-{size}"))[0], None, Key(seed), levels) for seed in range(16)]
+        found = [
+            assessed_mismatch(mixture, mixture.sample(size, Key(seed, f"own-{size}"))[0], None, Key(seed), levels)
+            for seed in range(16)
+        ]
         assert all(all(mismatch.reliable) for mismatch in found)
-        degrees.append(torch.tensor([mismatch.degrees for mismatch in found], dtype=torch.float64).square().mean(0).sqrt())
+        degrees.append(
+            torch.tensor([mismatch.degrees for mismatch in found], dtype=torch.float64).square().mean(0).sqrt()
+        )
     slopes = torch.log(degrees[1] / degrees[0]) / math.log(sizes[1] / sizes[0])
     torch.testing.assert_close(slopes, torch.full((3,), -0.5, dtype=torch.float64), rtol=0, atol=0.25)
 
@@ -138,21 +156,29 @@ def test_degrees_are_differences_of_scores_in_units_of_pure_noise(schedule: Sche
     t = schedule.time_at_sigma(level)
     x_t = schedule.add_noise(samples, t.expand(60), key.normal(f"mismatch-{level}", (60, 2)))
     field = StableTargetField(schedule, samples)
-    scores = [(schedule.alpha(t) * denoiser(x_t, t).double() - x_t) / schedule.sigma(t) ** 2 for denoiser in (mixture, field)]
-    assert found.degrees[0] == pytest.approx(float((schedule.sigma(t) * (scores[0] - scores[1])).square().mean().sqrt()), rel=1e-5)
+    scores = [
+        (schedule.alpha(t) * denoiser(x_t, t).double() - x_t) / schedule.sigma(t) ** 2 for denoiser in (mixture, field)
+    ]
+    assert found.degrees[0] == pytest.approx(
+        float((schedule.sigma(t) * (scores[0] - scores[1])).square().mean().sqrt()), rel=1e-5
+    )
     assert found.effective_sizes[0] == pytest.approx(float(field.effective_size(x_t, t).mean()), rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_norms_are_equation_9_as_it_is_printed(schedule: Schedule) -> None:
-    """The mean over samples of the norm of a difference of scores of x_t / alpha, and the deviation over the samples."""
+    """The mean over samples of the norm of a difference of scores of x_t / alpha, and the deviation
+    over the samples.
+    """
     mixture, key, level = three_gaussians(schedule), Key(0), 0.8
     samples = mixture.sample(60, Key(0, "own"))[0] + 0.3
     found = assessed_mismatch(mixture, samples, None, key, (level,))
     t = schedule.time_at_sigma(level)
     x_t = schedule.add_noise(samples, t.expand(60), key.normal(f"mismatch-{level}", (60, 2)))
     y = x_t / float(schedule.alpha(t))
-    scores = [(denoiser(x_t, t).double() - y) / level**2 for denoiser in (mixture, StableTargetField(schedule, samples))]
+    scores = [
+        (denoiser(x_t, t).double() - y) / level**2 for denoiser in (mixture, StableTargetField(schedule, samples))
+    ]
     norms = (scores[0] - scores[1]).square().sum(1).sqrt()
     assert found.norms[0] == pytest.approx(float(norms.mean()), rel=1e-5)
     assert found.deviations[0] == pytest.approx(float(norms.std(correction=0)), rel=1e-5)

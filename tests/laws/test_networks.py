@@ -1,4 +1,6 @@
-"""Laws of networks: what ships computes as it did, new branches are silent, features are what the output is made of, and critics project on the class."""
+"""Laws of networks: what ships computes as it did, new branches are silent, features are what the
+output is made of, and critics project on the class.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from fewstep import cost
 from fewstep.condition import Condition
 from fewstep.denoisers import FrozenTrunk, Headed, copy_of, freeze, grown_denoiser
 from fewstep.errors import UserError
-from fewstep.networks import DenoisingNetwork, FeatureHead, ProjectedCritic, ResidualMLP, SmallUNet, build, describe, grown
+from fewstep.networks import (
+    DenoisingNetwork,
+    FeatureHead,
+    ProjectedCritic,
+    ResidualMLP,
+    SmallUNet,
+    build,
+    describe,
+    grown,
+)
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot
 from fewstep.networks.kinds.store import load_network, save_network
 from fewstep.schedule import KarrasVE
@@ -26,7 +37,9 @@ DESCRIPTIONS = {
 }
 SHAPES = {"unet": (1, 8, 8), "mlp": (2,)}
 every_kind = pytest.mark.parametrize("kind", DESCRIPTIONS)
-every_branch = pytest.mark.parametrize("changes", [{"guidance": True}, {"end": True}, {"guidance": True, "end": True}], ids="+".join)
+every_branch = pytest.mark.parametrize(
+    "changes", [{"guidance": True}, {"end": True}, {"guidance": True, "end": True}], ids="+".join
+)
 
 
 def network_of(kind: str, **changes: bool) -> DenoisingNetwork:
@@ -119,13 +132,23 @@ def test_a_trained_branch_is_heard_and_gets_a_gradient_from_the_start(kind: str,
 def test_side_labels_add_a_linear_map_of_waves() -> None:
     side = SideLabels(6, guidance=True, end=True)
     randomised(side)
-    embedded, w, end = normals(4, 6, dtype=torch.float32), torch.tensor([0.0, 1.0, 4.0, 7.5]), torch.tensor([-1.0, 0.0, 0.3, 2.0])
+    embedded, w, end = (
+        normals(4, 6, dtype=torch.float32),
+        torch.tensor([0.0, 1.0, 4.0, 7.5]),
+        torch.tensor([-1.0, 0.0, 0.3, 2.0]),
+    )
     angles = torch.exp(torch.linspace(0, torch.log(torch.tensor(64.0)).item(), 16))
 
     def waves(label: Tensor) -> Tensor:
         return torch.cat([torch.sin(label[:, None] * angles), torch.cos(label[:, None] * angles)], dim=1)
 
-    expected = embedded + waves(w / 4) @ side.guidance.weight.T + side.guidance.bias + waves(end) @ side.end.weight.T + side.end.bias
+    expected = (
+        embedded
+        + waves(w / 4) @ side.guidance.weight.T
+        + side.guidance.bias
+        + waves(end) @ side.end.weight.T
+        + side.end.bias
+    )
     torch.testing.assert_close(side(embedded, Condition(guidance=w), end), expected, rtol=1e-5, atol=1e-5)
     assert SideLabels(6)(embedded, Condition(), None) is embedded
     assert torch.equal(NoiseEmbedding(32).frequencies, angles)
@@ -144,7 +167,12 @@ def test_a_branch_enters_where_the_noise_level_does(kind: str, branch: str) -> N
     x, label, condition = inputs_of(kind)
     end = torch.linspace(-2, 0, 5) if branch == "end" else None
     torch.testing.assert_close(new(x, label, condition, end), shifted(x, label, condition, end), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(new(x, label, condition, end), network_of(kind, **{branch: True})(x, label, condition, end), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(
+        new(x, label, condition, end),
+        network_of(kind, **{branch: True})(x, label, condition, end),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 @every_kind
@@ -184,9 +212,19 @@ def test_only_silent_branches_grow_and_none_is_lost() -> None:
 def test_a_grown_denoiser_estimates_the_same() -> None:
     old = tiny_denoiser(classes=3)
     new = grown_denoiser(old, guidance=True)
-    x, t, condition = normals(6, 2, dtype=torch.float32), torch.linspace(0.01, 1, 6), Condition(torch.arange(6) % 3, guidance=torch.full((6,), 3.0))
+    x, t, condition = (
+        normals(6, 2, dtype=torch.float32),
+        torch.linspace(0.01, 1, 6),
+        Condition(torch.arange(6) % 3, guidance=torch.full((6,), 3.0)),
+    )
     assert torch.equal(new(x, t, condition), old(x, t, condition))
-    assert (new.schedule, new.prediction, new.inputs, new.shape, new.classes) == (old.schedule, old.prediction, old.inputs, old.shape, old.classes)
+    assert (new.schedule, new.prediction, new.inputs, new.shape, new.classes) == (
+        old.schedule,
+        old.prediction,
+        old.inputs,
+        old.shape,
+        old.classes,
+    )
 
 
 # Features
@@ -287,7 +325,9 @@ def test_a_projected_critic_is_its_heads_on_frozen_features() -> None:
     logits.sum().backward()
     assert float(x.grad.abs().sum()) > 0
     assert all(p.grad is None and not p.requires_grad for p in classifier.parameters())
-    assert not [key for key in ProjectedCritic(classifier, (3,)).state_dict() if not key.startswith("heads.")]  # a module is not registered either
+    assert not [
+        key for key in ProjectedCritic(classifier, (3,)).state_dict() if not key.startswith("heads.")
+    ]  # a module is not registered either
     with pytest.raises(UserError, match="built for 3 feature maps and is given 4"):
         ProjectedCritic(classifier.stages, classifier.stage_channels[:3])(x)
     with pytest.raises(UserError, match="at least one"):
@@ -305,7 +345,9 @@ def test_a_headed_denoiser_is_the_denoiser_and_trains_both() -> None:
     logits.sum().backward()
     assert headed.head.psi.weight.grad is not None
     assert float(denoiser.network.enter.weight.grad.abs().sum()) > 0
-    assert {id(p) for p in headed.parameters()} == {id(p) for part in (denoiser, headed.head) for p in part.parameters()}
+    assert {id(p) for p in headed.parameters()} == {
+        id(p) for part in (denoiser, headed.head) for p in part.parameters()
+    }
 
 
 def test_a_frozen_trunk_trains_its_head_only() -> None:
@@ -325,7 +367,9 @@ def test_a_frozen_trunk_trains_its_head_only() -> None:
 
 @every_kind
 def test_a_description_is_spelled_out_and_rebuilds_the_network(kind: str) -> None:
-    """A file of a network says all of it, whether or not whoever made it did: files made before an argument existed describe the same network as new ones."""
+    """A file of a network says all of it, whether or not whoever made it did: files made before an
+    argument existed describe the same network as new ones.
+    """
     short = DESCRIPTIONS[kind]
     full = describe(build(short))
     assert full.items() >= short.items()

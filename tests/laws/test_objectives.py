@@ -1,4 +1,6 @@
-"""Laws of objectives: gradients against closed form, exact zeros where networks agree, and no network run twice for the same thing."""
+"""Laws of objectives: gradients against closed form, exact zeros where networks agree, and no
+network run twice for the same thing.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class _Affine(nn.Module):
 
     def denoiser(self, schedule: Schedule) -> GaussianMixture:
         """The exact denoiser of what it makes."""
-        return GaussianMixture(schedule, torch.ones(1), self.mean.detach()[None], torch.diag(self.scale.detach() ** 2)[None])
+        return GaussianMixture(
+            schedule, torch.ones(1), self.mean.detach()[None], torch.diag(self.scale.detach() ** 2)[None]
+        )
 
 
 def _analytic(student: _Affine, target: GaussianMixture, t: float) -> Tensor:
@@ -83,9 +87,13 @@ def _gradients(objective: DistributionMatching, student: _Affine, prior: Prior, 
 @every_schedule
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.6])
 def test_the_plain_gradient_is_that_of_the_kl_divergence(schedule: Schedule, t: float) -> None:
-    """x_t's own gradient, s_fake - s_target times alpha dx / d theta, averaged over 20 x 4,000 samples."""
+    """x_t's own gradient, s_fake - s_target times alpha dx / d theta, averaged over 20 x 4,000
+    samples.
+    """
     student, target = _Affine([1.5, 0.3], [0.4, 1.6]), one_gaussian(schedule)
-    objective = DistributionMatching(student, student.denoiser(schedule), Fixed(target), UniformTimes(t, t), PlainWeight())
+    objective = DistributionMatching(
+        student, student.denoiser(schedule), Fixed(target), UniformTimes(t, t), PlainWeight()
+    )
     found = _gradients(objective, student, Prior(schedule, (2,), 0.9, scale=1.0), 20, 4000)
     exact = _analytic(student, target, t)
     error = found.std(0) / math.sqrt(len(found))
@@ -136,8 +144,12 @@ def test_weights_are_as_documented(schedule: Schedule) -> None:
 
 @every_schedule
 @every_weight
-def test_the_gradient_of_a_sample_is_the_weighted_difference_of_estimates(schedule: Schedule, weight: MatchingWeight) -> None:
-    """With the student's samples themselves as parameters, written out from the scores: w (s_fake - s_target) up to the weight's own definition."""
+def test_the_gradient_of_a_sample_is_the_weighted_difference_of_estimates(
+    schedule: Schedule, weight: MatchingWeight
+) -> None:
+    """With the student's samples themselves as parameters, written out from the scores: w (s_fake -
+    s_target) up to the weight's own definition.
+    """
     rows = 7
     samples = nn.Parameter(normals(rows, 2))
     student = _Free(samples)
@@ -169,10 +181,18 @@ class _Free(nn.Module):
 
 @every_schedule
 def test_a_delta_as_fake_score_is_sds(schedule: Schedule) -> None:
-    """Over one own sample, the stable target field gives back the sample: the gradient is w (x - D_target), as SDS has it."""
+    """Over one own sample, the stable target field gives back the sample: the gradient is w (x -
+    D_target), as SDS has it.
+    """
     samples = nn.Parameter(normals(1, 2))
     target = one_gaussian(schedule)
-    objective = DistributionMatching(_Free(samples), StableTargetField(schedule, samples), Fixed(target), UniformTimes(0.4, 0.4), DiffInstructWeight())
+    objective = DistributionMatching(
+        _Free(samples),
+        StableTargetField(schedule, samples),
+        Fixed(target),
+        UniformTimes(0.4, 0.4),
+        DiffInstructWeight(),
+    )
     step = Step(Key(4), 1)
     objective(step, step.state(Prior(schedule, (2,), 0.9))).total.backward()
     t = torch.full((1,), 0.4, dtype=torch.float64)
@@ -262,7 +282,9 @@ def _noised(gaussian: GaussianMixture, t: float, key: Key, rows: int) -> State:
 @every_schedule
 @pytest.mark.parametrize("t", [0.05, 0.4])
 def test_a_linear_denoiser_learns_the_closed_form(schedule: Schedule, t: float) -> None:
-    """The loss is a quadratic of (gain, offset), so one Newton step from anywhere is its minimiser; 200,000 samples."""
+    """The loss is a quadratic of (gain, offset), so one Newton step from anywhere is its minimiser;
+    200,000 samples.
+    """
     gaussian = one_gaussian(schedule)
     denoiser = _Linear(schedule, normals(2, 2), normals(2, seed=1))
     key = Key(0, "newton")
@@ -270,14 +292,28 @@ def test_a_linear_denoiser_learns_the_closed_form(schedule: Schedule, t: float) 
     loss = Denoising(denoiser, EDMWeight())(Step(key, 200_000), state).total
     gradient = torch.autograd.grad(loss, [denoiser.gain, denoiser.offset], create_graph=True)
     flat = torch.cat([value.reshape(-1) for value in gradient])
-    hessian = torch.stack([torch.cat([v.reshape(-1) for v in torch.autograd.grad(value, [denoiser.gain, denoiser.offset], retain_graph=True)]) for value in flat])
-    found = torch.cat([denoiser.gain.detach().reshape(-1), denoiser.offset.detach()]) - torch.linalg.solve(hessian, flat.detach())
+    hessian = torch.stack(
+        [
+            torch.cat(
+                [v.reshape(-1) for v in torch.autograd.grad(value, [denoiser.gain, denoiser.offset], retain_graph=True)]
+            )
+            for value in flat
+        ]
+    )
+    found = torch.cat([denoiser.gain.detach().reshape(-1), denoiser.offset.detach()]) - torch.linalg.solve(
+        hessian, flat.detach()
+    )
     gain, offset = _best(gaussian, t)
     # The standard error of a regression: residual over the input's spread, by root n.
     residual = math.sqrt(float((state.x0 - state.x @ gain.T - offset).square().mean()))
     scale = residual / math.sqrt(200_000 * float(torch.linalg.eigvalsh(torch.cov(state.x.T))[0]))
     torch.testing.assert_close(found[:4].reshape(2, 2), gain, rtol=0, atol=5 * scale)
-    torch.testing.assert_close(found[4:], offset, rtol=0, atol=5 * max(scale, residual / 200_000**0.5) * (1 + float(state.x.mean(0).abs().max())))
+    torch.testing.assert_close(
+        found[4:],
+        offset,
+        rtol=0,
+        atol=5 * max(scale, residual / 200_000**0.5) * (1 + float(state.x.mean(0).abs().max())),
+    )
 
 
 @every_schedule
@@ -291,7 +327,9 @@ def test_the_exact_denoiser_is_stationary(schedule: Schedule, t: float) -> None:
         step = Step(Key(0, "stationary", index), 2000)
         state = step.state(Prior(schedule, (2,), 0.9))
         total = objective(step, state).total
-        found.append(torch.cat([value.reshape(-1) for value in torch.autograd.grad(total, [denoiser.gain, denoiser.offset])]))
+        found.append(
+            torch.cat([value.reshape(-1) for value in torch.autograd.grad(total, [denoiser.gain, denoiser.offset])])
+        )
         with torch.no_grad():
             denoiser.offset.add_(0.1)
         total = objective(step, state).total
@@ -323,12 +361,14 @@ def test_denoising_weights_are_as_documented(schedule: Schedule) -> None:
     t = torch.linspace(schedule.t_min, 0.99, 9, dtype=torch.float64)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x0, estimate, noise = normals(9, 2), normals(9, 2, seed=1), normals(9, 2, seed=2)
-    # Eq. 5 and 7: the squared distance of the scores (alpha D - x_t) / sigma^2 and (alpha x_0 - x_t) / sigma^2.
+    # Eq. 5 and 7: the squared distance of the scores (alpha D - x_t) / sigma^2 and (alpha x_0 -
+    # x_t) / sigma^2.
     x_t = schedule.add_noise(x0, t, noise)
     scores = [(alpha[:, None] * value - x_t) / sigma[:, None] ** 2 for value in (estimate, x0)]
     printed = (scores[0] - scores[1]).square().mean()
     torch.testing.assert_close(denoising_loss(estimate, x0, ScoreWeight().at(schedule, t)), printed, rtol=1e-6, atol=0)
-    # EDM: uniform in the network's raw output F, whose factor is c_out = sigma sd / sqrt(sigma^2 + sd^2 alpha^2).
+    # EDM: uniform in the network's raw output F, whose factor is c_out = sigma sd / sqrt(sigma^2 +
+    # sd^2 alpha^2).
     out = sigma * 0.5 / torch.sqrt(sigma**2 + 0.25 * alpha**2)
     raw = ((estimate - x0) / out[:, None]).square().mean()
     torch.testing.assert_close(denoising_loss(estimate, x0, EDMWeight(0.5).at(schedule, t)), raw, rtol=1e-12, atol=0)
@@ -372,9 +412,17 @@ def _leaves(root: Tensor) -> set[int]:
 
 @pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS.keys())
 def test_a_step_runs_every_network_once_for_each_thing(weight: MatchingWeight) -> None:
-    """Student: forward and backward. Target: forward. Fake: forward; then forward and backward on the same samples. Eight evaluations a sample."""
+    """Student: forward and backward.
+
+    Target: forward. Fake: forward; then forward and backward on the same samples. Eight evaluations
+    a sample.
+    """
     rows = 6
-    student, fake, teacher = tiny_denoiser(classes=3), tiny_denoiser(classes=3, seed=1), freeze(tiny_denoiser(classes=3, seed=2))
+    student, fake, teacher = (
+        tiny_denoiser(classes=3),
+        tiny_denoiser(classes=3, seed=1),
+        freeze(tiny_denoiser(classes=3, seed=2)),
+    )
     calls: list[tuple[str, bool, Tensor]] = []
     backwards: Counter[str] = Counter()
 
@@ -400,7 +448,12 @@ def test_a_step_runs_every_network_once_for_each_thing(weight: MatchingWeight) -
         loss = scores(step, step.state(prior))
         assert _leaves(loss.total) == {id(value) for value in fake.parameters()}
         loss.total.backward()
-    assert [(name, graph) for name, graph, _ in calls] == [("student", True), ("fake", False), ("teacher", False), ("fake", True)]
+    assert [(name, graph) for name, graph, _ in calls] == [
+        ("student", True),
+        ("fake", False),
+        ("teacher", False),
+        ("fake", True),
+    ]
     assert all(len(x) == rows for _, _, x in calls)
     assert torch.equal(calls[1][2], calls[2][2])
     assert backwards == {"student": 1, "fake": 1}
@@ -412,7 +465,9 @@ def test_a_step_runs_every_network_once_for_each_thing(weight: MatchingWeight) -
 
 
 def test_phases_in_the_other_order_make_the_samples_twice_at_most() -> None:
-    """A fake score that trains before the student makes samples without gradient; the student then runs once more, with one."""
+    """A fake score that trains before the student makes samples without gradient; the student then
+    runs once more, with one.
+    """
     rows = 5
     student, fake, teacher = tiny_denoiser(), tiny_denoiser(seed=1), freeze(tiny_denoiser(seed=2))
     prior, step = Prior(KarrasVE(), (2,), 0.1), Step(Key(0), rows)

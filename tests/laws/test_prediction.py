@@ -36,7 +36,10 @@ DEFINITIONS: dict[str, tuple[Prediction, Emission]] = {
     "eps": (Epsilon(), lambda schedule, t, x0, eps: eps),
     "score": (Score(), lambda schedule, t, x0, eps: -eps / expand(schedule.sigma(t), eps)),
     "v": (V(), lambda schedule, t, x0, eps: expand(schedule.alpha(t), x0) * eps - expand(schedule.sigma(t), x0) * x0),
-    "velocity": (Velocity(), lambda schedule, t, x0, eps: expand(schedule.alpha_rate(t), x0) * x0 + expand(schedule.sigma_rate(t), x0) * eps),
+    "velocity": (
+        Velocity(),
+        lambda schedule, t, x0, eps: expand(schedule.alpha_rate(t), x0) * x0 + expand(schedule.sigma_rate(t), x0) * eps,
+    ),
     "edm": (EDM(0.5), _edm(0.5)),
     "edm-0.9": (EDM(0.9), _edm(0.9)),
 }
@@ -60,12 +63,16 @@ def test_target_and_to_x0_are_inverses(schedule: Schedule, prediction: Predictio
 @pytest.mark.parametrize(("prediction", "emission"), DEFINITIONS.values(), ids=DEFINITIONS.keys())
 def test_the_true_emission_gives_back_x0(schedule: Schedule, prediction: Prediction, emission: Emission) -> None:
     t, x0, eps, x = _batch(schedule)
-    torch.testing.assert_close(prediction.to_x0(schedule, emission(schedule, t, x0, eps), x, t), x0, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        prediction.to_x0(schedule, emission(schedule, t, x0, eps), x, t), x0, rtol=1e-10, atol=1e-10
+    )
 
 
 @every_schedule
 @pytest.mark.parametrize(("prediction", "emission"), DEFINITIONS.values(), ids=DEFINITIONS.keys())
-def test_the_training_target_is_the_true_emission(schedule: Schedule, prediction: Prediction, emission: Emission) -> None:
+def test_the_training_target_is_the_true_emission(
+    schedule: Schedule, prediction: Prediction, emission: Emission
+) -> None:
     # alpha x0 - x cancels at small times, where x is x0 to nine digits.
     t, x0, eps, x = _batch(schedule)
     true = emission(schedule, t, x0, eps)
@@ -80,7 +87,9 @@ def test_pure_noise_still_tells_x0(prediction: Prediction) -> None:
     x0, eps, t = normals(6, 3), normals(6, 3, seed=1), torch.ones(6, dtype=torch.float64)
     x = schedule.add_noise(x0, t, eps)
     assert torch.equal(x, eps)
-    torch.testing.assert_close(prediction.to_x0(schedule, prediction.target(schedule, x0, x, t), x, t), x0, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        prediction.to_x0(schedule, prediction.target(schedule, x0, x, t), x, t), x0, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("sigma_data", [0.3, 0.5, 1.0])

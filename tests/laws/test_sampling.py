@@ -41,7 +41,14 @@ def test_deterministic_sampling_is_the_solver_on_the_nested_times(rule, expected
 def test_the_two_rules_differ_and_the_second_is_nearer_to_the_exact_solution():
     teacher, (x, first, times) = one_gaussian(SCHEDULE), start()
     exact = solve(HEUN, teacher, x, nested_times(RhoGrid(), SCHEDULE, first, 400))
-    errors = {rule: float((Sampling("ddim", steps=4, rule=rule).sample(teacher, Key(0), 0, (x, Condition()), SCHEDULE, times) - exact).square().mean()) for rule in ("euler", "dpm2m")}
+    errors = {
+        rule: float(
+            (Sampling("ddim", steps=4, rule=rule).sample(teacher, Key(0), 0, (x, Condition()), SCHEDULE, times) - exact)
+            .square()
+            .mean()
+        )
+        for rule in ("euler", "dpm2m")
+    }
     assert errors["dpm2m"] < errors["euler"] / 2
 
 
@@ -70,7 +77,17 @@ def test_a_description_gives_the_value_back():
     assert Sampling(**sampling.describe()) == sampling
 
 
-@pytest.mark.parametrize("bad", [{"jump": "leap"}, {"grid": "square"}, {"steps": 0}, {"gamma": 1.5}, {"rule": "heun"}, {"jump": "renoise", "rule": "dpm2m"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"jump": "leap"},
+        {"grid": "square"},
+        {"steps": 0},
+        {"gamma": 1.5},
+        {"rule": "heun"},
+        {"jump": "renoise", "rule": "dpm2m"},
+    ],
+)
 def test_what_cannot_be_sampled_is_refused(bad):
     with pytest.raises(UserError, match="sampling:"):
         Sampling(**{"jump": "ddim", **bad})
@@ -90,7 +107,11 @@ def test_a_rescaled_map_takes_unit_noise_through_the_other_schedule_and_nothing_
 def test_imitation_has_no_loss_for_a_copy_and_is_the_weighted_distance_otherwise():
     teacher, student = tiny_denoiser(classes=2, seed=1), tiny_denoiser(classes=2, seed=2)
     t = torch.full((6,), 0.01, dtype=torch.float64)
-    state = State(normals(6, 2, dtype=torch.float32), t, Condition(torch.tensor([0, 1, 0, 1, 0, 1]), guidance=torch.full((6,), 2.0)))
+    state = State(
+        normals(6, 2, dtype=torch.float32),
+        t,
+        Condition(torch.tensor([0, 1, 0, 1, 0, 1]), guidance=torch.full((6,), 2.0)),
+    )
     step, weight = Step(Key(0), 6), EDMWeight(0.5)
     assert float(Imitation(copy_of(teacher), Fixed(teacher), weight)(step, state).total.detach()) == 0
     loss = Imitation(student, Fixed(Guided(teacher)), weight)(step, state)

@@ -79,7 +79,9 @@ def test_variance_is_preserved(name: str) -> None:
 def test_discrete_indices_are_those_of_diffusers(betas: str, ends: tuple[float, float]) -> None:
     from diffusers import DDPMScheduler
 
-    theirs = DDPMScheduler(num_train_timesteps=1000, beta_schedule=DIFFUSERS[betas], beta_start=ends[0], beta_end=ends[1]).alphas_cumprod
+    theirs = DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule=DIFFUSERS[betas], beta_start=ends[0], beta_end=ends[1]
+    ).alphas_cumprod
     schedule = DiscreteVP(betas, beta_start=ends[0], beta_end=ends[1])
     ours = schedule.alpha((torch.arange(1000, dtype=torch.float64) + 1) / 1000) ** 2
     # Theirs is a product of a thousand float32 factors.
@@ -103,7 +105,15 @@ def test_karras_sigma_is_the_noise_level() -> None:
 
 @every_schedule
 def test_functions_keep_the_shape_of_time_and_answer_in_float64(schedule: Schedule) -> None:
-    for function in (schedule.alpha, schedule.sigma, schedule.alpha_rate, schedule.sigma_rate, schedule.log_snr, schedule.rho, schedule.time_of):
+    for function in (
+        schedule.alpha,
+        schedule.sigma,
+        schedule.alpha_rate,
+        schedule.sigma_rate,
+        schedule.log_snr,
+        schedule.rho,
+        schedule.time_of,
+    ):
         for t in (0.5, torch.tensor(0.5), torch.full((3,), 0.5), torch.full((2, 3), 0.5, dtype=torch.float64)):
             answer = function(t)
             assert answer.shape == (t.shape if isinstance(t, torch.Tensor) else ())
@@ -114,10 +124,19 @@ def test_functions_keep_the_shape_of_time_and_answer_in_float64(schedule: Schedu
 @every_schedule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_add_noise_is_the_forward_process_sample_by_sample(schedule: Schedule, dtype: torch.dtype) -> None:
-    x0, noise, t = normals(5, 1, 2, 2, dtype=dtype), normals(5, 1, 2, 2, seed=1, dtype=dtype), torch.tensor([0.0, 0.1, 0.4, 0.7, 1.0])
+    x0, noise, t = (
+        normals(5, 1, 2, 2, dtype=dtype),
+        normals(5, 1, 2, 2, seed=1, dtype=dtype),
+        torch.tensor([0.0, 0.1, 0.4, 0.7, 1.0]),
+    )
     mixed = schedule.add_noise(x0, t, noise)
     assert mixed.dtype == dtype
-    rows = torch.stack([schedule.alpha(s).to(dtype) * a + schedule.sigma(s).to(dtype) * e for a, s, e in zip(x0, t, noise, strict=True)])
+    rows = torch.stack(
+        [
+            schedule.alpha(s).to(dtype) * a + schedule.sigma(s).to(dtype) * e
+            for a, s, e in zip(x0, t, noise, strict=True)
+        ]
+    )
     torch.testing.assert_close(mixed, rows, rtol=1e-6, atol=1e-6)
     assert torch.equal(schedule.add_noise(x0, t[2], noise), schedule.add_noise(x0, t[2].expand(5), noise))
 

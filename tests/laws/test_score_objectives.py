@@ -1,4 +1,6 @@
-"""Laws of exchangeable fake scores and of score identity distillation: degenerations bit for bit, closed forms on Gaussians, and the rate at which a field of samples converges."""
+"""Laws of exchangeable fake scores and of score identity distillation: degenerations bit for bit,
+closed forms on Gaussians, and the rate at which a field of samples converges.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ EYE = torch.eye(2, dtype=torch.float64)
 
 
 class _Affine(nn.Module):
-    """A student that makes a Gaussian: x = mean + scale z, whatever the time; with ``shift``, moved by it times the label."""
+    """A student that makes a Gaussian: x = mean + scale z, whatever the time; with ``shift``, moved
+    by it times the label.
+    """
 
     def __init__(self, mean: list[float], scale: list[float], shift: float = 0.0):
         super().__init__()
@@ -60,7 +64,9 @@ class _Affine(nn.Module):
 
     def denoiser(self, schedule: Schedule) -> GaussianMixture:
         """The exact denoiser of what it makes, without labels."""
-        return GaussianMixture(schedule, torch.ones(1), self.mean.detach()[None], torch.diag(self.scale.detach() ** 2)[None])
+        return GaussianMixture(
+            schedule, torch.ones(1), self.mean.detach()[None], torch.diag(self.scale.detach() ** 2)[None]
+        )
 
 
 class _Free(nn.Module):
@@ -102,7 +108,9 @@ def _gradients(objective: Objective, student: _Affine, prior: Prior, batches: in
 
 
 def _assert_mean(found: Tensor, exact: Tensor, share: float = 0.1) -> None:
-    """The mean over the first dimension is ``exact`` within 4.5 standard errors, which are below ``share`` of its largest entry."""
+    """The mean over the first dimension is ``exact`` within 4.5 standard errors, which are below
+    ``share`` of its largest entry.
+    """
     error = found.std(0) / math.sqrt(len(found))
     assert bool((error < share * exact.abs().max()).all())
     assert bool(((found.mean(0) - exact).abs() < 4.5 * error + 1e-12).all())
@@ -121,7 +129,9 @@ def _gain(gaussian: GaussianMixture, t: float) -> Tensor:
 @every_schedule
 @pytest.mark.parametrize("t", [0.05, 0.5])
 def test_the_delta_pulls_a_gaussian_to_the_mode(schedule: Schedule, t: float) -> None:
-    """E (x - D) dx / d theta with D = K x_t + (I - alpha K) mu: (I - alpha K)(mean - mu) in the mean, (1 - alpha K_ii) scale_i in the scale."""
+    """E (x - D) dx / d theta with D = K x_t + (I - alpha K) mu: (I - alpha K)(mean - mu) in the
+    mean, (1 - alpha K_ii) scale_i in the scale.
+    """
     student, target = _Affine([1.5, 0.3], [0.4, 1.6]), one_gaussian(schedule)
     objective = DistributionMatching(student, Delta(), Fixed(target), UniformTimes(t, t), DiffInstructWeight())
     rest = EYE - schedule.alpha(t) * _gain(target, t)
@@ -131,7 +141,9 @@ def test_the_delta_pulls_a_gaussian_to_the_mode(schedule: Schedule, t: float) ->
 
 @every_schedule
 def test_the_weights_of_the_delta_are_sds_and_add(schedule: Schedule) -> None:
-    """From the losses as they are printed: w (eps_target - eps) with w = sigma^2, and autograd's gradient of c |x - sg(D)|^2."""
+    """From the losses as they are printed: w (eps_target - eps) with w = sigma^2, and autograd's
+    gradient of c |x - sg(D)|^2.
+    """
     rows, times = 7, UniformTimes(0.1, 0.9)
     t = times.draw(schedule, Key(4), "matching-time", rows)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
@@ -143,7 +155,9 @@ def test_the_weights_of_the_delta_are_sds_and_add(schedule: Schedule) -> None:
     def gradient(weight: MatchingWeight) -> Tensor:
         student = _Free(samples)
         step = Step(Key(4), rows)
-        total = DistributionMatching(student, Delta(), Fixed(target), times, weight)(step, step.state(_prior(schedule))).total
+        total = DistributionMatching(student, Delta(), Fixed(target), times, weight)(
+            step, step.state(_prior(schedule))
+        ).total
         return torch.autograd.grad(total, student.samples)[0]
 
     def of_squares(c: Tensor) -> Tensor:
@@ -155,13 +169,24 @@ def test_the_weights_of_the_delta_are_sds_and_add(schedule: Schedule) -> None:
     torch.testing.assert_close(gradient(ExponentialWeight()), of_squares(alpha), rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient(SDSWeight()), of_squares(alpha / (2 * sigma) * sigma**2), rtol=1e-12, atol=0)
     # The KL divergence's gradient is SDS with w = alpha / sigma.
-    torch.testing.assert_close(gradient(PlainWeight()), alpha / sigma * (predicted - noise) / rows, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        gradient(PlainWeight()), alpha / sigma * (predicted - noise) / rows, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_a_bare_denoiser_is_a_learned_fake_score() -> None:
     schedule = KarrasVE()
     student, target, fake = _Affine([1.5, 0.3], [0.4, 1.6]), one_gaussian(schedule), tiny_denoiser(schedule).double()
-    bare, learned = (_gradients(DistributionMatching(student, score, Fixed(target), UniformTimes(), DMDWeight()), student, _prior(schedule), 2, 16) for score in (fake, Learned(fake)))
+    bare, learned = (
+        _gradients(
+            DistributionMatching(student, score, Fixed(target), UniformTimes(), DMDWeight()),
+            student,
+            _prior(schedule),
+            2,
+            16,
+        )
+        for score in (fake, Learned(fake))
+    )
     assert torch.equal(bare, learned)
     delta = Delta()
     assert as_fake(delta) is delta
@@ -170,7 +195,9 @@ def test_a_bare_denoiser_is_a_learned_fake_score() -> None:
 # The field of samples
 
 
-def _noised(schedule: Schedule, student: _Affine, t: float, step: Step, classes: int = 0) -> tuple[Tensor, Tensor, Tensor, Condition]:
+def _noised(
+    schedule: Schedule, student: _Affine, t: float, step: Step, classes: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Condition]:
     """(x_t, t, x0, condition) of a batch of the student's samples."""
     state = step.state(_prior(schedule, classes))
     x0 = step.sample(student, state)
@@ -186,10 +213,28 @@ def _fresh(field: FieldOfSamples, step: Step) -> tuple[Tensor, Tensor | None]:
 def test_a_field_of_one_sample_is_sds_bit_for_bit(schedule: Schedule) -> None:
     student, target = _Affine([1.5, 0.3], [0.4, 1.6]), one_gaussian(schedule)
     fakes: list[FakeScore] = [FieldOfSamples(student, _prior(schedule), 1), Delta()]
-    field, delta = (_gradients(DistributionMatching(student, fake, Fixed(target), UniformTimes(), SDSWeight()), student, _prior(schedule), 3, 16) for fake in fakes)
+    field, delta = (
+        _gradients(
+            DistributionMatching(student, fake, Fixed(target), UniformTimes(), SDSWeight()),
+            student,
+            _prior(schedule),
+            3,
+            16,
+        )
+        for fake in fakes
+    )
     assert torch.equal(field, delta)
     more = FieldOfSamples(student, _prior(schedule), 2)
-    assert not torch.equal(field, _gradients(DistributionMatching(student, more, Fixed(target), UniformTimes(), SDSWeight()), student, _prior(schedule), 3, 16))
+    assert not torch.equal(
+        field,
+        _gradients(
+            DistributionMatching(student, more, Fixed(target), UniformTimes(), SDSWeight()),
+            student,
+            _prior(schedule),
+            3,
+            16,
+        ),
+    )
 
 
 @every_schedule
@@ -224,8 +269,13 @@ def test_fresh_samples_are_not_the_batch_and_the_same_for_every_process() -> Non
     assert not bool(torch.isin(fresh, _fresh(field, next_step)[0]).any())
     assert not bool(torch.isin(fresh, whole.sample(student, whole.state(prior))).any())
     # So that a batch in two halves is the batch.
-    objective = DistributionMatching(student, field, Fixed(one_gaussian(schedule)), UniformTimes(0.005, 0.05), PlainWeight())
-    parts = [torch.autograd.grad(objective(step, step.state(prior)).total, student.mean)[0] for step in (Step(Key(1, "s", 5), 4), half, Step(Key(1, "s", 5), 8))]
+    objective = DistributionMatching(
+        student, field, Fixed(one_gaussian(schedule)), UniformTimes(0.005, 0.05), PlainWeight()
+    )
+    parts = [
+        torch.autograd.grad(objective(step, step.state(prior)).total, student.mean)[0]
+        for step in (Step(Key(1, "s", 5), 4), half, Step(Key(1, "s", 5), 8))
+    ]
     torch.testing.assert_close((parts[0] + parts[1]) / 2, parts[2], rtol=1e-10, atol=1e-12)
 
 
@@ -241,7 +291,9 @@ def test_the_error_of_a_field_falls_as_one_over_its_size(schedule: Schedule) -> 
         for index in range(120):
             step = Step(Key(0, "order", index), 32)
             x_t, times, x0, condition = _noised(schedule, student, t, step)
-            squares.append((field.estimate(step, schedule, x_t, times, x0, condition) - exact(x_t, times)).square().mean())
+            squares.append(
+                (field.estimate(step, schedule, x_t, times, x0, condition) - exact(x_t, times)).square().mean()
+            )
         errors.append(float(torch.stack(squares).mean()))
     for slope in (math.log(errors[index + 1] / errors[index], 4) for index in range(2)):
         assert slope == pytest.approx(-1.0, abs=0.15)
@@ -250,7 +302,13 @@ def test_the_error_of_a_field_falls_as_one_over_its_size(schedule: Schedule) -> 
 def test_a_field_carries_no_gradient_and_costs_its_fresh_samples() -> None:
     schedule, rows = KarrasVE(), 5
     student = _Affine([1.5, 0.3], [0.4, 1.6])
-    objective = DistributionMatching(student, FieldOfSamples(student, _prior(schedule), 9), Fixed(one_gaussian(schedule)), UniformTimes(), DMDWeight())
+    objective = DistributionMatching(
+        student,
+        FieldOfSamples(student, _prior(schedule), 9),
+        Fixed(one_gaussian(schedule)),
+        UniformTimes(),
+        DMDWeight(),
+    )
     step = Step(Key(0), rows)
     with cost.metered() as meter:
         loss = objective(step, step.state(_prior(schedule)))
@@ -277,7 +335,9 @@ def test_what_a_field_cannot_know_is_refused() -> None:
 
 
 def _identity_mean(student: _Affine, fake: GaussianMixture, target: GaussianMixture, t: float, a: float) -> Tensor:
-    """E <D_t - D_f, D_t - x - a (D_t - D_f)> in closed form, as a function of the student with the fake score held."""
+    """E <D_t - D_f, D_t - x - a (D_t - D_f)> in closed form, as a function of the student with the
+    fake score held.
+    """
     schedule = target.schedule
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     covariance, wanted, held = torch.diag(student.scale**2), _gain(target, t), _gain(fake, t)
@@ -293,7 +353,9 @@ def _identity_mean(student: _Affine, fake: GaussianMixture, target: GaussianMixt
 @every_schedule
 @pytest.mark.parametrize("a", [0.0, 0.5, 1.2])
 @pytest.mark.parametrize("t", [0.05, 0.4])
-def test_the_identity_is_the_fisher_divergence_where_the_fake_score_is_exact(schedule: Schedule, a: float, t: float) -> None:
+def test_the_identity_is_the_fisher_divergence_where_the_fake_score_is_exact(
+    schedule: Schedule, a: float, t: float
+) -> None:
     """The mean is (1 - a) E |D_target - D_fake|^2, from the closed forms of both."""
     student, target = _Affine([1.5, 0.3], [0.4, 1.6]), one_gaussian(schedule)
     fake = student.denoiser(schedule)
@@ -321,8 +383,12 @@ def _divergence(student: _Affine, target: GaussianMixture, t: float) -> Tensor:
 @every_schedule
 @pytest.mark.parametrize("a", [0.0, 0.5, 1.2])
 @pytest.mark.parametrize("exact_fake", [True, False], ids=["exact", "trailing"])
-def test_the_gradient_of_the_identity_goes_through_both_networks(schedule: Schedule, a: float, exact_fake: bool) -> None:
-    """In mean and scale, against the closed form with the fake's weights held; at a = 1/2 its mean part is half the divergence's own."""
+def test_the_gradient_of_the_identity_goes_through_both_networks(
+    schedule: Schedule, a: float, exact_fake: bool
+) -> None:
+    """In mean and scale, against the closed form with the fake's weights held; at a = 1/2 its mean
+    part is half the divergence's own.
+    """
     t = 0.02 if isinstance(schedule, KarrasVE) else 0.4
     student, target = _Affine([1.5, 0.3], [0.4, 1.6]), one_gaussian(schedule)
     fake = student.denoiser(schedule) if exact_fake else _Affine([1.0, 0.0], [0.5, 1.2]).denoiser(schedule)
@@ -360,7 +426,9 @@ def test_the_weight_of_the_identity_carries_no_gradient() -> None:
     student, target = _Free(normals(rows, 2)), one_gaussian(schedule)
     fake = GaussianMixture(schedule, torch.ones(1), torch.zeros(1, 2), torch.ones(1))
     step = Step(Key(4), rows)
-    total = ScoreIdentity(student, fake, Fixed(target), times, 1.2, DMDWeight())(step, step.state(_prior(schedule))).total
+    total = ScoreIdentity(student, fake, Fixed(target), times, 1.2, DMDWeight())(
+        step, step.state(_prior(schedule))
+    ).total
     t = times.draw(schedule, Key(4), "identity-time", rows)
     x = student.samples * 1.0
     x_t = schedule.add_noise(x, t, Key(4).normal("identity-noise", (rows, 2)).double())
@@ -373,7 +441,11 @@ def test_the_weight_of_the_identity_carries_no_gradient() -> None:
 
 def test_the_identity_trains_the_student_and_nobody_else() -> None:
     rows = 6
-    student, fake, teacher = tiny_denoiser(classes=3), tiny_denoiser(classes=3, seed=1), freeze(tiny_denoiser(classes=3, seed=2))
+    student, fake, teacher = (
+        tiny_denoiser(classes=3),
+        tiny_denoiser(classes=3, seed=1),
+        freeze(tiny_denoiser(classes=3, seed=2)),
+    )
     prior, step = Prior(KarrasVE(), (2,), 0.1, classes=3), Step(Key(0), rows)
     with cost.metered() as meter:
         ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())(step, step.state(prior)).total.backward()
@@ -392,7 +464,9 @@ def test_the_identity_is_exactly_zero_where_the_networks_agree() -> None:
     teacher = freeze(tiny_denoiser(classes=3))
     student, fake = copy_of(teacher), copy_of(teacher)
     step = Step(Key(0), 16)
-    loss = ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())(step, step.state(Prior(teacher.schedule, (2,), 0.1, classes=3)))
+    loss = ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())(
+        step, step.state(Prior(teacher.schedule, (2,), 0.1, classes=3))
+    )
     assert float(loss.total.detach()) == 0.0
     assert all(float(value.abs().max()) < 1e-7 for value in torch.autograd.grad(loss.total, list(student.parameters())))
 
@@ -431,7 +505,9 @@ def test_terms_of_a_phase_run_the_student_once() -> None:
         total = sum(objective(step, step.state(prior)).total for objective in (matching, identity))
     # The student 3, matching's two networks 1 each, identity's two 3 each.
     assert meter.evaluations == (3 + 2 + 6) * rows
-    torch.testing.assert_close(torch.autograd.grad(total, student.network.leave.weight)[0], alone[0] + alone[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(total, student.network.leave.weight)[0], alone[0] + alone[1], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_graph_lives_for_one_phase_and_samples_for_the_step() -> None:

@@ -1,4 +1,6 @@
-"""Laws of mixed generations: the two models' own samples at the ends, closed forms of an affine teacher between."""
+"""Laws of mixed generations: the two models' own samples at the ends, closed forms of an affine
+teacher between.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,18 @@ from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import EULER, FlowMap, Renoise, Solver, solve
 from fewstep.states import Prior
 from fewstep.studies.sensitivity import StudentOnce, TeacherOnce, step_sensitivity
-from fewstep.studies.shift import PROBABILITIES, Relay, Selection, Stochastic, StudentFirst, TeacherFirst, mixed_sampler, mixing, student_then_teacher, teacher_then_student
+from fewstep.studies.shift import (
+    PROBABILITIES,
+    Relay,
+    Selection,
+    Stochastic,
+    StudentFirst,
+    TeacherFirst,
+    mixed_sampler,
+    mixing,
+    student_then_teacher,
+    teacher_then_student,
+)
 from fewstep.times import RhoGrid, nested_times
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -32,13 +45,17 @@ STD = 0.6
 
 @dataclass(frozen=True, eq=False)
 class Composed(FlowMap):
-    """The teacher's own steps between two of the student's times: the student that has nothing left to learn."""
+    """The teacher's own steps between two of the student's times: the student that has nothing left
+    to learn.
+    """
 
     teacher: GaussianMixture
     times: Tensor
     fine: Tensor
 
-    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
         ratio = (len(self.fine) - 1) // (len(self.times) - 1)
         first = ratio * int((self.times - t).abs().argmin())
         return solve(EULER, self.teacher, x, self.fine[first : first + ratio + 1], condition)
@@ -51,7 +68,9 @@ class Shifted(Composed):
     wrong: int
     shift: float
 
-    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
         end = super().__call__(x, t, s, condition)
         return end + self.shift if float(t) == float(self.times[self.wrong]) else end
 
@@ -65,8 +84,12 @@ def _grids(schedule: Schedule, steps: int, ratio: int, level: float = 4.0) -> tu
 def _relay(schedule: Schedule, steps: int = 4, ratio: int = 3) -> Relay:
     """A mixture as the teacher, another as a DDIM student."""
     times, fine = _grids(schedule, steps, ratio)
-    student = GaussianMixture(schedule, torch.ones(2), torch.tensor([[1.0, 0.3], [-0.5, 0.8]]), torch.tensor([0.3, 0.5]), torch.arange(2))
-    return Relay(three_gaussians(schedule), Solver(student, 1), Prior(schedule, (2,), float(times[0]), classes=2), times, fine)
+    student = GaussianMixture(
+        schedule, torch.ones(2), torch.tensor([[1.0, 0.3], [-0.5, 0.8]]), torch.tensor([0.3, 0.5]), torch.arange(2)
+    )
+    return Relay(
+        three_gaussians(schedule), Solver(student, 1), Prior(schedule, (2,), float(times[0]), classes=2), times, fine
+    )
 
 
 def _affine(schedule: Schedule, steps: int = 2, ratio: int = 4) -> Relay:
@@ -82,11 +105,17 @@ def _with_composed(relay: Relay) -> Relay:
 
 
 def _factors(relay: Relay) -> tuple[list[float], list[float]]:
-    """What each transition multiplies x by, of the teacher and of the student: DDIM with D = a g x, g = v / (a^2 v + s^2), is r + (a_end - r a) a g, r = s_end / s."""
+    """What each transition multiplies x by, of the teacher and of the student: DDIM with D = a g x,
+    g = v / (a^2 v + s^2), is r + (a_end - r a) a g, r = s_end / s.
+    """
     schedule = relay.prior.schedule
 
     def factor(t: Tensor, s: Tensor) -> float:
-        alpha, sigma, ratio = float(schedule.alpha(t)), float(schedule.sigma(t)), float(schedule.sigma(s) / schedule.sigma(t))
+        alpha, sigma, ratio = (
+            float(schedule.alpha(t)),
+            float(schedule.sigma(t)),
+            float(schedule.sigma(s) / schedule.sigma(t)),
+        )
         gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
         return ratio + (float(schedule.alpha(s)) - ratio * alpha) * gain
 
@@ -109,7 +138,9 @@ def _starts(relay: Relay, rows: int, labels: Tensor | None = None) -> list[tuple
 
 
 @every_schedule
-@pytest.mark.parametrize("selection", [Stochastic(0.0), TeacherFirst(0), StudentFirst(4)], ids=["mixing", "teacher-first", "student-first"])
+@pytest.mark.parametrize(
+    "selection", [Stochastic(0.0), TeacherFirst(0), StudentFirst(4)], ids=["mixing", "teacher-first", "student-first"]
+)
 def test_without_the_teacher_it_is_the_student_bit_for_bit(schedule: Schedule, selection: Selection) -> None:
     relay = _relay(schedule)
     labels = torch.arange(700) % 2
@@ -123,11 +154,15 @@ def test_without_the_teacher_it_is_the_student_bit_for_bit(schedule: Schedule, s
 
 
 @every_schedule
-@pytest.mark.parametrize("selection", [Stochastic(1.0), TeacherFirst(4), StudentFirst(0)], ids=["mixing", "teacher-first", "student-first"])
+@pytest.mark.parametrize(
+    "selection", [Stochastic(1.0), TeacherFirst(4), StudentFirst(0)], ids=["mixing", "teacher-first", "student-first"]
+)
 def test_without_the_student_it_is_the_teachers_ddim_bit_for_bit(schedule: Schedule, selection: Selection) -> None:
     relay = _relay(schedule)
     labels = torch.arange(700) % 2
-    expected = torch.cat([solve(EULER, relay.teacher, x, relay.fine, condition) for x, condition, _ in _starts(relay, 700, labels)])
+    expected = torch.cat(
+        [solve(EULER, relay.teacher, x, relay.fine, condition) for x, condition, _ in _starts(relay, 700, labels)]
+    )
     assert torch.equal(mixed_sampler(relay, selection)(PLACE, 700, labels), expected)
 
 
@@ -145,7 +180,11 @@ def test_a_consistency_student_alone_is_its_sampler_bit_for_bit(steps: int) -> N
         assert not torch.equal(mixed_sampler(relay, TeacherFirst(1))(PLACE, 700, labels), expected)
 
 
-@pytest.mark.parametrize("selection", [Stochastic(p) for p in PROBABILITIES] + [TeacherFirst(2), StudentFirst(2), StudentOnce(1), TeacherOnce(3)], ids=str)
+@pytest.mark.parametrize(
+    "selection",
+    [Stochastic(p) for p in PROBABILITIES] + [TeacherFirst(2), StudentFirst(2), StudentOnce(1), TeacherOnce(3)],
+    ids=str,
+)
 def test_a_student_that_is_the_teacher_changes_nothing(selection: Selection) -> None:
     relay = _with_composed(_relay(KarrasVE()))
     labels = torch.arange(60) % 2
@@ -181,8 +220,12 @@ def test_a_switch_is_one_model_down_to_its_time_and_the_other_from_there(schedul
 
 @every_schedule
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.8])
-def test_words_are_as_frequent_as_independent_choices_a_sample_make_them(schedule: Schedule, probability: float) -> None:
-    """An affine teacher multiplies by one factor a transition, so a sample tells which word made it."""
+def test_words_are_as_frequent_as_independent_choices_a_sample_make_them(
+    schedule: Schedule, probability: float
+) -> None:
+    """An affine teacher multiplies by one factor a transition, so a sample tells which word made
+    it.
+    """
     relay, rows = _affine(schedule), 2000
     teacher, student = _factors(relay)
     samples = mixed_sampler(relay, Stochastic(probability))(PLACE, rows, None)
@@ -220,7 +263,17 @@ def test_a_sample_does_not_depend_on_how_many_there_are(selection: Selection) ->
     assert not torch.equal(sampler(Key(4, "test"), BATCH, torch.arange(BATCH) % 2), few)
 
 
-@pytest.mark.parametrize(("selection", "expected"), [(Stochastic(0.0), 0), (Stochastic(1.0), 12), (Stochastic(0.5), 12), (TeacherFirst(1), 3), (StudentFirst(3), 3), (StudentOnce(2), 9)])
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Stochastic(0.0), 0),
+        (Stochastic(1.0), 12),
+        (Stochastic(0.5), 12),
+        (TeacherFirst(1), 3),
+        (StudentFirst(3), 3),
+        (StudentOnce(2), 9),
+    ],
+)
 def test_the_teacher_is_called_only_where_it_is_needed(selection: Selection, expected: int) -> None:
     relay = _relay(KarrasVE())
     calls: list[int] = []
@@ -240,11 +293,15 @@ def test_samples_carry_no_gradient() -> None:
 
 
 def _evaluator(samples: int, std: float = STD, bound: float = 50.0) -> Evaluator:
-    return Evaluator(InMemory(std * normals(samples, 2, dtype=torch.float32), None, 0, -bound, bound), lambda x: x, samples=samples)
+    return Evaluator(
+        InMemory(std * normals(samples, 2, dtype=torch.float32), None, 0, -bound, bound), lambda x: x, samples=samples
+    )
 
 
 def test_distances_by_probability_have_the_closed_form() -> None:
-    """Samples have the variance s^2 prod_j (p T_j^2 + (1 - p) S_j^2), at Frechet distance 2 (std - std_data)^2 but for what finite samples add."""
+    """Samples have the variance s^2 prod_j (p T_j^2 + (1 - p) S_j^2), at Frechet distance 2 (std -
+    std_data)^2 but for what finite samples add.
+    """
     relay = _affine(KarrasVE())
     teacher, student = _factors(relay)
     rows = mixing(relay, _evaluator(4000))
@@ -268,7 +325,12 @@ def test_rows_are_what_the_evaluator_says_of_clamped_samples() -> None:
     row = mixing(relay, evaluator, [0.6], draws=2)[0]
     sampler = mixed_sampler(relay, Stochastic(0.6))
     found = evaluator.describe(lambda key, rows, labels: sampler(key, rows, labels).clamp(-0.5, 0.5), 2)
-    assert (row.fd, row.fd_spread, row.recall, row.diversity) == (found.quality.fd, found.quality.fd_spread, found.breadth.recall, found.breadth.diversity)
+    assert (row.fd, row.fd_spread, row.recall, row.diversity) == (
+        found.quality.fd,
+        found.quality.fd_spread,
+        found.breadth.recall,
+        found.breadth.diversity,
+    )
     assert row.fd_spread > 0
 
 
@@ -282,8 +344,13 @@ def test_switches_run_from_one_model_alone_to_the_other() -> None:
     teacher, student = _factors(relay)
     start = torch.cat([x for x, _, _ in _starts(relay, 300)])
     for index, (first, second) in enumerate(zip(down, up, strict=True)):
-        for row, selection, factors in ((first, TeacherFirst(index), teacher[:index] + student[index:]), (second, StudentFirst(index), student[:index] + teacher[index:])):
-            torch.testing.assert_close(mixed_sampler(relay, selection)(PLACE, 300, None), math.prod(factors) * start, rtol=1e-3, atol=1e-5)
+        for row, selection, factors in (
+            (first, TeacherFirst(index), teacher[:index] + student[index:]),
+            (second, StudentFirst(index), student[:index] + teacher[index:]),
+        ):
+            torch.testing.assert_close(
+                mixed_sampler(relay, selection)(PLACE, 300, None), math.prod(factors) * start, rtol=1e-3, atol=1e-5
+            )
             own = evaluator.describe(mixed_sampler(relay, selection), 1)
             assert (row.fd, row.recall, row.diversity) == (own.quality.fd, own.breadth.recall, own.breadth.diversity)
 
@@ -300,7 +367,13 @@ def test_sensitivity_has_the_closed_form_of_an_affine_teacher(schedule: Schedule
     norm = float(torch.cat([x for x, _, _ in _starts(relay, 700)]).double().norm(dim=1).mean())
 
     def distance(own: list[bool]) -> float:
-        return abs(math.prod(a if mine else b for a, b, mine in zip(teacher, student, own, strict=True)) - math.prod(teacher)) * norm
+        return (
+            abs(
+                math.prod(a if mine else b for a, b, mine in zip(teacher, student, own, strict=True))
+                - math.prod(teacher)
+            )
+            * norm
+        )
 
     assert found.times == tuple(relay.times[:-1].tolist())
     assert found.student_once == pytest.approx([distance([j != i for j in range(3)]) for i in range(3)], rel=2e-3)
@@ -320,7 +393,9 @@ def test_one_wrong_step_is_found_and_what_is_left_of_it_is_known(wrong: int) -> 
     """A shift c in the plane is c sqrt(2), times the teacher's factors of the transitions after it."""
     relay = _affine(KarrasVE(), steps=3)
     assert isinstance(relay.teacher, GaussianMixture)
-    shifted = Relay(relay.teacher, Shifted(relay.teacher, relay.times, relay.fine, wrong, 0.3), relay.prior, relay.times, relay.fine)
+    shifted = Relay(
+        relay.teacher, Shifted(relay.teacher, relay.times, relay.fine, wrong, 0.3), relay.prior, relay.times, relay.fine
+    )
     found = step_sensitivity(shifted, PLACE, 100)
     left = 0.3 * math.sqrt(2) * math.prod(_factors(relay)[0][wrong + 1 :])
     assert found.student_once == pytest.approx([left if j == wrong else 0.0 for j in range(3)], rel=1e-4)
@@ -350,11 +425,19 @@ def test_distances_are_taken_in_the_feature_space_given() -> None:
         ([0.5, 0.2, 0.0], [0.5, 0.4, 0.2, 0.1, 0.0], 0.6, "its prior is at 0.6"),
     ],
 )
-def test_grids_that_are_not_nested_are_refused(times: list[float], fine: list[float], time: float, message: str) -> None:
+def test_grids_that_are_not_nested_are_refused(
+    times: list[float], fine: list[float], time: float, message: str
+) -> None:
     schedule = KarrasVE()
     teacher = three_gaussians(schedule)
     with pytest.raises(UserError, match=message):
-        Relay(teacher, Solver(teacher, 1), Prior(schedule, (2,), time), torch.tensor(times, dtype=torch.float64), torch.tensor(fine, dtype=torch.float64))
+        Relay(
+            teacher,
+            Solver(teacher, 1),
+            Prior(schedule, (2,), time),
+            torch.tensor(times, dtype=torch.float64),
+            torch.tensor(fine, dtype=torch.float64),
+        )
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan])

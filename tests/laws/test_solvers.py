@@ -1,4 +1,6 @@
-"""Laws of solvers on ODEs whose solution is known: orders, invariance under the schedule, and the published algorithms step by step."""
+"""Laws of solvers on ODEs whose solution is known: orders, invariance under the schedule, and the
+published algorithms step by step.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def _carried(gaussian: GaussianMixture, x: Tensor, t: float, s: float) -> Tensor:
     """The exact flow of one Gaussian: x_s = a_s m + S_s S_t^-1 (x - a_t m), S^2 = a^2 C + s^2 I."""
     schedule, mean = gaussian.schedule, gaussian.means[0]
-    scale = torch.sqrt((schedule.alpha(s) ** 2 * gaussian.variances[0] + schedule.sigma(s) ** 2) / (schedule.alpha(t) ** 2 * gaussian.variances[0] + schedule.sigma(t) ** 2))
+    scale = torch.sqrt(
+        (schedule.alpha(s) ** 2 * gaussian.variances[0] + schedule.sigma(s) ** 2)
+        / (schedule.alpha(t) ** 2 * gaussian.variances[0] + schedule.sigma(t) ** 2)
+    )
     turned = (x - schedule.alpha(t) * mean) @ gaussian.vectors[0]
     return schedule.alpha(s) * mean + (turned * scale) @ gaussian.vectors[0].T
 
@@ -39,7 +44,10 @@ def test_order_of_convergence(schedule: Schedule, rule: Rule, grid: Grid) -> Non
     first, last = float(schedule.time_at_sigma(8.0)), float(schedule.time_at_sigma(0.05))
     x = schedule.alpha(first) * gaussian.means[0] + float(schedule.sigma(first)) * normals(8, 2)
     exact = _carried(gaussian, x, first, last)
-    errors = [float((Solver(gaussian, steps, rule, grid)(x, first, last) - exact).square().mean().sqrt()) for steps in (48, 96)]
+    errors = [
+        float((Solver(gaussian, steps, rule, grid)(x, first, last) - exact).square().mean().sqrt())
+        for steps in (48, 96)
+    ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(rule.order, abs=0.2)
 
 
@@ -120,7 +128,14 @@ def test_euler_is_diffusers_ddim(name: str, steps: int) -> None:
 
     schedule = SCHEDULES[name]
     assert isinstance(schedule, DiscreteVP)
-    theirs = DDIMScheduler(beta_schedule=schedule.betas, beta_start=schedule.beta_start, beta_end=schedule.beta_end, clip_sample=False, set_alpha_to_one=True, prediction_type="epsilon")
+    theirs = DDIMScheduler(
+        beta_schedule=schedule.betas,
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="epsilon",
+    )
     theirs.set_timesteps(steps)
     network = _Noise()
     start = normals(5, 2)
@@ -130,8 +145,12 @@ def test_euler_is_diffusers_ddim(name: str, steps: int) -> None:
     published = theirs.alphas_cumprod
     with torch.no_grad():
         ours = solve(EULER, denoiser, start, times)
-        # Once with their single-precision products, once with ours in their place: then the update itself must agree to rounding.
-        for products, tolerance in ((published, 2e-4), (schedule.alpha((torch.arange(1000).double() + 1) / 1000) ** 2, 1e-9)):
+        # Once with their single-precision products, once with ours in their place: then the update
+        # itself must agree to rounding.
+        for products, tolerance in (
+            (published, 2e-4),
+            (schedule.alpha((torch.arange(1000).double() + 1) / 1000) ** 2, 1e-9),
+        ):
             theirs.alphas_cumprod = products
             x = start
             for timestep in theirs.timesteps:
@@ -143,7 +162,9 @@ def test_euler_is_diffusers_ddim(name: str, steps: int) -> None:
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "karras-ve"])
 @pytest.mark.parametrize("grid", [LogSNRGrid(), RhoGrid()], ids=["log-snr", "rho"])
 def test_samples_do_not_depend_on_the_schedule_they_are_seen_under(name: str, rule: Rule, grid: Grid) -> None:
-    """The same levels, the same estimates, the same samples: a VE denoiser seen as VP and as a flow."""
+    """The same levels, the same estimates, the same samples: a VE denoiser seen as VP and as a
+    flow.
+    """
     inner = three_gaussians(KarrasVE())
     seen = Rescheduled(inner, SCHEDULES[name])
     z = normals(8, 2)

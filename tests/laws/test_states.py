@@ -1,4 +1,6 @@
-"""Laws of states and of a step: what is drawn, that it is drawn once, and that it belongs to the sample's index."""
+"""Laws of states and of a step: what is drawn, that it is drawn once, and that it belongs to the
+sample's index.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ DATA = InMemory(normals(50, 2, dtype=torch.float32), torch.arange(50) % 3, 3)
 
 
 def _sources(schedule: Schedule) -> list[States]:
-    return [Prior(schedule, (1, 2, 3), 0.4, classes=4), Prior(schedule, (2,), 0.9), ForwardDiffusion(DATA, schedule, UniformTimes(), 0.3)]
+    return [
+        Prior(schedule, (1, 2, 3), 0.4, classes=4),
+        Prior(schedule, (2,), 0.9),
+        ForwardDiffusion(DATA, schedule, UniformTimes(), 0.3),
+    ]
 
 
 def _fields(state: State) -> dict[str, torch.Tensor]:
@@ -56,7 +62,12 @@ def test_prior_is_scaled_noise_with_a_label(schedule: Schedule) -> None:
 
 def test_prior_classes_are_uniform() -> None:
     labels = Step(Key(0), 30_000).state(Prior(KarrasVE(), (2,), 0.4, classes=3)).condition.labels
-    torch.testing.assert_close(torch.bincount(labels, minlength=3).double() / 30_000, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        torch.bincount(labels, minlength=3).double() / 30_000,
+        torch.full((3,), 1 / 3, dtype=torch.float64),
+        rtol=0,
+        atol=0.01,
+    )
 
 
 @every_schedule

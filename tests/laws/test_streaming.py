@@ -1,4 +1,6 @@
-"""Laws of statistics over more samples than fit in memory: merging is exact, whatever the split; stored statistics are refused unless whole."""
+"""Laws of statistics over more samples than fit in memory: merging is exact, whatever the split;
+stored statistics are refused unless whole.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,10 @@ def test_two_points_by_hand() -> None:
         (lambda: Moments.of_batches([]), "at least one batch"),
         (lambda: Moments.of(torch.zeros(2, 3)).merged(Moments.of(torch.zeros(2, 4))), "3 and of 4 dimensions"),
         (lambda: Moments.of(torch.zeros(1, 3)).statistics(), "at least 2 vectors"),
-        (lambda: frechet_distance(FeatureStatistics.of(normals(5, 2)), FeatureStatistics.of(normals(5, 3))), "2 and of 3 features"),
+        (
+            lambda: frechet_distance(FeatureStatistics.of(normals(5, 2)), FeatureStatistics.of(normals(5, 3))),
+            "2 and of 3 features",
+        ),
     ],
 )
 def test_what_has_no_moments_is_refused(make, sentence: str) -> None:
@@ -97,11 +102,17 @@ def test_gathered_blocks_are_the_whole(size: int, monkeypatch: pytest.MonkeyPatc
     samples, labels = normals(120, 1, 2, 2, dtype=torch.float32), torch.arange(120) % 3
     gatherer = Gatherer(_space(), 120, splits=4)
     whole = gatherer(0, samples, labels)
-    found = _merged([gatherer(start, samples[start : start + size], labels[start : start + size]) for start in range(0, 120, size)])
+    found = _merged(
+        [gatherer(start, samples[start : start + size], labels[start : start + size]) for start in range(0, 120, size)]
+    )
     kept = spaced(120, 31)
     assert torch.equal(found.kept, samples.flatten(1)[kept])
     assert torch.equal(found.labels, labels[kept])
-    assert found.hits == whole.hits == int(((samples.flatten(1) @ normals(4, 3, dtype=torch.float32)).argmax(1) == labels).sum())
+    assert (
+        found.hits
+        == whole.hits
+        == int(((samples.flatten(1) @ normals(4, 3, dtype=torch.float32)).argmax(1) == labels).sum())
+    )
     assert found.scores is not None
     assert whole.scores is not None
     assert found.scores.counts.tolist() == [30.0] * 4
@@ -147,7 +158,11 @@ def test_stored_statistics_come_back_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_published_statistics_are_read(tmp_path: Path, dtype: type, save) -> None:
     statistics = FeatureStatistics.of(normals(40, 6))
-    save(tmp_path / "ref.npz", mu=statistics.mean.numpy().astype(dtype), sigma=statistics.covariance.numpy().astype(dtype))
+    save(
+        tmp_path / "ref.npz",
+        mu=statistics.mean.numpy().astype(dtype),
+        sigma=statistics.covariance.numpy().astype(dtype),
+    )
     found = load_reference(tmp_path / "ref.npz")
     assert found.space is None
     assert found.statistics.count is None
@@ -208,12 +223,23 @@ def test_statistics_that_are_none_are_refused(tmp_path: Path, make, sentence: st
     ("tensors", "metadata"),
     [
         ({"mean": torch.zeros(2)}, {"format": 1, "kind": "feature-statistics", "count": 3, "space": None}),
-        ({"mean": torch.zeros(2), "covariance": torch.eye(2)}, {"format": 2, "kind": "feature-statistics", "count": 3, "space": None}),
-        ({"mean": torch.zeros(2), "covariance": torch.eye(2)}, {"format": 1, "kind": "network", "count": 3, "space": None}),
-        ({"mean": torch.zeros(2), "covariance": torch.eye(2)}, {"format": 1, "kind": "feature-statistics", "count": "3", "space": None}),
+        (
+            {"mean": torch.zeros(2), "covariance": torch.eye(2)},
+            {"format": 2, "kind": "feature-statistics", "count": 3, "space": None},
+        ),
+        (
+            {"mean": torch.zeros(2), "covariance": torch.eye(2)},
+            {"format": 1, "kind": "network", "count": 3, "space": None},
+        ),
+        (
+            {"mean": torch.zeros(2), "covariance": torch.eye(2)},
+            {"format": 1, "kind": "feature-statistics", "count": "3", "space": None},
+        ),
     ],
 )
-def test_another_file_of_ours_is_refused(tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, object]) -> None:
+def test_another_file_of_ours_is_refused(
+    tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, object]
+) -> None:
     write_tensors(tmp_path / "other.safetensors", tensors, metadata)
     with pytest.raises(UserError, match=r"other.safetensors: holds no feature statistics.*--write-reference"):
         load_reference(tmp_path / "other.safetensors")

@@ -1,4 +1,6 @@
-"""Laws of targets: a path is read as it was recorded or refused by name, backtracking walks it to the teacher, and rules decide what they say."""
+"""Laws of targets: a path is read as it was recorded or refused by name, backtracking walks it to
+the teacher, and rules decide what they say.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,18 @@ from fewstep.resumable import Resumable, find_resumable
 from fewstep.schedule import KarrasVE
 from fewstep.states import Prior
 from fewstep.system.files import read_tensors, write_tensors
-from fewstep.targets import Backtracked, ByDistance, DegradationPath, Every, EverySteps, Fixed, Probes, RecordByDistance, SwitchAtPlateau, SwitchRule
+from fewstep.targets import (
+    Backtracked,
+    ByDistance,
+    DegradationPath,
+    Every,
+    EverySteps,
+    Fixed,
+    Probes,
+    RecordByDistance,
+    SwitchAtPlateau,
+    SwitchRule,
+)
 from fewstep.times import LogNormalTimes
 from fewstep.training import MeasureSpacing
 
@@ -63,7 +76,10 @@ class _Shift(Denoiser):
         return self.value + torch.zeros_like(x)
 
 
-@pytest.mark.parametrize(("places", "uneven"), [((1.0, 2.0, 3.0), ""), ((5.1, 7.0, 10.0), "51%, 70%, 100%"), ((0.0, 0.0, 0.0), ""), ((9.0, 10.0), "")])
+@pytest.mark.parametrize(
+    ("places", "uneven"),
+    [((1.0, 2.0, 3.0), ""), ((5.1, 7.0, 10.0), "51%, 70%, 100%"), ((0.0, 0.0, 0.0), ""), ((9.0, 10.0), "")],
+)
 def test_a_path_that_is_passed_in_one_jump_is_said(places: tuple[float, ...], uneven: str, tmp_path: Path) -> None:
     path, model = DegradationPath(tmp_path, _Shift(0.0)), _Shift(0.0)
     for step, place in enumerate(places, 1):
@@ -143,8 +159,12 @@ def _edit_shape(tensors: dict[str, Tensor], key: str) -> str:
 
 @pytest.mark.parametrize("edit", [_edit_missing, _edit_renamed, _edit_extra, _edit_shape])
 @pytest.mark.parametrize("key", ["network.leave.bias", "network.blocks.0.1.weight"])
-def test_a_node_that_does_not_fit_is_refused_by_file_and_key(edit: Callable[[dict, str], str], key: str, tmp_path: Path) -> None:
-    """Even where checksum and manifest agree with it, as they would in a path that another network made."""
+def test_a_node_that_does_not_fit_is_refused_by_file_and_key(
+    edit: Callable[[dict, str], str], key: str, tmp_path: Path
+) -> None:
+    """Even where checksum and manifest agree with it, as they would in a path that another network
+    made.
+    """
     path = _recorded(tmp_path, 2)
     file = tmp_path / "node-2.safetensors"
     tensors, metadata = read_tensors(file)
@@ -359,7 +379,9 @@ def _node_steps(rule: SwitchRule, gaps: Callable[[int], tuple[Tensor, Tensor]], 
 NO_GAPS = (torch.zeros(0), torch.zeros(0))
 
 
-@pytest.mark.parametrize(("given", "expected"), [(4, [4, 4, 4]), ([3], [3, 3, 3]), ([3, 1], [3, 1, 1, 1]), ([1, 5, 2], [1, 5, 2, 2])])
+@pytest.mark.parametrize(
+    ("given", "expected"), [(4, [4, 4, 4]), ([3], [3, 3, 3]), ([3, 1], [3, 1, 1, 1]), ([1, 5, 2], [1, 5, 2, 2])]
+)
 def test_every_serves_its_numbers_in_the_order_of_use(given: int | list[int], expected: list[int]) -> None:
     rule = Every(given)
     assert [_node_steps(rule, lambda _steps: NO_GAPS) for _ in expected] == expected
@@ -404,12 +426,17 @@ def test_plateau_compares_level_with_level() -> None:
 
     def drifting(steps: int) -> tuple[Tensor, Tensor]:
         high = min(7, 1 + steps // 6)
-        return torch.cat([_levels(0.05, 8 - high), _levels(10.0, high)]), torch.cat([torch.full((8 - high,), 1000.0), torch.full((high,), 1.0)])
+        return torch.cat([_levels(0.05, 8 - high), _levels(10.0, high)]), torch.cat(
+            [torch.full((8 - high,), 1000.0), torch.full((high,), 1.0)]
+        )
 
     rule = SwitchAtPlateau(20, 0.02, 1, 10**6).rule()
     assert _node_steps(rule, drifting) == 40
     # And a fall at one level, however small that level's gaps are, counts as much as any other.
-    both = lambda steps: (torch.cat([_levels(0.05), _levels(10.0)]), torch.cat([torch.full((8,), 1000.0), torch.full((8,), 0.99**steps)]))  # noqa: E731
+    both = lambda steps: (
+        torch.cat([_levels(0.05), _levels(10.0)]),
+        torch.cat([torch.full((8,), 1000.0), torch.full((8,), 0.99**steps)]),
+    )  # noqa: E731
     assert _node_steps(SwitchAtPlateau(20, 0.02, 1, 10**6).rule(), both, limit=400) == 400
 
 
@@ -418,7 +445,9 @@ def test_plateau_forgets_the_node_it_left() -> None:
     assert [_node_steps(rule, lambda _steps: (_levels(1.0), torch.ones(8))) for _ in range(3)] == [10, 10, 10]
 
 
-@pytest.mark.parametrize("make", [lambda: Every([3, 9, 4]), lambda: SwitchAtPlateau(6, 0.05, 5, 25).rule()], ids=["every", "plateau"])
+@pytest.mark.parametrize(
+    "make", [lambda: Every([3, 9, 4]), lambda: SwitchAtPlateau(6, 0.05, 5, 25).rule()], ids=["every", "plateau"]
+)
 @pytest.mark.parametrize("stop", [0, 4, 13, 29])
 def test_a_resumed_rule_decides_as_if_it_had_not_stopped(make: Callable[[], SwitchRule], stop: int) -> None:
     gaps = normals(60, 8).abs()
@@ -512,7 +541,9 @@ def test_a_path_is_full_when_it_has_its_nodes_the_teacher_counted(nodes: int, tm
 
 @pytest.mark.parametrize(("distance", "speed"), [(0.1, 0.03), (0.1, 0.01), (0.5, 0.03), (1.0, 0.3), (0.02, 0.05)])
 def test_nodes_lie_the_set_distance_apart(distance: float, speed: float, tmp_path: Path) -> None:
-    """A shift of s units is a distance s, in units of the teacher's spread; nodes follow it and not the steps."""
+    """A shift of s units is a distance s, in units of the teacher's spread; nodes follow it and not
+    the steps.
+    """
     path = _walk(tmp_path, _rule(distance), lambda step: _Affine(1.0, speed * step), limit=200)
     shifts = [0.0] + [float(path.read(index)["values"][1]) for index in range(1, path.last + 1)]
     assert path.last >= 4
@@ -538,7 +569,11 @@ def test_recording_stops_before_collapse(rate: float, distance: float, tmp_path:
     assert all(float(path.read(index)["values"][0]) >= 0.5 for index in range(1, path.last + 1))
 
 
-@pytest.mark.parametrize("at", [lambda step: _Affine(0.1), lambda step: _Affine(1.0, 0.001 * step), lambda step: _Affine()], ids=["collapsed", "slow", "still"])
+@pytest.mark.parametrize(
+    "at",
+    [lambda step: _Affine(0.1), lambda step: _Affine(1.0, 0.001 * step), lambda step: _Affine()],
+    ids=["collapsed", "slow", "still"],
+)
 def test_a_path_that_ends_has_at_least_one_node(at: Callable[[int], _Affine], tmp_path: Path) -> None:
     path = _walk(tmp_path, _rule(5.0, max_steps=40), at)
     assert path.closed
@@ -574,7 +609,9 @@ def test_a_resumed_recording_records_the_same_nodes(stop: int, tmp_path: Path) -
     assert again.last >= 3
 
 
-@pytest.mark.parametrize("build", [lambda: EverySteps(0), lambda: _rule(0.0), lambda: _rule(0.1, floor=1.0), lambda: _rule(0.1, max_steps=0)])
+@pytest.mark.parametrize(
+    "build", [lambda: EverySteps(0), lambda: _rule(0.0), lambda: _rule(0.1, floor=1.0), lambda: _rule(0.1, max_steps=0)]
+)
 def test_impossible_recording_rules_are_refused(build: Callable[[], object]) -> None:
     with pytest.raises(UserError):
         build()

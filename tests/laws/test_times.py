@@ -11,7 +11,16 @@ from law_kit import SCHEDULES
 from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule
-from fewstep.times import Grid, LogNormalTimes, LogSNRGrid, RhoGrid, RhoTimes, TimeDistribution, UniformGrid, UniformTimes
+from fewstep.times import (
+    Grid,
+    LogNormalTimes,
+    LogSNRGrid,
+    RhoGrid,
+    RhoTimes,
+    TimeDistribution,
+    UniformGrid,
+    UniformTimes,
+)
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 GRIDS: dict[str, Grid] = {"rho": RhoGrid(), "rho-3": RhoGrid(3.0), "log-snr": LogSNRGrid(), "uniform": UniformGrid()}
@@ -58,7 +67,10 @@ def test_grids_between_two_times_have_exactly_those_ends(schedule: Schedule, gri
 @pytest.mark.parametrize("steps", [2, 18, 40])
 def test_rho_grid_is_karras_equation_5(exponent: float, steps: int) -> None:
     schedule = KarrasVE(0.002, 80.0)
-    sigmas = [(80 ** (1 / exponent) + i / (steps - 1) * (0.002 ** (1 / exponent) - 80 ** (1 / exponent))) ** exponent for i in range(steps)]
+    sigmas = [
+        (80 ** (1 / exponent) + i / (steps - 1) * (0.002 ** (1 / exponent) - 80 ** (1 / exponent))) ** exponent
+        for i in range(steps)
+    ]
     ours = schedule.sigma(RhoGrid(exponent).times(schedule, steps))
     torch.testing.assert_close(ours, torch.tensor([*sigmas, 0.0], dtype=torch.float64), rtol=1e-11, atol=0)
 
@@ -90,7 +102,9 @@ def test_a_grid_needs_a_step(grid: Grid) -> None:
 @every_schedule
 @every_distribution
 def test_draws_stay_in_the_trained_range_and_rise_with_u(schedule: Schedule, distribution: TimeDistribution) -> None:
-    u = torch.cat([torch.zeros(1, dtype=torch.float64), MIDPOINTS[::50], torch.tensor([1 - 2.0**-53], dtype=torch.float64)])
+    u = torch.cat(
+        [torch.zeros(1, dtype=torch.float64), MIDPOINTS[::50], torch.tensor([1 - 2.0**-53], dtype=torch.float64)]
+    )
     t = distribution.quantile(schedule, u)
     assert t.dtype == torch.float64
     assert float(t.min()) >= schedule.t_min
@@ -144,7 +158,9 @@ def test_log_normal_quantiles_are_the_normal_ones_up_to_the_clip(schedule: Sched
 def test_rho_times_are_the_rho_grid_as_a_distribution(schedule: Schedule) -> None:
     first, last = _first(schedule), schedule.t_min
     grid = RhoGrid(7.0).between(schedule, first, last, 101)
-    drawn = RhoTimes(7.0, float(schedule.rho(last)), float(schedule.rho(first))).quantile(schedule, torch.linspace(1, 0, 101, dtype=torch.float64))
+    drawn = RhoTimes(7.0, float(schedule.rho(last)), float(schedule.rho(first))).quantile(
+        schedule, torch.linspace(1, 0, 101, dtype=torch.float64)
+    )
     torch.testing.assert_close(drawn, grid, rtol=1e-9, atol=0)
 
 

@@ -1,4 +1,6 @@
-"""Laws of jumps: boundary conditions bit for bit, the exact flow of a Gaussian, and samplers that degenerate to simpler ones."""
+"""Laws of jumps: boundary conditions bit for bit, the exact flow of a Gaussian, and samplers that
+degenerate to simpler ones.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,34 @@ from trajectory_kit import ExactJump, FromFunction, TinyJump, carried, trajector
 
 from fewstep import cost
 from fewstep.condition import Condition
-from fewstep.denoisers import Boundary, EDMInputs, EndJump, GaussianMixture, NetworkDenoiser, TimestepInputs, TrajectoryDenoiser, freeze, trajectory_of
+from fewstep.denoisers import (
+    Boundary,
+    EDMInputs,
+    EndJump,
+    GaussianMixture,
+    NetworkDenoiser,
+    TimestepInputs,
+    TrajectoryDenoiser,
+    freeze,
+    trajectory_of,
+)
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.prediction import EDM, X0, Epsilon
 from fewstep.random import Key
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
-from fewstep.solvers import DPM2M, EULER, HEUN, Gamma, Renoise, Rule, ddim_between, solve, teacher_step, x0_of_transition
+from fewstep.solvers import (
+    DPM2M,
+    EULER,
+    HEUN,
+    Gamma,
+    Renoise,
+    Rule,
+    ddim_between,
+    solve,
+    teacher_step,
+    x0_of_transition,
+)
 from fewstep.solvers.rule import ddim_step
 from fewstep.times import RhoGrid
 
@@ -57,19 +80,28 @@ def test_the_estimate_of_a_transition_makes_it(schedule: Schedule) -> None:
     t, s = _times(0.9, 0.2, 1.0, 0.3), _times(0.4, 0.7, 0.5, 0.0)
     x0 = x0_of_transition(schedule, x_t, x_s, t, s)
     torch.testing.assert_close(ddim_between(schedule, x_t, x0, t, s), x_s, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(x0_of_transition(schedule, x_t, ddim_between(schedule, x_t, x_s, t, s), t, s), x_s, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        x0_of_transition(schedule, x_t, ddim_between(schedule, x_t, x_s, t, s), t, s), x_s, rtol=1e-10, atol=1e-10
+    )
 
 
 @every_schedule
 @every_rule
 def test_a_teachers_step_is_the_solvers_sample_by_sample(schedule: Schedule, rule: Rule) -> None:
-    """Times of each kind in one batch: inner ones, a step to 0, a step from t = 1 (alpha = 0 for flows), a step up."""
+    """Times of each kind in one batch: inner ones, a step to 0, a step from t = 1 (alpha = 0 for
+    flows), a step up.
+    """
     mixture = three_gaussians(schedule)
     t, s = _times(0.9, 0.3, 1.0, 0.2), _times(0.6, 0.0, 0.8, 0.5)
     x = schedule.sigma(t)[:, None] * normals(4, 2)
     labels = torch.tensor([0, 1, -1, 0])
     together = teacher_step(rule, mixture, x, t, s, Condition(labels=labels))
-    apart = torch.cat([solve(rule, mixture, x[i : i + 1], torch.stack([t[i], s[i]]), Condition(labels=labels[i : i + 1])) for i in range(4)])
+    apart = torch.cat(
+        [
+            solve(rule, mixture, x[i : i + 1], torch.stack([t[i], s[i]]), Condition(labels=labels[i : i + 1]))
+            for i in range(4)
+        ]
+    )
     torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)
 
 
@@ -94,7 +126,9 @@ def test_a_rule_with_memory_is_no_teachers_step() -> None:
 
 @every_schedule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_jump_nowhere_is_the_identity_and_a_jump_to_the_end_the_estimate(schedule: Schedule, dtype: torch.dtype) -> None:
+def test_a_jump_nowhere_is_the_identity_and_a_jump_to_the_end_the_estimate(
+    schedule: Schedule, dtype: torch.dtype
+) -> None:
     model = trajectory(TinyJump(), schedule)
     x, t = normals(4, 2, dtype=dtype), _times(schedule.t_min, 0.3, 0.8, 1.0)
     assert torch.equal(model.jump(x, t, t), x)
@@ -108,7 +142,9 @@ def test_under_variance_exploding_a_jump_is_the_papers_formula() -> None:
     model = trajectory(TinyJump(), KarrasVE())
     x, t, s = normals(3, 2), _times(0.9, 0.5, 0.1), _times(0.3, 0.05, 0.4)
     ratio = (s / t)[:, None]
-    torch.testing.assert_close(model.jump(x, t, s), ratio * x + (1 - ratio) * model.estimate(x, t, s), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        model.jump(x, t, s), ratio * x + (1 - ratio) * model.estimate(x, t, s), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_the_network_is_told_both_times_and_no_end_below_t_min() -> None:
@@ -127,7 +163,12 @@ def test_the_estimate_is_the_predictions() -> None:
     schedule, network = KarrasVE(), TinyJump()
     model = TrajectoryDenoiser(network, schedule, EDM(0.5), EDMInputs(0.5), (2,))
     x, sigma = normals(3, 2), 40.0
-    emitted = network(x / math.sqrt(sigma**2 + 0.25), *(torch.full((3,), math.log(v) / 4, dtype=torch.float64) for v in (sigma,)), Condition(), _times(*[math.log(8.0) / 4] * 3))
+    emitted = network(
+        x / math.sqrt(sigma**2 + 0.25),
+        *(torch.full((3,), math.log(v) / 4, dtype=torch.float64) for v in (sigma,)),
+        Condition(),
+        _times(*[math.log(8.0) / 4] * 3),
+    )
     expected = 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / math.sqrt(sigma**2 + 0.25) * emitted
     torch.testing.assert_close(model.estimate(x, 0.5, 0.1), expected, rtol=1e-9, atol=1e-9)
 
@@ -144,7 +185,9 @@ def test_the_exact_jump_is_the_flow_and_runs_both_ways(schedule: Schedule) -> No
 
 
 def test_a_trajectory_model_begins_as_the_denoiser_it_is_made_of() -> None:
-    denoiser = NetworkDenoiser(build({"kind": "residual-mlp", "dim": 2, "width": 8, "depth": 1}), KarrasVE(), EDM(0.5), EDMInputs(0.5), (2,))
+    denoiser = NetworkDenoiser(
+        build({"kind": "residual-mlp", "dim": 2, "width": 8, "depth": 1}), KarrasVE(), EDM(0.5), EDMInputs(0.5), (2,)
+    )
     with torch.no_grad():
         for value in denoiser.parameters():
             value.copy_(0.3 * normals(*value.shape, dtype=torch.float32))
@@ -202,14 +245,21 @@ def test_around_one_point_the_boundary_makes_a_denoiser_a_consistency_function(s
 
 @pytest.mark.parametrize("sigma", [0.002, 0.01, 0.3, 5.0, 80.0])
 def test_the_factor_on_edms_network_is_that_of_consistency_models(sigma: float) -> None:
-    """sd (sigma - epsilon) / sqrt(sigma^2 + sd^2); that on x is near sd^2 / ((sigma - epsilon)^2 + sd^2), to order epsilon / sigma."""
+    """sd (sigma - epsilon) / sqrt(sigma^2 + sd^2); that on x is near sd^2 / ((sigma - epsilon)^2 +
+    sd^2), to order epsilon / sigma.
+    """
     schedule, t = KarrasVE(0.002, 80.0), time(sigma / 80)
     skip, out = EDM(0.5).coefficients(schedule, t)
-    zero, one = (Boundary(FromFunction(schedule, lambda x, t, _, emitted=emitted: skip * x + out * emitted)) for emitted in (0.0, 1.0))
+    zero, one = (
+        Boundary(FromFunction(schedule, lambda x, t, _, emitted=emitted: skip * x + out * emitted))
+        for emitted in (0.0, 1.0)
+    )
     x = torch.ones(1, 2, dtype=torch.float64)
     published = 0.5 * (sigma - 0.002) / math.sqrt(sigma**2 + 0.25)
     torch.testing.assert_close(one(x, t) - zero(x, t), published * x, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(zero(x, t), 0.25 / ((sigma - 0.002) ** 2 + 0.25) * x, rtol=0, atol=2 * 0.002 / (sigma + 0.002))
+    torch.testing.assert_close(
+        zero(x, t), 0.25 / ((sigma - 0.002) ** 2 + 0.25) * x, rtol=0, atol=2 * 0.002 / (sigma + 0.002)
+    )
 
 
 # Gamma-sampling
@@ -229,7 +279,9 @@ def test_gamma_0_is_the_jump_and_gamma_1_is_renoise(schedule: Schedule, dtype: t
 @every_schedule
 @pytest.mark.parametrize("gamma", [0.2, 0.7, 1.0])
 def test_gamma_replaces_its_share_of_the_noise(schedule: Schedule, gamma: float) -> None:
-    """Around one point m, x_s = alpha_s m + sigma_s (sqrt(1 - gamma^2) e + gamma eps), where e is the noise in x_t."""
+    """Around one point m, x_s = alpha_s m + sigma_s (sqrt(1 - gamma^2) e + gamma eps), where e is
+    the noise in x_t.
+    """
     point = torch.tensor([0.7, -1.2], dtype=torch.float64)
     model = trajectory(ExactJump(GaussianMixture(schedule, torch.ones(1), point[None], torch.zeros(1))), schedule)
     key, t, s = Key(1, "law"), 1.0, 0.3
@@ -276,5 +328,7 @@ def test_the_local_error_of_a_teachers_step(schedule: Schedule, rule: Rule) -> N
     x, errors = normals(6, 2), []
     for steps in (64, 128):
         grid = RhoGrid().between(schedule, first, last, steps + 1)
-        errors.append(float((teacher_step(rule, gaussian, x, grid[0], grid[1]) - carried(gaussian, x, grid[0], grid[1])).norm()))
+        errors.append(
+            float((teacher_step(rule, gaussian, x, grid[0], grid[1]) - carried(gaussian, x, grid[0], grid[1])).norm())
+        )
     assert math.log2(errors[0] / errors[1]) == pytest.approx(rule.order + 1, abs=0.15)

@@ -1,4 +1,6 @@
-"""Laws of the objectives along trajectories: exact zeros where the flow is known, orders where only the teacher's solver errs, gradients in closed form."""
+"""Laws of the objectives along trajectories: exact zeros where the flow is known, orders where only
+the teacher's solver errs, gradients in closed form.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,12 @@ from fewstep.times import RhoGrid, UniformGrid, UniformTimes, nested_times
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 every_rule = pytest.mark.parametrize("rule", [EULER, HEUN], ids=["euler", "heun"])
 FLOW = RectifiedFlow()
-DISTANCES: dict[str, Distance] = {"l2": SquaredL2(), "l1": L1(), "huber": PseudoHuber(0.3), "perceptual": Perceptual(torch.sin)}
+DISTANCES: dict[str, Distance] = {
+    "l2": SquaredL2(),
+    "l1": L1(),
+    "huber": PseudoHuber(0.3),
+    "perceptual": Perceptual(torch.sin),
+}
 
 
 def _rungs(schedule: Schedule, steps: int, first: float = 8.0) -> tuple[float, ...]:
@@ -128,7 +135,10 @@ def test_pseudo_hubers_gradient_is_bounded_and_finite_at_zero() -> None:
 
 
 def test_the_regressions_gradient_is_that_of_least_squares() -> None:
-    student, state = _Affine(), State(normals(50, 2), torch.full((50,), 0.5, dtype=torch.float64), x0=normals(50, 2, seed=1))
+    student, state = (
+        _Affine(),
+        State(normals(50, 2), torch.full((50,), 0.5, dtype=torch.float64), x0=normals(50, 2, seed=1)),
+    )
     gradients = torch.autograd.grad(_loss(EndpointRegression(student), state), list(student.parameters()))
     residual = student(state.x, state.t).detach() - state.x0
     torch.testing.assert_close(gradients[0], (residual * state.x).mean() * 2)
@@ -141,7 +151,12 @@ def test_endpoints_made_on_the_fly_are_the_stored_ones(schedule: Schedule) -> No
     teacher, student = three_gaussians(schedule), _Affine()
     solver = Solver(teacher, 4, HEUN)
     t = torch.tensor([0.8, 0.3, 0.8, 0.5], dtype=torch.float64)
-    state = State(schedule.sigma(t)[:, None] * normals(4, 2), t, Condition(labels=torch.tensor([0, 1, -1, 0])), x0=normals(4, 2, seed=9))
+    state = State(
+        schedule.sigma(t)[:, None] * normals(4, 2),
+        t,
+        Condition(labels=torch.tensor([0, 1, -1, 0])),
+        x0=normals(4, 2, seed=9),
+    )
     x0 = torch.cat([solver(state.x[i : i + 1], t[i], 0.0, state.condition[i : i + 1]) for i in range(4)])
     stored = _loss(EndpointRegression(student, L1()), replace(state, x0=x0))
     torch.testing.assert_close(_loss(EndpointRegression(student, L1(), solver), state), stored, rtol=1e-12, atol=0)
@@ -154,14 +169,20 @@ def test_a_student_that_is_the_flow_has_no_regression_loss() -> None:
     gaussian = one_gaussian(KarrasVE())
     student = FromFunction(gaussian.schedule, lambda x, t, _: carried(gaussian, x, t, 0.0))
     state = noisy(gaussian, torch.full((20,), 0.1, dtype=torch.float64))
-    losses = [float(_loss(EndpointRegression(student, endpoint=Solver(gaussian, steps, HEUN)), state)) for steps in (32, 64)]
+    losses = [
+        float(_loss(EndpointRegression(student, endpoint=Solver(gaussian, steps, HEUN)), state)) for steps in (32, 64)
+    ]
     assert losses[1] < losses[0] / 8 < 1e-3
     assert float(_loss(EndpointRegression(student), replace(state, x0=carried(gaussian, state.x, state.t, 0.0)))) == 0.0
 
 
 def test_regression_keeps_its_samples_and_refuses_states_without_endpoints() -> None:
     student = tiny_denoiser()
-    state = State(normals(6, 2, dtype=torch.float32), torch.full((6,), 0.1, dtype=torch.float64), x0=normals(6, 2, dtype=torch.float32))
+    state = State(
+        normals(6, 2, dtype=torch.float32),
+        torch.full((6,), 0.1, dtype=torch.float64),
+        x0=normals(6, 2, dtype=torch.float32),
+    )
     step = Step(Key(0), 6)
     EndpointRegression(student)(step, state)
     with cost.metered() as meter:
@@ -177,7 +198,9 @@ def test_regression_keeps_its_samples_and_refuses_states_without_endpoints() -> 
 
 def _grids(schedule: Schedule, steps: int, first: float = 8.0) -> tuple[tuple[float, ...], tuple[float, ...]]:
     start = float(schedule.time_at_sigma(first))
-    return tuple(nested_times(RhoGrid(), schedule, start, steps).tolist()), tuple(nested_times(RhoGrid(), schedule, start, 2 * steps).tolist())
+    return tuple(nested_times(RhoGrid(), schedule, start, steps).tolist()), tuple(
+        nested_times(RhoGrid(), schedule, start, 2 * steps).tolist()
+    )
 
 
 @every_schedule
@@ -192,8 +215,12 @@ def test_the_progressive_target_makes_two_ddim_steps_in_one(schedule: Schedule) 
         x = state.x[row : row + 1]
         end = solve(EULER, teacher, x, torch.tensor(fine[2 * index : 2 * index + 3], dtype=torch.float64))
         wanted = target[row : row + 1]
-        torch.testing.assert_close(ddim_between(schedule, x, wanted, times[index], times[index + 1]), end, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(wanted, x0_of_transition(schedule, x, end, times[index], times[index + 1]), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            ddim_between(schedule, x, wanted, times[index], times[index + 1]), end, rtol=1e-10, atol=1e-10
+        )
+        torch.testing.assert_close(
+            wanted, x0_of_transition(schedule, x, end, times[index], times[index + 1]), rtol=1e-8, atol=1e-8
+        )
 
 
 def test_the_last_progressive_target_is_the_teachers_last_estimate() -> None:
@@ -207,7 +234,9 @@ def test_the_last_progressive_target_is_the_teachers_last_estimate() -> None:
 
 @every_schedule
 def test_a_progressive_student_that_makes_the_teachers_steps_has_no_loss(schedule: Schedule) -> None:
-    """For one point the denoiser is that student; for a Gaussian it is the one whose step is the exact flow, with such a teacher."""
+    """For one point the denoiser is that student; for a Gaussian it is the one whose step is the
+    exact flow, with such a teacher.
+    """
     times, fine = _grids(schedule, 4)
     point = GaussianMixture(schedule, torch.ones(1), torch.tensor([[0.7, -1.2]]), torch.zeros(1))
     state = noisy(point, _spread_over(times, 12))
@@ -226,7 +255,9 @@ def test_the_progressive_loss_is_the_weighted_square(schedule: Schedule, weight:
     state = noisy(teacher, _spread_over(times, 8))
     student = _student(schedule)
     objective = ProgressiveDistillation(student, Fixed(teacher), times, fine, weight)
-    expected = (weight.at(schedule, state.t)[:, None] * (student(state.x, state.t) - objective.target(state)) ** 2).mean()
+    expected = (
+        weight.at(schedule, state.t)[:, None] * (student(state.x, state.t) - objective.target(state)) ** 2
+    ).mean()
     torch.testing.assert_close(_loss(objective, state), expected, rtol=1e-12, atol=0)
 
 
@@ -255,16 +286,25 @@ def test_guidance_reaches_the_progressive_teacher() -> None:
     times, fine = _grids(teacher.schedule, 4)
     state = noisy(teacher, _spread_over(times, 8))
     labels, ones = torch.tensor([0, 1] * 4), torch.ones(8, dtype=torch.float64)
-    plain, guided = (ProgressiveDistillation(_Affine(), Fixed(each), times, fine) for each in (teacher, Guided(teacher, None)))
+    plain, guided = (
+        ProgressiveDistillation(_Affine(), Fixed(each), times, fine) for each in (teacher, Guided(teacher, None))
+    )
     expected = plain.target(replace(state, condition=Condition(labels)))
-    torch.testing.assert_close(guided.target(replace(state, condition=Condition(labels, guidance=ones))), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        guided.target(replace(state, condition=Condition(labels, guidance=ones))), expected, rtol=1e-10, atol=1e-10
+    )
     assert not torch.allclose(guided.target(replace(state, condition=Condition(labels, guidance=3 * ones))), expected)
 
 
 def test_progressive_distillation_refuses_grids_and_times_that_do_not_fit() -> None:
     gaussian = one_gaussian(KarrasVE())
     times, fine = _grids(gaussian.schedule, 4)
-    for bad_times, bad_fine in [(times, fine[:-1]), (times, times), (times[:-1], fine[:-2]), (times, (*fine[:2], fine[2] * 0.999, *fine[3:]))]:
+    for bad_times, bad_fine in [
+        (times, fine[:-1]),
+        (times, times),
+        (times[:-1], fine[:-2]),
+        (times, (*fine[:2], fine[2] * 0.999, *fine[3:])),
+    ]:
         with pytest.raises(UserError, match="must each be two of the teacher's"):
             ProgressiveDistillation(gaussian, Fixed(gaussian), bad_times, bad_fine)
     with pytest.raises(UserError, match="fall strictly"):
@@ -314,7 +354,9 @@ def test_a_ladder_refuses_what_it_is_not() -> None:
 
 
 def _consistency(gaussian: GaussianMixture, ladder: Ladder) -> FromFunction:
-    """The exact consistency function of each interval: to t_min in the lowest, elsewhere the estimate whose step to the edge is the flow (at the edge, anything)."""
+    """The exact consistency function of each interval: to t_min in the lowest, elsewhere the
+    estimate whose step to the edge is the flow (at the edge, anything).
+    """
     schedule, edges = gaussian.schedule, torch.tensor(ladder.edges, dtype=torch.float64)
 
     def to_edge(x: Tensor, t: Tensor, _: object) -> Tensor:
@@ -337,7 +379,9 @@ def _ladder(schedule: Schedule, steps: int, skip: int, inner: int) -> Ladder:
 
 @every_schedule
 @pytest.mark.parametrize("kind", LADDERS.values(), ids=LADDERS.keys())
-def test_the_exact_consistency_function_has_no_loss_under_an_exact_teacher(schedule: Schedule, kind: tuple[int, int]) -> None:
+def test_the_exact_consistency_function_has_no_loss_under_an_exact_teacher(
+    schedule: Schedule, kind: tuple[int, int]
+) -> None:
     ladder, gaussian = _ladder(schedule, 12, *kind), one_gaussian(schedule)
     student = _consistency(gaussian, ladder)
     teacher = exact_step(gaussian, lambda t: ladder.below(t)[0])
@@ -376,20 +420,27 @@ def test_the_last_steps_target_is_the_teachers_point() -> None:
     gaussian = one_gaussian(KarrasVE())
     ladder = Ladder(_rungs(gaussian.schedule, 10))
     state = noisy(gaussian, torch.full((8,), ladder.times[-2], dtype=torch.float64))
-    student, wrong = Boundary(_student(gaussian.schedule)), Boundary(FromFunction(gaussian.schedule, lambda x, t, _: 100 * x))
+    student, wrong = (
+        Boundary(_student(gaussian.schedule)),
+        Boundary(FromFunction(gaussian.schedule, lambda x, t, _: 100 * x)),
+    )
     x_s = teacher_step(HEUN, gaussian, state.x, state.t, ladder.times[-1])
     found = _loss(ConsistencyDistillation(student, wrong, Fixed(gaussian), ladder, HEUN, L1()), state)
     assert torch.equal(found, L1()(student(state.x, state.t), x_s).mean())
 
 
 def test_consistencys_weight_distance_and_gradient() -> None:
-    """lambda(t) distance(f, f_avg), differentiated through the student alone; the teacher and the average see their own times."""
+    """lambda(t) distance(f, f_avg), differentiated through the student alone; the teacher and the
+    average see their own times.
+    """
     teacher, student, averaged = (tiny_denoiser(seed=seed).double() for seed in range(3))
     schedule = teacher.schedule
     ladder = Ladder(_rungs(schedule, 10), 2)
     t = _spread_over(ladder.times, 20)
     state = State(schedule.sigma(t)[:, None] * normals(20, 2), t)
-    objective = ConsistencyDistillation(student, averaged, Fixed(teacher), ladder, EULER, PseudoHuber(0.1), EDMWeight(0.5))
+    objective = ConsistencyDistillation(
+        student, averaged, Fixed(teacher), ladder, EULER, PseudoHuber(0.1), EDMWeight(0.5)
+    )
     loss = _loss(objective, state)
     s = rung_below(ladder.times, 2)(t)
     with torch.no_grad():
@@ -411,7 +462,12 @@ def test_guidance_reaches_consistencys_teacher_and_student() -> None:
     s = rung_below(ladder.times, 4)(state.t)
     x_s = teacher_step(EULER, Guided(teacher, None), state.x, state.t, s, condition)
     expected = ((x_s - state.x) * condition.guidance[:, None]).square().mean()
-    torch.testing.assert_close(_loss(ConsistencyDistillation(student, student, Fixed(Guided(teacher, None)), ladder), state), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        _loss(ConsistencyDistillation(student, student, Fixed(Guided(teacher, None)), ladder), state),
+        expected,
+        rtol=1e-10,
+        atol=0,
+    )
 
 
 # Soft consistency
@@ -442,10 +498,19 @@ def test_the_loss_of_the_exact_jump_is_the_teachers_local_error(schedule: Schedu
     assert math.log2(losses[0] / losses[1]) == pytest.approx(2 * (rule.order + 1), abs=0.4)
 
 
-def _soft(times: tuple[float, ...], max_steps: int, student: TrajectoryDenoiser | None = None, teacher: Denoiser | None = None) -> SoftConsistency:
+def _soft(
+    times: tuple[float, ...], max_steps: int, student: TrajectoryDenoiser | None = None, teacher: Denoiser | None = None
+) -> SoftConsistency:
     schedule = KarrasVE()
     averaged = freeze(trajectory(TinyJump(1), schedule))
-    return SoftConsistency(student or trajectory(TinyJump(0), schedule), averaged, Fixed(teacher or one_gaussian(schedule)), times, HEUN, max_steps)
+    return SoftConsistency(
+        student or trajectory(TinyJump(0), schedule),
+        averaged,
+        Fixed(teacher or one_gaussian(schedule)),
+        times,
+        HEUN,
+        max_steps,
+    )
 
 
 @pytest.mark.parametrize("max_steps", [1, 2, 100])
@@ -464,7 +529,9 @@ def test_times_on_the_trajectory_are_ordered_bounded_and_uniform(max_steps: int)
 
 
 def test_soft_consistency_is_equation_9() -> None:
-    """Sample by sample, with the teacher's steps counted out, and its gradient through the outer jump."""
+    """Sample by sample, with the teacher's steps counted out, and its gradient through the outer
+    jump.
+    """
     schedule = KarrasVE()
     times = _rungs(schedule, 6)
     teacher = one_gaussian(schedule)
@@ -485,7 +552,9 @@ def test_soft_consistency_is_equation_9() -> None:
     expected, found = torch.stack(apart).mean(), _loss(objective, state)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
     ours, theirs = (torch.autograd.grad(value, list(objective.student.parameters())) for value in (found, expected))
-    assert all(torch.allclose(a, b, rtol=1e-7, atol=1e-12) and bool((a != 0).any()) for a, b in zip(ours, theirs, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-7, atol=1e-12) and bool((a != 0).any()) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def test_soft_consistencys_teacher_runs_only_where_it_must() -> None:
@@ -505,18 +574,24 @@ def test_soft_consistency_over_two_processes_is_that_over_one() -> None:
     times = _rungs(KarrasVE(), 6)
     objective = _soft(times, 3)
     state = noisy(one_gaussian(KarrasVE()), _spread_over(times, 12))
-    halves = [_loss(objective, State(state.x[part], state.t[part]), start=part.start) for part in (slice(0, 6), slice(6, 12))]
+    halves = [
+        _loss(objective, State(state.x[part], state.t[part]), start=part.start) for part in (slice(0, 6), slice(6, 12))
+    ]
     torch.testing.assert_close(_loss(objective, state), (halves[0] + halves[1]) / 2, rtol=1e-10, atol=0)
 
 
 def test_the_last_rung_of_soft_consistency_is_consistency_distillation() -> None:
-    """From the last start there is one u and one s, t_min, and the jump there is all that is compared (seen through the average's last one)."""
+    """From the last start there is one u and one s, t_min, and the jump there is all that is
+    compared (seen through the average's last one).
+    """
     gaussian = one_gaussian(KarrasVE())
     times = _rungs(gaussian.schedule, 6)
     objective = _soft(times, 3)
     state = noisy(gaussian, torch.full((5,), times[-2], dtype=torch.float64))
     x_u = teacher_step(HEUN, gaussian, state.x, times[-2], times[-1])
-    landed = [objective.averaged.jump(x, times[-1], 0.0) for x in (objective.student.jump(state.x, times[-2], times[-1]), x_u)]
+    landed = [
+        objective.averaged.jump(x, times[-1], 0.0) for x in (objective.student.jump(state.x, times[-2], times[-1]), x_u)
+    ]
     assert torch.equal(_loss(objective, state), SquaredL2()(*landed).mean())
 
 
@@ -563,7 +638,8 @@ def test_the_exact_jump_upwards_has_no_loss_under_an_exact_teacher(schedule: Sch
     model = trajectory(ExactJump(gaussian), schedule)
     teacher = exact_step(gaussian, _rung_above(times))
     state = noisy(gaussian, _spread_up(times, 60))
-    # From t_min a jump is 1e4 times its network's output less its input, so that rounding shows there.
+    # From t_min a jump is 1e4 times its network's output less its input, so that rounding shows
+    # there.
     assert float(_loss(InverseConsistency(model, model, Fixed(teacher), times, EULER, max_steps), state)) < 1e-13
     assert float(_loss(InverseConsistency(model, model, Fixed(gaussian), times, EULER, max_steps), state)) > 1e-6
     wrong = freeze(trajectory(TinyJump(), schedule))
@@ -584,7 +660,9 @@ def test_the_loss_of_the_exact_jump_upwards_is_the_teachers_local_error(rule: Ru
 def _inverse(times: tuple[float, ...], max_steps: int, teacher: Denoiser | None = None) -> InverseConsistency:
     schedule = KarrasVE()
     averaged = freeze(trajectory(TinyJump(1), schedule))
-    return InverseConsistency(trajectory(TinyJump(0), schedule), averaged, Fixed(teacher or one_gaussian(schedule)), times, HEUN, max_steps)
+    return InverseConsistency(
+        trajectory(TinyJump(0), schedule), averaged, Fixed(teacher or one_gaussian(schedule)), times, HEUN, max_steps
+    )
 
 
 @pytest.mark.parametrize("max_steps", [1, 2, 100])
@@ -616,11 +694,20 @@ def test_inverse_consistency_is_its_formula_sample_by_sample_and_so_is_its_gradi
             for index in range(int(now[row]), int(between[row]), -1):
                 x_u = teacher_step(HEUN, teacher, x_u, times[index], times[index - 1])
             target = objective.averaged.jump(x_u, times[int(between[row])], s)
-        apart.append(((objective.student.jump(x, times[int(now[row])], s) - target) / schedule.sigma(torch.tensor(s, dtype=torch.float64))).square().mean())
+        apart.append(
+            (
+                (objective.student.jump(x, times[int(now[row])], s) - target)
+                / schedule.sigma(torch.tensor(s, dtype=torch.float64))
+            )
+            .square()
+            .mean()
+        )
     expected, found = torch.stack(apart).mean(), _loss(objective, state)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
     ours, theirs = (torch.autograd.grad(value, list(objective.student.parameters())) for value in (found, expected))
-    assert all(torch.allclose(a, b, rtol=1e-7, atol=1e-12) and bool((a != 0).any()) for a, b in zip(ours, theirs, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-7, atol=1e-12) and bool((a != 0).any()) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 class _Turned(nn.Module):
@@ -637,11 +724,15 @@ class _Turned(nn.Module):
 
 
 def test_an_error_in_units_of_noise_costs_its_square_at_every_level_with_the_gradient_of_a_square() -> None:
-    """On a Gaussian the upward map is known: a jump that is off by e sigma_s has the loss e^2 and the gradient 2 e, whatever t, u and s."""
+    """On a Gaussian the upward map is known: a jump that is off by e sigma_s has the loss e^2 and
+    the gradient 2 e, whatever t, u and s.
+    """
     gaussian = one_gaussian(KarrasVE())
     times = _rungs(gaussian.schedule, 6)
     student, exact = _Turned(gaussian), freeze(trajectory(ExactJump(gaussian), gaussian.schedule))
-    objective = InverseConsistency(trajectory(student, gaussian.schedule), exact, Fixed(exact_step(gaussian, _rung_above(times))), times, EULER, 3)
+    objective = InverseConsistency(
+        trajectory(student, gaussian.schedule), exact, Fixed(exact_step(gaussian, _rung_above(times))), times, EULER, 3
+    )
     for t in times[1:]:
         loss = _loss(objective, noisy(gaussian, torch.full((8,), t, dtype=torch.float64)))
         assert float(loss.detach()) == pytest.approx(0.01, rel=1e-5)
@@ -664,7 +755,9 @@ def test_inverse_consistency_over_two_processes_is_that_over_one() -> None:
     times = _rungs(KarrasVE(), 6)
     objective = _inverse(times, 3)
     state = noisy(one_gaussian(KarrasVE()), _spread_up(times, 12))
-    halves = [_loss(objective, State(state.x[part], state.t[part]), start=part.start) for part in (slice(0, 6), slice(6, 12))]
+    halves = [
+        _loss(objective, State(state.x[part], state.t[part]), start=part.start) for part in (slice(0, 6), slice(6, 12))
+    ]
     torch.testing.assert_close(_loss(objective, state), (halves[0] + halves[1]) / 2, rtol=1e-10, atol=0)
 
 
@@ -677,7 +770,9 @@ def test_inverse_consistency_refuses_what_has_no_meaning() -> None:
     for bad, steps in (((*times, 0.0), 1), (times, 0)):
         with pytest.raises(UserError, match="inverse consistency: its times must end at t_min"):
             InverseConsistency(model, freeze(copy_of(model)), fixed, bad, HEUN, steps)
-    with pytest.raises(UserError, match=r"from which no step goes up on its times .*; draw the states' times from all but the first"):
+    with pytest.raises(
+        UserError, match=r"from which no step goes up on its times .*; draw the states' times from all but the first"
+    ):
         _loss(_inverse(times, 1), State(normals(1, 2), torch.tensor([times[0]], dtype=torch.float64)))
 
 
@@ -755,11 +850,15 @@ def test_reflow_is_straight_and_one_step_of_it_exact() -> None:
     gaussian = one_gaussian(FLOW)
     z = normals(100, 2)
     assert straightness(_reflowed(gaussian), z, 50) < 1e-24
-    torch.testing.assert_close(Solver(_reflowed(gaussian), 1, grid=UniformGrid())(z, 1.0, 0.0), _coupled(gaussian, z), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        Solver(_reflowed(gaussian), 1, grid=UniformGrid())(z, 1.0, 0.0), _coupled(gaussian, z), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_straightness_of_a_gaussians_first_flow() -> None:
-    """With h(t)^2 = (1 - t)^2 v + t^2 along each axis, Z_t = (1 - t) m + h z, so S = E z^2 (int h'^2 dt - (1 - sqrt v)^2), by fine quadrature."""
+    """With h(t)^2 = (1 - t)^2 v + t^2 along each axis, Z_t = (1 - t) m + h z, so S = E z^2 (int
+    h'^2 dt - (1 - sqrt v)^2), by fine quadrature.
+    """
     gaussian = one_gaussian(FLOW)
     z = normals(400, 2)
     t = (torch.arange(20_000, dtype=torch.float64)[:, None] + 0.5) / 20_000

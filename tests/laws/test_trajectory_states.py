@@ -1,4 +1,6 @@
-"""Laws of states on trajectories, of mixtures of sources, and of what is aggregated: degenerate cases are the simpler thing bit for bit, marginals have their closed form."""
+"""Laws of states on trajectories, of mixtures of sources, and of what is aggregated: degenerate
+cases are the simpler thing bit for bit, marginals have their closed form.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +158,11 @@ def test_weights_over_other_names_are_refused() -> None:
         Linear({"a": 1}, {"b": 1}, 3)
     with pytest.raises(UserError, match="at least 1 step"):
         Linear({"a": 1}, {"a": 1}, 0)
-    for build in (lambda w: Mixture({"a": _prior()}, w), lambda w: PerBatch({"a": _prior()}, w), lambda w: Alternate({"a": _student()}, w)):
+    for build in (
+        lambda w: Mixture({"a": _prior()}, w),
+        lambda w: PerBatch({"a": _prior()}, w),
+        lambda w: Alternate({"a": _student()}, w),
+    ):
         with pytest.raises(UserError, match="the weights are over 'a', 'b', but the parts are 'a'"):
             build(Constant({"a": 1, "b": 0}))
 
@@ -187,7 +193,11 @@ def test_stops_are_uniform_over_those_given() -> None:
     values, counts = t.unique(return_counts=True)
     assert values.tolist() == [0.02, 0.3]
     assert abs(int(counts[0]) - 2000) < 4 * math.sqrt(1000)
-    _same(Step(PLACE, 8).state(Rollout(_student(), _prior(), TIMES, (0,))), Step(PLACE, 8).state(_prior()), without=("noise",))
+    _same(
+        Step(PLACE, 8).state(Rollout(_student(), _prior(), TIMES, (0,))),
+        Step(PLACE, 8).state(_prior()),
+        without=("noise",),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +206,9 @@ class _Counting(FlowMap):
 
     jumps: list[tuple[float, float]]
 
-    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
         self.jumps.append((float(t), float(s)))
         return x
 
@@ -210,7 +222,9 @@ def test_the_whole_batch_goes_to_the_last_stop_however_few_rows_there_are() -> N
 
 @pytest.mark.parametrize("name", ["karras-ve", "vp-linear"])
 def test_the_exact_teachers_rollout_has_the_closed_marginal(name: str) -> None:
-    """From N(0, sigma_T^2 I) the exact flow of one Gaussian gives mean a_s m - A a_T m and covariance A sigma_T^2 A', A = S_s S_T^-1."""
+    """From N(0, sigma_T^2 I) the exact flow of one Gaussian gives mean a_s m - A a_T m and
+    covariance A sigma_T^2 A', A = S_s S_T^-1.
+    """
     schedule = KarrasVE(0.002, 8.0) if name == "karras-ve" else DiscreteVP()
     gaussian, rows, s = one_gaussian(schedule), 20_000, float(schedule.time_at_sigma(0.5))
     state = Step(PLACE, rows).state(Rollout(Solver(gaussian, 250), Prior(schedule, (2,), 1.0), (1.0, s), stops=(1,)))
@@ -233,7 +247,10 @@ def test_a_random_rollout_is_one_of_its_rollouts_and_all_come_up() -> None:
         steps = (3, 4, 5)[int(key.integers("rollout-steps", 1, 3))]
         counts[steps] += 1
         if step < 6:
-            _same(Step(key, 8).state(RandomRollout(student, prior, grids)), Step(key, 8).state(Rollout(student, prior, grids[steps])))
+            _same(
+                Step(key, 8).state(RandomRollout(student, prior, grids)),
+                Step(key, 8).state(Rollout(student, prior, grids[steps])),
+            )
     assert min(counts.values()) > 20
 
 
@@ -271,7 +288,10 @@ def test_all_states_are_those_of_the_rollout_that_is_chosen() -> None:
     assert {len_ for _, len_ in seen} == {16, 8}
     # The scale is the sample's, all along its trajectory.
     outer = WithGuidance(rollouts["a"], 2, 14).trajectories(Step(PLACE, 4))
-    assert torch.equal(outer.condition.guidance, Step(PLACE, 4).state(WithGuidance(prior, 2, 14)).condition.guidance.repeat_interleave(4))
+    assert torch.equal(
+        outer.condition.guidance,
+        Step(PLACE, 4).state(WithGuidance(prior, 2, 14)).condition.guidance.repeat_interleave(4),
+    )
 
 
 def test_a_random_rollouts_stops_are_those_of_its_number_of_steps() -> None:
@@ -285,7 +305,9 @@ def test_a_random_rollouts_stops_are_those_of_its_number_of_steps() -> None:
 
 
 def test_an_open_rollout_goes_along_the_times_above_its_stop_and_then_there() -> None:
-    """Algorithm 1: the jumps, T_s from its distribution, the same whatever rows are drawn; the states as the student makes them."""
+    """Algorithm 1: the jumps, T_s from its distribution, the same whatever rows are drawn; the
+    states as the student makes them.
+    """
     counting, stops = _Counting([]), []
     for step in range(400):
         key = Key(0, "s", step)
@@ -297,9 +319,12 @@ def test_an_open_rollout_goes_along_the_times_above_its_stop_and_then_there() ->
         assert counting.jumps == list(pairwise(path))
         assert state.t.tolist() == [stop] * 3
         stops.append(stop)
-    # Uniform between t_min and 0.5: the mean and the largest distance to the distribution function, at four deviations.
+    # Uniform between t_min and 0.5: the mean and the largest distance to the distribution function,
+    # at four deviations.
     ordered = torch.tensor(sorted(stops))
-    assert float(((ordered - VE.t_min) / (0.5 - VE.t_min) - (torch.arange(400) + 0.5) / 400).abs().max()) < 2 / math.sqrt(400)
+    assert float(
+        ((ordered - VE.t_min) / (0.5 - VE.t_min) - (torch.arange(400) + 0.5) / 400).abs().max()
+    ) < 2 / math.sqrt(400)
     student, key = _student(), PLACE
     rollout = OpenRollout(student, _prior(), TIMES[:4], VE, UniformTimes(high=0.2))
     state, whole = rollout.draw(Step(key, 6)), rollout.trajectories(Step(key, 6))
@@ -325,7 +350,9 @@ def test_an_open_rollout_stopped_at_its_first_time_is_the_prior() -> None:
 
 def test_a_rollout_hands_the_guidance_scale_to_its_map() -> None:
     class Keeps(_Counting):
-        def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+        def __call__(
+            self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+        ) -> Tensor:
             return condition.guidance[:, None].expand_as(x)
 
     state = Step(PLACE, 8).state(Rollout(Keeps([]), WithGuidance(_prior(), 2, 14), TIMES, (2,)))
@@ -394,7 +421,10 @@ def test_alternating_with_weight_1_on_a_map_is_that_map() -> None:
     maps = {"student": _student(), "teacher": Solver(tiny_denoiser(VE, 3, 1), 2)}
     for name, flow_map in maps.items():
         mixed = Alternate(maps, Constant({**dict.fromkeys(maps, 0.0), name: 1.0}))
-        _same(Step(PLACE, 8).state(Rollout(mixed, _prior(), TIMES)), Step(PLACE, 8).state(Rollout(flow_map, _prior(), TIMES)))
+        _same(
+            Step(PLACE, 8).state(Rollout(mixed, _prior(), TIMES)),
+            Step(PLACE, 8).state(Rollout(flow_map, _prior(), TIMES)),
+        )
 
 
 @every_grid
@@ -409,7 +439,9 @@ def test_a_teachers_transition_is_two_exact_ddim_steps_of_the_fine_grid(name: st
     for k in range(3):
         t, s = float(coarse[k]), float(coarse[k + 1])
         assert torch.equal(bound(x, t, s), solve(EULER, mixture, x, grid.between(schedule, t, s, 3)))
-        torch.testing.assert_close(bound(x, t, s), solve(EULER, mixture, x, fine[2 * k : 2 * k + 3]), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            bound(x, t, s), solve(EULER, mixture, x, fine[2 * k : 2 * k + 3]), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_transitions_are_chosen_with_the_steps_weights_independently_for_the_whole_batch() -> None:
@@ -437,7 +469,11 @@ def test_an_alternating_map_without_a_place_is_refused() -> None:
 
 
 def _sources() -> dict[str, States]:
-    return {"data": _data(), "student": Rollout(_student(), _prior(), TIMES), "teacher": Rollout(Solver(tiny_denoiser(VE, 3, 1), 2, HEUN), _prior(), TIMES)}
+    return {
+        "data": _data(),
+        "student": Rollout(_student(), _prior(), TIMES),
+        "teacher": Rollout(Solver(tiny_denoiser(VE, 3, 1), 2, HEUN), _prior(), TIMES),
+    }
 
 
 def test_a_mixture_of_weight_1_on_a_part_is_that_part() -> None:
@@ -454,12 +490,19 @@ def test_a_mixtures_samples_are_its_sources_with_the_steps_frequencies() -> None
     weights = Linear({"data": 1, "student": 0, "teacher": 0}, {"data": 1, "student": 2, "teacher": 5}, 10)
     key = Key(1, "s", 10)
     state = Step(key, 4000).state(Mixture(sources, weights))
-    torch.testing.assert_close(torch.bincount(state.origin).double() / 4000, torch.tensor([1, 2, 5]).double() / 8, rtol=0, atol=4 * math.sqrt(0.25 / 4000))
+    torch.testing.assert_close(
+        torch.bincount(state.origin).double() / 4000,
+        torch.tensor([1, 2, 5]).double() / 8,
+        rtol=0,
+        atol=4 * math.sqrt(0.25 / 4000),
+    )
     drawn = [Step(key, 4000).state(source) for source in sources.values()]
     rows = torch.arange(4000)
     assert torch.equal(state.x, torch.stack([part.x for part in drawn])[state.origin, rows])
     assert torch.equal(state.t, torch.stack([part.t for part in drawn])[state.origin, rows])
-    assert torch.equal(state.condition.labels, torch.stack([part.condition.labels for part in drawn])[state.origin, rows])
+    assert torch.equal(
+        state.condition.labels, torch.stack([part.condition.labels for part in drawn])[state.origin, rows]
+    )
     assert (state.x0, state.noise) == (None, None)
     without = Step(key, 64).state(Mixture(sources, Constant({"data": 0, "student": 1, "teacher": 1})))
     assert without.origin.unique().tolist() == [1, 2]
@@ -532,7 +575,11 @@ class WithClass(States):
 
 def test_sources_with_other_fields_or_shapes_are_refused() -> None:
     both = Constant({"a": 1, "b": 1})
-    for other, field in ((_prior(classes=0), "labels"), (WithGuidance(_prior(), 1, 2), "guidance"), (Prior(VE, (3,), 1.0, classes=3), "x")):
+    for other, field in (
+        (_prior(classes=0), "labels"),
+        (WithGuidance(_prior(), 1, 2), "guidance"),
+        (Prior(VE, (3,), 1.0, classes=3), "x"),
+    ):
         with pytest.raises(UserError, match=f"the sources 'a' and 'b' differ in {field};"):
             Step(PLACE, 4).state(Mixture({"a": _prior(), "b": other}, both))
 
@@ -550,7 +597,9 @@ def test_guidance_scales_are_uniform_between_their_bounds() -> None:
     assert float(w.mean()) == pytest.approx(8, abs=4 * 12 / math.sqrt(12 * 20_000))
     assert float(w.std()) == pytest.approx(12 / math.sqrt(12), rel=0.02)
     _same(state, Step(PLACE, 20_000).state(source), without=("guidance",))
-    assert Step(PLACE, 9).state(WithGuidance(source, 3.3, 3.3)).condition.guidance.unique().tolist() == [pytest.approx(3.3)]
+    assert Step(PLACE, 9).state(WithGuidance(source, 3.3, 3.3)).condition.guidance.unique().tolist() == [
+        pytest.approx(3.3)
+    ]
     with pytest.raises(UserError, match="already"):
         Step(PLACE, 4).state(WithGuidance(WithGuidance(source, 2, 14), 2, 14))
     for low, high in ((3, 2), (0, math.inf), (math.nan, 2)):
@@ -610,7 +659,9 @@ def test_malformed_pairs_are_refused(tmp_path: Path) -> None:
 def test_a_process_draws_its_rows_of_the_global_batch(tmp_path: Path, index: int) -> None:
     _write(tmp_path / "pairs.safetensors", torch.arange(40) % 3)
     sources = _sources()
-    mixed = Alternate({"student": _student(), "teacher": Solver(three_gaussians(VE), 2)}, Constant({"student": 1, "teacher": 1}))
+    mixed = Alternate(
+        {"student": _student(), "teacher": Solver(three_gaussians(VE), 2)}, Constant({"student": 1, "teacher": 1})
+    )
 
     def build() -> States:
         weights: Weights = Constant(dict.fromkeys(sources, 1.0))
@@ -622,14 +673,19 @@ def test_a_process_draws_its_rows_of_the_global_batch(tmp_path: Path, index: int
             RandomRollout(_student(), _prior(), {2: (1.0, 0.1, 0.0), 3: (1.0, 0.3, 0.1, 0.0)}),
             WithGuidance(_data(), 2, 14),
             Pairs(tmp_path / "pairs.safetensors", VE, 1.0),
-            Mixture({"a": Dagger(sources["student"], 32, 8, "reservoir"), "b": sources["teacher"]}, Constant({"a": 1, "b": 1})),
+            Mixture(
+                {"a": Dagger(sources["student"], 32, 8, "reservoir"), "b": sources["teacher"]},
+                Constant({"a": 1, "b": 1}),
+            ),
         ][index]
 
     processes = [build() for _ in range(3)]
     for step in range(4):
         key = Key(3, "stage", step)
         whole = Step(key, 12).state(processes[0]).tensors()
-        parts = [Step(key, 6, start).state(states).tensors() for start, states in ((0, processes[1]), (6, processes[2]))]
+        parts = [
+            Step(key, 6, start).state(states).tensors() for start, states in ((0, processes[1]), (6, processes[2]))
+        ]
         for name, value in whole.items():
             joined = torch.cat([part[name] for part in parts])
             # The networks' matrix products round differently for another number of rows.
@@ -679,7 +735,9 @@ def test_states_are_collected_every_so_many_steps_and_always_into_an_empty_buffe
 
 
 def test_a_collection_of_whole_trajectories_holds_all_of_their_states() -> None:
-    """Three stops a trajectory, the newest last; drawn from where the rollout was, and no map is called between two collections."""
+    """Three stops a trajectory, the newest last; drawn from where the rollout was, and no map is
+    called between two collections.
+    """
     counting = _Counting([])
     rollout = Rollout(counting, _prior(), TIMES, (0, 1, 3))
     dagger = Dagger(rollout, capacity=10, collect=2, keep="ring", every=4, of_each="all")
@@ -699,7 +757,9 @@ def test_a_collection_of_whole_trajectories_holds_all_of_their_states() -> None:
 
 
 def test_processes_hold_the_same_whole_trajectories_and_draw_their_own_rows() -> None:
-    whole, first, second = (Dagger(Rollout(_student(), _prior(), TIMES), 20, 3, "ring", every=3, of_each="all") for _ in range(3))
+    whole, first, second = (
+        Dagger(Rollout(_student(), _prior(), TIMES), 20, 3, "ring", every=3, of_each="all") for _ in range(3)
+    )
     for step in range(5):
         key = Key(7, "s", step)
         parts = [Step(key, 4, start).state(dagger).tensors() for dagger, start in ((first, 0), (second, 4))]
@@ -710,7 +770,9 @@ def test_processes_hold_the_same_whole_trajectories_and_draw_their_own_rows() ->
 
 
 def test_a_reservoir_holds_every_state_ever_seen_equally_often() -> None:
-    """Chi-square over 30 states in a buffer of 6, over many seeds; slots of one buffer are different states."""
+    """Chi-square over 30 states in a buffer of 6, over many seeds; slots of one buffer are
+    different states.
+    """
     runs, counts = 1000, torch.zeros(30, dtype=torch.float64)
     for seed in range(runs):
         dagger = Dagger(_Numbered(), capacity=6, collect=5, keep="reservoir")
@@ -743,7 +805,14 @@ def test_draws_from_a_buffer_are_uniform_and_whole(keep: str) -> None:
 @pytest.mark.parametrize("of_each", ["one", "all"])
 def test_a_resumed_buffer_goes_on_bit_for_bit(keep: str, cut: int, of_each: str) -> None:
     def build() -> Dagger:
-        return Dagger(WithGuidance(Rollout(_student(), _prior(), TIMES), 2, 14), capacity=20, collect=6, keep=keep, every=2, of_each=of_each)
+        return Dagger(
+            WithGuidance(Rollout(_student(), _prior(), TIMES), 2, 14),
+            capacity=20,
+            collect=6,
+            keep=keep,
+            every=2,
+            of_each=of_each,
+        )
 
     whole, first, second = build(), build(), build()
     undisturbed = _run(whole, range(8))
@@ -777,7 +846,12 @@ def test_impossible_buffers_are_refused() -> None:
     other.load_state_dict(dagger.state_dict())
     with pytest.raises(UserError, match="not one of capacity 3"):
         other.load_tensors(dagger.tensors())
-    changing = Dagger(PerBatch({"a": _prior(), "b": WithGuidance(_prior(), 1, 2)}, Linear({"a": 1, "b": 0}, {"a": 0, "b": 1}, 1)), 4, 2, "ring")
+    changing = Dagger(
+        PerBatch({"a": _prior(), "b": WithGuidance(_prior(), 1, 2)}, Linear({"a": 1, "b": 0}, {"a": 0, "b": 1}, 1)),
+        4,
+        2,
+        "ring",
+    )
     with pytest.raises(UserError, match="keep the same fields"):
         _run(changing, range(2))
 

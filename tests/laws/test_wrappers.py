@@ -1,4 +1,6 @@
-"""Laws of thresholds and of models in files: what is within bounds is untouched, what is beyond is where a hand puts it, and every kind of model comes back bit for bit."""
+"""Laws of thresholds and of models in files: what is within bounds is untouched, what is beyond is
+where a hand puts it, and every kind of model comes back bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,11 @@ every_threshold = pytest.mark.parametrize("threshold", THRESHOLDS.values(), ids=
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-@pytest.mark.parametrize("bound", [math.inf, StaticThreshold(math.inf), StraightThrough(StaticThreshold(math.inf)), DynamicThreshold(100.0, 0.5)], ids=str)
+@pytest.mark.parametrize(
+    "bound",
+    [math.inf, StaticThreshold(math.inf), StraightThrough(StaticThreshold(math.inf)), DynamicThreshold(100.0, 0.5)],
+    ids=str,
+)
 def test_where_nothing_is_clamped_a_reflected_denoiser_is_the_denoiser_bit_for_bit(schedule, bound) -> None:
     exact = three_gaussians(schedule)
     t = torch.linspace(schedule.t_min, 0.9, 20, dtype=torch.float64)
@@ -71,17 +77,26 @@ def test_a_number_is_a_static_bound_and_the_estimate_is_clamped_to_it() -> None:
 
 
 def test_dynamic_thresholds_against_a_hand_computation() -> None:
-    # |x| sorted: 0, 1, 2, 3, 4; the 0.75-quantile is 3 and the 0.6-quantile 2.4. The second row's is below the bound, which is then the size: a plain clamp.
+    # |x| sorted: 0, 1, 2, 3, 4; the 0.75-quantile is 3 and the 0.6-quantile 2.4. The second row's
+    # is below the bound, which is then the size: a plain clamp.
     x = torch.tensor([[-4.0, 0.0, 1.0, 3.0, -2.0], [0.1, -0.2, 0.3, 0.4, 9.0]], dtype=torch.float64)
-    torch.testing.assert_close(DynamicThreshold(1.5, 0.75).apply(x)[0], torch.tensor([-1.5, 0.0, 0.5, 1.5, -1.0], dtype=torch.float64))
-    torch.testing.assert_close(DynamicThreshold(1.2, 0.6).apply(x)[0], torch.tensor([-1.2, 0.0, 0.5, 1.2, -1.0], dtype=torch.float64))
-    assert torch.equal(DynamicThreshold(1.5, 0.75).apply(x)[1], torch.tensor([0.1, -0.2, 0.3, 0.4, 1.5], dtype=torch.float64))
+    torch.testing.assert_close(
+        DynamicThreshold(1.5, 0.75).apply(x)[0], torch.tensor([-1.5, 0.0, 0.5, 1.5, -1.0], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        DynamicThreshold(1.2, 0.6).apply(x)[0], torch.tensor([-1.2, 0.0, 0.5, 1.2, -1.0], dtype=torch.float64)
+    )
+    assert torch.equal(
+        DynamicThreshold(1.5, 0.75).apply(x)[1], torch.tensor([0.1, -0.2, 0.3, 0.4, 1.5], dtype=torch.float64)
+    )
 
 
 def test_dynamic_thresholds_are_torchs_quantile_sample_by_sample() -> None:
     x, p, bound = 2 * normals(7, 3, 5, 5), 0.937, 0.7
     size = torch.quantile(x.abs().flatten(1), p, dim=1).clamp(min=bound)[:, None, None, None]
-    torch.testing.assert_close(DynamicThreshold(bound, p).apply(x), x.clamp(-size, size) * bound / size, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(
+        DynamicThreshold(bound, p).apply(x), x.clamp(-size, size) * bound / size, rtol=1e-13, atol=1e-14
+    )
     assert torch.equal(DynamicThreshold(bound, p).apply(x)[2:3], DynamicThreshold(bound, p).apply(x[2:3]))
     # At p = 1 nothing meets the bound but the largest value.
     assert int((DynamicThreshold(bound, 1.0).apply(x).abs() >= bound * (1 - 1e-12)).sum()) == 7
@@ -89,7 +104,9 @@ def test_dynamic_thresholds_are_torchs_quantile_sample_by_sample() -> None:
 
 @every_threshold
 def test_thresholds_keep_type_bounds_and_order(threshold: Threshold) -> None:
-    bound = {"infinite": math.inf, "static": 0.8, "dynamic": 0.5}[next(n.split("-")[-1] for n, t in THRESHOLDS.items() if t is threshold)]
+    bound = {"infinite": math.inf, "static": 0.8, "dynamic": 0.5}[
+        next(n.split("-")[-1] for n, t in THRESHOLDS.items() if t is threshold)
+    ]
     for dtype in (torch.float32, torch.float64):
         x = 2 * normals(4, 40, dtype=dtype)
         found = threshold.apply(x)
@@ -185,7 +202,11 @@ def test_every_kind_of_model_comes_back_from_its_file(name: str, tmp_path: Path)
     assert extra == {"steps": 3}
     assert describe_model(loaded) == describe_model(model)
     assert [type(m) for m in loaded.modules()] == [type(m) for m in model.modules()]
-    x, t, labels = 3 * normals(6, 2, dtype=torch.float32), torch.linspace(0.05, 0.9, 6, dtype=torch.float64), torch.arange(6) % 3
+    x, t, labels = (
+        3 * normals(6, 2, dtype=torch.float32),
+        torch.linspace(0.05, 0.9, 6, dtype=torch.float64),
+        torch.arange(6) % 3,
+    )
 
     def call(it: nn.Module) -> Tensor:
         return it(x, t, labels)
@@ -233,14 +254,35 @@ def test_hostile_depth_is_bounded() -> None:
         ({"kind": "boundary", "of": None}, "malformed"),
         ({"kind": ["boundary"]}, "malformed"),
         ({"kind": "reflected", "of": describe_model(tiny_denoiser())}, "incomplete"),
-        ({"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "soft"}}, "threshold: unknown kind 'soft'"),
-        ({"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "static", "bound": "1"}}, "malformed"),
-        ({"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "straight-through", "of": 3}}, "malformed"),
-        ({"kind": "rescheduled", "of": describe_model(tiny_denoiser()), "schedule": {"kind": "no-such"}}, "unknown kind 'no-such'"),
-        ({"kind": "boundary", "of": describe_model(Generator(build({"kind": "latent-mlp"}), (2,), (2,)))}, "wraps a generator as 'boundary'"),
+        (
+            {"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "soft"}},
+            "threshold: unknown kind 'soft'",
+        ),
+        (
+            {"kind": "reflected", "of": describe_model(tiny_denoiser()), "threshold": {"kind": "static", "bound": "1"}},
+            "malformed",
+        ),
+        (
+            {
+                "kind": "reflected",
+                "of": describe_model(tiny_denoiser()),
+                "threshold": {"kind": "straight-through", "of": 3},
+            },
+            "malformed",
+        ),
+        (
+            {"kind": "rescheduled", "of": describe_model(tiny_denoiser()), "schedule": {"kind": "no-such"}},
+            "unknown kind 'no-such'",
+        ),
+        (
+            {"kind": "boundary", "of": describe_model(Generator(build({"kind": "latent-mlp"}), (2,), (2,)))},
+            "wraps a generator as 'boundary'",
+        ),
     ],
 )
-def test_malformed_nested_descriptions_are_refused_and_the_file_is_named(description: dict, said: str, tmp_path: Path) -> None:
+def test_malformed_nested_descriptions_are_refused_and_the_file_is_named(
+    description: dict, said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, tiny_denoiser())
     tensors, metadata = read_tensors(path)

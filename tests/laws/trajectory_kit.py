@@ -1,4 +1,6 @@
-"""Exact solutions against which trajectory objectives are tested: the flow of one Gaussian, and teachers and students that know it."""
+"""Exact solutions against which trajectory objectives are tested: the flow of one Gaussian, and
+teachers and students that know it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from fewstep.states import State
 
 
 def carried(gaussian: GaussianMixture, x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
-    """The exact flow of one Gaussian for times (B,) or (): x_s = a_s m + S_s S_t^-1 (x - a_t m), S^2 = a^2 C + s^2 I."""
+    """The exact flow of one Gaussian for times (B,) or (): x_s = a_s m + S_s S_t^-1 (x - a_t m),
+    S^2 = a^2 C + s^2 I.
+    """
     schedule, mean = gaussian.schedule, gaussian.means[0]
     t, s = as_time(t).expand(len(x))[:, None], as_time(s).expand(len(x))[:, None]
     spread = [schedule.alpha(time) ** 2 * gaussian.variances[0] + schedule.sigma(time) ** 2 for time in (s, t)]
@@ -25,7 +29,9 @@ def carried(gaussian: GaussianMixture, x: Tensor, t: Tensor | float, s: Tensor |
 
 
 class FromFunction(Denoiser):
-    """A denoiser of points in the plane from any function of (x, t (B,), condition); ``seen`` lists the times of its calls."""
+    """A denoiser of points in the plane from any function of (x, t (B,), condition); ``seen`` lists
+    the times of its calls.
+    """
 
     def __init__(self, schedule: Schedule, function: Callable[[Tensor, Tensor, Condition | Tensor | None], Tensor]):
         super().__init__()
@@ -53,11 +59,17 @@ class FromFunction(Denoiser):
 
 def exact_step(gaussian: GaussianMixture, target: Callable[[Tensor], Tensor]) -> FromFunction:
     """Not the denoiser, but the estimate whose DDIM step from t to ``target(t)`` is the exact flow."""
-    return FromFunction(gaussian.schedule, lambda x, t, _: x0_of_transition(gaussian.schedule, x, carried(gaussian, x, t, target(t)), t, target(t)))
+    return FromFunction(
+        gaussian.schedule,
+        lambda x, t, _: x0_of_transition(gaussian.schedule, x, carried(gaussian, x, t, target(t)), t, target(t)),
+    )
 
 
 def rung_below(times: tuple[float, ...], skip: int = 1, least: float = 0.0) -> Callable[[Tensor], Tensor]:
-    """The time ``skip`` rungs below each t, at least the last one and ``least``; the last stays. From what is nearest, so that rounding does not matter."""
+    """The time ``skip`` rungs below each t, at least the last one and ``least``; the last stays.
+
+    From what is nearest, so that rounding does not matter.
+    """
     grid = torch.tensor(times, dtype=torch.float64)
 
     def below(t: Tensor) -> Tensor:
@@ -68,7 +80,9 @@ def rung_below(times: tuple[float, ...], skip: int = 1, least: float = 0.0) -> C
 
 
 class ExactJump(nn.Module):
-    """A network of (x, t, condition, s) whose trajectory model, with ``X0`` and labels that are the times themselves, is the exact flow."""
+    """A network of (x, t, condition, s) whose trajectory model, with ``X0`` and labels that are the
+    times themselves, is the exact flow.
+    """
 
     def __init__(self, gaussian: GaussianMixture):
         super().__init__()
@@ -82,7 +96,9 @@ class ExactJump(nn.Module):
 
 
 def trajectory(network: nn.Module, schedule: Schedule) -> TrajectoryDenoiser:
-    """A trajectory model of points in the plane around a network that emits x0 and is fed x and the times as they are."""
+    """A trajectory model of points in the plane around a network that emits x0 and is fed x and the
+    times as they are.
+    """
     return TrajectoryDenoiser(network, schedule, X0(), TimestepInputs(1.0, 0.0), (2,))
 
 
@@ -103,7 +119,13 @@ class TinyJump(nn.Module):
 
 
 def noisy(gaussian: GaussianMixture, t: Tensor, seed: int = 0) -> State:
-    """States of the plane at times (B,) under a Gaussian's schedule, of about the right size, with no data behind them."""
+    """States of the plane at times (B,) under a Gaussian's schedule, of about the right size, with
+    no data behind them.
+    """
     noise = torch.randn(len(t), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     schedule = gaussian.schedule
-    return State(schedule.alpha(t)[:, None] * gaussian.means[0] + torch.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)[:, None] * noise, t)
+    return State(
+        schedule.alpha(t)[:, None] * gaussian.means[0]
+        + torch.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)[:, None] * noise,
+        t,
+    )

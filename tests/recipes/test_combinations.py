@@ -1,7 +1,9 @@
 """What the matrix says goes together, runs; what it refuses, is refused in its words.
 
-For every variant of every method the legal combinations of states, target, student and thresholds are covered in pairs: each two values of two axes that go together are in some run.
-The runs are generated from the rule itself (``legality.check``), so that a 'yes' that does not run and a '-' that would are both found. The helpers serve the other tests of recipes.
+For every variant of every method the legal combinations of states, target, student and thresholds
+are covered in pairs: each two values of two axes that go together are in some run. The runs are
+generated from the rule itself (``legality.check``), so that a 'yes' that does not run and a '-'
+that would are both found. The helpers serve the other tests of recipes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,18 @@ from fewstep.recipes.building.distillation import Distillation, build_distillati
 from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.config import Section
 from fewstep.recipes.config.base import fields_of, is_section, saved
-from fewstep.recipes.legality import ROLES, STATES, check, columns, families, role_refusal, row, states_refusal, student_refusal, target_refusal
+from fewstep.recipes.legality import (
+    ROLES,
+    STATES,
+    check,
+    columns,
+    families,
+    role_refusal,
+    row,
+    states_refusal,
+    student_refusal,
+    target_refusal,
+)
 from fewstep.recipes.methods import Method, _Methods
 from fewstep.recipes.reading.overrides import chosen_section
 from fewstep.recipes.reading.source import validate
@@ -51,7 +64,9 @@ def methods() -> dict[str, type[Method]]:
 
 
 def made(values: dict[str, Any], section: type[Any]) -> dict[str, Any]:
-    """A method's settings at a test's size: counts as small as their marks say, one optimizer for all."""
+    """A method's settings at a test's size: counts as small as their marks say, one optimizer for
+    all.
+    """
     small: dict[str, Any] = {}
     for name, field in fields_of(section).items():
         costly = next((mark for mark in field.marks if isinstance(mark, Costly)), None)
@@ -81,7 +96,10 @@ VARIANTS = variants(on_digits=False)
 # Guidance needs classes, and classifier features need digits.
 ON_DIGITS = variants(on_digits=True)
 
-STATES_SETTINGS: dict[str, dict[str, Any]] = {"ddil": {"capacity": 16, "collect": 4}, "per-batch": {"data": 0.4, "teacher": 0.2, "student": 0.4}}
+STATES_SETTINGS: dict[str, dict[str, Any]] = {
+    "ddil": {"capacity": 16, "collect": 4},
+    "per-batch": {"data": 0.4, "teacher": 0.2, "student": 0.4},
+}
 STUDENT_SETTINGS: dict[str, dict[str, Any]] = {
     "copy": {},
     "network": {"network": {"kind": "residual-mlp", "width": 8, "depth": 2}},
@@ -90,7 +108,13 @@ STUDENT_SETTINGS: dict[str, dict[str, Any]] = {
     "fastgan": {"latent": 4, "width": 4},
 }
 IMAGE_NETWORK = {"network": {"kind": "small-unet", "width": 8, "depth": 2, "embedding": 8}}
-BACKTRACKED = {"kind": "backtracked", "nodes": 3, "record": {"kind": "every", "steps": 1}, "switch": {"kind": "every", "steps": 1}, "optimizer": OPTIMIZER}
+BACKTRACKED = {
+    "kind": "backtracked",
+    "nodes": 3,
+    "record": {"kind": "every", "steps": 1},
+    "switch": {"kind": "every", "steps": 1},
+    "optimizer": OPTIMIZER,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -101,13 +125,26 @@ def without_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def teacher_file(digits: bool = False) -> Path:
-    """A teacher with random weights, of two layers: what goes together does not depend on how good a teacher is, and the shipped ones take half a minute more."""
+    """A teacher with random weights, of two layers: what goes together does not depend on how good
+    a teacher is, and the shipped ones take half a minute more.
+    """
     torch.manual_seed(0)
-    network = build({"kind": "small-unet", "width": 8, "depth": 1, "embedding": 8, "classes": 10} if digits else {"kind": "residual-mlp", "width": 8, "depth": 1, "classes": 0})
+    network = build(
+        {"kind": "small-unet", "width": 8, "depth": 1, "embedding": 8, "classes": 10}
+        if digits
+        else {"kind": "residual-mlp", "width": 8, "depth": 1, "classes": 0}
+    )
     assert isinstance(network, DenoisingNetwork)
     torch.nn.init.normal_(network.leave.weight, std=0.1)
     sigma_data = 0.75 if digits else 2.3
-    teacher = NetworkDenoiser(network, KarrasVE(0.01, 40.0), EDM(sigma_data), EDMInputs(sigma_data), (1, 8, 8) if digits else (2,), 10 if digits else 0)
+    teacher = NetworkDenoiser(
+        network,
+        KarrasVE(0.01, 40.0),
+        EDM(sigma_data),
+        EDMInputs(sigma_data),
+        (1, 8, 8) if digits else (2,),
+        10 if digits else 0,
+    )
     folder = tempfile.TemporaryDirectory()
     _FOLDERS.append(folder)
     save_model(Path(folder.name) / "teacher.safetensors", teacher)
@@ -115,9 +152,18 @@ def teacher_file(digits: bool = False) -> Path:
 
 
 def tiny(
-    method: dict[str, Any], states: Any = "usual", target: Any = "fixed", student: Any = "copy", role: str | None = None, steps: int = 4, digits: bool = False, **others: Any
+    method: dict[str, Any],
+    states: Any = "usual",
+    target: Any = "fixed",
+    student: Any = "copy",
+    role: str | None = None,
+    steps: int = 4,
+    digits: bool = False,
+    **others: Any,
 ) -> DistillRecipe:
-    """A recipe small enough for a test; each axis by its kind, or by a whole section; ``role``: whose estimates are clamped to half the data's range; ``others``: of the training."""
+    """A recipe small enough for a test; each axis by its kind, or by a whole section; ``role``:
+    whose estimates are clamped to half the data's range; ``others``: of the training.
+    """
     data: dict[str, Any] = {"kind": "digits"} if digits else {"kind": "random-mixture", "samples": 16}
     students = {**STUDENT_SETTINGS, "network": IMAGE_NETWORK} if digits else STUDENT_SETTINGS
     values = {
@@ -127,10 +173,23 @@ def tiny(
         "method": {"optimizer": OPTIMIZER, **method},
         "target": (BACKTRACKED if target == "backtracked" else {"kind": target}) if isinstance(target, str) else target,
         "states": {"kind": states, **STATES_SETTINGS.get(states, {})} if isinstance(states, str) else states,
-        "reflected": {"kind": "none"} if role is None else {"kind": "static", "bound": 0.5 if digits else 2.0, "on": [role]},
+        "reflected": {"kind": "none"}
+        if role is None
+        else {"kind": "static", "bound": 0.5 if digits else 2.0, "on": [role]},
         "data": data,
-        "training": {"steps": steps, "batch": 4, "log_every": 1, "checkpoint_every": 1000, "health_every": 1000, **others},
-        "evaluation": {"features": {"kind": "digits-features"} if digits else {"kind": "fourier"}, "samples": 20, "draws": 1},
+        "training": {
+            "steps": steps,
+            "batch": 4,
+            "log_every": 1,
+            "checkpoint_every": 1000,
+            "health_every": 1000,
+            **others,
+        },
+        "evaluation": {
+            "features": {"kind": "digits-features"} if digits else {"kind": "fourier"},
+            "samples": 20,
+            "draws": 1,
+        },
     }
     recipe = validate(values, "test")
     assert isinstance(recipe, DistillRecipe)
@@ -152,7 +211,12 @@ def sampler_of(parts: Distillation) -> StudentSampler:
 
 Combination = tuple[str, str, str, str | None]
 """(states, target, student, role)"""
-AXES: tuple[tuple[str | None, ...], ...] = (("usual", *STATES), ("fixed", "backtracked"), tuple(families()), (None, *ROLES))
+AXES: tuple[tuple[str | None, ...], ...] = (
+    ("usual", *STATES),
+    ("fixed", "backtracked"),
+    tuple(families()),
+    (None, *ROLES),
+)
 
 
 def method_of(values: dict[str, Any]) -> Method:
@@ -171,7 +235,9 @@ def refusal(method: Method, combination: Combination) -> str | None:
 
 
 def covering(method: Method, size: int) -> list[Combination]:
-    """Legal combinations, chosen greedily, in which every ``size`` values of as many axes occur that are in some legal combination."""
+    """Legal combinations, chosen greedily, in which every ``size`` values of as many axes occur
+    that are in some legal combination.
+    """
 
     def parts(combination: Combination) -> set[Any]:
         return set(combinations(enumerate(combination), size))
@@ -187,7 +253,9 @@ def covering(method: Method, size: int) -> list[Combination]:
 
 
 def _cases(variants: dict[str, dict[str, Any]], seen: list[Any] | None = None) -> Iterator[Any]:
-    """In pairs for the first variant of its kind and traits, each value at least once for the others; with ``seen`` none is the first."""
+    """In pairs for the first variant of its kind and traits, each value at least once for the
+    others; with ``seen`` none is the first.
+    """
     for name, values in variants.items():
         method = method_of(values)
         traits = (values["kind"], method.effective_traits)
@@ -201,7 +269,9 @@ def _cases(variants: dict[str, dict[str, Any]], seen: list[Any] | None = None) -
 
 
 def runs(values: dict[str, Any], combination: Combination, folder: Path, digits: bool = False) -> None:
-    """At least three steps move the student, which stays finite and can be sampled; nothing frozen moves."""
+    """At least three steps move the student, which stays finite and can be sampled; nothing frozen
+    moves.
+    """
     states, target, student, role = combination
     recipe = tiny(values, states, target, student, role, digits=digits)
     parts = build_distillation(recipe, folder)
@@ -210,7 +280,11 @@ def runs(values: dict[str, Any], combination: Combination, folder: Path, digits:
     moved = {name for name, value in parts.student.state_dict().items() if not torch.equal(value, untrained[name])}
     assert moved
     assert all((".low_rank." in name) == (student == "lora") for name in moved)
-    assert all(torch.isfinite(value).all() for network in (parts.student, parts.average) for value in network.state_dict().values())
+    assert all(
+        torch.isfinite(value).all()
+        for network in (parts.student, parts.average)
+        for value in network.state_dict().values()
+    )
     assert all(torch.equal(value, teacher[name]) for name, value in parts.teacher.state_dict().items())
     sampler = sampler_of(parts)
     labels = labels_for(3, None, sampler.classes)
@@ -231,12 +305,19 @@ def test_what_goes_together_on_digits_runs(values, combination, tmp_path):
 
 @pytest.mark.parametrize("name", [*VARIANTS, *ON_DIGITS])
 def test_what_does_not_go_together_is_refused_in_the_rules_words_before_anything_is_written(name, tmp_path):
-    """All combinations of all axes. The sentence is that of one of the axes' own rules, and the first in their order."""
+    """All combinations of all axes.
+
+    The sentence is that of one of the axes' own rules, and the first in their order.
+    """
     values = {**VARIANTS, **ON_DIGITS}[name]
     method, refused = method_of(values), 0
     for combination in product(*AXES):
         states, target, student, role = combination
-        rules = [target_refusal(method, target), states_refusal(method, states), student_refusal(method, student, states, [role] if role else [])]
+        rules = [
+            target_refusal(method, target),
+            states_refusal(method, states),
+            student_refusal(method, student, states, [role] if role else []),
+        ]
         rules += [role_refusal(method, role)] if role else []
         sentences = [sentence for sentence in rules if sentence is not None]
         assert (refusal(method, combination) is None) == (not sentences)
@@ -251,7 +332,9 @@ def test_what_does_not_go_together_is_refused_in_the_rules_words_before_anything
 
 @pytest.mark.parametrize("name", [*VARIANTS, *ON_DIGITS])
 def test_a_cell_of_the_matrix_is_what_the_choice_alone_is_told(name):
-    """So that 'yes' is what the runs above cover: a cell is the refusal of a recipe that is usual but for its column."""
+    """So that 'yes' is what the runs above cover: a cell is the refusal of a recipe that is usual
+    but for its column.
+    """
     method = method_of({**VARIANTS, **ON_DIGITS}[name])
     cells = row("any", method).cells
     assert tuple(cells) == columns()

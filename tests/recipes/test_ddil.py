@@ -47,10 +47,18 @@ def test_stops_are_the_nearest_times_from_which_a_step_is_taken() -> None:
 
 @pytest.mark.parametrize("kind", ["rollout", "per-batch", "ddil"])
 def test_a_trajectory_may_stop_at_one_level_only(tmp_path: Path, kind: str) -> None:
-    """DMD2 + DDIL at half of the way, t = 500 of 1,000: the third of four times; students and teachers alike."""
+    """DMD2 + DDIL at half of the way, t = 500 of 1,000: the third of four times; students and
+    teachers alike.
+    """
     parts = built(tmp_path, "mixture2d-dmd2-4step", f"states={{kind: {kind}, stops: [0.5]}}")
     states = states_of(parts)
-    source = states if kind == "rollout" else states.sources["student"] if isinstance(states, PerBatch) else collection(states).source
+    source = (
+        states
+        if kind == "rollout"
+        else states.sources["student"]
+        if isinstance(states, PerBatch)
+        else collection(states).source
+    )
     rollouts = [source] if isinstance(source, Rollout) else list(source.sources.values())
     assert len(rollouts) == (2 if kind == "ddil" else 1)
     for rollout in rollouts:
@@ -73,7 +81,9 @@ def test_a_consistency_models_rollouts_stop_at_a_share_of_their_own_steps(tmp_pa
 def test_trajectories_and_data_may_be_at_any_time(tmp_path: Path, name: str) -> None:
     """Algorithm 1: T_s is drawn first, whatever the batch is from. A step is made there."""
     several = ["method={kind: knowledge, pairs: {kind: on-the-fly}, steps: 4}"] if name == "mixture2d-kd" else []
-    parts = built(tmp_path, name, *several, "states={kind: per-batch, data: 0.4, teacher: 0.3, student: 0.3, stops: any}")
+    parts = built(
+        tmp_path, name, *several, "states={kind: per-batch, data: 0.4, teacher: 0.3, student: 0.3, stops: any}"
+    )
     states = states_of(parts)
     assert isinstance(states, PerBatch)
     data, student, teacher = (states.sources[key] for key in ("data", "student", "teacher"))
@@ -92,7 +102,9 @@ def test_trajectories_and_data_may_be_at_any_time(tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize("name", ["mixture2d-pd", "mixture2d-cd", "mixture2d-ctm"])
 def test_methods_on_a_grid_refuse_any_time(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"'states\.stops: any' cannot be combined: its steps begin at the times of its grid"):
+    with pytest.raises(
+        UserError, match=r"'states\.stops: any' cannot be combined: its steps begin at the times of its grid"
+    ):
         built(tmp_path, name, "states={kind: rollout, stops: any}")
 
 
@@ -103,19 +115,35 @@ def test_stops_that_are_none_are_refused(wrong: str) -> None:
 
 
 def test_progressive_distillation_may_step_along_uniform_times(tmp_path: Path) -> None:
-    """The paper's levels are 999, 749, 500, 250: equal steps of t, in training and in sampling, rollouts and the student's file."""
+    """The paper's levels are 999, 749, 500, 250: equal steps of t, in training and in sampling,
+    rollouts and the student's file.
+    """
     parts = built(tmp_path, "mixture2d-pd-ddil", "method.grid=uniform", "method.parts=1")
     times = torch.tensor(collection(states_of(parts, 2)).source.times, dtype=torch.float64)
     assert len(times) == 4
-    torch.testing.assert_close(times.diff(), torch.full((3,), -parts.prior.time / 4, dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        times.diff(), torch.full((3,), -parts.prior.time / 4, dtype=torch.float64), rtol=1e-3, atol=0
+    )
     assert parts.sampling.grid == "uniform"
     assert parts.sampling.times(parts.teacher.schedule, parts.prior.time).tolist()[:-1] == times.tolist()
     assert built(tmp_path, "mixture2d-pd-ddil").sampling.grid == "rho"
 
 
 def test_how_trajectories_are_collected_is_as_the_recipe_says(tmp_path: Path) -> None:
-    dagger = collection(states_of(built(tmp_path, "mixture2d-pd-ddil", "states.every=7", "states.of_each=one", "states.keep=reservoir", *SMALL)))
-    assert (dagger.capacity, dagger.collect, dagger.every, dagger.of_each, dagger.keep) == (12, 3, 7, "one", "reservoir")
+    dagger = collection(
+        states_of(
+            built(
+                tmp_path, "mixture2d-pd-ddil", "states.every=7", "states.of_each=one", "states.keep=reservoir", *SMALL
+            )
+        )
+    )
+    assert (dagger.capacity, dagger.collect, dagger.every, dagger.of_each, dagger.keep) == (
+        12,
+        3,
+        7,
+        "one",
+        "reservoir",
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_names() if "-pd-ddil" in name])
@@ -127,18 +155,31 @@ def test_recipes_of_progressive_distillation_collect_whole_trajectories(name: st
 
 
 def values_of(section: Any) -> set[str]:
-    return set(section) | {key for inner in section.values() for key in values_of(inner)} if isinstance(section, dict) else set()
+    return (
+        set(section) | {key for inner in section.values() for key in values_of(inner)}
+        if isinstance(section, dict)
+        else set()
+    )
 
 
 def test_a_setting_of_later_versions_is_said_only_where_it_is_used() -> None:
-    """By what a recipe says its checkpoints are known: those of runs of earlier versions must stay known."""
+    """By what a recipe says its checkpoints are known: those of runs of earlier versions must stay
+    known.
+    """
     later = {"decay_along", "inversion", "rounds", "grid", "every", "of_each", "stops"}
     plain = load_recipe("mixture2d-pd", ["states={kind: ddil}"])
-    assert not later & values_of({key: value for key, value in plain.model_dump().items() if key in ("method", "states")})
+    assert not later & values_of(
+        {key: value for key, value in plain.model_dump().items() if key in ("method", "states")}
+    )
     assert not later & values_of(load_recipe("mixture2d-ctm").model_dump()["method"]) - {"grid"}
     used = load_recipe(
         "mixture2d-pd",
-        ["states={kind: ddil, every: 2, of_each: all, stops: [0.5]}", "method.optimizer.decay_along=line", "method.grid=uniform", "method.rounds=[[1.0],[1.0],[2.0,1.0]]"],
+        [
+            "states={kind: ddil, every: 2, of_each: all, stops: [0.5]}",
+            "method.optimizer.decay_along=line",
+            "method.grid=uniform",
+            "method.rounds=[[1.0],[1.0],[2.0,1.0]]",
+        ],
     )
     assert later - {"inversion"} <= values_of(used.model_dump())
     assert load_recipe("mixture2d-ctm", ["method.inversion=0.5"]).model_dump()["method"]["inversion"] == 0.5
@@ -155,8 +196,13 @@ def test_the_usual_range_of_guidance_is_meng_et_als() -> None:
         assert (1 + theirs) * conditional - theirs * null == pytest.approx(null + ours * (conditional - null))
 
 
-@pytest.mark.parametrize(("weight", "names"), [(0.0, ["soft consistency", "denoising"]), (0.5, ["soft consistency", "denoising", "inversion"])])
-def test_a_trajectory_model_is_trained_upwards_where_the_recipe_asks_for_it(tmp_path: Path, weight: float, names: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("weight", "names"),
+    [(0.0, ["soft consistency", "denoising"]), (0.5, ["soft consistency", "denoising", "inversion"])],
+)
+def test_a_trajectory_model_is_trained_upwards_where_the_recipe_asks_for_it(
+    tmp_path: Path, weight: float, names: list[str]
+) -> None:
     """From every time but the first, on diffused data; a step of it is finite."""
     parts = built(tmp_path, "mixture2d-ctm", f"method.inversion={weight}", "method.points=6")
     terms = parts.stages[0].phases[0].terms

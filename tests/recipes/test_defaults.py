@@ -1,7 +1,9 @@
-"""What a recipe leaves out is what the code leaves out: a default that a recipe's section and the object that is made of it both have is the same.
+"""What a recipe leaves out is what the code leaves out: a default that a recipe's section and the
+object that is made of it both have is the same.
 
-Which section makes which object is read from the builders' own code, so that a pair that is added is compared as well: wherever a call in ``fewstep.recipes`` passes ``section.key``, the
-parameter that takes it and the key are a pair. Values and networks need no comparison: they are the sections.
+Which section makes which object is read from the builders' own code, so that a pair that is added
+is compared as well: wherever a call in ``fewstep.recipes`` passes ``section.key``, the parameter
+that takes it and the key are a pair. Values and networks need no comparison: they are the sections.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from pydantic_core import PydanticUndefined
 import fewstep.recipes
 from fewstep.recipes.config import Section
 
-MODULES = [importlib.import_module(found.name) for found in pkgutil.walk_packages(fewstep.recipes.__path__, "fewstep.recipes.")]
+MODULES = [
+    importlib.import_module(found.name) for found in pkgutil.walk_packages(fewstep.recipes.__path__, "fewstep.recipes.")
+]
 
 
 def below(cls: type) -> Iterator[type]:
@@ -37,10 +41,14 @@ NEUTRAL = {
     ("Solver", "grid"),
     ("ConsistencyDistillation", "rule"),
 }
-"""Parts that many makers share, whose parameter left out means that the thing is not done: what a method's own key usually is belongs to the method."""
+"""Parts that many makers share, whose parameter left out means that the thing is not done: what a
+method's own key usually is belongs to the method.
+"""
 
 
-SECTIONS: list[type[Section]] = sorted(set(below(Section)), key=lambda section: f"{section.__module__}.{section.__qualname__}")
+SECTIONS: list[type[Section]] = sorted(
+    set(below(Section)), key=lambda section: f"{section.__module__}.{section.__qualname__}"
+)
 
 
 def default_of(section: type[Section], key: str) -> Any:
@@ -61,7 +69,10 @@ def defaults_of(made: Any) -> dict[str, Any]:
 def passed(call: ast.Call, made: Any) -> dict[str, dict[str, str]]:
     """By the section in the code, the parameters that take one of its keys."""
     names = list(inspect.signature(made).parameters)
-    given = [*zip(names, call.args, strict=False), *((keyword.arg, keyword.value) for keyword in call.keywords if keyword.arg is not None)]
+    given = [
+        *zip(names, call.args, strict=False),
+        *((keyword.arg, keyword.value) for keyword in call.keywords if keyword.arg is not None),
+    ]
     found: dict[str, dict[str, str]] = {}
     for parameter, value in given:
         if isinstance(value, ast.Attribute):
@@ -70,23 +81,35 @@ def passed(call: ast.Call, made: Any) -> dict[str, dict[str, str]]:
 
 
 def pairs() -> Iterator[Any]:
-    """(what is made, the parameters by key, the sections with all of these keys): one of them is the call's."""
+    """(what is made, the parameters by key, the sections with all of these keys): one of them is
+    the call's.
+    """
     for module in MODULES:
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
             made = getattr(module, node.func.id, None)
-            if not callable(made) or not getattr(made, "__module__", "").startswith("fewstep.") or (inspect.isclass(made) and issubclass(made, (Section, Exception))):
+            if (
+                not callable(made)
+                or not getattr(made, "__module__", "").startswith("fewstep.")
+                or (inspect.isclass(made) and issubclass(made, (Section, Exception)))
+            ):
                 continue
             for where, keys in passed(node, made).items():
                 if where.rpartition(".")[2] == "data":
                     # A data set, which is no section.
                     continue
                 known = defaults_of(made)
-                keys = {parameter: key for parameter, key in keys.items() if parameter in known and (made.__name__, parameter) not in NEUTRAL}
+                keys = {
+                    parameter: key
+                    for parameter, key in keys.items()
+                    if parameter in known and (made.__name__, parameter) not in NEUTRAL
+                }
                 sections = [section for section in SECTIONS if keys and set(keys.values()) <= set(section.model_fields)]
                 if sections:
-                    yield pytest.param(made, keys, sections, id=f"{module.__name__.rpartition('.')[2]}: {node.func.id} of {where}")
+                    yield pytest.param(
+                        made, keys, sections, id=f"{module.__name__.rpartition('.')[2]}: {node.func.id} of {where}"
+                    )
 
 
 PAIRS = list(pairs())

@@ -21,7 +21,14 @@ from fewstep.training.phase import used_modules
 
 @pytest.mark.parametrize(
     ("name", "cards", "rank", "expected"),
-    [("auto", 0, None, "cpu"), ("cpu", 4, "1", "cpu"), ("auto", 1, None, "cuda:0"), ("cuda", 2, None, "cuda:0"), ("auto", 2, "1", "cuda:1"), ("auto", 0, "3", "cpu")],
+    [
+        ("auto", 0, None, "cpu"),
+        ("cpu", 4, "1", "cpu"),
+        ("auto", 1, None, "cuda:0"),
+        ("cuda", 2, None, "cuda:0"),
+        ("auto", 2, "1", "cuda:1"),
+        ("auto", 0, "3", "cpu"),
+    ],
 )
 def test_a_process_takes_its_own_gpu_where_there_is_one(name, cards, rank, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
@@ -37,7 +44,10 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match=r"process 3 of this machine, which has 2 GPU\(s\): start one process a GPU \(--nproc-per-node 2\)"):
+    with pytest.raises(
+        UserError,
+        match=r"process 3 of this machine, which has 2 GPU\(s\): start one process a GPU \(--nproc-per-node 2\)",
+    ):
         resolve_device("auto")
 
 
@@ -53,7 +63,9 @@ def test_a_recipe_takes_what_there_is_unless_it_says_otherwise_and_its_twin_the_
 @pytest.fixture
 def group(tmp_path) -> Iterator[None]:
     """A group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, timeout=datetime.timedelta(seconds=60)
+    )
     yield
     dist.destroy_process_group()
 
@@ -69,7 +81,11 @@ def places(parts: Distillation) -> set[str]:
 
 
 # All whose data is at hand, and a path that is measured.
-AT_HAND = [name for name in shipped_names() if isinstance(recipe := load_recipe(name), DistillRecipe) and isinstance(recipe.data, (DigitsData, MixtureData))]
+AT_HAND = [
+    name
+    for name in shipped_names()
+    if isinstance(recipe := load_recipe(name), DistillRecipe) and isinstance(recipe.data, (DigitsData, MixtureData))
+]
 RECIPES = (("mixture2d-disback", "target.record={kind: distance}"), *((name,) for name in AT_HAND))
 
 
@@ -79,7 +95,12 @@ def test_networks_that_will_be_sharded_are_built_on_the_cpu_and_work_elsewhere(m
     """No GPU need hold one whole."""
     parts = built(monkeypatch, tmp_path, recipe[0], "fsdp", *recipe[1:])
     assert places(parts) == {"cpu"}
-    assert all(action.device.type == "meta" for stage in parts.stages for action in stage.begin if isinstance(action, MakePairs))
+    assert all(
+        action.device.type == "meta"
+        for stage in parts.stages
+        for action in stage.begin
+        if isinstance(action, MakePairs)
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=" ".join)

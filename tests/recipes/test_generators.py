@@ -1,4 +1,6 @@
-"""Students of another architecture: generators trained by a game, students that start from a file, and distillations into them, bit for bit where there is something to equal."""
+"""Students of another architecture: generators trained by a game, students that start from a file,
+and distillations into them, bit for bit where there is something to equal.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_combinations import BACKTRACKED, IMAGE_NETWORK, MATCHING, OPTIMIZER, STUDENT_SETTINGS, fitted, sampler_of, tiny, without_syncing  # noqa: F401 (a fixture)
+from test_combinations import (
+    BACKTRACKED,
+    IMAGE_NETWORK,
+    MATCHING,
+    OPTIMIZER,
+    STUDENT_SETTINGS,
+    fitted,
+    sampler_of,
+    tiny,
+    without_syncing,
+)  # noqa: F401 (a fixture)
 from test_methods import contents, lines_of, same, same_student
 from torch.nn.functional import softplus
 
@@ -49,7 +61,9 @@ def game(steps: int = 6, **method: Any) -> PretrainRecipe:
 
 def trainer_of(recipe: PretrainRecipe, folder: Path, listeners: Sequence[Silent] = ()) -> tuple[Pretraining, Trainer]:
     parts = build_pretraining(recipe)
-    return parts, Trainer(folder, parts.stages, parts.model, build_settings(recipe.training), recipe.training.average, listeners=listeners)
+    return parts, Trainer(
+        folder, parts.stages, parts.model, build_settings(recipe.training), recipe.training.average, listeners=listeners
+    )
 
 
 def images(**changes: Any) -> DistillRecipe:
@@ -60,7 +74,9 @@ def images(**changes: Any) -> DistillRecipe:
 # The game
 
 
-@pytest.mark.parametrize(("loss", "r1", "shift"), [("non-saturating", 0.3, 0), ("non-saturating", 0.0, 1), ("hinge", 0.3, 0)])
+@pytest.mark.parametrize(
+    ("loss", "r1", "shift"), [("non-saturating", 0.3, 0), ("non-saturating", 0.0, 1), ("hinge", 0.3, 0)]
+)
 def test_a_step_of_the_game_is_the_losses_written_out(loss: str, r1: float, shift: int) -> None:
     parts = build_pretraining(game(loss=loss, r1=r1, shift=shift))
     generator, critic = parts.model, parts.stages[0].phases[1].network
@@ -81,9 +97,15 @@ def test_a_step_of_the_game_is_the_losses_written_out(loss: str, r1: float, shif
     (slope,) = torch.autograd.grad(real_logits.sum(), real)
     penalty = 0.5 * r1 * slope.square().sum() / 6
     if loss == "hinge":
-        expected = {"generator": -fake_logits.mean(), "critic": (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean() + penalty}
+        expected = {
+            "generator": -fake_logits.mean(),
+            "critic": (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean() + penalty,
+        }
     else:
-        expected = {"generator": softplus(-fake_logits).mean(), "critic": softplus(-real_logits).mean() + softplus(fake_logits).mean() + penalty}
+        expected = {
+            "generator": softplus(-fake_logits).mean(),
+            "critic": softplus(-real_logits).mean() + softplus(fake_logits).mean() + penalty,
+        }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value.detach(), rtol=1e-5, atol=1e-6)
 
@@ -94,13 +116,18 @@ def test_each_player_moves_itself_and_the_average_follows_the_generator(tmp_path
     parts, trainer = trainer_of(recipe, tmp_path)
     trainer.fit()
     for before, after in zip(fresh.stages[0].phases, parts.stages[0].phases, strict=True):
-        changed = [not torch.equal(value, other) for value, other in zip(before.network.parameters(), after.network.parameters(), strict=True)]
+        changed = [
+            not torch.equal(value, other)
+            for value, other in zip(before.network.parameters(), after.network.parameters(), strict=True)
+        ]
         assert any(changed)
     assert trainer.average.updates == 3
     assert set(trainer.average.average.state_dict()) == set(parts.model.state_dict())
     seeded = build_pretraining(recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 1})}))
     for one, other in zip(fresh.stages[0].phases, seeded.stages[0].phases, strict=True):
-        assert any(not torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
+        assert any(
+            not torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True)
+        )
 
 
 def test_a_game_interrupted_twice_is_the_whole_game_bit_for_bit(tmp_path: Path) -> None:
@@ -139,9 +166,17 @@ def test_a_pretrained_generator_is_measured_on_the_way_and_can_be_sampled_from_i
     ("name", "changes", "sentence"),
     [
         ("digits-teacher", {"method": {"kind": "gan"}}, "'method.kind: gan' and 'model.kind: denoiser' do not fit"),
-        ("digits-fastgan", {"method": {"kind": "denoising"}}, "'method.kind: denoising' and 'model.kind: generator' do not fit"),
+        (
+            "digits-fastgan",
+            {"method": {"kind": "denoising"}},
+            "'method.kind: denoising' and 'model.kind: generator' do not fit",
+        ),
         ("digits-features", {"method": {"kind": "gan"}}, "'method.kind: gan' and 'model.kind: classifier' do not fit"),
-        ("digits-fastgan", {"data": {"kind": "random-mixture"}}, r"'model.network.kind: fastgan' makes square images .* have shape \(2,\)"),
+        (
+            "digits-fastgan",
+            {"data": {"kind": "random-mixture"}},
+            r"'model.network.kind: fastgan' makes square images .* have shape \(2,\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, changes: dict[str, Any], sentence: str) -> None:
@@ -164,13 +199,19 @@ def started(section: dict[str, Any], folder: Path, digits: bool) -> tuple[Path, 
             parameter.add_(0.01)
     path = folder / "start.safetensors"
     save_model(path, model)
-    return path, build_distillation(tiny(MATCHING, student={**section, "start": str(path)}, digits=digits), folder).student
+    return path, build_distillation(
+        tiny(MATCHING, student={**section, "start": str(path)}, digits=digits), folder
+    ).student
 
 
 @pytest.mark.parametrize("kind", ["fastgan", "latent-mlp", "network", "network of images"])
 def test_a_student_that_starts_from_a_file_is_the_file_bit_for_bit_and_is_trained(kind: str, tmp_path: Path) -> None:
     digits = kind in ("fastgan", "network of images")
-    section = {"kind": "network", **IMAGE_NETWORK} if kind == "network of images" else {"kind": kind, **STUDENT_SETTINGS[kind]}
+    section = (
+        {"kind": "network", **IMAGE_NETWORK}
+        if kind == "network of images"
+        else {"kind": kind, **STUDENT_SETTINGS[kind]}
+    )
     path, student = started(section, tmp_path, digits)
     saved, _ = load_model(path)
     assert describe_model(saved) == describe_model(student)
@@ -178,7 +219,9 @@ def test_a_student_that_starts_from_a_file_is_the_file_bit_for_bit_and_is_traine
     recipe = tiny(MATCHING, student={**section, "start": str(path)}, digits=digits)
     parts = build_distillation(recipe, tmp_path / "run")
     fitted(recipe, parts, tmp_path / "run")
-    assert [name for name, value in parts.student.named_parameters() if torch.equal(value, saved.state_dict()[name])] == []
+    assert [
+        name for name, value in parts.student.named_parameters() if torch.equal(value, saved.state_dict()[name])
+    ] == []
 
 
 def test_the_generator_of_a_pretraining_is_a_start(tmp_path: Path) -> None:
@@ -198,11 +241,17 @@ def test_the_generator_of_a_pretraining_is_a_start(tmp_path: Path) -> None:
         (NETWORK, {"kind": "latent-mlp", "network": None}, "kind"),
     ],
 )
-def test_a_file_of_another_student_is_refused_by_the_first_key_that_differs(section: dict[str, Any], changes: dict[str, Any], key: str, tmp_path: Path) -> None:
+def test_a_file_of_another_student_is_refused_by_the_first_key_that_differs(
+    section: dict[str, Any], changes: dict[str, Any], key: str, tmp_path: Path
+) -> None:
     digits = section is FASTGAN
     path, _ = started(section, tmp_path, digits)
     other = {name: value for name, value in {**section, **changes, "start": str(path)}.items() if value is not None}
-    with pytest.raises(UserError, match=rf"start\.safetensors: holds another model than the recipe's student \('{re.escape(key)}' differs\); [^;]+\.$"):
+    with pytest.raises(
+        UserError,
+        match=rf"start\.safetensors: holds another model than the recipe's student \('{re.escape(key)}' differs\); "
+        r"[^;]+\.$",
+    ):
         build_distillation(tiny(MATCHING, student=other, digits=digits), tmp_path)
 
 
@@ -211,11 +260,16 @@ def test_a_denoiser_fed_in_another_way_is_no_start(tmp_path: Path) -> None:
     parts = build_distillation(tiny(MATCHING, student=NETWORK), tmp_path)
     student = parts.student
     assert isinstance(student, NetworkDenoiser)
-    save_model(tmp_path / "other.safetensors", NetworkDenoiser(student.network, KarrasVE(0.02, 40.0), student.prediction, student.inputs, student.shape))
+    save_model(
+        tmp_path / "other.safetensors",
+        NetworkDenoiser(student.network, KarrasVE(0.02, 40.0), student.prediction, student.inputs, student.shape),
+    )
     with pytest.raises(UserError, match=r"'schedule\.sigma_min' differs"):
         build_distillation(tiny(MATCHING, student={**NETWORK, "start": str(tmp_path / "other.safetensors")}), tmp_path)
     with pytest.raises(UserError, match=r"nowhere\.safetensors"):
-        build_distillation(tiny(MATCHING, student={**NETWORK, "start": str(tmp_path / "nowhere.safetensors")}), tmp_path)
+        build_distillation(
+            tiny(MATCHING, student={**NETWORK, "start": str(tmp_path / "nowhere.safetensors")}), tmp_path
+        )
 
 
 # Distillation into another architecture
@@ -233,7 +287,10 @@ def test_another_network_is_fed_as_the_teacher_is_and_its_weights_are_the_seeds(
         teacher.classes,
     )
     assert len(student.network.blocks) == 2 != len(teacher.network.blocks)
-    again, other = (build_distillation(tiny(MATCHING, student={**NETWORK, "seed": seed}), tmp_path).student.state_dict() for seed in (0, 1))
+    again, other = (
+        build_distillation(tiny(MATCHING, student={**NETWORK, "seed": seed}), tmp_path).student.state_dict()
+        for seed in (0, 1)
+    )
     assert all(torch.equal(value, again[name]) for name, value in student.state_dict().items())
     assert any(not torch.equal(value, other[name]) for name, value in student.state_dict().items())
 
@@ -244,13 +301,17 @@ def test_the_same_network_from_the_teachers_file_is_a_copy_bit_for_bit(tmp_path:
     teacher = build_distillation(copy, tmp_path).teacher
     assert describe_model(teacher)["network"].items() >= {**network, "classes": 0}.items()
     save_model(tmp_path / "teacher.safetensors", teacher)
-    started_there = tiny(MATCHING, student={"kind": "network", "network": network, "start": str(tmp_path / "teacher.safetensors")})
+    started_there = tiny(
+        MATCHING, student={"kind": "network", "network": network, "start": str(tmp_path / "teacher.safetensors")}
+    )
     assert same(copy, started_there, tmp_path)
 
 
 def test_a_path_of_one_node_is_the_fixed_target_and_a_longer_one_is_not(tmp_path: Path) -> None:
     assert same(images(), images(target={**BACKTRACKED, "nodes": 1}), tmp_path)
-    assert not same_student(images(), images(target={**BACKTRACKED, "optimizer": {**OPTIMIZER, "lr": 0.1}}), tmp_path / "three")
+    assert not same_student(
+        images(), images(target={**BACKTRACKED, "optimizer": {**OPTIMIZER, "lr": 0.1}}), tmp_path / "three"
+    )
 
 
 def test_the_path_is_recorded_on_the_untrained_generators_images(tmp_path: Path) -> None:
@@ -266,7 +327,10 @@ def test_the_path_is_recorded_on_the_untrained_generators_images(tmp_path: Path)
 
 def test_the_monitors_read_a_generator_of_images(tmp_path: Path) -> None:
     parts = build_distillation(images(target=BACKTRACKED), tmp_path)
-    readings = {reading.name: reading.value for reading in parts.monitor.read(Step(Key(0, "monitor"), 20), {"fake.denoising": 1.0, "student.gap": 0.5})}
+    readings = {
+        reading.name: reading.value
+        for reading in parts.monitor.read(Step(Key(0, "monitor"), 20), {"fake.denoising": 1.0, "student.gap": 0.5})
+    }
     norms = {"mismatch_norm", "mismatch_norm_deviation", "mismatch_norm_on_data"}
     assert set(readings) == {"fake_score_lag", "gap", "mismatch_over_bound", *norms, "spread_over_data", "saturation"}
     # Tanh stays in the data's range.
@@ -275,7 +339,12 @@ def test_the_monitors_read_a_generator_of_images(tmp_path: Path) -> None:
 
 def test_a_seed_of_samples_is_the_same_image_whatever_the_number(tmp_path: Path) -> None:
     sampler = sampler_of(build_distillation(images(), tmp_path))
-    torch.testing.assert_close(sampler(2, seed=3, classes=torch.tensor([4, 7])), sampler(6, seed=3, classes=torch.tensor([4, 7, 0, 1, 2, 3]))[:2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        sampler(2, seed=3, classes=torch.tensor([4, 7])),
+        sampler(6, seed=3, classes=torch.tensor([4, 7, 0, 1, 2, 3]))[:2],
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("name", ["digits-fastgan-disback", "digits-fastgan-diff-instruct"])

@@ -1,4 +1,6 @@
-"""Refusals: each is one sentence that names the two parts, says why, and ends in a remedy that is itself allowed."""
+"""Refusals: each is one sentence that names the two parts, says why, and ends in a remedy that is
+itself allowed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,18 @@ import re
 from itertools import product
 
 import pytest
-from test_combinations import AXES, BACKTRACKED, IMAGE_NETWORK, MATCHING, ON_DIGITS, STUDENT_SETTINGS, VARIANTS, method_of, refusal, tiny
+from test_combinations import (
+    AXES,
+    BACKTRACKED,
+    IMAGE_NETWORK,
+    MATCHING,
+    ON_DIGITS,
+    STUDENT_SETTINGS,
+    VARIANTS,
+    method_of,
+    refusal,
+    tiny,
+)
 
 from fewstep.errors import UserError
 from fewstep.recipes import load_recipe
@@ -19,7 +32,12 @@ SHAPE = re.compile(r"'([a-z.]+): ([a-z0-9-]+)' and '([a-z.]+): ([a-z0-9-]+)' can
 
 def cells() -> list[tuple[str, str, str]]:
     """(variant, column, sentence) of all refusals."""
-    return [(name, column, sentence) for name, values in ALL.items() for column, sentence in row(name, method_of(values)).cells.items() if sentence is not None]
+    return [
+        (name, column, sentence)
+        for name, values in ALL.items()
+        for column, sentence in row(name, method_of(values)).cells.items()
+        if sentence is not None
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -39,7 +57,11 @@ def test_a_refusal_is_one_sentence_with_two_parts_a_reason_and_a_remedy(name):
 def test_what_a_remedy_names_is_allowed_and_is_all_that_is(name):
     method = method_of(ALL[name])
     allowed = {
-        "states": {states for states in ("usual", *dict.fromkeys(AXES[0])) if refusal(method, (str(states), "fixed", "copy", None)) is None},
+        "states": {
+            states
+            for states in ("usual", *dict.fromkeys(AXES[0]))
+            if refusal(method, (str(states), "fixed", "copy", None)) is None
+        },
         "student": {student for student in AXES[2] if refusal(method, ("usual", "fixed", str(student), None)) is None},
         "reflected": {role for role in ROLES if refusal(method, ("usual", "fixed", "copy", role)) is None},
         "target": {"target.kind: fixed"},
@@ -56,7 +78,11 @@ def test_a_generator_on_latents_goes_with_no_trajectories_and_no_threshold_of_it
     method = method_of(MATCHING)
     sentence = student_refusal(method, kind, roles=["teacher", "student"])
     assert sentence is not None
-    assert re.fullmatch(rf"'student.kind: {kind}' and 'reflected.on: student' cannot be combined: [^;]+; leave 'student' out of 'reflected.on'\.", sentence)
+    assert re.fullmatch(
+        rf"'student.kind: {kind}' and 'reflected.on: student' cannot be combined: [^;]+; leave 'student' out "
+        r"of 'reflected.on'\.",
+        sentence,
+    )
     assert student_refusal(method, kind, roles=["teacher", "fake"]) is None
     sentence = student_refusal(method, kind, states="rollout")
     assert sentence is not None
@@ -94,21 +120,37 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
     ],
 )
 def test_the_matrix_as_the_family_is_understood(name, columns):
-    """Written down by hand, so that a slip of the rule shows: scores backtrack, trajectories do not, one-step students have none."""
-    found = [column.split()[1] for column, sentence in row(name, load_recipe(name).method).cells.items() if sentence is None]
+    """Written down by hand, so that a slip of the rule shows: scores backtrack, trajectories do
+    not, one-step students have none.
+    """
+    found = [
+        column.split()[1] for column, sentence in row(name, load_recipe(name).method).cells.items() if sentence is None
+    ]
     assert found == columns.split()
 
 
 @pytest.mark.parametrize(
     ("recipe", "overrides", "sentence"),
     [
-        ("digits-pd", ["method.start=12"], r"--set method.start: in 'method' 'start' \(12\) and 'steps' \(4\) must be powers of two"),
+        (
+            "digits-pd",
+            ["method.start=12"],
+            r"--set method.start: in 'method' 'start' \(12\) and 'steps' \(4\) must be powers of two",
+        ),
         ("digits-pd", ["method.start=4"], r"'start' the larger"),
-        ("digits-lcm", ["method.points=7", "method.intervals=2", "method.steps=2"], r"'points' \(7\) must be a multiple of 'intervals' \(2\)"),
+        (
+            "digits-lcm",
+            ["method.points=7", "method.intervals=2", "method.steps=2"],
+            r"'points' \(7\) must be a multiple of 'intervals' \(2\)",
+        ),
         ("digits-lcm", ["method.points=4"], r"at least the largest of 'rollout_steps'"),
         ("digits-ctm", ["method.points=3", "method.steps=4"], r"'points' \(3\) must be at least 'steps' \(4\)"),
         ("digits-kd", ["method.steps=2"], r"'steps' is 2, but stored pairs start from pure noise"),
-        ("digits-reflow", ["method.steps=2"], r"'steps' \(2\) must be 1 where the flow is distilled; set 'distil' to 0"),
+        (
+            "digits-reflow",
+            ["method.steps=2"],
+            r"'steps' \(2\) must be 1 where the flow is distilled; set 'distil' to 0",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_one_another_are_one_short_sentence(recipe, overrides, sentence):
@@ -125,18 +167,45 @@ def test_settings_that_do_not_fit_one_another_are_one_short_sentence(recipe, ove
             {"method": {**VARIANTS["distribution-matching, delta"], "adversarial": {"kind": "fake-trunk"}}},
             "'method.adversarial.kind: fake-trunk' needs a learned fake score whose whole network",
         ),
-        ({"method": {**VARIANTS["distribution-matching, low rank"], "adversarial": {"kind": "fake-trunk"}}}, "use 'method.fake.kind: learned'"),
-        ({"method": {**VARIANTS["trajectory"], "adversarial": {"kind": "fake-trunk"}}}, "'method.kind: trajectory' and 'method.adversarial.kind: fake-trunk' cannot be combined"),
-        ({"method": {"kind": "adversarial-diffusion", "adversarial": {"kind": "fake-trunk"}}}, "'method.kind: adversarial-diffusion' and .* cannot be combined"),
-        ({"method": {**MATCHING, "adversarial": {"kind": "classifier-features"}}}, "reads 8x8 digits; use 'teacher-trunk'"),
+        (
+            {"method": {**VARIANTS["distribution-matching, low rank"], "adversarial": {"kind": "fake-trunk"}}},
+            "use 'method.fake.kind: learned'",
+        ),
+        (
+            {"method": {**VARIANTS["trajectory"], "adversarial": {"kind": "fake-trunk"}}},
+            "'method.kind: trajectory' and 'method.adversarial.kind: fake-trunk' cannot be combined",
+        ),
+        (
+            {"method": {"kind": "adversarial-diffusion", "adversarial": {"kind": "fake-trunk"}}},
+            "'method.kind: adversarial-diffusion' and .* cannot be combined",
+        ),
+        (
+            {"method": {**MATCHING, "adversarial": {"kind": "classifier-features"}}},
+            "reads 8x8 digits; use 'teacher-trunk'",
+        ),
         ({"method": {**VARIANTS["consistency"], "guidance": {}}}, "'method.guidance' needs a teacher with classes"),
         ({"method": {**VARIANTS["progressive"], "guidance": {}}}, "'method.guidance' needs a teacher with classes"),
-        ({"method": VARIANTS["distribution-matching, delta"], "target": {**BACKTRACKED, "switch": {"kind": "plateau"}}}, "'target.switch.kind: plateau' watches the gap"),
+        (
+            {
+                "method": VARIANTS["distribution-matching, delta"],
+                "target": {**BACKTRACKED, "switch": {"kind": "plateau"}},
+            },
+            "'target.switch.kind: plateau' watches the gap",
+        ),
         ({"method": MATCHING, "student": {"kind": "copy", "first_sigma": 500.0}}, "'student.first_sigma' is 500.0"),
-        ({"method": MATCHING, "student": "latent-mlp", "digits": True}, "'student.kind: latent-mlp' makes points, and samples here have shape"),
+        (
+            {"method": MATCHING, "student": "latent-mlp", "digits": True},
+            "'student.kind: latent-mlp' makes points, and samples here have shape",
+        ),
         ({"method": MATCHING, "student": "fastgan"}, "'student.kind: fastgan' makes square images"),
-        ({"method": MATCHING, "student": {"kind": "network", **IMAGE_NETWORK}}, "'student.network.kind: small-unet' does not take samples of shape"),
-        ({"method": MATCHING, "student": {"kind": "network", **STUDENT_SETTINGS["network"], "first_sigma": 500.0}}, "'student.first_sigma' is 500.0"),
+        (
+            {"method": MATCHING, "student": {"kind": "network", **IMAGE_NETWORK}},
+            "'student.network.kind: small-unet' does not take samples of shape",
+        ),
+        (
+            {"method": MATCHING, "student": {"kind": "network", **STUDENT_SETTINGS["network"], "first_sigma": 500.0}},
+            "'student.first_sigma' is 500.0",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_when_the_run_is_built(changes, sentence, tmp_path):
@@ -149,11 +218,18 @@ def test_parts_that_do_not_fit_are_refused_when_the_run_is_built(changes, senten
 def test_a_plateau_goes_with_every_learned_fake_score(tmp_path):
     """One that starts at random weights takes none of the path's, and has a gap all the same."""
     plateau = {**BACKTRACKED, "switch": {"kind": "plateau", "window": 1, "min_steps": 1, "max_steps": 2}}
-    for name in ("distribution-matching", "distribution-matching, random start", "distribution-matching, low rank", "sid"):
+    for name in (
+        "distribution-matching",
+        "distribution-matching, random start",
+        "distribution-matching, low rank",
+        "sid",
+    ):
         build_distillation(tiny(VARIANTS[name], target=plateau), tmp_path)
 
 
 def test_all_combinations_are_decided():
     """The rule says yes or no to every point of the product, for every variant; both happen."""
-    verdicts = {refusal(method_of(values), combination) is None for values in ALL.values() for combination in product(*AXES)}
+    verdicts = {
+        refusal(method_of(values), combination) is None for values in ALL.values() for combination in product(*AXES)
+    }
     assert verdicts == {True, False}

@@ -1,4 +1,6 @@
-"""Runs of recipes, bit for bit: an interrupted run is the whole run, and a method whose extra parts are switched off is the method without them."""
+"""Runs of recipes, bit for bit: an interrupted run is the whole run, and a method whose extra parts
+are switched off is the method without them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_combinations import BACKTRACKED, LEARNED, MATCHING, STUDENT_SETTINGS, VARIANTS, fitted, method_of, tiny, without_syncing  # noqa: F401 (a fixture)
+from test_combinations import (
+    BACKTRACKED,
+    LEARNED,
+    MATCHING,
+    STUDENT_SETTINGS,
+    VARIANTS,
+    fitted,
+    method_of,
+    tiny,
+    without_syncing,
+)  # noqa: F401 (a fixture)
 
 from fewstep.objectives import ProgressiveDistillation
 from fewstep.planning.twin import small
@@ -25,18 +37,32 @@ from fewstep.training import Silent, Trainer
 from interrupt_kit import Interrupted, Interrupter
 
 # Recipes that need files are run as twins (see test_twins).
-DISTILLING = [name for name in shipped_names() if isinstance(recipe := load_recipe(name), DistillRecipe) and isinstance(recipe.data, (DigitsData, MixtureData))]
-# With classes, which stored pairs, collections and critics then hold; guidance needs them, and FastGAN images. The others run on points in the plane, which take a fifth of the time.
-ON_DIGITS = ("digits-kd", "digits-disback-dmd2", "digits-pd-ddil", *(name for name in DISTILLING if name.startswith("digits-lcm") or "fastgan" in name))
+DISTILLING = [
+    name
+    for name in shipped_names()
+    if isinstance(recipe := load_recipe(name), DistillRecipe) and isinstance(recipe.data, (DigitsData, MixtureData))
+]
+# With classes, which stored pairs, collections and critics then hold; guidance needs them, and
+# FastGAN images. The others run on points in the plane, which take a fifth of the time.
+ON_DIGITS = (
+    "digits-kd",
+    "digits-disback-dmd2",
+    "digits-pd-ddil",
+    *(name for name in DISTILLING if name.startswith("digits-lcm") or "fastgan" in name),
+)
 
 
 def shipped(name: str, steps: int) -> DistillRecipe:
-    """A shipped recipe at a test's size: its own method, states, target, student and thresholds, on a teacher with random weights and the data that it is for."""
+    """A shipped recipe at a test's size: its own method, states, target, student and thresholds, on
+    a teacher with random weights and the data that it is for.
+    """
     recipe = load_recipe(name, [f"training.steps={steps}"])
     assert isinstance(recipe, DistillRecipe)
     values = recipe.model_dump(mode="json")
     sections = tiny(VARIANTS["knowledge"], digits=name in ON_DIGITS).model_dump(mode="json")
-    values |= {"method": small(recipe.method), "states": small(recipe.states)} | {key: sections[key] for key in ("teacher", "data", "evaluation")}
+    values |= {"method": small(recipe.method), "states": small(recipe.states)} | {
+        key: sections[key] for key in ("teacher", "data", "evaluation")
+    }
     if values["student"]["kind"] == "fastgan":
         values["student"] |= STUDENT_SETTINGS["fastgan"]
     values["training"] |= {"batch": 4, "log_every": 2, "checkpoint_every": 3}
@@ -57,14 +83,18 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The last checkpoint: all weights, averages, optimizers and buffers as bytes, and the rest of the state."""
+    """The last checkpoint: all weights, averages, optimizers and buffers as bytes, and the rest of
+    the state.
+    """
     tensors, state = read_tensors(max((folder / "checkpoints").iterdir()))
     return {name: value.contiguous().numpy().tobytes() for name, value in tensors.items()}, state
 
 
 @pytest.mark.parametrize("name", DISTILLING)
 def test_a_run_interrupted_twice_is_the_whole_run_bit_for_bit(name, tmp_path):
-    """After step 4 and before the last step; a checkpoint every third step and at a stage's end, so that some steps are made again."""
+    """After step 4 and before the last step; a checkpoint every third step and at a stage's end, so
+    that some steps are made again.
+    """
     recipe = shipped(name, 10)
     whole = trainer_of(recipe, tmp_path / "whole")
     whole.fit()
@@ -85,13 +115,25 @@ def test_a_run_interrupted_twice_is_the_whole_run_bit_for_bit(name, tmp_path):
     assert lines_of(cut) == lines_of(tmp_path / "whole")
     for file in [*(tmp_path / "whole").glob("*.safetensors"), *(tmp_path / "whole").glob("path/*")]:
         assert (cut / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
-    assert all(torch.equal(value, whole.average.state_dict()[key]) for key, value in resumed.average.state_dict().items())
+    assert all(
+        torch.equal(value, whole.average.state_dict()[key]) for key, value in resumed.average.state_dict().items()
+    )
 
 
 def test_a_run_interrupted_while_its_path_is_measured_is_the_whole_run(tmp_path):
     """Its evaluations too: what a resumed rule looks at once more is not counted once more."""
     path = ["target.record={kind: distance, distance: 10.0, max_steps: 9}", "target.nodes=3"]
-    recipe = load_recipe("mixture2d-disback", [*path, "training.steps=16", "training.batch=4", "training.checkpoint_every=3", "training.log_every=1", "evaluation.samples=40"])
+    recipe = load_recipe(
+        "mixture2d-disback",
+        [
+            *path,
+            "training.steps=16",
+            "training.batch=4",
+            "training.checkpoint_every=3",
+            "training.log_every=1",
+            "evaluation.samples=40",
+        ],
+    )
     assert isinstance(recipe, DistillRecipe)
     trainer_of(recipe, tmp_path / "whole").fit()
     cut = trainer_of(recipe, tmp_path / "cut", [Interrupter(5)])
@@ -154,13 +196,25 @@ def student_after(recipe: DistillRecipe, folder: Path) -> list[torch.Tensor]:
 )
 def test_a_path_of_one_node_is_the_fixed_target(name, tmp_path):
     assert same(tiny(VARIANTS[name]), tiny(VARIANTS[name], target={**BACKTRACKED, "nodes": 1}), tmp_path)
-    assert not same_student(tiny(VARIANTS[name]), tiny(VARIANTS[name], target={**BACKTRACKED, "optimizer": {"lr": 0.1}}), tmp_path / "three")
+    assert not same_student(
+        tiny(VARIANTS[name]), tiny(VARIANTS[name], target={**BACKTRACKED, "optimizer": {"lr": 0.1}}), tmp_path / "three"
+    )
 
 
-THRESHOLDED = ("progressive", "consistency", "distribution-matching", "sid, 2 steps", "adversarial-diffusion", "rectified-flow")
+THRESHOLDED = (
+    "progressive",
+    "consistency",
+    "distribution-matching",
+    "sid, 2 steps",
+    "adversarial-diffusion",
+    "rectified-flow",
+)
 
 
-@pytest.mark.parametrize(("name", "role"), [(name, role) for name in THRESHOLDED for role in method_of(VARIANTS[name]).effective_traits.roles])
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [(name, role) for name in THRESHOLDED for role in method_of(VARIANTS[name]).effective_traits.roles],
+)
 def test_a_bound_that_nothing_reaches_is_no_threshold_and_one_that_bites_is(name, role, tmp_path):
     plain = tiny(VARIANTS[name], steps=8)
     for bound, equal in ((1e30, True), (0.01, False)):
@@ -171,7 +225,17 @@ def test_a_bound_that_nothing_reaches_is_no_threshold_and_one_that_bites_is(name
         assert same_student(plain, reflected, tmp_path / f"{equal}") == equal
 
 
-@pytest.mark.parametrize("name", ["progressive", "consistency", "trajectory", "knowledge, on the fly, 2 steps", "distribution-matching, 2 steps", "adversarial-diffusion"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "progressive",
+        "consistency",
+        "trajectory",
+        "knowledge, on the fly, 2 steps",
+        "distribution-matching, 2 steps",
+        "adversarial-diffusion",
+    ],
+)
 def test_states_whose_other_sources_have_no_weight_are_forward_diffusion(name, tmp_path):
     forward = tiny(VARIANTS[name], "forward")
     nothing = {"kind": "ddil", "collected": 0.0, "later_collected": 0.0, "capacity": 16, "collect": 4}
@@ -179,7 +243,9 @@ def test_states_whose_other_sources_have_no_weight_are_forward_diffusion(name, t
     assert same(forward, tiny(VARIANTS[name], {"kind": "per-batch", "data": 1.0, "student": 0.0}), tmp_path / "batch")
     everything = {**nothing, "collected": 1.0, "later_collected": 1.0}
     assert not same_student(forward, tiny(VARIANTS[name], everything), tmp_path / "all")
-    assert not same_student(forward, tiny(VARIANTS[name], {"kind": "per-batch", "data": 0.0, "student": 1.0}), tmp_path / "student")
+    assert not same_student(
+        forward, tiny(VARIANTS[name], {"kind": "per-batch", "data": 0.0, "student": 1.0}), tmp_path / "student"
+    )
 
 
 def test_a_rollout_along_one_step_is_the_prior(tmp_path):
@@ -202,7 +268,9 @@ class AtStages(Silent):
 
 
 def test_a_round_of_progressive_distillation_begins_where_the_round_before_ended(tmp_path):
-    """Teacher and student of a round are the average of the round before; the first round's are the teacher."""
+    """Teacher and student of a round are the average of the round before; the first round's are the
+    teacher.
+    """
     recipe = tiny({**VARIANTS["progressive"], "steps": 1}, steps=8, average={"kind": "half-life", "steps": 2})
     parts = build_distillation(recipe, tmp_path)
     seen = []
@@ -210,16 +278,32 @@ def test_a_round_of_progressive_distillation_begins_where_the_round_before_ended
     def look(name: str) -> None:
         (term,) = next(stage for stage in parts.stages if stage.name == name).phases[0].terms
         assert isinstance(term.objective, ProgressiveDistillation)
-        states = [model.state_dict() for model in (term.objective.teacher.denoiser, parts.average.average, parts.student)]
-        seen.append((name, len(term.objective.times), all(torch.equal(value, other[key]) for other in states for key, value in states[0].items())))
+        states = [
+            model.state_dict() for model in (term.objective.teacher.denoiser, parts.average.average, parts.student)
+        ]
+        seen.append(
+            (
+                name,
+                len(term.objective.times),
+                all(torch.equal(value, other[key]) for other in states for key, value in states[0].items()),
+            )
+        )
 
     Trainer(tmp_path, parts.stages, parts.average, build_settings(recipe.training), listeners=[AtStages(look)]).fit()
     assert seen == [("2-steps", 3, True), ("1-steps", 2, True)]
     (term,) = parts.stages[1].phases[0].terms
     assert isinstance(term.objective, ProgressiveDistillation)
     taught = term.objective.teacher.denoiser
-    assert not any(torch.equal(value, parts.teacher.state_dict()[key]) for key, value in taught.state_dict().items() if key.endswith("leave.weight"))
-    assert not any(torch.equal(value, parts.student.state_dict()[key]) for key, value in taught.state_dict().items() if key.endswith("leave.weight"))
+    assert not any(
+        torch.equal(value, parts.teacher.state_dict()[key])
+        for key, value in taught.state_dict().items()
+        if key.endswith("leave.weight")
+    )
+    assert not any(
+        torch.equal(value, parts.student.state_dict()[key])
+        for key, value in taught.state_dict().items()
+        if key.endswith("leave.weight")
+    )
 
 
 def fake_at_the_start(method: dict[str, Any], folder: Path) -> tuple[Distillation, dict[str, torch.Tensor]]:
@@ -256,7 +340,9 @@ def test_of_a_fake_score_with_an_adapter_the_base_starts_at_the_last_node_and_st
     after = parts.fake.state_dict()
     base = {key.replace(".layer.", "."): value for key, value in fake.items() if ".low_rank." not in key}
     assert not differs(base, parts.path.read(parts.path.last))
-    assert not differs(base, {key.replace(".layer.", "."): value for key, value in after.items() if ".low_rank." not in key})
+    assert not differs(
+        base, {key.replace(".layer.", "."): value for key, value in after.items() if ".low_rank." not in key}
+    )
     assert all(not value.any() for key, value in fake.items() if key.endswith(".up"))
     assert any(value.any() for key, value in after.items() if key.endswith(".up"))
 
@@ -271,4 +357,7 @@ def test_a_fake_score_of_random_weights_keeps_them_and_the_path_is_the_teachers(
     assert differs(fake, parts.teacher.state_dict())
     assert parts.path is not None
     # One step of Adam moves a weight by at most its rate.
-    assert all((value - parts.teacher.state_dict()[key]).abs().max() <= 1.01 * 1e-3 for key, value in parts.path.read(1).items())
+    assert all(
+        (value - parts.teacher.state_dict()[key]).abs().max() <= 1.01 * 1e-3
+        for key, value in parts.path.read(1).items()
+    )

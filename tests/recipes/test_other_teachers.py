@@ -1,4 +1,6 @@
-"""Teachers of other schedules than Karras': every method runs on a variance-preserving and on a flow teacher, as from a file of the user's."""
+"""Teachers of other schedules than Karras': every method runs on a variance-preserving and on a
+flow teacher, as from a file of the user's.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def test_every_method_trains_on_a_teacher_of_another_schedule(tmp_path, kind, na
     if "pairs" in values["method"]:
         values["method"]["pairs"] = {"kind": "stored", "count": 8} if name == "kd" else 8
     if kind == "flow":
-        # A flow starts where alpha is 0, at which a grid in sigma / alpha cannot: refused before anything is trained.
+        # A flow starts where alpha is 0, at which a grid in sigma / alpha cannot: refused before
+        # anything is trained.
         with pytest.raises(UserError, match=r"'evaluation\.solver\.grid: rho' does not fit the teacher's schedule"):
             build_distillation(validate(values, "test"), tmp_path)
         values["evaluation"]["solver"]["grid"] = "uniform"
@@ -63,7 +66,9 @@ def test_every_method_trains_on_a_teacher_of_another_schedule(tmp_path, kind, na
 
 
 def test_the_first_flow_of_a_teacher_is_coupled_by_its_own_trajectories(tmp_path):
-    """Reflow's first pairs are unit noise and what the teacher's solver makes of that noise at its own scale, whatever the teacher's schedule."""
+    """Reflow's first pairs are unit noise and what the teacher's solver makes of that noise at its
+    own scale, whatever the teacher's schedule.
+    """
     from fewstep.random import Key
     from fewstep.solvers import HEUN, Solver
     from fewstep.states import Step

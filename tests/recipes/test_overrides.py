@@ -1,4 +1,6 @@
-"""``--set section.key=value`` of a section that a recipe leaves out or null keeps all else that the section's default says: looked for in every section of every recipe that ships."""
+"""``--set section.key=value`` of a section that a recipe leaves out or null keeps all else that the
+section's default says: looked for in every section of every recipe that ships.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from fewstep.recipes import load_recipe, shipped_names, shipped_text
 
 
 def left_out(section: BaseModel, written: Any, before: str = "") -> Iterator[tuple[str, BaseModel]]:
-    """Each section below that the recipe's text does not write, by its dotted key; those inside such sections too."""
+    """Each section below that the recipe's text does not write, by its dotted key; those inside
+    such sections too.
+    """
     for name in type(section).model_fields:
         value, text = getattr(section, name), written.get(name) if isinstance(written, dict) else None
         if isinstance(value, BaseModel):
@@ -32,7 +36,15 @@ def test_one_key_of_a_section_that_is_left_out_keeps_the_others(name):
     tried = 0
     for key, section in left_out(recipe, yaml.safe_load(shipped_text(name))):
         for inner, value in section.model_dump(mode="json").items():
-            assert load_recipe(name, [f"{key}.{inner}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"]) == recipe, f"{key}.{inner}"
+            assert (
+                load_recipe(
+                    name,
+                    [
+                        f"{key}.{inner}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+                    ],
+                )
+                == recipe
+            ), f"{key}.{inner}"
             tried += 1
     assert tried > 0
 
@@ -60,6 +72,12 @@ def test_a_key_of_another_kind_is_unknown_there():
         load_recipe("digits-diff-instruct", ["states.collected=0.5"])
 
 
-@pytest.mark.parametrize("settings", [["training.average.std=0.05", "training.average.kind=power"], ["training.average.kind=power", "training.average.std=0.05"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.average.std=0.05", "training.average.kind=power"],
+        ["training.average.kind=power", "training.average.std=0.05"],
+    ],
+)
 def test_a_kind_that_is_given_too_begins_from_its_own_defaults(settings, bare):
     assert load_recipe(bare, [*settings, "method.times.mean=0"]).training.average == PowerFunction(0.05)

@@ -1,4 +1,5 @@
-"""What a recipe names outside itself: every such field is marked, and a path means the same from everywhere.
+"""What a recipe names outside itself: every such field is marked, and a path means the same from
+everywhere.
 
 A path is never asked of the hub.
 """

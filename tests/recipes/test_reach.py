@@ -43,7 +43,9 @@ def with_switch(name: str, switch: object) -> DistillRecipe:
 
 
 def steps_at_the_teacher(recipe: DistillRecipe) -> int:
-    """Of the student's updates in the run, those with the teacher as target, by stepping through it."""
+    """Of the student's updates in the run, those with the teacher as target, by stepping through
+    it.
+    """
     assert isinstance(recipe.target, config.BacktrackedTarget)
     assert isinstance(recipe.target.record, RecordEvery)
     assert isinstance(recipe.target.switch, SwitchEvery)
@@ -73,19 +75,29 @@ def test_lsun_leaves_the_remaining_iterations_to_the_teacher(name):
 def test_every_shipped_path_ends_at_the_teacher_in_the_steps_of_its_recipe():
     for name in shipped_names():
         recipe = load_recipe(name)
-        if isinstance(recipe, DistillRecipe) and (walk := walk_of(recipe.target, recipe.method.student_every)) is not None:
+        if (
+            isinstance(recipe, DistillRecipe)
+            and (walk := walk_of(recipe.target, recipe.method.student_every)) is not None
+        ):
             assert walk.most < recipe.training.steps, name
 
 
 @pytest.mark.parametrize("name", LSUN)
 def test_a_run_that_would_end_before_its_teacher_is_refused_with_the_steps_that_it_needs(name, tmp_path):
     recipe = with_switch(name, every([500, 1000, 1000]))
-    with pytest.raises(UserError, match=r"'training\.steps' is 10000, .* 200 steps .* at least 10000 .*set 'training\.steps' in the recipe to 10201 or more"):
+    with pytest.raises(
+        UserError,
+        match=r"'training\.steps' is 10000, .* 200 steps .* at least 10000 .*set 'training\.steps' in the recipe "
+        r"to 10201 or more",
+    ):
         build_distillation(recipe, tmp_path)
     with pytest.raises(UserError, match="10201 or more"):
         plan(recipe, name)
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    assert any(finding.level == "problem" and "10201 or more" in finding.sentence + finding.remedy for finding in examine(tmp_path / "recipe.yaml"))
+    assert any(
+        finding.level == "problem" and "10201 or more" in finding.sentence + finding.remedy
+        for finding in examine(tmp_path / "recipe.yaml")
+    )
 
 
 @pytest.mark.parametrize(("fake", "steps", "least"), [(LEARNED, 7, 3 + 2 * 2 + 1), (FAKE, 16, 3 + 4 * 2 * 2 + 1)])
@@ -105,16 +117,22 @@ def test_a_path_that_ended_early_asks_for_no_steps_of_nodes_that_are_not_there(t
 
 
 def test_a_measured_run_that_ends_before_its_teacher_says_so_everywhere(tmp_path, monkeypatch):
-    """A plateau of two windows of 10 cannot be seen in the steps of this run, though each node may be left after 2."""
+    """A plateau of two windows of 10 cannot be seen in the steps of this run, though each node may
+    be left after 2.
+    """
     switch = {"kind": "plateau", "window": 10, "min_steps": 2, "max_steps": 100}
     recipe = tiny(MATCHING, target=target(4, every(1), switch), steps=12)
     path = tmp_path / "recipe.yaml"
     path.write_text(re.sub("health_every: 1000", "health_every: 6", dump(recipe)))
-    monkeypatch.setattr("fewstep.planning.plan.rehearse", lambda _: Rehearsal({"record": 8.0, "distill": 8.0}, {}, 1.0, 1.0))
+    monkeypatch.setattr(
+        "fewstep.planning.plan.rehearse", lambda _: Rehearsal({"record": 8.0, "distill": 8.0}, {}, 1.0, 1.0)
+    )
     assert any("8 to 204" in note for note in plan(recipe, "test").notes)
     watcher = Silent()
     folder = distill(path, out=tmp_path / "run", listeners=[watcher])
-    assert any("the run ended with its target at node 2 of 3, and never reached its teacher" in said for said in watcher.said)
+    assert any(
+        "the run ended with its target at node 2 of 3, and never reached its teacher" in said for said in watcher.said
+    )
     health = [entry for entry in read_log(folder / "metrics.jsonl") if entry.get("probe") == "health"]
     assert health[-1]["steps_short_of_teacher"] > 0
     assert any("will not reach the teacher" in warning for warning in health[-1]["warnings"])
@@ -127,9 +145,15 @@ def test_the_docs_give_b2_as_the_recipes_have_it():
         assert isinstance(recipe, DistillRecipe)
         assert isinstance(recipe.target, config.BacktrackedTarget)
         assert isinstance(recipe.target.switch, SwitchEvery)
-        stated = rf"`switch: {{kind: every, steps: {re.escape(str(list(recipe.target.switch.steps)))}}}`, `training\.steps: {recipe.training.steps}`"
+        stated = (
+            rf"`switch: {{kind: every, steps: {re.escape(str(list(recipe.target.switch.steps)))}}}`, "
+            rf"`training\.steps: {recipe.training.steps}`"
+        )
         assert re.search(stated, text)
-    total = re.search(r"imagenet64-disback: ([\d,]+) steps \(record ([\d,]+), distill ([\d,]+)\)", (Path(__file__).parents[2] / "docs" / "plan.md").read_text())
+    total = re.search(
+        r"imagenet64-disback: ([\d,]+) steps \(record ([\d,]+), distill ([\d,]+)\)",
+        (Path(__file__).parents[2] / "docs" / "plan.md").read_text(),
+    )
     assert total is not None
     whole, record, rest = (int(each.replace(",", "")) for each in total.groups())
     assert whole == record + rest == load_recipe("imagenet64-disback").training.steps

@@ -1,4 +1,6 @@
-"""How a run's steps are divided among stages, and that raising them moves the end of the last stage alone."""
+"""How a run's steps are divided among stages, and that raising them moves the end of the last stage
+alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from fewstep.recipes.kit.shares import divided
 from fewstep.recipes.reading.source import load_recipe, shipped_names, validate
 
 
-@pytest.mark.parametrize(("total", "shares"), [(100, [1, 1.25, 1.5625]), (7, [1, 1, 1]), (1000, [0.6, 0.4]), (3, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("total", "shares"), [(100, [1, 1.25, 1.5625]), (7, [1, 1, 1]), (1000, [0.6, 0.4]), (3, [1, 1, 1])]
+)
 def test_steps_are_divided_in_proportion_and_none_is_lost(total, shares):
     counts = divided(total, shares)
     assert sum(counts) == total
@@ -53,9 +57,14 @@ def test_the_first_part_of_a_round_is_as_long_as_ddil_asks(tmp_path):
     assert [stage.until for stage in build_distillation(recipe, tmp_path).stages] == [200, 600]
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_names() if name.startswith("digits-") and isinstance(load_recipe(name), DistillRecipe)])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in shipped_names() if name.startswith("digits-") and isinstance(load_recipe(name), DistillRecipe)],
+)
 def test_what_is_made_beforehand_scales_with_the_run(name, tmp_path):
-    """With 4 steps no more samples are carried through networks before a stage than it draws, and no more than a step a stage and node is recorded."""
+    """With 4 steps no more samples are carried through networks before a stage than it draws, and
+    no more than a step a stage and node is recorded.
+    """
     recipe = load_recipe(name, ["training.steps=4"])
     assert isinstance(recipe, DistillRecipe)
     stages = sketch(recipe, tmp_path)[1].stages
@@ -69,13 +78,19 @@ def test_what_is_made_beforehand_scales_with_the_run(name, tmp_path):
 
 
 def test_a_full_run_makes_all_its_pairs(tmp_path):
-    for name, keys in (("digits-reflow", ("method", "pairs")), ("digits-kd", ("method", "pairs", "count")), ("digits-dmd", ("method", "regression", "pairs"))):
+    for name, keys in (
+        ("digits-reflow", ("method", "pairs")),
+        ("digits-kd", ("method", "pairs", "count")),
+        ("digits-dmd", ("method", "regression", "pairs")),
+    ):
         recipe = load_recipe(name)
         assert isinstance(recipe, DistillRecipe)
         count = recipe.model_dump()
         for key in keys:
             count = count[key]
-        made = [action.samples for stage in sketch(recipe, tmp_path)[1].stages for action in stage.begin if action.samples]
+        made = [
+            action.samples for stage in sketch(recipe, tmp_path)[1].stages for action in stage.begin if action.samples
+        ]
         assert made
         assert set(made) == {count}
 
@@ -87,14 +102,28 @@ def rounds_of(tmp_path, *overrides: str) -> list[tuple[str, int]]:
 
 
 def test_ddils_rounds_are_said_as_they_are(tmp_path):
-    """Garrepalli et al. 2024, Sec. 5: 5 thousand steps, 6 and 4, 8 and 6, 8 and 6; the first round in one part."""
-    paper = rounds_of(tmp_path, "method.steps=2", "method.rounds=[[5.0],[6.0,4.0],[8.0,6.0],[8.0,6.0]]", "training.steps=4300")
-    assert paper == [("16-steps", 500), ("8-steps-1", 600), ("8-steps-2", 400), ("4-steps-1", 800), ("4-steps-2", 600), ("2-steps-1", 800), ("2-steps-2", 600)]
+    """Garrepalli et al. 2024, Sec. 5: 5 thousand steps, 6 and 4, 8 and 6, 8 and 6; the first round
+    in one part.
+    """
+    paper = rounds_of(
+        tmp_path, "method.steps=2", "method.rounds=[[5.0],[6.0,4.0],[8.0,6.0],[8.0,6.0]]", "training.steps=4300"
+    )
+    assert paper == [
+        ("16-steps", 500),
+        ("8-steps-1", 600),
+        ("8-steps-2", 400),
+        ("4-steps-1", 800),
+        ("4-steps-2", 600),
+        ("2-steps-1", 800),
+        ("2-steps-2", 600),
+    ]
 
 
 def test_rounds_in_the_place_of_growth_and_parts_are_the_same_run(tmp_path):
     usual = rounds_of(tmp_path, "method.growth=2.0", "method.start=8", "method.steps=2", "training.steps=900")
-    said = rounds_of(tmp_path, "method.rounds=[[0.6,0.4],[1.2,0.8]]", "method.start=8", "method.steps=2", "training.steps=900")
+    said = rounds_of(
+        tmp_path, "method.rounds=[[0.6,0.4],[1.2,0.8]]", "method.start=8", "method.steps=2", "training.steps=900"
+    )
     assert usual == said == [("4-steps-1", 180), ("4-steps-2", 120), ("2-steps-1", 360), ("2-steps-2", 240)]
 
 

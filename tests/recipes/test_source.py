@@ -1,4 +1,6 @@
-"""Recipes: what ships is whole, what is wrong is one sentence that names the key, and a short run keeps its proportions."""
+"""Recipes: what ships is whole, what is wrong is one sentence that names the key, and a short run
+keeps its proportions.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,12 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, sentence):
 
 def test_a_yaml_bomb_is_refused_at_once(tmp_path):
     path = tmp_path / "bomb.yaml"
-    path.write_text("a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p},*{p},*{p},*{p}]" for p, c in zip("abcdefgh", "bcdefghi", strict=True)))
+    path.write_text(
+        "a: &a [x,x,x,x,x,x,x,x,x]\n"
+        + "\n".join(
+            f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p},*{p},*{p},*{p}]" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+        )
+    )
     with pytest.raises(UserError, match="aliases"):
         load_recipe(path)
 
@@ -147,11 +154,17 @@ def test_steps_in_a_users_own_file_scale_nothing(tmp_path):
 
 
 def test_words_that_yaml_once_took_for_booleans_are_words(tmp_path):
-    """``on`` is a key of the section ``reflected``; only true and false are booleans, as in YAML 1.2."""
+    """``on`` is a key of the section ``reflected``; only true and false are booleans, as in YAML
+    1.2.
+    """
     recipe = load_recipe("digits-pd", ["reflected={kind: static, on: [teacher]}"])
     assert recipe.reflected.on == ["teacher"]
     path = tmp_path / "mine.yaml"
-    path.write_text(shipped_text("digits-pd").replace("reflected: {kind: none}", "reflected:\n  kind: static\n  on: [teacher, student]"))
+    path.write_text(
+        shipped_text("digits-pd").replace(
+            "reflected: {kind: none}", "reflected:\n  kind: static\n  on: [teacher, student]"
+        )
+    )
     assert load_recipe(path).reflected.on == ["teacher", "student"]
     path.write_text(dump(recipe))
     assert load_recipe(path) == recipe
@@ -160,10 +173,26 @@ def test_words_that_yaml_once_took_for_booleans_are_words(tmp_path):
 @pytest.mark.parametrize(
     ("name", "overrides", "sentence"),
     [
-        ("digits-pd-ddil", ["states.capacity=8", "states.collect=16"], r"'states' 'capacity' \(8\) must be at least 'collect' \(16\)"),
-        ("digits-pd", ["states={kind: per-batch, data: 0, teacher: 0, student: 0}"], r"'states' one of 'data', 'teacher' and 'student' must be positive"),
-        ("digits-lcm", ["method.guidance.low=9", "method.guidance.high=3"], r"'method\.guidance' 'low' \(9(\.0)?\) must not exceed 'high' \(3(\.0)?\)"),
-        ("digits-cd", ["method.intervals=3"], r"'method' 'steps' is 2, but with 3 'intervals' a sample takes one step in each"),
+        (
+            "digits-pd-ddil",
+            ["states.capacity=8", "states.collect=16"],
+            r"'states' 'capacity' \(8\) must be at least 'collect' \(16\)",
+        ),
+        (
+            "digits-pd",
+            ["states={kind: per-batch, data: 0, teacher: 0, student: 0}"],
+            r"'states' one of 'data', 'teacher' and 'student' must be positive",
+        ),
+        (
+            "digits-lcm",
+            ["method.guidance.low=9", "method.guidance.high=3"],
+            r"'method\.guidance' 'low' \(9(\.0)?\) must not exceed 'high' \(3(\.0)?\)",
+        ),
+        (
+            "digits-cd",
+            ["method.intervals=3"],
+            r"'method' 'steps' is 2, but with 3 'intervals' a sample takes one step in each",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_name_the_section_and_both(name, overrides, sentence):

@@ -1,4 +1,6 @@
-"""Every shipped recipe that needs files or a GPU, by its twin: the same file at tiny widths trains, resumes bit for bit, and samples."""
+"""Every shipped recipe that needs files or a GPU, by its twin: the same file at tiny widths trains,
+resumes bit for bit, and samples.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_twin_trains_resumes_and_samples(name, tmp_path):
     before = [value.clone() for value in parts.student.state_dict().values()]
     trained = resumed.average.average
     assert any(not torch.equal(a, b) for a, b in zip(before, trained.state_dict().values(), strict=True))
-    samples = StudentSampler(-1.0, 1.0, trained, parts.prior, parts.sampling)(3, classes=None if parts.prior.classes == 0 else 1)
+    samples = StudentSampler(-1.0, 1.0, trained, parts.prior, parts.sampling)(
+        3, classes=None if parts.prior.classes == 0 else 1
+    )
     assert samples.shape == (3, 3, 16, 16)
     assert torch.isfinite(samples).all()
 
@@ -68,7 +72,11 @@ def test_a_twin_is_the_recipe_but_for_its_size(name):
     def settings(section, key=""):
         if isinstance(section, dict):
             return {k: settings(v, k) for k, v in section.items()}
-        return None if isinstance(section, (int, list)) and not isinstance(section, bool) and key not in ("updates", "steps") else section
+        return (
+            None
+            if isinstance(section, (int, list)) and not isinstance(section, bool) and key not in ("updates", "steps")
+            else section
+        )
 
     assert settings(small.method.model_dump()) == settings(recipe.method.model_dump())
     assert small.target.kind == recipe.target.kind
@@ -94,7 +102,8 @@ def test_waves_are_a_function_of_their_seed_and_differ_by_class():
     assert not torch.equal(data.samples, waves((3, 16, 12), 4, 200, seed=6).samples)
     assert data.samples.abs().max() <= 1
     assert torch.equal(data.labels, torch.arange(200) % 4)
-    # The frequencies are the class's: the mean absolute spectrum of a class differs from another's by more than its halves do.
+    # The frequencies are the class's: the mean absolute spectrum of a class differs from another's
+    # by more than its halves do.
     spectra = torch.fft.rfft2(data.samples).abs()
     of_class = [spectra[data.labels == label] for label in range(4)]
     within = max(float((part[::2].mean(0) - part[1::2].mean(0)).norm()) for part in of_class)
@@ -111,17 +120,33 @@ def test_waves_without_classes_have_no_labels():
 @pytest.mark.parametrize(
     ("network", "shape", "sentence"),
     [
-        ("{kind: small-unet, channels: 3, patch: 4}", "[3, 20, 20]", r"'model\.network\.kind: small-unet' does not take samples of shape \(3, 20, 20\)"),
-        ("{kind: small-unet, channels: 1}", "[3, 16, 16]", r"'model\.network\.kind: small-unet' does not take samples of shape \(3, 16, 16\)"),
         (
-            "{kind: song-unet, img_resolution: 16, out_channels: 1, model_channels: 8, channel_mult: [1], num_blocks: 1, attn_resolutions: []}",
-            "[3, 16, 16]",
-            r"'model\.network\.kind: song-unet' makes samples of shape \(1, 16, 16\) from samples of shape \(3, 16, 16\)",
+            "{kind: small-unet, channels: 3, patch: 4}",
+            "[3, 20, 20]",
+            r"'model\.network\.kind: small-unet' does not take samples of shape \(3, 20, 20\)",
         ),
-        ("{kind: residual-mlp}", "[3, 16, 16]", r"'model\.network\.kind: residual-mlp' does not take samples of shape \(3, 16, 16\)"),
+        (
+            "{kind: small-unet, channels: 1}",
+            "[3, 16, 16]",
+            r"'model\.network\.kind: small-unet' does not take samples of shape \(3, 16, 16\)",
+        ),
+        (
+            "{kind: song-unet, img_resolution: 16, out_channels: 1, model_channels: 8, channel_mult: [1], "
+            "num_blocks: 1, attn_resolutions: []}",
+            "[3, 16, 16]",
+            r"'model\.network\.kind: song-unet' makes samples of shape \(1, 16, 16\) from samples of shape "
+            r"\(3, 16, 16\)",
+        ),
+        (
+            "{kind: residual-mlp}",
+            "[3, 16, 16]",
+            r"'model\.network\.kind: residual-mlp' does not take samples of shape \(3, 16, 16\)",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_the_data_is_refused_before_it_is_built(network, shape, sentence):
-    recipe = load_recipe("emoji32-teacher", [f"model.network={network}", f"data={{kind: waves, shape: {shape}, classes: 3}}"])
+    recipe = load_recipe(
+        "emoji32-teacher", [f"model.network={network}", f"data={{kind: waves, shape: {shape}, classes: 3}}"]
+    )
     with pytest.raises(UserError, match=sentence):
         build_pretraining(recipe)

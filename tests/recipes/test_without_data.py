@@ -1,4 +1,6 @@
-"""Data-free means no data: a recipe without a 'data' section trains, resumes and is measured as far as samples alone allow, and what needs data refuses in one sentence."""
+"""Data-free means no data: a recipe without a 'data' section trains, resumes and is measured as far
+as samples alone allow, and what needs data refuses in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,18 @@ from fewstep.training import Silent
 from fewstep.training.reporting.log import read_log
 
 __all__ = ["without_syncing"]
-DATA_FREE = ("mixture2d-disback", "mixture2d-diff-instruct", "digits-vsd", "digits-sds", "digits-diff-instruct", "digits-stf", "mixture2d-sid", "digits-reflow", "digits-kd", "digits-dmd")
+DATA_FREE = (
+    "mixture2d-disback",
+    "mixture2d-diff-instruct",
+    "digits-vsd",
+    "digits-sds",
+    "digits-diff-instruct",
+    "digits-stf",
+    "mixture2d-sid",
+    "digits-reflow",
+    "digits-kd",
+    "digits-dmd",
+)
 IN_NEED = ("digits-pd", "digits-lcm", "digits-ctm", "digits-add", "digits-dmd2", "digits-dmd2-ddil")
 
 
@@ -77,7 +90,10 @@ def test_a_run_without_data_goes_the_whole_way(name, tmp_path):
     assert student(3).shape == (3, *student.shape)
     assert write_run_report(folder).is_file()
     assert not has_problem(examine(folder))
-    for command, sentence in ((lambda: compare([folder, "x"]), "compare runs with data"), (lambda: write_reference(folder, tmp_path / "f.safetensors"), "no statistics of data")):
+    for command, sentence in (
+        (lambda: compare([folder, "x"]), "compare runs with data"),
+        (lambda: write_reference(folder, tmp_path / "f.safetensors"), "no statistics of data"),
+    ):
         with pytest.raises(UserError, match=sentence):
             command()
 
@@ -95,7 +111,11 @@ def test_methods_that_need_no_data_are_built_and_planned_without(name, tmp_path)
 @pytest.mark.parametrize("name", IN_NEED)
 def test_methods_that_need_data_refuse_in_one_sentence(name, tmp_path):
     recipe = without_data(name)
-    with pytest.raises(UserError, match=r"'method\.kind: .*' with these states and terms is trained on data, and the recipe has no 'data' section; add one"):
+    with pytest.raises(
+        UserError,
+        match=r"'method\.kind: .*' with these states and terms is trained on data, and the recipe has no 'data' "
+        r"section; add one",
+    ):
         build_distillation(recipe, tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
@@ -104,7 +124,9 @@ def test_methods_that_need_data_refuse_in_one_sentence(name, tmp_path):
 
 def test_a_plan_needs_no_data_either(tmp_path):
     for name in ("mixture2d-diff-instruct", "cifar10-diff-instruct"):
-        assert plan_recipe(written(name, tmp_path), ["training.steps=100"]).evaluations == pytest.approx(plan_recipe(name, ["training.steps=100"]).evaluations)
+        assert plan_recipe(written(name, tmp_path), ["training.steps=100"]).evaluations == pytest.approx(
+            plan_recipe(name, ["training.steps=100"]).evaluations
+        )
 
 
 def test_a_shipped_teacher_has_the_range_of_its_data():
@@ -117,14 +139,24 @@ def test_a_shipped_teacher_has_the_range_of_its_data():
 
 def test_a_file_says_its_range_or_asks_for_data(tmp_path):
     network = build({"kind": "residual-mlp", "width": 8, "depth": 1, "classes": 0})
-    teacher, choice = NetworkDenoiser(network, KarrasVE(), EDM(0.5), EDMInputs(0.5), (2,), 0), config.FileTeacher(kind="file", path=str(tmp_path / "t.safetensors"))
+    teacher, choice = (
+        NetworkDenoiser(network, KarrasVE(), EDM(0.5), EDMInputs(0.5), (2,), 0),
+        config.FileTeacher(kind="file", path=str(tmp_path / "t.safetensors")),
+    )
     save_model(tmp_path / "t.safetensors", teacher, {"range": [-3.0, 3.0]})
     assert space_of(choice, teacher) == SampleSpace((2,), -3.0, 3.0, 0)
     save_model(tmp_path / "t.safetensors", teacher)
-    with pytest.raises(UserError, match="does not say in which range its samples are, and the recipe has no 'data' section"):
+    with pytest.raises(
+        UserError, match="does not say in which range its samples are, and the recipe has no 'data' section"
+    ):
         space_of(choice, teacher)
     with pytest.raises(UserError, match=r"'teacher\.kind: untrained' takes its shape and classes from data"):
-        build_teacher(config.UntrainedTeacher.of({"kind": "untrained", "model": load_recipe("mixture2d-teacher").model_dump()["model"]}), None)
+        build_teacher(
+            config.UntrainedTeacher.of(
+                {"kind": "untrained", "model": load_recipe("mixture2d-teacher").model_dump()["model"]}
+            ),
+            None,
+        )
 
 
 def test_shift_asks_for_data(tmp_path):

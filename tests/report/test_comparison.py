@@ -1,4 +1,6 @@
-"""The comparison of runs: a plot that is a picture of the size asked for, a page that is self-contained, both the same for the same curves."""
+"""The comparison of runs: a plot that is a picture of the size asked for, a page that is
+self-contained, both the same for the same curves.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ LEVELS = {"teacher, 35 steps": 3.2, "halves of the data": 1.9}
 
 def curve(name: str, rate: float, floor: float) -> Curve:
     steps = range(0, 2001, 100)
-    return Curve(name, list(steps), [640 * step for step in steps], [floor + 90 * math.exp(-rate * step / 300) for step in steps])
+    return Curve(
+        name, list(steps), [640 * step for step in steps], [floor + 90 * math.exp(-rate * step / 300) for step in steps]
+    )
 
 
 CURVES = [curve("disback", 1.5, 4.6), curve("diff-instruct <b>$x_1$</b>", 0.8, 8.0), curve("_kd", 0.5, 14.0)]
@@ -65,7 +69,11 @@ def test_equal_curves_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_page_shows_the_plot_and_the_table(tmp_path: Path) -> None:
-    page = Tags(write_comparison_report(CURVES, ROWS, tmp_path / "comparison.html", levels=LEVELS, title="Digits & more").read_text())
+    page = Tags(
+        write_comparison_report(
+            CURVES, ROWS, tmp_path / "comparison.html", levels=LEVELS, title="Digits & more"
+        ).read_text()
+    )
     assert sum(tag == "polyline" for tag, _ in page.tags) == 3
     assert "Digits & more" in page.text
     assert "teacher, 35 steps: 3.2" in page.text

@@ -1,4 +1,6 @@
-"""The report of a run, on a folder as a digits run leaves it: whole, self-contained, escaped, honest about what is missing, the same for the same folder."""
+"""The report of a run, on a folder as a digits run leaves it: whole, self-contained, escaped,
+honest about what is missing, the same for the same folder.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from fewstep.report import write_run_report
 
 SECTIONS = ("headline", "evaluation", "curves", "samples", "path", "health", "cost", "settings")
 VOID = {"meta", "img", "br"}
-LAG = "the fake score trails the student (loss {:.2f} times that in training): update it more often, or lower the student's rate."
+LAG = (
+    "the fake score trails the student (loss {:.2f} times that in training): update it more often, or lower "
+    "the student's rate."
+)
 
 
 class Page(HTMLParser):
@@ -69,15 +74,34 @@ def write_png(path: Path, columns: int, rows: int, shift: int = 0) -> None:
 
 def training_line(step: int, record: int, switches: dict[int, int]) -> dict[str, object]:
     recording = step <= record
-    line: dict[str, object] = {"step": step, "stage": "record" if recording else "backtrack", "evaluations": 256 * step if recording else 256 * record + 640 * (step - record)}
+    line: dict[str, object] = {
+        "step": step,
+        "stage": "record" if recording else "backtrack",
+        "evaluations": 256 * step if recording else 256 * record + 640 * (step - record),
+    }
     wiggle = 1 + 0.1 * math.sin(step)
     if recording:
-        return line | {"degrade.denoising": (0.3 + 0.5 / (1 + step / 20)) * wiggle, "degrade.gradient_norm": wiggle, "path_nodes": step // 50, "seconds": 0.021 * step}
+        return line | {
+            "degrade.denoising": (0.3 + 0.5 / (1 + step / 20)) * wiggle,
+            "degrade.gradient_norm": wiggle,
+            "path_nodes": step // 50,
+            "seconds": 0.021 * step,
+        }
     done = step - record
     node = min((node for at, node in switches.items() if step >= at), default=None)
     gap = (0.2 + 1.5 / (1 + done % 350 / 60)) * wiggle
-    line |= {"student.gap": gap, "student.gradient": 0.02 * gap, "student.gradient_norm": 3 * gap, "fake.denoising": 0.2 + 0.5 / (1 + done / 90) + 0.02 * math.sin(step)}
-    return line | {"fake.gradient_norm": wiggle, "path_nodes": record // 50, "target_node": node, "seconds": round(0.021 * record + 0.063 * done, 3)}
+    line |= {
+        "student.gap": gap,
+        "student.gradient": 0.02 * gap,
+        "student.gradient_norm": 3 * gap,
+        "fake.denoising": 0.2 + 0.5 / (1 + done / 90) + 0.02 * math.sin(step),
+    }
+    return line | {
+        "fake.gradient_norm": wiggle,
+        "path_nodes": record // 50,
+        "target_node": node,
+        "seconds": round(0.021 * record + 0.063 * done, 3),
+    }
 
 
 def write_log(folder: Path, steps: int, record: int, switches: dict[int, int], warn_at: tuple[int, ...]) -> None:
@@ -89,11 +113,28 @@ def write_log(folder: Path, steps: int, record: int, switches: dict[int, int], w
             lines.append(line)
         if step % 100 == 0:
             progress = max(step - record, 0) / (steps - record)
-            lines.append({**position, "probe": "evaluation", "fd": 4.6 + 80 * math.exp(-6 * progress) + math.sin(step), "accuracy": 0.93 - 0.8 * math.exp(-5 * progress)})
+            lines.append(
+                {
+                    **position,
+                    "probe": "evaluation",
+                    "fd": 4.6 + 80 * math.exp(-6 * progress) + math.sin(step),
+                    "accuracy": 0.93 - 0.8 * math.exp(-5 * progress),
+                }
+            )
             lag = 1.9 + 0.001 * step if step in warn_at else 1.1 + 0.1 * math.sin(step)
-            readings = {"fake_score_lag": lag, "gap": 0.4, "mismatch_over_bound": 1 + 6 * math.exp(-4 * progress), "spread_over_data": 0.9 + 0.05 * math.sin(step / 70)}
-            readings |= {"saturation": 0.03 * math.exp(-progress), "student_gradient_over_clip": 1.2 + math.sin(step) / 9}
-            lines.append({**position, "probe": "health", **readings, "warnings": [LAG.format(lag)] if step in warn_at else []})
+            readings = {
+                "fake_score_lag": lag,
+                "gap": 0.4,
+                "mismatch_over_bound": 1 + 6 * math.exp(-4 * progress),
+                "spread_over_data": 0.9 + 0.05 * math.sin(step / 70),
+            }
+            readings |= {
+                "saturation": 0.03 * math.exp(-progress),
+                "student_gradient_over_clip": 1.2 + math.sin(step) / 9,
+            }
+            lines.append(
+                {**position, "probe": "health", **readings, "warnings": [LAG.format(lag)] if step in warn_at else []}
+            )
         if step % 200 == 0:
             name = f"samples/step-{step:08d}.png"
             write_png(folder / name, 10, 8, step // 200)
@@ -105,9 +146,26 @@ def write_log(folder: Path, steps: int, record: int, switches: dict[int, int], w
 def write_run(folder: Path, name: str = "digits", warn_at: tuple[int, ...] = (400, 500), **extra: object) -> Path:
     """A whole run folder: 200 steps of recording, then backtracking over three nodes."""
     folder.mkdir(parents=True)
-    recipe = {"name": name, "method": "disback", "teacher": "digits", "seed": 0, "target": {"kind": "backtracked", "switch": {"kind": "plateau", "window": 100}}}
-    recipe |= {"training": {"steps": 2200, "batch": 128, "precision": "fp32", "checkpoint_every": 500}, "states": {"prior": {"sigma": 2.5}}}
-    recipe |= {"student": {"optimizer": {"rate": 1e-4, "betas": [0.9, 0.99]}, "clip": 1.0, "average": None, "weighting": "diff-instruct"}, **extra}
+    recipe = {
+        "name": name,
+        "method": "disback",
+        "teacher": "digits",
+        "seed": 0,
+        "target": {"kind": "backtracked", "switch": {"kind": "plateau", "window": 100}},
+    }
+    recipe |= {
+        "training": {"steps": 2200, "batch": 128, "precision": "fp32", "checkpoint_every": 500},
+        "states": {"prior": {"sigma": 2.5}},
+    }
+    recipe |= {
+        "student": {
+            "optimizer": {"rate": 1e-4, "betas": [0.9, 0.99]},
+            "clip": 1.0,
+            "average": None,
+            "weighting": "diff-instruct",
+        },
+        **extra,
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     write_log(folder, 2200, 200, {201: 3, 560: 2, 900: 1, 1300: 0}, warn_at)
     teacher = {
@@ -115,7 +173,11 @@ def write_run(folder: Path, name: str = "digits", warn_at: tuple[int, ...] = (40
         "1": {"fd": 91.5, "fd_spread": 1.1, "accuracy": 0.31, "nfe": 1, "ms_per_image": 0.18},
     }
     student = {"1": {"fd": 4.61, "fd_spread": 0.2, "accuracy": 0.931, "nfe": 1, "ms_per_image": 0.18}}
-    (folder / "evaluation.json").write_text(json.dumps({"teacher": teacher, "student": student, "reference": {"halves_fd": 1.87, "samples": 1797, "draws": 5}}))
+    (folder / "evaluation.json").write_text(
+        json.dumps(
+            {"teacher": teacher, "student": student, "reference": {"halves_fd": 1.87, "samples": 1797, "draws": 5}}
+        )
+    )
     write_png(folder / "samples" / "path.png", 12, 4)
     (folder / "samples" / "path.json").write_text(json.dumps({"rows": ["teacher", "node 1", "node 2", "node 3"]}))
     write_png(folder / "samples" / "final.png", 10, 10)
@@ -144,7 +206,11 @@ def test_nothing_is_fetched(page: Page) -> None:
     assert page.values("src")
     assert all(value.startswith("data:image/png;base64,") for value in page.values("src"))
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "use", "image"})
-    assert not any(re.search(r"url\(|@import|https?:", value or "") for tag, attributes in page.tags for value in [*attributes.values()])
+    assert not any(
+        re.search(r"url\(|@import|https?:", value or "")
+        for tag, attributes in page.tags
+        for value in [*attributes.values()]
+    )
     assert not re.search(r"url\(|@import|https?:", page.text)
 
 
@@ -154,13 +220,25 @@ def test_every_picture_and_chart_has_a_text(page: Page) -> None:
 
 
 def test_headline_compares_student_and_teacher(page: Page) -> None:
-    assert "In 1 step the student reaches a Frechet distance of 4.61 ± 0.20; the teacher has 3.21 ± 0.12 in 35 steps and 91.5 ± 1.1 in 1 step." in page.text
+    assert (
+        "In 1 step the student reaches a Frechet distance of 4.61 ± 0.20; the teacher has 3.21 ± 0.12 in "
+        "35 steps and 91.5 ± 1.1 in 1 step." in page.text
+    )
     assert "disback" in page.text
-    assert "backtracked: node 3 from step 201, node 2 from step 560, node 1 from step 900, teacher from step 1,300" in page.text
+    assert (
+        "backtracked: node 3 from step 201, node 2 from step 560, node 1 from step 900, teacher from step 1,300"
+        in page.text
+    )
 
 
 def test_evaluation_table_has_the_figures(page: Page) -> None:
-    for text in ("Teacher, 35 steps 3.21 ± 0.12 96.8% 69 12.4", "Student, 1 step 4.61 ± 0.20 93.1% 1 0.18", "Two halves of the data 1.87", "1,797 samples", "over 5 draws"):
+    for text in (
+        "Teacher, 35 steps 3.21 ± 0.12 96.8% 69 12.4",
+        "Student, 1 step 4.61 ± 0.20 93.1% 1 0.18",
+        "Two halves of the data 1.87",
+        "1,797 samples",
+        "over 5 draws",
+    ):
         assert text in page.text
 
 
@@ -213,7 +291,10 @@ def test_cost_is_counted_by_stage(page: Page) -> None:
 
 def test_time_survives_a_resume(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    lines = [{"step": step, "stage": "distill", "evaluations": step, "seconds": seconds} for step, seconds in ((10, 5.0), (20, 10.0), (30, 2.0), (40, 7.0))]
+    lines = [
+        {"step": step, "stage": "distill", "evaluations": step, "seconds": seconds}
+        for step, seconds in ((10, 5.0), (20, 10.0), (30, 2.0), (40, 7.0))
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "40 40 100.0% 1 17 s 425" in report(folder).text
 
@@ -224,7 +305,11 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     (folder / "samples" / "path.json").write_text(json.dumps({"rows": [evil]}))
     (folder / "path" / "manifest.json").write_text(json.dumps({"nodes": [{"step": evil}], "closed": evil}))
     with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write("\n" + json.dumps({"step": 2201, "evaluations": 2e6, "probe": "health", evil: 1.0, "warnings": [evil]}) + "\n")
+        stream.write(
+            "\n"
+            + json.dumps({"step": 2201, "evaluations": 2e6, "probe": "health", evil: 1.0, "warnings": [evil]})
+            + "\n"
+        )
         stream.write(json.dumps({"step": 2201, "evaluations": 2e6, "stage": evil, f"{evil}.{evil}": 1.0}) + "\n")
     page = report(folder)
     assert page.text.count(evil) > 10
@@ -265,13 +350,18 @@ def test_damaged_parts_are_said_and_strange_lines_skipped(tmp_path: Path) -> Non
     (folder / "evaluation.json").write_text('{"teacher": ')
     (folder / "samples" / "final.png").write_bytes(b"no picture")
     with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write('\n7\n{"probe": "evaluation"}\n{"step": 2201, "evaluations": 9, "probe": "evaluation", "fd": NaN}\n')
+        stream.write(
+            '\n7\n{"probe": "evaluation"}\n{"step": 2201, "evaluations": 9, "probe": "evaluation", "fd": NaN}\n'
+        )
     page = report(folder)
     assert "evaluation.json could not be read; write it anew." in page.text
     assert "final" not in page.text
 
 
-@pytest.mark.parametrize(("name", "text"), [("recipe.yaml", None), ("metrics.jsonl", None), ("recipe.yaml", "- a\n"), ("recipe.yaml", "a: [\n")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("recipe.yaml", None), ("metrics.jsonl", None), ("recipe.yaml", "- a\n"), ("recipe.yaml", "a: [\n")],
+)
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, name: str, text: str | None) -> None:
     folder = write_run(tmp_path / "run")
     (folder / name).unlink()
@@ -291,8 +381,16 @@ def test_the_mismatch_degree_is_shown_by_level_and_unreliable_levels_are_marked(
     folder = write_run(tmp_path / "digits")
     path = folder / "evaluation.json"
     evaluation = json.loads(path.read_text())
-    evaluation["mismatch"] = {"levels": [0.1, 1.6], "training": [0.581, 0.075], "assessed": [0.975, 0.098], "reliable": [False, True]}
-    evaluation["mismatch"]["norms"] = {"training": {"mean": [3.25, 0.5], "deviation": [0.5, 0.0]}, "assessed": {"mean": [7.1], "deviation": [0.1]}}
+    evaluation["mismatch"] = {
+        "levels": [0.1, 1.6],
+        "training": [0.581, 0.075],
+        "assessed": [0.975, 0.098],
+        "reliable": [False, True],
+    }
+    evaluation["mismatch"]["norms"] = {
+        "training": {"mean": [3.25, 0.5], "deviation": [0.5, 0.0]},
+        "assessed": {"mean": [7.1], "deviation": [0.1]},
+    }
     path.write_text(json.dumps(evaluation))
     page = write_run_report(folder).read_text()
     section = page[page.index("Mismatch degree by noise level") :]

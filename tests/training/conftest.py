@@ -29,9 +29,20 @@ def small_teacher(seed: int = 0) -> NetworkDenoiser:
 
 
 class SmallRun:
-    """Teacher, student, fake score and the stages of DisBack, Diff-Instruct or its warm ablation over them."""
+    """Teacher, student, fake score and the stages of DisBack, Diff-Instruct or its warm ablation
+    over them.
+    """
 
-    def __init__(self, folder: Path, nodes: int | None, record: int = 3, switch: int = 4, steps: int = 30, batch: int = 8, seed: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int | None,
+        record: int = 3,
+        switch: int = 4,
+        steps: int = 30,
+        batch: int = 8,
+        seed: int = 0,
+    ):
         self.folder = folder
         self.teacher = small_teacher()
         self.student, self.fake = copy_of(self.teacher), copy_of(self.teacher)
@@ -48,7 +59,9 @@ class SmallRun:
             self.target = Backtracked(self.path, Every(switch))
             if nodes > 1:
                 recorder = self.path.recorder(EverySteps(record))
-                phase = Phase("degrade", self.fake, [Term(self.score_matching, self.prior)], Adam(1e-3), after_step=recorder)
+                phase = Phase(
+                    "degrade", self.fake, [Term(self.score_matching, self.prior)], Adam(1e-3), after_step=recorder
+                )
                 self.stages.append(Stage("record", self.path.full(nodes), [phase]))
                 until = self.path.rest(steps + record * (nodes - 1))
         self.matching = DistributionMatching(self.student, self.fake, self.target, times, DiffInstructWeight())

@@ -1,4 +1,6 @@
-"""What a thread draws ahead is what the step would have drawn, and nothing but time depends on the thread."""
+"""What a thread draws ahead is what the step would have drawn, and nothing but time depends on the
+thread.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ EARLY = {
 }
 LATE = {
     "rollout": rollout,
-    "open rollout": lambda: OpenRollout(Solver(None, 1, EULER, RhoGrid()), PRIOR, (PRIOR.time, 0.01), SCHEDULE, LogNormalTimes()),
+    "open rollout": lambda: OpenRollout(
+        Solver(None, 1, EULER, RhoGrid()), PRIOR, (PRIOR.time, 0.01), SCHEDULE, LogNormalTimes()
+    ),
     "random rollout": lambda: RandomRollout(Solver(None, 1, EULER, RhoGrid()), PRIOR, {1: (PRIOR.time, 0.01)}),
     "generated": lambda: Generated(Solver(None, 1, EULER, RhoGrid()), PRIOR, (PRIOR.time, 0.0)),
     "dagger": lambda: Dagger(PRIOR, 8, 4, "ring"),
@@ -153,7 +157,9 @@ def threads() -> list[str]:
 
 def noted(run, fails: int = -1, steps: int = 6) -> tuple[list[Stage], Noted]:
     states = Noted(run.prior, ([],), fails)
-    phases = [replace(phase, terms=[replace(term, states=states) for term in phase.terms]) for phase in run.stages[0].phases]
+    phases = [
+        replace(phase, terms=[replace(term, states=states) for term in phase.terms]) for phase in run.stages[0].phases
+    ]
     return [Stage("distill", steps, phases)], states
 
 
@@ -223,7 +229,9 @@ def test_a_run_is_the_same_without_the_thread_whatever_was_guessed(small_run, mo
 
 
 def test_a_collection_is_drawn_in_its_step(small_run):
-    """It remembers: drawn by the thread it would collect a student's states before the student has moved."""
+    """It remembers: drawn by the thread it would collect a student's states before the student has
+    moved.
+    """
     run = small_run()
     dagger = Dagger(Noted(run.prior, ([],)), 16, 8, "ring")
     phase = replace(run.stages[0].phases[1], terms=[Term(run.score_matching, dagger)])
@@ -245,7 +253,13 @@ def test_a_picture_that_cannot_be_decoded_is_named(small_run, tmp_path):
     bad = int(Key(0, "train", 3).integers("data-index", 2, 30)[1])
     assert bad not in [int(i) for step in range(3) for i in Key(0, "train", step).integers("data-index", 2, 30)]
     (folder / f"{bad:02d}.png").write_bytes(b"no picture")
-    model = NetworkDenoiser(build({"kind": "small-unet", "channels": 3, "width": 8, "depth": 1}), SCHEDULE, EDM(0.5), EDMInputs(0.5), (3, 8, 8))
+    model = NetworkDenoiser(
+        build({"kind": "small-unet", "channels": 3, "width": 8, "depth": 1}),
+        SCHEDULE,
+        EDM(0.5),
+        EDMInputs(0.5),
+        (3, 8, 8),
+    )
     states = ForwardDiffusion(images, SCHEDULE, LogNormalTimes())
     stage = Stage("train", 9, [Phase("train", model, [Term(Denoising(model, EDMWeight()), states)], Adam(1e-4))])
     trainer = Trainer(tmp_path / "run", [stage], copy_of(model), Settings(batch=2))

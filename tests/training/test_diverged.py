@@ -1,4 +1,6 @@
-"""Nothing that is not finite is stepped, averaged, recorded or saved, and where a run goes on from then."""
+"""Nothing that is not finite is stepped, averaged, recorded or saved, and where a run goes on from
+then.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from fewstep.training.reporting.log import read_log
 
 @dataclass(frozen=True, eq=False)
 class BadGradient(Objective):
-    """The loss of ``inner``, to the last bit, whose gradient is no number at step ``at`` of its stage."""
+    """The loss of ``inner``, to the last bit, whose gradient is no number at step ``at`` of its
+    stage.
+    """
 
     inner: Objective
     network: nn.Module
@@ -58,7 +62,11 @@ def equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def poisoned(run, at: int, optimizer=None) -> list[Stage]:
     """The stages of a small run, its student's gradient no number at step ``at``."""
     student, fake = run.stages[-1].phases
-    phase = replace(student, terms=[Term(BadGradient(run.matching, run.student, at), run.prior)], optimizer=optimizer or student.optimizer)
+    phase = replace(
+        student,
+        terms=[Term(BadGradient(run.matching, run.student, at), run.prior)],
+        optimizer=optimizer or student.optimizer,
+    )
     return [*run.stages[:-1], replace(run.stages[-1], phases=[phase, fake])]
 
 
@@ -118,17 +126,25 @@ def test_an_average_that_is_left_out_stays_and_does_not_count(small_run):
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2}])
 @pytest.mark.parametrize("optimizer", [Adam(1e-3, betas=(0.9, 0.999)), SGD(1e-3)])
 def test_a_step_whose_gradient_is_no_number_leaves_everything_as_it_was(small_run, optimizer, settings):
-    """The run that ends in its third step is the run of two steps, in its weights, its averages, its switch and its log."""
+    """The run that ends in its third step is the run of two steps, in its weights, its averages,
+    its switch and its log.
+    """
     bad, good = small_run("bad", nodes=3, record=2), small_run("good", nodes=3, record=2)
     for run in (bad, good):
         assert run.path is not None
         run.target = Backtracked(run.path, SwitchAtPlateau(window=2, min_steps=9, max_steps=9).rule())
         student = run.stages[-1].phases[0]
         run.matching = replace(run.matching, target=run.target)
-        run.stages[-1] = replace(run.stages[-1], phases=[replace(student, after_step=run.target.advance), run.stages[-1].phases[1]])
+        run.stages[-1] = replace(
+            run.stages[-1], phases=[replace(student, after_step=run.target.advance), run.stages[-1].phases[1]]
+        )
     settings = Settings(batch=8, log_every=1, **settings)
     ended = Trainer(bad.folder, poisoned(bad, 2, optimizer), bad.student, settings)
-    with pytest.raises(Diverged, match=r"the gradient of 'BadGradient' in phase 'student' was not finite at step 7 \(stage 'distill'\), though the loss was"):
+    with pytest.raises(
+        Diverged,
+        match=r"the gradient of 'BadGradient' in phase 'student' was not finite at step 7 \(stage 'distill'\), "
+        r"though the loss was",
+    ):
         ended.fit()
     stages = poisoned(good, 99, optimizer)
     whole = Trainer(good.folder, [stages[0], replace(stages[1], until=2)], good.student, settings)
@@ -138,13 +154,19 @@ def test_a_step_whose_gradient_is_no_number_leaves_everything_as_it_was(small_ru
     assert equal(ended.average.state_dict(), whole.average.state_dict())
     assert bad.target.state_dict() == good.target.state_dict()
     assert len(bad.target.state_dict()["switch"]["sums"]) == 2
-    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_log(run.folder / "metrics.jsonl")] for run in (bad, good)]
+    lines = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(run.folder / "metrics.jsonl")]
+        for run in (bad, good)
+    ]
     assert lines[0] == lines[1]
 
 
 def test_the_term_whose_gradient_is_no_number_is_named_among_several(small_run):
     run = small_run("terms")
-    terms = [Term(run.score_matching, run.prior, name="first"), Term(BadGradient(run.score_matching, run.fake, 1), run.prior, name="second")]
+    terms = [
+        Term(run.score_matching, run.prior, name="first"),
+        Term(BadGradient(run.score_matching, run.fake, 1), run.prior, name="second"),
+    ]
     with pytest.raises(Diverged, match=r"the gradient of 'second' in phase 'fake' was not finite at step 2"):
         Trainer(run.folder, [Stage("s", 4, [Phase("fake", run.fake, terms)])], run.student, Settings(batch=8)).fit()
 
@@ -166,10 +188,15 @@ def test_a_checkpoint_from_which_a_run_ends_at_once_is_set_aside_for_the_one_bef
     run = small_run("run")
     assert names(run) == ["step-00000003.safetensors", "step-00000006.not-finite.safetensors"]
     assert (run.folder / "checkpoints" / "step-00000006.not-finite.safetensors").read_bytes() == kept
-    # From the older one the same numbers follow; nothing is set aside twice, and the sentence says what is left to do.
+    # From the older one the same numbers follow; nothing is set aside twice, and the sentence says
+    # what is left to do.
     diverge(small_run("run"), 7, resume=True)
     assert "as it will whenever it goes on: lower the learning rate" in diverge(small_run("run"), 7, resume=True)
-    assert names(run) == ["step-00000003.safetensors", "step-00000006.not-finite.safetensors", "step-00000006.safetensors"]
+    assert names(run) == [
+        "step-00000003.safetensors",
+        "step-00000006.not-finite.safetensors",
+        "step-00000006.safetensors",
+    ]
 
 
 def poison(path: Path, monkeypatch) -> None:
@@ -189,9 +216,18 @@ def test_a_checkpoint_of_values_that_are_not_finite_is_passed_over_and_kept(smal
     poison(run.folder / "checkpoints" / "step-00000008.safetensors", monkeypatch)
     again, watcher = small_run("run", steps=8), Silent()
     again.trainer(listeners=[watcher]).fit(resume=True)
-    assert any("is kept as step-00000008.not-finite.safetensors: " in said and "'network/student" in said and "not finite" in said for said in watcher.said)
+    assert any(
+        "is kept as step-00000008.not-finite.safetensors: " in said
+        and "'network/student" in said
+        and "not finite" in said
+        for said in watcher.said
+    )
     assert equal(again.student.state_dict(), whole.student.state_dict())
-    assert names(run) == ["step-00000005.safetensors", "step-00000008.not-finite.safetensors", "step-00000008.safetensors"]
+    assert names(run) == [
+        "step-00000005.safetensors",
+        "step-00000008.not-finite.safetensors",
+        "step-00000008.safetensors",
+    ]
 
 
 def test_where_no_checkpoint_is_finite_a_run_does_not_begin_anew(small_run, monkeypatch):
@@ -208,7 +244,10 @@ def test_weights_that_are_not_finite_are_not_saved(small_run, kind):
     run = small_run("run")
     student, fake = run.stages[0].phases
     stages = [Stage("distill", 9, [fake, replace(student, after_step=Overflow(4))])]
-    with pytest.raises(Diverged, match=r"'network/student/[^']+' held values that are not finite after step 4 .*go on from .*step-00000002") as raised:
+    with pytest.raises(
+        Diverged,
+        match=r"'network/student/[^']+' held values that are not finite after step 4 .*go on from .*step-00000002",
+    ) as raised:
         Trainer(run.folder, stages, run.student, Settings(batch=8, checkpoint_every=2, checkpoints=kind)).fit()
     assert "nothing of that step was kept" in str(raised.value)
     assert [name.removesuffix(".safetensors") for name in names(run)] == ["step-00000002"]
@@ -219,7 +258,10 @@ def test_a_node_and_a_file_of_values_that_are_not_finite_are_not_written(small_r
     path = DegradationPath(tmp_path / "path", run.teacher)
     model = copy_of(run.teacher)
     Overflow(1)(1, model)
-    with pytest.raises(NotFinite, match=r"node-1.safetensors: was not written, because 'network\.[^']+' holds values that are not finite"):
+    with pytest.raises(
+        NotFinite,
+        match=r"node-1.safetensors: was not written, because 'network\.[^']+' holds values that are not finite",
+    ):
         path.record(model, 1)
     assert path.last == 0
     assert not list(tmp_path.glob("path/*"))

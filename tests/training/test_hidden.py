@@ -194,7 +194,10 @@ def objectives(run) -> dict[str, tuple[Objective, str]]:
         "a set": (Holding(match, {Counter()}), "is a set of parts"),
         "a Slotted": (Holding(match, [Slotted()]), beside.format("counter")),
         "a Restless": (replace(match, target=Restless(run.teacher)), beside.format("teacher")),
-        "the function 'closure.<locals>.<lambda>'": (Holding(match, {"a": closure()}), "holds values from outside it (counter)"),
+        "the function 'closure.<locals>.<lambda>'": (
+            Holding(match, {"a": closure()}),
+            "holds values from outside it (counter)",
+        ),
         "a deque": (Holding(match, deque([Counter()])), "is of a kind that is not looked into"),
         "a Generator": (Holding(match, torch.Generator()), "is of a kind that is not looked into"),
         "a Wrapping": (Holding(match, Wrapping()), "holds a Counter ('counter')"),
@@ -220,7 +223,9 @@ KINDS = [
 def test_an_objective_that_hides_something_is_refused_by_name(small_run, kind):
     run = small_run()
     objective, why = objectives(run)[kind]
-    with pytest.raises(UserError, match=rf"phase 'student': {re.escape(kind)} \(terms\.0\.objective\S*\) {re.escape(why)}"):
+    with pytest.raises(
+        UserError, match=rf"phase 'student': {re.escape(kind)} \(terms\.0\.objective\S*\) {re.escape(why)}"
+    ):
         Phase("student", run.student, [Term(objective, run.prior)])
 
 
@@ -230,15 +235,24 @@ def test_states_hooks_stop_rules_and_actions_that_hide_something_are_refused(sma
     fields = {"schedule": prior.schedule, "shape": prior.shape, "time": prior.time}
     dagger = CountingDagger(prior, 4, 2, "ring").more()
     for build, sentence in (
-        (lambda: Phase("p", run.student, [Term(run.matching, UndecoratedPrior(**fields))]), r"a UndecoratedPrior \(terms.0.states\) is no dataclass of its own"),
-        (lambda: Phase("p", run.student, [Term(run.matching, dagger)]), "CountingDagger .* has 'more_rows' beside its fields"),
+        (
+            lambda: Phase("p", run.student, [Term(run.matching, UndecoratedPrior(**fields))]),
+            r"a UndecoratedPrior \(terms.0.states\) is no dataclass of its own",
+        ),
+        (
+            lambda: Phase("p", run.student, [Term(run.matching, dagger)]),
+            "CountingDagger .* has 'more_rows' beside its fields",
+        ),
         (lambda: replace(phase, after_step=closure()), r"holds values from outside it \(counter\)"),
         (lambda: replace(phase, after_step=local_count()), r"holds values from outside it \(count\)"),
         (lambda: replace(phase, after_step=Slotted()), "a Slotted .* has 'counter' beside its fields"),
         (lambda: replace(phase, after_step=Slotted().__call__), "a Slotted .* has 'counter' beside its fields"),
         (lambda: replace(phase, after_step=partial(closure(), 1)), "holds values from outside it"),
         (lambda: Stage("s", SharedList(), [phase]), r"stage 's': a SharedList \(until\) is no dataclass of its own"),
-        (lambda: Stage("s", 3, [phase], [OwnAction()]), r"stage 's': a OwnAction \(begin.0\) has 'done' beside its fields"),
+        (
+            lambda: Stage("s", 3, [phase], [OwnAction()]),
+            r"stage 's': a OwnAction \(begin.0\) has 'done' beside its fields",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             build()
@@ -250,16 +264,43 @@ def test_what_remembers_is_found_behind_methods_and_partial_calls(small_run):
     assert run.path is not None
     phase, counter = run.stages[0].phases[0], Counter()
     target = Backtracked(run.path, Every(2))
-    for hook, wanted in ((target.advance, target), (partial(plain_hook, counter), counter), (partial(counter.__call__), counter), (counter, counter)):
-        stage = Stage("s", 3, [Phase("student", run.student, [Term(replace(run.matching, target=Fixed(run.teacher)), run.prior)], Adam(), after_step=hook)])
+    for hook, wanted in (
+        (target.advance, target),
+        (partial(plain_hook, counter), counter),
+        (partial(counter.__call__), counter),
+        (counter, counter),
+    ):
+        stage = Stage(
+            "s",
+            3,
+            [
+                Phase(
+                    "student",
+                    run.student,
+                    [Term(replace(run.matching, target=Fixed(run.teacher)), run.prior)],
+                    Adam(),
+                    after_step=hook,
+                )
+            ],
+        )
         assert list(find_resumable(stage).values()) == [wanted]
-    # Where the objective has it as well, its place is the objective's, as in the checkpoints of earlier runs.
+    # Where the objective has it as well, its place is the objective's, as in the checkpoints of
+    # earlier runs.
     assert list(find_resumable([replace(phase, after_step=run.target.advance)])) == [".0.terms.0.objective.target"]
 
 
 def test_what_is_open_passes(small_run):
     run = small_run()
-    held = Holding(run.matching, {"numbers": {1, 2}, "tensor": torch.ones(2), "function": plain_hook, "kept": Counter(), "method": Counter().__call__})
+    held = Holding(
+        run.matching,
+        {
+            "numbers": {1, 2},
+            "tensor": torch.ones(2),
+            "function": plain_hook,
+            "kept": Counter(),
+            "method": Counter().__call__,
+        },
+    )
     assert held.computed == [1]
     check_open([held, Dagger(run.prior, 4, 2, "ring"), plain_hook, field], "all")
     assert isinstance(run.prior, States)

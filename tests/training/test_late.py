@@ -1,4 +1,6 @@
-"""The host reads what a step reports one step late, but before anything that must not follow a step that was left out."""
+"""The host reads what a step reports one step late, but before anything that must not follow a step
+that was left out.
+"""
 
 from __future__ import annotations
 
@@ -99,14 +101,17 @@ def test_a_hook_that_counts_does_not_wait_and_one_that_records_does(small_run, r
     trainer = Trainer(run.folder, [run.stages[0]], run.student, RARELY)
     found = read(trainer)
     trainer.fit()
-    # The first line has the number of nodes. One is recorded after steps 3 and 6, when 2 and 5 are finished.
+    # The first line has the number of nodes. One is recorded after steps 3 and 6, when 2 and 5 are
+    # finished.
     assert found == [(1, [0]), (2, [1, 2]), (5, [3]), (5, [4, 5])]
 
 
 def test_a_hook_that_says_nothing_of_itself_waits_after_each_step(small_run, read):
     run = small_run(steps=3)
     student, fake = run.stages[0].phases
-    trainer = Trainer(run.folder, [replace(run.stages[0], phases=[fake, replace(student, after_step=Plain())])], run.student, RARELY)
+    trainer = Trainer(
+        run.folder, [replace(run.stages[0], phases=[fake, replace(student, after_step=Plain())])], run.student, RARELY
+    )
     found = read(trainer)
     trainer.fit()
     assert found == [(0, [0, 0]), (1, [1, 1]), (2, [2, 2])]
@@ -134,7 +139,9 @@ def test_who_decides_when(small_run):
 def test_a_step_that_was_left_out_is_named_a_step_late_and_nothing_has_moved_since(small_run, at):
     bad, good = small_run("bad"), small_run("good")
     ended = Trainer(bad.folder, [replace(bad_student(bad, at)[0], until=5)], bad.student, RARELY)
-    with pytest.raises(Diverged, match=rf"the loss of 'BadAt' in phase 'student' was nan at step {at + 1} \(stage 'distill'\)"):
+    with pytest.raises(
+        Diverged, match=rf"the loss of 'BadAt' in phase 'student' was nan at step {at + 1} \(stage 'distill'\)"
+    ):
         ended.fit()
     assert ended.progress.step == min(at + 2, 5)
     whole = Trainer(good.folder, [replace(good.stages[0], until=max(at, 1))], good.student, RARELY)

@@ -56,7 +56,15 @@ def test_a_rate_falls_along_a_line_where_that_is_asked(kind):
 
 def test_a_recipe_says_along_what_the_rate_falls():
     for kind, expected in (("line", 0.75), ("cosine", 0.5 * (1 + 0.5**0.5))):
-        recipe = load_recipe("mixture2d-pd", [f"method.optimizer.decay_along={kind}", "method.optimizer.decay=1.0", "method.optimizer.lr=1.0", "method.optimizer.warmup=0"])
+        recipe = load_recipe(
+            "mixture2d-pd",
+            [
+                f"method.optimizer.decay_along={kind}",
+                "method.optimizer.decay=1.0",
+                "method.optimizer.lr=1.0",
+                "method.optimizer.warmup=0",
+            ],
+        )
         assert recipe.method.optimizer.rate(25, 100) == pytest.approx(expected)
 
 
@@ -69,13 +77,17 @@ def test_values_that_make_no_sense_are_refused(kind, wrong):
 
 def test_gradient_descent_keeps_no_moments(small_run):
     run = small_run(nodes=3)
-    plain = [replace(stage, phases=[replace(phase, optimizer=SGD(1e-3)) for phase in stage.phases]) for stage in run.stages]
+    plain = [
+        replace(stage, phases=[replace(phase, optimizer=SGD(1e-3)) for phase in stage.phases]) for stage in run.stages
+    ]
     one = sum(p.numel() * p.element_size() for p in run.teacher.parameters())
     assert state_bytes(run.stages, run.teacher) - state_bytes(plain, run.teacher) == 2 * 2 * one
 
 
 def test_betas_of_gradient_descent_are_refused():
-    with pytest.raises(UserError, match=r"unknown key 'method\.optimizer\.betas'; known here: lr, weight_decay, warmup"):
+    with pytest.raises(
+        UserError, match=r"unknown key 'method\.optimizer\.betas'; known here: lr, weight_decay, warmup"
+    ):
         load_recipe("digits-disback", ["method.optimizer={kind: sgd, lr: 1.0e-3, betas: [0.5, 0.9]}"])
 
 

@@ -1,4 +1,6 @@
-"""Stages: what is trained, what follows it, what actions write and cost, and that all of it is in the checkpoint."""
+"""Stages: what is trained, what follows it, what actions write and cost, and that all of it is in
+the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +77,13 @@ def test_only_the_trainable_part_is_trained_and_clipped(tmp_path):
     student = copy_of(teacher)
     adapter = add_adapter(student, 2)
     before = clone(student)
-    phase = Phase("student", student, [Term(regression(student, teacher, 2), prior_of(teacher))], Adam(1e-2), trainable=adapter)
+    phase = Phase(
+        "student", student, [Term(regression(student, teacher, 2), prior_of(teacher))], Adam(1e-2), trainable=adapter
+    )
     optimizers = build_optimizers(Stage("s", 1, [phase]))
-    assert {id(p) for group in optimizers["student"].param_groups for p in group["params"]} == {id(p) for p in adapter.parameters()}
+    assert {id(p) for group in optimizers["student"].param_groups for p in group["params"]} == {
+        id(p) for p in adapter.parameters()
+    }
     Trainer(tmp_path, [Stage("s", 4, [phase])], student, settings()).fit()
     assert moved(student, before)
     assert all(".low_rank." in name for name in moved(student, before))
@@ -90,7 +96,9 @@ def test_a_part_alone_may_be_trained_though_the_loss_reaches_all(tmp_path):
     before = clone(student)
     leave = student.network.leave
     assert isinstance(leave, nn.Linear)
-    phase = Phase("student", student, [Term(regression(student, teacher, 2), prior_of(teacher))], Adam(1e-2), trainable=leave)
+    phase = Phase(
+        "student", student, [Term(regression(student, teacher, 2), prior_of(teacher))], Adam(1e-2), trainable=leave
+    )
     Trainer(tmp_path, [Stage("s", 3, [phase])], student, settings()).fit()
     assert moved(student, before) == {"network.leave.weight", "network.leave.bias"}
 
@@ -104,14 +112,28 @@ def noted(history, step, model) -> None:
     history.append(clone(model))
 
 
-def followed(folder: Path, steps: int = 6, leave: int = 0) -> tuple[Trainer, NetworkDenoiser, list[Averaged], list[dict[str, Tensor]]]:
+def followed(
+    folder: Path, steps: int = 6, leave: int = 0
+) -> tuple[Trainer, NetworkDenoiser, list[Averaged], list[dict[str, Tensor]]]:
     """A run with two averages of its own, and the student's weights after each step."""
     teacher = small_teacher()
     student = copy_of(teacher)
     averages = [Averaged(student, HalfLife(0.0)), Averaged(student, HalfLife(2.0, ramp=0.0))]
     history: list[dict[str, Tensor]] = []
-    phase = Phase("student", student, [Term(regression(student, teacher, 3), prior_of(teacher))], Adam(1e-2), after_step=partial(noted, history), averages=averages)
-    return Trainer(folder, [Stage("s", steps, [phase])], student, settings(), listeners=leaving(leave)), student, averages, history
+    phase = Phase(
+        "student",
+        student,
+        [Term(regression(student, teacher, 3), prior_of(teacher))],
+        Adam(1e-2),
+        after_step=partial(noted, history),
+        averages=averages,
+    )
+    return (
+        Trainer(folder, [Stage("s", steps, [phase])], student, settings(), listeners=leaving(leave)),
+        student,
+        averages,
+        history,
+    )
 
 
 def test_averages_follow_their_phase_by_their_own_decay(tmp_path):
@@ -142,17 +164,24 @@ def test_averages_are_in_the_checkpoint_and_come_back(tmp_path):
 
 
 def written(folder: Path, leave: int = 0) -> tuple[Trainer, NetworkDenoiser]:
-    """A first stage that trains, and a second that begins by writing a frozen slot, which it then learns from."""
+    """A first stage that trains, and a second that begins by writing a frozen slot, which it then
+    learns from.
+    """
     teacher = small_teacher()
     student, slot = copy_of(teacher), copy_of(teacher).requires_grad_(False)
-    terms = [Term(regression(student, teacher, 2), prior_of(teacher))], [Term(regression(student, slot, 3), prior_of(teacher))]
+    terms = (
+        [Term(regression(student, teacher, 2), prior_of(teacher))],
+        [Term(regression(student, slot, 3), prior_of(teacher))],
+    )
     first, second = (Phase("student", student, term, Adam(1e-2)) for term in terms)
     stages = [Stage("one", 3, [first]), Stage("two", 5, [second], [Copy(student, slot)])]
     return Trainer(folder, stages, student, settings(), listeners=leaving(leave)), slot
 
 
 def test_what_an_action_writes_is_in_the_checkpoint(tmp_path):
-    """A run interrupted in the second stage does not run the action again, whose source has moved on."""
+    """A run interrupted in the second stage does not run the action again, whose source has moved
+    on.
+    """
     whole, slot = written(tmp_path / "whole")
     assert any(network is slot for network in named_networks(whole.stages).values())
     whole.fit()
@@ -171,7 +200,10 @@ def test_every_network_is_named_once_and_those_of_two_phases_must_differ_in_name
     student, other = copy_of(teacher), copy_of(teacher)
     average = Averaged(student, HalfLife(1.0))
     phase = Phase("student", student, [Term(regression(student, teacher), prior_of(teacher))], averages=[average])
-    stages = [Stage("one", 1, [phase]), Stage("two", 1, [phase], [Copy(student, other), Write(student, 0.0), Write(other, 0.0)])]
+    stages = [
+        Stage("one", 1, [phase]),
+        Stage("two", 1, [phase], [Copy(student, other), Write(student, 0.0), Write(other, 0.0)]),
+    ]
     assert list(named_networks(stages).values()) == [student, average, other]
     twin = Phase("student", other, [Term(regression(other, teacher), prior_of(teacher))])
     with pytest.raises(Exception, match="two networks are trained by phases named 'student'"):
@@ -185,10 +217,17 @@ def test_actions_run_once_before_the_first_step_and_their_evaluations_count(tmp_
     plain = Trainer(tmp_path / "plain", [Stage("s", 3, [phase])], student, settings())
     plain.fit()
     student.load_state_dict(teacher.state_dict())
-    acted = Trainer(tmp_path / "acted", [Stage("s", 3, [phase], [Write(copy_of(teacher), 0.0, teacher, rows=5)])], student, settings())
+    acted = Trainer(
+        tmp_path / "acted",
+        [Stage("s", 3, [phase], [Write(copy_of(teacher), 0.0, teacher, rows=5)])],
+        student,
+        settings(),
+    )
     acted.fit()
     assert acted.progress.evaluations == plain.progress.evaluations + 5
-    pairs = MakePairs(Solver(teacher, 4, RULES["euler"]), prior_of(teacher), 10, tmp_path / "pairs.safetensors", batch=4)
+    pairs = MakePairs(
+        Solver(teacher, 4, RULES["euler"]), prior_of(teacher), 10, tmp_path / "pairs.safetensors", batch=4
+    )
     made = Trainer(tmp_path / "made", [Stage("s", 3, [phase], [pairs])], student, settings())
     made.fit()
     # Four steps, the last to t = 0, for each of ten pairs.
@@ -199,7 +238,9 @@ def test_pairs_made_twice_have_equal_bytes_and_are_a_function_of_their_seed_and_
     teacher = small_teacher()
 
     def bytes_of(name: str, **changes: Any) -> bytes:
-        MakePairs(Solver(teacher, 3), prior_of(teacher), 10, tmp_path / name, **{"seed": 1, "purpose": "a", **changes}).run()
+        MakePairs(
+            Solver(teacher, 3), prior_of(teacher), 10, tmp_path / name, **{"seed": 1, "purpose": "a", **changes}
+        ).run()
         return (tmp_path / name).read_bytes()
 
     assert bytes_of("one") == bytes_of("one") == bytes_of("two")
@@ -221,7 +262,9 @@ def test_pairs_made_twice_have_equal_bytes_and_are_a_function_of_their_seed_and_
 
 @dataclass(frozen=True, eq=False)
 class Remembering(States, Resumable):
-    """Adds to each draw the sum of all draws before it; its memory is a list of one tensor, and a count."""
+    """Adds to each draw the sum of all draws before it; its memory is a list of one tensor, and a
+    count.
+    """
 
     source: States
     memory: list[Any]
@@ -248,7 +291,12 @@ def test_tensors_that_an_object_remembers_come_back(tmp_path):
     def make(name: str, leave: int = 0) -> tuple[Trainer, list[Any]]:
         teacher = small_teacher()
         student, memory = copy_of(teacher), [torch.zeros(8, 2), 0]
-        phase = Phase("student", student, [Term(regression(student, teacher, 2), Remembering(prior_of(teacher), memory))], Adam(1e-2))
+        phase = Phase(
+            "student",
+            student,
+            [Term(regression(student, teacher, 2), Remembering(prior_of(teacher), memory))],
+            Adam(1e-2),
+        )
         return Trainer(tmp_path / name, [Stage("s", 7, [phase])], student, settings(), listeners=leaving(leave)), memory
 
     whole, expected = make("whole")
@@ -280,7 +328,9 @@ def test_what_is_drawn_untouched_is_forgotten_whatever_ends_it():
 
 @dataclass(frozen=True, eq=False)
 class Push(Objective):
-    """A loss on the student's samples, made by ``Step.run`` as terms of one phase share them; remembers what it was handed."""
+    """A loss on the student's samples, made by ``Step.run`` as terms of one phase share them;
+    remembers what it was handed.
+    """
 
     student: NetworkDenoiser
     handed: list[Tensor]
@@ -293,11 +343,18 @@ class Push(Objective):
 
 
 def test_terms_of_a_phase_share_the_students_graph_and_the_next_phase_makes_its_own(tmp_path):
-    """The second phase trains the student again: with the first one's graph, which its backward freed, that would raise, or use weights that have moved."""
+    """The second phase trains the student again: with the first one's graph, which its backward
+    freed, that would raise, or use weights that have moved.
+    """
     teacher = small_teacher()
     student = copy_of(teacher)
     prior, handed = prior_of(teacher), []
-    first = Phase("first", student, [Term(Push(student, handed), prior, name="a"), Term(Push(student, handed, 0.5), prior, 2.0, "b")], Adam(1e-2, clip=1.0))
+    first = Phase(
+        "first",
+        student,
+        [Term(Push(student, handed), prior, name="a"), Term(Push(student, handed, 0.5), prior, 2.0, "b")],
+        Adam(1e-2, clip=1.0),
+    )
     second = Phase("second", student, [Term(Push(student, handed), prior)], Adam(1e-2, clip=1.0))
     with cost.metered() as meter:
         Trainer(tmp_path, [Stage("s", 1, [first, second])], student, settings()).fit()
@@ -325,7 +382,12 @@ def test_weights_of_terms_are_factors_of_their_gradients(tmp_path):
     def gradients(weights: Sequence[float]) -> dict[str, Tensor]:
         student = copy_of(teacher)
         objectives = [EndpointRegression(student, distance, Solver(teacher, 2)) for distance in (SquaredL2(), L1())]
-        phase = Phase("student", student, [Term(o, prior_of(teacher), w) for o, w in zip(objectives, weights, strict=True)], Adam(1e-9))
+        phase = Phase(
+            "student",
+            student,
+            [Term(o, prior_of(teacher), w) for o, w in zip(objectives, weights, strict=True)],
+            Adam(1e-9),
+        )
         Trainer(tmp_path / str(weights), [Stage("s", 1, [phase])], student, settings()).fit()
         return {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
 

@@ -1,4 +1,6 @@
-"""Who is told how a run goes: several at once, TensorBoard and Weights & Biases, read back from their files."""
+"""Who is told how a run goes: several at once, TensorBoard and Weights & Biases, read back from
+their files.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +100,16 @@ def test_several_are_told_the_same_in_the_order_of_the_run(small_run):
     assert kinds[:3] == ["enter", "began", "figures"]
     assert kinds[-2:] == ["finished", "exit"]
     assert [entry[1] for entry in first.heard if entry[0] == "step"] == [1, 2, 3, 4]
-    told = [(step, figures["student.gap"]) for _, step, figures in (e for e in first.heard if e[0] == "figures") if "student.gap" in figures]
+    told = [
+        (step, figures["student.gap"])
+        for _, step, figures in (e for e in first.heard if e[0] == "figures")
+        if "student.gap" in figures
+    ]
     assert told == logged(run.folder, "student.gap")
-    assert [(e[1], e[2]["odd.value"]) for e in first.heard if e[0] == "figures" and "odd.value" in e[2]] == [(0, 0), (4, 4)]
+    assert [(e[1], e[2]["odd.value"]) for e in first.heard if e[0] == "figures" and "odd.value" in e[2]] == [
+        (0, 0),
+        (4, 4),
+    ]
 
 
 def test_each_is_left_when_another_fails_as_it_is_entered():
@@ -125,7 +134,9 @@ def test_tensorboard_shows_figures_nodes_pictures_and_warnings(small_run):
     assert [step for step, _ in scalars(run.folder, "health/worry")] == [0, 10, 20, 24]
     found = EventAccumulator(str(run.folder / "tensorboard"))
     found.Reload()
-    assert [(image.step, image.width, image.height) for image in found.Images("samples")] == [(step, 6, 4) for step in (0, 10, 20, 24)]
+    assert [(image.step, image.width, image.height) for image in found.Images("samples")] == [
+        (step, 6, 4) for step in (0, 10, 20, 24)
+    ]
     texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in found.Tensors("said/text_summary")]
     assert texts[0] == (0, "before anything.")
     assert (10, "step 10: all is not well.") in texts
@@ -146,14 +157,19 @@ def test_tensorboard_goes_on_where_a_run_goes_on(small_run):
 def test_wandb_holds_the_history_and_goes_on_in_the_same_run(small_run):
     run, track = small_run("run", nodes=3, record=2, steps=20), WandB()
     with pytest.raises(Interrupted):
-        run.trainer(listeners=[track, Interrupter(14)], probes=[Monitor([Worried()], every=10), picture_probe(run.folder, track)]).fit()
+        run.trainer(
+            listeners=[track, Interrupter(14)],
+            probes=[Monitor([Worried()], every=10), picture_probe(run.folder, track)],
+        ).fit()
     rows = history(run.folder)
     gaps = [(int(row["step"]), float(row["student/gap"])) for row in rows if "student/gap" in row]
     same(gaps, logged(run.folder, "student.gap"))
     assert {int(row["step"]) for row in rows if "path_nodes" in row} >= {2, 4}
     assert sum('"image-file"' in row.get("samples", "") or "samples._type" in row for row in rows) == 2
     assert any("all is not well" in row.get("said", "") for row in rows)
-    small_run("run", nodes=3, record=2, steps=20).trainer(listeners=[WandB()], probes=[Monitor([Worried()], every=10), picture_probe(run.folder, Silent())]).fit(resume=True)
+    small_run("run", nodes=3, record=2, steps=20).trainer(
+        listeners=[WandB()], probes=[Monitor([Worried()], every=10), picture_probe(run.folder, Silent())]
+    ).fit(resume=True)
     parts = [path.name.rpartition("-")[2] for path in run.folder.glob("wandb/offline-run-*")]
     assert parts == [(run.folder / "wandb-id.txt").read_text()] * 2
     shown = {int(row["step"]): float(row["student/gap"]) for row in history(run.folder) if "student/gap" in row}

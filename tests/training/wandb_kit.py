@@ -48,5 +48,7 @@ def _ended(path: Path) -> list[Record]:
 def history(folder: Path) -> list[dict[str, str]]:
     """The rows of a run's history, of all its processes, in their order; values as JSON."""
     paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    rows = [record.history for path in paths for record in _ended(path) if record.WhichOneof("record_type") == "history"]
+    rows = [
+        record.history for path in paths for record in _ended(path) if record.WhichOneof("record_type") == "history"
+    ]
     return [{item.key or ".".join(item.nested_key): item.value_json for item in row.item} for row in rows]

@@ -1,4 +1,6 @@
-"""Files as NVIDIA's training code writes them, made from our own networks: the same names, structures and opcodes, and an empty text where theirs has the source of its classes."""
+"""Files as NVIDIA's training code writes them, made from our own networks: the same names,
+structures and opcodes, and an empty text where theirs has the source of its classes.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,25 @@ from fewstep.networks import build
 
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None), np.generic)
 NETWORKS: dict[str, dict[str, Any]] = {
-    "SongUNet": {"kind": "song-unet", "img_resolution": 8, "in_channels": 3, "model_channels": 4, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9},
-    "DhariwalUNet": {"kind": "dhariwal-unet", "img_resolution": 8, "in_channels": 3, "model_channels": 4, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []},
+    "SongUNet": {
+        "kind": "song-unet",
+        "img_resolution": 8,
+        "in_channels": 3,
+        "model_channels": 4,
+        "channel_mult": [1, 2],
+        "num_blocks": 1,
+        "attn_resolutions": [4],
+        "augment_dim": 9,
+    },
+    "DhariwalUNet": {
+        "kind": "dhariwal-unet",
+        "img_resolution": 8,
+        "in_channels": 3,
+        "model_channels": 4,
+        "channel_mult": [1, 2],
+        "num_blocks": 1,
+        "attn_resolutions": [],
+    },
 }
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "EDMPrecond": {"sigma_min": 0, "sigma_max": float("inf"), "sigma_data": 0.5},
@@ -36,13 +55,23 @@ def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
 
 
 class _Writer(pickle.Pickler):
-    """Writes a module as ``torch_utils.persistence`` does, but for containers, which go as they are."""
+    """Writes a module as ``torch_utils.persistence`` does, but for containers, which go as they
+    are.
+    """
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, nn.Module) or isinstance(value, (nn.ModuleDict, nn.ModuleList)):
             return NotImplemented
-        state = {name: item for name, item in vars(value).items() if name in vars(nn.Module()) or isinstance(item, PLAIN)}
-        named = {"type": "class", "version": 6, "module_src": "", "class_name": getattr(value, "released_name", type(value).__name__), "state": state}
+        state = {
+            name: item for name, item in vars(value).items() if name in vars(nn.Module()) or isinstance(item, PLAIN)
+        }
+        named = {
+            "type": "class",
+            "version": 6,
+            "module_src": "",
+            "class_name": getattr(value, "released_name", type(value).__name__),
+            "state": state,
+        }
         return _reconstruct_persistent_obj, (named,)
 
 
@@ -70,7 +99,9 @@ def written(value: Any, protocol: int = 4) -> bytes:
 
 
 def random_network(name: str, classes: int = 0, doubled: bool = False) -> nn.Module:
-    """One of ``NETWORKS`` with weights of which every one matters; ``doubled``: with twice the channels out."""
+    """One of ``NETWORKS`` with weights of which every one matters; ``doubled``: with twice the
+    channels out.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build({**NETWORKS[name], "classes": classes, "out_channels": 6 if doubled else 3})
@@ -80,11 +111,16 @@ def random_network(name: str, classes: int = 0, doubled: bool = False) -> nn.Mod
 
 
 def wrapped(wrapper: str, name: str, network: nn.Module, **changes: Any) -> nn.Module:
-    """A module with the attributes of a preconditioning around a network with the attributes of the release's."""
+    """A module with the attributes of a preconditioning around a network with the attributes of the
+    release's.
+    """
     arguments = {key: value for key, value in NETWORKS[name].items() if key != "kind"}
     arguments["label_dim"] = network.classes
     network.released_name = name  # type: ignore[assignment]
-    network._init_args, network._init_kwargs = (), {**arguments, "out_channels": 6 if wrapper == "iDDPMPrecond" else 3, "dropout": np.float64(0.13)}  # type: ignore[assignment]
+    network._init_args, network._init_kwargs = (
+        (),
+        {**arguments, "out_channels": 6 if wrapper == "iDDPMPrecond" else 3, "dropout": np.float64(0.13)},
+    )  # type: ignore[assignment]
     network.__dict__.pop("description", None)
     network.__dict__.pop("_writers", None)
     around = nn.Module()
@@ -97,17 +133,29 @@ def wrapped(wrapper: str, name: str, network: nn.Module, **changes: Any) -> nn.M
     return around
 
 
-def release(wrapper: str = "EDMPrecond", name: str = "SongUNet", classes: int = 0, protocol: int = 4, **changes: Any) -> bytes:
-    """A whole file: a network with random weights, its preconditioning, and the settings of its data."""
+def release(
+    wrapper: str = "EDMPrecond", name: str = "SongUNet", classes: int = 0, protocol: int = 4, **changes: Any
+) -> bytes:
+    """A whole file: a network with random weights, its preconditioning, and the settings of its
+    data.
+    """
     network = random_network(name, classes, wrapper == "iDDPMPrecond")
-    return written({"ema": wrapped(wrapper, name, network, **changes), "dataset_kwargs": {"path": "data.zip", "use_labels": bool(classes)}}, protocol)
+    return written(
+        {
+            "ema": wrapped(wrapper, name, network, **changes),
+            "dataset_kwargs": {"path": "data.zip", "use_labels": bool(classes)},
+        },
+        protocol,
+    )
 
 
 # What is done while a file is read
 
 
 class Watch:
-    """Records what Python's audit hooks report while it is open: imports, code, processes, and files other than the one that is read."""
+    """Records what Python's audit hooks report while it is open: imports, code, processes, and
+    files other than the one that is read.
+    """
 
     _current: Watch | None = None
     _installed = False
@@ -132,7 +180,18 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> None:
     if watch is None:
         return
     family = event.partition(".")[0]
-    if (event == "open" and str(arguments[0]) != watch.allowed) or family in {"import", "exec", "compile", "os", "subprocess", "socket", "ctypes", "pickle", "shutil", "code"}:
+    if (event == "open" and str(arguments[0]) != watch.allowed) or family in {
+        "import",
+        "exec",
+        "compile",
+        "os",
+        "subprocess",
+        "socket",
+        "ctypes",
+        "pickle",
+        "shutil",
+        "code",
+    }:
         watch.events.append(f"{event} {arguments[:1]!r}")
 
 

@@ -1,4 +1,6 @@
-"""The consistency models' checkpoints: the network that a state dict describes, written here once more in plain functions by its names, and what the files mean."""
+"""The consistency models' checkpoints: the network that a state dict describes, written here once
+more in plain functions by its names, and what the files mean.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def description(adaptive: bool, classes: int) -> dict[str, Any]:
 
 
 class Release:
-    """ADM as its names say, with weights that come into being where they are first used; ``tensors`` is then the state dict."""
+    """ADM as its names say, with weights that come into being where they are first used;
+    ``tensors`` is then the state dict.
+    """
 
     def __init__(self, adaptive: bool, classes: int):
         self.adaptive, self.classes = adaptive, classes
@@ -46,11 +50,18 @@ class Release:
     def weight(self, name: str, *shape: int) -> Tensor:
         if name not in self.tensors:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            self.tensors[name] = torch.randn(shape, generator=generator) * (0.7 / math.prod(shape[1:]) ** 0.5 if len(shape) > 1 else 0.4)
+            self.tensors[name] = torch.randn(shape, generator=generator) * (
+                0.7 / math.prod(shape[1:]) ** 0.5 if len(shape) > 1 else 0.4
+            )
         return self.tensors[name]
 
     def convolved(self, name: str, x: Tensor, out: int, size: int) -> Tensor:
-        return conv2d(x, self.weight(f"{name}.weight", out, x.shape[1], size, size), self.weight(f"{name}.bias", out), padding=size // 2)
+        return conv2d(
+            x,
+            self.weight(f"{name}.weight", out, x.shape[1], size, size),
+            self.weight(f"{name}.bias", out),
+            padding=size // 2,
+        )
 
     def dense(self, name: str, x: Tensor, out: int) -> Tensor:
         return linear(x, self.weight(f"{name}.weight", out, x.shape[1]), self.weight(f"{name}.bias", out))
@@ -72,26 +83,40 @@ class Release:
     def attended(self, name: str, x: Tensor) -> Tensor:
         """Heads of 64 channels; the 3 C channels go by query, key, value, then head."""
         batch, channels, height, width = x.shape
-        q, k, v = self.convolved(f"{name}.qkv", self.normed(f"{name}.norm", x), 3 * channels, 1).reshape(batch, 3, channels // 64, 64, height * width).unbind(1)
+        q, k, v = (
+            self.convolved(f"{name}.qkv", self.normed(f"{name}.norm", x), 3 * channels, 1)
+            .reshape(batch, 3, channels // 64, 64, height * width)
+            .unbind(1)
+        )
         weights = torch.softmax(torch.einsum("bhdq,bhdk->bhqk", q, k) / 8, dim=3)
-        return x + self.convolved(f"{name}.proj_out", torch.einsum("bhqk,bhdk->bhdq", weights, v).reshape(x.shape), channels, 1)
+        return x + self.convolved(
+            f"{name}.proj_out", torch.einsum("bhqk,bhdk->bhdq", weights, v).reshape(x.shape), channels, 1
+        )
 
     def __call__(self, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
         waves = times[:, None] * torch.exp(-math.log(10000) * torch.arange(WIDTH // 2) / (WIDTH // 2))
-        embedded = self.dense("time_embed.2", silu(self.dense("time_embed.0", torch.cat([waves.cos(), waves.sin()], 1), 4 * WIDTH)), 4 * WIDTH)
+        embedded = self.dense(
+            "time_embed.2",
+            silu(self.dense("time_embed.0", torch.cat([waves.cos(), waves.sin()], 1), 4 * WIDTH)),
+            4 * WIDTH,
+        )
         if labels is not None:
             embedded = embedded + self.weight("label_emb.weight", self.classes, 4 * WIDTH)[labels]
         skips = [self.convolved("input_blocks.0.0", x, WIDTH, 3)]
         skips.append(self.residual("input_blocks.1.0", skips[-1], embedded, WIDTH))
         skips.append(self.residual("input_blocks.2.0", skips[-1], embedded, WIDTH, lambda a: avg_pool2d(a, 2)))
-        skips.append(self.attended("input_blocks.3.1", self.residual("input_blocks.3.0", skips[-1], embedded, 2 * WIDTH)))
+        skips.append(
+            self.attended("input_blocks.3.1", self.residual("input_blocks.3.0", skips[-1], embedded, 2 * WIDTH))
+        )
         hidden = self.attended("middle_block.1", self.residual("middle_block.0", skips[-1], embedded, 2 * WIDTH))
         hidden = self.residual("middle_block.2", hidden, embedded, 2 * WIDTH)
         for index, (out, attends) in enumerate(((2 * WIDTH, True), (2 * WIDTH, True), (WIDTH, False), (WIDTH, False))):
             hidden = self.residual(f"output_blocks.{index}.0", torch.cat([hidden, skips.pop()], 1), embedded, out)
             hidden = self.attended(f"output_blocks.{index}.1", hidden) if attends else hidden
             if index == 1:
-                hidden = self.residual("output_blocks.1.2", hidden, embedded, out, lambda a: interpolate(a, scale_factor=2, mode="nearest"))
+                hidden = self.residual(
+                    "output_blocks.1.2", hidden, embedded, out, lambda a: interpolate(a, scale_factor=2, mode="nearest")
+                )
         return self.convolved("out.2", silu(self.normed("out.0", hidden)), 3, 3)
 
 
@@ -108,7 +133,10 @@ def test_a_checkpoint_is_the_network_that_its_names_say(tmp_path, adaptive, clas
     torch.save(network.tensors, tmp_path / "release.pt")
     denoiser = load_as(tmp_path / "release.pt", description(adaptive, classes), Consistency() if student else EDM(0.5))
     sigma = torch.tensor([0.002, 0.05, 1.0, 80.0], dtype=torch.float64)
-    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * (0.25 + sigma**2).sqrt().float()[:, None, None, None]
+    x = (
+        torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        * (0.25 + sigma**2).sqrt().float()[:, None, None, None]
+    )
     labels = torch.tensor([0, 4, 2, 3]) if classes else None
     emitted = network(x / (0.25 + sigma**2).sqrt().float()[:, None, None, None], 250 * sigma.log().float(), labels)
     above = sigma - 0.002 if student else sigma
@@ -137,13 +165,18 @@ def test_the_consistency_prediction_is_the_identity_at_its_lowest_level():
     for schedule in (KarrasVE(0.01, 80.0), DiscreteVP("linear")):
         t = schedule.time_at_sigma(torch.tensor([0.011, 5.0], dtype=torch.float64))
         skip, out = prediction.coefficients(schedule, schedule.time_at_sigma(0.01))
-        assert (float(skip * schedule.alpha(schedule.time_at_sigma(0.01))), float(out)) == pytest.approx((1.0, 0.0), abs=1e-9)
+        assert (float(skip * schedule.alpha(schedule.time_at_sigma(0.01))), float(out)) == pytest.approx(
+            (1.0, 0.0), abs=1e-9
+        )
         x0, x = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         assert torch.allclose(prediction.to_x0(schedule, prediction.target(schedule, x0, x, t), x, t), x0)
     # By x / alpha and sigma / alpha alone, as for every prediction.
     vp, ve = DiscreteVP("linear"), KarrasVE(0.01, 200.0)
     t = torch.tensor([0.3, 0.8], dtype=torch.float64)
-    (skip, out), (skip_ve, out_ve) = prediction.coefficients(vp, t), prediction.coefficients(ve, ve.time_at_sigma(vp.rho(t)))
+    (skip, out), (skip_ve, out_ve) = (
+        prediction.coefficients(vp, t),
+        prediction.coefficients(ve, ve.time_at_sigma(vp.rho(t))),
+    )
     assert torch.allclose(skip * vp.alpha(t), skip_ve)
     assert torch.allclose(out, out_ve)
     assert Prediction.from_description(prediction.describe()) == prediction
@@ -159,7 +192,9 @@ def test_every_tensor_of_the_released_networks_has_a_name(name):
     with torch.device("meta"):
         ours = {key.rpartition(".")[0] for key, _ in build(NETWORKS[name]).named_parameters()}
     assert ours <= set(consistency_models._names(NETWORKS[name]).values())
-    assert len(set(consistency_models._names(NETWORKS[name]).values())) == len(consistency_models._names(NETWORKS[name]))
+    assert len(set(consistency_models._names(NETWORKS[name]).values())) == len(
+        consistency_models._names(NETWORKS[name])
+    )
 
 
 class Hostile:
@@ -169,7 +204,11 @@ class Hostile:
 
 def test_other_files_and_names_are_refused(tmp_path):
     path, tensors = tmp_path / "release.pt", released(True, 5).tensors
-    with pytest.raises(UserError, match="no network 'celeba' in the consistency models' release; it must be one of imagenet64, lsun-bedroom256, lsun-cat256"):
+    with pytest.raises(
+        UserError,
+        match="no network 'celeba' in the consistency models' release; it must be one of imagenet64, "
+        "lsun-bedroom256, lsun-cat256",
+    ):
         load_teacher(path, "celeba")
     with pytest.raises(UserError, match=r"release\.pt: there is no such file"):
         load_student(path, "imagenet64")
@@ -183,7 +222,9 @@ def test_other_files_and_names_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"lacks tensor 'out_conv\.bias'"):
         load_as(path, description(True, 5), EDM(0.5))
     torch.save({**tensors, "out.2.bias": torch.zeros(4)}, path)
-    with pytest.raises(UserError, match=r"tensor 'out_conv\.bias' is torch.float32 \(4,\), the network needs torch.float32 \(3,\)"):
+    with pytest.raises(
+        UserError, match=r"tensor 'out_conv\.bias' is torch.float32 \(4,\), the network needs torch.float32 \(3,\)"
+    ):
         load_as(path, description(True, 5), EDM(0.5))
 
 
@@ -209,5 +250,7 @@ def test_tensors_of_other_shapes_and_types_are_refused_by_name(tmp_path):
     for name, values in changes.items():
         for value in values:
             torch.save({**whole, name: value}, path)
-            with pytest.raises(UserError, match=r"release\.pt: tensor '.*' is .*(does not belong|of a floating type|the network needs)"):
+            with pytest.raises(
+                UserError, match=r"release\.pt: tensor '.*' is .*(does not belong|of a floating type|the network needs)"
+            ):
                 consistency_models.load_as(path, description(True, 4), EDM(0.5))

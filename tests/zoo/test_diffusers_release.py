@@ -1,4 +1,6 @@
-"""diffusers' folders as denoisers: the estimate of x0 is the scheduler's own, and what is not understood is refused."""
+"""diffusers' folders as denoisers: the estimate of x0 is the scheduler's own, and what is not
+understood is refused.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def noised() -> Tensor:
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_ddpms_estimate_is_the_schedulers(tmp_path, betas, prediction, flat):
-    scheduler = diffusers.DDPMScheduler(100, 1e-3, 0.03, beta_schedule=betas, prediction_type=prediction, clip_sample=False)
+    scheduler = diffusers.DDPMScheduler(
+        100, 1e-3, 0.03, beta_schedule=betas, prediction_type=prediction, clip_sample=False
+    )
     path, network = folder(tmp_path, scheduler, flat=flat)
     denoiser = diffusers_models.load(path)
     assert isinstance(denoiser.schedule, DiscreteVP)
@@ -61,7 +65,9 @@ def test_ddpms_estimate_is_the_schedulers(tmp_path, betas, prediction, flat):
         t = torch.full((3,), (index + 1) / 100, dtype=torch.float64)
         expected = scheduler.step(network(x, index).sample, index, x).pred_original_sample
         assert torch.allclose(denoiser(x, t), expected, rtol=2e-4, atol=2e-5)
-        assert float(denoiser.schedule.alpha(t[0])) ** 2 == pytest.approx(float(scheduler.alphas_cumprod[index]), rel=2e-4)
+        assert float(denoiser.schedule.alpha(t[0])) ** 2 == pytest.approx(
+            float(scheduler.alphas_cumprod[index]), rel=2e-4
+        )
 
 
 def test_edms_estimate_is_the_schedulers(tmp_path):
@@ -72,12 +78,16 @@ def test_edms_estimate_is_the_schedulers(tmp_path):
     for sigma in (0.01, 0.5, 50.0):
         level, x = torch.tensor(sigma), noised() * sigma
         label = scheduler.precondition_noise(level)
-        expected = scheduler.precondition_outputs(x, network(scheduler.precondition_inputs(x, level), label).sample, level)
+        expected = scheduler.precondition_outputs(
+            x, network(scheduler.precondition_inputs(x, level), label).sample, level
+        )
         assert torch.allclose(denoiser(x, denoiser.schedule.time_at_sigma(sigma)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_consistency_models_estimate_is_the_schedulers(tmp_path):
-    scheduler = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, clip_denoised=False)
+    scheduler = diffusers.CMStochasticIterativeScheduler(
+        num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, clip_denoised=False
+    )
     path, network = folder(tmp_path, scheduler, classes=4)
     denoiser = diffusers_models.load(path)
     scheduler.set_timesteps(1)
@@ -156,19 +166,51 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
 @pytest.mark.parametrize(
     ("file", "changes", "sentence"),
     [
-        (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "configuration of a FlowMatchEulerDiscreteScheduler, which must be one of DDPMScheduler"),
+        (
+            SCHEDULER,
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "configuration of a FlowMatchEulerDiscreteScheduler, which must be one of DDPMScheduler",
+        ),
         (SCHEDULER, {"_class_name": ["DDPMScheduler"]}, "has list for _class_name"),
         (SCHEDULER, {"beta_schedule": "sigmoid"}, "has 'sigmoid' for beta_schedule, which must be one of linear"),
         (SCHEDULER, {"beta_schedule": ["linear"]}, "has list for beta_schedule, which must be a text"),
-        (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr with prediction_type 'epsilon': no signal is left at the last step"),
-        (SCHEDULER, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "rescaled betas are not read here"),
-        (SCHEDULER, {"rescale_betas_zero_snr": "false"}, "has 'false' for rescale_betas_zero_snr, which must be true or false"),
+        (
+            SCHEDULER,
+            {"rescale_betas_zero_snr": True},
+            "rescale_betas_zero_snr with prediction_type 'epsilon': no signal is left at the last step",
+        ),
+        (
+            SCHEDULER,
+            {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+            "rescaled betas are not read here",
+        ),
+        (
+            SCHEDULER,
+            {"rescale_betas_zero_snr": "false"},
+            "has 'false' for rescale_betas_zero_snr, which must be true or false",
+        ),
         (SCHEDULER, {"trained_betas": [0.1, 0.2]}, r"has trained_betas, a table of its own .* \(it must be null\)"),
-        (SCHEDULER, {"prediction_type": "flow"}, "has 'flow' for prediction_type, which with a variance preserving schedule must be one of epsilon"),
-        (SCHEDULER, {"prediction_type": "flow_prediction"}, "has 'flow_prediction' for prediction_type, which with a variance preserving"),
+        (
+            SCHEDULER,
+            {"prediction_type": "flow"},
+            "has 'flow' for prediction_type, which with a variance preserving schedule must be one of epsilon",
+        ),
+        (
+            SCHEDULER,
+            {"prediction_type": "flow_prediction"},
+            "has 'flow_prediction' for prediction_type, which with a variance preserving",
+        ),
         (SCHEDULER, {"prediction_type": None}, "has nothing for prediction_type, which must be a text"),
-        (SCHEDULER, {"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "must be one of epsilon, v_prediction"),
-        (SCHEDULER, {"use_flow_sigmas": True}, "has 'epsilon' for prediction_type, which with use_flow_sigmas: true must be one of flow_prediction"),
+        (
+            SCHEDULER,
+            {"_class_name": "PNDMScheduler", "prediction_type": "sample"},
+            "must be one of epsilon, v_prediction",
+        ),
+        (
+            SCHEDULER,
+            {"use_flow_sigmas": True},
+            "has 'epsilon' for prediction_type, which with use_flow_sigmas: true must be one of flow_prediction",
+        ),
         (SCHEDULER, {"use_flow_sigmas": 1}, "has 1 for use_flow_sigmas, which must be true or false"),
         (SCHEDULER, {"num_train_timesteps": "gone"}, "lacks the entry 'num_train_timesteps'"),
         (SCHEDULER, {"num_train_timesteps": 1}, "has 1 for num_train_timesteps, which must be a whole number from 2"),
@@ -178,7 +220,11 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
         (SCHEDULER, {"beta_start": "0.001"}, r"has '0\.001' for beta_start, which must be a number"),
         (SCHEDULER, {"beta_end": [0.02]}, "has list for beta_end"),
         (SCHEDULER, {"beta_end": float("nan")}, "has nan for beta_end"),
-        (SCHEDULER, {"beta_start": 0.03}, r"has 0\.03 for beta_start and 0\.02 for beta_end, where 0 < beta_start <= beta_end < 1"),
+        (
+            SCHEDULER,
+            {"beta_start": 0.03},
+            r"has 0\.03 for beta_start and 0\.02 for beta_end, where 0 < beta_start <= beta_end < 1",
+        ),
         (SCHEDULER, {"num_train_timesteps": 99_999}, "betas that leave .* of the signal at the last step"),
         (SCHEDULER, {"thresholding": "yes"}, "has 'yes' for thresholding"),
         (NETWORK, {"_class_name": "UNet2DConditionModel"}, "is the configuration of a 'UNet2DConditionModel'"),
@@ -198,12 +244,17 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
         (NETWORK, {"block_out_channels": ["8", 16]}, "has '8' for block_out_channels"),
         (NETWORK, {"down_block_types": "DownBlock2D"}, "has 'DownBlock2D' for down_block_types, which must be a list"),
         (NETWORK, {"down_block_types": ["DownBlock2D", "Novel2D"]}, "cannot be built"),
-        # Each of these diffusers takes, and computes something else, or fails when the network is called.
+        # Each of these diffusers takes, and computes something else, or fails when the network is
+        # called.
         (NETWORK, {"flip_sin_to_cos": "false"}, "has 'false' for flip_sin_to_cos, which must be true or false"),
         (NETWORK, {"freq_shift": "0"}, "has '0' for freq_shift"),
         (NETWORK, {"norm_eps": "1e-05"}, "has '1e-05' for norm_eps"),
         (NETWORK, {"time_embedding_type": "unknown"}, "has 'unknown' for time_embedding_type"),
-        (NETWORK, {"time_embedding_type": "learned", "num_train_timesteps": 100}, "has 'learned' for time_embedding_type"),
+        (
+            NETWORK,
+            {"time_embedding_type": "learned", "num_train_timesteps": 100},
+            "has 'learned' for time_embedding_type",
+        ),
         (NETWORK, {"num_class_embeds": -1}, "has -1 for num_class_embeds"),
     ],
 )
@@ -230,7 +281,9 @@ def test_configurations_that_are_not_known_are_refused(tmp_path, whole, file, ch
 def test_noise_levels_that_are_no_numbers_are_refused(tmp_path, scheduler, changes, sentence):
     path, _ = folder(tmp_path, getattr(diffusers, scheduler)())
     rewritten(path / SCHEDULER, **changes)
-    with pytest.raises(UserError, match=rf"scheduler_config\.json: {sentence}.*; correct the file, or get it from its source again\.$"):
+    with pytest.raises(
+        UserError, match=rf"scheduler_config\.json: {sentence}.*; correct the file, or get it from its source again\.$"
+    ):
         diffusers_models.remarks_of(path)
 
 
@@ -255,7 +308,10 @@ def test_folders_that_are_not_whole_are_refused(tmp_path):
             diffusers_models.load(path)
     scheduler.unlink()
     for bare in (path, path / "unet"):
-        with pytest.raises(UserError, match=r"has neither scheduler/scheduler_config\.json nor scheduler_config\.json, .*whole pipeline's folder"):
+        with pytest.raises(
+            UserError,
+            match=r"has neither scheduler/scheduler_config\.json nor scheduler_config\.json, .*whole pipeline's folder",
+        ):
             diffusers_models.load(bare)
     with pytest.raises(UserError, match="neither a folder nor an id of the hub"):
         diffusers_models.load(tmp_path / "none")
@@ -272,7 +328,9 @@ def stored(path: Path, network: Any, **how: Any) -> None:
 
 
 def as_diffusers_has_it(path: Path, x: Tensor, **how: Any) -> Tensor:
-    network = diffusers.UNet2DModel.from_pretrained(path, subfolder="unet", low_cpu_mem_usage=False, local_files_only=True, **how)
+    network = diffusers.UNet2DModel.from_pretrained(
+        path, subfolder="unet", low_cpu_mem_usage=False, local_files_only=True, **how
+    )
     return network.float()(x, 39).sample
 
 
@@ -303,7 +361,9 @@ def test_the_usual_weights_go_before_variants_and_of_several_variants_one_is_nam
     assert torch.equal(estimate(path), usual)
     changed = estimate(path, variant="ema")
     assert not torch.allclose(changed, usual, atol=0.1)
-    assert [file.name for name, file in diffusers_models.files_of(path, variant="ema").items() if name.startswith("diff")] == ["diffusion_pytorch_model.ema.safetensors"]
+    assert [
+        file.name for name, file in diffusers_models.files_of(path, variant="ema").items() if name.startswith("diff")
+    ] == ["diffusion_pytorch_model.ema.safetensors"]
     (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     network.save_pretrained(path / "unet", variant="fp16")
     with pytest.raises(UserError, match=r"in the variants ema, fp16 only; set 'teacher\.variant'"):
@@ -324,9 +384,22 @@ def test_shards_are_read_by_their_index(tmp_path):
 
     places = json.loads(index.read_text())["weight_map"]
     first = min(places)
-    for wrong in ("../stolen.safetensors", "/etc/stolen.safetensors", "a/b.safetensors", "..", "x\\y.safetensors", "weights.bin", 3, None):
+    for wrong in (
+        "../stolen.safetensors",
+        "/etc/stolen.safetensors",
+        "a/b.safetensors",
+        "..",
+        "x\\y.safetensors",
+        "weights.bin",
+        3,
+        None,
+    ):
         rewritten(index, weight_map={**places, first: wrong})
-        with pytest.raises(UserError, match=rf"index\.json: places tensor '{first}' in .*, which is no name of a safetensors file in the same folder"):
+        with pytest.raises(
+            UserError,
+            match=rf"index\.json: places tensor '{first}' in .*, which is no name of a safetensors file in the "
+            r"same folder",
+        ):
             diffusers_models.load(path)
     other = next(shard for shard in shards if shard != places[first])
     rewritten(index, weight_map={**places, first: other})
@@ -372,7 +445,10 @@ def test_the_average_of_older_repositories(tmp_path):
     network.conv_out.weight.add_(0.5)
     network.save_pretrained(path / "unet_ema")
     assert torch.equal(estimate(path), usual)
-    assert "its average is in 'unet_ema', which 'teacher.subfolder: unet_ema' takes" in diffusers_models.remarks_of(path)[0]
+    assert (
+        "its average is in 'unet_ema', which 'teacher.subfolder: unet_ema' takes"
+        in diffusers_models.remarks_of(path)[0]
+    )
     average = estimate(path, subfolder="unet_ema")
     assert not torch.allclose(average, usual, atol=0.1)
     with pytest.raises(UserError, match=r"model_ema: there is no such folder; .*\(unet, unet_ema is there\)"):
@@ -385,8 +461,18 @@ def test_the_average_of_older_repositories(tmp_path):
 def test_what_is_read_is_what_decides_the_checksum(tmp_path):
     path, _ = folder(tmp_path, diffusers.DDPMScheduler(100))
     before = diffusers_models.files_of(path)
-    assert before == {"config.json": path / NETWORK, "scheduler": path / SCHEDULER, "diffusion_pytorch_model.safetensors": path / "unet" / "diffusion_pytorch_model.safetensors"}
-    for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/other.safetensors", "scheduler_config.json", "unet/x.index.json", "config.json"):
+    assert before == {
+        "config.json": path / NETWORK,
+        "scheduler": path / SCHEDULER,
+        "diffusion_pytorch_model.safetensors": path / "unet" / "diffusion_pytorch_model.safetensors",
+    }
+    for name in (
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/other.safetensors",
+        "scheduler_config.json",
+        "unet/x.index.json",
+        "config.json",
+    ):
         (path / name).write_bytes(b"")
     assert diffusers_models.files_of(path) == before
 
@@ -447,7 +533,12 @@ def test_classes_have_sizes_on_the_meta_device(tmp_path):
     path, _ = folder(tmp_path, diffusers.DDPMScheduler(100), classes=11)
     denoiser = diffusers_models.load(path, classes=10).to("meta")
     with torch.device("meta"):
-        assert denoiser(torch.zeros(2, 3, 8, 8), torch.full((2,), 0.5, device="cpu"), torch.zeros(2, 10)).shape == (2, 3, 8, 8)
+        assert denoiser(torch.zeros(2, 3, 8, 8), torch.full((2,), 0.5, device="cpu"), torch.zeros(2, 10)).shape == (
+            2,
+            3,
+            8,
+            8,
+        )
 
 
 def test_the_hub_is_asked_for_what_is_read_alone(tmp_path, monkeypatch):

@@ -27,7 +27,9 @@ def server(tmp_path, monkeypatch) -> dict[str, bytes]:
 
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    monkeypatch.setattr(download, "address_marks", lambda url: {"length": str(len(has["whole"]))} if "whole" in has else None)
+    monkeypatch.setattr(
+        download, "address_marks", lambda url: {"length": str(len(has["whole"]))} if "whole" in has else None
+    )
     return has
 
 
@@ -51,7 +53,10 @@ def test_a_file_that_was_cut_or_altered_is_found(content, server):
     path = local_file(URL)
     path.write_bytes(content)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(UserError, match=r"weights\.pkl: was cut or altered since it was fetched; restore it, or remove it to fetch https"):
+    with pytest.raises(
+        UserError,
+        match=r"weights\.pkl: was cut or altered since it was fetched; restore it, or remove it to fetch https",
+    ):
         local_file(URL)
     path.unlink()
     path.with_name(f"{path.name}.sha256").unlink()
@@ -74,7 +79,9 @@ def test_what_is_not_what_was_expected_is_not_kept(server):
     with pytest.raises(UserError, match=f"its SHA-256 is {_sha(b'one')}, not the expected 00"):
         local_file(URL, "00" * 32)
     server["whole"] = b"one, which is longer"
-    with pytest.raises(UserError, match=r"weights\.pkl: 3 bytes came, and the server says that there are 20; fetch it again"):
+    with pytest.raises(
+        UserError, match=r"weights\.pkl: 3 bytes came, and the server says that there are 20; fetch it again"
+    ):
         local_file(URL)
     assert list(cached_file(URL).parent.glob("*weights*")) == []
     assert list(cached_file(URL).parent.glob(".*")) == []

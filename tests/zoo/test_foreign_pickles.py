@@ -1,4 +1,6 @@
-"""Pickles as data: what a release holds is read bit for bit, and a file that wants more than to be read is refused by the name of what it wants."""
+"""Pickles as data: what a release holds is read bit for bit, and a file that wants more than to be
+read is refused by the name of what it wants.
+"""
 
 from __future__ import annotations
 
@@ -54,13 +56,27 @@ def raw(content: bytes) -> bytes:
 def payload(value: Tensor) -> bytes:
     """What PyTorch writes for the storage of a tensor."""
     content = written(value)
-    return content[content.index(b"\x80\x02\x8a\x0a") : content.rindex(value.numpy().tobytes()) + value.numel() * value.element_size()]
+    return content[
+        content.index(b"\x80\x02\x8a\x0a") : content.rindex(value.numpy().tobytes())
+        + value.numel() * value.element_size()
+    ]
 
 
 def view(shape: bytes, strides: bytes, offset: int = 0, storage: bytes | None = None) -> bytes:
     """A tensor of ``TENSOR``'s storage with any claims."""
     stored = LOAD + raw(payload(TENSOR) if storage is None else storage) + pickle.TUPLE1 + pickle.REDUCE
-    return program(REBUILD, pickle.MARK, stored, whole(offset), shape, strides, pickle.NEWFALSE, pickle.NONE, pickle.TUPLE, pickle.REDUCE)
+    return program(
+        REBUILD,
+        pickle.MARK,
+        stored,
+        whole(offset),
+        shape,
+        strides,
+        pickle.NEWFALSE,
+        pickle.NONE,
+        pickle.TUPLE,
+        pickle.REDUCE,
+    )
 
 
 class Calls:
@@ -80,7 +96,13 @@ class Calls:
 def test_a_releases_tensors_and_values_are_read_bit_for_bit(tmp_path, protocol):
     network = random_network("SongUNet", classes=2)
     expected = {name: value.clone() for name, value in network.state_dict().items()}
-    content = read(tmp_path, written({"ema": wrapped("EDMPrecond", "SongUNet", network), "other": [1, 2.5, None, True, {"a": (b"b", "c")}]}, protocol))
+    content = read(
+        tmp_path,
+        written(
+            {"ema": wrapped("EDMPrecond", "SongUNet", network), "other": [1, 2.5, None, True, {"a": (b"b", "c")}]},
+            protocol,
+        ),
+    )
     record = content["ema"]
     assert isinstance(record, Record)
     assert (record.name, record.state["sigma_data"], record.state["sigma_max"]) == ("EDMPrecond", 0.5, float("inf"))
@@ -90,10 +112,15 @@ def test_a_releases_tensors_and_values_are_read_bit_for_bit(tmp_path, protocol):
     parameters, buffers = tensors_of(inner)
     assert set(parameters) == {name for name, _ in network.named_parameters()}
     assert set(parameters) | set(buffers) == set(expected)
-    assert all(torch.equal(value, expected[name]) and value.dtype == expected[name].dtype for name, value in {**parameters, **buffers}.items())
+    assert all(
+        torch.equal(value, expected[name]) and value.dtype == expected[name].dtype
+        for name, value in {**parameters, **buffers}.items()
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32]
+)
 def test_views_types_and_empty_tensors_are_read_as_they_are(tmp_path, dtype):
     base = torch.arange(24).reshape(2, 3, 4).to(dtype)
     for value in (base, base.transpose(0, 2), base[1], base[:, 1:, ::2], base[0, 0, 0], torch.zeros(0, 3, dtype=dtype)):
@@ -102,7 +129,9 @@ def test_views_types_and_empty_tensors_are_read_as_they_are(tmp_path, dtype):
         assert torch.equal(found, value)
 
 
-@pytest.mark.parametrize("scalar", [np.float64(0.1), np.float32(0.1), np.int64(-3), np.int32(7), np.bool_(True), np.float64(float("inf"))])
+@pytest.mark.parametrize(
+    "scalar", [np.float64(0.1), np.float32(0.1), np.int64(-3), np.int32(7), np.bool_(True), np.float64(float("inf"))]
+)
 def test_numpy_scalars_are_python_numbers(tmp_path, scalar):
     assert read(tmp_path, pickle.dumps(scalar, 4)) == scalar.item()
 
@@ -134,7 +163,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_outside_the_table_is_refused_by_name(tmp_path, name):
-    with pytest.raises(UserError, match=rf"network\.pkl: names '{name}', which no network needs; nothing of it was run"):
+    with pytest.raises(
+        UserError, match=rf"network\.pkl: names '{name}', which no network needs; nothing of it was run"
+    ):
         read(tmp_path, HOSTILE[name])
 
 
@@ -150,7 +181,13 @@ def test_what_python_would_run_inside_of_other_things_is_refused_by_name(tmp_pat
             read(tmp_path, pickle.dumps(content, 4))
 
 
-@pytest.mark.parametrize("storage", [pickle.dumps(Calls(os.system, "true"), 2), b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03." + pickle.dumps(Calls(os.system, "true"), 2)])
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pickle.dumps(Calls(os.system, "true"), 2),
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03." + pickle.dumps(Calls(os.system, "true"), 2),
+    ],
+)
 def test_a_poisoned_storage_is_refused_by_name(tmp_path, storage):
     with pytest.raises(UserError, match=r"names '(posix|nt)\.system'"):
         read(tmp_path, view(numbers(2, 3), numbers(3, 1), storage=storage))
@@ -207,7 +244,9 @@ def test_opcodes_that_no_release_has_are_refused_by_name(tmp_path, opcode, conte
         view(numbers(50_000, 50_000), numbers(50_000, 1)),
         view(numbers(50_000, 50_000), numbers(0, 0)),
         view(numbers(2**62, 2**62), numbers(2**62, 2**62)),
-        view(numbers(2, 3), numbers(3, 1), storage=payload(TENSOR).replace(b"K\x06", b"J" + struct.pack("<i", 2**31 - 1))),
+        view(
+            numbers(2, 3), numbers(3, 1), storage=payload(TENSOR).replace(b"K\x06", b"J" + struct.pack("<i", 2**31 - 1))
+        ),
     ],
     ids=["bytes", "text", "tensor", "repeated elements", "more than memory has addresses", "storage"],
 )
@@ -246,7 +285,19 @@ def test_a_view_that_leaves_its_storage_or_repeats_it_is_refused(tmp_path, shape
 def test_tensors_together_may_not_be_larger_than_the_file(tmp_path):
     value = torch.zeros(1000)
     first = LOAD + raw(payload(value)) + pickle.TUPLE1 + pickle.REDUCE + pickle.BINPUT + b"\x00" + b"0"
-    again = REBUILD + pickle.MARK + pickle.BINGET + b"\x00" + whole(0) + numbers(1000) + numbers(1) + pickle.NEWFALSE + pickle.NONE + pickle.TUPLE + pickle.REDUCE
+    again = (
+        REBUILD
+        + pickle.MARK
+        + pickle.BINGET
+        + b"\x00"
+        + whole(0)
+        + numbers(1000)
+        + numbers(1)
+        + pickle.NEWFALSE
+        + pickle.NONE
+        + pickle.TUPLE
+        + pickle.REDUCE
+    )
     with pytest.raises(UserError, match="opcode POP"):
         read(tmp_path, program(first, again))
     kept = first.removesuffix(b"0") + pickle.BINPUT + b"\x01"
@@ -268,15 +319,27 @@ def test_deep_nesting_is_refused_and_does_not_overflow(tmp_path):
             read(tmp_path, program(tower))
     assert read(tmp_path, program(pickle.EMPTY_TUPLE, pickle.TUPLE1 * (LEVELS - 2)))
     with pytest.raises(UserError, match="a key that is a tuple"):
-        read(tmp_path, program(pickle.EMPTY_DICT, pickle.EMPTY_TUPLE, pickle.TUPLE1 * 60_000, pickle.NONE, pickle.SETITEM))
+        read(
+            tmp_path,
+            program(pickle.EMPTY_DICT, pickle.EMPTY_TUPLE, pickle.TUPLE1 * 60_000, pickle.NONE, pickle.SETITEM),
+        )
     with pytest.raises(UserError, match="a set with a tuple"):
-        read(tmp_path, program(pickle.EMPTY_SET, pickle.MARK, pickle.EMPTY_TUPLE, pickle.TUPLE1 * 60_000, pickle.ADDITEMS))
+        read(
+            tmp_path,
+            program(pickle.EMPTY_SET, pickle.MARK, pickle.EMPTY_TUPLE, pickle.TUPLE1 * 60_000, pickle.ADDITEMS),
+        )
 
 
 def test_a_bomb_of_the_memo_is_read_once_and_walked_once(tmp_path):
     # Each level holds the one below ten times: 10^30 leaves by paths, 31 values in memory.
-    levels = b"".join(pickle.MARK + (pickle.BINGET + bytes([i])) * 10 + pickle.TUPLE + pickle.BINPUT + bytes([i + 1]) for i in range(30))
-    found = read(tmp_path, program(pickle.EMPTY_LIST, pickle.MARK, pickle.EMPTY_TUPLE, pickle.BINPUT, b"\x00", levels, pickle.APPENDS))
+    levels = b"".join(
+        pickle.MARK + (pickle.BINGET + bytes([i])) * 10 + pickle.TUPLE + pickle.BINPUT + bytes([i + 1])
+        for i in range(30)
+    )
+    found = read(
+        tmp_path,
+        program(pickle.EMPTY_LIST, pickle.MARK, pickle.EMPTY_TUPLE, pickle.BINPUT, b"\x00", levels, pickle.APPENDS),
+    )
     assert len(found) == 31
 
 
@@ -311,7 +374,9 @@ def test_files_that_are_not_there_or_no_pickles_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.pkl: there is no such file"):
         read_pickle(tmp_path / "none.pkl")
     for content in (b"\x00" * 50, b"PK\x03\x04" + b"\x00" * 50, b"<html>404</html>"):
-        with pytest.raises(UserError, match=r"network\.pkl: (is no whole pickle|uses the opcode|is a malformed pickle)"):
+        with pytest.raises(
+            UserError, match=r"network\.pkl: (is no whole pickle|uses the opcode|is a malformed pickle)"
+        ):
             read(tmp_path, content)
 
 
@@ -332,7 +397,16 @@ def test_files_that_are_not_there_or_no_pickles_are_refused(tmp_path):
         program(PERSISTENT, pickle.EMPTY_TUPLE, pickle.REDUCE),
         program(pickle.NONE, pickle.NONE, pickle.STACK_GLOBAL),
         program(named("numpy", "dtype"), text("O8"), pickle.TUPLE1, pickle.REDUCE),
-        program(named("numpy._core.multiarray", "scalar"), named("numpy", "dtype"), text("f8"), pickle.TUPLE1, pickle.REDUCE, raw(b"12345678"), pickle.TUPLE2, pickle.REDUCE),
+        program(
+            named("numpy._core.multiarray", "scalar"),
+            named("numpy", "dtype"),
+            text("f8"),
+            pickle.TUPLE1,
+            pickle.REDUCE,
+            raw(b"12345678"),
+            pickle.TUPLE2,
+            pickle.REDUCE,
+        ),
         program(REBUILD, pickle.EMPTY_TUPLE, pickle.REDUCE),
         program(named("torch._utils", "_rebuild_parameter"), pickle.EMPTY_TUPLE, pickle.REDUCE),
         program(LOAD, text("bytes"), pickle.TUPLE1, pickle.REDUCE),
@@ -363,7 +437,9 @@ def test_a_module_that_contains_itself_is_refused():
 
 
 def test_the_kit_writes_what_pytorch_reads():
-    """PyTorch's own reading of the storage that the kit writes gives the tensor, and Python's own reading of a hostile file does run it."""
+    """PyTorch's own reading of the storage that the kit writes gives the tensor, and Python's own
+    reading of a hostile file does run it.
+    """
     assert torch.storage._load_from_bytes(payload(TENSOR))._untyped_storage.tolist() == list(TENSOR.numpy().tobytes())
     assert release()[:2] == b"\x80\x04"
     with Watch() as watch:

@@ -1,4 +1,6 @@
-"""NVIDIA's files as denoisers: each preconditioning's formula around the network that the file holds, and files that do not fit refused."""
+"""NVIDIA's files as denoisers: each preconditioning's formula around the network that the file
+holds, and files that do not fit refused.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def formula(wrapper: str, network: nn.Module, x: Tensor, sigma: Tensor, conditio
             out, scale, label = level, 1.0, math.log(level / 2)
         else:
             label = 999 - int(np.abs(np.array(levels_by_recursion()) - level).argmin())
-        emitted = network(scale * x[row : row + 1], torch.tensor([label], dtype=torch.float32), condition[row : row + 1])
+        emitted = network(
+            scale * x[row : row + 1], torch.tensor([label], dtype=torch.float32), condition[row : row + 1]
+        )
         rows.append(skip * x[row : row + 1] + out * emitted[:, :3])
     return torch.cat(rows)
 
@@ -72,7 +76,10 @@ def test_a_file_is_its_formula_around_its_network(tmp_path, wrapper, name, class
     assert (denoiser.shape, denoiser.classes, type(schedule)) == ((3, 8, 8), classes, KarrasVE)
     assert not any(p.requires_grad for p in denoiser.parameters())
     sigma = torch.from_numpy(np.geomspace(schedule.sigma_min, schedule.sigma_max, 5))
-    x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * (0.25 + sigma**2).sqrt().float()[:, None, None, None]
+    x = (
+        torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+        * (0.25 + sigma**2).sqrt().float()[:, None, None, None]
+    )
     condition = Condition(labels=torch.arange(5) % 4 - (torch.arange(5) == 4).long()) if classes else Condition()
     with torch.no_grad():
         found = denoiser(x, schedule.time_at_sigma(sigma), condition)
@@ -81,7 +88,15 @@ def test_a_file_is_its_formula_around_its_network(tmp_path, wrapper, name, class
     assert float(error.max()) < 1e-5
 
 
-@pytest.mark.parametrize(("wrapper", "low", "high"), [("EDMPrecond", 0.002, 80.0), ("VPPrecond", 1.0005e-3, 152.167), ("VEPrecond", 0.02, 100.0), ("iDDPMPrecond", 0.0064254, 81.0)])
+@pytest.mark.parametrize(
+    ("wrapper", "low", "high"),
+    [
+        ("EDMPrecond", 0.002, 80.0),
+        ("VPPrecond", 1.0005e-3, 152.167),
+        ("VEPrecond", 0.02, 100.0),
+        ("iDDPMPrecond", 0.0064254, 81.0),
+    ],
+)
 def test_the_noise_levels_are_those_of_the_files_sampler(tmp_path, wrapper, low, high):
     schedule = nvidia.load(stored(tmp_path, wrapper)).schedule
     assert (schedule.sigma_min, schedule.sigma_max) == pytest.approx((low, high), rel=1e-5)
@@ -106,7 +121,12 @@ def test_what_is_described_is_what_is_in_the_file(tmp_path):
     path = stored(tmp_path, "VPPrecond", "SongUNet", 4)
     summary = nvidia.describe(path)
     assert summary.parameters == sum(p.numel() for p in random_network("SongUNet", 4).parameters())
-    assert (summary.preconditioning, summary.network, summary.shape, summary.classes) == ("VPPrecond", "SongUNet", (3, 8, 8), 4)
+    assert (summary.preconditioning, summary.network, summary.shape, summary.classes) == (
+        "VPPrecond",
+        "SongUNet",
+        (3, 8, 8),
+        4,
+    )
     assert (summary.size, summary.sha256) == (path.stat().st_size, file_digest(path))
     assert f"SHA-256 {summary.sha256}" in str(summary)
     assert f"{summary.parameters:,} parameters" in str(summary)
@@ -141,12 +161,17 @@ def test_vps_label_and_level_are_inverse():
     assert label.tolist() == pytest.approx([999 * u for u in times], rel=1e-6)
 
 
-@pytest.mark.parametrize("inputs", [VPInputs(), VEInputs(), IDDPMInputs(steps=100), fs.denoisers.EDMInputs(0.5, 1000.0)])
+@pytest.mark.parametrize(
+    "inputs", [VPInputs(), VEInputs(), IDDPMInputs(steps=100), fs.denoisers.EDMInputs(0.5, 1000.0)]
+)
 def test_inputs_see_the_same_process_on_every_schedule(inputs):
     """x / alpha and sigma / alpha are all that counts: the network is fed alike under VP and VE."""
     vp, ve = DiscreteVP("linear"), KarrasVE(0.001, 200.0)
     t = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
-    (scale, label), (scale_ve, label_ve) = inputs.scale_and_label(vp, t), inputs.scale_and_label(ve, ve.time_at_sigma(vp.rho(t)))
+    (scale, label), (scale_ve, label_ve) = (
+        inputs.scale_and_label(vp, t),
+        inputs.scale_and_label(ve, ve.time_at_sigma(vp.rho(t))),
+    )
     assert label.tolist() == pytest.approx(label_ve.tolist(), rel=1e-9)
     assert (scale * vp.alpha(t)).tolist() == pytest.approx(scale_ve.tolist(), rel=1e-9)
     assert Inputs.from_description(inputs.describe()) == inputs
@@ -229,7 +254,9 @@ def test_other_content_is_refused(tmp_path):
     other = nn.Module()
     other.released_name = "StyleGAN"  # type: ignore[assignment]
     path.write_bytes(written({"ema": other}))
-    with pytest.raises(UserError, match="holds a 'StyleGAN', which is none of EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond"):
+    with pytest.raises(
+        UserError, match="holds a 'StyleGAN', which is none of EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond"
+    ):
         nvidia.load(path)
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(UserError, match="it holds none at all"):

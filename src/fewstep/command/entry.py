@@ -1,4 +1,6 @@
-"""The command line's way in and out: joins the processes that torchrun has started, and turns what ended a command into a sentence and an exit code."""
+"""The command line's way in and out: joins the processes that torchrun has started, and turns what
+ended a command into a sentence and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,19 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 
 class _AtOnce:
-    """A hook of Python's for exceptions that nobody can catch, in the place of ``before``: a Ctrl-C or another signal among them ends the process, in one sentence.
+    """A hook of Python's for exceptions that nobody can catch, in the place of ``before``: a Ctrl-C
+    or another signal among them ends the process, in one sentence.
 
-    It may fall into a callback or into the interpreter's own end, where Python would say so and go on. Nothing needs to be undone: files are written aside.
+    It may fall into a callback or into the interpreter's own end, where Python would say so and go
+    on. Nothing needs to be undone: files are written aside.
     """
 
     def __init__(self, before: Callable[..., Any]):
         self.before = before
 
     def __call__(self, *what: Any) -> None:
-        # ``sys.excepthook`` is given the kind of an exception and then the exception, ``sys.unraisablehook`` an object that has both.
+        # ``sys.excepthook`` is given the kind of an exception and then the exception,
+        # ``sys.unraisablehook`` an object that has both.
         kind, error = what[:2] if isinstance(what[0], type) else (what[0].exc_type, what[0].exc_value)
         if not issubclass(kind, (KeyboardInterrupt, Ended)):
             self.before(*what)
@@ -53,12 +58,22 @@ def _end_at_once_where_interrupted() -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation was refused; torch says so on a CPU by a plain RuntimeError."""
-    return isinstance(error, MemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or "not enough memory" in str(error)
+        or "can't allocate memory" in str(error)
+        or "out of memory" in str(error)
+    )
 
 
 def _is_a_lost_process(error: Exception) -> bool:
-    """Whether an exchange failed because the process at the other end is gone; gloo and nccl say so by plain RuntimeErrors."""
-    return "RANK" in os.environ and any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"))
+    """Whether an exchange failed because the process at the other end is gone; gloo and nccl say so
+    by plain RuntimeErrors.
+    """
+    return "RANK" in os.environ and any(
+        sign in str(error)
+        for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    )
 
 
 @contextlib.contextmanager
@@ -74,7 +89,9 @@ def _group() -> Iterator[None]:
     with contextlib.ExitStack() as inside:
         inside.enter_context(distributed.joined())
         if not distributed.first():
-            inside.enter_context(contextlib.redirect_stdout(inside.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+            inside.enter_context(
+                contextlib.redirect_stdout(inside.enter_context(open(os.devnull, "w", encoding="utf-8")))
+            )
         yield
 
 
@@ -86,7 +103,8 @@ def _print_any_name() -> None:
 
 
 def main() -> None:
-    """The command: an error that the user can mend is one sentence and exit code 2; a run stopped by signal S has saved and exits with 128 + S, as does any other command, at once.
+    """The command: an error that the user can mend is one sentence and exit code 2; a run stopped
+    by signal S has saved and exits with 128 + S, as does any other command, at once.
 
     Of several processes each ends so; the sentence is said by the one whose error it was.
     """
@@ -101,13 +119,25 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), 2)
     except UnicodeEncodeError as error:
-        _fail(f"'{error.object}' cannot be a file's name in this locale, whose coding is {error.encoding}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1.", 2)
+        _fail(
+            f"'{error.object}' cannot be a file's name in this locale, whose coding is {error.encoding}; "
+            "set LC_ALL=C.UTF-8 or PYTHONUTF8=1.",
+            2,
+        )
     except (MemoryError, RuntimeError) as error:
         if _is_a_lost_process(error):
-            _fail("another process of this run has ended, and this one with it; look for what it said, and go on with --resume.", 1)
+            _fail(
+                "another process of this run has ended, and this one with it; look for what it said, and "
+                "go on with --resume.",
+                1,
+            )
         if not _is_out_of_memory(error):
             raise
-        _fail("there is not enough memory; 'fewstep plan RECIPE' says what a recipe takes: lower 'training.batch', the sizes of networks or the number of samples.", 2)
+        _fail(
+            "there is not enough memory; 'fewstep plan RECIPE' says what a recipe takes: lower "
+            "'training.batch', the sizes of networks or the number of samples.",
+            2,
+        )
     except KeyboardInterrupt:
         _fail("interrupted.", 130)
     except SystemExit as ended:

@@ -5,4 +5,14 @@ from fewstep.data.digits import digits
 from fewstep.data.images import Images, open_images
 from fewstep.data.mixture import random_mixture, ring_mixture
 
-__all__ = ["Dataset", "Images", "InMemory", "SampleSpace", "Subset", "digits", "open_images", "random_mixture", "ring_mixture"]
+__all__ = [
+    "Dataset",
+    "Images",
+    "InMemory",
+    "SampleSpace",
+    "Subset",
+    "digits",
+    "open_images",
+    "random_mixture",
+    "ring_mixture",
+]

@@ -1,16 +1,19 @@
-r"""Where the files of an image set come from, and the zip that EDM keeps one in (Karras et al. 2022, ``dataset_tool.py``).
+r"""Where the files of an image set come from, and the zip that EDM keeps one in (Karras et al.
+2022, ``dataset_tool.py``).
 
-The zip that is written holds PNGs, stored and not compressed, as ``00000/img00000000.png``, and a ``dataset.json``:
+The zip that is written holds PNGs, stored and not compressed, as ``00000/img00000000.png``, and a
+``dataset.json``:
 
     {"labels": [["00000/img00000000.png", 6], ...], "classes": ["frog", ...]}
 
-``labels`` is null for a set without classes; the order of images is that of their names. The key ``classes`` (names of
-classes) is ours, and EDM's reader passes over it.
+``labels`` is null for a set without classes; the order of images is that of their names. The key
+``classes`` (names of classes) is ours, and EDM's reader passes over it.
 
-Any other zip of images is read as the folder that it was made of (see ``tree``). Nothing is ever extracted, yet a zip with
-names that leave it (``../``, absolute, links) is refused: it was not made for this. Reading is bounded by what is asked for,
-not by what an entry claims. An open zip has one position in its file, which a forked process would share; each process and
-thread therefore opens its own.
+Any other zip of images is read as the folder that it was made of (see ``tree``). Nothing is ever
+extracted, yet a zip with names that leave it (``../``, absolute, links) is refused: it was not made
+for this. Reading is bounded by what is asked for, not by what an entry claims. An open zip has one
+position in its file, which a forked process would share; each process and thread therefore opens
+its own.
 """
 
 from __future__ import annotations
@@ -73,7 +76,10 @@ class _Opened(threading.local):
 
 
 class Archive(Source):
-    """The files of a zip. Raises ``UserError`` for what is no zip, is cut short, or holds names that leave it."""
+    """The files of a zip.
+
+    Raises ``UserError`` for what is no zip, is cut short, or holds names that leave it.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -101,11 +107,17 @@ class Archive(Source):
     def read(self, name: str) -> bytes:
         entry = self._entries[name]
         if entry.file_size > MOST_BYTES:
-            raise UserError(f"{self.path}: entry '{name}' claims {entry.file_size:,} bytes, more than a file here may have ({MOST_BYTES:,}); leave it out.")
+            raise UserError(
+                f"{self.path}: entry '{name}' claims {entry.file_size:,} bytes, more than a file here may "
+                f"have ({MOST_BYTES:,}); leave it out."
+            )
         try:
             return self._zip().read(entry)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{self.path}: entry '{name}' cannot be read ({error}); the zip is damaged or encrypted, restore it from a copy.") from error
+            raise UserError(
+                f"{self.path}: entry '{name}' cannot be read ({error}); the zip is damaged or encrypted, "
+                "restore it from a copy."
+            ) from error
 
     def _zip(self) -> zipfile.ZipFile:
         opened = self._opened
@@ -113,14 +125,19 @@ class Archive(Source):
             try:
                 opened.zip, opened.process = zipfile.ZipFile(self.path), os.getpid()
             except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-                raise UserError(f"{self.path}: is no readable zip ({error}); it may have been cut short, restore it from a copy.") from error
+                raise UserError(
+                    f"{self.path}: is no readable zip ({error}); it may have been cut short, restore it from a copy."
+                ) from error
         return opened.zip
 
 
 def _check(entry: zipfile.ZipInfo, path: Path) -> None:
     name = PurePosixPath(entry.filename)
     if name.is_absolute() or ".." in name.parts or "\\" in entry.filename or ":" in entry.filename:
-        raise UserError(f"{path}: entry '{entry.filename}' names a place outside the zip; nobody who packs images does that, get the zip from elsewhere.")
+        raise UserError(
+            f"{path}: entry '{entry.filename}' names a place outside the zip; nobody who packs images does "
+            "that, get the zip from elsewhere."
+        )
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise UserError(f"{path}: entry '{entry.filename}' is a link; pack the image itself.")
 
@@ -152,20 +169,36 @@ def _folders(names: Iterable[str]) -> set[str]:
 
 
 def read_json(source: Source, name: str) -> Any:
-    """The value of a JSON file of the source, which may have a megabyte and a kilobyte an image: what JSON makes of a text takes many times its length in memory."""
+    """The value of a JSON file of the source, which may have a megabyte and a kilobyte an image:
+    what JSON makes of a text takes many times its length in memory.
+    """
     content, most = source.read(name), min(2**20 + 2**10 * len(source.names), _MOST_JSON)
     if len(content) > most:
-        raise UserError(f"{source.path}: '{name}' has {len(content):,} bytes, more than the labels of {len(source.names):,} images need ({most:,}); write it anew, or leave it out.")
+        raise UserError(
+            f"{source.path}: '{name}' has {len(content):,} bytes, more than the labels of "
+            f"{len(source.names):,} images need ({most:,}); write it anew, or leave it out."
+        )
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source.path}: '{name}' is not JSON ({error}); write it anew, or take it out to read the images without labels.") from error
+        raise UserError(
+            f"{source.path}: '{name}' is not JSON ({error}); write it anew, or take it out to read the "
+            "images without labels."
+        ) from error
 
 
-def write_archive(path: Path, pictures: Iterable[tuple[Picture, int | None]], classes: Sequence[str] = (), more: Mapping[str, Any] | None = None) -> int:
-    """Writes RGB or grey pictures with their labels as an EDM zip; returns how many. ``more`` are further files of JSON values by name.
+def write_archive(
+    path: Path,
+    pictures: Iterable[tuple[Picture, int | None]],
+    classes: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
+) -> int:
+    """Writes RGB or grey pictures with their labels as an EDM zip; returns how many.
 
-    Labels are kept where each picture has one. Equal pictures give equal bytes. Raises ``UserError`` when there is no picture or the disk is full; the old file is then untouched.
+    ``more`` are further files of JSON values by name.
+
+    Labels are kept where each picture has one. Equal pictures give equal bytes. Raises
+    ``UserError`` when there is no picture or the disk is full; the old file is then untouched.
     """
     labels: list[tuple[str, int | None]] = []
     with replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:

@@ -1,7 +1,9 @@
 """A data set: samples by index.
 
-States draw the index of each sample from the run's place, so that a draw is a function of its position and of nothing before it; all that a data set has to do is to give the samples
-of an index. Labels are in memory, since a class proportion needs all of them; samples need not be: what looks at all samples does so a block at a time.
+States draw the index of each sample from the run's place, so that a draw is a function of its
+position and of nothing before it; all that a data set has to do is to give the samples of an index.
+Labels are in memory, since a class proportion needs all of them; samples need not be: what looks at
+all samples does so a block at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from fewstep.system.files import digest_of
 
 @dataclass(frozen=True)
 class SampleSpace:
-    """What samples look like: their ``shape`` *D, values in [``low``, ``high``], and how many ``classes`` they are of, 0 for none. Data says so, and where there is no data the teacher."""
+    """What samples look like: their ``shape`` *D, values in [``low``, ``high``], and how many
+    ``classes`` they are of, 0 for none. Data says so, and where there is no data the teacher.
+    """
 
     shape: tuple[int, ...]
     low: float
@@ -30,7 +34,9 @@ class SampleSpace:
 
 
 class Dataset(Inert, abc.ABC):
-    """Samples in [low, high] with ``labels`` (N,) int64 in [0, classes), or None with classes = 0; ``names`` of the classes, empty where they have none."""
+    """Samples in [low, high] with ``labels`` (N,) int64 in [0, classes), or None with classes = 0;
+    ``names`` of the classes, empty where they have none.
+    """
 
     labels: Tensor | None
     classes: int
@@ -70,8 +76,18 @@ class Dataset(Inert, abc.ABC):
         return SampleSpace(self.shape, self.low, self.high, self.classes)
 
     def subset(self, index: Tensor) -> Dataset:
-        """The data set of the samples at ``index`` (n,), in that order, with the same classes and range."""
-        return Subset(self, index, None if self.labels is None else self.labels[index], self.classes, self.low, self.high, self.names)
+        """The data set of the samples at ``index`` (n,), in that order, with the same classes and
+        range.
+        """
+        return Subset(
+            self,
+            index,
+            None if self.labels is None else self.labels[index],
+            self.classes,
+            self.low,
+            self.high,
+            self.names,
+        )
 
     def blocks(self, rows: int = 1000) -> Iterator[Tensor]:
         """All samples in order, at most ``rows`` at a time."""
@@ -79,11 +95,15 @@ class Dataset(Inert, abc.ABC):
             yield self.take(index)
 
     def head(self, rows: int) -> Tensor:
-        """At most ``rows`` indices, (n,), whose samples stand for the whole: the first, which is right where the order is no order of classes."""
+        """At most ``rows`` indices, (n,), whose samples stand for the whole: the first, which is
+        right where the order is no order of classes.
+        """
         return torch.arange(min(rows, len(self)))
 
     def proportional_labels(self, count: int) -> Tensor | None:
-        """``count`` labels in the data's class proportions, by largest remainders, sorted by class; None without labels."""
+        """``count`` labels in the data's class proportions, by largest remainders, sorted by class;
+        None without labels.
+        """
         if self.labels is None:
             return None
         exact = torch.bincount(self.labels, minlength=self.classes).double() * count / len(self.labels)

@@ -28,7 +28,10 @@ class Folder(Source):
         nowhere: list[str] = []
 
         def unreadable(error: OSError) -> None:
-            raise UserError(f"{error.filename}: cannot be read ({error.strerror or error}); make it readable, or take it out of the image set.") from error
+            raise UserError(
+                f"{error.filename}: cannot be read ({error.strerror or error}); make it readable, or take "
+                "it out of the image set."
+            ) from error
 
         for place, inner, found in os.walk(self.path, onerror=unreadable):
             below = Path(place).relative_to(self.path)
@@ -55,7 +58,13 @@ class Folder(Source):
         try:
             size = (self.path / name).stat().st_size
             if size > MOST_BYTES:
-                raise UserError(f"{self.path / name}: has {size:,} bytes, more than a file here may have ({MOST_BYTES:,}); leave it out.")
+                raise UserError(
+                    f"{self.path / name}: has {size:,} bytes, more than a file here may have "
+                    f"({MOST_BYTES:,}); leave it out."
+                )
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise UserError(f"{self.path / name}: cannot be read ({error.strerror or error}); the image was there when the folder was listed, put it back.") from error
+            raise UserError(
+                f"{self.path / name}: cannot be read ({error.strerror or error}); the image was there when "
+                "the folder was listed, put it back."
+            ) from error

@@ -1,7 +1,9 @@
-"""Images from a zip or a folder, as a data set in [-1, 1]: x / 127.5 - 1 of 8-bit pixels, as EDM has it.
+"""Images from a zip or a folder, as a data set in [-1, 1]: x / 127.5 - 1 of 8-bit pixels, as EDM
+has it.
 
-Images are read when their index is asked for. A set of at most ``CACHED_BYTES`` of pixels is decoded once and kept as bytes, a quarter of what floats would take; every image of such
-a set has then been looked at before the first step.
+Images are read when their index is asked for. A set of at most ``CACHED_BYTES`` of pixels is
+decoded once and kept as bytes, a quarter of what floats would take; every image of such a set has
+then been looked at before the first step.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ CACHED_BYTES = 2**29
 
 @dataclass(frozen=True, eq=False)
 class Images(Dataset):
-    """The images of ``source`` in [-1, 1], (N, channels, H, W); ``size``: pixels a side of the centred square that each is resized to, None to take them as they are.
+    """The images of ``source`` in [-1, 1], (N, channels, H, W); ``size``: pixels a side of the
+    centred square that each is resized to, None to take them as they are.
 
-    ``pixels`` (N, channels, H, W) uint8 where they are kept in memory, else None. ``passed_over``: what of the source is no image
-    of the set; ``remarks``: the sentences that say so. Made by ``open_images``.
+    ``pixels`` (N, channels, H, W) uint8 where they are kept in memory, else None. ``passed_over``:
+    what of the source is no image of the set; ``remarks``: the sentences that say so. Made by
+    ``open_images``.
     """
 
     source: Source
@@ -84,18 +88,25 @@ class Images(Dataset):
             picture = squared(picture, self.size)
         if (picture.height, picture.width) != self.sides:
             raise UserError(
-                f"{self.source.path}: '{name}' has {picture.width} x {picture.height} pixels, the first image {self.sides[1]} x {self.sides[0]}; "
+                f"{self.source.path}: '{name}' has {picture.width} x {picture.height} pixels, the first "
+                f"image {self.sides[1]} x {self.sides[0]}; "
                 "set 'data.size', or make a zip of one size with 'fewstep data zip'."
             )
         return pixels_of(picture, self.channels)
 
 
-def open_images(path: Path | str | Converted, size: int | None = None, labels: bool = True, channels: int = 3, cached_bytes: int = CACHED_BYTES) -> Images:
+def open_images(
+    path: Path | str | Converted,
+    size: int | None = None,
+    labels: bool = True,
+    channels: int = 3,
+    cached_bytes: int = CACHED_BYTES,
+) -> Images:
     """The images of a zip or a folder, or of the zip that was made of another set: labels are those
     of its ``dataset.json``, else its sub-folders (see ``labels``).
 
-    ``channels``: 3, or 1 for the luma. Raises ``UserError``, naming file and entry, when there is no such file, no image, an image of another size than the first, or ``dataset.json`` is
-    wrong.
+    ``channels``: 3, or 1 for the luma. Raises ``UserError``, naming file and entry, when there is
+    no such file, no image, an image of another size than the first, or ``dataset.json`` is wrong.
     """
     made = path if isinstance(path, Converted) else Converted(Path(path), str(path))
     source = open_source(made.path)
@@ -104,7 +115,9 @@ def open_images(path: Path | str | Converted, size: int | None = None, labels: b
     numbers = None if found.numbers is None else torch.tensor(found.numbers, dtype=torch.int64)
     passed_over = made.passed_over + source.tree.passed_over + found.passed_over
     remarks = (*made.remarks, *([passed_over.sentence(made.name)] if passed_over else []), *found.remarks)
-    images = Images(source, channels, size, sides, numbers, found.classes, found.names, passed_over=passed_over, remarks=remarks)
+    images = Images(
+        source, channels, size, sides, numbers, found.classes, found.names, passed_over=passed_over, remarks=remarks
+    )
     if len(images) * channels * sides[0] * sides[1] > cached_bytes:
         return images
     return replace(images, pixels=images.read(torch.arange(len(images))))
@@ -113,11 +126,17 @@ def open_images(path: Path | str | Converted, size: int | None = None, labels: b
 def open_source(path: Path) -> Source:
     """The files of a zip or a folder with at least one image."""
     if not path.exists():
-        raise UserError(f"{path}: there is no such image set; make one with 'fewstep data zip FOLDER {path}' or 'fewstep data emoji {path}', or correct the path.")
+        raise UserError(
+            f"{path}: there is no such image set; make one with 'fewstep data zip FOLDER {path}' or "
+            f"'fewstep data emoji {path}', or correct the path."
+        )
     source: Source = Folder(path) if path.is_dir() else Archive(path)
     if not source.names:
         passed = source.tree.passed_over
-        raise UserError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))}); check the path." + (f" {passed.sentence(path)}" if passed else ""))
+        raise UserError(
+            f"{path}: holds no images ({', '.join(sorted(SUFFIXES))}); check the path."
+            + (f" {passed.sentence(path)}" if passed else "")
+        )
     return source
 
 

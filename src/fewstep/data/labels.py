@@ -55,7 +55,10 @@ def class_number(value: Any, refuse: Callable[[], UserError]) -> int:
 
 
 def read_labels(source: Source) -> Labels:
-    """The classes of the images of a source. Raises ``UserError`` naming the entry that is wrong."""
+    """The classes of the images of a source.
+
+    Raises ``UserError`` naming the entry that is wrong.
+    """
     if source.has(source.tree.root + METADATA):
         return _described(source, read_json(source, source.tree.root + METADATA))
     parts = source.tree.parts
@@ -63,9 +66,15 @@ def read_labels(source: Source) -> Labels:
         return Labels(None)
     stray = next((name for name, each in zip(source.names, parts, strict=True) if len(each) == 1), None)
     if stray is not None:
-        raise UserError(f"{source.path}: '{stray}' lies beside the sub-folders that name the classes; move it into one, or set 'data.labels: false'.")
+        raise UserError(
+            f"{source.path}: '{stray}' lies beside the sub-folders that name the classes; move it into one, "
+            "or set 'data.labels: false'."
+        )
     if len(source.tree.tops) > MOST_CLASSES:
-        raise UserError(f"{source.path}: has {len(source.tree.tops):,} sub-folders, more than classes there may be ({MOST_CLASSES:,}); set 'data.labels: false'.")
+        raise UserError(
+            f"{source.path}: has {len(source.tree.tops):,} sub-folders, more than classes there may be "
+            f"({MOST_CLASSES:,}); set 'data.labels: false'."
+        )
     return _folders(source, [each[0] for each in parts])
 
 
@@ -79,16 +88,21 @@ def _folders(source: Source, tops: list[str]) -> Labels:
     if before != now:
         first = next(number for number, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
         remarks.append(
-            f"{source.path}: class folders are in the order of their numbers, so that class {classes.index(now[first])} is '{now[first]}'; "
+            f"{source.path}: class folders are in the order of their numbers, so that class "
+            f"{classes.index(now[first])} is '{now[first]}'; "
             f"an earlier fewstep, which sorted them by characters, had '{before[first]}' there."
         )
     if empty:
         remarks.append(
-            f"{source.path}: class {classes.index(empty[0])} ('{empty[0]}') has no image and keeps its number, which an earlier fewstep gave to the next class; "
+            f"{source.path}: class {classes.index(empty[0])} ('{empty[0]}') has no image and keeps its "
+            "number, which an earlier fewstep gave to the next class; "
             "remove the folder if it is no class."
         )
     if source.packed:
-        remarks.append(f"{source.path}: has no {METADATA}, so that its {len(classes)} folders are the classes; set 'data.labels: false' for no classes.")
+        remarks.append(
+            f"{source.path}: has no {METADATA}, so that its {len(classes)} folders are the classes; set "
+            "'data.labels: false' for no classes."
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     return Labels([numbers[top] for top in tops], tuple(classes), PassedOver.of({EMPTY: empty}), tuple(remarks))
 
@@ -105,9 +119,14 @@ def _described(source: Source, metadata: Any) -> Labels:
             case [str(name), int(label)] if 0 <= label < MOST_CLASSES and not isinstance(label, bool):
                 shown = name.replace("\\", "/")
                 if given.setdefault(shown, label) != label:
-                    raise UserError(f"{where} gives '{shown}' two classes, {given[shown]} and {label}; leave one of them.")
+                    raise UserError(
+                        f"{where} gives '{shown}' two classes, {given[shown]} and {label}; leave one of them."
+                    )
             case _:
-                raise UserError(f"{where} has the label {str(pair)[:80]}, not a name and a class from 0 to {MOST_CLASSES - 1}; correct it, or set 'data.labels: false'.")
+                raise UserError(
+                    f"{where} has the label {str(pair)[:80]}, not a name and a class from 0 to "
+                    f"{MOST_CLASSES - 1}; correct it, or set 'data.labels: false'."
+                )
     below = [name[len(source.tree.root) :] for name in source.names]
     missing = next((name for name in below if name not in given), None)
     if missing is not None:
@@ -115,12 +134,18 @@ def _described(source: Source, metadata: Any) -> Labels:
     labels = [given[name] for name in below]
     names = _class_names(where, metadata.get("classes", []), max(labels) + 1)
     filled = set(labels)
-    empty = [names[number] if names else str(number) for number in range(max(len(names), max(labels) + 1)) if number not in filled]
+    empty = [
+        names[number] if names else str(number)
+        for number in range(max(len(names), max(labels) + 1))
+        if number not in filled
+    ]
     extra = sorted(given.keys() - set(below))
     return Labels(labels, names, PassedOver.of({f"labels of {METADATA} without an image": extra, EMPTY: empty}))
 
 
 def _class_names(where: str, names: Any, least: int) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or 0 < len(names) < least:
-        raise UserError(f"{where}: 'classes' must be a list of at least {least} names, one a class; correct it or take it out.")
+        raise UserError(
+            f"{where}: 'classes' must be a list of at least {least} names, one a class; correct it or take it out."
+        )
     return tuple(names)

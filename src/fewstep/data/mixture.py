@@ -1,4 +1,7 @@
-"""Gaussian mixtures in the plane, whose exact scores are known: the toy study of DisBack, App. E.2."""
+"""Gaussian mixtures in the plane, whose exact scores are known: the toy study of DisBack, App.
+
+E.2.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,16 @@ from fewstep.random import Key
 from fewstep.schedule import Schedule
 
 
-def random_mixture(schedule: Schedule, components: int = 10, half_width: float = 4.0, std: float = 0.3, seed: int = 0) -> GaussianMixture:
-    """``components`` equal round Gaussians with means uniform in a square (the paper's "randomly selected 10 Gaussians", App. E.2)."""
+def random_mixture(
+    schedule: Schedule, components: int = 10, half_width: float = 4.0, std: float = 0.3, seed: int = 0
+) -> GaussianMixture:
+    """``components`` equal round Gaussians with means uniform in a square (the paper's "randomly
+    selected 10 Gaussians", App. E.2).
+    """
     key = Key(seed, "random-mixture")
-    means = torch.stack([key.uniform("x", components), key.uniform("y", components)], dim=1) * 2 * half_width - half_width
+    means = (
+        torch.stack([key.uniform("x", components), key.uniform("y", components)], dim=1) * 2 * half_width - half_width
+    )
     return GaussianMixture(schedule, torch.ones(components), means, torch.full((components,), std**2))
 
 
@@ -32,6 +41,7 @@ def sampled(mixture: GaussianMixture, count: int, seed: int = 0) -> InMemory:
     samples, _ = mixture.sample(count, Key(seed, "mixture-data"))
     bound = float(samples.abs().max())
     parts = torch.cat([mixture.weights[:, None], mixture.means, mixture.variances], dim=1)
-    # Rounded: the last bits of what made the parts may differ between processors, as the samples' do.
+    # Rounded: the last bits of what made the parts may differ between processors, as the samples'
+    # do.
     origin = f"mixture, seed {seed}: " + " ".join(f"{value:.9g}" for value in parts.flatten().tolist())
     return InMemory(samples, None, 0, -bound, bound, origin=origin)

@@ -1,14 +1,16 @@
 """From the bytes of a picture to pixels, and back.
 
-What a model sees is what a viewer shows, in red, green and blue of 8 bits each. A picture is turned as its EXIF says
-(the ``exif`` of JPEG and WebP, ``eXIf`` of PNG). Its colours are carried from its ICC profile to sRGB, where Pillow was
-built with LittleCMS; a profile that moves no colour by more than two levels is sRGB itself, and a profile that cannot be
-used is passed over, as viewers do. Of 16 bits the upper 8 are taken, in grey and in colour alike. Transparent parts are over
-white, and a grey picture is three equal channels (with one channel asked for, colours become their luma). The first picture
-of a file that has several is the picture. PNG's gAMA and cHRM are not applied.
+What a model sees is what a viewer shows, in red, green and blue of 8 bits each. A picture is turned
+as its EXIF says (the ``exif`` of JPEG and WebP, ``eXIf`` of PNG). Its colours are carried from its
+ICC profile to sRGB, where Pillow was built with LittleCMS; a profile that moves no colour by more
+than two levels is sRGB itself, and a profile that cannot be used is passed over, as viewers do. Of
+16 bits the upper 8 are taken, in grey and in colour alike. Transparent parts are over white, and a
+grey picture is three equal channels (with one channel asked for, colours become their luma). The
+first picture of a file that has several is the picture. PNG's gAMA and cHRM are not applied.
 
-Pictures come from anywhere, so a file must open as one of a few formats, and its size is read before it is decoded: a few
-kilobytes can claim gigabytes of pixels. Texts in a PNG are not unpacked at all.
+Pictures come from anywhere, so a file must open as one of a few formats, and its size is read
+before it is decoded: a few kilobytes can claim gigabytes of pixels. Texts in a PNG are not unpacked
+at all.
 """
 
 from __future__ import annotations
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
 
 READING = 2
-"""The version of the rules below. It is raised when a file's bytes become other pixels than before, so
-that nothing that was read by older rules is taken for the same."""
+"""The version of the rules below.
+
+It is raised when a file's bytes become other pixels than before, so that nothing that was read by
+older rules is taken for the same.
+"""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"})
-# A phone's 64 megapixels. With the copies on the way to an array a pixel takes some 16 bytes: a GiB.
+# A phone's 64 megapixels. With the copies on the way to an array a pixel takes some 16 bytes: a
+# GiB.
 MAX_PIXELS = 2**26
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
@@ -58,7 +64,8 @@ def reading_rules() -> str:
 def decode(content: bytes, where: str) -> Picture:
     """The picture in a file's bytes, as RGB over white. ``where`` names it in errors.
 
-    Raises ``UserError`` for what is no picture, is cut short, has more than ``MAX_PIXELS`` pixels, or pixels of a kind that has no one look, such as floats.
+    Raises ``UserError`` for what is no picture, is cut short, has more than ``MAX_PIXELS`` pixels,
+    or pixels of a kind that has no one look, such as floats.
     """
     from PIL import Image
 
@@ -69,21 +76,33 @@ def decode(content: bytes, where: str) -> Picture:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
-                raise UserError(f"{where}: claims {width} x {height} pixels, more than a picture here may have ({MAX_PIXELS:,}); leave it out, or make it smaller.")
+                raise UserError(
+                    f"{where}: claims {width} x {height} pixels, more than a picture here may have "
+                    f"({MAX_PIXELS:,}); leave it out, or make it smaller."
+                )
             if picture.mode not in _MODES | _DEEP_MODES:
-                raise UserError(f"{where}: has pixels of kind '{picture.mode}', not 8 or 16 bits a channel; convert it to an ordinary RGB or grey picture.")
+                raise UserError(
+                    f"{where}: has pixels of kind '{picture.mode}', not 8 or 16 bits a channel; convert it "
+                    "to an ordinary RGB or grey picture."
+                )
             picture.load()
             profile = profile or picture.info.get("icc_profile")
             shown = _managed(_turned(_of_eight_bits(picture), _orientation(picture.info.get("exif"))), profile)
             shown = over_white(shown)
-            # What is written of it later must not carry a profile or an orientation that has been applied.
+            # What is written of it later must not carry a profile or an orientation that has been
+            # applied.
             shown.info.clear()
             return shown
     # Pillow warns of a bomb before it refuses one; either way it is too large.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{where}: claims more pixels than a picture here may have ({MAX_PIXELS:,}); leave it out, or make it smaller.") from error
+        raise UserError(
+            f"{where}: claims more pixels than a picture here may have ({MAX_PIXELS:,}); leave it out, or "
+            "make it smaller."
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
-        raise UserError(f"{where}: is no readable PNG, JPEG, WebP, BMP or PPM picture; replace it or leave it out.") from error
+        raise UserError(
+            f"{where}: is no readable PNG, JPEG, WebP, BMP or PPM picture; replace it or leave it out."
+        ) from error
 
 
 def _without_texts(content: bytes, where: str) -> tuple[bytes, bytes | None]:
@@ -116,7 +135,10 @@ def _unpacked_profile(chunk: bytes, where: str) -> bytes | None:
     except zlib.error:
         return None
     if len(profile) > _MOST_PROFILE:
-        raise UserError(f"{where}: has a colour profile of more than {_MOST_PROFILE:,} bytes; save the picture as sRGB, or leave it out.")
+        raise UserError(
+            f"{where}: has a colour profile of more than {_MOST_PROFILE:,} bytes; save the picture as sRGB, "
+            "or leave it out."
+        )
     return profile
 
 
@@ -173,7 +195,9 @@ def _turned(picture: Picture, orientation: int) -> Picture:
 
 
 def _managed(picture: Picture, profile: bytes | None) -> Picture:
-    """The picture in sRGB, with its transparency; as it is where it has no profile that can be used."""
+    """The picture in sRGB, with its transparency; as it is where it has no profile that can be
+    used.
+    """
     if not profile:
         return picture
     if picture.mode in ("P", "PA", "1", "YCbCr"):
@@ -212,7 +236,9 @@ def _to_srgb(profile: bytes, colours: str) -> ImageCmsTransform | None:
     if colours == "CMYK":
         return transform
     levels = np.linspace(0, 255, 17 if colours == "RGB" else 256).round().astype(np.uint8)
-    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(17, -1, 3) if colours == "RGB" else levels[None]
+    cube = (
+        np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(17, -1, 3) if colours == "RGB" else levels[None]
+    )
     before = Image.fromarray(cube)
     moved = np.asarray(transform.apply(before), dtype=np.int64) - np.asarray(before.convert("RGB"), dtype=np.int64)
     return transform if abs(moved).max() > _SAME_LEVELS else None
@@ -232,7 +258,9 @@ def over_white(picture: Picture) -> Picture:
 
 
 def squared(picture: Picture, size: int) -> Picture:
-    """The largest centred square of the picture, resized to ``size`` pixels a side by Lanczos' filter; the picture itself if it is that already."""
+    """The largest centred square of the picture, resized to ``size`` pixels a side by Lanczos'
+    filter; the picture itself if it is that already.
+    """
     from PIL import Image
 
     if picture.size == (size, size):
@@ -251,7 +279,9 @@ def pixels_of(picture: Picture, channels: int = 3) -> np.ndarray:
 
 
 def encode(picture: Picture) -> bytes:
-    """The picture as a PNG without compression, as EDM's sets have it: they are read many times and written once."""
+    """The picture as a PNG without compression, as EDM's sets have it: they are read many times and
+    written once.
+    """
     stream = io.BytesIO()
     picture.save(stream, format="PNG", compress_level=0)
     return stream.getvalue()

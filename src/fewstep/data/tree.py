@@ -1,11 +1,12 @@
-"""Which files of a tree are its images, and what is passed over: one rule for folders and for archives.
+"""Which files of a tree are its images, and what is passed over: one rule for folders and for
+archives.
 
-Hidden files and folders are passed over, and with them what macOS puts into an archive (``__MACOSX/``, ``._x``,
-``.DS_Store``); so are files whose suffix is no picture's, and links to folders. Nothing is passed over in silence: what was,
-is counted with an example of each kind.
+Hidden files and folders are passed over, and with them what macOS puts into an archive
+(``__MACOSX/``, ``._x``, ``.DS_Store``); so are files whose suffix is no picture's, and links to
+folders. Nothing is passed over in silence: what was, is counted with an example of each kind.
 
-The folders at the top of the tree are classes, in natural order: by their letters, and by their numbers as numbers (1, 2,
-10). Each has its number whether or not an image of it can be read.
+The folders at the top of the tree are classes, in natural order: by their letters, and by their
+numbers as numbers (1, 2, 10). Each has its number whether or not an image of it can be read.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class PassedOver:
 
     def sentence(self, where: object) -> str:
         """One sentence; ``where``: the set."""
-        listed = "; ".join(f"{count:,} {reason} (such as '{example}')" for reason, (count, example) in self.kinds.items())
+        listed = "; ".join(
+            f"{count:,} {reason} (such as '{example}')" for reason, (count, example) in self.kinds.items()
+        )
         return f"{where}: passed over {listed}."
 
     def as_json(self) -> dict[str, dict[str, int | str]]:
@@ -86,11 +89,17 @@ class Tree:
         return [PurePosixPath(name[len(self.root) :]).parts for name in self.names]
 
 
-def tree_of(files: Iterable[str], folders: Iterable[str], links: Iterable[str] = (), nowhere: Iterable[str] = (), unwrap: bool = False) -> Tree:
+def tree_of(
+    files: Iterable[str],
+    folders: Iterable[str],
+    links: Iterable[str] = (),
+    nowhere: Iterable[str] = (),
+    unwrap: bool = False,
+) -> Tree:
     """The tree of files and folders by their names relative to it, with "/" between parts.
 
-    ``links`` to folders and links that lead ``nowhere`` are passed over. ``unwrap``: a folder that holds
-    all there is stands for the tree, as it does in the archive of a folder.
+    ``links`` to folders and links that lead ``nowhere`` are passed over. ``unwrap``: a folder that
+    holds all there is stands for the tree, as it does in the archive of a folder.
     """
     found: dict[str, set[str]] = {HIDDEN: set(), SUFFIX: set(), LINK: set(), NOWHERE: set()}
     seen = [name for name in files if not is_hidden(name, found[HIDDEN])]
@@ -100,10 +109,19 @@ def tree_of(files: Iterable[str], folders: Iterable[str], links: Iterable[str] =
     found[NOWHERE].update(name for name in nowhere if not is_hidden(name, found[HIDDEN]))
     root = _wrapper([*seen, *inner, *linked], seen) if unwrap else ""
     names = [name for name in seen if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    found[SUFFIX].update(name for name in seen if PurePosixPath(name).suffix.lower() not in SUFFIXES and name.removeprefix(root) not in _OURS)
+    found[SUFFIX].update(
+        name
+        for name in seen
+        if PurePosixPath(name).suffix.lower() not in SUFFIXES and name.removeprefix(root) not in _OURS
+    )
     tops = {part for name in (*inner, *linked) if (part := name[len(root) :].partition("/")[0])}
     tops |= {name[len(root) :].partition("/")[0] for name in seen if "/" in name[len(root) :]}
-    return Tree(tuple(sorted(names)), root, tuple(sorted(tops)), PassedOver.of({reason: sorted(those) for reason, those in found.items()}))
+    return Tree(
+        tuple(sorted(names)),
+        root,
+        tuple(sorted(tops)),
+        PassedOver.of({reason: sorted(those) for reason, those in found.items()}),
+    )
 
 
 def is_hidden(name: str, hidden: set[str]) -> bool:
@@ -123,6 +141,7 @@ def _wrapper(entries: Sequence[str], files: Sequence[str]) -> str:
 def natural(name: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
     """What sorts names by their letters and by their numbers as numbers."""
     parts = re.split(r"([0-9]+)", name)
-    # A number by its digits: a name in an archive may have more of them than Python makes a number of.
+    # A number by its digits: a name in an archive may have more of them than Python makes a number
+    # of.
     numbers = [(len(part.lstrip("0")), part.lstrip("0")) for part in parts[1::2]]
     return tuple(numbers[place // 2] if place % 2 else part for place, part in enumerate(parts)), name

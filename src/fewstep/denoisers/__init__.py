@@ -1,4 +1,6 @@
-"""Denoisers, E[x_0 given x_t]: networks, analytic ones, and wrappers that keep the type; and generators, which know no noise level."""
+"""Denoisers, E[x_0 given x_t]: networks, analytic ones, and wrappers that keep the type; and
+generators, which know no noise level.
+"""
 
 from fewstep.denoisers.average import Averaged, HalfLife, PowerFunction
 from fewstep.denoisers.base import Denoiser, copy_of, device_of, freeze

@@ -2,10 +2,11 @@ r"""The average of a model's weights over training (EMA), kept as a separate cop
 
 After update number n (from 1) the average moves by 1 - beta(n) towards the weights:
 
-- ``HalfLife(h)``: beta = 0.5^(1 / min(h, ramp n)), an exponential average whose memory halves every h steps and is kept short at the start
-  (Karras et al. 2022, whose ramp-up ratio is 0.05);
-- ``PowerFunction(std)``: beta = (1 - 1 / n)^(gamma + 1), whose memory stays a fixed fraction of the run: its profile over training time is t^gamma,
-  of relative width ``std`` (Karras et al. 2024, Eq. 127: std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))).
+- ``HalfLife(h)``: beta = 0.5^(1 / min(h, ramp n)), an exponential average whose memory halves every
+  h steps and is kept short at the start (Karras et al. 2022, whose ramp-up ratio is 0.05);
+- ``PowerFunction(std)``: beta = (1 - 1 / n)^(gamma + 1), whose memory stays a fixed fraction of the
+  run: its profile over training time is t^gamma, of relative width ``std`` (Karras et al. 2024, Eq.
+  127: std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Decay(Value, abc.ABC):
 
 @dataclass(frozen=True)
 class HalfLife(Decay):
-    """Halves its memory every ``steps``; ``ramp`` > 0 bounds the half-life by ramp times the updates so far."""
+    """Halves its memory every ``steps``; ``ramp`` > 0 bounds the half-life by ramp times the
+    updates so far.
+    """
 
     kind: Literal["half-life"] = field(default="half-life", kw_only=True)
     steps: NotNegative = 200.0
@@ -94,16 +97,24 @@ class Averaged(nn.Module):
     def update(self, model: nn.Module, left_out: Tensor | None = None) -> None:
         """Moves towards the weights of ``model``, of which it was built; buffers are copied.
 
-        Where ``left_out``, a scalar on the device, is not 0, nothing changes, and it must stay so: updates are
-        counted on the host, which does not read it.
+        Where ``left_out``, a scalar on the device, is not 0, nothing changes, and it must stay so:
+        updates are counted on the host, which does not read it.
         """
-        stays = torch.zeros((), dtype=torch.bool, device=self.count.device) if left_out is None else (left_out != 0).to(self.count.device)
+        stays = (
+            torch.zeros((), dtype=torch.bool, device=self.count.device)
+            if left_out is None
+            else (left_out != 0).to(self.count.device)
+        )
         self.count += ~stays
         self._begun = self.updates if self._begun is None else self._begun + 1
         step = 1 - self.decay.beta(max(self._begun, 1))
         averages: list[Tensor] = list(self.average.parameters())
         # An average that stays is moved towards itself: what it would move to may be no number.
-        values: list[Tensor] = list(model.parameters()) if left_out is None else [torch.where(stays, a, v) for a, v in zip(averages, model.parameters(), strict=True)]
+        values: list[Tensor] = (
+            list(model.parameters())
+            if left_out is None
+            else [torch.where(stays, a, v) for a, v in zip(averages, model.parameters(), strict=True)]
+        )
         if averages:
             torch._foreach_lerp_(averages, values, step)
         for average, value in zip(self.average.buffers(), model.buffers(), strict=True):

@@ -18,8 +18,9 @@ Model = TypeVar("Model", bound=nn.Module)
 class Denoiser(nn.Module, abc.ABC):
     """E[x_0 given x_t]: called as ``denoiser(x (B, *D), t (B,) or (), condition) -> x0 (B, *D)``.
 
-    The condition is a ``Condition``, a bare label tensor, or None. A denoiser never turns gradients off: score identity
-    and adversarial losses differentiate through frozen networks; the caller decides.
+    The condition is a ``Condition``, a bare label tensor, or None. A denoiser never turns gradients
+    off: score identity and adversarial losses differentiate through frozen networks; the caller
+    decides.
     """
 
     @property
@@ -43,7 +44,9 @@ class Denoiser(nn.Module, abc.ABC):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are, and so where it wants its inputs; the CPU for one that has none."""
+    """Where the model's weights are, and so where it wants its inputs; the CPU for one that has
+    none.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -1,4 +1,6 @@
-"""A student that is no denoiser: it maps latents to samples and knows nothing of noise levels (FastGAN; an MLP on z)."""
+"""A student that is no denoiser: it maps latents to samples and knows nothing of noise levels
+(FastGAN; an MLP on z).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from fewstep.condition import Condition, as_condition
 
 
 class Generator(nn.Module):
-    """Called as ``generator(z (B, *latent_shape), t, condition) -> x0 (B, *shape)``; t is there so that it can stand where a denoiser does, and is ignored.
+    """Called as ``generator(z (B, *latent_shape), t, condition) -> x0 (B, *shape)``; t is there so
+    that it can stand where a denoiser does, and is ignored.
 
     It has no schedule, so it can be trained and sampled from a prior only.
     """

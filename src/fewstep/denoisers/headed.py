@@ -1,6 +1,7 @@
 """Critics on a denoiser's own features: the discriminators of DMD2 (Yin et al. 2024, Sec. 4.3).
 
-The trunk is the network that is there already: the fake score, which then learns from both losses (``Headed``), or the frozen teacher (``FrozenTrunk``).
+The trunk is the network that is there already: the fake score, which then learns from both losses
+(``Headed``), or the frozen teacher (``FrozenTrunk``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from fewstep.denoisers.wrappers import _Wrapper
 
 
 class Headed(_Wrapper):
-    """The denoiser itself, with a head on its features, in one module that one phase trains. ``head``: features (B, C, ...), condition -> logits (B,)."""
+    """The denoiser itself, with a head on its features, in one module that one phase trains.
+
+    ``head``: features (B, C, ...), condition -> logits (B,).
+    """
 
     denoiser: NetworkDenoiser
 
@@ -25,16 +29,19 @@ class Headed(_Wrapper):
         return self.denoiser(x, t, condition)
 
     def logits(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        """How real x (B, *D) looks at noise level t, (B,); an evaluation of the trunk without what comes after its features."""
+        """How real x (B, *D) looks at noise level t, (B,); an evaluation of the trunk without what
+        comes after its features.
+        """
         condition = as_condition(condition)
         return self.head(self.denoiser.features(x, t, condition), condition)
 
 
 class FrozenTrunk(nn.Module):
-    """A trainable head on a frozen denoiser's features (FastGen's variant of DMD2): called as ``critic(x (B, *D), t, condition) -> logits (B,)``.
+    """A trainable head on a frozen denoiser's features (FastGen's variant of DMD2): called as
+    ``critic(x (B, *D), t, condition) -> logits (B,)``.
 
-    The denoiser, frozen by the caller, is no submodule: training this module leaves it alone, and it is not saved with it; nor does ``critic.to(device)`` move it.
-    Gradients go through it to x.
+    The denoiser, frozen by the caller, is no submodule: training this module leaves it alone, and
+    it is not saved with it; nor does ``critic.to(device)`` move it. Gradients go through it to x.
     """
 
     def __init__(self, denoiser: NetworkDenoiser, head: nn.Module):

@@ -39,7 +39,9 @@ class Inputs(Value, abc.ABC):
     """What a network is fed."""
 
     def check(self, schedule: Schedule) -> None:
-        """Raises ``UserError`` when these inputs are not finite on the whole of the schedule's range; most are."""
+        """Raises ``UserError`` when these inputs are not finite on the whole of the schedule's
+        range; most are.
+        """
         return
 
     @abc.abstractmethod
@@ -53,12 +55,17 @@ class _NeedsSignal(Inputs):
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha(schedule.t_max)) == 0.0:
             name = type(self).__name__.removesuffix("Inputs")
-            raise UserError(f"{name}'s inputs cannot be used with {type(schedule).__name__}: sigma / alpha is infinite where alpha is 0; use TimestepInputs.")
+            raise UserError(
+                f"{name}'s inputs cannot be used with {type(schedule).__name__}: sigma / alpha is infinite "
+                "where alpha is 0; use TimestepInputs."
+            )
 
 
 @dataclass(frozen=True)
 class EDMInputs(_NeedsSignal):
-    """x of unit variance, and label_factor log(sigma / alpha) / 4; ``label_factor`` is 1 in EDM, and 1000 in consistency models (Song et al. 2023, App. C)."""
+    """x of unit variance, and label_factor log(sigma / alpha) / 4; ``label_factor`` is 1 in EDM,
+    and 1000 in consistency models (Song et al. 2023, App. C).
+    """
 
     kind: Literal["edm"] = field(default="edm", kw_only=True)
     sigma_data: Positive = 0.5
@@ -66,12 +73,16 @@ class EDMInputs(_NeedsSignal):
 
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return 1 / torch.sqrt(sigma**2 + (self.sigma_data * alpha) ** 2), torch.log(sigma / alpha) / 4 * self.label_factor
+        return 1 / torch.sqrt(sigma**2 + (self.sigma_data * alpha) ** 2), torch.log(
+            sigma / alpha
+        ) / 4 * self.label_factor
 
 
 @dataclass(frozen=True)
 class TimestepInputs(Inputs):
-    """x as it is, and the discrete index count t - 1 (Ho et al. 2020); for flows, count t with ``offset`` 0."""
+    """x as it is, and the discrete index count t - 1 (Ho et al. 2020); for flows, count t with
+    ``offset`` 0.
+    """
 
     kind: Literal["timestep"] = field(default="timestep", kw_only=True)
     count: Positive = 1000.0
@@ -83,7 +94,9 @@ class TimestepInputs(Inputs):
 
 @dataclass(frozen=True)
 class VPInputs(_NeedsSignal):
-    """x of unit variance (for data of unit variance), and (steps - 1) u, u being the time at which the process of rate beta_min + beta_d u has the same sigma / alpha."""
+    """x of unit variance (for data of unit variance), and (steps - 1) u, u being the time at which
+    the process of rate beta_min + beta_d u has the same sigma / alpha.
+    """
 
     kind: Literal["vp"] = field(default="vp", kw_only=True)
     beta_d: Positive = 19.9
@@ -93,7 +106,9 @@ class VPInputs(_NeedsSignal):
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         # log(1 + r^2) = beta_d u^2 / 2 + beta_min u, solved for u.
-        time = (torch.sqrt(self.beta_min**2 + 2 * self.beta_d * torch.log1p((sigma / alpha) ** 2)) - self.beta_min) / self.beta_d
+        time = (
+            torch.sqrt(self.beta_min**2 + 2 * self.beta_d * torch.log1p((sigma / alpha) ** 2)) - self.beta_min
+        ) / self.beta_d
         return 1 / torch.sqrt(sigma**2 + alpha**2), (self.steps - 1) * time
 
     def level(self, time: float) -> float:
@@ -114,9 +129,11 @@ class VEInputs(_NeedsSignal):
 
 @dataclass(frozen=True)
 class IDDPMInputs(_NeedsSignal):
-    """x of unit variance (for data of unit variance), and the index i in [0, steps) of the level nearest to sigma / alpha, counted from the lowest.
+    """x of unit variance (for data of unit variance), and the index i in [0, steps) of the level
+    nearest to sigma / alpha, counted from the lowest.
 
-    The levels are those of the cosine schedule with offset ``c2``, each step's ratio of alpha bars not below ``c1`` (Karras et al. 2022, App. C.3.1).
+    The levels are those of the cosine schedule with offset ``c2``, each step's ratio of alpha bars
+    not below ``c1`` (Karras et al. 2022, App. C.3.1).
     """
 
     kind: Literal["iddpm"] = field(default="iddpm", kw_only=True)
@@ -127,9 +144,13 @@ class IDDPMInputs(_NeedsSignal):
     @functools.cached_property
     def levels(self) -> Tensor:
         """(steps + 1,) float64, falling from the highest to 0."""
-        bars = torch.sin(0.5 * math.pi * torch.arange(self.steps + 1, dtype=torch.float64) / self.steps / (self.c2 + 1)) ** 2
+        bars = (
+            torch.sin(0.5 * math.pi * torch.arange(self.steps + 1, dtype=torch.float64) / self.steps / (self.c2 + 1))
+            ** 2
+        )
         ratios = (bars[:-1] / bars[1:]).clamp(min=self.c1)
-        # 1 + u_{j-1}^2 = (1 + u_j^2) / ratio_j and u_steps = 0, so the logarithms add up from the end.
+        # 1 + u_{j-1}^2 = (1 + u_j^2) / ratio_j and u_steps = 0, so the logarithms add up from the
+        # end.
         logs = torch.cumsum(-torch.log(ratios).flip(0), 0).flip(0)
         return torch.cat([torch.sqrt(torch.expm1(logs)), torch.zeros(1, dtype=torch.float64)])
 

@@ -1,4 +1,6 @@
-"""Students that are a teacher and a low-rank adapter: merging the two, and adapters in files (see ``networks.lora``)."""
+"""Students that are a teacher and a low-rank adapter: merging the two, and adapters in files (see
+``networks.lora``).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _KIND = "lora"
 
 
 def merged(model: Model) -> Model:
-    """A plain copy of an adapted model, the adapter folded into its weights: what is saved, exported and sampled. It computes the same, bit for bit.
+    """A plain copy of an adapted model, the adapter folded into its weights: what is saved,
+    exported and sampled. It computes the same, bit for bit.
 
     Raises ``UserError`` when the model has no adapter.
     """
@@ -50,10 +53,16 @@ def save_adapter(path: Path, adapter: Adapter, extra: Mapping[str, Any] | None =
 
 
 def load_adapter(path: Path) -> StoredAdapter:
-    """Reads what ``save_adapter`` wrote. Raises ``UserError`` naming the file when it is damaged or holds something else."""
+    """Reads what ``save_adapter`` wrote.
+
+    Raises ``UserError`` naming the file when it is damaged or holds something else.
+    """
     tensors, metadata = read_tensors(path)
     if metadata.pop("format", None) != FORMAT or metadata.pop("kind", None) != _KIND:
-        raise UserError(f"{path}: is not an adapter's file of format {FORMAT}; it may come from another version or hold a whole model.")
+        raise UserError(
+            f"{path}: is not an adapter's file of format {FORMAT}; it may come from another version or hold "
+            "a whole model."
+        )
     rank, scale = metadata.pop("rank", None), metadata.pop("scale", None)
     if not isinstance(rank, int) or not isinstance(scale, (int, float)):
         raise UserError(f"{path}: says no rank and scale for its adapter; it was altered or written by something else.")

@@ -1,7 +1,7 @@
 """A network as a denoiser: x0 = skip(t) x + out(t) network(scale(t) x, label(t), condition).
 
-skip and out come from the prediction (see ``prediction``); scale and label say what the network wants to be fed (see ``inputs``). Both pairs are computed
-in float64 and then cast to x's type.
+skip and out come from the prediction (see ``prediction``); scale and label say what the network
+wants to be fed (see ``inputs``). Both pairs are computed in float64 and then cast to x's type.
 """
 
 from __future__ import annotations
@@ -22,9 +22,19 @@ from fewstep.schedule import Schedule, as_time, expand
 
 
 class _Networked(Denoiser, abc.ABC):
-    """A denoiser that holds one network and what it is fed and emits; see the two kinds, ``NetworkDenoiser`` and ``TrajectoryDenoiser``."""
+    """A denoiser that holds one network and what it is fed and emits; see the two kinds,
+    ``NetworkDenoiser`` and ``TrajectoryDenoiser``.
+    """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, inputs: Inputs, shape: tuple[int, ...], classes: int = 0):
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction: Prediction,
+        inputs: Inputs,
+        shape: tuple[int, ...],
+        classes: int = 0,
+    ):
         super().__init__()
         prediction.check(schedule)
         inputs.check(schedule)
@@ -53,7 +63,10 @@ class _Networked(Denoiser, abc.ABC):
 
 
 class NetworkDenoiser(_Networked):
-    """See the module's docstring. ``network(x, label (B,), Condition)``; ``shape`` is that of one sample."""
+    """See the module's docstring.
+
+    ``network(x, label (B,), Condition)``; ``shape`` is that of one sample.
+    """
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         t = as_time(t).expand(len(x))
@@ -63,18 +76,26 @@ class NetworkDenoiser(_Networked):
         return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)
 
     def features(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        """The network's innermost activations (B, bottleneck, ...) where ``forward`` would use it; counted as an evaluation.
+        """The network's innermost activations (B, bottleneck, ...) where ``forward`` would use it;
+        counted as an evaluation.
 
         Raises ``UserError`` for a network that is no ``DenoisingNetwork``.
         """
         if not isinstance(self.network, DenoisingNetwork):
-            raise UserError(f"{type(self.network).__name__} has no features to put a critic's head on: use a network that derives from DenoisingNetwork.")
+            raise UserError(
+                f"{type(self.network).__name__} has no features to put a critic's head on: use a network "
+                "that derives from DenoisingNetwork."
+            )
         found = self.network.features(*self._fed(x, as_time(t).expand(len(x))), as_condition(condition))
         cost.report(found)
         return found.to(x.dtype)
 
 
 def grown_denoiser(denoiser: NetworkDenoiser, **changes: bool) -> NetworkDenoiser:
-    """The same denoiser around ``grown(denoiser.network, **changes)``; its estimates are bit for bit the old ones until the new branches are trained."""
+    """The same denoiser around ``grown(denoiser.network, **changes)``; its estimates are bit for
+    bit the old ones until the new branches are trained.
+    """
     network = grown(denoiser.network, **changes)
-    return NetworkDenoiser(network, denoiser.schedule, denoiser.prediction, denoiser.inputs, denoiser.shape, denoiser.classes)
+    return NetworkDenoiser(
+        network, denoiser.schedule, denoiser.prediction, denoiser.inputs, denoiser.shape, denoiser.classes
+    )

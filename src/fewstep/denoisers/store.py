@@ -1,7 +1,8 @@
 """Models in files: weights, and all that is needed to rebuild the model around them.
 
-The metadata of such a file is ``{"format": 1, "model": {...}, ...}``; see ``files`` for the container. Loading is strict: a key that is missing, left over, of
-another shape or not finite is named.
+The metadata of such a file is ``{"format": 1, "model": {...}, ...}``; see ``files`` for the
+container. Loading is strict: a key that is missing, left over, of another shape or not finite is
+named.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ _SMALL = 10_000_000
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Plain values from which ``model_from`` rebuilds a model, without its weights: a generator, a denoiser or trajectory around a network, or wrappers of these.
+    """Plain values from which ``model_from`` rebuilds a model, without its weights: a generator, a
+    denoiser or trajectory around a network, or wrappers of these.
 
-    Raises ``UserError`` for a model of another type, and for one with an adapter that is not ``merged``.
+    Raises ``UserError`` for a model of another type, and for one with an adapter that is not
+    ``merged``.
     """
     kind = next((name for name, known in _MODELS.items() if type(model) is known), None)
     if kind is None:
@@ -48,19 +51,40 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 def _parts_of(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, (NetworkDenoiser, TrajectoryDenoiser)):
-        values = {name: value.describe() for name, value in (("schedule", model.schedule), ("prediction", model.prediction), ("inputs", model.inputs))}
+        values = {
+            name: value.describe()
+            for name, value in (
+                ("schedule", model.schedule),
+                ("prediction", model.prediction),
+                ("inputs", model.inputs),
+            )
+        }
         return {"network": describe(model.network), **values, "shape": list(model.shape), "classes": model.classes}
     if isinstance(model, Generator):
-        return {"network": describe(model.network), "latent_shape": list(model.latent_shape), "shape": list(model.shape), "classes": model.classes}
+        return {
+            "network": describe(model.network),
+            "latent_shape": list(model.latent_shape),
+            "shape": list(model.shape),
+            "classes": model.classes,
+        }
     assert isinstance(model, (Rescheduled, Reflected, Boundary))
-    own = {"schedule": model.schedule.describe()} if isinstance(model, Rescheduled) else {"threshold": model.threshold.describe()} if isinstance(model, Reflected) else {}
+    own = (
+        {"schedule": model.schedule.describe()}
+        if isinstance(model, Rescheduled)
+        else {"threshold": model.threshold.describe()}
+        if isinstance(model, Reflected)
+        else {}
+    )
     return {**own, "of": describe_model(model.denoiser)}
 
 
 def model_from(description: Mapping[str, Any], module: str | None = None) -> Denoiser | Generator:
-    """A fresh model from ``describe_model``. ``module``: the one that registers its network, where that is known.
+    """A fresh model from ``describe_model``.
 
-    Raises ``UserError`` for an unknown kind, a malformed description, and wrappers nested deeper than 8.
+    ``module``: the one that registers its network, where that is known.
+
+    Raises ``UserError`` for an unknown kind, a malformed description, and wrappers nested deeper
+    than 8.
     """
     return _model_from(description, _DEEPEST, module)
 
@@ -76,7 +100,14 @@ def _model_from(d: Mapping[str, Any], levels: int, module: str | None) -> Denois
         if _MODELS[kind] is Generator:
             return Generator(network, _shape(d["latent_shape"]), shape, classes)
         around = TrajectoryDenoiser if _MODELS[kind] is TrajectoryDenoiser else NetworkDenoiser
-        return around(network, Schedule.from_description(d["schedule"]), Prediction.from_description(d["prediction"]), Inputs.from_description(d["inputs"]), shape, classes)
+        return around(
+            network,
+            Schedule.from_description(d["schedule"]),
+            Prediction.from_description(d["prediction"]),
+            Inputs.from_description(d["inputs"]),
+            shape,
+            classes,
+        )
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -88,21 +119,29 @@ def _wrapper(cls: type[nn.Module], d: Mapping[str, Any], levels: int, module: st
         raise UserError(f"the description of a model nests more than {_DEEPEST} wrappers, which no model of ours does.")
     inner = _model_from(d["of"], levels - 1, module)
     if isinstance(inner, Generator):
-        raise UserError(f"the description of a model wraps a generator as '{d['kind']}'; only denoisers can be wrapped.")
+        raise UserError(
+            f"the description of a model wraps a generator as '{d['kind']}'; only denoisers can be wrapped."
+        )
     if cls is Rescheduled:
         return Rescheduled(inner, Schedule.from_description(d["schedule"]))
     return Boundary(inner) if cls is Boundary else Reflected(inner, Threshold.from_description(d["threshold"]))
 
 
 def _shape(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not 1 <= len(values) <= 4 or not all(type(value) is int and 1 <= value <= _LARGEST for value in values):
+    if (
+        not isinstance(values, list)
+        or not 1 <= len(values) <= 4
+        or not all(type(value) is int and 1 <= value <= _LARGEST for value in values)
+    ):
         raise ValueError(f"a shape of {values!r:.80}")
     return tuple(values)
 
 
 @torch.no_grad()
 def _check_takes(model: Denoiser | Generator, path: Path) -> None:
-    """Raises ``UserError`` unless the network makes samples of the shape that its file says from such: tried on zeros; of a large network on the meta device, where that costs nothing."""
+    """Raises ``UserError`` unless the network makes samples of the shape that its file says from
+    such: tried on zeros; of a large network on the meta device, where that costs nothing.
+    """
     inner = model
     while isinstance(inner, (Rescheduled, Reflected, Boundary)):
         inner = inner.denoiser
@@ -110,21 +149,32 @@ def _check_takes(model: Denoiser | Generator, path: Path) -> None:
     try:
         emitted = _emitted(inner)
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: its network does not take samples of the shape and classes that the file says ({error}); the file is damaged.") from error
+        raise UserError(
+            f"{path}: its network does not take samples of the shape and classes that the file says "
+            f"({error}); the file is damaged."
+        ) from error
     if emitted != inner.shape:
-        raise UserError(f"{path}: its network makes samples of shape {emitted}, the file says {inner.shape}; the file is damaged.")
+        raise UserError(
+            f"{path}: its network makes samples of shape {emitted}, the file says {inner.shape}; the file is damaged."
+        )
 
 
 def _emitted(model: Generator | NetworkDenoiser | TrajectoryDenoiser) -> tuple[int, ...]:
     """The shape of what the model makes of one sample of the shape that it should take."""
     network = model.network
-    # To begin with the meta device takes torch a second, which large networks take anyway. Class ids have no values there, and diffusers' networks take nothing else.
+    # To begin with the meta device takes torch a second, which large networks take anyway. Class
+    # ids have no values there, and diffusers' networks take nothing else.
     small = sum(value.numel() for value in network.parameters()) <= _SMALL or isinstance(network, DiffusersUNet)
     device = "cpu" if small else "meta"
     with torch.device(device):
         network = network if small else build(describe(network))
         x = torch.zeros(1, *(model.latent_shape if isinstance(model, Generator) else model.shape))
-        condition = Condition(labels=(torch.zeros(1, dtype=torch.int64) if small else torch.zeros(1, model.classes)) if model.classes else None, guidance=torch.zeros(1))
+        condition = Condition(
+            labels=(torch.zeros(1, dtype=torch.int64) if small else torch.zeros(1, model.classes))
+            if model.classes
+            else None,
+            guidance=torch.zeros(1),
+        )
     if isinstance(model, Generator):
         return tuple(network(x, condition).shape[1:])
     sketch = type(model)(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
@@ -154,10 +204,16 @@ def save_model(path: Path, model: nn.Module, extra: Mapping[str, Any] | None = N
 
 
 def load_model(path: Path) -> tuple[Denoiser | Generator, dict[str, Any]]:
-    """Reads what ``save_model`` wrote: (model, the extra values). Raises ``UserError`` naming the file and what is wrong in it."""
+    """Reads what ``save_model`` wrote: (model, the extra values).
+
+    Raises ``UserError`` naming the file and what is wrong in it.
+    """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT or "model" not in metadata:
-        raise UserError(f"{path}: is not a model file of format {FORMAT}; it may come from another version or be another kind of file.")
+        raise UserError(
+            f"{path}: is not a model file of format {FORMAT}; it may come from another version or be "
+            "another kind of file."
+        )
     try:
         with at_most(room_for(tensors), "the file"):
             model = model_from(metadata.pop("model"), metadata.pop(MODULE, None))

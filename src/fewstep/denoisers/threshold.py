@@ -1,8 +1,11 @@
 r"""Thresholds of estimates of x0, for data in the symmetric range [-b, b].
 
-- static: the nearest point of [-b, b]^D, as is usual in samplers (Lou and Ermon 2023, Sec. 2.3, take it for the discrete counterpart of reflection);
-- dynamic (Saharia et al. 2022, Sec. 2.3): per sample s = max(b, the p-quantile of |x0|), x0 := clamp(x0, -s, s) b / s, which keeps saturated pixels from all meeting the bound;
-- straight-through (Bengio et al. 2013): another threshold's value with the gradient of the identity.
+- static: the nearest point of [-b, b]^D, as is usual in samplers (Lou and Ermon 2023, Sec. 2.3,
+  take it for the discrete counterpart of reflection);
+- dynamic (Saharia et al. 2022, Sec. 2.3): per sample s = max(b, the p-quantile of |x0|), x0 :=
+  clamp(x0, -s, s) b / s, which keeps saturated pixels from all meeting the bound;
+- straight-through (Bengio et al. 2013): another threshold's value with the gradient of the
+  identity.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ class StaticThreshold(Threshold):
 
 @dataclass(frozen=True)
 class DynamicThreshold(Threshold):
-    """See the module's docstring; ``percentile`` p is a fraction in (0, 1], with Imagen's 0.995. Between order statistics the quantile is linear."""
+    """See the module's docstring; ``percentile`` p is a fraction in (0, 1], with Imagen's 0.995.
+
+    Between order statistics the quantile is linear.
+    """
 
     kind: Literal["dynamic"] = field(default="dynamic", kw_only=True)
     bound: Positive = 1.0
@@ -61,7 +67,9 @@ class DynamicThreshold(Threshold):
 
 @dataclass(frozen=True)
 class StraightThrough(Threshold):
-    """The value of another threshold, exactly, and the gradient of the identity: a student beyond the bound is still told where to go."""
+    """The value of another threshold, exactly, and the gradient of the identity: a student beyond
+    the bound is still told where to go.
+    """
 
     kind: Literal["straight-through"] = field(default="straight-through", kw_only=True)
     of: Threshold

@@ -34,9 +34,11 @@ class _Wrapper(Denoiser):
 
 
 class Guided(_Wrapper):
-    """Classifier-free guidance (Ho and Salimans 2022): null + w (conditional - null); w = 1 is the conditional estimate.
+    """Classifier-free guidance (Ho and Salimans 2022): null + w (conditional - null); w = 1 is the
+    conditional estimate.
 
-    ``scale`` is a number, or None to read w (B,) from the condition's ``guidance``. Two evaluations a call, in one batch.
+    ``scale`` is a number, or None to read w (B,) from the condition's ``guidance``. Two evaluations
+    a call, in one batch.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float | None = None):
@@ -60,10 +62,12 @@ class Guided(_Wrapper):
 
 
 class Rescheduled(_Wrapper):
-    """The same denoiser seen under another forward process: x_t is scaled to the old process' at the time of equal signal-to-noise ratio.
+    """The same denoiser seen under another forward process: x_t is scaled to the old process' at
+    the time of equal signal-to-noise ratio.
 
-    The factor is sigma_old / sigma_new, which at equal ratio is also alpha_old / alpha_new and stays finite where alpha is 0. Ratios beyond the old
-    process' trained range are answered at its end, with noise of its size above it and with a signal of its size below it.
+    The factor is sigma_old / sigma_new, which at equal ratio is also alpha_old / alpha_new and
+    stays finite where alpha is 0. Ratios beyond the old process' trained range are answered at its
+    end, with noise of its size above it and with a signal of its size below it.
     """
 
     def __init__(self, denoiser: Denoiser, schedule: Schedule):
@@ -79,15 +83,20 @@ class Rescheduled(_Wrapper):
         t = as_time(t)
         wanted = old.time_of(self._schedule.log_snr(t))
         there = wanted.clamp(old.t_min, old.t_max)
-        # Where the noise is below all that was trained, x is nearly clean: then the signal must keep its size, not the noise.
-        factor = torch.where(wanted < old.t_min, old.alpha(there) / self._schedule.alpha(t), old.sigma(there) / self._schedule.sigma(t))
+        # Where the noise is below all that was trained, x is nearly clean: then the signal must
+        # keep its size, not the noise.
+        factor = torch.where(
+            wanted < old.t_min, old.alpha(there) / self._schedule.alpha(t), old.sigma(there) / self._schedule.sigma(t)
+        )
         return self.denoiser(expand(factor, x) * x, there, condition)
 
 
 class Reflected(_Wrapper):
-    """The estimate, kept to the data's support (reflected diffusion, Lou and Ermon 2023; DDIL, Garrepalli et al. 2024, Sec. 4.1).
+    """The estimate, kept to the data's support (reflected diffusion, Lou and Ermon 2023; DDIL,
+    Garrepalli et al. 2024, Sec. 4.1).
 
-    ``bound`` is a ``Threshold``, or a number b for a clamp to [-b, b] (``StaticThreshold``). On a student give ``StraightThrough(...)``: a clamp has no gradient where it bites.
+    ``bound`` is a ``Threshold``, or a number b for a clamp to [-b, b] (``StaticThreshold``). On a
+    student give ``StraightThrough(...)``: a clamp has no gradient where it bites.
     """
 
     def __init__(self, denoiser: Denoiser, bound: Threshold | float = 1.0):
@@ -99,16 +108,21 @@ class Reflected(_Wrapper):
 
 
 class Boundary(_Wrapper):
-    r"""A denoiser's network as a consistency function: f(x, t_min) = x by construction (Song et al. 2023, Eq. 5).
+    r"""A denoiser's network as a consistency function: f(x, t_min) = x by construction (Song et al.
+    2023, Eq. 5).
 
-    The consistency function carries x_t to the end of its trajectory, t_min. With the estimate D(x, t) of any denoiser, f is the DDIM step there,
+    The consistency function carries x_t to the end of its trajectory, t_min. With the estimate D(x,
+    t) of any denoiser, f is the DDIM step there,
 
         f(x, t) = r x + (alpha_min - r alpha_t) D(x, t),    r = sigma_min / sigma_t,
 
-    bit for bit x at t_min on every schedule, and D itself for sigma_t >> sigma_min; finite where alpha_t = 0. Under variance exploding, with EDM's D = c_skip x + c_out F, the factor
-    on F is (1 - sigma_min / sigma) sigma sd / sqrt(sigma^2 + sd^2) = sd (sigma - sigma_min) / sqrt(sigma^2 + sd^2), which is exactly that of Song et al. 2023, App. C; their factor on
-    x, sd^2 / ((sigma - sigma_min)^2 + sd^2), differs from ours by terms of order sigma_min / sigma. Ours needs no sd, and it makes a pretrained D a better start: where the data near x
-    is one point, f is already the true consistency function.
+    bit for bit x at t_min on every schedule, and D itself for sigma_t >> sigma_min; finite where
+    alpha_t = 0. Under variance exploding, with EDM's D = c_skip x + c_out F, the factor on F is (1
+    - sigma_min / sigma) sigma sd / sqrt(sigma^2 + sd^2) = sd (sigma - sigma_min) / sqrt(sigma^2 +
+    sd^2), which is exactly that of Song et al. 2023, App. C; their factor on x, sd^2 / ((sigma -
+    sigma_min)^2 + sd^2), differs from ours by terms of order sigma_min / sigma. Ours needs no sd,
+    and it makes a pretrained D a better start: where the data near x is one point, f is already the
+    true consistency function.
 
     ``denoiser`` is any denoiser; nothing else is stored.
     """

@@ -1,4 +1,7 @@
-"""What fewstep has to work with on this machine: versions, devices, threads, extras, room. Libraries of extras are asked for their versions, not imported."""
+"""What fewstep has to work with on this machine: versions, devices, threads, extras, room.
+
+Libraries of extras are asked for their versions, not imported.
+"""
 
 from __future__ import annotations
 
@@ -35,24 +38,51 @@ def version_of(package: str) -> str | None:
 def check_environment() -> list[Finding]:
     """A finding a thing; nothing is written, downloaded or imported besides torch."""
     python = ok("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}.")
-    versions = ok("fewstep", f"{version_of('fewstep') or 'not installed, run from its source'}, torch {torch.__version__}.")
-    return [python, versions, *_devices(), _threads(), *(_extra(name, packages) for name, packages in EXTRAS.items()), _cache(), _room(Path.cwd())]
+    versions = ok(
+        "fewstep", f"{version_of('fewstep') or 'not installed, run from its source'}, torch {torch.__version__}."
+    )
+    return [
+        python,
+        versions,
+        *_devices(),
+        _threads(),
+        *(_extra(name, packages) for name, packages in EXTRAS.items()),
+        _cache(),
+        _room(Path.cwd()),
+    ]
 
 
 def _devices() -> list[Finding]:
     found = [ok("cpu", f"{os.cpu_count()} cores.")]
     if not torch.cuda.is_available():
-        return [*found, note("cuda", "torch sees no CUDA device.", "With a GPU, install the torch that its driver needs; without one there is nothing to do.")]
+        return [
+            *found,
+            note(
+                "cuda",
+                "torch sees no CUDA device.",
+                "With a GPU, install the torch that its driver needs; without one there is nothing to do.",
+            ),
+        ]
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        found.append(ok(f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.1f} GiB, compute capability {device.major}.{device.minor}."))
+        found.append(
+            ok(
+                f"cuda:{index}",
+                f"{device.name}, {device.total_memory / 2**30:.1f} GiB, compute capability "
+                f"{device.major}.{device.minor}.",
+            )
+        )
     return found
 
 
 def _threads() -> Finding:
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     if threads > cores:
-        return note("threads", f"torch uses {threads}, more than the {cores} cores there are, which slows it down.", "Set OMP_NUM_THREADS, or give --threads.")
+        return note(
+            "threads",
+            f"torch uses {threads}, more than the {cores} cores there are, which slows it down.",
+            "Set OMP_NUM_THREADS, or give --threads.",
+        )
     return ok("threads", f"torch uses {threads}.")
 
 
@@ -62,7 +92,11 @@ def _extra(name: str, packages: tuple[str, ...]) -> Finding:
     missing = [package for package, version in versions.items() if version is None]
     if not missing:
         return ok(f"extra '{name}'", f"{listed}.")
-    return note(f"extra '{name}'", f"{', '.join(missing)} not installed{f'; there is {listed}' if listed else ''}.", f"Where it is needed: pip install 'fewstep[{name}]'.")
+    return note(
+        f"extra '{name}'",
+        f"{', '.join(missing)} not installed{f'; there is {listed}' if listed else ''}.",
+        f"Where it is needed: pip install 'fewstep[{name}]'.",
+    )
 
 
 def _cache() -> Finding:
@@ -70,7 +104,11 @@ def _cache() -> Finding:
     # The folder is made when it is first needed, in the nearest one that there is.
     standing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK):
-        return problem("cache", f"nothing can be written to {standing}, where fetched weights and data go.", "Change its permissions, or set FEWSTEP_CACHE to another folder.")
+        return problem(
+            "cache",
+            f"nothing can be written to {standing}, where fetched weights and data go.",
+            "Change its permissions, or set FEWSTEP_CACHE to another folder.",
+        )
     return ok("cache", f"{folder}{'' if folder.is_dir() else ' (not made yet)'}.")
 
 

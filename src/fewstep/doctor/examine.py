@@ -1,7 +1,8 @@
 """What is wrong, where, and what to do about it: what ``fewstep doctor`` does.
 
-An examination says what it has looked at, place by place, and does not stop at the first thing that is wrong. Nothing is written, fetched from a network or run; files are read as
-``inspect``, sampling and resuming read them.
+An examination says what it has looked at, place by place, and does not stop at the first thing that
+is wrong. Nothing is written, fetched from a network or run; files are read as ``inspect``, sampling
+and resuming read them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _WEIGHTS = (".safetensors", ".pkl", ".pt")
 
 
 def examine(target: Path | str | None = None) -> list[Finding]:
-    """The findings of a run folder, a path's folder, a file of weights, or a recipe (a shipped name or a YAML file); of this machine when there is none of these."""
+    """The findings of a run folder, a path's folder, a file of weights, or a recipe (a shipped name
+    or a YAML file); of this machine when there is none of these.
+    """
     if target is None:
         return check_environment()
     path = Path(target)
@@ -52,7 +55,11 @@ def has_problem(findings: list[Finding]) -> bool:
 
 def _weights(path: Path, name: str) -> Finding:
     if is_address(name):
-        return problem(name, "is an address, and nothing is fetched here.", f"'fewstep inspect {name}' fetches the file and says what it holds.")
+        return problem(
+            name,
+            "is an address, and nothing is fetched here.",
+            f"'fewstep inspect {name}' fetches the file and says what it holds.",
+        )
     if not path.is_file():
         return problem(name, "there is no such file.", "Check the path.")
     return ok(path, _held(path))
@@ -71,9 +78,16 @@ def _held(path: Path) -> str:
         return _checkpoint(path, metadata)
     if "node" in metadata:
         return f"is node {metadata['node']} of a degradation path, whole."
-    return f"is an adapter of rank {load_adapter(path).rank}, whole." if "rank" in metadata else "is whole; it holds tensors, but no model."
+    return (
+        f"is an adapter of rank {load_adapter(path).rank}, whole."
+        if "rank" in metadata
+        else "is whole; it holds tensors, but no model."
+    )
 
 
 def _checkpoint(path: Path, state: Mapping[str, Any]) -> str:
     stage, stage_step, step = place_of(path, state)
-    return f"is the checkpoint of step {step} ({stage_step} steps into stage {stage + 1}), whole, made by torch {state.get('torch')}."
+    return (
+        f"is the checkpoint of step {step} ({stage_step} steps into stage {stage + 1}), whole, made by torch "
+        f"{state.get('torch')}."
+    )

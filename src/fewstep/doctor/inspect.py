@@ -16,7 +16,8 @@ from fewstep.zoo.download import file_digest, local_file
 
 
 def inspect(source: str | Path) -> dict[str, Any]:
-    """A file's kind, size, SHA-256, number of parameters and what else it says: a ``.pkl`` of EDM's release (a path or an https address), or a ``.safetensors`` of ours.
+    """A file's kind, size, SHA-256, number of parameters and what else it says: a ``.pkl`` of EDM's
+    release (a path or an https address), or a ``.safetensors`` of ours.
 
     Raises ``UserError`` naming the file when it is neither, or is damaged.
     """
@@ -33,7 +34,10 @@ def inspect(source: str | Path) -> dict[str, Any]:
         }
     path = local_file(source)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: can be inspected when it is a .pkl of NVIDIA's EDM release or a .safetensors that fewstep wrote; give one of these.")
+        raise UserError(
+            f"{path}: can be inspected when it is a .pkl of NVIDIA's EDM release or a .safetensors that "
+            "fewstep wrote; give one of these."
+        )
     return {"file": str(path), **_ours(path), "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
@@ -41,8 +45,19 @@ def _ours(path: Path) -> dict[str, Any]:
     _, metadata = read_tensors(path)
     if "network" in metadata:
         network = load_network(path)
-        return {"kind": describe(network)["kind"], "network": describe(network), "parameters": sum(p.numel() for p in network.parameters())}
+        return {
+            "kind": describe(network)["kind"],
+            "network": describe(network),
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }
     model, extra = load_model(path)
     description = describe_model(model)
     shape = list(model.latent_shape if isinstance(model, Generator) else model.shape)
-    return {"kind": description["kind"], "shape": shape, "classes": model.classes, "parameters": sum(p.numel() for p in model.parameters()), "model": description, **extra}
+    return {
+        "kind": description["kind"],
+        "shape": shape,
+        "classes": model.classes,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model": description,
+        **extra,
+    }

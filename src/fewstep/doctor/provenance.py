@@ -1,7 +1,8 @@
-"""Is what a run is made from still there as it was? Its record of checksums beside the files that its recipe names.
+"""Is what a run is made from still there as it was? Its record of checksums beside the files that
+its recipe names.
 
-Nothing is fetched and nothing converted: an address that was not fetched, an id of the hub and a set of another library are
-left out.
+Nothing is fetched and nothing converted: an address that was not fetched, an id of the hub and a
+set of another library are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from fewstep.zoo.download import cached_file
 
 
 def check_record(folder: RunFolder, recipe: Recipe | None) -> Iterator[Finding]:
-    """The findings of ``origins.json``, and of weights and data that were exchanged or are not there."""
+    """The findings of ``origins.json``, and of weights and data that were exchanged or are not
+    there.
+    """
     path = folder.origins
     try:
         record = read_record(folder)

@@ -1,6 +1,9 @@
-"""What a run writes besides weights: its log, results, pictures and report. Made again from the weights where they are damaged, all but the log.
+"""What a run writes besides weights: its log, results, pictures and report.
 
-A log line carries no checksum: a digit that was changed is not found. What is: lines that are no JSON, a log shorter than its newest checkpoint says, and steps that go backwards.
+Made again from the weights where they are damaged, all but the log.
+
+A log line carries no checksum: a digit that was changed is not found. What is: lines that are no
+JSON, a log shorter than its newest checkpoint says, and steps that go backwards.
 """
 
 from __future__ import annotations
@@ -30,17 +33,27 @@ def check_log(folder: RunFolder, listing: Listing) -> Iterator[Finding]:
     """The findings of the log, and the warnings of the health probes in it."""
     path = folder.log
     if not path.is_file():
-        yield problem(path, "there is no such file.", _COPY) if listing.checkpoints else note(path, "there is no log: nothing was run here yet.")
+        yield (
+            problem(path, "there is no such file.", _COPY)
+            if listing.checkpoints
+            else note(path, "there is no log: nothing was run here yet.")
+        )
         return
     lines = path.read_bytes().splitlines(keepends=True)
     entries = [read_line(line) for line in lines]
     if lines and not lines[-1].endswith(b"\n"):
-        yield note(path, f"line {len(lines)} is half a line: its writer was stopped.", "Nothing: it is passed over, and a resumed run cuts it off.")
+        yield note(
+            path,
+            f"line {len(lines)} is half a line: its writer was stopped.",
+            "Nothing: it is passed over, and a resumed run cuts it off.",
+        )
         lines, entries = lines[:-1], entries[:-1]
     bad = [number for number, entry in enumerate(entries, 1) if entry is None or not isinstance(entry.get("step"), int)]
     whole = [entry for entry in entries if entry is not None and isinstance(entry.get("step"), int)]
     if bad:
-        yield problem(path, f"{len(bad)} of its {len(lines)} lines are damaged, the first of them line {bad[0]}.", _COPY)
+        yield problem(
+            path, f"{len(bad)} of its {len(lines)} lines are damaged, the first of them line {bad[0]}.", _COPY
+        )
     if any(later["step"] < earlier["step"] for earlier, later in pairwise(whole)):
         yield problem(path, "its steps go backwards.", _COPY)
     expected = _lines_of(folder, listing)
@@ -52,7 +65,9 @@ def check_log(folder: RunFolder, listing: Listing) -> Iterator[Finding]:
 
 
 def check_records(folder: RunFolder, resume: str) -> Iterator[Finding]:
-    """The findings of results, pictures and report, of those that are there; ``resume``: the command that ends the run again."""
+    """The findings of results, pictures and report, of those that are there; ``resume``: the
+    command that ends the run again.
+    """
     for path, command in ((folder.evaluation, "evaluate"), (folder.path / "shift.json", "shift")):
         if path.is_file():
             yield _object(path, f"Measure it again: 'fewstep {command} {folder.path}'.")
@@ -82,14 +97,23 @@ def _warnings(path: Path, entries: list[dict[str, Any]]) -> Iterator[Finding]:
             yield note(path, f"at step {health[-1]['step']}, {text}", remedy)
         warned = warned[:-1]
     if warned:
-        yield note(path, f"{len(warned)} of {len(health)} health readings warned before, the last of them at step {warned[-1]['step']}.", remedy)
+        yield note(
+            path,
+            f"{len(warned)} of {len(health)} health readings warned before, the last of them at step "
+            f"{warned[-1]['step']}.",
+            remedy,
+        )
 
 
 def _pictures(folder: RunFolder, resume: str) -> Iterator[Finding]:
     found = sorted(each for each in folder.samples.glob("*.png") if not is_set_aside(each))
     bad = [path for path in found if not _is_picture(path)]
     for path in bad:
-        yield problem(path, "is no whole picture.", "Delete it: only the report shows it." if path.name.startswith("step-") else f"Draw it again: '{resume}'.")
+        yield problem(
+            path,
+            "is no whole picture.",
+            "Delete it: only the report shows it." if path.name.startswith("step-") else f"Draw it again: '{resume}'.",
+        )
     if found and not bad:
         yield ok(folder.samples, f"{len(found)} pictures.")
     rows = folder.samples / "path.json"

@@ -1,4 +1,7 @@
-"""What a recipe needs before it can be run: parts that go together, files, and libraries of extras. Nothing is fetched; what would be is said."""
+"""What a recipe needs before it can be run: parts that go together, files, and libraries of extras.
+
+Nothing is fetched; what would be is said.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ from fewstep.zoo.download import cached_file, local_file
 
 
 def check_recipe(source: Path | str) -> list[Finding]:
-    """The findings of a shipped recipe or a YAML file: whether it can be read, its parts go together, and all that it names is there."""
+    """The findings of a shipped recipe or a YAML file: whether it can be read, its parts go
+    together, and all that it names is there.
+    """
     try:
         recipe = load_recipe(source)
     except UserError as error:
@@ -72,7 +77,11 @@ def _teacher(choice: config.TeacherChoice) -> Iterator[Finding]:
 def _published(key: str, source: str, sha256: str | None) -> Finding:
     try:
         if is_address(source) and not cached_file(source, sha256).is_file():
-            return note(key, f"{source} was not fetched yet.", "It is, when the recipe is run; without a network fetch it elsewhere and give the file's path.")
+            return note(
+                key,
+                f"{source} was not fetched yet.",
+                "It is, when the recipe is run; without a network fetch it elsewhere and give the file's path.",
+            )
         path = local_file(source, sha256)
     except UserError as error:
         return refused(key, error)
@@ -136,7 +145,11 @@ def _images(choice: config.ImagesData) -> Iterator[Finding]:
         yield note("data.path", passed_over.sentence(choice.path), "Make sure that no image is among it.")
     yield from (note("data.path", remark) for remark in found.remarks)
     if choice.classes is not None and classes != choice.classes:
-        yield problem("data.path", f"{choice.path} has {classes} classes, 'data.classes' says {choice.classes}.", "Use the set that the recipe is for, or correct 'data.classes'.")
+        yield problem(
+            "data.path",
+            f"{choice.path} has {classes} classes, 'data.classes' says {choice.classes}.",
+            "Use the set that the recipe is for, or correct 'data.classes'.",
+        )
         return
     yield ok("data.path", f"{choice.path} is there: {len(source.names):,} images in {classes or 'no'} classes.")
 
@@ -144,7 +157,8 @@ def _images(choice: config.ImagesData) -> Iterator[Finding]:
 def _shards(urls: str) -> Finding:
     if is_address(urls):
         return note("data.urls", f"{urls} is fetched and turned into a zip in the cache folder when it is first used.")
-    # Which of a range of shards are there is seen when they are read; that there are none is seen now.
+    # Which of a range of shards are there is seen when they are read; that there are none is seen
+    # now.
     found = glob.glob(re.sub(r"\{[^{}]*\}", "*", urls))
     if not found:
         return problem("data.urls", f"no file is called {absolute(urls)}.", "Correct 'data.urls'.")
@@ -158,9 +172,17 @@ def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
         yield _library("evaluation.features.kind: inception", "metrics", "torch-fidelity")
         key = "evaluation.features.weights"
         if choice.weights is None:
-            yield note(key, "Inception's weights are downloaded into torch's cache once.", f"Without a network fetch them elsewhere and set '{key}'.")
+            yield note(
+                key,
+                "Inception's weights are downloaded into torch's cache once.",
+                f"Without a network fetch them elsewhere and set '{key}'.",
+            )
         elif not Path(absolute(choice.weights)).is_file():
-            yield problem(key, f"{absolute(choice.weights)}: there is no such file.", f"Correct '{key}', or leave it out to download the weights.")
+            yield problem(
+                key,
+                f"{absolute(choice.weights)}: there is no such file.",
+                f"Correct '{key}', or leave it out to download the weights.",
+            )
         else:
             yield ok(key, f"{choice.weights} is there.")
     else:
@@ -168,11 +190,17 @@ def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
 
 
 def _stored(key: str, source: str, load: Callable[[Path], nn.Module], remedy: str = "") -> Finding:
-    """A file of ours, loaded to see that it is whole; of one in a run folder that is called as a recipe, that recipe is the remedy."""
+    """A file of ours, loaded to see that it is whole; of one in a run folder that is called as a
+    recipe, that recipe is the remedy.
+    """
     path = Path(absolute(source))
     if not path.is_file():
         maker = path.parent.name
-        made = f"Make it by 'fewstep pretrain {maker}', or correct '{key}'." if maker in shipped_names() else f"Correct '{key}'."
+        made = (
+            f"Make it by 'fewstep pretrain {maker}', or correct '{key}'."
+            if maker in shipped_names()
+            else f"Correct '{key}'."
+        )
         return problem(key, f"{path}: there is no such file.", remedy or made)
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,12 +1,16 @@
-"""Which checkpoints a run has, which of them are whole, and the room that old ones take: what ``fewstep checkpoints`` does.
+"""Which checkpoints a run has, which of them are whole, and the room that old ones take: what
+``fewstep checkpoints`` does.
 
-A checkpoint is *whole* when a run can go on from it: its checksum is right, and it is a checkpoint of the step that its name says. Without reading it through, only its header and
-its length are looked at: a file that was cut short is found, a flipped byte is not.
+A checkpoint is *whole* when a run can go on from it: its checksum is right, and it is a checkpoint
+of the step that its name says. Without reading it through, only its header and its length are
+looked at: a file that was cut short is found, a flipped byte is not.
 
-Pruning is the one command that removes what training made. It works under the run's lock, so that no trainer is writing; it reads every file through first, and removes nothing
-unless a whole checkpoint stays. It removes whole checkpoints of this run, which say so themselves, and files that writers
-which crashed had begun. What is damaged may be worth something to somebody, and stays, as does what is something else than
-a checkpoint under a checkpoint's name; a checkpoint that the disk does not give stops the command.
+Pruning is the one command that removes what training made. It works under the run's lock, so that
+no trainer is writing; it reads every file through first, and removes nothing unless a whole
+checkpoint stays. It removes whole checkpoints of this run, which say so themselves, and files that
+writers which crashed had begun. What is damaged may be worth something to somebody, and stays, as
+does what is something else than a checkpoint under a checkpoint's name; a checkpoint that the disk
+does not give stops the command.
 """
 
 from __future__ import annotations
@@ -22,7 +26,16 @@ from fewstep.keeping.folder import RunFolder
 from fewstep.keeping.identity import run_of
 from fewstep.system.files import locked
 from fewstep.training.reporting.log import read_log
-from fewstep.training.saving.checkpoint import Checkpoints, check_run_of, check_values, is_folder, is_of_run, look_at, place_of, remove_checkpoint
+from fewstep.training.saving.checkpoint import (
+    Checkpoints,
+    check_run_of,
+    check_values,
+    is_folder,
+    is_of_run,
+    look_at,
+    place_of,
+    remove_checkpoint,
+)
 from fewstep.training.saving.sharded import is_folder_of_shards
 
 State = Literal["whole", "damaged", "foreign", "unreadable", "not finite"]
@@ -38,10 +51,12 @@ _BEGUN = re.compile(r"\.step-\d{8}(\.old|\.removed)?\.aside")
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint on disk, a file or shards in a folder, of ``bytes`` bytes: ``stage`` (from 0), ``stage_step`` steps into it, ``step`` in all; ``name`` of the stage where the log tells.
+    """A checkpoint on disk, a file or shards in a folder, of ``bytes`` bytes: ``stage`` (from 0),
+    ``stage_step`` steps into it, ``step`` in all; ``name`` of the stage where the log tells.
 
-    ``state``: "whole"; "damaged"; "foreign", no checkpoint or not of that step; "unreadable", when the disk and not the content is in the way; "not finite", whole but for values that are
-    no numbers, as is seen when it is read through. ``why`` no run goes on from it.
+    ``state``: "whole"; "damaged"; "foreign", no checkpoint or not of that step; "unreadable", when
+    the disk and not the content is in the way; "not finite", whole but for values that are no
+    numbers, as is seen when it is read through. ``why`` no run goes on from it.
     """
 
     file: str
@@ -56,8 +71,11 @@ class CheckpointFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """A run's checkpoints, newest first. ``resumes``: the file that a resumed run goes on from, None when it would begin anew; ``verified``: whether checksums were compared;
-    ``leftovers``: what writers that crashed left behind; ``removed``: what pruning has removed. Files are paths relative to ``run``.
+    """A run's checkpoints, newest first.
+
+    ``resumes``: the file that a resumed run goes on from, None when it would begin anew;
+    ``verified``: whether checksums were compared; ``leftovers``: what writers that crashed left
+    behind; ``removed``: what pruning has removed. Files are paths relative to ``run``.
     """
 
     run: str
@@ -73,22 +91,32 @@ class Listing:
 
 
 def list_checkpoints(run: Path | str, verify: bool = False) -> Listing:
-    """The checkpoints of a run; with ``verify`` each is read through and its checksum compared. Raises ``UserError`` when the folder holds no run."""
+    """The checkpoints of a run; with ``verify`` each is read through and its checksum compared.
+
+    Raises ``UserError`` when the folder holds no run.
+    """
     folder = RunFolder(Path(run))
     kept = Checkpoints(folder.checkpoints)
     if not folder.recipe.is_file() and not folder.log.is_file() and not kept.paths():
-        raise UserError(f"{run}: is not a run folder (it has no recipe, no log and no checkpoints); give the folder that 'fewstep distill' or 'fewstep pretrain' wrote.")
+        raise UserError(
+            f"{run}: is not a run folder (it has no recipe, no log and no checkpoints); give the folder "
+            "that 'fewstep distill' or 'fewstep pretrain' wrote."
+        )
     log = read_log(folder.log)
     run_now = _run_of(folder)
     found = [_looked_at(path, folder.path, verify, log, run_now) for path in kept.paths()]
     resumes = next((each.file for each in found if each.state == "whole"), None)
-    return Listing(str(run), found, resumes, verify, [_relative(path, folder.path) for path in _leftovers(folder.path)], [])
+    return Listing(
+        str(run), found, resumes, verify, [_relative(path, folder.path) for path in _leftovers(folder.path)], []
+    )
 
 
 def prune_checkpoints(run: Path | str, keep: int) -> Listing:
-    """Removes all but the newest ``keep`` >= 1 whole checkpoints, and what crashed writers left behind; the listing of what stays, and what was ``removed``.
+    """Removes all but the newest ``keep`` >= 1 whole checkpoints, and what crashed writers left
+    behind; the listing of what stays, and what was ``removed``.
 
-    Raises ``UserError``, having removed nothing, when another process works in the folder, no checkpoint is whole, or one cannot be read.
+    Raises ``UserError``, having removed nothing, when another process works in the folder, no
+    checkpoint is whole, or one cannot be read.
     """
     if keep < 1:
         raise UserError(f"--prune {keep}: at least 1 checkpoint must be kept, or the run could not go on.")
@@ -98,14 +126,26 @@ def prune_checkpoints(run: Path | str, keep: int) -> Listing:
         before = list_checkpoints(run, verify=True)
         for each in before.checkpoints:
             if each.state == "unreadable":
-                raise UserError(f"{Path(run) / each.file}: cannot be read, and nothing was removed; repair the disk or the permissions, or move it away.")
+                raise UserError(
+                    f"{Path(run) / each.file}: cannot be read, and nothing was removed; repair the disk or "
+                    "the permissions, or move it away."
+                )
         if before.checkpoints and before.resumes is None:
-            raise UserError(f"{run}: none of its {len(before.checkpoints)} checkpoints is whole, and nothing was removed; restore one from a copy, or delete the folder to begin anew.")
-        gone = [each for each in before.checkpoints if each.state == "whole" and is_of_run(folder.path / each.file, _run_of(folder))][keep:]
+            raise UserError(
+                f"{run}: none of its {len(before.checkpoints)} checkpoints is whole, and nothing was "
+                "removed; restore one from a copy, or delete the folder to begin anew."
+            )
+        gone = [
+            each
+            for each in before.checkpoints
+            if each.state == "whole" and is_of_run(folder.path / each.file, _run_of(folder))
+        ][keep:]
         removed = [*(each.file for each in gone), *before.leftovers]
         for name in removed:
             remove_checkpoint(Path(run) / name)
-    return Listing(before.run, [each for each in before.checkpoints if each not in gone], before.resumes, True, [], removed)
+    return Listing(
+        before.run, [each for each in before.checkpoints if each not in gone], before.resumes, True, [], removed
+    )
 
 
 def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]], run_now: str) -> CheckpointFile:
@@ -129,7 +169,9 @@ def _looked_at(path: Path, run: Path, verify: bool, log: list[dict[str, Any]], r
 
 
 def _run_of(folder: RunFolder) -> str:
-    """By what its checkpoints are known; where the recipe does not say it, what the newest of them says."""
+    """By what its checkpoints are known; where the recipe does not say it, what the newest of them
+    says.
+    """
     try:
         return run_of(folder.read_recipe())
     except UserError:
@@ -144,14 +186,24 @@ def _said_by(path: Path) -> str:
 
 
 def _size(path: Path) -> int:
-    return sum(each.stat().st_size for each in path.iterdir() if each.is_file()) if is_folder(path) else path.stat(follow_symlinks=path.is_file()).st_size
+    return (
+        sum(each.stat().st_size for each in path.iterdir() if each.is_file())
+        if is_folder(path)
+        else path.stat(follow_symlinks=path.is_file()).st_size
+    )
 
 
 def _state(error: UserError) -> State:
-    """What is the matter with a file, from what stopped its reading: the disk, a header that is not ours, or else its content."""
+    """What is the matter with a file, from what stopped its reading: the disk, a header that is not
+    ours, or else its content.
+    """
     if isinstance(error.__cause__, OSError):
         return "unreadable"
-    return "foreign" if isinstance(error.__cause__, (KeyError, TypeError, ValueError, AttributeError, RecursionError)) else "damaged"
+    return (
+        "foreign"
+        if isinstance(error.__cause__, (KeyError, TypeError, ValueError, AttributeError, RecursionError))
+        else "damaged"
+    )
 
 
 def _stage_name(log: list[dict[str, Any]], step: int, stage_step: int) -> str | None:
@@ -166,7 +218,9 @@ def _leftovers(run: Path) -> Iterator[Path]:
         begun = re.compile(rf"\.({held})\.\d+-\d+(-\d+)?\.aside")
         for path in sorted((run / name).glob(".*.aside")):
             file = begun.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
-            if file or (name == "checkpoints" and _BEGUN.fullmatch(path.name) is not None and is_folder_of_shards(path)):
+            if file or (
+                name == "checkpoints" and _BEGUN.fullmatch(path.name) is not None and is_folder_of_shards(path)
+            ):
                 yield path
 
 

@@ -80,14 +80,19 @@ class RunFolder:
         return self.path / "passed-over.json"
 
     def write(self, path: Path, text: str, say: Callable[[str], None] = print_sentence) -> None:
-        """Writes a result into the folder; what stands under its name and no command of ours wrote is kept, and ``say`` told."""
+        """Writes a result into the folder; what stands under its name and no command of ours wrote
+        is kept, and ``say`` told.
+        """
         with keeping(self.path, say):
             write_text(path, text)
 
     def read_recipe(self) -> Recipe:
         """The recipe of an existing run; raises ``UserError`` when the folder is no run."""
         if not self.recipe.is_file():
-            raise UserError(f"{self.path.absolute()}: is not a run folder (it has no recipe.yaml); give the folder that 'fewstep distill' wrote.")
+            raise UserError(
+                f"{self.path.absolute()}: is not a run folder (it has no recipe.yaml); give the folder that "
+                "'fewstep distill' wrote."
+            )
         return load_saved(self.recipe)
 
     def read_distill_recipe(self) -> DistillRecipe:

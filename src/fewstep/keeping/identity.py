@@ -1,4 +1,6 @@
-"""What a run is, apart from how far and on what it is computed: by it a resumed run knows its recipe and its checkpoints."""
+"""What a run is, apart from how far and on what it is computed: by it a resumed run knows its
+recipe and its checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ OUTSIDE = frozenset({"teacher", "data", "evaluation"})
 
 
 def run_of(recipe: Recipe) -> str:
-    """A short hash of the recipe less what a resumed run may change (steps, device, portions, processes), and less the sections that name files, which may have been moved."""
+    """A short hash of the recipe less what a resumed run may change (steps, device, portions,
+    processes), and less the sections that name files, which may have been moved.
+    """
     plain = with_steps(spread_alike(recipe), 1, None).model_dump(mode="json", exclude=set(OUTSIDE))
     return hashlib.sha256(to_json(_as_first_spelled(plain))).hexdigest()[:16]
 
@@ -29,11 +33,20 @@ _FIRST_SPELLED = {
         (
             *("img_resolution", "in_channels", "out_channels", "model_channels", "channel_mult", "channel_mult_emb"),
             *("num_blocks", "attn_resolutions", "kind"),
-            *("embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter", "adaptive_scale"),
+            *(
+                "embedding_type",
+                "encoder_type",
+                "decoder_type",
+                "channel_mult_noise",
+                "resample_filter",
+                "adaptive_scale",
+            ),
         ),
     ),
 }
-"""The order of the keys by which runs have been known from the first, of sections whose own order is another now."""
+"""The order of the keys by which runs have been known from the first, of sections whose own order
+is another now.
+"""
 
 
 def _as_first_spelled(plain: Any) -> Any:
@@ -51,23 +64,33 @@ def _as_first_spelled(plain: Any) -> Any:
 
 def spread_like(recipe: Recipe, other: Recipe) -> Recipe:
     """The recipe with what of ``other`` changes where it is computed and not what."""
-    training = recipe.training.model_copy(update={"device": other.training.device, "accumulate": other.training.accumulate})
+    training = recipe.training.model_copy(
+        update={"device": other.training.device, "accumulate": other.training.accumulate}
+    )
     return recipe.model_copy(update={"training": training, "distributed": other.distributed})
 
 
 def spread_alike(recipe: Recipe) -> Recipe:
     """The recipe as one for any number of processes, on any device."""
-    training = recipe.training.model_copy(update={key: config.Training.model_fields[key].default for key in ("device", "accumulate")})
+    training = recipe.training.model_copy(
+        update={key: config.Training.model_fields[key].default for key in ("device", "accumulate")}
+    )
     return recipe.model_copy(update={"training": training, "distributed": config.Distributed()})
 
 
 def with_steps(recipe: Recipe, steps: int, laid_out_for: int | None) -> Recipe:
-    """The recipe with another number of steps; ``laid_out_for``: what the shares of its stages were made for, where that differs."""
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps, "laid_out_for": laid_out_for})})
+    """The recipe with another number of steps; ``laid_out_for``: what the shares of its stages were
+    made for, where that differs.
+    """
+    return recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"steps": steps, "laid_out_for": laid_out_for})}
+    )
 
 
 def placed_alike(recipe: Recipe, saved: Recipe) -> Recipe:
-    """The recipe with the saved one's paths where both lead to one file: a link and what it leads to are one."""
+    """The recipe with the saved one's paths where both lead to one file: a link and what it leads
+    to are one.
+    """
     known = {each.key: each.value for each in named_in(saved)}
 
     def value_of(named: Named) -> str | None:
@@ -79,7 +102,8 @@ def placed_alike(recipe: Recipe, saved: Recipe) -> Recipe:
 
 
 def kept_as_known(recipe: Recipe, saved: Recipe) -> Recipe:
-    """The resumed recipe as its folder has it: paths are absolute, but for what the run's checkpoints are known by.
+    """The resumed recipe as its folder has it: paths are absolute, but for what the run's
+    checkpoints are known by.
 
     Runs of earlier versions have relative paths there, which must stay.
     """

@@ -39,7 +39,9 @@ class Objects:
         if self.teacher is not None:
             if not isinstance(self.teacher, NetworkDenoiser):
                 raise UserError(
-                    f"teacher: is a {type(self.teacher).__name__}; wrap your network as fewstep.denoisers.NetworkDenoiser(network, schedule, prediction, inputs, shape, classes)."
+                    f"teacher: is a {type(self.teacher).__name__}; wrap your network as "
+                    "fewstep.denoisers.NetworkDenoiser(network, schedule, prediction, inputs, shape, "
+                    "classes)."
                 )
             describe_model(self.teacher)
             said["teacher"] = {"kind": "file", "path": absolute(str(folder.teacher))}
@@ -50,7 +52,9 @@ class Objects:
         return [f"{key}={json.dumps(value)}" for key, value in said.items()]
 
     def keep_teacher(self, folder: RunFolder) -> None:
-        """Writes the teacher into the folder; raises ``UserError`` where another one is there already."""
+        """Writes the teacher into the folder; raises ``UserError`` where another one is there
+        already.
+        """
         if self.teacher is None:
             return
         if not folder.teacher.is_file():
@@ -60,8 +64,13 @@ class Objects:
         kept, _ = load_model(folder.teacher)
         weights = self.teacher.state_dict()
         same = first_difference(describe_model(kept), describe_model(self.teacher)) is None
-        if not same or not all(bool((value == weights[name].to(value)).all()) for name, value in kept.state_dict().items()):
-            raise UserError(f"teacher: is another one than the run in {folder.path} began with, which is kept in {folder.teacher.name}; give that one, or use another folder.")
+        if not same or not all(
+            bool((value == weights[name].to(value)).all()) for name, value in kept.state_dict().items()
+        ):
+            raise UserError(
+                f"teacher: is another one than the run in {folder.path} began with, which is kept in "
+                f"{folder.teacher.name}; give that one, or use another folder."
+            )
 
 
 NOTHING = Objects()

@@ -1,4 +1,6 @@
-"""What a run is made from, by content, as its folder keeps it in ``origins.json``; checkpoints keep it besides."""
+"""What a run is made from, by content, as its folder keeps it in ``origins.json``; checkpoints keep
+it besides.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ _REMEDY = "restore it from a copy, or delete it: the run then goes on, and what 
 
 @dataclass(frozen=True)
 class Record:
-    """``digests`` by the recipe's keys; ``changed``: keys whose content changed while the run went on.
+    """``digests`` by the recipe's keys; ``changed``: keys whose content changed while the run went
+    on.
 
     ``unknown``: keys of which there was no checksum when the run began.
     """
@@ -92,7 +95,8 @@ def _gone_on(folder: RunFolder, before: Record, now: Origins) -> Record:
 
 
 def moved(folder: RunFolder, saved: Recipe, now: Recipe) -> Recipe:
-    """The saved recipe with the paths of ``now`` where these lead to the same content as when the run was made.
+    """The saved recipe with the paths of ``now`` where these lead to the same content as when the
+    run was made.
 
     Not so the paths by which the run's checkpoints know it.
     """
@@ -117,10 +121,13 @@ def moved(folder: RunFolder, saved: Recipe, now: Recipe) -> Recipe:
     return renamed(saved, value_of)
 
 
-def measured_origins(folder: RunFolder, recipe: Recipe, data: Dataset | None, say: Callable[[str], None]) -> dict[str, Any]:
+def measured_origins(
+    folder: RunFolder, recipe: Recipe, data: Dataset | None, say: Callable[[str], None]
+) -> dict[str, Any]:
     """The origins of what is measured now, as a result's file has them.
 
-    ``say`` is told what is not as it was when the run was trained. A student's start plays no part any more.
+    ``say`` is told what is not as it was when the run was trained. A student's start plays no part
+    any more.
     """
     now = distributed.together(lambda: origins_of(recipe, MEASURED, data))
     record = read_record(folder) or Record()

@@ -6,7 +6,14 @@ from fewstep.metrics.frechet import FeatureStatistics, frechet_distance
 from fewstep.metrics.inception_score import ClassScores, InceptionScore, inception_score
 from fewstep.metrics.kernel import KernelDistance, kernel_distance, squared_discrepancy
 from fewstep.metrics.manifold import ManifoldScores, expected_coverage, manifold_scores
-from fewstep.metrics.mismatch import MismatchDegree, Norm, assessed_mismatch, comparable_means, comparable_norms, training_mismatch
+from fewstep.metrics.mismatch import (
+    MismatchDegree,
+    Norm,
+    assessed_mismatch,
+    comparable_means,
+    comparable_norms,
+    training_mismatch,
+)
 from fewstep.metrics.moments import Moments
 from fewstep.metrics.reference import Reference, load_reference, save_reference
 

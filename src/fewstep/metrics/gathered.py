@@ -1,7 +1,10 @@
-"""What is kept of many samples once they are gone: sums that merge, and a bounded number of their features.
+"""What is kept of many samples once they are gone: sums that merge, and a bounded number of their
+features.
 
-The samples of a measurement are an index range [0, N). Means, covariances, class scores and hits are sums over all of them. Kernel and neighbourhood scores need features themselves, so
-those of at most ``KEPT`` samples stay: evenly spaced indices, which keep the class proportions of samples that are sorted by class. Parts over blocks merge in the order of their indices.
+The samples of a measurement are an index range [0, N). Means, covariances, class scores and hits
+are sums over all of them. Kernel and neighbourhood scores need features themselves, so those of at
+most ``KEPT`` samples stay: evenly spaced indices, which keep the class proportions of samples that
+are sorted by class. Parts over blocks merge in the order of their indices.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ def spaced(count: int, most: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """``moments`` of all features; ``kept`` features (n, d), float32, and their ``labels`` (n,), -1 for none; where known, class ``scores`` and ``hits``, samples of the class asked for."""
+    """``moments`` of all features; ``kept`` features (n, d), float32, and their ``labels`` (n,), -1
+    for none; where known, class ``scores`` and ``hits``, samples of the class asked for.
+    """
 
     moments: Moments
     kept: Tensor
@@ -38,7 +43,13 @@ class Gathered:
         """This part and the one of the indices after it."""
         scores = None if self.scores is None or other.scores is None else self.scores.merged(other.scores)
         hits = None if self.hits is None or other.hits is None else self.hits + other.hits
-        return Gathered(self.moments.merged(other.moments), torch.cat([self.kept, other.kept]), torch.cat([self.labels, other.labels]), scores, hits)
+        return Gathered(
+            self.moments.merged(other.moments),
+            torch.cat([self.kept, other.kept]),
+            torch.cat([self.labels, other.labels]),
+            scores,
+            hits,
+        )
 
     @property
     def kept_labels(self) -> Tensor | None:
@@ -48,7 +59,9 @@ class Gathered:
 
 @dataclass(frozen=True, eq=False)
 class Gatherer:
-    """Gathers blocks of ``count`` samples in a feature space; class scores over ``splits`` random splits, drawn for all samples from ``seed``."""
+    """Gathers blocks of ``count`` samples in a feature space; class scores over ``splits`` random
+    splits, drawn for all samples from ``seed``.
+    """
 
     space: FeatureSpace
     count: int
@@ -57,7 +70,9 @@ class Gatherer:
 
     @torch.no_grad()
     def __call__(self, start: int, samples: Tensor, labels: Tensor | None) -> Gathered:
-        """Of samples (n, *D) with the indices [start, start + n), in that order, and their labels (n,) or None."""
+        """Of samples (n, *D) with the indices [start, start + n), in that order, and their labels
+        (n,) or None.
+        """
         features = self.space.extract(samples)
         rows = len(samples)
         chosen = spaced(self.count, KEPT)

@@ -1,23 +1,31 @@
-r"""The mismatch degree of a teacher (DisBack, Eq. 9): how far its score is from the true score of a distribution.
+r"""The mismatch degree of a teacher (DisBack, Eq. 9): how far its score is from the true score of a
+distribution.
 
-With the stable target field of reference samples standing for the true score (Eq. 18; see ``denoisers.exact.field``), per noise level,
+With the stable target field of reference samples standing for the true score (Eq. 18; see
+``denoisers.exact.field``), per noise level,
 
     d(level) = E | score_teacher(x_t, t) - score_field(x_t, t) |  ,   x_t = alpha x_0 + sigma eps,
 
 in two units:
 
-- ``degrees``: the root mean square a dimension, in units in which the score of pure noise has size 1 (times sigma), so that numbers of dimensions and levels can be compared:
-  |D_teacher - D_field| alpha / sigma;
-- ``norms``: Eq. 9 as it is printed, the mean over samples of the Euclidean norm, of the scores of x_t / alpha (the paper's processes have alpha = 1):
-  |D_teacher - D_field| (alpha / sigma)^2, with its standard deviation over the samples in ``deviations``. It grows with the root of the dimensions, and low levels outweigh the others.
+- ``degrees``: the root mean square a dimension, in units in which the score of pure noise has size
+  1 (times sigma), so that numbers of dimensions and levels can be compared: |D_teacher - D_field|
+  alpha / sigma;
+- ``norms``: Eq. 9 as it is printed, the mean over samples of the Euclidean norm, of the scores of
+  x_t / alpha (the paper's processes have alpha = 1): |D_teacher - D_field| (alpha / sigma)^2, with
+  its standard deviation over the samples in ``deviations``. It grows with the root of the
+  dimensions, and low levels outweigh the others.
 
 Two readings, as Fig. 11 has them:
 
-- ``training_mismatch``: x_0 and references are training data: the teacher's own error, the ideal lower bound;
-- ``assessed_mismatch``: x_0 and references are the samples of a student, which is what Sec. 5.3 describes: how little the teacher's score is the student's.
+- ``training_mismatch``: x_0 and references are training data: the teacher's own error, the ideal
+  lower bound;
+- ``assessed_mismatch``: x_0 and references are the samples of a student, which is what Sec. 5.3
+  describes: how little the teacher's score is the student's.
 
-The references contain the sample's own x_0 (Xu et al. 2022). At levels where the effective sample size 1 / sum w^2 is below 2, the field only repeats that x_0: these are marked unreliable
-and left out of the mean.
+The references contain the sample's own x_0 (Xu et al. 2022). At levels where the effective sample
+size 1 / sum w^2 is below 2, the field only repeats that x_0: these are marked unreliable and left
+out of the mean.
 """
 
 from __future__ import annotations
@@ -39,9 +47,11 @@ LEVELS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 @dataclass(frozen=True)
 class MismatchDegree:
-    """Per level sigma / alpha: the degree, the mean effective sample size, and whether it is at least 2; ``mean`` over reliable levels (all, if none is).
+    """Per level sigma / alpha: the degree, the mean effective sample size, and whether it is at
+    least 2; ``mean`` over reliable levels (all, if none is).
 
-    ``norms`` and ``deviations``: Eq. 9 as it is printed, and its deviation over the samples (see the module).
+    ``norms`` and ``deviations``: Eq. 9 as it is printed, and its deviation over the samples (see
+    the module).
     """
 
     levels: tuple[float, ...]
@@ -63,7 +73,9 @@ class MismatchDegree:
 
 
 def comparable_means(a: MismatchDegree, b: MismatchDegree) -> tuple[float, float]:
-    """Both degrees' means over the levels that are reliable in both (all, if none is): means over different levels say nothing, since degrees fall with the level."""
+    """Both degrees' means over the levels that are reliable in both (all, if none is): means over
+    different levels say nothing, since degrees fall with the level.
+    """
     chosen = _comparable(a, b)
     first, second = (sum(m.degrees[index] for index in chosen) / len(chosen) for m in (a, b))
     return first, second
@@ -71,7 +83,9 @@ def comparable_means(a: MismatchDegree, b: MismatchDegree) -> tuple[float, float
 
 @dataclass(frozen=True)
 class Norm:
-    """Eq. 9 as it is printed, over several levels: the mean, and the deviation over samples (the root of the levels' mean variance)."""
+    """Eq. 9 as it is printed, over several levels: the mean, and the deviation over samples (the
+    root of the levels' mean variance).
+    """
 
     mean: float
     deviation: float
@@ -80,7 +94,13 @@ class Norm:
 def comparable_norms(a: MismatchDegree, b: MismatchDegree) -> tuple[Norm, Norm]:
     """Both, over the levels of ``comparable_means``."""
     chosen = _comparable(a, b)
-    first, second = (Norm(sum(m.norms[index] for index in chosen) / len(chosen), math.sqrt(sum(m.deviations[index] ** 2 for index in chosen) / len(chosen))) for m in (a, b))
+    first, second = (
+        Norm(
+            sum(m.norms[index] for index in chosen) / len(chosen),
+            math.sqrt(sum(m.deviations[index] ** 2 for index in chosen) / len(chosen)),
+        )
+        for m in (a, b)
+    )
     return first, second
 
 
@@ -91,8 +111,12 @@ def _comparable(a: MismatchDegree, b: MismatchDegree) -> list[int]:
 
 
 @torch.no_grad()
-def assessed_mismatch(teacher: Denoiser, samples: Tensor, labels: Tensor | None, key: Key, levels: Sequence[float] = LEVELS) -> MismatchDegree:
-    """The teacher's mismatch on samples (N, *D) of a student; each is asked at every level against all of them."""
+def assessed_mismatch(
+    teacher: Denoiser, samples: Tensor, labels: Tensor | None, key: Key, levels: Sequence[float] = LEVELS
+) -> MismatchDegree:
+    """The teacher's mismatch on samples (N, *D) of a student; each is asked at every level against
+    all of them.
+    """
     samples = samples.to(device_of(teacher))
     labels = labels.to(samples.device) if teacher.classes and labels is not None else None
     field = StableTargetField(teacher.schedule, samples, labels)

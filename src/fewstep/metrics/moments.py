@@ -1,11 +1,14 @@
-r"""Mean and covariance of more features than fit in memory: partial sums about each part's own mean, merged exactly.
+r"""Mean and covariance of more features than fit in memory: partial sums about each part's own
+mean, merged exactly.
 
-With n vectors of mean m and scatter S = sum (f - m)(f - m)^T in each part, two parts make (Chan, Golub and LeVeque 1979, Eqs. 2.1)
+With n vectors of mean m and scatter S = sum (f - m)(f - m)^T in each part, two parts make (Chan,
+Golub and LeVeque 1979, Eqs. 2.1)
 
     n = n_a + n_b,    m = m_a + (m_b - m_a) n_b / n,    S = S_a + S_b + (m_b - m_a)(m_b - m_a)^T n_a n_b / n,
 
-in float64. Sums of f f^T would be merged by adding alone, but lose the covariance's digits where a mean is large against its spread. The sum depends on how it is split only by rounding;
-merged in the order of fixed blocks, it is the same bit for bit whoever computed the blocks.
+in float64. Sums of f f^T would be merged by adding alone, but lose the covariance's digits where a
+mean is large against its spread. The sum depends on how it is split only by rounding; merged in the
+order of fixed blocks, it is the same bit for bit whoever computed the blocks.
 """
 
 from __future__ import annotations
@@ -30,11 +33,19 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Of features (N, d), N >= 1; raises ``UserError`` for another shape, or where a value is not finite."""
+        """Of features (N, d), N >= 1; raises ``UserError`` for another shape, or where a value is
+        not finite.
+        """
         if features.ndim != 2 or len(features) < 1:
-            raise UserError(f"moments are taken of vectors (N, d), got a tensor of shape {tuple(features.shape)}; flatten the samples or extract features first.")
+            raise UserError(
+                f"moments are taken of vectors (N, d), got a tensor of shape {tuple(features.shape)}; "
+                "flatten the samples or extract features first."
+            )
         if not bool(torch.isfinite(features).all()):
-            raise UserError("moments are taken of finite features, but some are infinite or not a number; the generator has probably diverged.")
+            raise UserError(
+                "moments are taken of finite features, but some are infinite or not a number; the "
+                "generator has probably diverged."
+            )
         features = features.double()
         mean = features.mean(0)
         centred = features - mean
@@ -42,7 +53,9 @@ class Moments:
 
     @classmethod
     def of_batches(cls, batches: Iterable[Tensor]) -> Moments:
-        """Of all batches (n, d) together, one in memory at a time; raises ``UserError`` if there is none."""
+        """Of all batches (n, d) together, one in memory at a time; raises ``UserError`` if there is
+        none.
+        """
         total: Moments | None = None
         for batch in batches:
             part = cls.of(batch)
@@ -52,13 +65,21 @@ class Moments:
         return total
 
     def merged(self, other: Moments) -> Moments:
-        """Of both parts together; see the module's docstring. Raises ``UserError`` where the dimensions differ."""
+        """Of both parts together; see the module's docstring.
+
+        Raises ``UserError`` where the dimensions differ.
+        """
         if self.mean.shape != other.mean.shape:
-            raise UserError(f"moments of {len(self.mean)} and of {len(other.mean)} dimensions cannot be merged; take both from one feature space.")
+            raise UserError(
+                f"moments of {len(self.mean)} and of {len(other.mean)} dimensions cannot be merged; take "
+                "both from one feature space."
+            )
         count = self.count + other.count
         apart = other.mean - self.mean
         mean = self.mean + apart * (other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + torch.outer(apart, apart) * (self.count * other.count / count))
+        return Moments(
+            count, mean, self.scatter + other.scatter + torch.outer(apart, apart) * (self.count * other.count / count)
+        )
 
     def statistics(self) -> FeatureStatistics:
         """Mean and unbiased covariance; raises ``UserError`` for fewer than 2 vectors."""

@@ -1,11 +1,15 @@
 """An honest Frechet distance.
 
-On small conditional sets the distance is dominated by class proportions unless they are held, and one draw says little. So: every class in the data's proportions, fixed
-evaluation seeds that are the same for every model measured (paired), the mean and the spread over several draws, and beside it the distance between two stratified halves of
-the data, which is what a perfect generator of finite data looks like.
+On small conditional sets the distance is dominated by class proportions unless they are held, and
+one draw says little. So: every class in the data's proportions, fixed evaluation seeds that are the
+same for every model measured (paired), the mean and the spread over several draws, and beside it
+the distance between two stratified halves of the data, which is what a perfect generator of finite
+data looks like.
 
-A distance alone does not tell missing modes from bad samples. ``Breadth`` does (see ``manifold`` and ``diversity``); it takes all pairs of samples, so it is taken of the
-first draw only, of at most ``BREADTH_ROWS`` samples and as many of the data, in the data's class proportions, and not while training.
+A distance alone does not tell missing modes from bad samples. ``Breadth`` does (see ``manifold``
+and ``diversity``); it takes all pairs of samples, so it is taken of the first draw only, of at most
+``BREADTH_ROWS`` samples and as many of the data, in the data's class proportions, and not while
+training.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class Quality:
-    """``fd``: mean Frechet distance over the draws; ``fd_spread``: their standard deviation (0 for one draw); ``accuracy``: class accuracy in [0, 1], if a classifier was given.
+    """``fd``: mean Frechet distance over the draws; ``fd_spread``: their standard deviation (0 for
+    one draw); ``accuracy``: class accuracy in [0, 1], if a classifier was given.
 
     A figure that cannot be had is None (see ``Evaluator.lacking``).
     """
@@ -46,7 +51,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class Breadth:
-    """Precision, recall, density, coverage (k = 5), and ``diversity``: the mean distance within classes as a ratio to the data's own. None for what cannot be had."""
+    """Precision, recall, density, coverage (k = 5), and ``diversity``: the mean distance within
+    classes as a ratio to the data's own. None for what cannot be had.
+    """
 
     precision: float | None
     recall: float | None
@@ -57,7 +64,9 @@ class Breadth:
 
 @dataclass(frozen=True)
 class FullQuality:
-    """``quality`` over all draws, and ``breadth`` of the first; ``left_out``: by the name of each figure that is None, why."""
+    """``quality`` over all draws, and ``breadth`` of the first; ``left_out``: by the name of each
+    figure that is None, why.
+    """
 
     quality: Quality
     breadth: Breadth
@@ -69,10 +78,13 @@ NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Measures a sampler ``sample(place, rows, labels) -> (rows, *D)`` against ``data`` in a feature space; without data, what can be said of samples alone.
+    """Measures a sampler ``sample(place, rows, labels) -> (rows, *D)`` against ``data`` in a
+    feature space; without data, what can be said of samples alone.
 
-    ``samples`` a draw, at the data's class proportions, or in equal ones of ``classes`` where there is no data; draws differ by the place's step, which is the draw's number, at one ``seed``
-    for all models. ``conditional``: whether the model makes the class that it is asked for. What cannot be had is left out, and takes nothing else along.
+    ``samples`` a draw, at the data's class proportions, or in equal ones of ``classes`` where there
+    is no data; draws differ by the place's step, which is the draw's number, at one ``seed`` for
+    all models. ``conditional``: whether the model makes the class that it is asked for. What cannot
+    be had is left out, and takes nothing else along.
     """
 
     data: Dataset | None
@@ -98,7 +110,11 @@ class Evaluator:
                 found["fd"] = f"it needs at least 2 samples of data, and there are {len(self.data)}"
             few = min(self.samples, len(self.data))
             if few <= NEIGHBOURS:
-                found |= dict.fromkeys(NEIGHBOURHOODS, f"neighbourhoods need more than {NEIGHBOURS} samples and as many of the data, got {self.samples} and {len(self.data)}")
+                found |= dict.fromkeys(
+                    NEIGHBOURHOODS,
+                    f"neighbourhoods need more than {NEIGHBOURS} samples and as many of the data, got "
+                    f"{self.samples} and {len(self.data)}",
+                )
             if not _twice(self.data.labels, len(self.data)) & _twice(self.labels, self.samples):
                 found["diversity"] = "it needs a class of which the samples and the data have two each"
         if self.labels is None or not self.conditional:
@@ -114,11 +130,15 @@ class Evaluator:
         for draw in range(draws):
             generated = sample(Key(self.seed, "evaluation", draw), self.samples, labels)
             if "fd" not in lacking:
-                distances.append(frechet_distance(FeatureStatistics.of(features_of(generated, self.features)), self._reference))
+                distances.append(
+                    frechet_distance(FeatureStatistics.of(features_of(generated, self.features)), self._reference)
+                )
             if self.classifier is not None and labels is not None and "accuracy" not in lacking:
                 hits.append(self._accuracy(generated, labels))
         spread = (statistics.stdev(distances) if draws > 1 else 0.0) if distances else None
-        return Quality(statistics.fmean(distances) if distances else None, spread, statistics.fmean(hits) if hits else None)
+        return Quality(
+            statistics.fmean(distances) if distances else None, spread, statistics.fmean(hits) if hits else None
+        )
 
     def breadth(self, sample: Sample) -> Breadth:
         """The breadth of the first draw."""
@@ -142,12 +162,20 @@ class Evaluator:
         """Why the data's halves have no distance; nothing where they have."""
         if self.data is None:
             return "there is no data"
-        return "" if all(len(half) >= 2 for half in self.data.stratified_halves()) else f"two halves of {len(self.data)} samples of data do not have two each"
+        return (
+            ""
+            if all(len(half) >= 2 for half in self.data.stratified_halves())
+            else f"two halves of {len(self.data)} samples of data do not have two each"
+        )
 
     def halves(self) -> float:
-        """The Frechet distance between two stratified halves of the data, of which each needs two samples (see ``why_no_halves``)."""
+        """The Frechet distance between two stratified halves of the data, of which each needs two
+        samples (see ``why_no_halves``).
+        """
         assert self.data is not None
-        one, other = (FeatureStatistics.of(_features_of_data(half, self.features)) for half in self.data.stratified_halves())
+        one, other = (
+            FeatureStatistics.of(_features_of_data(half, self.features)) for half in self.data.stratified_halves()
+        )
         return frechet_distance(one, other)
 
     @cached_property
@@ -189,14 +217,18 @@ def _features_of_data(data: Dataset, extract: Features) -> Tensor:
 
 
 def labels_of(data: Dataset | None, count: int, classes: int) -> Tensor | None:
-    """``count`` labels, sorted, in the data's proportions, or in equal ones of ``classes`` without data; None without classes."""
+    """``count`` labels, sorted, in the data's proportions, or in equal ones of ``classes`` without
+    data; None without classes.
+    """
     if data is not None:
         return data.proportional_labels(count)
     return (torch.arange(count) % classes).sort().values if classes else None
 
 
 def _twice(labels: Tensor | None, rows: int) -> set[int]:
-    """The classes of which there are two samples or more; all are of one class where there are no labels."""
+    """The classes of which there are two samples or more; all are of one class where there are no
+    labels.
+    """
     if labels is None:
         return {0} if rows >= 2 else set()
     counts = torch.bincount(labels.clamp(min=0))
@@ -204,7 +236,9 @@ def _twice(labels: Tensor | None, rows: int) -> set[int]:
 
 
 def _stratified(rows: int, labels: Tensor | None) -> Tensor:
-    """The indices of at most ``BREADTH_ROWS`` samples, evenly spaced once sorted by class, so that the classes keep their proportions."""
+    """The indices of at most ``BREADTH_ROWS`` samples, evenly spaced once sorted by class, so that
+    the classes keep their proportions.
+    """
     order = torch.arange(rows) if labels is None else torch.argsort(labels, stable=True)
     if rows > BREADTH_ROWS:
         order = order[torch.arange(BREADTH_ROWS) * rows // BREADTH_ROWS]

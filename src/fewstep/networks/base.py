@@ -1,4 +1,6 @@
-"""What a denoising network is: the type on which the denoisers' features and the heads of critics rely."""
+"""What a denoising network is: the type on which the denoisers' features and the heads of critics
+rely.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from fewstep.condition import Condition
 
 
 class GeneratorNetwork(nn.Module, abc.ABC):
-    """Called as ``network(z (B, latent), condition) -> (B, *D)``: it makes samples of latents and knows no noise levels.
+    """Called as ``network(z (B, latent), condition) -> (B, *D)``: it makes samples of latents and
+    knows no noise levels.
 
     Its constructor takes ``latent``, the number of a latent's dimensions.
     """
@@ -26,13 +29,17 @@ class GeneratorNetwork(nn.Module, abc.ABC):
 
 
 class DenoisingNetwork(nn.Module, abc.ABC):
-    """Called as ``network(x (B, *D), noise_label (B,), condition, end_label (B,) or None) -> (B, *D)``.
+    """Called as ``network(x (B, *D), noise_label (B,), condition, end_label (B,) or None) -> (B,
+    *D)``.
 
-    ``end_label`` is the noise label of the time at which a trajectory's jump ends; a network either always needs it or always refuses it. ``bottleneck`` is the number of
-    channels of its ``features``, ``leave`` the last layer. ``recompute`` (False) asks a network of many blocks to forget each block's activations and to compute them again in
-    the backward pass (gradient checkpointing): less memory, one more forward pass, and the same values and gradients bit for bit. Networks too small to gain by it ignore it.
-    ``entries`` are the methods besides ``forward`` that are called from outside and run layers; they and ``forward`` do not call one another, since a sharded network gathers its weights on
-    entering and lets them go on leaving.
+    ``end_label`` is the noise label of the time at which a trajectory's jump ends; a network either
+    always needs it or always refuses it. ``bottleneck`` is the number of channels of its
+    ``features``, ``leave`` the last layer. ``recompute`` (False) asks a network of many blocks to
+    forget each block's activations and to compute them again in the backward pass (gradient
+    checkpointing): less memory, one more forward pass, and the same values and gradients bit for
+    bit. Networks too small to gain by it ignore it. ``entries`` are the methods besides ``forward``
+    that are called from outside and run layers; they and ``forward`` do not call one another, since
+    a sharded network gathers its weights on entering and lets them go on leaving.
     """
 
     entries: ClassVar[tuple[str, ...]] = ("features",)
@@ -47,4 +54,7 @@ class DenoisingNetwork(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
-        """The innermost activations, (B, bottleneck, ...), without computing what comes after them. Called like ``forward``."""
+        """The innermost activations, (B, bottleneck, ...), without computing what comes after them.
+
+        Called like ``forward``.
+        """

@@ -2,13 +2,15 @@ r"""Low-rank adapters (LoRA; Hu et al. 2021): a network's layers computed with
 
     W + scale B A,    A (rank, fan_in),  B (outputs, rank),
 
-where W stays as it was and only A and B are trained. ``scale`` is the paper's alpha / r (Sec. 4.1). B starts at zero, so that an adapted network computes what it did, bit for bit; A
-is normal, of the variance 1 / (3 fan_in) that the authors' code (loralib, Kaiming-uniform with a = sqrt 5) gives it. A convolution's kernel (outputs, inputs, k, k) is taken as the
-matrix (outputs, inputs k k).
+where W stays as it was and only A and B are trained. ``scale`` is the paper's alpha / r (Sec. 4.1).
+B starts at zero, so that an adapted network computes what it did, bit for bit; A is normal, of the
+variance 1 / (3 fan_in) that the authors' code (loralib, Kaiming-uniform with a = sqrt 5) gives it.
+A convolution's kernel (outputs, inputs, k, k) is taken as the matrix (outputs, inputs k k).
 
-Each adapted layer is put inside an ``AdaptedLayer``, which calls it with the other weight. (``torch.nn.utils.parametrize`` would need no wrapper, but a deep copy shares its class
-with the original, and folding the copy breaks the original.) The low-rank parameters are held twice, by these and by the ``Adapter``, so that a phase can train and a checkpoint can
-save the adapter alone.
+Each adapted layer is put inside an ``AdaptedLayer``, which calls it with the other weight.
+(``torch.nn.utils.parametrize`` would need no wrapper, but a deep copy shares its class with the
+original, and folding the copy breaks the original.) The low-rank parameters are held twice, by
+these and by the ``Adapter``, so that a phase can train and a checkpoint can save the adapter alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from fewstep.random import Key
 
 
 class LowRank(nn.Module):
-    """weight (outputs, ...) -> weight + scale (up down), with ``down`` (rank, fan_in) and ``up`` (outputs, rank), both zero at first."""
+    """weight (outputs, ...) -> weight + scale (up down), with ``down`` (rank, fan_in) and ``up``
+    (outputs, rank), both zero at first.
+    """
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
         super().__init__()
@@ -37,7 +41,9 @@ class LowRank(nn.Module):
 
 
 class AdaptedLayer(nn.Module):
-    """A linear or convolutional layer, called with ``low_rank`` of its weight in the weight's place."""
+    """A linear or convolutional layer, called with ``low_rank`` of its weight in the weight's
+    place.
+    """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, low_rank: LowRank):
         super().__init__()
@@ -55,10 +61,12 @@ class AdaptedLayer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """The low-rank parameters of an adapted module and nothing else: what is trained, checkpointed and saved.
+    """The low-rank parameters of an adapted module and nothing else: what is trained, checkpointed
+    and saved.
 
-    In its state dict, a layer at ``network.enter`` is ``to:network:enter``, since names of submodules hold no dots. ``paths`` are the layers'
-    own paths in the module; ``rank`` and ``scale``: see above.
+    In its state dict, a layer at ``network.enter`` is ``to:network:enter``, since names of
+    submodules hold no dots. ``paths`` are the layers' own paths in the module; ``rank`` and
+    ``scale``: see above.
     """
 
     def __init__(self, layers: Mapping[str, LowRank], rank: int, scale: float):
@@ -71,9 +79,11 @@ class Adapter(nn.Module):
 
 
 def add_adapter(module: nn.Module, rank: int, scale: float = 1.0, seed: int = 0) -> Adapter:
-    """Adapts every linear and convolutional layer inside ``module``, in place, and freezes the weights that the module had.
+    """Adapts every linear and convolutional layer inside ``module``, in place, and freezes the
+    weights that the module had.
 
-    The draws are a function of ``seed``, the layer's path and the rank. Raises ``UserError`` for a rank below 1, a module without such layers, and one that has an adapter already.
+    The draws are a function of ``seed``, the layer's path and the rank. Raises ``UserError`` for a
+    rank below 1, a module without such layers, and one that has an adapter already.
     """
     adapter = _installed(module, rank, scale)
     key = Key(seed, "lora")
@@ -85,7 +95,8 @@ def add_adapter(module: nn.Module, rank: int, scale: float = 1.0, seed: int = 0)
 
 
 def apply_adapter(module: nn.Module, state: Mapping[str, Tensor], rank: int, scale: float) -> Adapter:
-    """Puts an adapter's state dict onto ``module``, which may be another one than it was trained on, such as a better teacher of the same shape.
+    """Puts an adapter's state dict onto ``module``, which may be another one than it was trained
+    on, such as a better teacher of the same shape.
 
     Raises ``UserError`` naming the first layer that does not fit; the module is then unchanged.
     """
@@ -95,17 +106,26 @@ def apply_adapter(module: nn.Module, state: Mapping[str, Tensor], rank: int, sca
             found = left.pop(f"{_name(path)}.{part}", None)
             if found is None or found.shape != shape:
                 has = "nothing" if found is None else f"{tuple(found.shape)}"
-                raise UserError(f"the adapter does not fit at layer '{path}': it has {has} for '{part}' where the layer needs {shape}; it belongs to a network of another shape.")
+                raise UserError(
+                    f"the adapter does not fit at layer '{path}': it has {has} for '{part}' where the layer "
+                    f"needs {shape}; it belongs to a network of another shape."
+                )
     if left:
         path = min(left).removeprefix("to:").rpartition(".")[0].replace(":", ".")
-        raise UserError(f"the adapter does not fit at layer '{path}': this network has no such layer; the adapter belongs to a network of another shape.")
+        raise UserError(
+            f"the adapter does not fit at layer '{path}': this network has no such layer; the adapter "
+            "belongs to a network of another shape."
+        )
     adapter = _installed(module, rank, scale)
     adapter.load_state_dict(dict(state))
     return adapter
 
 
 def adapter_of(module: nn.Module) -> Adapter:
-    """The adapter of an adapted module, as of a copy of one; it shares the module's parameters. Raises ``UserError`` when there is none."""
+    """The adapter of an adapted module, as of a copy of one; it shares the module's parameters.
+
+    Raises ``UserError`` when there is none.
+    """
     parts = {path: layer.low_rank for path, layer in _adapted(module).items()}
     if not parts:
         raise UserError(f"{type(module).__name__} has no adapter: give it one by add_adapter.")
@@ -114,7 +134,9 @@ def adapter_of(module: nn.Module) -> Adapter:
 
 
 def fold_adapter(module: nn.Module) -> None:
-    """Writes the adapted weights into the layers of ``module``, in place, which then are plain layers again. Raises ``UserError`` when there is no adapter."""
+    """Writes the adapted weights into the layers of ``module``, in place, which then are plain
+    layers again. Raises ``UserError`` when there is no adapter.
+    """
     for path in adapter_of(module).paths:
         layer = module.get_submodule(path)
         assert isinstance(layer, AdaptedLayer)
@@ -147,9 +169,13 @@ def _installed(module: nn.Module, rank: int, scale: float) -> Adapter:
     if rank < 1:
         raise UserError(f"an adapter's rank must be at least 1, got {rank}.")
     if not layers:
-        raise UserError(f"{type(module).__name__} has no linear or convolutional layers inside that an adapter could be put on.")
+        raise UserError(
+            f"{type(module).__name__} has no linear or convolutional layers inside that an adapter could be put on."
+        )
     if has_adapter(module):
-        raise UserError(f"{type(module).__name__} has an adapter already: fold it in by 'merged' before adding another.")
+        raise UserError(
+            f"{type(module).__name__} has an adapter already: fold it in by 'merged' before adding another."
+        )
     module.requires_grad_(False)
     parts = {path: LowRank(layer.weight, rank, scale) for path, layer in layers.items()}
     for path, part in parts.items():

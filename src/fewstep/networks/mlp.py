@@ -1,4 +1,6 @@
-"""Multilayer perceptrons for points in the plane: a denoising network, and a generator on latents (DisBack, App. E.2)."""
+"""Multilayer perceptrons for points in the plane: a denoising network, and a generator on latents
+(DisBack, App. E.2).
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,21 @@ from fewstep.values import Count, Given
 
 @register("residual-mlp")
 class ResidualMLP(DenoisingNetwork):
-    """(B, dim), noise labels (B,), condition -> (B, dim): residual blocks of width ``width``, each shifted by the noise embedding.
+    """(B, dim), noise labels (B,), condition -> (B, dim): residual blocks of width ``width``, each
+    shifted by the noise embedding.
 
     ``guidance`` and ``end``: see ``SideLabels``.
     """
 
-    def __init__(self, dim: Count = 2, width: Count = 128, depth: Count = 4, classes: int = 0, guidance: bool = False, end: bool = False):
+    def __init__(
+        self,
+        dim: Count = 2,
+        width: Count = 128,
+        depth: Count = 4,
+        classes: int = 0,
+        guidance: bool = False,
+        end: bool = False,
+    ):
         super().__init__()
         self.classes = classes
         self.bottleneck = width
@@ -30,7 +41,9 @@ class ResidualMLP(DenoisingNetwork):
         self.condition = nn.Sequential(nn.Linear(32 + classes, width), nn.SiLU(), nn.Linear(width, width))
         self.enter = nn.Linear(dim, width)
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
+        )
         self.leave = nn.Linear(width, dim)
         start_at_zero(self.leave)
         # Last, so that the other weights are drawn alike with and without it.
@@ -56,9 +69,18 @@ class ResidualMLP(DenoisingNetwork):
 
 @register("latent-mlp")
 class LatentMLP(GeneratorNetwork):
-    """Latents (B, latent), condition -> (B, dim): the paper's "simple MLP" generator of the plane, with no notion of noise levels."""
+    """Latents (B, latent), condition -> (B, dim): the paper's "simple MLP" generator of the plane,
+    with no notion of noise levels.
+    """
 
-    def __init__(self, latent: Count = 2, dim: Annotated[Count, Given()] = 2, width: Count = 64, depth: Count = 3, classes: int = 0):
+    def __init__(
+        self,
+        latent: Count = 2,
+        dim: Annotated[Count, Given()] = 2,
+        width: Count = 64,
+        depth: Count = 3,
+        classes: int = 0,
+    ):
         super().__init__()
         self.classes = classes
         layers: list[nn.Module] = [nn.Linear(latent + classes, width), nn.SiLU()]
@@ -69,7 +91,9 @@ class LatentMLP(GeneratorNetwork):
     @classmethod
     def sizes_for(cls, shape: tuple[int, ...]) -> dict[str, int]:
         if len(shape) != 1:
-            raise UserError(f"makes points, and samples here have shape {shape}; use a 'fastgan' or a 'copy' for images.")
+            raise UserError(
+                f"makes points, and samples here have shape {shape}; use a 'fastgan' or a 'copy' for images."
+            )
         return {"dim": shape[0]}
 
     def forward(self, z: Tensor, condition: Condition) -> Tensor:

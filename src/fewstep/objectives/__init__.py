@@ -3,7 +3,19 @@
 from fewstep.objectives.classification import Classification
 from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
 from fewstep.objectives.flow import VelocityRegression, straightness
-from fewstep.objectives.games.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, Shifted, View
+from fewstep.objectives.games.adversarial import (
+    AdversarialCritic,
+    AdversarialGenerator,
+    Clean,
+    CleanCritic,
+    Critic,
+    GANLoss,
+    Hinge,
+    Noised,
+    NonSaturating,
+    Shifted,
+    View,
+)
 from fewstep.objectives.games.balanced import Balanced
 from fewstep.objectives.imitation import Imitation
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare
@@ -19,7 +31,16 @@ from fewstep.objectives.scores.density_ratio import (
 )
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.objectives.scores.identity import ScoreIdentity
-from fewstep.objectives.scores.matching import Compared, DiffInstructWeight, DistributionMatching, DMDWeight, ExponentialWeight, MatchingWeight, PlainWeight, SDSWeight
+from fewstep.objectives.scores.matching import (
+    Compared,
+    DiffInstructWeight,
+    DistributionMatching,
+    DMDWeight,
+    ExponentialWeight,
+    MatchingWeight,
+    PlainWeight,
+    SDSWeight,
+)
 from fewstep.objectives.scores.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
 from fewstep.objectives.trajectories.consistency import ConsistencyDistillation, UnitWeight
 from fewstep.objectives.trajectories.continuous import ContinuousConsistency, LogWeight, TrigFlow

@@ -13,7 +13,9 @@ from fewstep.states import State, Step
 
 @dataclass(frozen=True, eq=False)
 class Classification(Objective):
-    """Trains ``classifier`` ((B, *D) -> logits (B, K)) to tell the class of clean data, slightly noised: x0 + ``noise_std`` eps."""
+    """Trains ``classifier`` ((B, *D) -> logits (B, K)) to tell the class of clean data, slightly
+    noised: x0 + ``noise_std`` eps.
+    """
 
     classifier: nn.Module
     noise_std: float = 0.1

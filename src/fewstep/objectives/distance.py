@@ -1,4 +1,5 @@
-r"""How far two batches of samples are apart: one number a sample, for every objective that compares samples.
+r"""How far two batches of samples are apart: one number a sample, for every objective that compares
+samples.
 
 =================  ============================================================================================================================
 ``SquaredL2``      mean over dimensions of (a - b)^2
@@ -24,7 +25,9 @@ from fewstep.values import Positive, Value
 
 @dataclass(frozen=True)
 class Distance(Value, abc.ABC):
-    """Called as ``distance(a (B, *D), b (B, *D)) -> (B,)``: symmetric, >= 0, and 0 for equal samples."""
+    """Called as ``distance(a (B, *D), b (B, *D)) -> (B,)``: symmetric, >= 0, and 0 for equal
+    samples.
+    """
 
     @abc.abstractmethod
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
@@ -57,7 +60,9 @@ class L1(Distance):
 
 @dataclass(frozen=True)
 class PseudoHuber(Distance):
-    """sqrt(sum of squares + c^2) - c with ``c`` > 0; None is the paper's 0.00054 sqrt(d) for samples of d dimensions."""
+    """sqrt(sum of squares + c^2) - c with ``c`` > 0; None is the paper's 0.00054 sqrt(d) for
+    samples of d dimensions.
+    """
 
     kind: Literal["pseudo-huber"] = field(default="pseudo-huber", kw_only=True)
     c: Positive | None = None
@@ -71,7 +76,9 @@ class PseudoHuber(Distance):
 
 @dataclass(frozen=True)
 class Perceptual(Distance):
-    """The mean squared difference of ``features`` ((B, *D) -> (B, ...)), which must be frozen and let gradients pass to its input."""
+    """The mean squared difference of ``features`` ((B, *D) -> (B, ...)), which must be frozen and
+    let gradients pass to its input.
+    """
 
     features: Callable[[Tensor], Tensor]
 

@@ -18,7 +18,8 @@ class HasParameters(Protocol):
 
 @contextlib.contextmanager
 def frozen(*models: HasParameters) -> Iterator[None]:
-    """Inside, what these models compute carries a gradient to their inputs and none to their parameters; on leaving, each parameter is as it was.
+    """Inside, what these models compute carries a gradient to their inputs and none to their
+    parameters; on leaving, each parameter is as it was.
 
     What was computed inside stays so: its backward, later, reaches no parameter.
     """

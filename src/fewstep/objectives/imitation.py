@@ -2,8 +2,9 @@ r"""Imitation: a student's estimate is regressed on a teacher's at the same stat
 
     E lambda(t) | student(x_t, t) - teacher(x_t, t) |^2.
 
-It is how a network learns to emit another prediction (eps to v; Salimans and Ho 2022; DDIL, App. A), and how guidance is distilled into one network that is told its scale
-(Meng et al. 2023, Eq. 1 and 2): the states' conditions then carry the scale w, and the teacher is ``Guided(teacher)``.
+It is how a network learns to emit another prediction (eps to v; Salimans and Ho 2022; DDIL, App.
+A), and how guidance is distilled into one network that is told its scale (Meng et al. 2023, Eq. 1
+and 2): the states' conditions then carry the scale w, and the teacher is ``Guided(teacher)``.
 """
 
 from __future__ import annotations

@@ -47,9 +47,11 @@ class Largest(Reduction):
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """``total``: a scalar with a graph, to be minimised; ``terms``: named scalars without one, for the log.
+    """``total``: a scalar with a graph, to be minimised; ``terms``: named scalars without one, for
+    the log.
 
-    ``total`` is a mean over samples, as is each of ``terms`` unless ``reductions`` says by its name what it is.
+    ``total`` is a mean over samples, as is each of ``terms`` unless ``reductions`` says by its name
+    what it is.
     """
 
     total: Tensor
@@ -59,25 +61,32 @@ class Loss:
 
 @dataclass(frozen=True, eq=False)
 class Objective(abc.ABC):
-    """A learning signal. Networks and targets are given when it is built; a call gives the loss at a step's states.
+    """A learning signal.
+
+    Networks and targets are given when it is built; a call gives the loss at a step's states.
 
     A run asks for it by ``at``, under the class' name: equal purposes of two classes are two draws.
     """
 
     @property
     def differentiates_twice(self) -> bool:
-        """Whether its loss is made of gradients, so that the backward pass needs the networks' weights of the forward pass once more; no unless a class says so."""
+        """Whether its loss is made of gradients, so that the backward pass needs the networks'
+        weights of the forward pass once more; no unless a class says so.
+        """
         return False
 
     @property
     def full_precision(self) -> bool:
-        """Whether it is computed in float32 also where a run computes in bfloat16; no unless a class says so."""
+        """Whether it is computed in float32 also where a run computes in bfloat16; no unless a
+        class says so.
+        """
         return False
 
     @property
     def owned(self) -> Sequence[nn.Module]:
-        """Modules of its own that are trained along with its phase's network: joined to the optimizer, clipped, saved
-        and sharded like it. None unless a class has some, among its fields.
+        """Modules of its own that are trained along with its phase's network: joined to the
+        optimizer, clipped, saved and sharded like it. None unless a class has some, among its
+        fields.
         """
         return ()
 

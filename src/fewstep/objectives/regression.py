@@ -2,8 +2,9 @@ r"""Regression on a solver's endpoint: knowledge distillation (Luhman and Luhman
 
     E distance( student(x_t, t), x_0 ),    x_0 the end of the teacher's probability-flow ODE from x_t.
 
-The pairs (x_t, x_0) are either stored, made once by many teacher steps, or made on the fly. The same loss on stored pairs is DMD's regression term (Yin et al. 2024) and the
-distillation of a rectified flow into one step (Liu et al. 2022, Sec. 2.2; InstaFlow, Liu et al. 2023).
+The pairs (x_t, x_0) are either stored, made once by many teacher steps, or made on the fly. The
+same loss on stored pairs is DMD's regression term (Yin et al. 2024) and the distillation of a
+rectified flow into one step (Liu et al. 2022, Sec. 2.2; InstaFlow, Liu et al. 2023).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from fewstep.states import State, Step
 class EndpointRegression(Objective):
     """Trains ``student`` to give x0 at the states' own times.
 
-    x0 comes from ``endpoint``, a deterministic flow map, or, where none is given, from states that carry it. Raises ``UserError`` where there is neither.
+    x0 comes from ``endpoint``, a deterministic flow map, or, where none is given, from states that
+    carry it. Raises ``UserError`` where there is neither.
     """
 
     student: nn.Module
@@ -41,7 +43,10 @@ class EndpointRegression(Objective):
     def _wanted(self, state: State) -> Tensor:
         if self.endpoint is None:
             if state.x0 is None:
-                raise UserError("regression on endpoints: these states carry no x0; give stored pairs, or a solver that makes the endpoints on the fly.")
+                raise UserError(
+                    "regression on endpoints: these states carry no x0; give stored pairs, or a solver "
+                    "that makes the endpoints on the fly."
+                )
             return state.x0
         times = state.t.unique()
         if len(times) == 1:

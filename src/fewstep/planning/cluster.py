@@ -1,15 +1,19 @@
-r"""GPUs in nodes, on paper: what an exchange between them takes, what a checkpoint takes, and what failures cost.
+r"""GPUs in nodes, on paper: what an exchange between them takes, what a checkpoint takes, and what
+failures cost.
 
-Exchanges of S bytes (of the whole tensor) among k GPUs that lie in n nodes, by rings as NCCL builds them:
+Exchanges of S bytes (of the whole tensor) among k GPUs that lie in n nodes, by rings as NCCL builds
+them:
 
     all-gather, reduce-scatter:  (k - 1) / k  S / bus  +  the latencies of k - 1 hops,
     all-reduce:                2 (k - 1) / k  S / bus  +  those of a ring in the node and a tree between nodes,
 
-(Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005). A ring enters and leaves a node by all of its network cards at once, so that
-``bus`` is the slower of one GPU's links inside a node and of all cards of a node.
+(Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH",
+2005). A ring enters and leaves a node by all of its network cards at once, so that ``bus`` is the
+slower of one GPU's links inside a node and of all cards of a node.
 
-With a checkpoint of C seconds and M seconds between failures, one every tau seconds loses about C / tau + tau / 2 M of the time, least at tau = sqrt(2 C M) (Young 1974; Daly 2006, of
-which it is the first order).
+With a checkpoint of C seconds and M seconds between failures, one every tau seconds loses about C /
+tau + tau / 2 M of the time, least at tau = sqrt(2 C M) (Young 1974; Daly 2006, of which it is the
+first order).
 """
 
 from __future__ import annotations
@@ -22,11 +26,17 @@ from fewstep.errors import UserError
 
 @dataclass(frozen=True)
 class Cluster:
-    """``gpus`` in nodes of ``node``, with ``memory`` bytes each. Rates are those that are reached, in operations or bytes a second: ``operations`` of a GPU in bf16, ``memory_rate`` of its
-    memory, ``inside`` of its links to the others of its node and ``between`` of its network card (each way), ``disk`` of the shared file system for all together, ``writer`` for one process.
-    ``hop_inside`` and ``hop_between``: latencies, seconds. ``failure_hours``: GPU hours between failures that end the run; ``restart``: seconds until it goes on.
+    """``gpus`` in nodes of ``node``, with ``memory`` bytes each.
 
-    The defaults are assumptions: H100 SXM (989 TFLOP/s in bf16, of which 40 % are reached; 3.35 TB/s), NVLink and 400 Gb/s a GPU at 80 % of 450 and 50 GB/s, and the failures of Llama 3's
+    Rates are those that are reached, in operations or bytes a second: ``operations`` of a GPU in
+    bf16, ``memory_rate`` of its memory, ``inside`` of its links to the others of its node and
+    ``between`` of its network card (each way), ``disk`` of the shared file system for all together,
+    ``writer`` for one process. ``hop_inside`` and ``hop_between``: latencies, seconds.
+    ``failure_hours``: GPU hours between failures that end the run; ``restart``: seconds until it
+    goes on.
+
+    The defaults are assumptions: H100 SXM (989 TFLOP/s in bf16, of which 40 % are reached; 3.35
+    TB/s), NVLink and 400 Gb/s a GPU at 80 % of 450 and 50 GB/s, and the failures of Llama 3's
     training, 419 in 54 days of 16,384 GPUs ("The Llama 3 Herd of Models", 2024, Sec. 3.3.4).
 
     Raises ``UserError`` for GPUs that do not fill their nodes.
@@ -48,7 +58,10 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.node < 1 or (self.gpus > self.node and self.gpus % self.node):
-            raise UserError(f"a cluster of {self.gpus} GPUs in nodes of {self.node}: needs at least one GPU, and full nodes where there are several.")
+            raise UserError(
+                f"a cluster of {self.gpus} GPUs in nodes of {self.node}: needs at least one GPU, and full "
+                "nodes where there are several."
+            )
 
     @property
     def nodes(self) -> int:
@@ -61,7 +74,9 @@ class Cluster:
         return min(self.node, self.gpus)
 
     def gathered(self, size: float, group: int) -> float:
-        """Seconds of an all-gather to ``size`` bytes, or of a reduce-scatter of them, among ``group`` GPUs that fill as few nodes as they can."""
+        """Seconds of an all-gather to ``size`` bytes, or of a reduce-scatter of them, among
+        ``group`` GPUs that fill as few nodes as they can.
+        """
         nodes = max(1, group // self.node)
         hops = (nodes if nodes > 1 else 0) * self.hop_between + (group - nodes) * self.hop_inside
         return (group - 1) / group * size / self._bus(nodes) + hops
@@ -72,7 +87,9 @@ class Cluster:
         return 2 * (self.gpus - 1) / self.gpus * size / self._bus(self.nodes) + hops
 
     def reduced_across(self, size: float, copies: int) -> float:
-        """Seconds of an all-reduce of ``size`` bytes that lie in shards over as many GPUs as make one of the ``copies``: every GPU reduces its shard with its peers in the other copies."""
+        """Seconds of an all-reduce of ``size`` bytes that lie in shards over as many GPUs as make
+        one of the ``copies``: every GPU reduces its shard with its peers in the other copies.
+        """
         link, hop = (self.inside, self.hop_inside) if self.nodes == 1 else (self.between, self.hop_between)
         return 2 * (copies - 1) / copies * size / (self.gpus // copies) / link + 2 * math.ceil(math.log2(copies)) * hop
 
@@ -90,7 +107,9 @@ class Cluster:
         return math.sqrt(2 * save * self.between_failures)
 
     def lost(self, save: float, interval: float) -> float:
-        """The share of time that is lost: saving every ``interval`` seconds, doing again what a failure undid, and starting again."""
+        """The share of time that is lost: saving every ``interval`` seconds, doing again what a
+        failure undid, and starting again.
+        """
         return save / interval + (interval / 2 + self.restart) / self.between_failures
 
     def _bus(self, nodes: int) -> float:

@@ -1,11 +1,15 @@
-"""What a network takes, without running it: on the meta device shapes are computed and numbers are not, so that a network of any size is measured in a second and no memory.
+"""What a network takes, without running it: on the meta device shapes are computed and numbers are
+not, so that a network of any size is measured in a second and no memory.
 
 - Parameters and their bytes.
-- What a forward pass keeps for the backward pass, for one sample: the distinct storages that autograd saves, the weights left out. The difference of two batch sizes, so that what does not
+- What a forward pass keeps for the backward pass, for one sample: the distinct storages that
+  autograd saves, the weights left out. The difference of two batch sizes, so that what does not
   grow with the batch cancels.
-- Floating-point operations of a forward pass, as torch counts them: two for each multiplication and addition of a matrix product or convolution, nothing for what is done element by element.
+- Floating-point operations of a forward pass, as torch counts them: two for each multiplication and
+  addition of a matrix product or convolution, nothing for what is done element by element.
 
-The first two are exact (a test compares them with a real pass); elementwise operations are a few per cent of the third.
+The first two are exact (a test compares them with a real pass); elementwise operations are a few
+per cent of the third.
 """
 
 from __future__ import annotations
@@ -21,9 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Footprint:
-    """``parameters``: how many, ``trained`` of which want a gradient; ``weights``: bytes with the buffers; ``kept``: bytes a sample that a forward keeps for the backward;
-    ``operations``: of a forward of one sample; ``largest``: bytes of the largest block (a child that is used whole: an entry of a list or dictionary of blocks, or a layer
-    beside them); ``inside``: the most that a single block keeps, bytes a sample, which is what recomputation of one block at a time needs besides the blocks' inputs.
+    """``parameters``: how many, ``trained`` of which want a gradient; ``weights``: bytes with the
+    buffers; ``kept``: bytes a sample that a forward keeps for the backward; ``operations``: of a
+    forward of one sample; ``largest``: bytes of the largest block (a child that is used whole: an
+    entry of a list or dictionary of blocks, or a layer beside them); ``inside``: the most that a
+    single block keeps, bytes a sample, which is what recomputation of one block at a time needs
+    besides the blocks' inputs.
     """
 
     parameters: int
@@ -36,7 +43,10 @@ class Footprint:
 
 
 class Kept:
-    """Bytes that autograd keeps alive while it is open: ``now``, and at the ``peak``. Storages count once; those of ``weights`` not at all."""
+    """Bytes that autograd keeps alive while it is open: ``now``, and at the ``peak``.
+
+    Storages count once; those of ``weights`` not at all.
+    """
 
     def __init__(self, *weights: nn.Module):
         self.now = 0
@@ -90,13 +100,23 @@ def _storage(value: Tensor) -> int:
 
 
 def measure(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
-    """The footprint of a network on the meta device; ``forward(rows)`` runs it on so many samples there and returns what it emits."""
+    """The footprint of a network on the meta device; ``forward(rows)`` runs it on so many samples
+    there and returns what it emits.
+    """
     kept, inside = zip(*(_kept(network, forward, rows) for rows in (1, 2)), strict=True)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(1)
     sizes = [parameter.numel() for parameter in network.parameters()]
     trained = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]
-    return Footprint(sum(sizes), sum(trained), bytes_of(network), kept[1] - kept[0], int(counter.get_total_flops()), max(map(bytes_of, _blocks(network)), default=0), inside[1] - inside[0])
+    return Footprint(
+        sum(sizes),
+        sum(trained),
+        bytes_of(network),
+        kept[1] - kept[0],
+        int(counter.get_total_flops()),
+        max(map(bytes_of, _blocks(network)), default=0),
+        inside[1] - inside[0],
+    )
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -116,7 +136,11 @@ def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> tu
         nonlocal most
         most = max(most, kept.now - begun.pop())
 
-    hooks = [hook for block in _blocks(network) for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))]
+    hooks = [
+        hook
+        for block in _blocks(network)
+        for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))
+    ]
     with Kept(network) as kept, torch.enable_grad():
         # Held until its size is read.
         emitted = forward(rows)
@@ -128,7 +152,9 @@ def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> tu
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """What is used whole: children, and the entries of those that are lists or dictionaries; a wrapper's are those of what it wraps."""
+    """What is used whole: children, and the entries of those that are lists or dictionaries; a
+    wrapper's are those of what it wraps.
+    """
     children = list(network.children())
     while len(children) == 1 and list(children[0].children()):
         children = list(children[0].children())

@@ -1,4 +1,7 @@
-"""What a run's state takes: weights of all networks, gradients, optimizers and averages, in bytes. Activations come on top."""
+"""What a run's state takes: weights of all networks, gradients, optimizers and averages, in bytes.
+
+Activations come on top.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,12 @@ from fewstep.training.phase import Stage, named_networks
 
 
 def state_bytes(stages: Sequence[Stage], *frozen: nn.Module) -> int:
-    """The bytes that the largest stage holds: every network that any stage writes and the ``frozen`` ones once, and for what the stage trains a gradient and its optimizer's moments."""
-    weights = _bytes({id(p): p for network in [*named_networks(stages).values(), *frozen] for p in _tensors(network)}.values())
+    """The bytes that the largest stage holds: every network that any stage writes and the
+    ``frozen`` ones once, and for what the stage trains a gradient and its optimizer's moments.
+    """
+    weights = _bytes(
+        {id(p): p for network in [*named_networks(stages).values(), *frozen] for p in _tensors(network)}.values()
+    )
     return weights + max(_bytes_to_train(stage) for stage in stages)
 
 

@@ -1,22 +1,29 @@
 r"""Will it fit, and how long will it take? What ``fewstep plan`` does.
 
-All networks are built on the meta device, so that a plan needs no weights, no data and no accelerator. With B samples a step on G gpus,
+All networks are built on the meta device, so that a plan needs no weights, no data and no
+accelerator. With B samples a step on G gpus,
 
     memory a GPU = weights + gradients + moments + activations + workspace,
 
-- *weights* of all networks that are alive at once: teacher, student, fake score, critic, averages, and the slot of a backtracked target; in float32, under bf16 as well, since autocast
-  shortens activations only;
+- *weights* of all networks that are alive at once: teacher, student, fake score, critic, averages,
+  and the slot of a backtracked target; in float32, under bf16 as well, since autocast shortens
+  activations only;
 - *gradients* and the optimizers' *moments* of what the largest stage trains;
-- *activations*: what autograd keeps at the peak of a step. A rehearsal of the recipe's twin says how many of the student's forward passes that is; what one keeps is counted on the
-  meta device;
-- *workspace*: 1 GiB for the context, the libraries and their scratch memory, and 10 % of the rest for fragmentation. An assumption, the only one about memory.
+- *activations*: what autograd keeps at the peak of a step. A rehearsal of the recipe's twin says
+  how many of the student's forward passes that is; what one keeps is counted on the meta device;
+- *workspace*: 1 GiB for the context, the libraries and their scratch memory, and 10 % of the rest
+  for fragmentation. An assumption, the only one about memory.
 
-Data parallel (DDP) divides the batch and with it the activations; sharding (FSDP2) divides weights, gradients and moments too, but for one block of a network at a time, and the next one
-that is fetched ahead. With ``training.accumulate`` m the activations are those of a portion, B / (G m) samples; sharded, the gradients of the network being trained then stay whole until the
-last portion. With recomputation a forward keeps the inputs of its blocks, and of one block what is inside; it costs a forward pass more for each that is kept.
+Data parallel (DDP) divides the batch and with it the activations; sharding (FSDP2) divides weights,
+gradients and moments too, but for one block of a network at a time, and the next one that is
+fetched ahead. With ``training.accumulate`` m the activations are those of a portion, B / (G m)
+samples; sharded, the gradients of the network being trained then stay whole until the last portion.
+With recomputation a forward keeps the inputs of its blocks, and of one block what is inside; it
+costs a forward pass more for each that is kept.
 
-Time: network evaluations times the operations of a forward of the teacher, over the gpus' rate times the share of it that is reached. An evaluation of a generator counts as the teacher's,
-which is more than it is.
+Time: network evaluations times the operations of a forward of the teacher, over the gpus' rate
+times the share of it that is reached. An evaluation of a generator counts as the teacher's, which
+is more than it is.
 """
 
 from __future__ import annotations
@@ -63,8 +70,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU, in as many portions as the recipe says; what it takes in bytes a GPU,
-    and the largest batch a GPU that fits, None without a bound on the memory.
+    """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU, in as many portions as the
+    recipe says; what it takes in bytes a GPU, and the largest batch a GPU that fits, None without a
+    bound on the memory.
     """
 
     mode: str
@@ -85,10 +93,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """``steps`` by stage; ``evaluations``: of the whole run; ``operations``: of one; ``kept``: bytes a sample that a forward keeps, of the student or of the teacher's copies,
-    whichever is more; ``largest``: bytes of the largest block; ``path_bytes``: of the nodes on disk;
-    ``notes``: what depends on what the run will measure;
-    ``settings`` from the fewest GPUs on; ``cheapest``: the first of those that fit that takes the least GPU-hours.
+    """``steps`` by stage; ``evaluations``: of the whole run; ``operations``: of one; ``kept``:
+    bytes a sample that a forward keeps, of the student or of the teacher's copies, whichever is
+    more; ``largest``: bytes of the largest block; ``path_bytes``: of the nodes on disk; ``notes``:
+    what depends on what the run will measure; ``settings`` from the fewest GPUs on; ``cheapest``:
+    the first of those that fit that takes the least GPU-hours.
     """
 
     recipe: str
@@ -113,8 +122,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the settings are computed from: bytes of the whole state, of the largest block, of the largest gradient, of what a forward keeps (by whether it is computed
-    again); evaluations and their operations.
+    """What the settings are computed from: bytes of the whole state, of the largest block, of the
+    largest gradient, of what a forward keeps (by whether it is computed again); evaluations and
+    their operations.
     """
 
     state: int
@@ -126,15 +136,30 @@ class _Measured:
     operations: int
 
 
-def plan(recipe: DistillRecipe, name: str, gpus: int = 1, memory_gb: float | None = None, tflops: float = 312.0, reached: float = 0.3) -> Plan:
-    """The plan of a recipe for up to ``gpus`` gpus of ``memory_gb`` GiB and ``tflops`` (bf16; half of it in float32), of which the share ``reached`` is used.
+def plan(
+    recipe: DistillRecipe,
+    name: str,
+    gpus: int = 1,
+    memory_gb: float | None = None,
+    tflops: float = 312.0,
+    reached: float = 0.3,
+) -> Plan:
+    """The plan of a recipe for up to ``gpus`` gpus of ``memory_gb`` GiB and ``tflops`` (bf16; half
+    of it in float32), of which the share ``reached`` is used.
 
-    Raises ``UserError`` for parts that do not go together, and for a teacher in a file that is not there.
+    Raises ``UserError`` for parts that do not go together, and for a teacher in a file that is not
+    there.
     """
     if gpus < 1 or tflops <= 0 or not 0 < reached <= 1 or (memory_gb is not None and memory_gb <= 0):
-        raise UserError(f"plan: needs at least 1 GPU, a memory and TFLOP/s above 0 and a share reached in (0, 1], got {gpus}, {memory_gb}, {tflops} and {reached}.")
+        raise UserError(
+            "plan: needs at least 1 GPU, a memory and TFLOP/s above 0 and a share reached in (0, 1], got "
+            f"{gpus}, {memory_gb}, {tflops} and {reached}."
+        )
     if recipe.training.batch % recipe.training.accumulate:
-        raise UserError(f"'training.batch' is {recipe.training.batch}, which 'training.accumulate' = {recipe.training.accumulate} equal portions cannot share; use a multiple of it.")
+        raise UserError(
+            f"'training.batch' is {recipe.training.batch}, which 'training.accumulate' = "
+            f"{recipe.training.accumulate} equal portions cannot share; use a multiple of it."
+        )
     check_parts(recipe)
     context, built = sketch(recipe, Path("plan"))
     slot = bytes_of(context.original) if isinstance(recipe.target, config.BacktrackedTarget) else 0
@@ -154,7 +179,9 @@ def plan(recipe: DistillRecipe, name: str, gpus: int = 1, memory_gb: float | Non
         kept=measured.kept[False],
         largest=measured.largest,
         graphs=measured.rehearsal.graphs,
-        path_bytes=(recipe.target.nodes - 1) * bytes_of(context.original) if isinstance(recipe.target, config.BacktrackedTarget) else 0,
+        path_bytes=(recipe.target.nodes - 1) * bytes_of(context.original)
+        if isinstance(recipe.target, config.BacktrackedTarget)
+        else 0,
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values()) + _moments(built),
         settings=settings,
         cheapest=min(fitting, key=lambda setting: (setting.hours * setting.gpus, setting.gpus)) if fitting else None,
@@ -178,30 +205,56 @@ def _measured(recipe: DistillRecipe, context: Context, built: Built, steps: dict
     recompute([context.student.model, trained], True)
     again = [footprint_of(context.student.model, context.prior), footprint_of(trained, prior_of(trained))]
     # One block at a time is computed again, and holds what is inside it.
-    kept = {False: max(each.kept for each in plain), True: max(each.kept + first.inside for each, first in zip(again, plain, strict=True))}
+    kept = {
+        False: max(each.kept for each in plain),
+        True: max(each.kept + first.inside for each, first in zip(again, plain, strict=True)),
+    }
     evaluations = _evaluations(built, steps, recipe.training.batch, rehearsal)
-    state, gradient = state_bytes(built.stages, context.original) + slot, max(bytes_of(phase.trained) for stage in built.stages for phase in stage.phases)
-    return _Measured(state, gradient, max(each.largest for each in plain), kept, rehearsal, evaluations, teacher.operations)
+    state, gradient = (
+        state_bytes(built.stages, context.original) + slot,
+        max(bytes_of(phase.trained) for stage in built.stages for phase in stage.phases),
+    )
+    return _Measured(
+        state, gradient, max(each.largest for each in plain), kept, rehearsal, evaluations, teacher.operations
+    )
 
 
-def plan_recipe(source: str | Path, overrides: Sequence[str], gpus: int = 1, memory_gb: float | None = None, tflops: float = 312.0, reached: float = 0.3) -> Plan:
+def plan_recipe(
+    source: str | Path,
+    overrides: Sequence[str],
+    gpus: int = 1,
+    memory_gb: float | None = None,
+    tflops: float = 312.0,
+    reached: float = 0.3,
+) -> Plan:
     """``plan`` of a shipped recipe or a YAML file. Raises ``UserError`` for one that pretrains."""
     recipe = load_recipe(source, overrides)
     if not isinstance(recipe, DistillRecipe):
-        raise UserError(f"{source}: is a recipe for 'fewstep pretrain', which has one network; plans are for 'fewstep distill'.")
+        raise UserError(
+            f"{source}: is a recipe for 'fewstep pretrain', which has one network; plans are for 'fewstep distill'."
+        )
     return plan(recipe, str(source), gpus, memory_gb, tflops, reached)
 
 
 def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
-    """The recipe's parts on the meta device, on data of the teacher's shape that is not there; what a run would write goes by paths in ``folder``, and nothing is written."""
+    """The recipe's parts on the meta device, on data of the teacher's shape that is not there; what
+    a run would write goes by paths in ``folder``, and nothing is written.
+    """
     teacher = sketched_teacher(recipe.teacher, recipe.data)
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
     # Digits and points are at hand, and some methods look at them.
     blank: Dataset | None = None
     if recipe.data is not None:
-        blank = InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes) if _is_large(recipe) else recipe.data.open()
-    # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or at least no larger than the run's.
-    context = build_context(recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1), torch.device("meta"))
+        blank = (
+            InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes)
+            if _is_large(recipe)
+            else recipe.data.open()
+        )
+    # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or
+    # at least no larger than the run's.
+    context = build_context(
+        recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1), torch.device("meta")
+    )
     built = recipe.method.build(context)
     for stage in built.stages:
         for phase in stage.phases:
@@ -216,7 +269,9 @@ def _is_large(recipe: DistillRecipe) -> bool:
 
 def _evaluations(built: Built, steps: dict[str, int], batch: int, rehearsal: Rehearsal) -> float:
     trained = sum(count * batch * rehearsal.step[name] for name, count in steps.items())
-    begun = sum(rehearsal.begin.get(stage.name, 0.0) * sum(action.samples for action in stage.begin) for stage in built.stages)
+    begun = sum(
+        rehearsal.begin.get(stage.name, 0.0) * sum(action.samples for action in stage.begin) for stage in built.stages
+    )
     return trained + begun
 
 
@@ -228,11 +283,17 @@ def _settings(recipe: DistillRecipe, measured: _Measured, gpus: int, memory: int
             continue
         for mode in MODES[:1] if count == 1 else MODES[1:]:
             for precision in ("fp32", "bf16"):
-                settings += [_setting(recipe, measured, (mode, count, precision, on), memory, rate) for on in (False, True) if measured.kept[on] < measured.kept[False] or not on]
+                settings += [
+                    _setting(recipe, measured, (mode, count, precision, on), memory, rate)
+                    for on in (False, True)
+                    if measured.kept[on] < measured.kept[False] or not on
+                ]
     return settings
 
 
-def _setting(recipe: DistillRecipe, measured: _Measured, how: tuple[str, int, str, bool], memory: int | None, rate: float) -> Setting:
+def _setting(
+    recipe: DistillRecipe, measured: _Measured, how: tuple[str, int, str, bool], memory: int | None, rate: float
+) -> Setting:
     mode, gpus, precision, on = how
     rehearsal = measured.rehearsal
     graphs = rehearsal.graphs_bf16 if precision == "bf16" else rehearsal.graphs
@@ -246,20 +307,44 @@ def _setting(recipe: DistillRecipe, measured: _Measured, how: tuple[str, int, st
         return int(FRAGMENTATION * (state + each * rows)) + WORKSPACE
 
     largest = None if memory is None else portions * max(0, int(((memory - WORKSPACE) / FRAGMENTATION - state) / each))
-    # Of the three parts of a trained evaluation (forward, and a backward of two), recomputing makes four; most evaluations are trained ones.
-    seconds = measured.evaluations * measured.operations * (4 / 3 if on else 1) / (gpus * rate * (1 if precision == "bf16" else 0.5))
-    return Setting(mode, gpus, precision, on, batch, state, int(each * (batch // portions)), total(batch // portions), largest, seconds / 3600)
+    # Of the three parts of a trained evaluation (forward, and a backward of two), recomputing makes
+    # four; most evaluations are trained ones.
+    seconds = (
+        measured.evaluations
+        * measured.operations
+        * (4 / 3 if on else 1)
+        / (gpus * rate * (1 if precision == "bf16" else 0.5))
+    )
+    return Setting(
+        mode,
+        gpus,
+        precision,
+        on,
+        batch,
+        state,
+        int(each * (batch // portions)),
+        total(batch // portions),
+        largest,
+        seconds / 3600,
+    )
 
 
 def _parts(context: Context, built: Built, slot: int) -> list[Part]:
     fake = None if built.fake is None else built.fake.fake
-    networks = {"fake score" if network is fake else _role(name): network for name, network in named_networks(built.stages).items()}
-    parts = [_part(role, network, bytes_of(network)) for role, network in {"teacher": context.original, **networks}.items()]
+    networks = {
+        "fake score" if network is fake else _role(name): network
+        for name, network in named_networks(built.stages).items()
+    }
+    parts = [
+        _part(role, network, bytes_of(network)) for role, network in {"teacher": context.original, **networks}.items()
+    ]
     return [*parts, _part("target's slot", context.original, slot)] if slot else parts
 
 
 def _role(name: str) -> str:
-    """What a network is, from the name that a checkpoint gives it: that of a phase, or of a phase's average."""
+    """What a network is, from the name that a checkpoint gives it: that of a phase, or of a phase's
+    average.
+    """
     stage, _, rest = name.partition(".")
     phase, _, average = rest.partition(".")
     return f"average of {phase} ({stage})" if average.startswith("average") else name
@@ -267,9 +352,20 @@ def _role(name: str) -> str:
 
 def _part(role: str, network: nn.Module, size: int) -> Part:
     kinds = [find_kind(module) for module in network.modules()]
-    return Part(role, next((kind for kind in kinds if kind is not None), type(network).__name__), sum(p.numel() for p in network.parameters()), size)
+    return Part(
+        role,
+        next((kind for kind in kinds if kind is not None), type(network).__name__),
+        sum(p.numel() for p in network.parameters()),
+        size,
+    )
 
 
 def _moments(built: Built) -> int:
     """Bytes of the optimizers' moments of the largest stage."""
-    return max(sum(phase.optimizer.moments * sum(p.numel() * p.element_size() for p in phase.trained.parameters()) for phase in stage.phases) for stage in built.stages)
+    return max(
+        sum(
+            phase.optimizer.moments * sum(p.numel() * p.element_size() for p in phase.trained.parameters())
+            for phase in stage.phases
+        )
+        for stage in built.stages
+    )

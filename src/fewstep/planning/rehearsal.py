@@ -1,4 +1,6 @@
-"""What a step of a recipe costs in network evaluations, and how many forward passes it keeps for the backward at once: counted on the recipe's twin, which does all that the recipe does."""
+"""What a step of a recipe costs in network evaluations, and how many forward passes it keeps for
+the backward at once: counted on the recipe's twin, which does all that the recipe does.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,10 @@ _REST = 1e-12
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """``step``: network evaluations a sample of the batch in a step of each stage, ``begin``: those before its first step, a sample that its actions carry. ``graphs``: the most that
-    autograd keeps at once, in forward passes of the network that keeps the most; ``graphs_bf16`` the same under bf16, whose activations are shorter.
+    """``step``: network evaluations a sample of the batch in a step of each stage, ``begin``: those
+    before its first step, a sample that its actions carry. ``graphs``: the most that autograd keeps
+    at once, in forward passes of the network that keeps the most; ``graphs_bf16`` the same under
+    bf16, whose activations are shorter.
     """
 
     step: dict[str, float]
@@ -43,23 +47,31 @@ class Rehearsal:
 
 
 def rehearse(recipe: DistillRecipe) -> Rehearsal:
-    """Runs the twin for some steps of each stage; takes seconds. Raises ``UserError`` where the twin cannot be run."""
+    """Runs the twin for some steps of each stage; takes seconds.
+
+    Raises ``UserError`` where the twin cannot be run.
+    """
     try:
         step, begin, graphs = _counted(_resting(twin(recipe, STEPS, BATCH)))
         # The peak is the same in every step of a stage.
         once = _resting(twin(recipe, 1, BATCH))
-        _, _, shorter = _counted(once.model_copy(update={"training": once.training.model_copy(update={"precision": "bf16"})}))
+        _, _, shorter = _counted(
+            once.model_copy(update={"training": once.training.model_copy(update={"precision": "bf16"})})
+        )
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # What torch says of a size goes on with its own stack.
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(
-            f"the plan's rehearsal, some steps of the recipe with tiny networks on made-up images, failed ({reason}); a run of these parts may fail likewise: change what the message names."
+            "the plan's rehearsal, some steps of the recipe with tiny networks on made-up images, failed "
+            f"({reason}); a run of these parts may fail likewise: change what the message names."
         ) from error
     return Rehearsal(step, begin, graphs, shorter)
 
 
 def _resting(recipe: DistillRecipe) -> DistillRecipe:
-    """The recipe with rates at which nothing moves: a rehearsal counts, and tiny networks at a large network's rates may diverge."""
+    """The recipe with rates at which nothing moves: a rehearsal counts, and tiny networks at a
+    large network's rates may diverge.
+    """
 
     def rested(section: Any) -> Any:
         if not isinstance(section, dict):
@@ -67,7 +79,9 @@ def _resting(recipe: DistillRecipe) -> DistillRecipe:
         return {key: _REST if key == "lr" else rested(value) for key, value in section.items()}
 
     values = recipe.model_dump(mode="json")
-    made = validate({**values, "method": rested(values["method"]), "target": rested(values["target"])}, "the recipe's twin")
+    made = validate(
+        {**values, "method": rested(values["method"]), "target": rested(values["target"])}, "the recipe's twin"
+    )
     assert isinstance(made, DistillRecipe)
     return made
 
@@ -79,7 +93,12 @@ def _counted(recipe: DistillRecipe) -> tuple[dict[str, float], dict[str, float],
         one = largest_kept(parts.student, parts.prior, parts.teacher)
         begin = _begun(parts)
         trainer = Trainer(folder / "run", parts.stages, parts.average, build_settings(recipe.training))
-        with Kept(parts.teacher, parts.student, parts.average, *(phase.network for stage in parts.stages for phase in stage.phases)) as kept:
+        with Kept(
+            parts.teacher,
+            parts.student,
+            parts.average,
+            *(phase.network for stage in parts.stages for phase in stage.phases),
+        ) as kept:
             trainer.fit()
         step = _by_stage(read_log(folder / "run" / "metrics.jsonl"), parts, recipe.training.batch)
     return step, begin, kept.peak / (one * recipe.training.batch)
@@ -99,16 +118,22 @@ def _begun(parts: Distillation) -> dict[str, float]:
 
 
 def _by_stage(log: list[dict[str, Any]], parts: Distillation, batch: int) -> dict[str, float]:
-    """Evaluations a step and sample of the batch, from differences within a stage; its first step counts what its actions did as well and is left out where there is another."""
+    """Evaluations a step and sample of the batch, from differences within a stage; its first step
+    counts what its actions did as well and is left out where there is another.
+    """
     counts: dict[str, float] = {}
     for stage in parts.stages:
         places = [entry["evaluations"] for entry in log if entry.get("stage") == stage.name]
-        counts[stage.name] = (places[-1] - places[0]) / ((len(places) - 1) * batch) if len(places) > 1 else places[0] / batch
+        counts[stage.name] = (
+            (places[-1] - places[0]) / ((len(places) - 1) * batch) if len(places) > 1 else places[0] / batch
+        )
     return counts
 
 
 def largest_kept(student: Denoiser | Generator, prior: Prior, teacher: NetworkDenoiser) -> int:
-    """Bytes a sample that a forward of the student keeps, or of the teacher's trained copies where that is more, as beside a generator."""
+    """Bytes a sample that a forward of the student keeps, or of the teacher's trained copies where
+    that is more, as beside a generator.
+    """
     return max(footprint_of(student, prior).kept, footprint_of(as_trained(teacher), prior_of(teacher)).kept)
 
 
@@ -123,7 +148,10 @@ def prior_of(teacher: NetworkDenoiser) -> Prior:
 
 
 def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
-    """The footprint of a model on the meta device, as it stands: what is frozen wants no gradient. Measured once for models that are alike."""
+    """The footprint of a model on the meta device, as it stands: what is frozen wants no gradient.
+
+    Measured once for models that are alike.
+    """
     sizes = tuple((name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters())
     recomputed = any(module.recompute for module in model.modules() if isinstance(module, DenoisingNetwork))
     key = (str(model), sizes, recomputed, prior.shape, prior.classes)

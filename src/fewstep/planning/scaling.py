@@ -1,18 +1,25 @@
-r"""A distillation on many GPUs, on paper: which way to lay it out fits, what a step takes, what is hidden and what is lost to failures.
+r"""A distillation on many GPUs, on paper: which way to lay it out fits, what a step takes, what is
+hidden and what is lost to failures.
 
-A run is what ``plan`` finds on the meta device. Of its network evaluations a step those of the trained passes (a forward and a backward, three each) are known from its phases; the rest are
-forward passes without a gradient: the teacher's, the fake score's, the student's of a rollout. All networks are taken to be as large as the teacher, and each pass runs through the
-teacher's own blocks (``timeline``), with the exchanges of its layout:
+A run is what ``plan`` finds on the meta device. Of its network evaluations a step those of the
+trained passes (a forward and a backward, three each) are known from its phases; the rest are
+forward passes without a gradient: the teacher's, the fake score's, the student's of a rollout. All
+networks are taken to be as large as the teacher, and each pass runs through the teacher's own
+blocks (``timeline``), with the exchanges of its layout:
 
 - ``ddp``: everything on every GPU; gradients (float32) are reduced while the backward pass goes on;
-- ``fsdp``: everything sharded over all GPUs; weights (bfloat16) are gathered for each pass, twice where there is a backward pass, and gradients scattered; with ``replicas`` k the same in k
-  groups of GPUs, and the shards of the gradients reduced between them (HSDP).
+- ``fsdp``: everything sharded over all GPUs; weights (bfloat16) are gathered for each pass, twice
+  where there is a backward pass, and gradients scattered; with ``replicas`` k the same in k groups
+  of GPUs, and the shards of the gradients reduced between them (HSDP).
 
-Then optimizers and averages, which are bound by the memory's rate, and small exchanges once a phase (sums for the log, the gradients' norm), which grow with the logarithm of the GPUs.
+Then optimizers and averages, which are bound by the memory's rate, and small exchanges once a phase
+(sums for the log, the gradients' norm), which grow with the logarithm of the GPUs.
 
-Sharding with accumulated gradients holds those of one network whole, since they are scattered only after the last micro-batch.
+Sharding with accumulated gradients holds those of one network whole, since they are scattered only
+after the last micro-batch.
 
-This is a model. It leaves out: kernels that are slower on few samples, reading of data, stragglers, and what a network of other jobs does to one's own.
+This is a model. It leaves out: kernels that are slower on few samples, reading of data, stragglers,
+and what a network of other jobs does to one's own.
 """
 
 from __future__ import annotations
@@ -38,14 +45,18 @@ from fewstep.training.layout import blocks, units
 WEIGHT, GRADIENT = 2, 4
 """Bytes of a number in an exchange: gathered in bfloat16, reduced in float32."""
 STEPPED = 28
-"""Bytes that Adam moves for a weight: it reads weight, gradient and two moments, and writes all but the gradient."""
+"""Bytes that Adam moves for a weight: it reads weight, gradient and two moments, and writes all but
+the gradient.
+"""
 AVERAGED = 12
 """Bytes that an average moves for a weight."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a network that is gathered as a whole: its ``parameters``, and the ``operations`` of its forward pass of one sample."""
+    """A part of a network that is gathered as a whole: its ``parameters``, and the ``operations``
+    of its forward pass of one sample.
+    """
 
     parameters: int
     operations: int
@@ -53,8 +64,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Load:
-    """What a run asks of GPUs. ``trained`` and ``untrained``: passes a step, each through ``blocks``; ``networks``: trained ones, each with an optimizer. Bytes: ``state`` of everything,
-    ``largest`` of the largest block, ``weights`` of one network, ``activations`` a sample by whether they are computed again, ``checkpoint``.
+    """What a run asks of GPUs.
+
+    ``trained`` and ``untrained``: passes a step, each through ``blocks``; ``networks``: trained
+    ones, each with an optimizer. Bytes: ``state`` of everything, ``largest`` of the largest block,
+    ``weights`` of one network, ``activations`` a sample by whether they are computed again,
+    ``checkpoint``.
     """
 
     blocks: tuple[Block, ...]
@@ -80,9 +95,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Layout:
-    """``mode`` and ``replicas`` as in a recipe, with ``batch`` samples a GPU and step in ``accumulate`` micro-batches; ``recompute``: activations are computed again.
+    """``mode`` and ``replicas`` as in a recipe, with ``batch`` samples a GPU and step in
+    ``accumulate`` micro-batches; ``recompute``: activations are computed again.
 
-    Raises ``UserError`` for another mode, copies of what is not sharded, and a batch that micro-batches do not divide.
+    Raises ``UserError`` for another mode, copies of what is not sharded, and a batch that
+    micro-batches do not divide.
     """
 
     mode: str
@@ -92,13 +109,25 @@ class Layout:
     replicas: int = 1
 
     def __post_init__(self) -> None:
-        if self.mode not in ("ddp", "fsdp") or min(self.batch, self.accumulate, self.replicas) < 1 or (self.mode == "ddp" and self.replicas > 1):
-            raise UserError(f"a layout is 'ddp', or 'fsdp' with replicas, of at least one sample and micro-batch; got '{self.mode}', {self.replicas}, {self.batch} and {self.accumulate}.")
+        if (
+            self.mode not in ("ddp", "fsdp")
+            or min(self.batch, self.accumulate, self.replicas) < 1
+            or (self.mode == "ddp" and self.replicas > 1)
+        ):
+            raise UserError(
+                "a layout is 'ddp', or 'fsdp' with replicas, of at least one sample and micro-batch; got "
+                f"'{self.mode}', {self.replicas}, {self.batch} and {self.accumulate}."
+            )
         if self.batch % self.accumulate:
-            raise UserError(f"{self.batch} samples a GPU cannot be taken in {self.accumulate} micro-batches; use a divisor.")
+            raise UserError(
+                f"{self.batch} samples a GPU cannot be taken in {self.accumulate} micro-batches; use a divisor."
+            )
 
     def shards(self, cluster: Cluster) -> int:
-        """Over how many GPUs a copy lies. Raises ``UserError`` when the copies do not divide the GPUs."""
+        """Over how many GPUs a copy lies.
+
+        Raises ``UserError`` when the copies do not divide the GPUs.
+        """
         if cluster.gpus % self.replicas:
             raise UserError(f"{self.replicas} replicas do not divide {cluster.gpus} GPUs.")
         return 1 if self.mode == "ddp" else cluster.gpus // self.replicas
@@ -106,9 +135,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one layout on one cluster: ``memory`` bytes a GPU and whether it ``fits``; ``seconds`` a step, of which ``computing`` and ``exchanging``, which overlap; ``images`` a second;
-    ``efficiency``: of the images a second of as many GPUs that do nothing but the networks' passes, and none of them again;
-    ``save`` seconds a checkpoint, the best ``interval`` between two, and the share ``lost`` to both and to failures.
+    """Of one layout on one cluster: ``memory`` bytes a GPU and whether it ``fits``; ``seconds`` a
+    step, of which ``computing`` and ``exchanging``, which overlap; ``images`` a second;
+    ``efficiency``: of the images a second of as many GPUs that do nothing but the networks' passes,
+    and none of them again; ``save`` seconds a checkpoint, the best ``interval`` between two, and
+    the share ``lost`` to both and to failures.
     """
 
     memory: int
@@ -124,13 +155,18 @@ class Estimate:
 
 
 def load_of(recipe: DistillRecipe, name: str) -> Load:
-    """What a recipe asks for, in bf16, its step being the mean over its stages. Raises ``UserError`` as ``plan`` does."""
+    """What a recipe asks for, in bf16, its step being the mean over its stages.
+
+    Raises ``UserError`` as ``plan`` does.
+    """
     # In one portion: a layout has its own.
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"accumulate": 1})})
     found = plan(recipe, name, 1)
     context, built = sketch(recipe, Path("plan"))
     steps = sum(found.steps.values())
-    trained = sum(found.steps[stage.name] * sum(1 / phase.every for phase in stage.phases) for stage in built.stages) / steps
+    trained = (
+        sum(found.steps[stage.name] * sum(1 / phase.every for phase in stage.phases) for stage in built.stages) / steps
+    )
     evaluations = found.evaluations / (steps * found.batch)
     by_way = {(setting.precision, setting.recompute): setting for setting in found.settings}
     return Load(
@@ -142,13 +178,18 @@ def load_of(recipe: DistillRecipe, name: str) -> Load:
         largest=found.largest,
         weights=found.parts[0].bytes,
         # A network of few blocks has nothing to compute again.
-        activations={again: by_way["bf16", again and ("bf16", True) in by_way].activations / found.batch for again in (False, True)},
+        activations={
+            again: by_way["bf16", again and ("bf16", True) in by_way].activations / found.batch
+            for again in (False, True)
+        },
         checkpoint=found.checkpoint_bytes,
     )
 
 
 def blocks_of(denoiser: NetworkDenoiser) -> tuple[Block, ...]:
-    """The blocks of a denoiser on the meta device in the order in which they run, and as a last one what is beside them."""
+    """The blocks of a denoiser on the meta device in the order in which they run, and as a last one
+    what is beside them.
+    """
     (unit,) = units([denoiser])
     found: list[Block] = []
     begun: list[int] = []
@@ -159,7 +200,11 @@ def blocks_of(denoiser: NetworkDenoiser) -> tuple[Block, ...]:
     def after(block: nn.Module, *_: object) -> None:
         found.append(Block(_size(block), counter.get_total_flops() - begun.pop()))
 
-    hooks = [hook for block in blocks(unit) for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))]
+    hooks = [
+        hook
+        for block in blocks(unit)
+        for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))
+    ]
     with torch.device("meta"):
         # Class probabilities: on the meta device ids have no values to be checked.
         x, labels = torch.zeros(1, *denoiser.shape), torch.zeros(1, denoiser.classes) if denoiser.classes else None
@@ -167,7 +212,10 @@ def blocks_of(denoiser: NetworkDenoiser) -> tuple[Block, ...]:
         denoiser(x, torch.full((1,), denoiser.schedule.t_max, dtype=torch.float64), Condition(labels=labels))
     for hook in hooks:
         hook.remove()
-    rest = Block(_size(unit) - sum(block.parameters for block in found), counter.get_total_flops() - sum(block.operations for block in found))
+    rest = Block(
+        _size(unit) - sum(block.parameters for block in found),
+        counter.get_total_flops() - sum(block.operations for block in found),
+    )
     return (*found, rest)
 
 
@@ -202,7 +250,9 @@ def memory_of(load: Load, cluster: Cluster, layout: Layout) -> int:
 
 
 def stretches(found: Sequence[Block], cluster: Cluster, layout: Layout, last: bool) -> list[Stretch]:
-    """The seconds of each block with a micro-batch; gradients are exchanged with the ``last`` one only."""
+    """The seconds of each block with a micro-batch; gradients are exchanged with the ``last`` one
+    only.
+    """
     each = layout.batch // layout.accumulate / cluster.operations
     backward = 3 if layout.recompute else 2
     shards = layout.shards(cluster)

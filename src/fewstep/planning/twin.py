@@ -1,8 +1,9 @@
 """A recipe's twin: the same file, with tiny networks of random weights on made-up 16x16 images.
 
-It runs through the same stages, phases, states and objectives as the recipe, in seconds on any machine and without the recipe's files: a rehearsal counts on it what a step of each stage
-takes, and a test sees that a recipe for many GPUs trains, resumes and samples. What it makes means nothing. Recipes on digits and in the plane are small as they are: they keep teacher
-and data.
+It runs through the same stages, phases, states and objectives as the recipe, in seconds on any
+machine and without the recipe's files: a rehearsal counts on it what a step of each stage takes,
+and a test sees that a recipe for many GPUs trains, resumes and samples. What it makes means
+nothing. Recipes on digits and in the plane are small as they are: they keep teacher and data.
 """
 
 from __future__ import annotations
@@ -25,15 +26,22 @@ _EDM = {"schedule": {"kind": "karras-ve"}, "prediction": {"kind": "edm"}}
 
 
 def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
-    """The twin, of about ``steps`` steps (at least one for each stage and node), with ``batch`` samples each."""
+    """The twin, of about ``steps`` steps (at least one for each stage and node), with ``batch``
+    samples each.
+    """
     values = recipe.model_dump(mode="json")
-    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData)) or (recipe.data is None and _is_shipped(recipe))
+    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData)) or (
+        recipe.data is None and _is_shipped(recipe)
+    )
     values["method"], values["training"] = small(recipe.method), _training(values["training"], batch)
     if isinstance(recipe, DistillRecipe):
         values["states"] = small(recipe.states)
         values["student"] = _student(values["student"])
         if not own:
-            values["teacher"] = {"kind": "untrained", "model": {"kind": "denoiser", "network": _teacher_network(recipe.teacher), **_EDM}}
+            values["teacher"] = {
+                "kind": "untrained",
+                "model": {"kind": "denoiser", "network": _teacher_network(recipe.teacher), **_EDM},
+            }
     elif not own:
         values["model"]["network"] = tiny(values["model"]["network"])
     if not own:
@@ -51,7 +59,15 @@ def tiny(network: Mapping[str, Any]) -> dict[str, Any]:
     if kind in ("song-unet", "dhariwal-unet"):
         # ADM's attention heads have 64 channels.
         channels, mult = (8, [1, 2]) if kind == "song-unet" else (16, [1, 4])
-        sizes = {"img_resolution": SIDE, "in_channels": 3, "out_channels": 3, "model_channels": channels, "channel_mult": mult, "num_blocks": 1, "attn_resolutions": [8]}
+        sizes = {
+            "img_resolution": SIDE,
+            "in_channels": 3,
+            "out_channels": 3,
+            "model_channels": channels,
+            "channel_mult": mult,
+            "num_blocks": 1,
+            "attn_resolutions": [8],
+        }
         return {key: value for key, value in {**network, **sizes}.items() if key not in ("augment_dim", "classes")}
     sizes = {"channels": 3, "width": 8, "depth": 1, "embedding": 16, "size": SIDE, "features": 8, "latent": 8}
     return {key: sizes.get(key, value) for key, value in network.items()}
@@ -72,8 +88,12 @@ def _teacher_network(teacher: config.TeacherChoice) -> dict[str, Any]:
 
 
 def _labelled(recipe: Recipe) -> bool:
-    """Whether the twin's data has classes: where the published teacher has, and where nothing says that there are none."""
-    if isinstance(recipe, DistillRecipe) and isinstance(recipe.teacher, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
+    """Whether the twin's data has classes: where the published teacher has, and where nothing says
+    that there are none.
+    """
+    if isinstance(recipe, DistillRecipe) and isinstance(
+        recipe.teacher, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)
+    ):
         return recipe.teacher.classes > 0
     return not isinstance(recipe.data, config.ImagesData) or (recipe.data.labels and recipe.data.classes != 0)
 
@@ -87,7 +107,17 @@ def _student(student: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training(training: dict[str, Any], batch: int) -> dict[str, Any]:
-    return {**training, "batch": batch, "accumulate": 1, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 7, "health_every": 1_000_000, "laid_out_for": None}
+    return {
+        **training,
+        "batch": batch,
+        "accumulate": 1,
+        "precision": "fp32",
+        "device": "cpu",
+        "log_every": 1,
+        "checkpoint_every": 7,
+        "health_every": 1_000_000,
+        "laid_out_for": None,
+    }
 
 
 def small(section: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Data and feature spaces that Python gives: objects of the caller's own, which a recipe can only name.
+"""Data and feature spaces that Python gives: objects of the caller's own, which a recipe can only
+name.
 
-A recipe says ``data: {kind: given, name: NAME}``. The name is one under which ``register_data`` knows
-the set, or the content's identity of a set that was handed to a call such as ``fewstep.distill``. A
-process that does not have the object is told in one sentence how to give it.
+A recipe says ``data: {kind: given, name: NAME}``. The name is one under which ``register_data``
+knows the set, or the content's identity of a set that was handed to a call such as
+``fewstep.distill``. A process that does not have the object is told in one sentence how to give it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _SPACES: dict[str, FeatureSpace] = {}
 
 
 def register_data(name: str) -> Callable[[Make], Make]:
-    """Enters a function that makes a data set under a name that recipes can say; the function is called when the set is used."""
+    """Enters a function that makes a data set under a name that recipes can say; the function is
+    called when the set is used.
+    """
 
     def enter(make: Make) -> Make:
         _DATA[name] = make
@@ -31,7 +34,9 @@ def register_data(name: str) -> Callable[[Make], Make]:
 
 
 def give_data(data: Dataset) -> str:
-    """Keeps a data set for this process; returns the name by which recipes know it, the content's identity."""
+    """Keeps a data set for this process; returns the name by which recipes know it, the content's
+    identity.
+    """
     name = data.identity
     _DATA[name] = lambda: data
     return name
@@ -43,7 +48,9 @@ def give_features(space: FeatureSpace) -> str:
     Raises ``UserError`` for another space of the same name, with which figures would be confused.
     """
     if _SPACES.setdefault(space.name, space) is not space:
-        raise UserError(f"features: another feature space was given as '{space.name}' already; give this one a name of its own.")
+        raise UserError(
+            f"features: another feature space was given as '{space.name}' already; give this one a name of its own."
+        )
     return space.name
 
 
@@ -60,7 +67,8 @@ def given_data(name: str) -> Dataset:
     if name not in _DATA:
         known = f"of that name ({', '.join(sorted(_DATA))} are known)" if _DATA else "of that name"
         raise UserError(
-            f"'data.name' is '{name}', and no data set {known} was given to this process: hand it over again (data=...), or import the module that registers it (--import MODULE)."
+            f"'data.name' is '{name}', and no data set {known} was given to this process: hand it over "
+            "again (data=...), or import the module that registers it (--import MODULE)."
         )
     return _DATA[name]()
 
@@ -68,5 +76,8 @@ def given_data(name: str) -> Dataset:
 def given_features(name: str) -> FeatureSpace:
     """The feature space of a name; raises ``UserError`` where this process was not given it."""
     if name not in _SPACES:
-        raise UserError(f"'evaluation.features.name' is '{name}', and no such feature space was given to this process: hand it over again (features=...).")
+        raise UserError(
+            f"'evaluation.features.name' is '{name}', and no such feature space was given to this process: "
+            "hand it over again (features=...)."
+        )
     return _SPACES[name]

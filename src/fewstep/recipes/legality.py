@@ -30,8 +30,8 @@ _STATES_REASON = {
 def families() -> dict[str, str]:
     """Kinds of students, by what a method needs to know of them.
 
-    'copy': a denoiser all of whose weights are trained; 'lora': a denoiser with an adapter; 'generator': a network on
-    latents, of which any that is registered is a kind.
+    'copy': a denoiser all of whose weights are trained; 'lora': a denoiser with an adapter;
+    'generator': a network on latents, of which any that is registered is a kind.
     """
     return {**_DENOISERS, **{name: "generator" for name, kind in kinds(GeneratorNetwork).items() if kind.in_recipes}}
 
@@ -43,15 +43,23 @@ def states_refusal(method: Method, kind: str) -> str | None:
         return None
     reason = traits.because.get(kind, _STATES_REASON[kind])
     able = ", ".join(f"'{k}'" for k in ("usual", *STATES) if k == "usual" or k in traits.states)
-    return f"'method.kind: {_name(method)}' and 'states.kind: {kind}' cannot be combined: {reason}; use states of kind {able}."
+    return (
+        f"'method.kind: {_name(method)}' and 'states.kind: {kind}' cannot be combined: {reason}; use states of "
+        f"kind {able}."
+    )
 
 
 def target_refusal(method: Method, kind: str) -> str | None:
     """Why the method does not take this target, None where it does."""
     if kind == "fixed" or method.effective_traits.scores:
         return None
-    reason = "it learns the jumps of the teacher's own trajectories, and those of a degraded teacher end in degraded samples"
-    return f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use 'target.kind: fixed', or a method that follows scores."
+    reason = (
+        "it learns the jumps of the teacher's own trajectories, and those of a degraded teacher end in degraded samples"
+    )
+    return (
+        f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use "
+        "'target.kind: fixed', or a method that follows scores."
+    )
 
 
 def is_generator(student: str) -> bool:
@@ -65,13 +73,20 @@ def student_refusal(method: Method, kind: str, states: str = "usual", roles: Seq
     if family not in traits.students:
         reason = traits.because.get(family, _STUDENT_REASON[family])
         able = ", ".join(f"'{k}'" for k, of in families().items() if of in traits.students)
-        return f"'method.kind: {_name(method)}' and 'student.kind: {kind}' cannot be combined: {reason}; use a student of kind {able}."
+        return (
+            f"'method.kind: {_name(method)}' and 'student.kind: {kind}' cannot be combined: {reason}; use a "
+            f"student of kind {able}."
+        )
     if is_generator(kind) and states not in ("usual", "prior"):
         return (
-            f"'student.kind: {kind}' and 'states.kind: {states}' cannot be combined: a generator on latents knows no noise levels; use 'states.kind: prior', or a student that is a 'copy'."
+            f"'student.kind: {kind}' and 'states.kind: {states}' cannot be combined: a generator on latents "
+            "knows no noise levels; use 'states.kind: prior', or a student that is a 'copy'."
         )
     if is_generator(kind) and "student" in roles:
-        return f"'student.kind: {kind}' and 'reflected.on: student' cannot be combined: only estimates of denoisers are thresholded; leave 'student' out of 'reflected.on'."
+        return (
+            f"'student.kind: {kind}' and 'reflected.on: student' cannot be combined: only estimates of "
+            "denoisers are thresholded; leave 'student' out of 'reflected.on'."
+        )
     return None
 
 
@@ -87,12 +102,19 @@ def role_refusal(method: Method, role: str) -> str | None:
     if role in method.effective_traits.roles:
         return None
     able = ", ".join(f"'{r}'" for r in method.effective_traits.roles)
-    return f"'method.kind: {_name(method)}' and 'reflected.on: {role}' cannot be combined: the method has no estimates of that role to threshold; use {able}."
+    return (
+        f"'method.kind: {_name(method)}' and 'reflected.on: {role}' cannot be combined: the method has no "
+        f"estimates of that role to threshold; use {able}."
+    )
 
 
 def check(method: Method, student: str, target: str, states: str, roles: Sequence[str]) -> None:
     """Raises ``UserError`` with the first refusal."""
-    refusals = [target_refusal(method, target), states_refusal(method, states), student_refusal(method, student, states, roles)]
+    refusals = [
+        target_refusal(method, target),
+        states_refusal(method, states),
+        student_refusal(method, student, states, roles),
+    ]
     refusals += [role_refusal(method, role) for role in roles]
     for refusal in refusals:
         if refusal is not None:
@@ -101,7 +123,9 @@ def check(method: Method, student: str, target: str, states: str, roles: Sequenc
 
 @dataclass(frozen=True)
 class Row:
-    """What one recipe's method goes with: ``cells`` by column, None where it does, else the refusal."""
+    """What one recipe's method goes with: ``cells`` by column, None where it does, else the
+    refusal.
+    """
 
     name: str
     cells: dict[str, str | None]
@@ -109,11 +133,18 @@ class Row:
 
 def columns() -> tuple[str, ...]:
     """What a method is asked of, one column a choice."""
-    return (*(f"states {kind}" for kind in STATES), "target backtracked", *(f"student {kind}" for kind in families()), *(f"reflected {role}" for role in ROLES))
+    return (
+        *(f"states {kind}" for kind in STATES),
+        "target backtracked",
+        *(f"student {kind}" for kind in families()),
+        *(f"reflected {role}" for role in ROLES),
+    )
 
 
 def row(name: str, method: Method) -> Row:
-    """The method against every choice of every axis, one at a time, by the rule that recipes are checked with."""
+    """The method against every choice of every axis, one at a time, by the rule that recipes are
+    checked with.
+    """
     cells = {f"states {kind}": states_refusal(method, kind) for kind in STATES}
     cells["target backtracked"] = target_refusal(method, "backtracked")
     cells |= {f"student {kind}": student_refusal(method, kind) for kind in families()}

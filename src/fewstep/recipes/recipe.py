@@ -16,7 +16,10 @@ from fewstep.training import Adam
 
 
 class DistillRecipe(config.Section):
-    """Distils a teacher into a few-step student. ``data``: null for methods that need none, which then measure nothing against data."""
+    """Distils a teacher into a few-step student.
+
+    ``data``: null for methods that need none, which then measure nothing against data.
+    """
 
     task: Literal["distill"]
     teacher: config.TeacherChoice
@@ -49,7 +52,11 @@ _CRITIC = section_of(kinds()["image-critic"])(kind="image-critic")
 
 
 class GANPretraining(config.Section):
-    """A generator against a critic of its own on clean images. ``r1``: the factor of R1; ``shift``: by how many pixels at most either side's images are moved before the critic sees them."""
+    """A generator against a critic of its own on clean images.
+
+    ``r1``: the factor of R1; ``shift``: by how many pixels at most either side's images are moved
+    before the critic sees them.
+    """
 
     kind: Literal["gan"]
     loss: Literal["non-saturating", "hinge"] = "non-saturating"

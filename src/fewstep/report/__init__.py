@@ -1,4 +1,7 @@
-"""What is shown to people: the HTML report of a run, and of a comparison of runs. Files that explain themselves, without a server, a network or a script."""
+"""What is shown to people: the HTML report of a run, and of a comparison of runs.
+
+Files that explain themselves, without a server, a network or a script.
+"""
 
 from fewstep.report.comparison import Curve, plot_curves, write_comparison_report
 from fewstep.report.run import write_run_report

@@ -1,7 +1,9 @@
 """Line charts as numbers: what a chart shows, and where each part of it comes to lie in an SVG.
 
-``draw`` turns a ``Chart`` into a ``Drawing``, whose coordinates ``templates/chart.html.j2`` writes down. Colours are the page's, so that a chart follows light and dark; texts go through the
-template's escaping; nothing depends on fonts or on a plotting library, so equal charts give equal bytes.
+``draw`` turns a ``Chart`` into a ``Drawing``, whose coordinates ``templates/chart.html.j2`` writes
+down. Colours are the page's, so that a chart follows light and dark; texts go through the
+template's escaping; nothing depends on fonts or on a plotting library, so equal charts give equal
+bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at ``x``; ``label`` stands above it, ``step`` is the step that it marks. ``what`` begins there: the "target" moves to the label, or a "stage" of that name begins."""
+    """A vertical line at ``x``; ``label`` stands above it, ``step`` is the step that it marks.
+
+    ``what`` begins there: the "target" moves to the label, or a "stage" of that name begins.
+    """
 
     x: float
     label: str
@@ -56,7 +61,10 @@ class Level:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows. ``size`` is (width, height) in units of the drawing; ``note`` is a sentence under it."""
+    """What a chart shows.
+
+    ``size`` is (width, height) in units of the drawing; ``note`` is a sentence under it.
+    """
 
     title: str
     x_label: str
@@ -83,7 +91,9 @@ class Placed:
 
 @dataclass(frozen=True)
 class Line:
-    """A line's SVG points, its dots, and the numbers of its colour and of its dashes (those repeat after eight lines)."""
+    """A line's SVG points, its dots, and the numbers of its colour and of its dashes (those repeat
+    after eight lines).
+    """
 
     name: str
     colour: int
@@ -94,8 +104,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart in coordinates: the plot lies between ``left`` and ``right``, ``top`` and ``bottom``. Each point is the mean of up to ``pooled`` lines of the log.
-    ``text`` says in words what is to be seen."""
+    """A chart in coordinates: the plot lies between ``left`` and ``right``, ``top`` and ``bottom``.
+
+    Each point is the mean of up to ``pooled`` lines of the log. ``text`` says in words what is to
+    be seen.
+    """
 
     chart: Chart
     left: float
@@ -114,7 +127,11 @@ class Drawing:
     @property
     def marked(self) -> str:
         """What the marks are, for the legend."""
-        return "" if not self.chart.marks else {"target": "the target moves", "stage": "a stage begins"}[self.chart.marks[0].what]
+        return (
+            ""
+            if not self.chart.marks
+            else {"target": "the target moves", "stage": "a stage begins"}[self.chart.marks[0].what]
+        )
 
 
 def pool(length: int, most: int = _MOST_POINTS) -> int:
@@ -134,7 +151,11 @@ def thinned(points: tuple[tuple[float, float], ...], most: int = _MOST_POINTS) -
 def draw(chart: Chart) -> Drawing:
     """Lays a chart out; it must have at least one point."""
     points = [point for series in chart.series for point in series.points]
-    x_scale = _x_scale([x for x, _ in points] + [mark.x for mark in chart.marks] + [end for band in chart.bands for end in (band.low, band.high)])
+    x_scale = _x_scale(
+        [x for x, _ in points]
+        + [mark.x for mark in chart.marks]
+        + [end for band in chart.bands for end in (band.low, band.high)]
+    )
     y_scale = fitted([y for _, y in points] + [level.y for level in chart.levels], chart.log)
     width, height = chart.size
     y_values = y_scale.ticks(5 if height > 200 else 4)
@@ -148,11 +169,16 @@ def draw(chart: Chart) -> Drawing:
         right=frame.right,
         top=frame.top,
         bottom=frame.bottom,
-        x_ticks=tuple(Placed(frame.x(value), frame.bottom, compact(value)) for value in x_scale.ticks(5 if width > 400 else 4)),
+        x_ticks=tuple(
+            Placed(frame.x(value), frame.bottom, compact(value)) for value in x_scale.ticks(5 if width > 400 else 4)
+        ),
         y_ticks=tuple(Placed(frame.left, frame.y(value), compact(value)) for value in y_values),
         lines=tuple(frame.line(series, index) for index, series in enumerate(chart.series)),
         marks=marks,
-        bands=tuple(Placed(frame.x(band.low), frame.top, band.label, width=_short(frame.x(band.high) - frame.x(band.low))) for band in chart.bands),
+        bands=tuple(
+            Placed(frame.x(band.low), frame.top, band.label, width=_short(frame.x(band.high) - frame.x(band.low)))
+            for band in chart.bands
+        ),
         levels=frame.levels(chart.levels),
         pooled=max(pool(len(series.points)) for series in chart.series),
         text=_in_words(chart),
@@ -178,11 +204,22 @@ class _Frame:
 
     def line(self, series: Series, index: int) -> Line:
         points = thinned(series.points)
-        dots = [Placed(self.x(x), self.y(y), hint=f"{series.name} {number(y)} at {compact(round(x, 1))}") for x, y in points] if len(points) <= _DOTTED else []
-        return Line(series.name, index % 8, index // 8 % 3, " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points), tuple(dots))
+        dots = (
+            [
+                Placed(self.x(x), self.y(y), hint=f"{series.name} {number(y)} at {compact(round(x, 1))}")
+                for x, y in points
+            ]
+            if len(points) <= _DOTTED
+            else []
+        )
+        return Line(
+            series.name, index % 8, index // 8 % 3, " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points), tuple(dots)
+        )
 
     def marks(self, marks: Iterable[Mark]) -> tuple[tuple[Placed, ...], int]:
-        """The marks and how many rows their labels take; a label that fits in none of three rows is left to the hint."""
+        """The marks and how many rows their labels take; a label that fits in none of three rows is
+        left to the hint.
+        """
         ends: list[float] = []
         placed = []
         for mark in marks:
@@ -197,7 +234,9 @@ class _Frame:
         return tuple(placed), len(ends)
 
     def levels(self, levels: Iterable[Level]) -> tuple[Placed, ...]:
-        """The levels from the lowest up; ``width`` is where the label stands, moved up where it would cover the one below."""
+        """The levels from the lowest up; ``width`` is where the label stands, moved up where it
+        would cover the one below.
+        """
         placed: list[Placed] = []
         for level in sorted(levels, key=lambda level: level.y):
             y = self.y(level.y)
@@ -220,7 +259,10 @@ def _in_words(chart: Chart) -> str:
     parts = [f"{chart.title} over {chart.x_label}."]
     for series in chart.series:
         values = [y for _, y in series.points]
-        parts.append(f"{series.name}: from {number(values[0])} to {number(values[-1])}, lowest {number(min(values))}, highest {number(max(values))}.")
+        parts.append(
+            f"{series.name}: from {number(values[0])} to {number(values[-1])}, lowest "
+            f"{number(min(values))}, highest {number(max(values))}."
+        )
     parts += [f"{level.label}." for level in chart.levels if level.label]
     parts += [f"The {mark.what} is {mark.label} from step {mark.step:,}." for mark in chart.marks]
     return " ".join(parts)

@@ -1,6 +1,7 @@
 """Runs beside one another: the distance each reached for what it cost, as a PNG and as a page.
 
-The axis of cost is network evaluations of one sample, so that methods with more networks pay for them; the distance's axis is logarithmic.
+The axis of cost is network evaluations of one sample, so that methods with more networks pay for
+them; the distance's axis is logarithmic.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _SOFT = "#57606a"
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's Frechet distances ``fd`` at its ``steps``, after so many network ``evaluations`` of one sample; the three are equally long."""
+    """A run's Frechet distances ``fd`` at its ``steps``, after so many network ``evaluations`` of
+    one sample; the three are equally long.
+    """
 
     name: str
     steps: Sequence[int]
@@ -39,11 +42,18 @@ class Curve:
 
     def __post_init__(self) -> None:
         if not len(self.steps) == len(self.evaluations) == len(self.fd):
-            raise UserError(f"curve '{self.name}': steps, evaluations and distances must be equally many, got {len(self.steps)}, {len(self.evaluations)} and {len(self.fd)}.")
+            raise UserError(
+                f"curve '{self.name}': steps, evaluations and distances must be equally many, got "
+                f"{len(self.steps)}, {len(self.evaluations)} and {len(self.fd)}."
+            )
 
     def points(self) -> tuple[tuple[float, float], ...]:
-        """(evaluations, distance) where the distance is finite and positive, as a logarithmic axis needs."""
-        return tuple((float(x), float(y)) for x, y in zip(self.evaluations, self.fd, strict=True) if is_number(y) and y > LEAST)
+        """(evaluations, distance) where the distance is finite and positive, as a logarithmic axis
+        needs.
+        """
+        return tuple(
+            (float(x), float(y)) for x, y in zip(self.evaluations, self.fd, strict=True) if is_number(y) and y > LEAST
+        )
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float] | None = None) -> Path:
@@ -62,7 +72,16 @@ def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float]
     for index, curve in enumerate(curves):
         x, y = zip(*curve.points(), strict=True) if curve.points() else ((), ())
         style = ("-", "--", ":")[index // len(_COLOURS) % 3]
-        axes.plot(x, y, style, color=_COLOURS[index % len(_COLOURS)], marker="o", markersize=3.5, linewidth=1.8, label=_plain(curve.name))
+        axes.plot(
+            x,
+            y,
+            style,
+            color=_COLOURS[index % len(_COLOURS)],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.8,
+            label=_plain(curve.name),
+        )
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     _dress(axes)
     _add_levels(axes, _positive(levels))
@@ -83,25 +102,46 @@ def write_comparison_report(
 ) -> Path:
     """Writes the HTML page ``path`` with the plot and a table, and returns the path.
 
-    ``rows`` map column names to texts or numbers; ``columns`` orders and chooses them, by default all of them in the order of appearance. What a row lacks is a dash.
+    ``rows`` map column names to texts or numbers; ``columns`` orders and chooses them, by default
+    all of them in the order of appearance. What a row lacks is a dash.
     """
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
     numeric = [all(row.get(name) is None or is_number(row[name]) for row in rows if name in row) for name in names]
     with output(path):
-        write_text(path, render("comparison.html.j2", title=title, chart=_drawing(curves, _positive(levels)), columns=names, rows=cells, numeric=numeric))
+        write_text(
+            path,
+            render(
+                "comparison.html.j2",
+                title=title,
+                chart=_drawing(curves, _positive(levels)),
+                columns=names,
+                rows=cells,
+                numeric=numeric,
+            ),
+        )
     return Path(path)
 
 
 def _drawing(curves: Sequence[Curve], levels: Mapping[str, float]) -> Drawing | None:
     series = tuple(Series(curve.name, curve.points()) for curve in curves if curve.points())
     lines = tuple(Level(level, f"{name}: {number(level)}") for name, level in levels.items())
-    return draw(Chart("Frechet distance", "network evaluations of one sample", series, levels=lines, log=True, size=(760, 400))) if series else None
+    return (
+        draw(
+            Chart(
+                "Frechet distance", "network evaluations of one sample", series, levels=lines, log=True, size=(760, 400)
+            )
+        )
+        if series
+        else None
+    )
 
 
 def _require_points(curves: Sequence[Curve]) -> None:
     if not any(curve.points() for curve in curves):
-        raise UserError("nothing to compare: no run has a positive Frechet distance; let the runs take distances while they train.")
+        raise UserError(
+            "nothing to compare: no run has a positive Frechet distance; let the runs take distances while they train."
+        )
 
 
 def _positive(levels: Mapping[str, float] | None) -> dict[str, float]:
@@ -109,7 +149,9 @@ def _positive(levels: Mapping[str, float] | None) -> dict[str, float]:
 
 
 def _add_levels(axes: Axes, levels: Mapping[str, float]) -> None:
-    """Dashed lines from the lowest up, each with a name beside the plot, moved up where it would cover the one below."""
+    """Dashed lines from the lowest up, each with a name beside the plot, moved up where it would
+    cover the one below.
+    """
     for level in levels.values():
         axes.axhline(level, color=_SOFT, linewidth=1, linestyle=(0, (5, 4)), zorder=1)
     low, high = axes.get_ylim()
@@ -117,7 +159,15 @@ def _add_levels(axes: Axes, levels: Mapping[str, float]) -> None:
     place = -1.0
     for name, level in sorted(levels.items(), key=lambda item: item[1]):
         place = max(math.log(level / low) / math.log(high / low), place + 0.035)
-        axes.text(1.01, place, f"{_plain(name)}: {number(level)}", transform=axes.transAxes, va="center", fontsize=8.5, color=_SOFT)
+        axes.text(
+            1.01,
+            place,
+            f"{_plain(name)}: {number(level)}",
+            transform=axes.transAxes,
+            va="center",
+            fontsize=8.5,
+            color=_SOFT,
+        )
 
 
 def _dress(axes: Axes) -> None:
@@ -135,7 +185,9 @@ def _dress(axes: Axes) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name as itself: a dollar sign would begin mathematics, and a leading underscore would hide it from the legend."""
+    """A name as itself: a dollar sign would begin mathematics, and a leading underscore would hide
+    it from the legend.
+    """
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 

@@ -1,4 +1,6 @@
-"""Which charts a run has: the distance over its cost, what training reported, and the health readings."""
+"""Which charts a run has: the distance over its cost, what training reported, and the health
+readings.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,35 @@ _BESIDE = {"mismatch_norm_deviation": "deviation over samples", "mismatch_norm_o
 
 # A reading's title, what it means, and the value that it should be near, where there is one.
 _READINGS = {
-    "fake_score_lag": ("Lag of the fake score", "Its loss on samples made now, over its loss in training: well above 1 it trails the student.", 1.0),
+    "fake_score_lag": (
+        "Lag of the fake score",
+        "Its loss on samples made now, over its loss in training: well above 1 it trails the student.",
+        1.0,
+    ),
     "gap": ("Gap between the scores", "The relative squared distance between fake and target score.", None),
-    "mismatch_over_bound": ("Mismatch degree", "The teacher's on the student's samples, over its value on data: 1 is as good as data.", 1.0),
-    _NORM: ("Mismatch degree, Eq. 9", "The mean norm of the difference of scores on the student's samples, as DisBack prints it.", None),
-    "spread_over_data": ("Spread within classes", "The samples' over the data's: below 1 the student collapses, above it scatters.", 1.0),
+    "mismatch_over_bound": (
+        "Mismatch degree",
+        "The teacher's on the student's samples, over its value on data: 1 is as good as data.",
+        1.0,
+    ),
+    _NORM: (
+        "Mismatch degree, Eq. 9",
+        "The mean norm of the difference of scores on the student's samples, as DisBack prints it.",
+        None,
+    ),
+    "spread_over_data": (
+        "Spread within classes",
+        "The samples' over the data's: below 1 the student collapses, above it scatters.",
+        1.0,
+    ),
     "saturation": ("Saturation", "The fraction of values outside the data's range.", None),
 }
 
 
 def main_charts(run: Run) -> list[Drawing]:
-    """Distance and class accuracy over evaluations; over steps the losses of denoising, the gap between the scores, and the student's own terms, whichever the method has."""
+    """Distance and class accuracy over evaluations; over steps the losses of denoising, the gap
+    between the scores, and the student's own terms, whichever the method has.
+    """
     history = run.history
     distance = _series(history.evaluation, ["fd"], "evaluations", {"fd": "student"})
     accuracy = _series(history.evaluation, ["accuracy"], "evaluations", {"accuracy": "student"})
@@ -40,10 +60,20 @@ def main_charts(run: Run) -> list[Drawing]:
         *_chart(history, "Frechet distance", "evaluations", distance, levels=_distance_levels(run)),
         *_chart(history, "Class accuracy", "evaluations", accuracy, may_be_log=False),
         *_chart(history, "Denoising loss", "step", _series(history.training, _ending(history, "denoising"), "step")),
-        *_chart(history, "Gap between fake and target score", "step", _series(history.training, _ending(history, "gap"), "step")),
+        *_chart(
+            history,
+            "Gap between fake and target score",
+            "step",
+            _series(history.training, _ending(history, "gap"), "step"),
+        ),
     ]
     for name in _own_terms(history):
-        charts += _chart(history, f"{_term(name).capitalize()} loss of the student", "step", _series(history.training, [name], "step"))
+        charts += _chart(
+            history,
+            f"{_term(name).capitalize()} loss of the student",
+            "step",
+            _series(history.training, [name], "step"),
+        )
     return charts
 
 
@@ -51,7 +81,9 @@ def other_charts(history: History) -> list[Drawing]:
     """Everything else that training reported, one small chart a name; gradient norms are together."""
     norms = _ending(history, "gradient_norm")
     shown = {*norms, *_ending(history, "denoising"), *_ending(history, "gap"), *_own_terms(history)}
-    charts = _chart(history, "Gradient norm before clipping", "step", _series(history.training, norms, "step"), size=_SMALL)
+    charts = _chart(
+        history, "Gradient norm before clipping", "step", _series(history.training, norms, "step"), size=_SMALL
+    )
     for name in history.names():
         if name not in shown:
             title = f"{name.partition('.')[0].replace('_', ' ').capitalize()}: {_term(name)}"
@@ -60,7 +92,9 @@ def other_charts(history: History) -> list[Drawing]:
 
 
 def _own_terms(history: History) -> list[str]:
-    """The student's loss terms that have no chart of their kind: what methods other than distribution matching train by."""
+    """The student's loss terms that have no chart of their kind: what methods other than
+    distribution matching train by.
+    """
     shared = ("denoising", "gap", "gradient", "gradient_norm")
     return [name for name in history.names() if name.startswith("student.") and name.partition(".")[2] not in shared]
 
@@ -78,7 +112,15 @@ def health_charts(history: History) -> list[Drawing]:
         title, meaning, ideal = _READINGS.get(name) or _other_reading(name)
         levels = (Level(ideal, ""),) if ideal is not None else ()
         names = {name: title, **_BESIDE} if name == _NORM else {name: title}
-        charts += _chart(history, title, "step", _series(history.health, [*names], "step", names), levels=levels, size=_SMALL, note=meaning)
+        charts += _chart(
+            history,
+            title,
+            "step",
+            _series(history.health, [*names], "step", names),
+            levels=levels,
+            size=_SMALL,
+            note=meaning,
+        )
     return charts
 
 
@@ -94,15 +136,23 @@ def marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
     index = 0 if axis == "step" else 1
     switches = history.switches()
     if switches:
-        return tuple(Mark(switch.step if axis == "step" else switch.evaluations, switch.name, switch.step) for switch in switches)
+        return tuple(
+            Mark(switch.step if axis == "step" else switch.evaluations, switch.name, switch.step) for switch in switches
+        )
     stages = [stage for stage in history.stages() if stage.name != "record"]
-    return tuple(Mark(stage.first[index], stage.name, stage.first[0], "stage") for stage in stages) if len(stages) > 1 else ()
+    return (
+        tuple(Mark(stage.first[index], stage.name, stage.first[0], "stage") for stage in stages)
+        if len(stages) > 1
+        else ()
+    )
 
 
 def bands_over(history: History, axis: Axis) -> tuple[Band, ...]:
     """The recording stage along an axis."""
     index = 0 if axis == "step" else 1
-    return tuple(Band(stage.first[index], stage.last[index], _RECORDING) for stage in history.stages() if stage.name == "record")
+    return tuple(
+        Band(stage.first[index], stage.last[index], _RECORDING) for stage in history.stages() if stage.name == "record"
+    )
 
 
 def _chart(
@@ -127,7 +177,9 @@ def _chart(
     return [draw(Chart(title, _LABEL[axis], series, marks, bands, levels, log, size, note))]
 
 
-def _series(entries: Sequence[Entry], keys: Sequence[str], axis: Axis, names: dict[str, str] | None = None) -> tuple[Series, ...]:
+def _series(
+    entries: Sequence[Entry], keys: Sequence[str], axis: Axis, names: dict[str, str] | None = None
+) -> tuple[Series, ...]:
     """A line for each key that has finite values."""
     found = []
     for key in keys:
@@ -147,7 +199,9 @@ def _distance_levels(run: Run) -> tuple[Level, ...]:
     for row in run.evaluated:
         distance = row.figures.get("fd")
         if row.model == "teacher" and is_number(distance):
-            levels.append(Level(float(distance), f"teacher, {row.steps} step{'s' * (row.steps != 1)}: {number(distance)}"))
+            levels.append(
+                Level(float(distance), f"teacher, {row.steps} step{'s' * (row.steps != 1)}: {number(distance)}")
+            )
     halves = run.reference.get("halves_fd")
     if is_number(halves):
         levels.append(Level(float(halves), f"two halves of the data: {number(halves)}"))

@@ -1,4 +1,8 @@
-"""Reads a run folder into one value. Only ``recipe.yaml`` and ``metrics.jsonl`` must be there; for the rest ``missing`` says, in a sentence, what is not."""
+"""Reads a run folder into one value.
+
+Only ``recipe.yaml`` and ``metrics.jsonl`` must be there; for the rest ``missing`` says, in a
+sentence, what is not.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,9 @@ _IN_STRIP = 8
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One row of ``evaluation.json``: a model at a number of steps, and at a scale of guidance where there is one; figures are as the file has them."""
+    """One row of ``evaluation.json``: a model at a number of steps, and at a scale of guidance
+    where there is one; figures are as the file has them.
+    """
 
     model: str
     steps: int
@@ -33,8 +39,13 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. ``samples`` are (step, picture); ``nodes`` the steps at which the path's nodes were recorded; ``missing`` maps a part to why it is not there. ``student_steps``: for how
-    many it was trained, None where the recipe does not tell; ``backtracked``: whether there is a degradation path to speak of."""
+    """A run folder.
+
+    ``samples`` are (step, picture); ``nodes`` the steps at which the path's nodes were recorded;
+    ``missing`` maps a part to why it is not there. ``student_steps``: for how many it was trained,
+    None where the recipe does not tell; ``backtracked``: whether there is a degradation path to
+    speak of.
+    """
 
     name: str
     recipe: Mapping[str, Any]
@@ -60,7 +71,9 @@ def gather(folder: Path) -> Run:
     """Reads a run folder; raises ``UserError`` when it holds no run."""
     text, recipe = _recipe(folder / "recipe.yaml")
     if not (folder / "metrics.jsonl").is_file():
-        raise UserError(f"{folder}: has no metrics.jsonl, so nothing was run here yet; train first, or name another folder.")
+        raise UserError(
+            f"{folder}: has no metrics.jsonl, so nothing was run here yet; train first, or name another folder."
+        )
     history = History.of(read_log(folder / "metrics.jsonl"))
     missing: dict[str, str] = {}
     evaluation = _json(folder / "evaluation.json", "evaluation", "The run was not evaluated yet", missing)
@@ -138,7 +151,11 @@ def _evaluated(evaluation: Mapping[str, Any], guidance: str = "") -> tuple[Evalu
     for model in ("teacher", "student"):
         by_steps = evaluation.get(model)
         rows = by_steps.items() if isinstance(by_steps, dict) else ()
-        known = [Evaluated(model, int(steps), figures, guidance) for steps, figures in rows if steps.isdecimal() and isinstance(figures, dict)]
+        known = [
+            Evaluated(model, int(steps), figures, guidance)
+            for steps, figures in rows
+            if steps.isdecimal() and isinstance(figures, dict)
+        ]
         found += sorted(known, key=lambda row: -row.steps)
     return tuple(found)
 
@@ -152,7 +169,10 @@ def _guided(by_scale: Any) -> tuple[Evaluated, ...]:
 def _samples(folder: Path, history: History) -> tuple[tuple[int, Picture], ...]:
     """Those that the log names, or, when it names none, those that lie there; a few, evenly chosen."""
     logged = [str(entry.get("file", "")) for entry in history.samples]
-    names = sorted({Path(name).name for name in logged} or {path.name for path in (folder / "samples").glob("step-*.png") if not is_set_aside(path)})
+    names = sorted(
+        {Path(name).name for name in logged}
+        or {path.name for path in (folder / "samples").glob("step-*.png") if not is_set_aside(path)}
+    )
     found = [(int(match[1]), folder / "samples" / name) for name in names if (match := _STEP.fullmatch(name))]
     there = evenly(sorted(item for item in found if item[1].is_file()), _IN_STRIP)
     return tuple((step, picture) for step, path in there if (picture := read_picture(path)) is not None)
@@ -165,5 +185,9 @@ def _row_names(path: Path) -> tuple[str, ...]:
 
 
 def _others(folder: Path) -> tuple[Picture, ...]:
-    paths = sorted(path for path in folder.glob("*.png") if not is_set_aside(path) and path.name != "path.png" and not _STEP.fullmatch(path.name))
+    paths = sorted(
+        path
+        for path in folder.glob("*.png")
+        if not is_set_aside(path) and path.name != "path.png" and not _STEP.fullmatch(path.name)
+    )
     return tuple(picture for path in paths if (picture := read_picture(path)) is not None)

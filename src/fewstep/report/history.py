@@ -1,6 +1,8 @@
-"""What a log tells: the run's measurements, its stages with their cost, the switches of the target, and the warnings.
+"""What a log tells: the run's measurements, its stages with their cost, the switches of the target,
+and the warnings.
 
-Lines that lack a step, or are no objects, are passed over. ``seconds`` begins anew when a run is resumed, so times are sums of increments.
+Lines that lack a step, or are no objects, are passed over. ``seconds`` begins anew when a run is
+resumed, so times are sums of increments.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Switch:
-    """From ``step`` on the target is node ``node`` of the path, 0 for the teacher. The first one is where the target began."""
+    """From ``step`` on the target is node ``node`` of the path, 0 for the teacher.
+
+    The first one is where the target began.
+    """
 
     step: int
     evaluations: int
@@ -31,7 +36,9 @@ class Switch:
 
 @dataclass(frozen=True)
 class StageCost:
-    """A stage from (step, evaluations) ``first`` to ``last``; ``seconds`` is None where the log has no times."""
+    """A stage from (step, evaluations) ``first`` to ``last``; ``seconds`` is None where the log has
+    no times.
+    """
 
     name: str
     first: tuple[int, int]
@@ -61,7 +68,9 @@ class Warned:
 
 @dataclass(frozen=True)
 class History:
-    """The log by kind of line, each in order: training, and the probes ``evaluation``, ``health`` and ``samples``."""
+    """The log by kind of line, each in order: training, and the probes ``evaluation``, ``health``
+    and ``samples``.
+    """
 
     training: tuple[Entry, ...]
     evaluation: tuple[Entry, ...]
@@ -71,12 +80,21 @@ class History:
     @classmethod
     def of(cls, entries: Iterable[Any]) -> History:
         """Sorts the lines of a log."""
-        whole = [entry for entry in entries if isinstance(entry, dict) and is_number(entry.get("step")) and is_number(entry.get("evaluations"))]
+        whole = [
+            entry
+            for entry in entries
+            if isinstance(entry, dict) and is_number(entry.get("step")) and is_number(entry.get("evaluations"))
+        ]
 
         def probes(name: str) -> tuple[Entry, ...]:
             return tuple(entry for entry in whole if entry.get("probe") == name)
 
-        return cls(tuple(entry for entry in whole if "stage" in entry), probes("evaluation"), probes("health"), probes("samples"))
+        return cls(
+            tuple(entry for entry in whole if "stage" in entry),
+            probes("evaluation"),
+            probes("health"),
+            probes("samples"),
+        )
 
     def names(self) -> list[str]:
         """What training reported, ``<phase>.<name>``, in order of appearance."""
@@ -84,7 +102,11 @@ class History:
 
     def readings(self) -> list[str]:
         """The health readings, in order of appearance."""
-        return list(dict.fromkeys(key for entry in self.health for key in entry if key not in ("step", "evaluations", "probe", "warnings")))
+        return list(
+            dict.fromkeys(
+                key for entry in self.health for key in entry if key not in ("step", "evaluations", "probe", "warnings")
+            )
+        )
 
     def switches(self) -> tuple[Switch, ...]:
         """Where the target began, and each of its moves; none for a fixed target."""

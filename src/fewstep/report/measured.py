@@ -33,7 +33,9 @@ class Table:
 
 def title(row: Evaluated) -> str:
     """Student, 4 steps."""
-    return f"{row.model.capitalize()}, {count(row.steps, 'step')}" + (f", guided by {row.guidance}" if row.guidance else "")
+    return f"{row.model.capitalize()}, {count(row.steps, 'step')}" + (
+        f", guided by {row.guidance}" if row.guidance else ""
+    )
 
 
 def distance(row: Evaluated) -> str:
@@ -42,23 +44,57 @@ def distance(row: Evaluated) -> str:
 
 
 def evaluation_table(run: Run) -> Table | None:
-    """The table of ``evaluation.json``, the halves of the data last for reference; columns of breadth only where it was measured. None without figures."""
+    """The table of ``evaluation.json``, the halves of the data last for reference; columns of
+    breadth only where it was measured. None without figures.
+    """
     evaluated = (*run.evaluated, *run.guided)
     breadth = [name for name in BREADTH if any(is_number(row.figures.get(name)) for row in evaluated)]
-    columns = ("Model", "Frechet distance", "Class accuracy", *(name.capitalize() for name in breadth), "Network evaluations an image", "ms an image")
-    rows = [Row(title(row), (distance(row), percent(row.figures.get("accuracy")), *_figures(row.figures, (*breadth, "nfe", "ms_per_image"))), row.model) for row in evaluated]
+    columns = (
+        "Model",
+        "Frechet distance",
+        "Class accuracy",
+        *(name.capitalize() for name in breadth),
+        "Network evaluations an image",
+        "ms an image",
+    )
+    rows = [
+        Row(
+            title(row),
+            (
+                distance(row),
+                percent(row.figures.get("accuracy")),
+                *_figures(row.figures, (*breadth, "nfe", "ms_per_image")),
+            ),
+            row.model,
+        )
+        for row in evaluated
+    ]
     if is_number(run.reference.get("halves_fd")):
-        rows.append(Row("Two halves of the data", (number(run.reference["halves_fd"]), *[ABSENT] * (len(columns) - 2)), "reference"))
+        rows.append(
+            Row(
+                "Two halves of the data",
+                (number(run.reference["halves_fd"]), *[ABSENT] * (len(columns) - 2)),
+                "reference",
+            )
+        )
     return Table("Evaluation", columns, tuple(rows)) if rows else None
 
 
 def mismatch_rows(run: Run) -> list[dict[str, Any]]:
-    """The mismatch degree by noise level: the teacher on data, and on the student's samples (DisBack, Fig. 11); as Eq. 9 is printed too, where it was measured so."""
+    """The mismatch degree by noise level: the teacher on data, and on the student's samples
+    (DisBack, Fig. 11); as Eq. 9 is printed too, where it was measured so.
+    """
     columns = [run.mismatch.get(name) for name in ("levels", "training", "assessed", "reliable")]
-    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns if column is not None}) != 1:
+    if (
+        not all(isinstance(column, list) for column in columns)
+        or len({len(column) for column in columns if column is not None}) != 1
+    ):
         return []
     rows = zip(*(column for column in columns if column is not None), strict=True)
-    shown = [{"level": number(level), "training": number(training), "assessed": number(assessed), "reliable": bool(fine)} for level, training, assessed, fine in rows]
+    shown = [
+        {"level": number(level), "training": number(training), "assessed": number(assessed), "reliable": bool(fine)}
+        for level, training, assessed, fine in rows
+    ]
     for name in ("training", "assessed"):
         for row, norm in zip(shown, _norms(run.mismatch.get("norms"), name, len(shown)), strict=True):
             row[f"{name}_norm"] = norm
@@ -82,14 +118,18 @@ def reading_of_table(run: Run) -> str:
     reading = "Lower distances are better." + (size if is_number(samples) else "")
     if any(is_number(row.figures.get("recall")) for row in run.evaluated):
         reading += (
-            " Precision and density say how much of what is generated is like data, recall and coverage how much of the data is reached; "
+            " Precision and density say how much of what is generated is like data, recall and coverage "
+            "how much of the data is reached; "
             "diversity is the distance within classes over the data's own. They are of the first draw."
         )
     return reading
 
 
 def shift_tables(run: Run) -> list[Table]:
-    """DDIL's Tables 5 to 7, and what each step does to a sample; none without ``shift.json``. Parts that are not as they should be are left out."""
+    """DDIL's Tables 5 to 7, and what each step does to a sample; none without ``shift.json``.
+
+    Parts that are not as they should be are left out.
+    """
     levels = _levels(run.shift)
     found = [
         _shared(run.shift.get("mixing"), "probability", "Teacher with probability", {}),
@@ -104,8 +144,10 @@ def reading_of_shift(run: Run) -> str:
     """How those tables are to be read."""
     teacher, student, samples = (number(run.shift.get(name)) for name in ("teacher_steps", "student_steps", "samples"))
     return (
-        f"Teacher and student share each generation: {student} transitions, of which the teacher makes its own in {teacher} DDIM steps in all; {samples} samples a row, the same noise in "
-        "each (DDIL, Tables 5 to 7). Where the teacher's help lowers the distance most, the student's errors arise; the third table shows which of them the teacher mends afterwards."
+        f"Teacher and student share each generation: {student} transitions, of which the teacher makes its "
+        f"own in {teacher} DDIM steps in all; {samples} samples a row, the same noise in "
+        "each (DDIL, Tables 5 to 7). Where the teacher's help lowers the distance most, the student's "
+        "errors arise; the third table shows which of them the teacher mends afterwards."
     )
 
 
@@ -120,12 +162,20 @@ def _shared(rows: Any, setting: str, name: str, levels: Mapping[float, str]) -> 
 def _sensitivity(found: Any, levels: Mapping[float, str]) -> Table | None:
     if not isinstance(found, dict):
         return None
-    columns = [column for name in ("times", "student_once", "teacher_once") if isinstance(column := found.get(name), list)]
+    columns = [
+        column for name in ("times", "student_once", "teacher_once") if isinstance(column := found.get(name), list)
+    ]
     if len(columns) != 3 or len({len(column) for column in columns}) != 1:
         return None
-    rows = [Row(_named(time, levels), (number(once), number(spared))) for time, once, spared in zip(*columns, strict=True)]
+    rows = [
+        Row(_named(time, levels), (number(once), number(spared))) for time, once, spared in zip(*columns, strict=True)
+    ]
     rows.append(Row("Student throughout", (number(found.get("student")), ABSENT)))
-    return Table("Distance from the teacher's sample", ("Step from sigma / alpha", "Student in this step only", "Teacher in this step only"), tuple(rows))
+    return Table(
+        "Distance from the teacher's sample",
+        ("Step from sigma / alpha", "Student in this step only", "Teacher in this step only"),
+        tuple(rows),
+    )
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
@@ -143,7 +193,11 @@ def _levels(shift: Mapping[str, Any]) -> dict[float, str]:
     times, levels = shift.get("times"), shift.get("levels")
     if not isinstance(times, list) or not isinstance(levels, list) or len(times) != len(levels):
         return {}
-    return {time: "pure noise" if level is None else number(level) for time, level in zip(times, levels, strict=True) if is_number(time)}
+    return {
+        time: "pure noise" if level is None else number(level)
+        for time, level in zip(times, levels, strict=True)
+        if is_number(time)
+    }
 
 
 def _named(setting: Any, levels: Mapping[float, str]) -> str:

@@ -1,4 +1,7 @@
-"""Templates into pages. Everything that a template prints is escaped; undefined names are errors."""
+"""Templates into pages.
+
+Everything that a template prints is escaped; undefined names are errors.
+"""
 
 from __future__ import annotations
 
@@ -10,5 +13,7 @@ def render(template: str, /, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("fewstep.report", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template(template).render(**values)

@@ -1,6 +1,7 @@
 """Pictures as part of the page: PNG files as data URIs.
 
-A PNG begins with eight fixed bytes, and then names its width and height: that is all that must be known to lay it out.
+A PNG begins with eight fixed bytes, and then names its width and height: that is all that must be
+known to lay it out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG: its data URI, its size in pixels, and the whole factor by which a tiny one is enlarged."""
+    """A PNG: its data URI, its size in pixels, and the whole factor by which a tiny one is
+    enlarged.
+    """
 
     name: str
     uri: str

@@ -13,7 +13,8 @@ from fewstep.runs import RunFolder
 def write_run_report(folder: Path) -> Path:
     """Writes ``report.html`` into the run folder and returns its path.
 
-    A run that was not evaluated yet, or kept no samples, has a report that says so. The same folder gives the same bytes. Raises ``UserError`` when the folder holds no run.
+    A run that was not evaluated yet, or kept no samples, has a report that says so. The same folder
+    gives the same bytes. Raises ``UserError`` when the folder holds no run.
     """
     folder = Path(folder)
     path = folder / "report.html"

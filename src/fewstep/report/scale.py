@@ -1,6 +1,7 @@
 """An axis: where a value lies between its ends, and which values are worth a tick.
 
-Linear ticks are multiples of 1, 2, 2.5 or 5 times a power of ten; logarithmic ones are powers of ten, or 1, 2 and 5 times these when the range is short.
+Linear ticks are multiples of 1, 2, 2.5 or 5 times a power of ten; logarithmic ones are powers of
+ten, or 1, 2 and 5 times these when the range is short.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Scale:
 
 
 def fitted(values: Sequence[float], log: bool = False, pad: float = 0.06) -> Scale:
-    """A scale that holds all values (at least one), with room at both ends; a linear one reaches down to 0 when that is near."""
+    """A scale that holds all values (at least one), with room at both ends; a linear one reaches
+    down to 0 when that is near.
+    """
     low, high = min(values), max(values)
     if log:
         room = (high / low) ** pad if high > low else 1.5

@@ -54,19 +54,27 @@ def verdict(history: History) -> Verdict:
     given = count(sum(len(warned.steps) for warned in warnings), "warning")
     last = max(step for warned in warnings for step in warned.steps)
     if history.last_check_is_clean():
-        return Verdict("fair", "recovered", f"{given} in {checks}, the last at step {last:,}; the newest check was clean.")
-    return Verdict("bad", "something is off", f"{given} in {checks}, and the newest check, at step {last:,}, warned still.")
+        return Verdict(
+            "fair", "recovered", f"{given} in {checks}, the last at step {last:,}; the newest check was clean."
+        )
+    return Verdict(
+        "bad", "something is off", f"{given} in {checks}, and the newest check, at step {last:,}, warned still."
+    )
 
 
 def method(recipe: Mapping[str, Any]) -> str:
-    """What the recipe calls its method, with the fake score that tells the methods of distribution matching apart."""
+    """What the recipe calls its method, with the fake score that tells the methods of distribution
+    matching apart.
+    """
     section = _sought(recipe, "method")
     fake = _word(section["fake"]) if isinstance(section, dict) and "fake" in section else ""
     return (_word(section) + (f", fake score: {fake}" if fake else "")) or "not named in the recipe"
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What else tells this run from others: the student's steps, and states and thresholds where they are not the usual ones."""
+    """What else tells this run from others: the student's steps, and states and thresholds where
+    they are not the usual ones.
+    """
     found = [] if run.student_steps is None else [("Student", count(run.student_steps, "step"))]
     for name, label, usual in (("states", "States", "usual"), ("reflected", "Thresholds", "none")):
         section = run.recipe.get(name)
@@ -94,12 +102,17 @@ def summary(run: Run) -> str:
     if students:
         usual = _usual(run, students)
         others = listed([f"{distance(row)} in {count(row.steps, 'step')}" for row in students if row is not usual])
-        reached = f"In {count(usual.steps, 'step')} the student reaches a Frechet distance of {distance(usual)}" + (f" ({others})" if others else "")
+        reached = f"In {count(usual.steps, 'step')} the student reaches a Frechet distance of {distance(usual)}" + (
+            f" ({others})" if others else ""
+        )
         beside = listed([f"{distance(row)} in {count(row.steps, 'step')}" for row in teachers])
         return f"{reached}; the teacher has {beside}." if beside else f"{reached}."
     checked = _checked(run.history)
     if checked:
-        return f"The run was not evaluated yet; at its newest check, step {checked[-1][0]:,}, the student's Frechet distance was {number(checked[-1][1])}."
+        return (
+            f"The run was not evaluated yet; at its newest check, step {checked[-1][0]:,}, the student's "
+            f"Frechet distance was {number(checked[-1][1])}."
+        )
     return "The run was not evaluated yet, and no distances were taken while it went on."
 
 
@@ -149,12 +162,18 @@ def _cost(stage: StageCost, evaluations: int) -> CostRow:
 def path(run: Run) -> str:
     """The recorded path in a sentence or two."""
     after = listed([number(step) for step in run.nodes])
-    recorded = f"{count(len(run.nodes), 'node')} recorded" + (f" after {after} steps of degradation" if after else "") + "; the teacher is node 0."
+    recorded = (
+        f"{count(len(run.nodes), 'node')} recorded"
+        + (f" after {after} steps of degradation" if after else "")
+        + "; the teacher is node 0."
+    )
     return recorded + (f" Recording stopped early: {run.closed.rstrip('.')}." if run.closed else "")
 
 
 def settings(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The recipe as sections of (name, value), deeper names joined by dots; values that stand alone come first, under ""."""
+    """The recipe as sections of (name, value), deeper names joined by dots; values that stand alone
+    come first, under "".
+    """
     alone = [(str(key), _shown(value)) for key, value in recipe.items() if not isinstance(value, dict)]
     sections = [(str(key), _flat(value, "")) for key, value in recipe.items() if isinstance(value, dict)]
     return ([("", alone)] if alone else []) + sections

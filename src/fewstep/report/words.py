@@ -1,4 +1,6 @@
-"""Figures as people read them: three digits that matter, thousands set apart, a dash for what is not there."""
+"""Figures as people read them: three digits that matter, thousands set apart, a dash for what is
+not there.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ _LARGEST = 1e100
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether ``value`` is a finite number, small enough to be computed with (a truth value is none)."""
+    """Whether ``value`` is a finite number, small enough to be computed with (a truth value is
+    none).
+    """
     # Compared and not asked by isfinite, for which whole numbers may be too large.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 

@@ -1,8 +1,11 @@
 """Samples by the tens of thousands, gathered a block of indices at a time in several processes.
 
-A sample is a function of its index, so a block is the same whoever draws it: blocks are given to whichever process is free, each on one thread, and merged in the order of their indices. The
-outcome is therefore the same bit for bit for every number of processes. Another size of the blocks changes it by rounding alone. Processes are spawned and open the run for themselves; what
-they send back is sums and the few features that are kept, never samples. A script that measures with several must be importable (its calls below ``if __name__ == "__main__":``).
+A sample is a function of its index, so a block is the same whoever draws it: blocks are given to
+whichever process is free, each on one thread, and merged in the order of their indices. The outcome
+is therefore the same bit for bit for every number of processes. Another size of the blocks changes
+it by rounding alone. Processes are spawned and open the run for themselves; what they send back is
+sums and the few features that are kept, never samples. A script that measures with several must be
+importable (its calls below ``if __name__ == "__main__":``).
 """
 
 from __future__ import annotations
@@ -40,21 +43,28 @@ SPLITS = 10
 
 @dataclass(frozen=True)
 class Workers:
-    """``processes``, each on one thread, and the ``batch`` of samples that each has in memory at a time. Raises ``UserError`` for numbers below 1, and for batches above 500."""
+    """``processes``, each on one thread, and the ``batch`` of samples that each has in memory at a
+    time. Raises ``UserError`` for numbers below 1, and for batches above 500.
+    """
 
     processes: int = 1
     batch: int = BATCH
 
     def __post_init__(self) -> None:
         if self.processes < 1 or not 1 <= self.batch <= BATCH:
-            raise UserError(f"measuring needs at least 1 process and batches of 1 to {BATCH}, got {self.processes} and {self.batch}.")
+            raise UserError(
+                f"measuring needs at least 1 process and batches of 1 to {BATCH}, got {self.processes} and "
+                f"{self.batch}."
+            )
 
 
 @dataclass(frozen=True)
 class Job:
-    """``count`` samples of a run's ``source``, in the feature space of its recipe; ``steps`` of the model.
+    """``count`` samples of a run's ``source``, in the feature space of its recipe; ``steps`` of the
+    model.
 
-    Models draw in the data's class proportions, from the noise that ``evaluate`` draws first; the data is taken in the order of its classes, evenly spaced where ``count`` is less than all.
+    Models draw in the data's class proportions, from the noise that ``evaluate`` draws first; the
+    data is taken in the order of its classes, evenly spaced where ``count`` is less than all.
     """
 
     run: Path
@@ -64,7 +74,9 @@ class Job:
 
 
 class Crew:
-    """The processes, as a context around all jobs that they work off; a single one is this process itself."""
+    """The processes, as a context around all jobs that they work off; a single one is this process
+    itself.
+    """
 
     def __init__(self, workers: Workers):
         self.workers = workers
@@ -76,7 +88,8 @@ class Crew:
             pool = ProcessPoolExecutor(self.workers.processes, multiprocessing.get_context("spawn"), _begin)
             self._pool = self._stack.enter_context(pool)
         else:
-            # Like a worker of several: the order in which threads add would show in the last digits.
+            # Like a worker of several: the order in which threads add would show in the last
+            # digits.
             self._stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
         return self
@@ -85,7 +98,9 @@ class Crew:
         self._stack.close()
 
     def gather(self, job: Job, listener: Listener) -> Gathered:
-        """All blocks of a job, merged in order; raises ``UserError`` where a process has been ended from outside."""
+        """All blocks of a job, merged in order; raises ``UserError`` where a process has been ended
+        from outside.
+        """
         starts = range(0, job.count, self.workers.batch)
         total: Gathered | None = None
         with listener:
@@ -105,7 +120,10 @@ class Crew:
             for arrays in self._pool.map(_in_worker, [job] * len(starts), [batch] * len(starts), starts):
                 yield _from_arrays(arrays)
         except BrokenProcessPool as error:
-            raise UserError(f"{job.run}: a measuring process was ended, perhaps for want of memory; use fewer processes or a smaller batch.") from error
+            raise UserError(
+                f"{job.run}: a measuring process was ended, perhaps for want of memory; use fewer processes "
+                "or a smaller batch."
+            ) from error
 
 
 def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
@@ -114,7 +132,9 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     data, seed = data_of(recipe.data), recipe.evaluation.seed
     sampler = None if job.source == "data" else load_teacher(job.run) if job.source == "teacher" else load(job.run)
     look = data if data is not None else load(job.run).space if sampler is None else sampler.space
-    gatherer = Gatherer(build_space(recipe.evaluation.features, look, resolve_device("auto")), job.count, min(SPLITS, job.count), seed)
+    gatherer = Gatherer(
+        build_space(recipe.evaluation.features, look, resolve_device("auto")), job.count, min(SPLITS, job.count), seed
+    )
     if sampler is None:
         assert data is not None
         order = torch.arange(len(data)) if data.labels is None else torch.argsort(data.labels, stable=True)
@@ -137,7 +157,9 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
 
 
 def _begin() -> None:
-    """Sets up a worker: what terminals and SLURM send to all processes is the parent's to answer, which then gives out no more blocks. SIGTERM ends a worker."""
+    """Sets up a worker: what terminals and SLURM send to all processes is the parent's to answer,
+    which then gives out no more blocks. SIGTERM ends a worker.
+    """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -151,17 +173,31 @@ def _in_worker(job: Job, batch: int, start: int) -> dict[str, Any]:
 
 
 def _as_arrays(part: Gathered) -> dict[str, Any]:
-    """As numpy arrays, which travel through a pipe; tensors would go through shared memory, of which containers have little."""
-    scores = None if part.scores is None else [_array(value) for value in (part.scores.counts, part.scores.probabilities, part.scores.entropies)]
+    """As numpy arrays, which travel through a pipe; tensors would go through shared memory, of
+    which containers have little.
+    """
+    scores = (
+        None
+        if part.scores is None
+        else [_array(value) for value in (part.scores.counts, part.scores.probabilities, part.scores.entropies)]
+    )
     moments = (part.moments.count, _array(part.moments.mean), _array(part.moments.scatter))
-    return {"moments": moments, "kept": _array(part.kept), "labels": _array(part.labels), "scores": scores, "hits": part.hits}
+    return {
+        "moments": moments,
+        "kept": _array(part.kept),
+        "labels": _array(part.labels),
+        "scores": scores,
+        "hits": part.hits,
+    }
 
 
 def _from_arrays(arrays: dict[str, Any]) -> Gathered:
     count, mean, scatter = arrays["moments"]
     scores = None if arrays["scores"] is None else ClassScores(*map(torch.from_numpy, arrays["scores"]))
     moments = Moments(count, torch.from_numpy(mean), torch.from_numpy(scatter))
-    return Gathered(moments, torch.from_numpy(arrays["kept"]), torch.from_numpy(arrays["labels"]), scores, arrays["hits"])
+    return Gathered(
+        moments, torch.from_numpy(arrays["kept"]), torch.from_numpy(arrays["labels"]), scores, arrays["hits"]
+    )
 
 
 def _array(value: Tensor) -> np.ndarray:

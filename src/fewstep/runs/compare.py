@@ -22,7 +22,9 @@ _LARGEST = 2**53
 
 @dataclass(frozen=True)
 class Measured:
-    """The curve of one run: Frechet distance ``fd`` at ``steps`` and ``evaluations``; ``level`` is the median of its last quarter, never a minimum."""
+    """The curve of one run: Frechet distance ``fd`` at ``steps`` and ``evaluations``; ``level`` is
+    the median of its last quarter, never a minimum.
+    """
 
     name: str
     steps: tuple[int, ...]
@@ -32,10 +34,14 @@ class Measured:
     @property
     def level(self) -> float:
         """The median distance over the last quarter of the run's steps."""
-        return statistics.median(fd for step, fd in zip(self.steps, self.fd, strict=True) if step >= 0.75 * self.steps[-1])
+        return statistics.median(
+            fd for step, fd in zip(self.steps, self.fd, strict=True) if step >= 0.75 * self.steps[-1]
+        )
 
     def reaches(self, level: float) -> tuple[int, int] | None:
-        """(steps, evaluations) from which the distance stays at or below a level for two measurements in a row (or at the last), None if it never does."""
+        """(steps, evaluations) from which the distance stays at or below a level for two
+        measurements in a row (or at the last), None if it never does.
+        """
         for index, fd in enumerate(self.fd):
             if fd <= level and all(later <= level for later in self.fd[index + 1 : index + 2]):
                 return self.steps[index], self.evaluations[index]
@@ -44,9 +50,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The curves of several runs. ``notes``: what of their being comparable cannot be checked, a sentence each.
+    """The curves of several runs.
 
-    ``levels``: distances at which their speed is compared, multiples of each run's own unless given. ``published``: a paper's speed-up, by the names of two runs.
+    ``notes``: what of their being comparable cannot be checked, a sentence each.
+
+    ``levels``: distances at which their speed is compared, multiples of each run's own unless
+    given. ``published``: a paper's speed-up, by the names of two runs.
     """
 
     runs: tuple[Measured, ...]
@@ -55,9 +64,11 @@ class Comparison:
     published: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """``{run: {"level", "steps", "evaluations", "reaches": {other: {"steps", "evaluations"} or None}}}``.
+        """``{run: {"level", "steps", "evaluations", "reaches": {other: {"steps", "evaluations"} or
+        None}}}``.
 
-        ``"speed_up"``: at fixed levels, by the other run, how many times sooner than it (see ``speed``); ``"published"``: what the paper says of that.
+        ``"speed_up"``: at fixed levels, by the other run, how many times sooner than it (see
+        ``speed``); ``"published"``: what the paper says of that.
         """
         return {
             run.name: {
@@ -65,7 +76,11 @@ class Comparison:
                 "steps": run.steps[-1],
                 "evaluations": run.evaluations[-1],
                 "reaches": {other.name: _pair(run.reaches(other.level)) for other in self.runs if other is not run},
-                "speed_up": {other.name: [asdict(each) for each in speed_ups(run, other, self.levels)] for other in self.runs if other is not run},
+                "speed_up": {
+                    other.name: [asdict(each) for each in speed_ups(run, other, self.levels)]
+                    for other in self.runs
+                    if other is not run
+                },
                 "published": {other: factor for (name, other), factor in self.published.items() if name == run.name},
             }
             for run in self.runs
@@ -77,9 +92,11 @@ def _pair(reached: tuple[int, int] | None) -> dict[str, int] | None:
 
 
 def compare(runs: Sequence[Path | str], levels: Sequence[float] = ()) -> Comparison:
-    """Reads the measurements that the runs took while they trained; their speed is compared at the distances ``levels``.
+    """Reads the measurements that the runs took while they trained; their speed is compared at the
+    distances ``levels``.
 
-    Raises ``UserError`` for a folder without any, and for figures that were taken in other features or on other data.
+    Raises ``UserError`` for a folder without any, and for figures that were taken in other features
+    or on other data.
     """
     if len({str(run) for run in runs}) < 2:
         raise UserError("compare needs at least two different runs.")
@@ -87,20 +104,28 @@ def compare(runs: Sequence[Path | str], levels: Sequence[float] = ()) -> Compari
     wrong = next((level for level in levels if not 0 < level < _LARGEST), None)
     if wrong is not None:
         raise UserError(f"--level: a Frechet distance is above 0, got {wrong}.")
-    return Comparison(found, tuple(check_comparable([RunFolder(Path(run)) for run in runs])), tuple(levels), _published(runs))
+    return Comparison(
+        found, tuple(check_comparable([RunFolder(Path(run)) for run in runs])), tuple(levels), _published(runs)
+    )
 
 
 def _published(runs: Sequence[Path | str]) -> dict[tuple[str, str], float]:
     """What papers say of each pair of runs of which they speak."""
     recipes = {str(Path(run)): RunFolder(Path(run)).read_recipe() for run in runs}
-    factors = {(one, other): published_speed_up(recipes[one], recipes[other]) for one, other in permutations(recipes, 2)}
+    factors = {
+        (one, other): published_speed_up(recipes[one], recipes[other]) for one, other in permutations(recipes, 2)
+    }
     return {pair: factor for pair, factor in factors.items() if factor is not None}
 
 
 def _is_measured(entry: dict[str, Any]) -> bool:
     """Whether the figures of a line are numbers, as in what a run wrote."""
     values = [entry.get(key) for key in _KEYS]
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST]
+    numbers = [
+        value
+        for value in values
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    ]
     return len(numbers) == len(values) and min(numbers[:2]) >= 0
 
 
@@ -108,10 +133,15 @@ def measured(run: Path) -> Measured:
     """The curve of one run, named by its folder."""
     folder = RunFolder(run)
     if folder.read_recipe().data is None:
-        raise UserError(f"{run}: its recipe has no 'data' section, so that no distance was measured while it trained; compare runs with data.")
+        raise UserError(
+            f"{run}: its recipe has no 'data' section, so that no distance was measured while it trained; "
+            "compare runs with data."
+        )
     points = [entry for entry in read_log(folder.log) if entry.get("probe") == "evaluation" and _is_measured(entry)]
     if len(points) < 2:
-        raise UserError(f"{run}: has fewer than two measurements in metrics.jsonl; train longer or lower 'evaluation.every'.")
+        raise UserError(
+            f"{run}: has fewer than two measurements in metrics.jsonl; train longer or lower 'evaluation.every'."
+        )
     columns = (tuple(point[key] for point in points) for key in _KEYS)
     steps, evaluations, fd = columns
     return Measured(str(run), steps, evaluations, fd)

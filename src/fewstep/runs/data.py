@@ -25,14 +25,18 @@ SHEET_ROWS = 200
 
 
 def make_zip(source: Path | str, out: Path | str, size: int | None = None) -> dict[str, Any]:
-    """Packs a folder of images (or another zip) into an EDM zip, each image as the centred square of ``size`` pixels, or as it is; returns what ``describe_images`` does."""
+    """Packs a folder of images (or another zip) into an EDM zip, each image as the centred square
+    of ``size`` pixels, or as it is; returns what ``describe_images`` does.
+    """
     out = _zip_path(out)
     files = open_source(Path(source))
     found = read_labels(files)
 
     def records() -> Iterator[Record]:
         for index, name in enumerate(files.names):
-            yield Record(files.read(name), None if found.numbers is None else found.numbers[index], f"{files.path}: '{name}'")
+            yield Record(
+                files.read(name), None if found.numbers is None else found.numbers[index], f"{files.path}: '{name}'"
+            )
 
     with output(out):
         write_records(out, records(), size, found.names)
@@ -43,7 +47,9 @@ def make_zip(source: Path | str, out: Path | str, size: int | None = None) -> di
 
 
 def make_emoji(out: Path | str, size: int = 32, font: Path | None = None, names: Path | None = None) -> dict[str, Any]:
-    """Draws the colour emoji into an EDM zip of ``size`` x ``size`` images, with the files at Debian's places unless given; returns what ``describe_images`` does."""
+    """Draws the colour emoji into an EDM zip of ``size`` x ``size`` images, with the files at
+    Debian's places unless given; returns what ``describe_images`` does.
+    """
     out = _zip_path(out)
     emoji = read_emoji(names or NAMES)
     with output(out):
@@ -52,7 +58,9 @@ def make_emoji(out: Path | str, size: int = 32, font: Path | None = None, names:
 
 
 def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, Any]:
-    """The number of images, their shape, and how many there are of each class; with ``sheet`` also a contact sheet of at most ``SHEET_ROWS`` images, evenly spaced."""
+    """The number of images, their shape, and how many there are of each class; with ``sheet`` also
+    a contact sheet of at most ``SHEET_ROWS`` images, evenly spaced.
+    """
     if sheet is not None:
         check_picture(sheet)
     images = open_images(path)
@@ -70,7 +78,9 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
 
 
 def announce(data: Dataset | None, listener: Listener, record: Path | None = None) -> None:
-    """Says what is worth a line of a run's data, and writes it as JSON into ``record`` where that is given."""
+    """Says what is worth a line of a run's data, and writes it as JSON into ``record`` where that
+    is given.
+    """
     if data is None:
         return
     for sentence in data.remarks:

@@ -43,7 +43,9 @@ from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
 from fewstep.training.listeners import Several
 
 PICTURE_ROWS = 80
-WITHOUT_DATA = "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
+WITHOUT_DATA = (
+    "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
+)
 
 
 def distill(
@@ -59,12 +61,12 @@ def distill(
 ) -> Path:
     """Runs a distillation recipe (a shipped name or a YAML file) and returns its run folder.
 
-    ``teacher`` (a ``NetworkDenoiser`` around a registered network), ``data`` and ``features`` take the place of what the
-    recipe names. The teacher is kept in the folder; data and features are to be given again where the run is resumed or
-    measured in another process.
+    ``teacher`` (a ``NetworkDenoiser`` around a registered network), ``data`` and ``features`` take
+    the place of what the recipe names. The teacher is kept in the folder; data and features are to
+    be given again where the run is resumed or measured in another process.
 
-    ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on; ``training.steps`` alone may be raised.
-    ``listeners`` are told how it goes.
+    ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on;
+    ``training.steps`` alone may be raised. ``listeners`` are told how it goes.
     """
     folder = _folder(source, out)
     with distributed.joined(), held(folder, _heard(listeners).say):
@@ -98,7 +100,13 @@ def distill(
     return folder.path
 
 
-def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str | None = None, resume: bool = False, listeners: Sequence[Listener] = ()) -> Path:
+def pretrain(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    out: Path | str | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> Path:
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
     with distributed.joined(), held(folder, _heard(listeners).say):
@@ -113,11 +121,21 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), out: Path | str 
 
             def measure(_step: int) -> Mapping[str, float]:
                 sampler, steps = _pretrained_sampler(trainer.average.average, recipe, parts)
-                return _quality(evaluator, lambda key, n, labels: sampler.draw(key, n, labels, steps), parts.data.space, 1)
+                return _quality(
+                    evaluator, lambda key, n, labels: sampler.draw(key, n, labels, steps), parts.data.space, 1
+                )
 
             probes.append(Probe("evaluation", recipe.evaluation.every, measure))
         origins = settle_origins(folder, recipe, parts.data, resume, {"data", "evaluation"} if probes else {"data"})
-        trainer = Trainer(folder.path, parts.stages, parts.model, replace(_settings(recipe), origins=origins), recipe.training.average, probes, [heard])
+        trainer = Trainer(
+            folder.path,
+            parts.stages,
+            parts.model,
+            replace(_settings(recipe), origins=origins),
+            recipe.training.average,
+            probes,
+            [heard],
+        )
         write_recipe(folder, recipe)
         model = trainer.fit(resume)
         if isinstance(model, NetworkDenoiser):
@@ -138,7 +156,9 @@ def _heard(listeners: Sequence[Listener]) -> Listener:
     return Several(listeners if distributed.first() else ())
 
 
-def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener) -> Trainer:
+def _trainer(
+    folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
+) -> Trainer:
     evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.space)
     evaluator = replace(evaluator, conditional=bool(parts.prior.classes))
 
@@ -148,7 +168,9 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, sett
         return StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
 
     def measure(_step: int) -> Mapping[str, float]:
-        return _quality(evaluator, lambda key, n, labels: sampler().draw(key, n, labels, parts.sampling.steps), parts.space, 1)
+        return _quality(
+            evaluator, lambda key, n, labels: sampler().draw(key, n, labels, parts.sampling.steps), parts.space, 1
+        )
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
@@ -157,15 +179,25 @@ def _trainer(folder: RunFolder, recipe: DistillRecipe, parts: Distillation, sett
         return {"file": f"samples/{name}"}
 
     every, figures = recipe.evaluation.every, {"fd", "accuracy"} - set(evaluator.lacking())
-    probes: list[Probe | Monitor] = [*([Probe("evaluation", every, measure)] if figures else []), Probe("samples", every, picture), parts.monitor]
+    probes: list[Probe | Monitor] = [
+        *([Probe("evaluation", every, measure)] if figures else []),
+        Probe("samples", every, picture),
+        parts.monitor,
+    ]
     return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard])
 
 
 def _settings(recipe: Recipe) -> Settings:
-    return replace(build_settings(recipe.training, recipe.distributed), run=run_of(recipe), device=resolve_device(recipe.training.device))
+    return replace(
+        build_settings(recipe.training, recipe.distributed),
+        run=run_of(recipe),
+        device=resolve_device(recipe.training.device),
+    )
 
 
-def _quality(evaluator: Evaluator, draw: Callable[[Key, int, Tensor | None], Tensor], space: SampleSpace, draws: int) -> dict[str, float]:
+def _quality(
+    evaluator: Evaluator, draw: Callable[[Key, int, Tensor | None], Tensor], space: SampleSpace, draws: int
+) -> dict[str, float]:
     quality = evaluator.measure(lambda key, n, labels: draw(key, n, labels).clamp(space.low, space.high), draws)
     return {name: value for name, value in (("fd", quality.fd), ("accuracy", quality.accuracy)) if value is not None}
 
@@ -191,20 +223,38 @@ def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distill
     write_directions(folder.samples / "directions.png", panels)
 
 
-def _save(folder: RunFolder, recipe: DistillRecipe, student: Denoiser | Generator, parts: Distillation, plain: nn.Module | None) -> None:
-    """The student with how it is sampled; of an adapted one also the adapter alone, for another teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded."""
+def _save(
+    folder: RunFolder,
+    recipe: DistillRecipe,
+    student: Denoiser | Generator,
+    parts: Distillation,
+    plain: nn.Module | None,
+) -> None:
+    """The student with how it is sampled; of an adapted one also the adapter alone, for another
+    teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded.
+    """
     extra = _how_it_samples(parts.prior, parts.space, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
-        save_adapter(folder.adapter, adapter_of(student), {"teacher": all_without_secrets(without_folders(recipe.teacher).model_dump(mode="json")), **extra})
+        save_adapter(
+            folder.adapter,
+            adapter_of(student),
+            {"teacher": all_without_secrets(without_folders(recipe.teacher).model_dump(mode="json")), **extra},
+        )
         assert isinstance(plain, Denoiser)
-        load_strictly(plain, {name: distributed.whole(value) for name, value in student.state_dict().items()}, "the student")
+        load_strictly(
+            plain, {name: distributed.whole(value) for name, value in student.state_dict().items()}, "the student"
+        )
         student = merged(plain)
     save_model(folder.student, student, extra)
 
 
 def _how_it_samples(prior: Prior, space: SampleSpace, sampling: Sampling) -> dict[str, Any]:
     """What a few-step model's file says besides the model; ``runs.load`` reads it."""
-    return {"prior": {"time": prior.time, "scale": prior.std}, "range": [space.low, space.high], "sampling": sampling.describe()}
+    return {
+        "prior": {"time": prior.time, "scale": prior.std},
+        "range": [space.low, space.high],
+        "sampling": sampling.describe(),
+    }
 
 
 def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretraining) -> tuple[Sampler, int]:

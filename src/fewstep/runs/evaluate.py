@@ -38,7 +38,9 @@ MISMATCH_ROWS = 1000
 
 @dataclass(frozen=True)
 class _Job:
-    """A model to be measured at a number of steps; ``into`` takes what is found, ``left_out`` the reasons of what could not be."""
+    """A model to be measured at a number of steps; ``into`` takes what is found, ``left_out`` the
+    reasons of what could not be.
+    """
 
     name: str
     sampler: Sampler
@@ -59,31 +61,44 @@ def evaluate(
     data: Dataset | None = None,
     features: FeatureSpace | None = None,
 ) -> dict[str, Any]:
-    """Quality, breadth, network evaluations and milliseconds an image, by model and number of steps; also written to ``evaluation.json``.
+    """Quality, breadth, network evaluations and milliseconds an image, by model and number of
+    steps; also written to ``evaluation.json``.
 
     ``data`` and ``features``: of a run that was given them as objects, where this process was not.
     Steps, draws and ``samples`` a draw default to the recipe's; they have its bounds. A figure that
-    cannot be had is left out, with its reason in ``result["left_out"]``. The student's worst samples
-    are shown in ``samples/worst.png``.
+    cannot be had is left out, with its reason in ``result["left_out"]``. The student's worst
+    samples are shown in ``samples/worst.png``.
 
-    Teacher and student are measured on the same noise and classes; breadth (recall, diversity and so on) on the first draw only. With ``guidance``
-    scales, ``result["guidance"][str(scale)]`` has the same for the guided teacher at its most steps and, where it was conditioned on the scale, for the student at its usual steps.
+    Teacher and student are measured on the same noise and classes; breadth (recall, diversity and
+    so on) on the first draw only. With ``guidance`` scales, ``result["guidance"][str(scale)]`` has
+    the same for the guided teacher at its most steps and, where it was conditioned on the scale,
+    for the student at its usual steps.
     """
     folder = RunFolder(Path(run))
     give(data, features)
     recipe = folder.read_distill_recipe()
-    choice = chosen(recipe.evaluation, samples=samples, draws=draws, teacher_steps=teacher_steps, student_steps=student_steps)
+    choice = chosen(
+        recipe.evaluation, samples=samples, draws=draws, teacher_steps=teacher_steps, student_steps=student_steps
+    )
     draws = choice.draws
     student, teacher = load(folder.path), load_teacher(folder.path)
     evaluator = build_evaluator(choice, data_of(recipe.data), device_of(student.model), student.space)
     listener = Several(listeners)
     announce(evaluator.data, listener)
-    result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": measured_origins(folder, recipe, evaluator.data, listener.say)}
+    result: dict[str, Any] = {
+        "teacher": {},
+        "student": {},
+        "origins": measured_origins(folder, recipe, evaluator.data, listener.say),
+    }
     teacher_steps = choice.teacher_steps
     jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
     jobs += [_Job("student", student, steps, result["student"]) for steps in choice.student_steps]
     no_halves = evaluator.why_no_halves()
-    result["reference"] = {**({} if no_halves else {"halves_fd": evaluator.halves()}), "samples": evaluator.samples, "draws": draws}
+    result["reference"] = {
+        **({} if no_halves else {"halves_fd": evaluator.halves()}),
+        "samples": evaluator.samples,
+        "draws": draws,
+    }
     result["left_out"] = {"halves_fd": no_halves} if no_halves else {}
     if guidance:
         result["guidance"] = {}
@@ -131,7 +146,9 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     labels = subset.labels if student.prior.classes else None
     assessed = assessed_mismatch(teacher, student.draw(key, rows, labels, student.usual_steps), labels, key)
     assessed_mean, training_mean = comparable_means(assessed, training)
-    norms = dict(zip(("assessed_norm", "training_norm"), map(asdict, comparable_norms(assessed, training)), strict=True))
+    norms = dict(
+        zip(("assessed_norm", "training_norm"), map(asdict, comparable_norms(assessed, training)), strict=True)
+    )
     return {
         "levels": training.levels,
         "training": training.degrees,
@@ -141,11 +158,16 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
         "assessed_mean": assessed_mean,
         # Eq. 9 as it is printed.
         **norms,
-        "norms": {name: {"mean": each.norms, "deviation": each.deviations} for name, each in (("training", training), ("assessed", assessed))},
+        "norms": {
+            name: {"mean": each.norms, "deviation": each.deviations}
+            for name, each in (("training", training), ("assessed", assessed))
+        },
     }
 
 
-def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, report: Callable[[], None]) -> tuple[dict[str, Any], Mapping[str, str]]:
+def _measure(
+    evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, report: Callable[[], None]
+) -> tuple[dict[str, Any], Mapping[str, str]]:
     spent = 0.0
 
     def sample(key: Key, n: int, labels: Tensor | None) -> Tensor:
@@ -161,16 +183,29 @@ def _measure(evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, rep
     # Of all processes: each counts what it did itself.
     evaluations = float(distributed.total(torch.tensor([meter.evaluations]))[0])
     images = draws * evaluator.samples
-    figures = {**asdict(found.quality), **asdict(found.breadth), "nfe": evaluations / images, "ms_per_image": 1e3 * spent / images}
+    figures = {
+        **asdict(found.quality),
+        **asdict(found.breadth),
+        "nfe": evaluations / images,
+        "ms_per_image": 1e3 * spent / images,
+    }
     return {name: value for name, value in figures.items() if value is not None}, found.left_out
 
 
 def chosen(choice: config.Evaluation, **given: Any) -> config.Evaluation:
-    """The recipe's evaluation with what was given instead, within the bounds of its keys; raises ``UserError`` for what is outside them."""
+    """The recipe's evaluation with what was given instead, within the bounds of its keys; raises
+    ``UserError`` for what is outside them.
+    """
     # What a command was not given: an option that may be repeated is then an empty list.
-    values = {name: list(value) if isinstance(value, Sequence) else value for name, value in given.items() if value is not None and value != []}
+    values = {
+        name: list(value) if isinstance(value, Sequence) else value
+        for name, value in given.items()
+        if value is not None and value != []
+    }
     try:
         return config.Evaluation.of({**choice.model_dump(mode="json"), **values})
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"'{problem['loc'][0]}' is {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}.") from error
+        raise UserError(
+            f"'{problem['loc'][0]}' is {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
+        ) from error

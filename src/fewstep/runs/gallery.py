@@ -30,8 +30,11 @@ MOST_DATA = 5000
 
 
 @torch.no_grad()
-def write_worst(folder: RunFolder, student: StudentSampler, data: Dataset, features: Features, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes ``samples/worst.png``: of ``ROWS`` samples the ``SHOWN`` farthest from all of at most ``MOST_DATA`` samples of the data, the farthest first.
+def write_worst(
+    folder: RunFolder, student: StudentSampler, data: Dataset, features: Features, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Writes ``samples/worst.png``: of ``ROWS`` samples the ``SHOWN`` farthest from all of at most
+    ``MOST_DATA`` samples of the data, the farthest first.
 
     Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
@@ -42,7 +45,13 @@ def write_worst(folder: RunFolder, student: StudentSampler, data: Dataset, featu
     found = farthest(real, features_of(samples, features).cpu(), SHOWN)
     shown = samples[found.indices]
     with keeping(folder.path, say):
-        write_samples(folder.samples / "worst.png", shown, student.low, student.high, data=some.take(torch.arange(len(some))) if shown.ndim == 2 else None)
+        write_samples(
+            folder.samples / "worst.png",
+            shown,
+            student.low,
+            student.high,
+            data=some.take(torch.arange(len(some))) if shown.ndim == 2 else None,
+        )
     return {
         "samples": ROWS,
         "indices": found.indices.tolist(),
@@ -56,9 +65,11 @@ STEPS = 18
 
 
 def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDenoiser, evaluation: Evaluation) -> None:
-    """Writes ``path.png``, a row of samples a node from the same noise, and ``path.json`` with the rows' names; images only.
+    """Writes ``path.png``, a row of samples a node from the same noise, and ``path.json`` with the
+    rows' names; images only.
 
-    The frozen ``teacher`` is every node in turn, and itself again at the end: one that is sharded cannot be copied.
+    The frozen ``teacher`` is every node in turn, and itself again at the end: one that is sharded
+    cannot be copied.
     """
     if len(teacher.shape) != 3:
         return
@@ -68,8 +79,14 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     try:
         for node in range(path.last + 1):
             path.load(node, teacher)
-            rows.append(sampler.draw(Key(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS))
+            rows.append(
+                sampler.draw(
+                    Key(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS
+                )
+            )
     finally:
         teacher.load_state_dict(own)
     write_samples(folder / "path.png", torch.cat(rows), -1.0, 1.0, columns=10)
-    write_text(folder / "path.json", json.dumps({"rows": ["teacher", *(f"node {i}" for i in range(1, path.last + 1))]}) + "\n")
+    write_text(
+        folder / "path.json", json.dumps({"rows": ["teacher", *(f"node {i}" for i in range(1, path.last + 1))]}) + "\n"
+    )

@@ -1,4 +1,6 @@
-"""Measures one model of a run on very many samples: what ``fewstep measure`` does, and how published figures are made (50,000 samples against stored statistics of the data)."""
+"""Measures one model of a run on very many samples: what ``fewstep measure`` does, and how
+published figures are made (50,000 samples against stored statistics of the data).
+"""
 
 from __future__ import annotations
 
@@ -49,10 +51,13 @@ def measure_many(
     workers: Workers | None = None,
     listeners: Sequence[Listener] = (),
 ) -> dict[str, Any]:
-    """What ``docs/metrics.md`` defines of ``samples`` samples, in the feature space of the run's recipe and the data's class proportions; also written to ``measured-MODEL-STEPS.json``.
+    """What ``docs/metrics.md`` defines of ``samples`` samples, in the feature space of the run's
+    recipe and the data's class proportions; also written to ``measured-MODEL-STEPS.json``.
 
-    ``metrics``: of ``METRICS``, all that the space allows unless given. ``reference``: a file of statistics for the Frechet distance (see ``load_reference``), the data's own unless
-    given. The result does not depend on the number of processes. Raises ``UserError`` for what a space cannot tell, and for a reference of another space.
+    ``metrics``: of ``METRICS``, all that the space allows unless given. ``reference``: a file of
+    statistics for the Frechet distance (see ``load_reference``), the data's own unless given. The
+    result does not depend on the number of processes. Raises ``UserError`` for what a space cannot
+    tell, and for a reference of another space.
     """
     folder, listener = RunFolder(Path(run)), Several(listeners)
     recipe = folder.read_distill_recipe()
@@ -71,19 +76,33 @@ def measure_many(
         real = crew.gather(Job(folder.path, "data", count), listener) if count else None
         generated = crew.gather(Job(folder.path, model, samples, steps), listener)
     against = stored if stored is not None else Reference(real.moments.statistics()) if real is not None else None
-    source = {"file": None if reference is None else str(reference), "count": None if against is None else against.statistics.count}
+    source = {
+        "file": None if reference is None else str(reference),
+        "count": None if against is None else against.statistics.count,
+    }
     if reference is not None:
         source |= {"sha256": content_digest(reference)}
     left_out = {name: why for name, why in lacking.items() if metrics is None}
     numbers = _numbers(wanted, generated, real, against, recipe.evaluation.seed, left_out)
-    described = {"model": model, "steps": steps, "samples": samples, "space": space.name, "reference": source, "origins": origins}
+    described = {
+        "model": model,
+        "steps": steps,
+        "samples": samples,
+        "space": space.name,
+        "reference": source,
+        "origins": origins,
+    }
     result = {**described, **numbers, **({"left_out": left_out} if left_out else {}), **said_of(data)}
     folder.write(folder.path / f"measured-{model}-{steps}.json", json.dumps(result, indent=2) + "\n", listener.say)
     return result
 
 
-def write_reference(run: Path | str, path: Path | str, workers: Workers | None = None, listeners: Sequence[Listener] = ()) -> Path:
-    """Writes the statistics of all of a run's data, in the feature space of its recipe, for ``reference`` of later measurements."""
+def write_reference(
+    run: Path | str, path: Path | str, workers: Workers | None = None, listeners: Sequence[Listener] = ()
+) -> Path:
+    """Writes the statistics of all of a run's data, in the feature space of its recipe, for
+    ``reference`` of later measurements.
+    """
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
     if recipe.data is None:
@@ -91,17 +110,25 @@ def write_reference(run: Path | str, path: Path | str, workers: Workers | None =
     data = recipe.data.open()
     announce(data, Several(listeners))
     if Path(path).suffix == ".npz":
-        raise UserError(f"{path}: reference statistics are written as safetensors; give the file another name, such as {Path(path).stem}.safetensors.")
+        raise UserError(
+            f"{path}: reference statistics are written as safetensors; give the file another name, such as "
+            f"{Path(path).stem}.safetensors."
+        )
     with Crew(workers or Workers()) as crew:
         gathered = crew.gather(Job(folder.path, "data", len(data)), Several(listeners))
     origins = origins_of(recipe, ("data", "evaluation"), data)
     with output(path):
-        save_reference(Path(path), Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins))
+        save_reference(
+            Path(path),
+            Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins),
+        )
     return Path(path)
 
 
 def _lacking(space: FeatureSpace, sampler: Sampler, data: Dataset | None, stored: bool) -> dict[str, str]:
-    """Why a metric cannot be measured, by its name, as far as that is known before anything is sampled."""
+    """Why a metric cannot be measured, by its name, as far as that is known before anything is
+    sampled.
+    """
     found: dict[str, str] = {}
     if data is None:
         found |= dict.fromkeys(("kid", "breadth"), "there is no data to compare with")
@@ -122,34 +149,59 @@ def _wanted(metrics: Collection[str] | None, lacking: Mapping[str, str]) -> tupl
         if name not in METRICS:
             raise UserError(f"--metric: there is no metric '{name}'; it must be one of {', '.join(METRICS)}.")
         if name in lacking:
-            raise UserError(f"--metric: '{name}' cannot be measured: {lacking[name]}; leave it out or set 'evaluation.features' in the run's recipe.")
+            raise UserError(
+                f"--metric: '{name}' cannot be measured: {lacking[name]}; leave it out or set "
+                "'evaluation.features' in the run's recipe."
+            )
     return tuple(name for name in METRICS if name in metrics)
 
 
 @torch.no_grad()
 def _stored(path: Path | str, space: FeatureSpace, look: SampleSpace, origins: Origins) -> Reference:
-    """The reference, checked before anything is sampled; its data may be others than the run's ``origins`` say."""
+    """The reference, checked before anything is sampled; its data may be others than the run's
+    ``origins`` say.
+    """
     found = load_reference(path)
     dimensions = space.extract(torch.full((1, *look.shape), look.low)).shape[1]
     if len(found.statistics.mean) != dimensions:
-        raise UserError(f"{path}: holds statistics of {len(found.statistics.mean)} features, this run measures {dimensions}; take both from one feature space.")
+        raise UserError(
+            f"{path}: holds statistics of {len(found.statistics.mean)} features, this run measures "
+            f"{dimensions}; take both from one feature space."
+        )
     if found.space not in (None, space.name):
-        raise UserError(f"{path}: holds statistics in the feature space '{found.space}', this run measures in '{space.name}'; write others by 'fewstep measure RUN --write-reference FILE'.")
+        raise UserError(
+            f"{path}: holds statistics in the feature space '{found.space}', this run measures in "
+            f"'{space.name}'; write others by 'fewstep measure RUN --write-reference FILE'."
+        )
     for key in (key for key in exchanged(found.origins, origins) if key != DATA):
-        why = f"holds statistics in the features of another network than '{key}' names now ({difference(key, found.origins, origins)})"
+        why = (
+            f"holds statistics in the features of another network than '{key}' names now "
+            f"({difference(key, found.origins, origins)})"
+        )
         raise UserError(f"{path}: {why}; write others by 'fewstep measure RUN --write-reference FILE'.")
     return found
 
 
 def _data_count(data: Dataset, wanted: tuple[str, ...], stored: bool) -> int:
-    """How many samples of the data are needed: all for its statistics, as many as are kept for scores that compare features, and none for the rest."""
+    """How many samples of the data are needed: all for its statistics, as many as are kept for
+    scores that compare features, and none for the rest.
+    """
     if "fd" in wanted and not stored:
         return len(data)
     return min(len(data), KEPT) if "kid" in wanted or "breadth" in wanted else 0
 
 
-def _numbers(wanted: tuple[str, ...], generated: Gathered, real: Gathered | None, reference: Reference | None, seed: int, left_out: dict[str, str]) -> dict[str, Any]:
-    """The figures that can be had; ``left_out`` takes the reasons of the others, none of which takes another along."""
+def _numbers(
+    wanted: tuple[str, ...],
+    generated: Gathered,
+    real: Gathered | None,
+    reference: Reference | None,
+    seed: int,
+    left_out: dict[str, str],
+) -> dict[str, Any]:
+    """The figures that can be had; ``left_out`` takes the reasons of the others, none of which
+    takes another along.
+    """
     makers: dict[str, Callable[[], dict[str, Any]]] = {
         "fd": lambda: _distance(generated, reference),
         "kid": lambda: _kernel(generated, real, seed),
@@ -174,7 +226,12 @@ def _distance(generated: Gathered, reference: Reference | None) -> dict[str, Any
 def _kernel(generated: Gathered, real: Gathered | None, seed: int) -> dict[str, Any]:
     assert real is not None
     size = min(KERNEL_SUBSET, len(real.kept), len(generated.kept))
-    return {"kid": {**asdict(kernel_distance(real.kept, generated.kept, size=size, key=Key(seed, "kernel-distance"))), "size": size}}
+    return {
+        "kid": {
+            **asdict(kernel_distance(real.kept, generated.kept, size=size, key=Key(seed, "kernel-distance"))),
+            "size": size,
+        }
+    }
 
 
 def _inception(generated: Gathered) -> dict[str, Any]:
@@ -188,7 +245,9 @@ def _accuracy(generated: Gathered) -> dict[str, Any]:
 
 
 def _breadth(generated: Gathered, real: Gathered | None, left_out: dict[str, str]) -> dict[str, float]:
-    """Neighbourhood scores (k = 5) and relative diversity of at most ``BREADTH_ROWS`` of each, as ``evaluate`` has them; either without the other where one cannot be had."""
+    """Neighbourhood scores (k = 5) and relative diversity of at most ``BREADTH_ROWS`` of each, as
+    ``evaluate`` has them; either without the other where one cannot be had.
+    """
     assert real is not None
     ours, theirs = (spaced(len(each.kept), BREADTH_ROWS) for each in (generated, real))
     labelled = generated.kept_labels is not None and real.kept_labels is not None

@@ -17,13 +17,23 @@ from fewstep.runs.plane import scatter_png
 from fewstep.system.files import write_bytes
 
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "BMP": {}}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+    "BMP": {},
+}
 
 
-def write_samples(path: Path, samples: Tensor, low: float, high: float, columns: int = 10, data: Tensor | None = None) -> None:
-    """Writes images (N, C, H, W) as a grid of enlarged tiles, or points (N, 2) as a scatter plot, over those of ``data`` (M, 2) if given; values in [low, high]."""
+def write_samples(
+    path: Path, samples: Tensor, low: float, high: float, columns: int = 10, data: Tensor | None = None
+) -> None:
+    """Writes images (N, C, H, W) as a grid of enlarged tiles, or points (N, 2) as a scatter plot,
+    over those of ``data`` (M, 2) if given; values in [low, high].
+    """
     check_picture(path)
-    write_picture(path, scatter_png(samples, low, high, data) if samples.ndim == 2 else _grid(samples, low, high, columns))
+    write_picture(
+        path, scatter_png(samples, low, high, data) if samples.ndim == 2 else _grid(samples, low, high, columns)
+    )
 
 
 def check_picture(path: Path) -> str:
@@ -49,7 +59,10 @@ def write_picture(path: Path, png: bytes) -> None:
         try:
             over_white(picture).save(stream, format=kind, **_OPTIONS[kind])
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: a picture of {picture.width} x {picture.height} pixels cannot be written as {kind} ({error}); give a name that ends in .png.") from error
+            raise UserError(
+                f"{path}: a picture of {picture.width} x {picture.height} pixels cannot be written as "
+                f"{kind} ({error}); give a name that ends in .png."
+            ) from error
     write_bytes(path, stream.getvalue())
 
 

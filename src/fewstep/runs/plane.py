@@ -1,4 +1,7 @@
-"""Pictures of a study in the plane (DisBack, App. E.2 and E.3): where the student's points are, and where the two scores point."""
+"""Pictures of a study in the plane (DisBack, App.
+
+E.2 and E.3): where the student's points are, and where the two scores point.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ GENERATED, DATA, ARROWS = "#0969da", "#cf222e", "#57606a"
 
 
 def scatter_png(samples: Tensor, low: float, high: float, data: Tensor | None = None) -> bytes:
-    """Points (N, 2) in blue, over the data's (M, 2) in red if given, within [low, high]^2 (Fig. 12)."""
+    """Points (N, 2) in blue, over the data's (M, 2) in red if given, within [low, high]^2 (Fig.
+    12).
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2, 3.2), dpi=100)
@@ -36,12 +41,22 @@ def scatter_png(samples: Tensor, low: float, high: float, data: Tensor | None = 
 
 
 @torch.no_grad()
-def write_directions(path: Path, scores: Sequence[tuple[str, Denoiser, Tensor, str]], sigma: float = 0.5, half_width: float = 6.0, points: int = 25) -> None:
-    """Writes a panel for each (title, denoiser, points (N, 2), colour): the score's direction and size at noise level ``sigma`` on an even grid (Fig. 13)."""
+def write_directions(
+    path: Path,
+    scores: Sequence[tuple[str, Denoiser, Tensor, str]],
+    sigma: float = 0.5,
+    half_width: float = 6.0,
+    points: int = 25,
+) -> None:
+    """Writes a panel for each (title, denoiser, points (N, 2), colour): the score's direction and
+    size at noise level ``sigma`` on an even grid (Fig. 13).
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(scores), 4.3), dpi=100, layout="constrained")
-    for axes, (title, denoiser, cloud, colour) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+    for axes, (title, denoiser, cloud, colour) in zip(
+        figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True
+    ):
         _draw_field(axes, denoiser, sigma, half_width, points)
         axes.scatter(cloud[:, 0], cloud[:, 1], s=2, alpha=0.4, linewidths=0, color=colour)
         axes.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width))
@@ -55,7 +70,8 @@ def _draw_field(axes: Axes, denoiser: Denoiser, sigma: float, half_width: float,
     x = torch.cartesian_prod(line, line)
     t = denoiser.schedule.time_at_sigma(sigma).expand(len(x))
     score = score_of(denoiser.schedule, denoiser(x.to(device_of(denoiser)), t).cpu(), x, t)
-    # Arrows as long as the fourth root of the score's size: directions stay readable where it is small.
+    # Arrows as long as the fourth root of the score's size: directions stay readable where it is
+    # small.
     size = score.norm(dim=1, keepdim=True)
     arrows = score / size.clamp(min=1e-9) * size.sqrt().sqrt()
     axes.quiver(x[:, 0], x[:, 1], arrows[:, 0], arrows[:, 1], color=ARROWS, width=0.003)

@@ -34,9 +34,11 @@ LARGEST = 1e6
 
 @dataclass(frozen=True, eq=False)
 class Sampler(abc.ABC):
-    """Called as ``sampler(n, seed=0, classes=None, steps=None) -> (n, *shape)`` in the data's range [``low``, ``high``]. Several processes share the work, and each gets all samples.
+    """Called as ``sampler(n, seed=0, classes=None, steps=None) -> (n, *shape)`` in the data's range
+    [``low``, ``high``]. Several processes share the work, and each gets all samples.
 
-    ``classes``: an int for all, ids (n,), or None for classes in turn (0, 1, 2, ...). ``steps``: ``usual_steps`` unless given. Sample i of a seed is the same whatever n is.
+    ``classes``: an int for all, ids (n,), or None for classes in turn (0, 1, 2, ...). ``steps``:
+    ``usual_steps`` unless given. Sample i of a seed is the same whatever n is.
     """
 
     low: float
@@ -44,7 +46,9 @@ class Sampler(abc.ABC):
 
     def __call__(self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int | None = None) -> Tensor:
         labels = labels_for(n, classes, self.classes)
-        return self.draw(Key(seed, "sample"), n, labels, self.usual_steps if steps is None else steps).clamp(self.low, self.high)
+        return self.draw(Key(seed, "sample"), n, labels, self.usual_steps if steps is None else steps).clamp(
+            self.low, self.high
+        )
 
     @property
     @abc.abstractmethod
@@ -68,15 +72,19 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
-        """Samples (n, *shape) of a place, made where the model is and given on the CPU, without gradient, not clamped; labels (n,) or None.
+        """Samples (n, *shape) of a place, made where the model is and given on the CPU, without
+        gradient, not clamped; labels (n,) or None.
 
-        They are the samples [start, start + n) of that place, whatever else is drawn: to rounding, and bit for bit where all parts begin at multiples of ``BATCH``.
+        They are the samples [start, start + n) of that place, whatever else is drawn: to rounding,
+        and bit for bit where all parts begin at multiples of ``BATCH``.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class StudentSampler(Sampler):
-    """As many steps as it was trained for unless told otherwise, by the jump it was trained for (see ``Sampling``)."""
+    """As many steps as it was trained for unless told otherwise, by the jump it was trained for
+    (see ``Sampling``).
+    """
 
     model: Denoiser | Generator
     prior: Prior
@@ -122,7 +130,9 @@ class StudentSampler(Sampler):
 
 @dataclass(frozen=True, eq=False)
 class TeacherSampler(Sampler):
-    """``steps`` steps (35 unless told otherwise) of the solver rule on the grid, from t_max, with the noise that ``churn`` adds at so many steps."""
+    """``steps`` steps (35 unless told otherwise) of the solver rule on the grid, from t_max, with
+    the noise that ``churn`` adds at so many steps.
+    """
 
     denoiser: Denoiser
     rule: Rule
@@ -150,7 +160,9 @@ class TeacherSampler(Sampler):
             rows = min(BATCH, n - first)
             noise = key.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
             condition = Condition(labels=None if labels is None else labels[first : first + rows]).to(device)
-            return solve_with_churn(self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, key, start + first, condition).cpu()
+            return solve_with_churn(
+                self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, key, start + first, condition
+            ).cpu()
 
         return torch.cat(deal(range(0, n, BATCH), block))
 
@@ -174,17 +186,25 @@ def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | Non
 
 
 def load(run: Path | str, guidance: float | None = None, device: DeviceName = "auto") -> StudentSampler:
-    """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale for a student that was conditioned on one, its usual one unless given.
+    """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale
+    for a student that was conditioned on one, its usual one unless given.
 
     It works on ``device``, a GPU where there is one unless told otherwise, wherever it was trained.
     """
     path = Path(run)
     path = RunFolder(path).student if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{run}: has no student.safetensors; the run may not have ended, or is a pretraining: go on with 'fewstep distill ... --resume'.")
+        raise UserError(
+            f"{run}: has no student.safetensors; the run may not have ended, or is a pretraining: go on "
+            "with 'fewstep distill ... --resume'."
+        )
     model, extra = load_model(path)
     try:
-        time, scale, (low, high) = _number(extra["prior"]["time"], 0), _number(extra["prior"]["scale"], 0), map(_number, extra["range"])
+        time, scale, (low, high) = (
+            _number(extra["prior"]["time"], 0),
+            _number(extra["prior"]["scale"], 0),
+            map(_number, extra["range"]),
+        )
         if not low < high:
             raise ValueError(f"a range from {low} to {high}")
         # A generator has no schedule; any serves for a prior of given scale.
@@ -195,7 +215,9 @@ def load(run: Path | str, guidance: float | None = None, device: DeviceName = "a
         if isinstance(model, Denoiser) and not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
             raise ValueError(f"a first time of {time}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: holds a model but not how to sample it ({error}); it is not a student's file.") from error
+        raise UserError(
+            f"{path}: holds a model but not how to sample it ({error}); it is not a student's file."
+        ) from error
     if guidance is not None:
         if sampling.guidance is None:
             raise UserError(f"{path}: this student was not conditioned on a guidance scale; leave the guidance out.")
@@ -211,7 +233,9 @@ def _number(value: Any, least: float = -LARGEST) -> float:
 
 
 def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "auto") -> TeacherSampler:
-    """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1; ``device`` as in ``load``."""
+    """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1;
+    ``device`` as in ``load``.
+    """
     recipe = RunFolder(Path(run)).read_distill_recipe()
     data = data_of(recipe.data)
     own = build_teacher(recipe.teacher, data)
@@ -226,20 +250,30 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
 
 
 def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:
-    """``{str(scale): {"teacher": ..., "student": ...}}``, the student where it was conditioned on a scale; raises ``UserError`` for a negative scale, or a teacher without classes."""
+    """``{str(scale): {"teacher": ..., "student": ...}}``, the student where it was conditioned on a
+    scale; raises ``UserError`` for a negative scale, or a teacher without classes.
+    """
     found: dict[str, dict[str, Sampler]] = {}
     for scale in scales:
         if not scale >= 0:
             raise UserError(f"--guidance: a guidance scale must be at least 0, got {scale}.")
-        found[str(float(scale))] = {"teacher": load_teacher(run, scale), **({} if student.sampling.guidance is None else {"student": load(run, scale)})}
+        found[str(float(scale))] = {
+            "teacher": load_teacher(run, scale),
+            **({} if student.sampling.guidance is None else {"student": load(run, scale)}),
+        }
     return found
 
 
 def load_guided(run: Path | str, guidance: float | None = None) -> StudentSampler:
-    """A run's student at a guidance scale; raises ``UserError`` where it was not conditioned on one, unless the scale is 1, which asks for nothing."""
+    """A run's student at a guidance scale; raises ``UserError`` where it was not conditioned on
+    one, unless the scale is 1, which asks for nothing.
+    """
     student = load(run)
     if guidance is None or (guidance == 1.0 and student.sampling.guidance is None):
         return student
     if student.sampling.guidance is None:
-        raise UserError("--guidance: only the teacher can be guided, since this student was not conditioned on a scale; add --teacher or leave it out.")
+        raise UserError(
+            "--guidance: only the teacher can be guided, since this student was not conditioned on a "
+            "scale; add --teacher or leave it out."
+        )
     return load(run, guidance)

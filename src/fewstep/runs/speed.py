@@ -25,7 +25,9 @@ class Curve(Protocol):
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """At a distance ``level``: the other run's ``steps`` over this run's, and its network ``evaluations``; None where either never reaches it, or does before its first step."""
+    """At a distance ``level``: the other run's ``steps`` over this run's, and its network
+    ``evaluations``; None where either never reaches it, or does before its first step.
+    """
 
     level: float
     steps: float | None
@@ -46,13 +48,23 @@ def _at(one: Curve, other: Curve, level: float) -> SpeedUp:
 
 
 DISBACK_SPEED_UPS: Mapping[str, float] = {"cifar10": 5.67, "ffhq64": 1.97, "imagenet64": 1.79}
-"""How many times faster DisBack converges than without its path (DisBack, Sec. 5.2 and Fig. 1), by the first part of the published networks' names; in the paper's iterations."""
+"""How many times faster DisBack converges than without its path (DisBack, Sec. 5.2 and Fig. 1), by
+the first part of the published networks' names; in the paper's iterations.
+"""
 
 
 def published_speed_up(one: Recipe, other: Recipe) -> float | None:
-    """The paper's factor of the first over the second: None unless they are DisBack and the same without its path, from a teacher of which the paper speaks, with a student of its shape."""
-    if not (isinstance(one, DistillRecipe) and isinstance(other, DistillRecipe)) or one.teacher != other.teacher or not isinstance(one.teacher, config.NvidiaTeacher):
+    """The paper's factor of the first over the second: None unless they are DisBack and the same
+    without its path, from a teacher of which the paper speaks, with a student of its shape.
+    """
+    if (
+        not (isinstance(one, DistillRecipe) and isinstance(other, DistillRecipe))
+        or one.teacher != other.teacher
+        or not isinstance(one.teacher, config.NvidiaTeacher)
+    ):
         return None
-    if (one.target.kind, other.target.kind) != ("backtracked", "fixed") or any(each.method.kind != "distribution-matching" or each.student.kind != "copy" for each in (one, other)):
+    if (one.target.kind, other.target.kind) != ("backtracked", "fixed") or any(
+        each.method.kind != "distribution-matching" or each.student.kind != "copy" for each in (one, other)
+    ):
         return None
     return DISBACK_SPEED_UPS.get(one.teacher.network.partition("-")[0])

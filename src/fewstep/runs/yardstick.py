@@ -1,4 +1,6 @@
-"""Whether the figures of runs may stand beside one another: taken in the same features and on the same data."""
+"""Whether the figures of runs may stand beside one another: taken in the same features and on the
+same data.
+"""
 
 from __future__ import annotations
 

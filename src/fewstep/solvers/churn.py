@@ -1,12 +1,16 @@
-r"""Noise that is added and taken away again at each step of a solver: the stochastic sampler of Karras et al. 2022 (Alg. 2).
+r"""Noise that is added and taken away again at each step of a solver: the stochastic sampler of
+Karras et al. 2022 (Alg. 2).
 
-In y = x / alpha over rho = sigma / alpha (see ``rule``), a step from t first goes up to the level of t^, and then takes the solver's step from there,
+In y = x / alpha over rho = sigma / alpha (see ``rule``), a step from t first goes up to the level
+of t^, and then takes the solver's step from there,
 
     rho(t^) = (1 + gamma) rho(t),    gamma = min(amount / steps, sqrt(2) - 1)  for  low <= rho(t) <= high, else 0,
     y^ = y + noise sqrt(rho(t^)^2 - rho(t)^2) eps,    eps ~ N(0, I).
 
-``amount``, ``low``, ``high`` and ``noise`` are the paper's S_churn, S_min, S_max and S_noise. eps is a function of a place, of t and of the sample's index, as every draw here, and no
-generator's next number. With gamma = 0 a step is the solver's own, bit for bit. Networks are called up to t_max only, so that t^ never lies above it; where alpha = 0 nothing is added.
+``amount``, ``low``, ``high`` and ``noise`` are the paper's S_churn, S_min, S_max and S_noise. eps
+is a function of a place, of t and of the sample's index, as every draw here, and no generator's
+next number. With gamma = 0 a step is the solver's own, bit for bit. Networks are called up to t_max
+only, so that t^ never lies above it; where alpha = 0 nothing is added.
 """
 
 from __future__ import annotations
@@ -48,7 +52,10 @@ class Churn(Value):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.high is not None and self.low > self.high:
-            raise Contradiction(f"'low' is {self.low:g} and 'high' {self.high:g}; the level from which noise is added must not lie above that up to which it is")
+            raise Contradiction(
+                f"'low' is {self.low:g} and 'high' {self.high:g}; the level from which noise is added must "
+                "not lie above that up to which it is"
+            )
 
     def at(self, steps: int) -> Churn:
         """What is added at the steps of a sampler of so many."""
@@ -76,14 +83,19 @@ def solve_with_churn(
     start: int = 0,
     condition: Condition | Tensor | None = None,
 ) -> Tensor:
-    """``solve`` with noise added at each step, drawn at ``key`` for the samples ``start`` ... of the global batch. It takes as many evaluations.
+    """``solve`` with noise added at each step, drawn at ``key`` for the samples ``start`` ... of
+    the global batch. It takes as many evaluations.
 
-    Raises ``UserError`` for a rule with memory, whose last step would not lead to where the next begins.
+    Raises ``UserError`` for a rule with memory, whose last step would not lead to where the next
+    begins.
     """
     if not churn.amount:
         return solve(rule, denoiser, x, times, condition)
     if rule.memory:
-        raise UserError(f"solver rule '{rule.name}' extrapolates from its last step, which churn moves away from: use 'euler' or 'heun', or a churn of 0.")
+        raise UserError(
+            f"solver rule '{rule.name}' extrapolates from its last step, which churn moves away from: use "
+            "'euler' or 'heun', or a churn of 0."
+        )
     schedule, steps = denoiser.schedule, len(times) - 1
     for t, s in pairwise(times):
         above = churn.lifted_time(schedule, t, steps)

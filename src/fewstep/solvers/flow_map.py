@@ -21,24 +21,32 @@ class FlowMap(abc.ABC):
     """Called as ``flow_map(x (B, *D) at t, t, s, condition) -> x at s``, for scalar times."""
 
     @abc.abstractmethod
-    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
         """See the class's docstring."""
 
     def at(self, key: Key, start: int = 0) -> FlowMap:
-        """The same map with what it draws bound to a place, for samples ``start`` ... of the global batch; itself, for a map that draws nothing."""
+        """The same map with what it draws bound to a place, for samples ``start`` ... of the global
+        batch; itself, for a map that draws nothing.
+        """
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Solver(FlowMap):
-    """A solver rule bound to a denoiser: ``steps`` steps on a grid between the two times; to s = 0 the grid ends at t_min before the last step."""
+    """A solver rule bound to a denoiser: ``steps`` steps on a grid between the two times; to s = 0
+    the grid ends at t_min before the last step.
+    """
 
     denoiser: Denoiser
     steps: int
     rule: Rule = EULER
     grid: Grid = field(default_factory=RhoGrid)
 
-    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
         times = self._times(self.denoiser.schedule, float(t), float(s))
         return solve(self.rule, self.denoiser, x, times, condition)
 
@@ -50,7 +58,8 @@ class Solver(FlowMap):
 
 @dataclass(frozen=True, eq=False)
 class Renoise(FlowMap):
-    """A few-step student: jumps to its estimate of x_0 and noises it to s (multistep sampling of consistency models, Song et al. 2023, Alg. 1).
+    """A few-step student: jumps to its estimate of x_0 and noises it to s (multistep sampling of
+    consistency models, Song et al. 2023, Alg. 1).
 
     The noise of the jump to s is a function of ``key`` and of s, from sample ``start`` on.
     """
@@ -60,7 +69,9 @@ class Renoise(FlowMap):
     key: Key
     start: int = 0
 
-    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
         x0 = self.model(x, as_time(t).expand(len(x)), condition)
         if float(s) == 0:
             return x0

@@ -1,4 +1,6 @@
-"""A flow map of one schedule as that of another, where both start from pure noise: what couples a flow's noise with a teacher's samples."""
+"""A flow map of one schedule as that of another, where both start from pure noise: what couples a
+flow's noise with a teacher's samples.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from fewstep.solvers.flow_map import FlowMap
 
 @dataclass(frozen=True, eq=False)
 class Rescaled(FlowMap):
-    """Takes unit noise at t = 1 to t = 0 by taking ``scale`` times it through ``flow_map`` from ``time`` (KarrasVE: sigma_max, 1). Raises ``UserError`` for any other jump."""
+    """Takes unit noise at t = 1 to t = 0 by taking ``scale`` times it through ``flow_map`` from
+    ``time`` (KarrasVE: sigma_max, 1). Raises ``UserError`` for any other jump.
+    """
 
     flow_map: FlowMap
     scale: float
@@ -24,7 +28,11 @@ class Rescaled(FlowMap):
         """The same, its map bound to a place."""
         return replace(self, flow_map=self.flow_map.at(key, start))
 
-    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
         if float(t) != 1 or float(s) != 0:
-            raise UserError(f"a rescaled flow map goes from t = 1 to t = 0 only, not from {float(t):g} to {float(s):g}.")
+            raise UserError(
+                f"a rescaled flow map goes from t = 1 to t = 0 only, not from {float(t):g} to {float(s):g}."
+            )
         return self.flow_map(self.scale * x, self.time, 0.0, condition)

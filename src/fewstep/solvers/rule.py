@@ -1,13 +1,17 @@
 r"""Solvers of the probability-flow ODE as data, and the one loop that runs them.
 
-With y = x / alpha and rho = sigma / alpha, every schedule has the same ODE (Karras et al. 2022, Eq. 81; Song et al. 2021a, Eq. 14):
+With y = x / alpha and rho = sigma / alpha, every schedule has the same ODE (Karras et al. 2022, Eq.
+81; Song et al. 2021a, Eq. 14):
 
     dy / drho = (y - D(x, t)) / rho.
 
-- ``EULER``: y += (rho_s - rho_t) slope, which in x is DDIM: x_s = alpha_s D + sigma_s / sigma_t (x - alpha_t D).
-- ``HEUN``: a second slope at the predicted point, the two averaged (Karras et al. 2022, Alg. 1). A step that ends at t = 0 or begins where alpha = 0 is a DDIM step.
-- ``DPM2M``: DDIM with D extrapolated in lambda = -log rho from this step's and the last one's, D + (D - D_last) h / (2 h_last) (Lu et al. 2022b,
-  DPM-Solver++(2M)); its first step and a step to t = 0 are DDIM steps.
+- ``EULER``: y += (rho_s - rho_t) slope, which in x is DDIM: x_s = alpha_s D + sigma_s / sigma_t (x
+  - alpha_t D).
+- ``HEUN``: a second slope at the predicted point, the two averaged (Karras et al. 2022, Alg. 1). A
+  step that ends at t = 0 or begins where alpha = 0 is a DDIM step.
+- ``DPM2M``: DDIM with D extrapolated in lambda = -log rho from this step's and the last one's, D +
+  (D - D_last) h / (2 h_last) (Lu et al. 2022b, DPM-Solver++(2M)); its first step and a step to t =
+  0 are DDIM steps.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from fewstep.schedule import Schedule
 
 @dataclass(frozen=True)
 class Rule:
-    """``slopes``: the weights of the slopes at the step's start and, if there are two, at its predicted end. ``memory``: extrapolates D from the last step."""
+    """``slopes``: the weights of the slopes at the step's start and, if there are two, at its
+    predicted end. ``memory``: extrapolates D from the last step.
+    """
 
     name: str
     order: int
@@ -40,7 +46,9 @@ class Rule:
             raise UserError(f"solver rule '{self.name}': a rule with memory has one slope.")
 
     def evaluations(self, steps: int) -> int:
-        """Network evaluations of ``steps`` steps down to t = 0, where the last is always a DDIM step."""
+        """Network evaluations of ``steps`` steps down to t = 0, where the last is always a DDIM
+        step.
+        """
         return len(self.slopes) * (steps - 1) + 1
 
 
@@ -50,8 +58,11 @@ DPM2M = Rule("dpm2m", 2, memory=True)
 RULES = {rule.name: rule for rule in (EULER, HEUN, DPM2M)}
 
 
-def solve(rule: Rule, denoiser: Denoiser, x: Tensor, times: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-    """Carries x (B, *D) from ``times[0]`` to ``times[-1]`` through decreasing (or, for inversion, increasing) times (N + 1,), float64.
+def solve(
+    rule: Rule, denoiser: Denoiser, x: Tensor, times: Tensor, condition: Condition | Tensor | None = None
+) -> Tensor:
+    """Carries x (B, *D) from ``times[0]`` to ``times[-1]`` through decreasing (or, for inversion,
+    increasing) times (N + 1,), float64.
 
     A step may end at t = 0, where x is the clean sample; none may begin there.
     """
@@ -74,14 +85,18 @@ def ddim_step(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -
     return float(schedule.alpha(s)) * x0 + ratio * (x - float(schedule.alpha(t)) * x0)
 
 
-def _corrected(rule: Rule, schedule: Schedule, x: Tensor, x0: Tensor, end: Tensor, end_x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def _corrected(
+    rule: Rule, schedule: Schedule, x: Tensor, x0: Tensor, end: Tensor, end_x0: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
     alpha, end_alpha = float(schedule.alpha(t)), float(schedule.alpha(s))
     rho, end_rho = float(schedule.rho(t)), float(schedule.rho(s))
     slope = rule.slopes[0] * (x / alpha - x0) / rho + rule.slopes[1] * (end / end_alpha - end_x0) / end_rho
     return end_alpha * (x / alpha + (end_rho - rho) * slope)
 
 
-def _extrapolated(schedule: Schedule, x0: Tensor, t: Tensor, s: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+def _extrapolated(
+    schedule: Schedule, x0: Tensor, t: Tensor, s: Tensor, previous: tuple[Tensor, Tensor] | None
+) -> Tensor:
     if previous is None or float(s) == 0:
         return x0
     before, last_x0 = previous

@@ -1,4 +1,7 @@
-"""How a few-step student makes samples: by which jump, along which times. Plain values, so that a student's file can carry them."""
+"""How a few-step student makes samples: by which jump, along which times.
+
+Plain values, so that a student's file can carry them.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,12 @@ MOST_STEPS = 10_000
 
 @dataclass(frozen=True)
 class Sampling:
-    """``jump``: ``renoise`` (to the estimate of x_0, and noised again: consistency models, DMD2), ``ddim`` (deterministic: progressive distillation, flows) or ``gamma`` (trajectory
-    models; ``gamma`` in [0, 1]). ``grid``: of the nested times; ``steps``: how many unless told otherwise; ``guidance``: the scale given to a student that was conditioned on it.
-    ``rule``: the solver of whole samples for ``ddim``, ``euler`` (DDIM itself) or ``dpm2m``, as DDIL samples its students (App. A).
+    """``jump``: ``renoise`` (to the estimate of x_0, and noised again: consistency models, DMD2),
+    ``ddim`` (deterministic: progressive distillation, flows) or ``gamma`` (trajectory models;
+    ``gamma`` in [0, 1]). ``grid``: of the nested times; ``steps``: how many unless told otherwise;
+    ``guidance``: the scale given to a student that was conditioned on it. ``rule``: the solver of
+    whole samples for ``ddim``, ``euler`` (DDIM itself) or ``dpm2m``, as DDIL samples its students
+    (App. A).
     """
 
     jump: str = "renoise"
@@ -43,15 +49,24 @@ class Sampling:
     rule: str = "euler"
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or self.steps > MOST_STEPS or not all(type(value) in (int, float, NoneType) for value in (self.gamma, self.guidance)):
+        if (
+            type(self.steps) is not int
+            or self.steps > MOST_STEPS
+            or not all(type(value) in (int, float, NoneType) for value in (self.gamma, self.guidance))
+        ):
             raise UserError(
-                f"sampling: 'steps' must be a whole number up to {MOST_STEPS:,}, 'gamma' and 'guidance' numbers, got {self.steps!r:.40}, {self.gamma!r:.40} and {self.guidance!r:.40}."
+                f"sampling: 'steps' must be a whole number up to {MOST_STEPS:,}, 'gamma' and 'guidance' "
+                f"numbers, got {self.steps!r:.40}, {self.gamma!r:.40} and {self.guidance!r:.40}."
             )
         if self.rule not in ("euler", "dpm2m") or (self.rule != "euler" and self.jump != "ddim"):
-            raise UserError(f"sampling: 'rule' must be 'euler', or 'dpm2m' with the jump 'ddim', got '{self.rule}' with '{self.jump}'.")
+            raise UserError(
+                f"sampling: 'rule' must be 'euler', or 'dpm2m' with the jump 'ddim', got '{self.rule}' with "
+                f"'{self.jump}'."
+            )
         if self.jump not in _JUMPS or self.grid not in GRIDS or self.steps < 1 or not 0 <= self.gamma <= 1:
             raise UserError(
-                f"sampling: 'jump' must be one of {', '.join(_JUMPS)}, 'grid' one of {', '.join(GRIDS)}, 'steps' at least 1 and 'gamma' in [0, 1], "
+                f"sampling: 'jump' must be one of {', '.join(_JUMPS)}, 'grid' one of {', '.join(GRIDS)}, "
+                "'steps' at least 1 and 'gamma' in [0, 1], "
                 f"got {self.jump}, {self.grid}, {self.steps} and {self.gamma}."
             )
 
@@ -59,8 +74,12 @@ class Sampling:
         """The student as a flow map."""
         return _JUMPS[self.jump](model, schedule, self)
 
-    def sample(self, model: nn.Module, key: Key, start: int, state: tuple[Tensor, Condition], schedule: Schedule, times: Tensor) -> Tensor:
-        """x_0 (B, *D), not clamped, from a start (x, condition) at ``times[0]``; noise is a function of the place, from sample ``start`` of it on."""
+    def sample(
+        self, model: nn.Module, key: Key, start: int, state: tuple[Tensor, Condition], schedule: Schedule, times: Tensor
+    ) -> Tensor:
+        """x_0 (B, *D), not clamped, from a start (x, condition) at ``times[0]``; noise is a
+        function of the place, from sample ``start`` of it on.
+        """
         x, condition = state
         if self.rule != "euler":
             assert isinstance(model, Denoiser)
@@ -71,11 +90,15 @@ class Sampling:
         return x
 
     def times(self, schedule: Schedule, first: float, steps: int | None = None) -> Tensor:
-        """Decreasing times (steps + 1,) from ``first`` to 0; the grid of N / 2 steps is every second point of the grid of N."""
+        """Decreasing times (steps + 1,) from ``first`` to 0; the grid of N / 2 steps is every
+        second point of the grid of N.
+        """
         return nested_times(GRIDS[self.grid], schedule, first, self.steps if steps is None else steps)
 
     def condition(self, condition: Condition, x: Tensor) -> Condition:
-        """The condition of the samples x (B, *D) with the guidance scale, for a student that was conditioned on one."""
+        """The condition of the samples x (B, *D) with the guidance scale, for a student that was
+        conditioned on one.
+        """
         if self.guidance is None:
             return condition
         return dataclasses.replace(condition, guidance=torch.full((len(x),), self.guidance, device=x.device))

@@ -1,10 +1,13 @@
-r"""One step of a solver for times of each sample's own: what a distillation's teacher does, when every sample stands at another time.
+r"""One step of a solver for times of each sample's own: what a distillation's teacher does, when
+every sample stands at another time.
 
-Euler is ``ddim_between``. Heun, in y = x / alpha over rho = sigma / alpha (see ``rule``), adds to Euler's end the change of the slope eps = (x - alpha D) / sigma over the step,
+Euler is ``ddim_between``. Heun, in y = x / alpha over rho = sigma / alpha (see ``rule``), adds to
+Euler's end the change of the slope eps = (x - alpha D) / sigma over the step,
 
     x_s = x_euler + w_2 alpha_s (rho_s - rho_t) (eps_s - eps_t),
 
-w_2 the second slope's weight. A step to s = 0 or from alpha_t = 0 is a DDIM step, and so is that sample's row here.
+w_2 the second slope's weight. A step to s = 0 or from alpha_t = 0 is a DDIM step, and so is that
+sample's row here.
 """
 
 from __future__ import annotations
@@ -22,13 +25,25 @@ from fewstep.solvers.rule import Rule
 __all__ = ["ddim_between", "teacher_step", "x0_of_transition"]
 
 
-def teacher_step(rule: Rule, denoiser: Denoiser, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None) -> Tensor:
-    """x_s (B, *D) from x (B, *D) at t > 0, by one step to s >= 0, each (B,) or (). Raises ``UserError`` for a rule with memory, which needs more than one step.
+def teacher_step(
+    rule: Rule,
+    denoiser: Denoiser,
+    x: Tensor,
+    t: Tensor | float,
+    s: Tensor | float,
+    condition: Condition | Tensor | None = None,
+) -> Tensor:
+    """x_s (B, *D) from x (B, *D) at t > 0, by one step to s >= 0, each (B,) or ().
+
+    Raises ``UserError`` for a rule with memory, which needs more than one step.
 
     As ``solve`` with the times (t, s), sample by sample.
     """
     if rule.memory:
-        raise UserError(f"solver rule '{rule.name}' extrapolates from the last step, and a teacher's single step has none before it: use 'euler' or 'heun'.")
+        raise UserError(
+            f"solver rule '{rule.name}' extrapolates from the last step, and a teacher's single step has "
+            "none before it: use 'euler' or 'heun'."
+        )
     schedule = denoiser.schedule
     t, s = as_time(t).expand(len(x)), as_time(s).expand(len(x))
     x0 = denoiser(x, t, condition)
@@ -39,6 +54,8 @@ def teacher_step(rule: Rule, denoiser: Denoiser, x: Tensor, t: Tensor | float, s
     # Rows without a correction get a gain of 0 and a harmless time, not an infinite one.
     later = torch.where(s > 0, s, schedule.t_min)
     slope = (x - expand(schedule.alpha(t), x) * x0) / expand(schedule.sigma(t), x)
-    end_slope = (end - expand(schedule.alpha(later), x) * denoiser(end, later, condition)) / expand(schedule.sigma(later), x)
+    end_slope = (end - expand(schedule.alpha(later), x) * denoiser(end, later, condition)) / expand(
+        schedule.sigma(later), x
+    )
     gain = torch.where(corrected, rule.slopes[1] * schedule.alpha(s) * (schedule.rho(s) - schedule.rho(t)), 0.0)
     return end + expand(gain, x) * (end_slope - slope)

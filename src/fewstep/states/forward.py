@@ -19,7 +19,8 @@ from fewstep.times import TimeDistribution
 class ForwardDiffusion(States):
     """x_t = alpha x_0 + sigma eps, x_0 drawn from ``data`` with replacement, t from ``times``.
 
-    Each label is dropped (set to -1) with probability ``label_dropout`` in [0, 1], so that the network also learns the unconditional estimate which guidance needs.
+    Each label is dropped (set to -1) with probability ``label_dropout`` in [0, 1], so that the
+    network also learns the unconditional estimate which guidance needs.
     """
 
     data: Dataset
@@ -45,7 +46,9 @@ class ForwardDiffusion(States):
 
 @dataclass(frozen=True)
 class Started(States):
-    """The states of ``source``, but at the time of ``prior`` the prior's noise in the place of their x, with their conditions. x0 and noise are None, since they no longer belong to all."""
+    """The states of ``source``, but at the time of ``prior`` the prior's noise in the place of
+    their x, with their conditions. x0 and noise are None, since they no longer belong to all.
+    """
 
     source: States
     prior: Prior

@@ -1,6 +1,7 @@
 r"""A few-step student's own samples: what a fake score learns, and what a critic calls generated.
 
-Backward simulation (Yin et al. 2024b, DMD2, Sec. 4.4): the student is run along all of its times, down to t = 0, from noise, as at inference.
+Backward simulation (Yin et al. 2024b, DMD2, Sec. 4.4): the student is run along all of its times,
+down to t = 0, from noise, as at inference.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from fewstep.states.step import Step
 
 @dataclass(frozen=True)
 class Generated(States):
-    """``prior``'s noise carried along all of ``times`` to 0 by ``flow_map`` (bound to the step's place): State(x = x0, t = 0, the prior's condition, x0).
+    """``prior``'s noise carried along all of ``times`` to 0 by ``flow_map`` (bound to the step's
+    place): State(x = x0, t = 0, the prior's condition, x0).
 
-    These states are clean: noise them before a network sees them. Raises ``UserError`` for times that do not decrease from the prior's time to 0.
+    These states are clean: noise them before a network sees them. Raises ``UserError`` for times
+    that do not decrease from the prior's time to 0.
     """
 
     flow_map: FlowMap
@@ -31,7 +34,9 @@ class Generated(States):
     def __post_init__(self) -> None:
         check_trajectory("generated samples", self.prior, self.times)
         if self.times[-1] != 0 or len(self.times) == 1:
-            raise UserError(f"generated samples: the times must end at 0, got {self.times}; use Rollout for states on the way.")
+            raise UserError(
+                f"generated samples: the times must end at 0, got {self.times}; use Rollout for states on the way."
+            )
 
     @torch.no_grad()
     def draw(self, step: Step) -> State:

@@ -1,8 +1,9 @@
 r"""States with a guidance scale, for students that take the scale as an input.
 
-Meng et al. 2023 ("On Distillation of Guided Diffusion Models", Sec. 3.1) distil classifier-free guidance into one network that is told the scale w, drawn uniformly from
-[w_min, w_max] for each sample; latent consistency models do the same with w in [2, 14] (Luo et al. 2023). Both count (1 + w) conditional - w null: their w
-is this library's less 1, so that their range is [3, 15] here.
+Meng et al. 2023 ("On Distillation of Guided Diffusion Models", Sec. 3.1) distil classifier-free
+guidance into one network that is told the scale w, drawn uniformly from [w_min, w_max] for each
+sample; latent consistency models do the same with w in [2, 14] (Luo et al. 2023). Both count (1 +
+w) conditional - w null: their w is this library's less 1, so that their range is [3, 15] here.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from fewstep.states.step import Step
 
 @dataclass(frozen=True)
 class WithGuidance(States):
-    """The states of ``source``, whose conditions get a ``guidance`` (B,) float32, uniform in [``low``, ``high``].
+    """The states of ``source``, whose conditions get a ``guidance`` (B,) float32, uniform in
+    [``low``, ``high``].
 
-    Sample i's scale is the same whichever source it is put on, so that a mixture's parts agree. Raises ``UserError`` for bounds that are not finite or out of order, and at the
-    draw for a source whose condition has a scale already.
+    Sample i's scale is the same whichever source it is put on, so that a mixture's parts agree.
+    Raises ``UserError`` for bounds that are not finite or out of order, and at the draw for a
+    source whose condition has a scale already.
     """
 
     source: States

@@ -1,8 +1,10 @@
 r"""Mixtures of states: DDIL's three sources (Garrepalli et al. 2024, Alg. 1).
 
-A training state comes from forward diffusion of data, from the student's backward trajectory, or from the teacher's, with probabilities beta that change over training.
-``Mixture`` decides for each sample, so that every batch has something of each source; ``PerBatch`` for the whole batch, as the paper's listing does (with sums of beta as bounds,
-see ``weights``). ``State.origin`` says where a sample is from.
+A training state comes from forward diffusion of data, from the student's backward trajectory, or
+from the teacher's, with probabilities beta that change over training. ``Mixture`` decides for each
+sample, so that every batch has something of each source; ``PerBatch`` for the whole batch, as the
+paper's listing does (with sums of beta as bounds, see ``weights``). ``State.origin`` says where a
+sample is from.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ _OPTIONAL = ("x0", "noise")
 
 @dataclass(frozen=True, eq=False)
 class Mixture(States):
-    """Each sample is from one of ``sources``, chosen by its own uniform number with the probabilities ``weights`` of the place's step.
+    """Each sample is from one of ``sources``, chosen by its own uniform number with the
+    probabilities ``weights`` of the place's step.
 
-    Every source of weight > 0 draws the whole batch and the samples that are its own are kept: wasteful, but a sample is a function of its index, whatever the others are, and all
-    processes call the same networks equally often. x0 and noise are kept where all of those sources have them, else None; ``origin`` is the index in the order of ``sources``.
-    Raises ``UserError`` for weights over other names, for a mixture of the same names directly within (its choices would be this one's), and at the draw for sources whose
-    conditions carry different fields or whose samples differ in shape.
+    Every source of weight > 0 draws the whole batch and the samples that are its own are kept:
+    wasteful, but a sample is a function of its index, whatever the others are, and all processes
+    call the same networks equally often. x0 and noise are kept where all of those sources have
+    them, else None; ``origin`` is the index in the order of ``sources``. Raises ``UserError`` for
+    weights over other names, for a mixture of the same names directly within (its choices would be
+    this one's), and at the draw for sources whose conditions carry different fields or whose
+    samples differ in shape.
     """
 
     sources: Mapping[str, States]
@@ -39,7 +45,10 @@ class Mixture(States):
         check_names("mixture", self.sources, self.weights)
         for name, source in self.sources.items():
             if isinstance(source, Mixture) and set(source.sources) == set(self.sources):
-                raise UserError(f"mixture: its source '{name}' is a mixture over the same names, whose choices would not be independent; rename the inner sources.")
+                raise UserError(
+                    f"mixture: its source '{name}' is a mixture over the same names, whose choices would "
+                    "not be independent; rename the inner sources."
+                )
 
     @property
     def ahead(self) -> bool:
@@ -56,9 +65,11 @@ class Mixture(States):
 
 @dataclass(frozen=True, eq=False)
 class PerBatch(States):
-    """The whole batch is from one of ``sources``, chosen by one uniform number with the probabilities ``weights`` of the place's step; only that source is drawn.
+    """The whole batch is from one of ``sources``, chosen by one uniform number with the
+    probabilities ``weights`` of the place's step; only that source is drawn.
 
-    ``origin`` is the index in the order of ``sources``. Raises ``UserError`` for weights over other names.
+    ``origin`` is the index in the order of ``sources``. Raises ``UserError`` for weights over other
+    names.
     """
 
     sources: Mapping[str, States]
@@ -102,7 +113,13 @@ def _joined(names: list[str], drawn: Mapping[str, dict[str, Tensor]], origin: Te
 
 
 def _check_alike(first: str, ours: Mapping[str, Tensor], name: str, theirs: Mapping[str, Tensor]) -> None:
-    required = [{key: value.shape[1:] for key, value in tensors.items() if key not in (*_OPTIONAL, "origin")} for tensors in (ours, theirs)]
+    required = [
+        {key: value.shape[1:] for key, value in tensors.items() if key not in (*_OPTIONAL, "origin")}
+        for tensors in (ours, theirs)
+    ]
     differing = sorted(key for key in {**required[0], **required[1]} if required[0].get(key) != required[1].get(key))
     if differing:
-        raise UserError(f"mixture: the sources '{first}' and '{name}' differ in {', '.join(differing)}; all must carry the same fields, of the same shapes.")
+        raise UserError(
+            f"mixture: the sources '{first}' and '{name}' differ in {', '.join(differing)}; all must carry "
+            "the same fields, of the same shapes."
+        )

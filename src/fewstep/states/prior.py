@@ -18,7 +18,8 @@ from fewstep.states.step import Step
 class Prior(States):
     """x = scale z, z ~ N(0, I), labelled ``time``; classes uniform in [0, classes), none for 0.
 
-    ``scale`` defaults to sigma(time) for variance exploding and to 1 otherwise (EDM students: sigma z; SDXL students: unit noise labelled t = 0.4).
+    ``scale`` defaults to sigma(time) for variance exploding and to 1 otherwise (EDM students: sigma
+    z; SDXL students: unit noise labelled t = 0.4).
     """
 
     schedule: Schedule
@@ -43,7 +44,9 @@ class Prior(States):
         return self.at(step.key, "prior", step.rows, labels, step.start).to(step.device)
 
     def at(self, key: Key, purpose: str, rows: int, labels: Tensor | None, start: int = 0) -> State:
-        """States with the given classes (rows,) or None, from the noise of a place and purpose, on the CPU."""
+        """States with the given classes (rows,) or None, from the noise of a place and purpose, on
+        the CPU.
+        """
         noise = key.normal(purpose, (rows, *self.shape), start)
         times = torch.full((rows,), float(self.time), dtype=torch.float64)
         return State(self.std * noise, times, Condition(labels=labels), noise=noise)

@@ -1,15 +1,19 @@
 r"""States on a model's own trajectory: what it meets when it is sampled from.
 
-A student that is trained on forward diffusion only sees, when sampled from, states that its own errors have moved: covariate shift. DDIL therefore trains on backward
-trajectories (Garrepalli et al. 2024, Alg. 1, "student backward" and "teacher backward"): from the prior's x at t_0 a flow map goes
+A student that is trained on forward diffusion only sees, when sampled from, states that its own
+errors have moved: covariate shift. DDIL therefore trains on backward trajectories (Garrepalli et
+al. 2024, Alg. 1, "student backward" and "teacher backward"): from the prior's x at t_0 a flow map
+goes
 
     x_{k+1} = map(x_k, t_k, t_{k+1}),    t_0 > t_1 > ...,
 
-and each sample stops at its own index k, drawn uniformly. With latent consistency models the number of steps is itself drawn (3, 4 or 5); with DMD2 there may be one stop, t = 0.5.
-Alg. 1 as printed stops a batch at any time T_s: at the times above T_s, then at T_s itself (``OpenRollout``). A trajectory costs as many evaluations whether one of its states
-is kept or all are: what collects states (``Dagger``) may take all, by ``trajectories``.
-A state at t = 0 cannot be trained on, so rollouts never jump there; this also spares a ``Solver`` of several steps its last jump, whose inner points are not the nested grid's
-(``Grid.times`` goes through t_min).
+and each sample stops at its own index k, drawn uniformly. With latent consistency models the number
+of steps is itself drawn (3, 4 or 5); with DMD2 there may be one stop, t = 0.5. Alg. 1 as printed
+stops a batch at any time T_s: at the times above T_s, then at T_s itself (``OpenRollout``). A
+trajectory costs as many evaluations whether one of its states is kept or all are: what collects
+states (``Dagger``) may take all, by ``trajectories``. A state at t = 0 cannot be trained on, so
+rollouts never jump there; this also spares a ``Solver`` of several steps its last jump, whose inner
+points are not the nested grid's (``Grid.times`` goes through t_min).
 """
 
 from __future__ import annotations
@@ -33,23 +37,33 @@ from fewstep.times import TimeDistribution
 
 
 def check_trajectory(what: str, prior: States, times: tuple[float, ...]) -> None:
-    """Raises ``UserError`` unless ``times`` decrease, are >= 0, and begin at the time of ``prior``: a ``Prior``, or one with guidance."""
+    """Raises ``UserError`` unless ``times`` decrease, are >= 0, and begin at the time of ``prior``:
+    a ``Prior``, or one with guidance.
+    """
     source = prior.source if isinstance(prior, WithGuidance) else prior
     if not isinstance(source, Prior):
-        raise UserError(f"{what}: a trajectory starts at a Prior (or WithGuidance around one), got {type(source).__name__}.")
+        raise UserError(
+            f"{what}: a trajectory starts at a Prior (or WithGuidance around one), got {type(source).__name__}."
+        )
     if not times or times[-1] < 0 or any(s >= t for t, s in pairwise(times)):
         raise UserError(f"{what}: the times must decrease and be at least 0, got {times}.")
     if times[0] != source.time:
-        raise UserError(f"{what}: the first time {times[0]} is not the prior's time {source.time}; begin the times there.")
+        raise UserError(
+            f"{what}: the first time {times[0]} is not the prior's time {source.time}; begin the times there."
+        )
 
 
 @dataclass(frozen=True)
 class Rollout(States):
-    """``prior``'s noise carried along ``times`` by ``flow_map`` (bound to the step's place), each sample to one of ``stops``.
+    """``prior``'s noise carried along ``times`` by ``flow_map`` (bound to the step's place), each
+    sample to one of ``stops``.
 
-    ``stops``: indices into ``times``, drawn from uniformly; all whose time is above 0, unless given. Index 0 is the prior itself. The whole batch goes to the last stop, so that
-    every process calls the same networks equally often; a sample keeps its x of when it arrived. The State has the times reached and the prior's condition; x0 and noise are None.
-    Raises ``UserError`` for times that do not decrease from the prior's time, and for stops that are no index or lie at t = 0.
+    ``stops``: indices into ``times``, drawn from uniformly; all whose time is above 0, unless
+    given. Index 0 is the prior itself. The whole batch goes to the last stop, so that every process
+    calls the same networks equally often; a sample keeps its x of when it arrived. The State has
+    the times reached and the prior's condition; x0 and noise are None. Raises ``UserError`` for
+    times that do not decrease from the prior's time, and for stops that are no index or lie at t =
+    0.
     """
 
     flow_map: FlowMap
@@ -60,8 +74,15 @@ class Rollout(States):
     def __post_init__(self) -> None:
         check_trajectory("rollout", self.prior, self.times)
         stops = self.indices
-        if not stops or len(set(stops)) != len(stops) or any(not 0 <= stop < len(self.times) or self.times[stop] == 0 for stop in stops):
-            raise UserError(f"rollout: stops must be different indices of times above 0 (no network is trained at 0), got {stops} for times {self.times}.")
+        if (
+            not stops
+            or len(set(stops)) != len(stops)
+            or any(not 0 <= stop < len(self.times) or self.times[stop] == 0 for stop in stops)
+        ):
+            raise UserError(
+                "rollout: stops must be different indices of times above 0 (no network is trained at 0), "
+                f"got {stops} for times {self.times}."
+            )
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -80,12 +101,15 @@ class Rollout(States):
     def trajectories(self, step: Step) -> State:
         begin, stops = step.state(self.prior), sorted(self.indices)
         passed = list(_passed(step, self.flow_map, begin, self.times[: stops[-1] + 1]))
-        return _one_after_another([passed[stop] for stop in stops], [self.times[stop] for stop in stops], begin.condition)
+        return _one_after_another(
+            [passed[stop] for stop in stops], [self.times[stop] for stop in stops], begin.condition
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class OpenRollout(States):
-    """``prior``'s noise carried by ``flow_map`` along those of ``times`` that lie above a time T_s, and then to T_s (DDIL, Alg. 1).
+    """``prior``'s noise carried by ``flow_map`` along those of ``times`` that lie above a time T_s,
+    and then to T_s (DDIL, Alg. 1).
 
     T_s is from ``stops`` under ``schedule``, and the same for the whole batch, as the listing has
     it: a flow map jumps between two times. A T_s above the first time counts as the first time.
@@ -101,7 +125,9 @@ class OpenRollout(States):
     def __post_init__(self) -> None:
         check_trajectory("open rollout", self.prior, self.times)
         if self.times[-1] == 0:
-            raise UserError(f"open rollout: the times must end above 0, where the last jump to a stop begins, got {self.times}.")
+            raise UserError(
+                f"open rollout: the times must end above 0, where the last jump to a stop begins, got {self.times}."
+            )
 
     def draw(self, step: Step) -> State:
         begin, path = step.state(self.prior), self.path(step)
@@ -121,10 +147,12 @@ class OpenRollout(States):
 
 @dataclass(frozen=True, eq=False)
 class RandomRollout(States):
-    """A ``Rollout`` whose number of steps is drawn for the whole batch, uniformly: DDIL with latent consistency models, 3, 4 or 5 (Garrepalli et al. 2024, Sec. 5).
+    """A ``Rollout`` whose number of steps is drawn for the whole batch, uniformly: DDIL with latent
+    consistency models, 3, 4 or 5 (Garrepalli et al. 2024, Sec. 5).
 
-    ``grids``: the times of each number of steps; ``stops``: those of its rollout, all unless given. Raises ``UserError`` where ``Rollout`` does, and for a grid whose number of times
-    is not its number of steps + 1.
+    ``grids``: the times of each number of steps; ``stops``: those of its rollout, all unless given.
+    Raises ``UserError`` where ``Rollout`` does, and for a grid whose number of times is not its
+    number of steps + 1.
     """
 
     flow_map: FlowMap
@@ -168,4 +196,6 @@ def _one_after_another(passed: Sequence[Tensor], times: Sequence[float], conditi
     x = torch.stack(list(passed), 1)
     rows, stops = x.shape[:2]
     sample = torch.arange(rows).repeat_interleave(stops)
-    return State(x.flatten(0, 1), torch.tensor(list(times), dtype=torch.float64).repeat(rows), condition[sample.to(x.device)])
+    return State(
+        x.flatten(0, 1), torch.tensor(list(times), dtype=torch.float64).repeat(rows), condition[sample.to(x.device)]
+    )

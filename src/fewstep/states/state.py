@@ -21,9 +21,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """``x`` (B, *D) at times ``t`` (B,), never carrying a gradient; ``x0`` and ``noise`` (B, *D) where x was made of them.
+    """``x`` (B, *D) at times ``t`` (B,), never carrying a gradient; ``x0`` and ``noise`` (B, *D)
+    where x was made of them.
 
-    ``origin`` (B,) int64: the index of the source in a mixture of states; None elsewhere. ``t`` and ``origin`` are on the CPU, all else is on the step's device.
+    ``origin`` (B,) int64: the index of the source in a mixture of states; None elsewhere. ``t`` and
+    ``origin`` are on the CPU, all else is on the step's device.
     """
 
     x: Tensor
@@ -34,12 +36,16 @@ class State:
     origin: Tensor | None = None
 
     def to(self, device: torch.device) -> State:
-        """The same state with its samples and conditions on a device; ``t`` and ``origin``, which schedules and masks are made of, stay on the CPU."""
+        """The same state with its samples and conditions on a device; ``t`` and ``origin``, which
+        schedules and masks are made of, stay on the CPU.
+        """
         x0, noise = (None if value is None else value.to(device) for value in (self.x0, self.noise))
         return State(self.x.to(device), self.t, self.condition.to(device), x0, noise, self.origin)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is of it, by name: x, t, labels, guidance, x0, noise, origin, and each context as ``context.NAME``; first dimensions B."""
+        """What there is of it, by name: x, t, labels, guidance, x0, noise, origin, and each context
+        as ``context.NAME``; first dimensions B.
+        """
         named = {
             "x": self.x,
             "t": self.t,
@@ -57,21 +63,29 @@ class State:
         """The state that ``tensors`` gave."""
         context = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
         condition = Condition(tensors.get("labels"), context, tensors.get("guidance"))
-        return State(tensors["x"], tensors["t"], condition, tensors.get("x0"), tensors.get("noise"), tensors.get("origin"))
+        return State(
+            tensors["x"], tensors["t"], condition, tensors.get("x0"), tensors.get("noise"), tensors.get("origin")
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class States(abc.ABC):
-    """A source of states; draws are a function of the step's place (and, for a source that remembers, of its state)."""
+    """A source of states; draws are a function of the step's place (and, for a source that
+    remembers, of its state).
+    """
 
     @property
     def ahead(self) -> bool:
-        """Whether a draw may be made before its step, in another thread: it runs no network and depends on nothing that is remembered. No, unless a class says so."""
+        """Whether a draw may be made before its step, in another thread: it runs no network and
+        depends on nothing that is remembered. No, unless a class says so.
+        """
         return False
 
     @abc.abstractmethod
     def draw(self, step: Step) -> State:
-        """The states of this step: ``step.rows`` samples of the global batch, from ``step.start`` on."""
+        """The states of this step: ``step.rows`` samples of the global batch, from ``step.start``
+        on.
+        """
 
     def trajectories(self, step: Step) -> State:
         """All states of ``step.rows`` trajectories, trajectory after trajectory.
@@ -82,5 +96,7 @@ class States(abc.ABC):
 
 
 def select(mask: Tensor, these: Tensor, others: Tensor) -> Tensor:
-    """The samples of ``these`` (B, *D) where ``mask`` (B,) is true, else those of ``others`` (B, *D)."""
+    """The samples of ``these`` (B, *D) where ``mask`` (B,) is true, else those of ``others`` (B,
+    *D).
+    """
     return torch.where(mask.to(these.device).reshape(mask.shape + (1,) * (these.ndim - 1)), these, others)

@@ -1,4 +1,6 @@
-"""One step of training, as states and objectives see it: where it stands, and what it has computed already."""
+"""One step of training, as states and objectives see it: where it stands, and what it has computed
+already.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What a step was asked for and can be made before it: states whose draws need no network, and normals by purpose and shape."""
+    """What a step was asked for and can be made before it: states whose draws need no network, and
+    normals by purpose and shape.
+    """
 
     states: tuple[States, ...] = ()
     normals: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -31,14 +35,23 @@ class Asked:
 
 
 class Step:
-    """Samples ``start`` to ``start + rows`` of the global batch at a place, made for networks on ``device``: states put their samples and conditions there.
+    """Samples ``start`` to ``start + rows`` of the global batch at a place, made for networks on
+    ``device``: states put their samples and conditions there.
 
-    Terms that name the same states share one draw, and a student's samples are made once: ``run`` makes them with a graph, which all terms of one phase share, and
-    a later phase of the same step that asks for them by ``sample`` gets those. A phase adds its terms' losses before it goes backward, which frees the graph: whoever
-    goes backward calls ``forget_graphs`` after it.
+    Terms that name the same states share one draw, and a student's samples are made once: ``run``
+    makes them with a graph, which all terms of one phase share, and a later phase of the same step
+    that asks for them by ``sample`` gets those. A phase adds its terms' losses before it goes
+    backward, which frees the graph: whoever goes backward calls ``forget_graphs`` after it.
     """
 
-    def __init__(self, key: Key, rows: int, start: int = 0, device: torch.device = CPU, whole: dict[int, tuple[object, Any]] | None = None):
+    def __init__(
+        self,
+        key: Key,
+        rows: int,
+        start: int = 0,
+        device: torch.device = CPU,
+        whole: dict[int, tuple[object, Any]] | None = None,
+    ):
         self.key = key
         self.rows = rows
         self.start = start
@@ -55,19 +68,26 @@ class Step:
 
     @classmethod
     def portions(cls, key: Key, rows: int, start: int, parts: int, device: torch.device = CPU) -> list[Step]:
-        """``parts`` equal portions of the samples ``start`` to ``start + rows`` of a step, which share what belongs to the step as a whole (``once``)."""
+        """``parts`` equal portions of the samples ``start`` to ``start + rows`` of a step, which
+        share what belongs to the step as a whole (``once``).
+        """
         portion = rows // parts
         whole: dict[int, tuple[object, Any]] = {}
         return [cls(key, portion, start + part * portion, device, whole) for part in range(parts)]
 
     def named(self, name: str) -> Step:
-        """The same step, whose own draws are ``name``'s: other purposes have other numbers. States and samples are shared."""
+        """The same step, whose own draws are ``name``'s: other purposes have other numbers.
+
+        States and samples are shared.
+        """
         view = copy.copy(self)
         view.key, view._root = replace(self._root.key, owner=name), self._root
         return view
 
     def once(self, owner: object, make: Callable[[], T]) -> T:
-        """What ``owner`` makes for the step as a whole rather than for its samples: made once, whatever portion asks first."""
+        """What ``owner`` makes for the step as a whole rather than for its samples: made once,
+        whatever portion asks first.
+        """
         if id(owner) not in self._whole:
             self._whole[id(owner)] = owner, make()
         made: T = self._whole[id(owner)][1]
@@ -91,7 +111,9 @@ class Step:
         return self._samples[key][2]
 
     def run(self, model: nn.Module, state: State) -> Tensor:
-        """The model's samples (B, *D) at a state with their graph, made once for all terms of a phase, and kept."""
+        """The model's samples (B, *D) at a state with their graph, made once for all terms of a
+        phase, and kept.
+        """
         key = (id(model), id(state))
         if key not in self._graphs:
             with torch.enable_grad():
@@ -99,9 +121,12 @@ class Step:
             self.keep(model, state, self._graphs[key][2])
         return self._graphs[key][2]
 
-    def jvp(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition, tangents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The model's estimate (B, *D) at x (B, *D) and t (B,), with its graph, and without one the derivative of the
-        estimate along ``tangents``, those of x (B, *D) and t (B,): forward-mode differentiation, of one forward pass.
+    def jvp(
+        self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition, tangents: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The model's estimate (B, *D) at x (B, *D) and t (B,), with its graph, and without one the
+        derivative of the estimate along ``tangents``, those of x (B, *D) and t (B,): forward-mode
+        differentiation, of one forward pass.
 
         Counted as that pass and one evaluation for the derivative.
         """
@@ -112,7 +137,9 @@ class Step:
         return estimate, derivative.detach()
 
     def forget_graphs(self) -> None:
-        """Called after a phase's backward: the next phase that ``run``s a model makes its samples anew. What ``sample`` hands out stays."""
+        """Called after a phase's backward: the next phase that ``run``s a model makes its samples
+        anew. What ``sample`` hands out stays.
+        """
         self._graphs.clear()
 
     def keep(self, model: nn.Module, state: State, samples: Tensor) -> None:
@@ -132,7 +159,9 @@ class Step:
         return Asked(tuple(self._asked_states.values()), tuple(self._asked_normals))
 
     def prepare(self, asked: Asked) -> None:
-        """Makes what ``asked`` names, so that it is there when it is asked for: the same numbers, whoever makes them."""
+        """Makes what ``asked`` names, so that it is there when it is asked for: the same numbers,
+        whoever makes them.
+        """
         for purpose, shape in asked.normals:
             self._normals[purpose, shape] = self.key.normal(purpose, shape, self.start).to(self.device)
         # A draw takes its normals from those.

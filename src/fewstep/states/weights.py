@@ -1,10 +1,12 @@
 r"""Probabilities of named alternatives, and how they change over a stage.
 
-DDIL's priors beta (Garrepalli et al. 2024, Alg. 1) are probabilities that sum to 1: with w_1, ..., w_K and one uniform number u, alternative k is chosen when
+DDIL's priors beta (Garrepalli et al. 2024, Alg. 1) are probabilities that sum to 1: with w_1, ...,
+w_K and one uniform number u, alternative k is chosen when
 
     w_1 + ... + w_{k-1} <= u < w_1 + ... + w_k.
 
-The listing compares u with beta_teacher alone where the sum beta_forward + beta_teacher is meant; sums are what is used here. An alternative of weight 0 is never chosen.
+The listing compares u with beta_teacher alone where the sum beta_forward + beta_teacher is meant;
+sums are what is used here. An alternative of weight 0 is never chosen.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Weights(abc.ABC):
         """Probabilities >= 0 that sum to 1, at a step of the stage (from 0)."""
 
     def choose(self, names: Sequence[str], step: int, u: Tensor) -> Tensor:
-        """Indices into ``names`` (all of this object's, in any order), int64, from uniform numbers u in [0, 1) of the same shape."""
+        """Indices into ``names`` (all of this object's, in any order), int64, from uniform numbers
+        u in [0, 1) of the same shape.
+        """
         weights = self.at(step)
         bounds = torch.cumsum(torch.tensor([weights[name] for name in names], dtype=torch.float64), 0)
         # Divided by its last entry, so that rounding leaves no gap below 1.
@@ -44,7 +48,10 @@ class Weights(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Constant(Weights):
-    """The same probabilities at every step, proportional to ``weights``. Raises ``UserError`` for a negative weight, and unless their sum is positive and finite."""
+    """The same probabilities at every step, proportional to ``weights``.
+
+    Raises ``UserError`` for a negative weight, and unless their sum is positive and finite.
+    """
 
     weights: Mapping[str, float]
 
@@ -61,9 +68,11 @@ class Constant(Weights):
 
 @dataclass(frozen=True, eq=False)
 class Linear(Weights):
-    """From ``start`` at step 0 to ``end`` at step ``steps`` >= 1, each normalised, linearly between; it stays at ``end`` afterwards.
+    """From ``start`` at step 0 to ``end`` at step ``steps`` >= 1, each normalised, linearly
+    between; it stays at ``end`` afterwards.
 
-    Raises ``UserError`` where ``Constant`` does, when start and end have different names, and for fewer than 1 step.
+    Raises ``UserError`` where ``Constant`` does, when start and end have different names, and for
+    fewer than 1 step.
     """
 
     start: Mapping[str, float]
@@ -74,9 +83,15 @@ class Linear(Weights):
         _normalised(self.start)
         _normalised(self.end)
         if set(self.start) != set(self.end):
-            raise UserError(f"weights that move need the same names at start and end, got {_listed(self.start)} and {_listed(self.end)}; give the missing ones the weight 0.")
+            raise UserError(
+                f"weights that move need the same names at start and end, got {_listed(self.start)} and "
+                f"{_listed(self.end)}; give the missing ones the weight 0."
+            )
         if self.steps < 1:
-            raise UserError(f"weights that move need at least 1 step to do so, got {self.steps}; use Constant for weights that stay.")
+            raise UserError(
+                f"weights that move need at least 1 step to do so, got {self.steps}; use Constant for "
+                "weights that stay."
+            )
 
     @property
     def names(self) -> frozenset[str]:
@@ -91,7 +106,10 @@ class Linear(Weights):
 def check_names(what: str, parts: Mapping[str, Any], weights: Weights) -> None:
     """Raises ``UserError`` unless ``weights`` are over exactly the names of ``parts``."""
     if set(parts) != weights.names:
-        raise UserError(f"{what}: the weights are over {_listed(weights.names)}, but the parts are {_listed(parts)}; name them alike.")
+        raise UserError(
+            f"{what}: the weights are over {_listed(weights.names)}, but the parts are {_listed(parts)}; "
+            "name them alike."
+        )
 
 
 def _normalised(weights: Mapping[str, float]) -> dict[str, float]:

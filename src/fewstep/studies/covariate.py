@@ -1,6 +1,8 @@
-"""Where the errors of a run's few-step student arise: what ``fewstep shift`` does (DDIL, Garrepalli et al. 2024, App. E, Tables 5 to 7 and Figure 4; see ``shift``, ``sensitivity``).
+"""Where the errors of a run's few-step student arise: what ``fewstep shift`` does (DDIL, Garrepalli
+et al. 2024, App. E, Tables 5 to 7 and Figure 4; see ``shift``, ``sensitivity``).
 
-Rows of the tables that are one of the two models alone are measured once: without the teacher, all three tables are what ``evaluate`` says of the student on equally many samples.
+Rows of the tables that are one of the two models alone are measured once: without the teacher, all
+three tables are what ``evaluate`` says of the student on equally many samples.
 """
 
 from __future__ import annotations
@@ -31,17 +33,27 @@ TEACHER_STEPS = 8
 SENSITIVITY_ROWS = 1000
 
 
-def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: int | None = None, draws: int = 1, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
-    """Quality of generations that teacher and student share, and each step's sensitivity; also written to ``shift.json``.
+def measure_shift(
+    run: Path | str,
+    teacher_steps: int | None = None,
+    samples: int | None = None,
+    draws: int = 1,
+    listeners: Sequence[Listener] = (),
+) -> dict[str, Any]:
+    """Quality of generations that teacher and student share, and each step's sensitivity; also
+    written to ``shift.json``.
 
-    ``teacher_steps``: DDIM steps of the teacher alone, 8 for each of the student's unless given (App. E: 32 for 4). ``samples`` a draw: the recipe's unless given.
-    Raises ``UserError`` for a student of one step, for a generator, and for steps that are no multiple of the student's.
+    ``teacher_steps``: DDIM steps of the teacher alone, 8 for each of the student's unless given
+    (App. E: 32 for 4). ``samples`` a draw: the recipe's unless given. Raises ``UserError`` for a
+    student of one step, for a generator, and for steps that are no multiple of the student's.
     """
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
     choice = recipe.evaluation if samples is None else recipe.evaluation.model_copy(update={"samples": samples})
     if recipe.data is None:
-        raise UserError(f"{run}: its recipe has no 'data' section, and 'shift' compares samples with data; run a recipe with data.")
+        raise UserError(
+            f"{run}: its recipe has no 'data' section, and 'shift' compares samples with data; run a recipe with data."
+        )
     data = recipe.data.open()
     announce(data, Several(listeners))
     student = load(folder.path)
@@ -69,12 +81,20 @@ def measure_shift(run: Path | str, teacher_steps: int | None = None, samples: in
 
 
 def build_relay(run: Path, student: StudentSampler, teacher: Denoiser, teacher_steps: int | None = None) -> Relay:
-    """A run's student and teacher as a relay on the student's own grid; a teacher of another schedule is rescheduled, and guided where the student was conditioned on a scale."""
+    """A run's student and teacher as a relay on the student's own grid; a teacher of another
+    schedule is rescheduled, and guided where the student was conditioned on a scale.
+    """
     sampling = student.sampling
     if isinstance(student.model, Generator):
-        raise UserError(f"{run}: its student is a generator, which has no noise levels at which a teacher could take over; 'shift' needs a student of several steps.")
+        raise UserError(
+            f"{run}: its student is a generator, which has no noise levels at which a teacher could take "
+            "over; 'shift' needs a student of several steps."
+        )
     if sampling.steps == 1:
-        raise UserError(f"{run}: its student takes one step, so there is no time at which a teacher could take over; 'shift' needs a student of several steps.")
+        raise UserError(
+            f"{run}: its student takes one step, so there is no time at which a teacher could take over; "
+            "'shift' needs a student of several steps."
+        )
     schedule = student.schedule
     if teacher.schedule != schedule:
         teacher = Rescheduled(teacher, schedule)
@@ -113,7 +133,9 @@ def _tables(relay: Relay, evaluator: Evaluator, draws: int, listener: Listener) 
 
 
 def _entry(found: ShiftRow, setting: str) -> dict[str, Any]:
-    """A row as plain values, its setting by its own name; without a classifier there is no accuracy."""
+    """A row as plain values, its setting by its own name; without a classifier there is no
+    accuracy.
+    """
     values = {name: value for name, value in asdict(found).items() if name != "setting" and value is not None}
     return {setting: found.setting, **values}
 
@@ -121,7 +143,9 @@ def _entry(found: ShiftRow, setting: str) -> dict[str, Any]:
 def _sensitivity(relay: Relay, evaluator: Evaluator) -> dict[str, Any]:
     """In the feature space of the evaluation, on the first draw's noise."""
     rows = min(evaluator.samples, SENSITIVITY_ROWS)
-    found = step_sensitivity(relay, Key(evaluator.seed, "evaluation", 0), rows, replace(evaluator, samples=rows).labels, evaluator.features)
+    found = step_sensitivity(
+        relay, Key(evaluator.seed, "evaluation", 0), rows, replace(evaluator, samples=rows).labels, evaluator.features
+    )
     return {**asdict(found), "samples": rows}
 
 

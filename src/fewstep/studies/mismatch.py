@@ -1,4 +1,6 @@
-"""How far the teacher's score is from that of a student's samples while it is distilled (DisBack, Fig. 4): what the monitors logged."""
+"""How far the teacher's score is from that of a student's samples while it is distilled (DisBack,
+Fig. 4): what the monitors logged.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ _KEYS = ("step", "evaluations")
 
 @dataclass(frozen=True)
 class Track:
-    """A run's mismatch degrees at its ``steps``, after so many network ``evaluations`` of one sample; the tuples are equally long.
+    """A run's mismatch degrees at its ``steps``, after so many network ``evaluations`` of one
+    sample; the tuples are equally long.
 
-    ``norms`` are Eq. 9 as it is printed, with ``deviations`` over the samples and their values on data in ``bounds``: None for runs of which they were not logged.
+    ``norms`` are Eq. 9 as it is printed, with ``deviations`` over the samples and their values on
+    data in ``bounds``: None for runs of which they were not logged.
     """
 
     steps: tuple[int, ...]
@@ -44,10 +48,22 @@ def mismatch_track(folder: Path | str) -> Track:
     """All that a run logged of it. Raises ``UserError`` for a run that logged none."""
     entries = list(_readings(RunFolder(Path(folder)).log))
     if not entries:
-        raise UserError(f"{folder}: has no mismatch degrees in metrics.jsonl; its health readings take them, every 'training.health_every' steps, where there is data.")
+        raise UserError(
+            f"{folder}: has no mismatch degrees in metrics.jsonl; its health readings take them, every "
+            "'training.health_every' steps, where there is data."
+        )
     columns = {key: tuple(int(entry[key]) for entry in entries) for key in _KEYS}
-    norms, deviations, bounds = (tuple(_number(entry.get(f"{NORM}{suffix}")) for entry in entries) for suffix in ("", "_deviation", "_on_data"))
-    return Track(columns["step"], columns["evaluations"], tuple(float(entry[OVER_BOUND]) for entry in entries), norms, deviations, bounds)
+    norms, deviations, bounds = (
+        tuple(_number(entry.get(f"{NORM}{suffix}")) for entry in entries) for suffix in ("", "_deviation", "_on_data")
+    )
+    return Track(
+        columns["step"],
+        columns["evaluations"],
+        tuple(float(entry[OVER_BOUND]) for entry in entries),
+        norms,
+        deviations,
+        bounds,
+    )
 
 
 def _readings(log: Path) -> Iterator[Mapping[str, Any]]:
@@ -58,4 +74,6 @@ def _readings(log: Path) -> Iterator[Mapping[str, Any]]:
 
 def _number(value: Any) -> float | None:
     """A finite figure that a run may have logged."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**53 else None
+    return (
+        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**53 else None
+    )

@@ -1,15 +1,20 @@
-r"""Which step of a student matters: DDIL's "sensitivity of timestep in reverse process" (Garrepalli et al. 2024, App. E.1, Figure 4).
+r"""Which step of a student matters: DDIL's "sensitivity of timestep in reverse process" (Garrepalli
+et al. 2024, App. E.1, Figure 4).
 
-From the noise z of one sample, let T be the teacher's own generation, and replace one transition j of n (see ``shift``):
+From the noise z of one sample, let T be the teacher's own generation, and replace one transition j
+of n (see ``shift``):
 
     student_once_j = E | f(teacher except at j, where the student) - f(T) |     the student's error at states of the teacher, carried on by the teacher,
     teacher_once_j = E | f(student except at j, where the teacher) - f(T) |     what is left of the student's error when the teacher helps it once,
     student        = E | f(student throughout) - f(T) |,
 
-with the Euclidean norm of a sample in the feature space of f (the sample itself, unless one is given). A student that is the teacher's r steps in one has zeros everywhere.
+with the Euclidean norm of a sample in the feature space of f (the sample itself, unless one is
+given). A student that is the teacher's r steps in one has zeros everywhere.
 
-If the teacher were affine and the student erred at its own states as it does at the teacher's, its whole error would be the sum of the n errors of ``student_once`` as vectors, hence
-``student`` at most the sum of ``student_once``: what is above that comes from states which the teacher would not visit, or from how it carries on from there.
+If the teacher were affine and the student erred at its own states as it does at the teacher's, its
+whole error would be the sum of the n errors of ``student_once`` as vectors, hence ``student`` at
+most the sum of ``student_once``: what is above that comes from states which the teacher would not
+visit, or from how it carries on from there.
 """
 
 from __future__ import annotations
@@ -47,7 +52,9 @@ class TeacherOnce(Selection):
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Mean distances, >= 0, from the teacher's own samples; ``times`` (n,): where each transition begins. See the module's docstring."""
+    """Mean distances, >= 0, from the teacher's own samples; ``times`` (n,): where each transition
+    begins. See the module's docstring.
+    """
 
     times: tuple[float, ...]
     student_once: tuple[float, ...]
@@ -55,8 +62,12 @@ class Sensitivity:
     student: float
 
 
-def step_sensitivity(relay: Relay, key: Key, rows: int, labels: Tensor | None = None, features: Callable[[Tensor], Tensor] | None = None) -> Sensitivity:
-    """Over ``rows`` samples of a place with labels (rows,) or None, all from the same noise; ``features``: (B, *D) -> (B, d)."""
+def step_sensitivity(
+    relay: Relay, key: Key, rows: int, labels: Tensor | None = None, features: Callable[[Tensor], Tensor] | None = None
+) -> Sensitivity:
+    """Over ``rows`` samples of a place with labels (rows,) or None, all from the same noise;
+    ``features``: (B, *D) -> (B, d).
+    """
 
     def generated(selection: Selection) -> Tensor:
         samples = mixed_sampler(relay, selection)(key, rows, labels)

@@ -1,16 +1,22 @@
-r"""Covariate shift: does a student meet states that it handles badly, and does the teacher help there? (DDIL, Garrepalli et al. 2024, App. E, Tables 5 to 7)
+r"""Covariate shift: does a student meet states that it handles badly, and does the teacher help
+there? (DDIL, Garrepalli et al. 2024, App. E, Tables 5 to 7)
 
-A student of n steps and a teacher of N = r n DDIM steps meet at the student's times t_0 > ... > t_n = 0: transition j, from t_j to t_{j+1}, is one jump of the student or r steps of the
-teacher. So at every t_j either may go on, and a generation is a word of n letters over {teacher, student}:
+A student of n steps and a teacher of N = r n DDIM steps meet at the student's times t_0 > ... > t_n
+= 0: transition j, from t_j to t_{j+1}, is one jump of the student or r steps of the teacher. So at
+every t_j either may go on, and a generation is a word of n letters over {teacher, student}:
 
-- ``mixing``: at each transition of each sample the teacher with probability p, independently (Table 5);
+- ``mixing``: at each transition of each sample the teacher with probability p, independently (Table
+  5);
 - ``teacher_then_student``: the teacher down to the time of a switch, then the student (Table 6);
 - ``student_then_teacher``: the other way round (Table 7).
 
-How quality changes with who makes which transition shows where the student's errors arise and whether the teacher can mend them later (``sensitivity`` measures it one transition at a time).
-Each sample's start, class and uniform numbers are the same in every row: a transition that is the teacher's at p is the teacher's at every larger p.
+How quality changes with who makes which transition shows where the student's errors arise and
+whether the teacher can mend them later (``sensitivity`` measures it one transition at a time). Each
+sample's start, class and uniform numbers are the same in every row: a transition that is the
+teacher's at p is the teacher's at every larger p.
 
-Words of one letter are the two models' own sampling, bit for bit. The two grids share their times up to rounding only, so each model is called with its own.
+Words of one letter are the two models' own sampling, bit for bit. The two grids share their times
+up to rounding only, so each model is called with its own.
 """
 
 from __future__ import annotations
@@ -36,11 +42,15 @@ PROBABILITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Relay:
-    """A teacher and a student that start from one ``prior`` and meet at ``times`` (n + 1,), decreasing from the prior's time to 0.
+    """A teacher and a student that start from one ``prior`` and meet at ``times`` (n + 1,),
+    decreasing from the prior's time to 0.
 
-    ``fine`` (N + 1,): the teacher's times, of which every (N / n)-th is the student's (``times.nested_times`` with N and with n steps gives both). The student is a
-    ``FlowMap`` from one of its times to the next: ``Solver(student, 1)`` for a DDIM student, ``Renoise`` for a consistency model. Raises ``UserError`` for grids that are not nested.
-    ``guidance``: the scale that the condition carries, for a student that was conditioned on one; the teacher is then ``Guided`` and reads the same.
+    ``fine`` (N + 1,): the teacher's times, of which every (N / n)-th is the student's
+    (``times.nested_times`` with N and with n steps gives both). The student is a ``FlowMap`` from
+    one of its times to the next: ``Solver(student, 1)`` for a DDIM student, ``Renoise`` for a
+    consistency model. Raises ``UserError`` for grids that are not nested. ``guidance``: the scale
+    that the condition carries, for a student that was conditioned on one; the teacher is then
+    ``Guided`` and reads the same.
     """
 
     teacher: Denoiser
@@ -53,14 +63,23 @@ class Relay:
     def __post_init__(self) -> None:
         steps, fine_steps = len(self.times) - 1, len(self.fine) - 1
         if steps < 1 or fine_steps < steps or fine_steps % steps:
-            raise UserError(f"a teacher of {fine_steps} steps does not meet a student of {steps} at each of its times; make the one a multiple of the other.")
+            raise UserError(
+                f"a teacher of {fine_steps} steps does not meet a student of {steps} at each of its times; "
+                "make the one a multiple of the other."
+            )
         for name, times in (("student", self.times), ("teacher", self.fine)):
             if not bool((times.diff() < 0).all()) or float(times[-1]) != 0:
                 raise UserError(f"the {name}'s times must decrease and end at 0; use nested_times.")
         if not torch.allclose(self.fine[:: self.ratio], self.times, rtol=1e-9, atol=0):
-            raise UserError("the student's times are not among the teacher's; make both with nested_times on one grid, from one first time.")
+            raise UserError(
+                "the student's times are not among the teacher's; make both with nested_times on one grid, "
+                "from one first time."
+            )
         if abs(float(self.times[0]) - self.prior.time) > 1e-9:
-            raise UserError(f"the student's times begin at {float(self.times[0]):g}, but its prior is at {self.prior.time:g}; begin where the prior is.")
+            raise UserError(
+                f"the student's times begin at {float(self.times[0]):g}, but its prior is at "
+                f"{self.prior.time:g}; begin where the prior is."
+            )
 
     @property
     def transitions(self) -> int:
@@ -73,9 +92,13 @@ class Relay:
         return (len(self.fine) - 1) // (len(self.times) - 1)
 
     def starts(self, key: Key, rows: int, labels: Tensor | None, start: int) -> tuple[Tensor, Condition]:
-        """Noise (rows, *D) of the samples ``start`` ... of a place, as the student's own sampler draws it, and their condition; where the teacher is."""
+        """Noise (rows, *D) of the samples ``start`` ... of a place, as the student's own sampler
+        draws it, and their condition; where the teacher is.
+        """
         state = self.prior.at(key, "prior", rows, labels, start).to(device_of(self.teacher))
-        return state.x, state.condition if self.guidance is None else replace(state.condition, guidance=torch.full((rows,), self.guidance, device=state.x.device))
+        return state.x, state.condition if self.guidance is None else replace(
+            state.condition, guidance=torch.full((rows,), self.guidance, device=state.x.device)
+        )
 
     def taught(self, x: Tensor, transition: int, condition: Condition) -> Tensor:
         """x (B, *D) carried over a transition in [0, n) by the teacher."""
@@ -84,7 +107,9 @@ class Relay:
 
 
 class Selection(abc.ABC):
-    """Which samples the teacher carries over which transitions; a function of the place and of the samples' global indices."""
+    """Which samples the teacher carries over which transitions; a function of the place and of the
+    samples' global indices.
+    """
 
     @abc.abstractmethod
     def teaches(self, key: Key, rows: int, start: int, transition: int) -> Tensor:
@@ -107,7 +132,9 @@ class Stochastic(Selection):
 
 @dataclass(frozen=True)
 class TeacherFirst(Selection):
-    """The teacher for the transitions before ``switch``, then the student: 0 is the student alone, n the teacher."""
+    """The teacher for the transitions before ``switch``, then the student: 0 is the student alone,
+    n the teacher.
+    """
 
     switch: int
 
@@ -117,7 +144,9 @@ class TeacherFirst(Selection):
 
 @dataclass(frozen=True)
 class StudentFirst(Selection):
-    """The student for the transitions before ``switch``, then the teacher: 0 is the teacher alone, n the student."""
+    """The student for the transitions before ``switch``, then the teacher: 0 is the teacher alone,
+    n the student.
+    """
 
     switch: int
 
@@ -126,9 +155,11 @@ class StudentFirst(Selection):
 
 
 def mixed_sampler(relay: Relay, selection: Selection) -> Sample:
-    """A sampler ``(place, rows, labels) -> (rows, *D)`` whose every transition is made by whom the selection says; not clamped, without gradient, a function of the place.
+    """A sampler ``(place, rows, labels) -> (rows, *D)`` whose every transition is made by whom the
+    selection says; not clamped, without gradient, a function of the place.
 
-    A model that no sample of a batch needs is not called; otherwise it sees the whole batch, since a row's last bits may depend on how many go with it.
+    A model that no sample of a batch needs is not called; otherwise it sees the whole batch, since
+    a row's last bits may depend on how many go with it.
     """
 
     @torch.no_grad()
@@ -159,7 +190,9 @@ def _carried(relay: Relay, student: FlowMap, x: Tensor, index: int, teaches: Ten
 
 @dataclass(frozen=True)
 class ShiftRow:
-    """One row of a table: ``setting`` is the teacher's probability or the time of the switch; ``accuracy`` is None without a classifier; ``diversity`` is relative to the data's."""
+    """One row of a table: ``setting`` is the teacher's probability or the time of the switch;
+    ``accuracy`` is None without a classifier; ``diversity`` is relative to the data's.
+    """
 
     setting: float
     fd: float | None
@@ -178,16 +211,26 @@ def row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float
     return ShiftRow(float(setting), quality.fd, quality.fd_spread, quality.accuracy, breadth.recall, breadth.diversity)
 
 
-def mixing(relay: Relay, evaluator: Evaluator, probabilities: Sequence[float] = PROBABILITIES, draws: int = 1) -> tuple[ShiftRow, ...]:
+def mixing(
+    relay: Relay, evaluator: Evaluator, probabilities: Sequence[float] = PROBABILITIES, draws: int = 1
+) -> tuple[ShiftRow, ...]:
     """A row for each probability of the teacher."""
     return tuple(row(relay, evaluator, Stochastic(probability), probability, draws) for probability in probabilities)
 
 
 def teacher_then_student(relay: Relay, evaluator: Evaluator, draws: int = 1) -> tuple[ShiftRow, ...]:
-    """A row for each of the student's times, at which it takes over: the first is the student alone, the last (t = 0) the teacher."""
-    return tuple(row(relay, evaluator, TeacherFirst(index), float(time), draws) for index, time in enumerate(relay.times))
+    """A row for each of the student's times, at which it takes over: the first is the student
+    alone, the last (t = 0) the teacher.
+    """
+    return tuple(
+        row(relay, evaluator, TeacherFirst(index), float(time), draws) for index, time in enumerate(relay.times)
+    )
 
 
 def student_then_teacher(relay: Relay, evaluator: Evaluator, draws: int = 1) -> tuple[ShiftRow, ...]:
-    """A row for each of the student's times, at which the teacher takes over: the first is the teacher alone, the last (t = 0) the student."""
-    return tuple(row(relay, evaluator, StudentFirst(index), float(time), draws) for index, time in enumerate(relay.times))
+    """A row for each of the student's times, at which the teacher takes over: the first is the
+    teacher alone, the last (t = 0) the student.
+    """
+    return tuple(
+        row(relay, evaluator, StudentFirst(index), float(time), draws) for index, time in enumerate(relay.times)
+    )

@@ -1,9 +1,10 @@
 """The cache folder, and what a file holds as one number.
 
-A cache entry is named by the content that decides it, never by a path: a file that was exchanged under its old name is
-another file. ``content_digest`` is the SHA-256 of that content. Reading a large set for it takes minutes, so the digest of
-a file is remembered in the cache folder by absolute path, size, time of change (nanoseconds) and inode. What is at an
-address is known by what its server says of it.
+A cache entry is named by the content that decides it, never by a path: a file that was exchanged
+under its old name is another file. ``content_digest`` is the SHA-256 of that content. Reading a
+large set for it takes minutes, so the digest of a file is remembered in the cache folder by
+absolute path, size, time of change (nanoseconds) and inode. What is at an address is known by what
+its server says of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from fewstep.errors import UserError
 from fewstep.system.files import in_use, locked, write_alone
 from fewstep.system.ledger import NAME, keeping_file, print_sentence
 
-# A file that changed so lately may change again without another time of change: clocks of file systems are coarse.
+# A file that changed so lately may change again without another time of change: clocks of file
+# systems are coarse.
 _SETTLED_NS = 2_000_000_000
 _SECONDS, _PAUSE = 10.0, 0.2
 
@@ -36,7 +38,8 @@ def cache_folder() -> Path:
 
 
 def output(path: Path | str, say: Callable[[str], None] = print_sentence) -> contextlib.AbstractContextManager[None]:
-    """Around the writing of a file that a command was told to write: what stands there and no command wrote is kept under another name.
+    """Around the writing of a file that a command was told to write: what stands there and no
+    command wrote is kept under another name.
 
     What commands have written is noted in the cache folder.
     """
@@ -44,9 +47,11 @@ def output(path: Path | str, say: Callable[[str], None] = print_sentence) -> con
 
 
 def content_digest(path: Path | str) -> str:
-    """The SHA-256, 64 hexadecimal digits, of a file's bytes, or of a folder's relative names with their digests.
+    """The SHA-256, 64 hexadecimal digits, of a file's bytes, or of a folder's relative names with
+    their digests.
 
-    Links are followed; a link to a folder that contains it ends there. Raises ``UserError`` naming what cannot be read.
+    Links are followed; a link to a folder that contains it ends there. Raises ``UserError`` naming
+    what cannot be read.
     """
     path = Path(path).expanduser().absolute()
     with _said(path):
@@ -105,7 +110,9 @@ def _said(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or error
-        raise UserError(f"{error.filename or path}: cannot be read ({why}); check the path and its permissions.") from error
+        raise UserError(
+            f"{error.filename or path}: cannot be read ({why}); check the path and its permissions."
+        ) from error
 
 
 def _of_folder(folder: Path, above: tuple[Path, ...], digest_of: Callable[[Path], str]) -> str:

@@ -1,12 +1,16 @@
 """Several processes as one run: which one this is, and what they agree on.
 
-``torchrun`` starts the processes; ``joined`` makes them one group. Each works on its rows of the global batch (``share``), and gradients are averaged by torch's own engines (see
-``training.layout``). What is left is here: sums of small vectors, decisions taken once, and writing. Everything is the identity in a process that is alone, at no cost.
+``torchrun`` starts the processes; ``joined`` makes them one group. Each works on its rows of the
+global batch (``share``), and gradients are averaged by torch's own engines (see
+``training.layout``). What is left is here: sums of small vectors, decisions taken once, and
+writing. Everything is the identity in a process that is alone, at no cost.
 
-Every process must call these functions, in the same order; a run's control flow therefore depends only on values that all of them have. What concerns the outside world (files, the
-terminal) happens in the first process, whose failure is everyone's (``together``).
+Every process must call these functions, in the same order; a run's control flow therefore depends
+only on values that all of them have. What concerns the outside world (files, the terminal) happens
+in the first process, whose failure is everyone's (``together``).
 
-The small exchanges are on CPU tensors, over gloo, whatever the networks are on: they must not wait for a device. Nothing is pickled.
+The small exchanges are on CPU tensors, over gloo, whatever the networks are on: they must not wait
+for a device. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ T = TypeVar("T")
 LONGEST_WAIT = datetime.timedelta(minutes=30)
 """For the slowest process; one that is gone is noticed at once."""
 LONGEST_START = datetime.timedelta(minutes=10)
-"""Between the first process that is there and the last one; torchrun waits as long for its machines."""
+"""Between the first process that is there and the last one; torchrun waits as long for its
+machines.
+"""
 QUIET_START = 10.0
 """Seconds of it that pass without a word."""
 _acting: list[None] = []
@@ -39,13 +45,16 @@ _acting: list[None] = []
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Inside, the processes that torchrun started are one group; a process that was started alone, or belongs to a group already, is left as it is."""
+    """Inside, the processes that torchrun started are one group; a process that was started alone,
+    or belongs to a group already, is left as it is.
+    """
     launch = None if dist.is_initialized() else launched()
     if launch is None:
         yield
         return
     if local_number() < torch.cuda.device_count():
-        # nccl works on the current card: each process on its own. A run that needs a card which is not there is refused where it asks (``recipes.building.device``).
+        # nccl works on the current card: each process on its own. A run that needs a card which is
+        # not there is refused where it asks (``recipes.building.device``).
         torch.cuda.set_device(local_number())
     dist.init_process_group(store=_met(launch), rank=launch.number, world_size=launch.processes, timeout=LONGEST_WAIT)
     try:
@@ -57,7 +66,10 @@ def joined() -> Iterator[None]:
 
 
 def _met(launch: Launch) -> dist.Store:
-    """The store through which the processes find each other, once all of them are there. Raises ``UserError`` where they do not come."""
+    """The store through which the processes find each other, once all of them are there.
+
+    Raises ``UserError`` where they do not come.
+    """
     if launch.processes == 1:
         # A group of one needs no network.
         return dist.HashStore()
@@ -67,7 +79,9 @@ def _met(launch: Launch) -> dist.Store:
     waiting.start()
     waiting.join(QUIET_START)
     if waiting.is_alive():
-        sys.stderr.write(f"fewstep: process {launch.number} of {launch.processes} waits for the others at {launch.meeting}.\n")
+        sys.stderr.write(
+            f"fewstep: process {launch.number} of {launch.processes} waits for the others at {launch.meeting}.\n"
+        )
     while waiting.is_alive():
         waiting.join(0.2)
     (store,) = found
@@ -81,7 +95,8 @@ def _meeting() -> dist.Store | dist.DistError:
     """The store, when all processes have come to it, or why they did not."""
     try:
         found, number, processes = next(dist.rendezvous("env://", timeout=LONGEST_START))
-        # A store may outlive the workers that torchrun has killed: what they wrote there must not be taken for the new ones' addresses.
+        # A store may outlive the workers that torchrun has killed: what they wrote there must not
+        # be taken for the new ones' addresses.
         store = dist.PrefixStore(f"start-{restarts()}", found)
         store.set(f"here-{number}", "")
         store.wait([f"here-{each}" for each in range(processes)], LONGEST_START)
@@ -110,7 +125,9 @@ def first() -> bool:
 
 
 def share(count: int) -> tuple[int, int]:
-    """(start, rows): this process' part of ``count`` samples, which must be a multiple of ``size()``."""
+    """(start, rows): this process' part of ``count`` samples, which must be a multiple of
+    ``size()``.
+    """
     rows, rest = divmod(count, size())
     if rest:
         raise UserError(f"{count} samples cannot be shared equally by {size()} processes; use a multiple of {size()}.")
@@ -118,7 +135,9 @@ def share(count: int) -> tuple[int, int]:
 
 
 def gathered(values: Tensor) -> Tensor:
-    """Each process' values (*D), float64 on the CPU, in the order of the processes: (processes, *D), the same bits everywhere."""
+    """Each process' values (*D), float64 on the CPU, in the order of the processes: (processes,
+    *D), the same bits everywhere.
+    """
     values = values.detach().to("cpu", torch.float64)
     if size() == 1:
         return values[None]
@@ -128,7 +147,9 @@ def gathered(values: Tensor) -> Tensor:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of each process' values (n,), float64 on the CPU, added in the order of the processes: the same bits everywhere."""
+    """The sum of each process' values (n,), float64 on the CPU, added in the order of the
+    processes: the same bits everywhere.
+    """
     return gathered(values).sum(0)
 
 
@@ -142,7 +163,9 @@ def largest(value: int) -> int:
 
 
 def largest_of(tensor: Tensor) -> Tensor:
-    """The largest of the processes' values of a tensor that each has, on its device; without a graph, and without a wait for the device."""
+    """The largest of the processes' values of a tensor that each has, on its device; without a
+    graph, and without a wait for the device.
+    """
     if size() == 1:
         return tensor
     largest_yet = tensor.detach().clone()
@@ -185,7 +208,8 @@ def everyones(value: T) -> list[T]:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Runs ``action`` in the first process only and gives its outcome (of what JSON can hold) to all; a ``UserError`` there is raised in all, in the others as ``SharedError``.
+    """Runs ``action`` in the first process only and gives its outcome (of what JSON can hold) to
+    all; a ``UserError`` there is raised in all, in the others as ``SharedError``.
 
     Inside the action that process is alone: what it calls of this module concerns nobody else.
     """
@@ -200,7 +224,9 @@ def together(action: Callable[[], T]) -> T:
             failure = error
         finally:
             _acting.pop()
-    value, message, not_finite = agreed((value, None if failure is None else str(failure), isinstance(failure, NotFinite)))
+    value, message, not_finite = agreed(
+        (value, None if failure is None else str(failure), isinstance(failure, NotFinite))
+    )
     if failure is not None:
         raise failure
     if message is not None:
@@ -209,7 +235,11 @@ def together(action: Callable[[], T]) -> T:
 
 
 def in_step(action: Callable[[], T]) -> T:
-    """Runs ``action`` in every process. A ``UserError`` in some is raised in all: in the first of them as it is, elsewhere as ``SharedError``, so that it is said once and nobody waits."""
+    """Runs ``action`` in every process.
+
+    A ``UserError`` in some is raised in all: in the first of them as it is, elsewhere as
+    ``SharedError``, so that it is said once and nobody waits.
+    """
     value, failure = None, None
     try:
         value = action()
@@ -243,7 +273,9 @@ def part(tensor: Tensor) -> Tensor:
 
 
 def like(full: Tensor, slot: Tensor) -> Tensor:
-    """``full``, which every process has, laid out as ``slot`` is: this process' part of it where that is sharded. Nothing is sent."""
+    """``full``, which every process has, laid out as ``slot`` is: this process' part of it where
+    that is sharded. Nothing is sent.
+    """
     if not dist.is_initialized():
         return full
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -1,4 +1,5 @@
-"""The signals that ask a command to end: what batch systems, terminals and shells send, besides Ctrl-C.
+"""The signals that ask a command to end: what batch systems, terminals and shells send, besides
+Ctrl-C.
 
 A run that trains takes them for requests to save and stop (``training.signals``). Any other command
 ends at once: they are raised as ``Ended``, so that what is open is closed and one sentence is said.
@@ -27,12 +28,15 @@ class Ended(BaseException):
 
 
 class _Interrupted(KeyboardInterrupt):
-    """A Ctrl-C. After one of Python's own kind that came through code which C runs by name, as torch's beginnings do, Python kills itself by SIGINT at its end, whatever the exit code."""
+    """A Ctrl-C. After one of Python's own kind that came through code which C runs by name, as
+    torch's beginnings do, Python kills itself by SIGINT at its end, whatever the exit code.
+    """
 
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside, these signals go to ``handler``; a signal that is ignored stays ignored (SIGHUP under nohup).
+    """Inside, these signals go to ``handler``; a signal that is ignored stays ignored (SIGHUP under
+    nohup).
 
     Only the main thread can receive signals; in another one nothing changes.
     """
@@ -56,18 +60,24 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], N
 
 
 def ended_by_signals() -> contextlib.AbstractContextManager[None]:
-    """Inside, each of ``SIGNALS`` raises ``Ended``, and SIGINT a ``KeyboardInterrupt``, where Python would."""
+    """Inside, each of ``SIGNALS`` raises ``Ended``, and SIGINT a ``KeyboardInterrupt``, where
+    Python would.
+    """
 
     def end(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             raise _Interrupted
         raise Ended(number)
 
-    return handled((*SIGNALS, signal.SIGINT) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else SIGNALS, end)
+    return handled(
+        (*SIGNALS, signal.SIGINT) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else SIGNALS, end
+    )
 
 
 def _leave_a_lost_terminal() -> None:
-    """What is still said goes nowhere: a write to a terminal that has hung up fails, and would end a run before it has saved."""
+    """What is still said goes nowhere: a write to a terminal that has hung up fails, and would end
+    a run before it has saved.
+    """
     for stream in (1, 2):
         try:
             termios.tcgetattr(stream)

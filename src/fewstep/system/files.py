@@ -1,13 +1,16 @@
 """Files that are whole or absent, and tensors that prove what they are.
 
-Nothing is written in place: a file is written aside in the same folder, synced, renamed over the old one, and the folder is
-synced, so that a crash at any moment leaves either the old file or the new one.
+Nothing is written in place: a file is written aside in the same folder, synced, renamed over the
+old one, and the folder is synced, so that a crash at any moment leaves either the old file or the
+new one.
 
-Tensors are stored as safetensors (no pickle, nothing is executed when reading). All of a file's metadata is one JSON text under
-one key, because the order of several keys is not stable in that format and equal content must give equal bytes. The JSON carries a
-SHA-256 over the names, types, shapes and bytes of the tensors and over the metadata: a flipped byte is found when reading.
+Tensors are stored as safetensors (no pickle, nothing is executed when reading). All of a file's
+metadata is one JSON text under one key, because the order of several keys is not stable in that
+format and equal content must give equal bytes. The JSON carries a SHA-256 over the names, types,
+shapes and bytes of the tensors and over the metadata: a flipped byte is found when reading.
 
-Where several processes are one run (see ``distributed``), all call the functions that write and the first one writes; an error of its is everyone's. Reading is each process' own.
+Where several processes are one run (see ``distributed``), all call the functions that write and the
+first one writes; an error of its is everyone's. Reading is each process' own.
 """
 
 from __future__ import annotations
@@ -36,15 +39,18 @@ _held: dict[Path, int] = {}
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content replaces ``path`` when the context ends well, atomically and durably, with the permissions that the umask allows.
+    """A stream whose content replaces ``path`` when the context ends well, atomically and durably,
+    with the permissions that the umask allows.
 
-    In a folder that keeps a ledger, a file that was not written there is given another name first (see ``ledger``).
-    Raises ``UserError`` when the disk is full or writing is not permitted; the old file is then untouched, as it is after any other error.
+    In a folder that keeps a ledger, a file that was not written there is given another name first
+    (see ``ledger``). Raises ``UserError`` when the disk is full or writing is not permitted; the
+    old file is then untouched, as it is after any other error.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Of this process and thread, and a number: a file of that name from a process before it is not written into.
+        # Of this process and thread, and a number: a file of that name from a process before it is
+        # not written into.
         aside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}.aside"
         handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
@@ -90,7 +96,10 @@ def as_utf8(text: str) -> bytes:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to an existing file with one write. Raises ``UserError`` when the disk is full, writing is not permitted, or the file is gone."""
+    """Adds a line to an existing file with one write.
+
+    Raises ``UserError`` when the disk is full, writing is not permitted, or the file is gone.
+    """
 
     def append() -> None:
         try:
@@ -104,10 +113,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
-    """Writes tensors and JSON metadata to one safetensors file; returns its digest (64 hexadecimal digits).
+    """Writes tensors and JSON metadata to one safetensors file; returns its digest (64 hexadecimal
+    digits).
 
-    The same tensors and metadata give the same bytes, whoever writes them and whenever. Sharded tensors are gathered, one after another, in the process that writes. Raises ``NotFinite``
-    for values that are not finite, and nothing is written then.
+    The same tensors and metadata give the same bytes, whoever writes them and whenever. Sharded
+    tensors are gathered, one after another, in the process that writes. Raises ``NotFinite`` for
+    values that are not finite, and nothing is written then.
     """
     from safetensors.torch import save
 
@@ -115,7 +126,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     for name, value in sorted(tensors.items()):
         gathered = distributed.whole(value.detach())
         if distributed.first():
-            # A tensor that shares storage with another (tied weights, views) would be refused by safetensors.
+            # A tensor that shares storage with another (tied weights, views) would be refused by
+            # safetensors.
             plain[name] = gathered.to("cpu").contiguous().clone()
 
     def write() -> str:
@@ -151,17 +163,23 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def verify_tensors(path: Path) -> dict[str, Any]:
-    """The metadata that ``read_tensors`` gives, the checksum compared with one tensor in memory at a time. Raises as ``read_tensors`` does."""
+    """The metadata that ``read_tensors`` gives, the checksum compared with one tensor in memory at
+    a time. Raises as ``read_tensors`` does.
+    """
     with _opened(Path(path)) as stream:
         return _verified(Path(path), _OneByOne(stream), stream.metadata() or {})
 
 
 def check_finite(path: Path) -> None:
-    """Raises ``NotFinite`` for a safetensors file with a value that is not finite, ``UserError`` for one that cannot be read; one tensor is in memory at a time."""
+    """Raises ``NotFinite`` for a safetensors file with a value that is not finite, ``UserError``
+    for one that cannot be read; one tensor is in memory at a time.
+    """
     with _opened(Path(path)) as stream:
         for name, value in _OneByOne(stream).items():
             if first_not_finite([(name, value)]):
-                raise NotFinite(f"{path}: '{name}' holds values that are not finite; use another file, or make it again.")
+                raise NotFinite(
+                    f"{path}: '{name}' holds values that are not finite; use another file, or make it again."
+                )
 
 
 class _OneByOne(Mapping[str, torch.Tensor]):
@@ -211,7 +229,9 @@ def _metadata(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], st
         metadata = json.loads(header[_KEY])
         digest = metadata.pop("digest")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: was not written by fewstep; its header has no '{_KEY}' entry to rebuild it from.") from error
+        raise UserError(
+            f"{path}: was not written by fewstep; its header has no '{_KEY}' entry to rebuild it from."
+        ) from error
     return metadata, digest
 
 
@@ -219,7 +239,9 @@ def _verified(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[s
     """The metadata, having compared the digest."""
     metadata, digest = _metadata(path, header)
     if digest_of(tensors, metadata) != digest:
-        raise UserError(f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy.")
+        raise UserError(
+            f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy."
+        )
     return metadata
 
 
@@ -237,8 +259,8 @@ def digest_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) 
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for this process: a second process gets a ``UserError``.
 
-    The lock is the kernel's (flock), so it goes with the process however that ends; the file ``lock`` that stays behind means nothing. A thread that holds a
-    folder may lock it again.
+    The lock is the kernel's (flock), so it goes with the process however that ends; the file
+    ``lock`` that stays behind means nothing. A thread that holds a folder may lock it again.
     """
     with contextlib.ExitStack() as held:
 
@@ -266,7 +288,9 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder}: another fewstep process is working in this folder; wait for it or stop it.") from error
+            raise UserError(
+                f"{folder}: another fewstep process is working in this folder; wait for it or stop it."
+            ) from error
         _held[folder] = threading.get_ident()
         try:
             yield
@@ -275,20 +299,26 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether someone holds the folder by ``locked``, on this machine or on another that shares it. Nothing is written; raises ``UserError`` when its lock cannot be read."""
+    """Whether someone holds the folder by ``locked``, on this machine or on another that shares it.
+
+    Nothing is written; raises ``UserError`` when its lock cannot be read.
+    """
     import fcntl
 
     path = Path(folder) / "lock"
     try:
         with open(path, "rb") as stream:
-            # Shared, so that two who ask do not see each other. It is held for as long as the call takes.
+            # Shared, so that two who ask do not see each other. It is held for as long as the call
+            # takes.
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); put an empty file in its place.") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); put an empty file in its place."
+        ) from error
     return False
 
 

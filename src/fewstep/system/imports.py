@@ -1,4 +1,6 @@
-"""A user's own modules, which register networks and data: imported because the command line names them, and never because a file does."""
+"""A user's own modules, which register networks and data: imported because the command line names
+them, and never because a file does.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,14 @@ def import_named(name: str) -> None:
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{OPTION} {name}: is no module's name that can be found ({error}); give it as in Python's import.") from error
+        raise UserError(
+            f"{OPTION} {name}: is no module's name that can be found ({error}); give it as in Python's import."
+        ) from error
     if found is None:
-        raise UserError(f"{OPTION} {name}: there is no such module in {os.getcwd()} or where Python looks; give its name without '.py'.")
+        raise UserError(
+            f"{OPTION} {name}: there is no such module in {os.getcwd()} or where Python looks; give its "
+            "name without '.py'."
+        )
     importlib.import_module(name)
 
 

@@ -1,15 +1,19 @@
 """What a run wrote into its folder, so that nothing else is ever replaced there.
 
-A name is not ownership: somebody may have put a file of his own where a run writes. A folder has a ledger,
-``written.jsonl``, with a line for each file that was written under ``keeping``: its name and the SHA-256 of its content.
-The line comes before the file, so that a run which is killed between the two knows its file all the same. A file about to
-be replaced whose content no line of its name has was not written here: it gets another name, and that is said. A run of
-an earlier version has no ledger: of what its folder holds nothing is known, so that what is written again and differs is
-kept once. A finished model is kept also where it is the run's own and another is to take its place.
+A name is not ownership: somebody may have put a file of his own where a run writes. A folder has a
+ledger, ``written.jsonl``, with a line for each file that was written under ``keeping``: its name
+and the SHA-256 of its content. The line comes before the file, so that a run which is killed
+between the two knows its file all the same. A file about to be replaced whose content no line of
+its name has was not written here: it gets another name, and that is said. A run of an earlier
+version has no ledger: of what its folder holds nothing is known, so that what is written again and
+differs is kept once. A finished model is kept also where it is the run's own and another is to take
+its place.
 
-A file that a command was told to write (``sample --out``) may lie anywhere: ``keeping_file`` has a ledger for it elsewhere.
+A file that a command was told to write (``sample --out``) may lie anywhere: ``keeping_file`` has a
+ledger for it elsewhere.
 
-Lines are only added, each with a single write: a run and a command that measures it may write at the same moment.
+Lines are only added, each with a single write: a run and a command that measures it may write at
+the same moment.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 NAME = "written.jsonl"
-# A log grows line by line and is cut by its run; a checkpoint says itself whose it is (see ``training.saving.checkpoint``).
+# A log grows line by line and is cut by its run; a checkpoint says itself whose it is (see
+# ``training.saving.checkpoint``).
 _SPEAK_FOR_THEMSELVES = (NAME, "metrics.jsonl", "lock", "checkpoints")
 _BEGINS = b'{"file": '
 _ASIDE = re.compile(r"\.(set-aside|earlier)(-\d+)?(\.[^.]*)?$")
@@ -39,7 +44,9 @@ def print_sentence(sentence: str) -> None:
 
 @contextlib.contextmanager
 def keeping(folder: Path, say: Callable[[str], None] = print_sentence) -> Iterator[None]:
-    """Within it, ``folder`` has a ledger for this process; ``say`` is told of each file that was given another name."""
+    """Within it, ``folder`` has a ledger for this process; ``say`` is told of each file that was
+    given another name.
+    """
     folder = Path(folder).absolute()
     if folder in _kept:
         yield
@@ -53,7 +60,9 @@ def keeping(folder: Path, say: Callable[[str], None] = print_sentence) -> Iterat
 
 @contextlib.contextmanager
 def keeping_file(path: Path, ledger: Path, say: Callable[[str], None] = print_sentence) -> Iterator[None]:
-    """Within it, the one file ``path``, wherever it is, is subject to the ledger in the file ``ledger``."""
+    """Within it, the one file ``path``, wherever it is, is subject to the ledger in the file
+    ``ledger``.
+    """
     path = Path(path).absolute()
     if path in _kept:
         yield
@@ -76,7 +85,9 @@ def is_ledger(path: Path) -> bool:
 
 
 def noted_in(folder: Path) -> set[str]:
-    """The first parts of the names in a folder's ledger: what a run has written, or was about to write."""
+    """The first parts of the names in a folder's ledger: what a run has written, or was about to
+    write.
+    """
     return {Path(line["file"]).parts[0] for line in _lines_of(Path(folder) / NAME)}
 
 
@@ -98,14 +109,19 @@ class Ledger:
         self._path = path
 
     def about_to_replace(self, path: Path, aside: Path) -> None:
-        """Notes that ``aside``, a whole file, is to become ``path``; what stands there and is not known gets another name."""
+        """Notes that ``aside``, a whole file, is to become ``path``; what stands there and is not
+        known gets another name.
+        """
         digest = _digest(aside)
         known = list(_lines_of(self._path))
         if os.path.lexists(path) and not self._is(path, digest):
             if not self._knows(path, known):
                 self._say(f"{path}: was not written by this run; it is kept as {set_aside(path, 'set-aside').name}.")
             elif path.name in _MODELS and path.absolute().parent == self.folder:
-                self._say(f"{path}: differs from the one that takes its place; it is kept as {set_aside(path, 'earlier').name}.")
+                self._say(
+                    f"{path}: differs from the one that takes its place; it is kept as "
+                    f"{set_aside(path, 'earlier').name}."
+                )
         if self._line(path, digest) not in known:
             self._add(path, digest)
 
@@ -132,7 +148,9 @@ class Ledger:
 
 
 class _Elsewhere(Ledger):
-    """A ledger that is not among what it notes: where it cannot be written, what a command wrote is kept at the next time."""
+    """A ledger that is not among what it notes: where it cannot be written, what a command wrote is
+    kept at the next time.
+    """
 
     def _add(self, path: Path, digest: str) -> None:
         with contextlib.suppress(OSError):
@@ -140,7 +158,9 @@ class _Elsewhere(Ledger):
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """Gives a file, a link or a folder another name beside the old one, which says ``why``; returns it. Raises ``OSError``."""
+    """Gives a file, a link or a folder another name beside the old one, which says ``why``; returns
+    it. Raises ``OSError``.
+    """
     # A folder of shards has a name without a suffix, a file's suffix says how to read it.
     suffix = "" if path.is_dir() else path.suffix
     stem = path.name.removesuffix(suffix)

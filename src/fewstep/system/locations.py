@@ -1,7 +1,8 @@
-"""What a text names that leads out of a recipe: an address, an id of the Hugging Face hub, or a path on this machine.
+"""What a text names that leads out of a recipe: an address, an id of the Hugging Face hub, or a
+path on this machine.
 
-A path is never taken for an id: what begins like a path, ends like a file or is there on this machine
-is not asked of the hub, where anybody could have put something under that name.
+A path is never taken for an id: what begins like a path, ends like a file or is there on this
+machine is not asked of the hub, where anybody could have put something under that name.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def absolute(path: str) -> str:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two paths lead to one file or folder, by links or not; where nothing is there, whether they are equal."""
+    """Whether two paths lead to one file or folder, by links or not; where nothing is there,
+    whether they are equal.
+    """
     try:
         return absolute(one) == absolute(other) or os.path.samefile(one, other)
     except OSError:

@@ -1,7 +1,9 @@
 """The target that walks the degradation path backwards (DisBack, Alg. 2, Eq. 8).
 
-Along a path of nodes s'_0 = teacher, ..., s'_N the target starts at s'_{N-1} (the fake score starts at s'_N itself) and moves to s'_{N-2}, ..., s'_0 as the rule decides; there it
-stays. With N = 0 (no path) and with N = 1 it is the teacher from the start: plain distribution matching, with the fake score starting at the teacher or degraded.
+Along a path of nodes s'_0 = teacher, ..., s'_N the target starts at s'_{N-1} (the fake score starts
+at s'_N itself) and moves to s'_{N-2}, ..., s'_0 as the rule decides; there it stays. With N = 0 (no
+path) and with N = 1 it is the teacher from the start: plain distribution matching, with the fake
+score starting at the teacher or degraded.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from fewstep.targets.target import Target
 
 
 class Backtracked(Target, Resumable, Hook):
-    """See the module's docstring. Enters the path at the first use, so that it may be built before the path is recorded."""
+    """See the module's docstring.
+
+    Enters the path at the first use, so that it may be built before the path is recorded.
+    """
 
     def __init__(self, path: DegradationPath, switch: SwitchRule):
         self.path = path
@@ -40,17 +45,24 @@ class Backtracked(Target, Resumable, Hook):
 
     @property
     def short(self) -> str:
-        """A sentence for the end of a run whose target has not reached the teacher; nothing where it has."""
+        """A sentence for the end of a run whose target has not reached the teacher; nothing where
+        it has.
+        """
         if not self.node:
             return ""
-        return f"the run ended with its target at node {self.node} of {self.path.last}, and never reached its teacher; go on with --resume and more 'training.steps'."
+        return (
+            f"the run ended with its target at node {self.node} of {self.path.last}, and never reached its "
+            "teacher; go on with --resume and more 'training.steps'."
+        )
 
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
         if self.node:
             self._told.append((log_snr, gap))
 
     def advance(self, step: int, model: object) -> None:
-        """A hook for the student's phase, called after each of its steps that was taken: moves the target when the rule says so."""
+        """A hook for the student's phase, called after each of its steps that was taken: moves the
+        target when the rule says so.
+        """
         told, self._told = self._told, []
         if self.node is None or self.node == 0:
             return

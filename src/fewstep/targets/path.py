@@ -1,11 +1,14 @@
 r"""The degradation path {s'_0 = teacher, s'_1, ..., s'_N} on disk (DisBack, Sec. 4.2).
 
-Node i >= 1 is the file ``node-i.safetensors``; node 0 is the teacher, which the run has anyway. ``manifest.json`` names each node's file, digest and the recording step, and carries what the
-caller wants to remember of how the path was made. A node is added by writing its file first and the manifest after it, so that a
-manifest never names a node that is not whole; files that the manifest does not name are ignored. A file that this path did not
-write, of another path or of somebody's, keeps its content under another name (see ``ledger``).
+Node i >= 1 is the file ``node-i.safetensors``; node 0 is the teacher, which the run has anyway.
+``manifest.json`` names each node's file, digest and the recording step, and carries what the caller
+wants to remember of how the path was made. A node is added by writing its file first and the
+manifest after it, so that a manifest never names a node that is not whole; files that the manifest
+does not name are ignored. A file that this path did not write, of another path or of somebody's,
+keeps its content under another name (see ``ledger``).
 
-Nodes are loaded strictly, one at a time, into a single frozen copy of the teacher: memory does not grow with N.
+Nodes are loaded strictly, one at a time, into a single frozen copy of the teacher: memory does not
+grow with N.
 """
 
 from __future__ import annotations
@@ -35,9 +38,11 @@ FEWEST = 3
 
 
 class DegradationPath(Resumable):
-    """A path in ``folder`` that starts at ``teacher``; ``origin`` is kept in the manifest (for instance the resolved recipe).
+    """A path in ``folder`` that starts at ``teacher``; ``origin`` is kept in the manifest (for
+    instance the resolved recipe).
 
-    A new path is empty, and recording replaces what paths have written into the folder; ``DegradationPath.open`` reads a recorded one.
+    A new path is empty, and recording replaces what paths have written into the folder;
+    ``DegradationPath.open`` reads a recorded one.
     """
 
     def __init__(self, folder: Path | str, teacher: Denoiser, origin: Mapping[str, Any] | None = None):
@@ -53,7 +58,9 @@ class DegradationPath(Resumable):
 
     @classmethod
     def open(cls, folder: Path | str, teacher: Denoiser) -> DegradationPath:
-        """The path that was recorded in ``folder``; raises ``UserError`` when there is none or its manifest cannot be read."""
+        """The path that was recorded in ``folder``; raises ``UserError`` when there is none or its
+        manifest cannot be read.
+        """
         path = cls(folder, teacher)
         path._read_manifest()
         return path
@@ -84,19 +91,26 @@ class DegradationPath(Resumable):
 
     @property
     def uneven(self) -> str:
-        """The sentence for a path of three recorded nodes or more whose first lies beyond half of the way; else nothing.
+        """The sentence for a path of three recorded nodes or more whose first lies beyond half of
+        the way; else nothing.
 
-        The student then passes the larger part of the path in one jump, which is what a path is to spare it.
+        The student then passes the larger part of the path in one jump, which is what a path is to
+        spare it.
         """
         whole = sum(self.ways)
         if len(self.ways) < FEWEST or not whole > 0 or self.ways[0] <= whole / 2:
             return ""
         places = ", ".join(f"{sum(self.ways[: index + 1]) / whole:.0%}" for index in range(len(self.ways)))
         remedy = "record by distance ('target.record.kind: distance'), or with a lower 'target.optimizer.lr'"
-        return f"the path's {len(self.ways)} nodes stand at {places} of the way from the teacher, so that most of it is one jump: {remedy}."
+        return (
+            f"the path's {len(self.ways)} nodes stand at {places} of the way from the teacher, so that most of "
+            f"it is one jump: {remedy}."
+        )
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """The weights of node ``index`` >= 1; raises ``UserError`` naming the file when it is missing, damaged or not the one that was recorded."""
+        """The weights of node ``index`` >= 1; raises ``UserError`` naming the file when it is
+        missing, damaged or not the one that was recorded.
+        """
         node = self.nodes[index - 1]
         path = self.folder / node["file"]
         tensors, metadata = read_tensors(path)
@@ -113,11 +127,15 @@ class DegradationPath(Resumable):
         load_strictly(into, tensors, f"{self.folder / f'node-{index}.safetensors'}")
 
     def full(self, nodes: int) -> StopRule:
-        """Ends the recording stage once the path has ``nodes`` nodes, the teacher counted, or was closed."""
+        """Ends the recording stage once the path has ``nodes`` nodes, the teacher counted, or was
+        closed.
+        """
         return _Full(self, nodes)
 
     def rest(self, total: int, nodes: int = 1, least: Callable[[int], int] = lambda _: 1) -> StopRule:
-        """Ends the stage after the recording one when both have ``total`` steps together, but not before it has ``least(N)``, N being the nodes recorded; ``nodes``: as of ``full``."""
+        """Ends the stage after the recording one when both have ``total`` steps together, but not
+        before it has ``least(N)``, N being the nodes recorded; ``nodes``: as of ``full``.
+        """
         return _Rest(self, total, nodes, least)
 
     def recorder(self, rule: RecordRule) -> Recorder:
@@ -126,11 +144,18 @@ class DegradationPath(Resumable):
         return Recorder(self, rule)
 
     def expected_steps(self, nodes: int) -> int | None:
-        """How many steps the recording of a path of ``nodes`` nodes, the teacher counted, will take, where that is known."""
+        """How many steps the recording of a path of ``nodes`` nodes, the teacher counted, will
+        take, where that is known.
+        """
         return None if self._rule is None else self._rule.expected_steps(nodes)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"nodes": [dict(node) for node in self.nodes], "closed": self.closed, "steps": self.steps, "ways": list(self.ways)}
+        return {
+            "nodes": [dict(node) for node in self.nodes],
+            "closed": self.closed,
+            "steps": self.steps,
+            "ways": list(self.ways),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Returns to an earlier length of the path; nodes recorded after it are forgotten."""
@@ -143,23 +168,36 @@ class DegradationPath(Resumable):
             self._write_manifest()
 
     def _write_manifest(self) -> None:
-        content = {"format": FORMAT, "origin": self.origin, "nodes": self.nodes, "closed": self.closed, "steps": self.steps}
+        content = {
+            "format": FORMAT,
+            "origin": self.origin,
+            "nodes": self.nodes,
+            "closed": self.closed,
+            "steps": self.steps,
+        }
         content |= {"ways": self.ways} if self.ways else {}
         with keeping(self.folder):
             write_text(self._manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _read_manifest(self) -> None:
         if not self._manifest.is_file():
-            raise UserError(f"{self._manifest}: there is no such file, and without it there is no path; restore it from a copy, or record the path again.")
+            raise UserError(
+                f"{self._manifest}: there is no such file, and without it there is no path; restore it from "
+                "a copy, or record the path again."
+            )
         try:
             content = json.loads(self._manifest.read_text(encoding="utf-8"))
             nodes, origin, closed, steps = content["nodes"], content["origin"], content["closed"], content["steps"]
             ways = [float(way) for way in content.get("ways", ())]
             if content["format"] != FORMAT:
                 raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
-            well_formed = all(set(node) == {"file", "digest", "step"} and Path(node["file"]).name == node["file"] for node in nodes)
+            well_formed = all(
+                set(node) == {"file", "digest", "step"} and Path(node["file"]).name == node["file"] for node in nodes
+            )
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{self._manifest}: is not a readable path manifest ({error}); delete the folder to record again.") from error
+            raise UserError(
+                f"{self._manifest}: is not a readable path manifest ({error}); delete the folder to record again."
+            ) from error
         if not well_formed:
             raise UserError(f"{self._manifest}: an entry of 'nodes' is malformed; delete the folder to record again.")
         self.origin, self.nodes, self.closed, self.steps, self.ways = origin, nodes, closed, steps, ways

@@ -18,7 +18,8 @@ from fewstep.times import TimeDistribution
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """``rows`` samples of ``student`` as it is when they are first asked for, noised at ``times`` of the schedule of ``teacher``.
+    """``rows`` samples of ``student`` as it is when they are first asked for, noised at ``times``
+    of the schedule of ``teacher``.
 
     A call with a model gives its estimates (rows, *D).
     """

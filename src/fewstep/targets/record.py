@@ -1,10 +1,14 @@
 """When to record a node while the teacher degrades into the untrained student.
 
-``EverySteps`` is the paper's rule: a node every n steps. It needs to be told how fast the teacher degrades, and Table 6 shows what a wrong guess costs (11 nodes over 400 steps: 244.72
-against 1.38). ``ByDistance`` measures instead, on a fixed set of probes (noisy inputs at several levels): with f_i the estimates of node i there and f those of the degrading model,
+``EverySteps`` is the paper's rule: a node every n steps. It needs to be told how fast the teacher
+degrades, and Table 6 shows what a wrong guess costs (11 nodes over 400 steps: 244.72 against 1.38).
+``ByDistance`` measures instead, on a fixed set of probes (noisy inputs at several levels): with f_i
+the estimates of node i there and f those of the degrading model,
 
-- a node is recorded when rms(f - f_last node) reaches ``distance`` times rms(f_0 - mean f_0), the teacher's own spread over the probes;
-- recording stops before collapse: when the spread of f has fallen below ``floor`` times the teacher's, or after ``max_steps``.
+- a node is recorded when rms(f - f_last node) reaches ``distance`` times rms(f_0 - mean f_0), the
+  teacher's own spread over the probes;
+- recording stops before collapse: when the spread of f has fallen below ``floor`` times the
+  teacher's, or after ``max_steps``.
 """
 
 from __future__ import annotations
@@ -40,11 +44,15 @@ class RecordRule(Resumable):
         """``step`` counts the finished steps, from 1; ``model`` is the degrading teacher."""
 
     def decides(self, step: int) -> bool:
-        """Whether it looks at the model after ``step`` steps or may record it: always, unless a class knows better."""
+        """Whether it looks at the model after ``step`` steps or may record it: always, unless a
+        class knows better.
+        """
         return True
 
     def expected_steps(self, nodes: int) -> int | None:
-        """How many steps a path of ``nodes`` nodes, the teacher counted, will take, where that is known beforehand."""
+        """How many steps a path of ``nodes`` nodes, the teacher counted, will take, where that is
+        known beforehand.
+        """
         return None
 
 
@@ -82,7 +90,10 @@ class RecordEvery(Recording):
 
 @dataclass(frozen=True)
 class RecordByDistance(Recording):
-    """See the module's docstring. ``distance`` and ``floor`` are relative to the teacher's spread over the probes."""
+    """See the module's docstring.
+
+    ``distance`` and ``floor`` are relative to the teacher's spread over the probes.
+    """
 
     kind: Literal["distance"] = field(default="distance", kw_only=True)
     distance: Positive = 0.1
@@ -123,7 +134,10 @@ class EverySteps(RecordRule):
 
 
 class ByDistance(RecordRule):
-    """See ``RecordByDistance``. ``probe(model)`` gives the model's estimates (B, *D) on fixed inputs."""
+    """See ``RecordByDistance``.
+
+    ``probe(model)`` gives the model's estimates (B, *D) on fixed inputs.
+    """
 
     def __init__(self, settings: RecordByDistance, probe: Callable[[Denoiser], Tensor], teacher: Denoiser):
         self.settings = settings
@@ -138,15 +152,23 @@ class ByDistance(RecordRule):
             # Not counted: a resumed run looks once more.
             with unmetered():
                 whole = self._look(self._teacher)
-            self._unit, self._last = _spread(whole), whole if self._last is None else self._last.to(whole).reshape(whole.shape)
+            self._unit, self._last = (
+                _spread(whole),
+                whole if self._last is None else self._last.to(whole).reshape(whole.shape),
+            )
         now = self._look(model)
         # Processes on unlike devices differ in the last digits; one of them decides.
-        self.travelled, spread = distributed.agreed([float((now - self._last).square().mean().sqrt() / self._unit), float(_spread(now) / self._unit)])
+        self.travelled, spread = distributed.agreed(
+            [float((now - self._last).square().mean().sqrt() / self._unit), float(_spread(now) / self._unit)]
+        )
         record = self.travelled >= self.settings.distance
         if record:
             self._last = now
         if spread < self.settings.floor:
-            return Decision(False, f"collapse was near: the estimates' spread fell to {spread:.2f} of the teacher's after {step} steps")
+            return Decision(
+                False,
+                f"collapse was near: the estimates' spread fell to {spread:.2f} of the teacher's after {step} steps",
+            )
         if step >= self.settings.max_steps:
             return Decision(record, f"the limit of {self.settings.max_steps} steps was reached")
         return Decision(record)
@@ -156,7 +178,10 @@ class ByDistance(RecordRule):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         # In the form of the estimates once there is one.
-        self._last, self._unit = None if state["last"] is None else torch.tensor(state["last"], dtype=torch.float64), None
+        self._last, self._unit = (
+            None if state["last"] is None else torch.tensor(state["last"], dtype=torch.float64),
+            None,
+        )
         self.travelled = state["travelled"]
 
     @torch.no_grad()

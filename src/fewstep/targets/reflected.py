@@ -13,7 +13,9 @@ from fewstep.targets.target import Target
 
 @dataclass(frozen=True, eq=False)
 class ReflectedTarget(Target):
-    """``Reflected`` around the denoiser in force of ``target`` (Lou and Ermon 2023; DDIL, Sec. 4.1)."""
+    """``Reflected`` around the denoiser in force of ``target`` (Lou and Ermon 2023; DDIL, Sec.
+    4.1).
+    """
 
     target: Target
     threshold: Threshold

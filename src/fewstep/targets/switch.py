@@ -1,8 +1,11 @@
 """When to move the target to the next node, one step nearer to the teacher.
 
-``Every`` is the paper's rule: a fixed number of steps a node. ``Plateau`` looks at the gap between fake score and target, which every distribution-matching step computes anyway: the gap
-falls while the student approaches the node and then levels off at the noise of the two estimates. Gaps are averaged per noise level, since levels differ by orders of magnitude, over two
-successive windows; the target moves on when the second window's mean is no longer below ``1 - improvement`` times the first's, averaged over the levels.
+``Every`` is the paper's rule: a fixed number of steps a node. ``Plateau`` looks at the gap between
+fake score and target, which every distribution-matching step computes anyway: the gap falls while
+the student approaches the node and then levels off at the noise of the two estimates. Gaps are
+averaged per noise level, since levels differ by orders of magnitude, over two successive windows;
+the target moves on when the second window's mean is no longer below ``1 - improvement`` times the
+first's, averaged over the levels.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ class SwitchRule(Resumable):
         """Whether to leave ``node`` after ``steps`` steps at it."""
 
     def decides(self, node: int, steps: int) -> bool:
-        """Whether it looks at a gap after ``steps`` steps at ``node`` or may leave it: always, unless a class knows better."""
+        """Whether it looks at a gap after ``steps`` steps at ``node`` or may leave it: always,
+        unless a class knows better.
+        """
         return True
 
     @abc.abstractmethod
@@ -60,13 +65,15 @@ class Switching(Value, abc.ABC):
 
     @abc.abstractmethod
     def updates(self, nodes: int) -> tuple[list[int], list[int]]:
-        """The fewest and the most updates of the student at each of ``nodes`` nodes, in the order of use."""
+        """The fewest and the most updates of the student at each of ``nodes`` nodes, in the order
+        of use.
+        """
 
 
 @dataclass(frozen=True)
 class SwitchEvery(Switching):
-    """``steps`` at each node; a list gives the nodes in the order of use (the most degraded target first), its last
-    entry serving all that remain.
+    """``steps`` at each node; a list gives the nodes in the order of use (the most degraded target
+    first), its last entry serving all that remain.
     """
 
     kind: Literal["every"] = field(default="every", kw_only=True)
@@ -83,7 +90,10 @@ class SwitchEvery(Switching):
 
 @dataclass(frozen=True)
 class SwitchAtPlateau(Switching):
-    """See the module's docstring. ``window`` steps a window; at least ``min_steps`` and at most ``max_steps`` a node."""
+    """See the module's docstring.
+
+    ``window`` steps a window; at least ``min_steps`` and at most ``max_steps`` a node.
+    """
 
     kind: Literal["plateau"] = field(default="plateau", kw_only=True)
     window: Steps = 20
@@ -94,7 +104,10 @@ class SwitchAtPlateau(Switching):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_steps > self.max_steps:
-            raise Contradiction(f"'min_steps' is {self.min_steps} and 'max_steps' {self.max_steps}; the fewest steps at a node must not exceed the most")
+            raise Contradiction(
+                f"'min_steps' is {self.min_steps} and 'max_steps' {self.max_steps}; the fewest steps at a "
+                "node must not exceed the most"
+            )
 
     @property
     def measures(self) -> bool:
@@ -144,14 +157,19 @@ class Plateau(SwitchRule):
         self._whole = True
 
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
-        level = torch.bucketize(-0.5 * log_snr, torch.tensor([math.log(edge) for edge in LEVEL_EDGES], dtype=log_snr.dtype))
+        level = torch.bucketize(
+            -0.5 * log_snr, torch.tensor([math.log(edge) for edge in LEVEL_EDGES], dtype=log_snr.dtype)
+        )
         size = len(LEVEL_EDGES) + 1
         sums = torch.zeros(size, dtype=torch.float64).index_add_(0, level, gap.to("cpu", torch.float64))
         # Of the whole batch: every process decides alike.
         sums, counts = distributed.total(torch.stack([sums, torch.bincount(level, minlength=size).double()]))
         if not self._whole:
             # Another portion of the same step.
-            sums, counts = sums + torch.tensor(self._sums.pop(), dtype=torch.float64), counts + torch.tensor(self._counts.pop(), dtype=torch.float64)
+            sums, counts = (
+                sums + torch.tensor(self._sums.pop(), dtype=torch.float64),
+                counts + torch.tensor(self._counts.pop(), dtype=torch.float64),
+            )
         self._sums.append(sums.tolist())
         self._counts.append(counts.long().tolist())
         self._whole = False
@@ -161,12 +179,20 @@ class Plateau(SwitchRule):
         self._whole = True
         if steps >= self.settings.max_steps:
             return True
-        return steps >= self.settings.min_steps and len(self._sums) >= 2 * self.window and self.ratio() > 1 - self.settings.improvement
+        return (
+            steps >= self.settings.min_steps
+            and len(self._sums) >= 2 * self.window
+            and self.ratio() > 1 - self.settings.improvement
+        )
 
     def ratio(self) -> float:
-        """The second window's mean gap over the first's, averaged over the levels that both have seen."""
+        """The second window's mean gap over the first's, averaged over the levels that both have
+        seen.
+        """
         sums, counts = torch.tensor(self._sums, dtype=torch.float64), torch.tensor(self._counts, dtype=torch.float64)
-        older, newer = (sums[half].sum(0) / counts[half].sum(0) for half in (slice(None, self.window), slice(self.window, None)))
+        older, newer = (
+            sums[half].sum(0) / counts[half].sum(0) for half in (slice(None, self.window), slice(self.window, None))
+        )
         ratios = newer / older
         ratios = ratios[torch.isfinite(ratios)]
         # No finite ratio: the gap is exactly 0, which is as flat as it gets.

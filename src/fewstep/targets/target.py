@@ -20,7 +20,9 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
-        """Is told, for each sample, the level (B,) and the squared distance (B,) between fake score and teacher that a step found there."""
+        """Is told, for each sample, the level (B,) and the squared distance (B,) between fake score
+        and teacher that a step found there.
+        """
 
 
 @dataclass(frozen=True, eq=False)

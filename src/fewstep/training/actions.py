@@ -1,4 +1,8 @@
-"""What a stage may do before its first step. An action only writes (weights, a file of pairs), so that running it again after an interruption gives the same."""
+"""What a stage may do before its first step.
+
+An action only writes (weights, a file of pairs), so that running it again after an interruption
+gives the same.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +87,9 @@ class CopyNode(Action):
 class MeasureSpacing(Action):
     """Measures how far the nodes of a path of three recorded nodes or more lie apart.
 
-    The way to a node is the root mean square by which the estimates on the probes change from the node before it. ``model``
-    takes each node in turn and stays at the last. What it costs is not counted: it is a check of health.
+    The way to a node is the root mean square by which the estimates on the probes change from the
+    node before it. ``model`` takes each node in turn and stays at the last. What it costs is not
+    counted: it is a check of health.
     """
 
     path: DegradationPath
@@ -116,7 +121,8 @@ class MeasureSpacing(Action):
 
 @dataclass(frozen=True, eq=False)
 class MakePairs(Action):
-    """Draws ``count`` starts of the prior, carries each to t = 0 and stores both in ``path`` (knowledge distillation, reflow, DMD's regression).
+    """Draws ``count`` starts of the prior, carries each to t = 0 and stores both in ``path``
+    (knowledge distillation, reflow, DMD's regression).
 
     ``seed`` and ``purpose`` say which starts; ``device`` is the flow map's.
     """
@@ -149,11 +155,18 @@ class MakePairs(Action):
             return self.flow_map.at(key, begin)(state.x, self.prior.time, 0.0, state.condition)
 
         ends = deal(begins, end)
-        write_pairs(self.path, torch.cat(starts), torch.cat(ends), torch.cat(labels) if labels else None, self._origin())
+        write_pairs(
+            self.path, torch.cat(starts), torch.cat(ends), torch.cat(labels) if labels else None, self._origin()
+        )
 
     def _drawn(self, key: Key, begin: int) -> State:
         return self.prior.draw(Step(key, min(self.batch, self.count - begin), begin, self.device))
 
     def _origin(self) -> dict[str, Any]:
         """Which pairs these are; ``Pairs`` checks the time."""
-        return {"seed": self.seed, "purpose": self.purpose, "time": self.prior.time, "schedule": self.prior.schedule.describe()}
+        return {
+            "seed": self.seed,
+            "purpose": self.purpose,
+            "time": self.prior.time,
+            "schedule": self.prior.schedule.describe(),
+        }

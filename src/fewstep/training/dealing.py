@@ -12,10 +12,13 @@ from fewstep.system import distributed
 
 
 def deal(jobs: Sequence[int], work: Callable[[int], Tensor]) -> list[Tensor]:
-    """``work(job)`` for all jobs, which the processes take in turn; each gets all results (of one type, on one kind of device), in the order of the jobs, the same for
-    any number of processes. Meters count in each process what it did itself: their sum over processes is what one process would have counted.
+    """``work(job)`` for all jobs, which the processes take in turn; each gets all results (of one
+    type, on one kind of device), in the order of the jobs, the same for any number of processes.
+    Meters count in each process what it did itself: their sum over processes is what one process
+    would have counted.
 
-    Where the last round is short, the processes that are left over do the first job again, which is not counted, and drop it: sharded networks must be called equally often by all.
+    Where the last round is short, the processes that are left over do the first job again, which is
+    not counted, and drop it: sharded networks must be called equally often by all.
     """
     size, rank = distributed.size(), distributed.rank()
     if size == 1:

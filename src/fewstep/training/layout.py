@@ -1,18 +1,28 @@
-r"""How a run's networks lie over its processes. The engines are torch's; here is only what is laid out, and when.
+r"""How a run's networks lie over its processes.
 
-Each process computes the mean loss of its rows of the global batch, so that the mean of the gradients over processes is the gradient of the global mean:
+The engines are torch's; here is only what is laid out, and when.
+
+Each process computes the mean loss of its rows of the global batch, so that the mean of the
+gradients over processes is the gradient of the global mean:
 
 - ``Alone``: one process.
-- ``Replicated``: every process holds everything, and ``DistributedDataParallel`` averages gradients while the backward pass goes on. What it wraps is not a network but a phase's loss
-  (``PhaseLoss``): a phase may run its network several times, through other methods than ``forward``, and differentiate within (R1, balanced losses); all that is then one forward call
-  to DDP, and one backward.
-- ``Sharded``: FSDP2 (``fully_shard``). Every *unit*, a raw network with its own parameters, is sharded over the processes by its blocks, frozen ones as well, which have neither
-  gradients nor optimizers. Wrappers (denoisers, averages) are not units: one network may be in several. With ``replicas`` k, k groups of processes hold a copy each (HSDP).
+- ``Replicated``: every process holds everything, and ``DistributedDataParallel`` averages gradients
+  while the backward pass goes on. What it wraps is not a network but a phase's loss
+  (``PhaseLoss``): a phase may run its network several times, through other methods than
+  ``forward``, and differentiate within (R1, balanced losses); all that is then one forward call to
+  DDP, and one backward.
+- ``Sharded``: FSDP2 (``fully_shard``). Every *unit*, a raw network with its own parameters, is
+  sharded over the processes by its blocks, frozen ones as well, which have neither gradients nor
+  optimizers. Wrappers (denoisers, averages) are not units: one network may be in several. With
+  ``replicas`` k, k groups of processes hold a copy each (HSDP).
 
-A unit is sharded in place, so that objectives, targets and averages, which hold references, need not know. Where a module has entries besides ``forward`` they are registered. After
-a forward pass every unit is resharded, the outermost too: optimizers, averages and checkpoints see shards at any time.
+A unit is sharded in place, so that objectives, targets and averages, which hold references, need
+not know. Where a module has entries besides ``forward`` they are registered. After a forward pass
+every unit is resharded, the outermost too: optimizers, averages and checkpoints see shards at any
+time.
 
-What is to be sharded over GPUs is built on the CPU, since a GPU need not hold it whole; ``fully_shard`` moves one block after another, and ``lay_out`` the buffers beside them.
+What is to be sharded over GPUs is built on the CPU, since a GPU need not hold it whole;
+``fully_shard`` moves one block after another, and ``lay_out`` the buffers beside them.
 """
 
 from __future__ import annotations
@@ -42,11 +52,15 @@ class Layout(abc.ABC):
 
     @abc.abstractmethod
     def lay_out(self, modules: Iterable[nn.Module]) -> None:
-        """Lays out the networks in ``modules``, in place; once, before anything is loaded into them or trained."""
+        """Lays out the networks in ``modules``, in place; once, before anything is loaded into them
+        or trained.
+        """
 
     @abc.abstractmethod
     def prepared(self, phase: Phase) -> nn.Module:
-        """The phase's loss as a module, called with a step as ``PhaseLoss`` is; its backward leaves the gradients that the optimizer is to use."""
+        """The phase's loss as a module, called with a step as ``PhaseLoss`` is; its backward leaves
+        the gradients that the optimizer is to use.
+        """
 
     def holding(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
         """Around all forward and backward passes of a phase's turn."""
@@ -54,7 +68,9 @@ class Layout(abc.ABC):
 
     @abc.abstractmethod
     def accumulating(self, phase: Phase, loss: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Inside, gradients are added up in the process; the next backward outside exchanges the sum."""
+        """Inside, gradients are added up in the process; the next backward outside exchanges the
+        sum.
+        """
 
 
 class Alone(Layout):
@@ -78,7 +94,9 @@ class Replicated(Layout):
 
     def prepared(self, phase: Phase) -> nn.Module:
         # A term may leave parameters out for a while (an adversarial term that begins later).
-        return nn.parallel.DistributedDataParallel(PhaseLoss(phase), forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(
+            PhaseLoss(phase), forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
 
     @contextlib.contextmanager
     def accumulating(self, phase: Phase, loss: nn.Module) -> Iterator[None]:
@@ -88,14 +106,19 @@ class Replicated(Layout):
 
 
 class Sharded(Layout):
-    """Networks are sharded; ``replicas`` groups of processes hold a copy each. ``device``: "cpu" or "cuda". ``halved``: parameters are gathered in bfloat16.
+    """Networks are sharded; ``replicas`` groups of processes hold a copy each.
+
+    ``device``: "cpu" or "cuda". ``halved``: parameters are gathered in bfloat16.
 
     Raises ``UserError`` when the processes cannot be divided so.
     """
 
     def __init__(self, replicas: int = 1, device: str = "cpu", halved: bool = False):
         if replicas < 1 or distributed.size() % replicas:
-            raise UserError(f"'distributed.replicas' is {replicas}, which does not divide the {distributed.size()} processes; use a divisor.")
+            raise UserError(
+                f"'distributed.replicas' is {replicas}, which does not divide the {distributed.size()} "
+                "processes; use a divisor."
+            )
         self.replicas, self.device, self.halved = replicas, device, halved
         self._units: list[nn.Module] = []
 
@@ -104,10 +127,18 @@ class Sharded(Layout):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         processes = distributed.size()
-        shape, names = ((processes,), ("shard",)) if self.replicas == 1 else ((self.replicas, processes // self.replicas), ("replica", "shard"))
+        shape, names = (
+            ((processes,), ("shard",))
+            if self.replicas == 1
+            else ((self.replicas, processes // self.replicas), ("replica", "shard"))
+        )
         mesh = init_device_mesh(self.device, shape, mesh_dim_names=names)
         modules = list(modules)
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if self.halved else None, reduce_dtype=torch.float32 if self.halved else None, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if self.halved else None,
+            reduce_dtype=torch.float32 if self.halved else None,
+            cast_forward_inputs=False,
+        )
         self._units = units(modules)
         _check_apart(self._units)
         for unit in self._units:
@@ -123,7 +154,9 @@ class Sharded(Layout):
 
     @contextlib.contextmanager
     def holding(self, phase: Phase) -> Iterator[None]:
-        """Where a loss is made of gradients, weights that were gathered stay so until the turn is over: the second backward pass begins with them, before anything gathers them again."""
+        """Where a loss is made of gradients, weights that were gathered stay so until the turn is
+        over: the second backward pass begins with them, before anything gathers them again.
+        """
         from torch.distributed.fsdp import FSDPModule
 
         if not any(term.objective.differentiates_twice for term in phase.terms):
@@ -161,7 +194,9 @@ def is_sharded(mode: str) -> bool:
 
 
 def build_layout(mode: str, replicas: int, device: str, halved: bool) -> Layout:
-    """The layout of this group of processes: ``mode`` is "ddp" or "fsdp"; a process alone is ``Alone``."""
+    """The layout of this group of processes: ``mode`` is "ddp" or "fsdp"; a process alone is
+    ``Alone``.
+    """
     if is_sharded(mode):
         return Sharded(replicas, device, halved)
     return Replicated() if dist.is_initialized() else Alone()
@@ -173,13 +208,16 @@ def _check_apart(found: Sequence[nn.Module]) -> None:
         for parameter in unit.parameters():
             if owner.setdefault(id(parameter), unit) is not unit:
                 raise UserError(
-                    f"'distributed.mode: fsdp' cannot shard two networks that share weights (here a {type(unit).__name__}'s; a low-rank fake score shares its teacher's); "
+                    "'distributed.mode: fsdp' cannot shard two networks that share weights (here a "
+                    f"{type(unit).__name__}'s; a low-rank fake score shares its teacher's); "
                     "use 'distributed.mode: ddp'."
                 )
 
 
 def units(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """The raw networks in modules, once each: outermost modules with parameters that are no mere holders of others. A part of one, named by itself, is none."""
+    """The raw networks in modules, once each: outermost modules with parameters that are no mere
+    holders of others. A part of one, named by itself, is none.
+    """
     found = {id(unit): unit for unit in _networks(modules)}
     parts = {id(part) for unit in found.values() for part in unit.modules() if part is not unit}
     return [unit for identity, unit in found.items() if identity not in parts]

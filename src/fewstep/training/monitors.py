@@ -1,7 +1,9 @@
 """Is my run healthy? Readings taken while it goes on, each with a sentence when it is off.
 
-Loss curves of distribution matching say little: the student's has no meaning as a number, and the fake score's falls whether or not the student collapses. These readings do not depend on
-the losses. A monitor is a list of checks; a check gets a step of its own (draws are a function of place, so readings are repeatable) and the means of what training reported lately.
+Loss curves of distribution matching say little: the student's has no meaning as a number, and the
+fake score's falls whether or not the student collapses. These readings do not depend on the losses.
+A monitor is a list of checks; a check gets a step of its own (draws are a function of place, so
+readings are repeatable) and the means of what training reported lately.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from torch import Tensor
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser
 from fewstep.metrics.diversity import outside, spread
-from fewstep.metrics.mismatch import MismatchDegree, assessed_mismatch, comparable_means, comparable_norms, training_mismatch
+from fewstep.metrics.mismatch import (
+    MismatchDegree,
+    assessed_mismatch,
+    comparable_means,
+    comparable_norms,
+    training_mismatch,
+)
 from fewstep.objectives import ScoreMatching
 from fewstep.random import Key
 from fewstep.states import States, Step
@@ -47,7 +55,9 @@ class Check(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Monitor:
-    """Takes all ``checks`` every ``every`` steps on ``rows`` samples; warns only from step ``warn_from`` on, since an untrained student is off in every way."""
+    """Takes all ``checks`` every ``every`` steps on ``rows`` samples; warns only from step
+    ``warn_from`` on, since an untrained student is off in every way.
+    """
 
     checks: Sequence[Check]
     every: int = 200
@@ -64,7 +74,9 @@ class Monitor:
 
 @dataclass(frozen=True, eq=False)
 class FakeScoreLag(Check):
-    """The fake score's loss on samples made now over its loss in training: above ``limit`` it trails the student and its gradients mislead."""
+    """The fake score's loss on samples made now over its loss in training: above ``limit`` it
+    trails the student and its gradients mislead.
+    """
 
     objective: ScoreMatching
     states: States
@@ -76,13 +88,18 @@ class FakeScoreLag(Check):
         if not trained:
             return None
         ratio = float(self.objective.lag(step, step.state(self.states))) / trained
-        warning = f"the fake score trails the student (loss {ratio:.2f} times that in training): update it more often, or lower the student's rate."
+        warning = (
+            f"the fake score trails the student (loss {ratio:.2f} times that in training): update it more "
+            "often, or lower the student's rate."
+        )
         return Reading("fake_score_lag", ratio, warning if ratio > self.limit else "")
 
 
 @dataclass(frozen=True, eq=False)
 class Gap(Check):
-    """The relative squared distance between fake and target score (``relative_gap``): above ``limit`` the student is far from everything the target knows."""
+    """The relative squared distance between fake and target score (``relative_gap``): above
+    ``limit`` the student is far from everything the target knows.
+    """
 
     phase: str = "student"
     limit: float = 2.0
@@ -92,15 +109,20 @@ class Gap(Check):
         gap = recent.get(f"{self.phase}.gap")
         if gap is None:
             return None
-        warning = f"the scores of student and target are far apart (relative gap {gap:.2f}): the target is out of its depth on these samples; {self.advice}."
+        warning = (
+            f"the scores of student and target are far apart (relative gap {gap:.2f}): the target is out of its "
+            f"depth on these samples; {self.advice}."
+        )
         return Reading("gap", gap, warning if gap > self.limit else "")
 
 
 @dataclass(frozen=True, eq=False)
 class Mismatch(Check):
-    """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3 does) over its value on ``data``: above ``limit`` the student is off the data.
+    """The mismatch degree of the teacher on the student's samples (DisBack, Eq. 9, read as Sec. 5.3
+    does) over its value on ``data``: above ``limit`` the student is off the data.
 
-    Beside it the same as Eq. 9 is printed, a mean norm: with its deviation over the samples, and its value on ``data``.
+    Beside it the same as Eq. 9 is printed, a mean norm: with its deviation over the samples, and
+    its value on ``data``.
     """
 
     teacher: Denoiser
@@ -113,9 +135,15 @@ class Mismatch(Check):
         assessed = assessed_mismatch(self.teacher, state.x, state.condition.labels, step.key)
         degree, bound = comparable_means(assessed, self._bound)
         ratio = degree / bound
-        warning = f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
+        warning = (
+            f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
+        )
         norm, bound_norm = comparable_norms(assessed, self._bound)
-        figures = {"mismatch_norm": norm.mean, "mismatch_norm_deviation": norm.deviation, "mismatch_norm_on_data": bound_norm.mean}
+        figures = {
+            "mismatch_norm": norm.mean,
+            "mismatch_norm_deviation": norm.deviation,
+            "mismatch_norm_on_data": bound_norm.mean,
+        }
         beside = tuple(Reading(name, value) for name, value in figures.items())
         return Reading("mismatch_over_bound", ratio, warning if ratio > self.limit else "", beside)
 
@@ -127,7 +155,9 @@ class Mismatch(Check):
 
 @dataclass(frozen=True, eq=False)
 class Spread(Check):
-    """The samples' spread within their classes over the data's: below ``low`` the student collapses, above ``high`` it scatters."""
+    """The samples' spread within their classes over the data's: below ``low`` the student
+    collapses, above ``high`` it scatters.
+    """
 
     samples: States
     data: Dataset
@@ -142,7 +172,10 @@ class Spread(Check):
         ratio = spread(state.x, state.condition.labels) / self._own
         warning = ""
         if ratio < self.low:
-            warning = f"the samples' spread is {ratio:.2f} of the data's: the student may be collapsing; a lower rate or a data term helps."
+            warning = (
+                f"the samples' spread is {ratio:.2f} of the data's: the student may be collapsing; a lower rate "
+                "or a data term helps."
+            )
         elif ratio > self.high:
             warning = f"the samples' spread is {ratio:.2f} times the data's: the student scatters."
         return Reading("spread_over_data", ratio, warning)
@@ -157,8 +190,9 @@ class Spread(Check):
 class Saturation(Check):
     """The fraction of values outside the data's range by more than ``margin`` of it.
 
-    Where the data's own values stand at the range's ends (ink on paper), any even-handed error puts half of these outside. The student saturates where more than ``limit`` of the values are
-    outside beside that half. ``advice`` says what helps; nothing where the recipe has nothing to turn.
+    Where the data's own values stand at the range's ends (ink on paper), any even-handed error puts
+    half of these outside. The student saturates where more than ``limit`` of the values are outside
+    beside that half. ``advice`` says what helps; nothing where the recipe has nothing to turn.
     """
 
     samples: States
@@ -170,7 +204,10 @@ class Saturation(Check):
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         samples: Tensor = step.state(self.samples).x
         fraction = outside(samples, self.data.low, self.data.high, self.margin)
-        warning = f"{fraction:.0%} of the samples' values lie outside the data's range: the student saturates{f'; {self.advice}' if self.advice else ''}."
+        warning = (
+            f"{fraction:.0%} of the samples' values lie outside the data's range: the student "
+            f"saturates{f'; {self.advice}' if self.advice else ''}."
+        )
         return Reading("saturation", fraction, warning if fraction > self.limit + 0.5 * self._at_the_ends else "")
 
     @cached_property
@@ -182,7 +219,9 @@ class Saturation(Check):
 
 @dataclass(frozen=True, eq=False)
 class GradientNorm(Check):
-    """The mean norm of a phase's gradient before clipping, over its clipping bound: above ``limit`` hardly anything but its direction is left."""
+    """The mean norm of a phase's gradient before clipping, over its clipping bound: above ``limit``
+    hardly anything but its direction is left.
+    """
 
     phase: str
     clip: float
@@ -192,8 +231,13 @@ class GradientNorm(Check):
         norm = recent.get(f"{self.phase}.gradient_norm")
         if norm is None:
             return None
-        warning = f"the gradient of phase '{self.phase}' is {norm / self.clip:.0f} times its clipping bound on average: raise the bound or lower the weight."
-        return Reading(f"{self.phase}_gradient_over_clip", norm / self.clip, warning if norm > self.limit * self.clip else "")
+        warning = (
+            f"the gradient of phase '{self.phase}' is {norm / self.clip:.0f} times its clipping bound on "
+            "average: raise the bound or lower the weight."
+        )
+        return Reading(
+            f"{self.phase}_gradient_over_clip", norm / self.clip, warning if norm > self.limit * self.clip else ""
+        )
 
 
 def _some(data: Dataset) -> Dataset:

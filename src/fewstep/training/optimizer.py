@@ -20,13 +20,13 @@ Warmup = Annotated[int, at.Interval(ge=0, le=MOST), Costly(4)]
 
 @dataclass(frozen=True)
 class Optimizer(Value, abc.ABC):
-    """The rate rises linearly over ``warmup`` steps, stays at ``lr``, and falls to 0 over the last ``decay``
-    fraction of a stage of known length: along half a cosine, or, with ``decay_along`` "line", along a line
-    (DDIL's "linear schedule", Garrepalli et al. 2024, Sec. 5).
+    """The rate rises linearly over ``warmup`` steps, stays at ``lr``, and falls to 0 over the last
+    ``decay`` fraction of a stage of known length: along half a cosine, or, with ``decay_along``
+    "line", along a line (DDIL's "linear schedule", Garrepalli et al. 2024, Sec. 5).
 
-    ``clip`` bounds the norm of the gradient, None for no bound. ``weight_decay`` is decoupled from the
-    gradient (Loshchilov and Hutter 2019) in Adam, and a penalty in plain gradient descent, where the two
-    are one.
+    ``clip`` bounds the norm of the gradient, None for no bound. ``weight_decay`` is decoupled from
+    the gradient (Loshchilov and Hutter 2019) in Adam, and a penalty in plain gradient descent,
+    where the two are one.
     """
 
     lr: Positive = 1e-4
@@ -46,7 +46,9 @@ class Optimizer(Value, abc.ABC):
         """A fresh optimizer of the parameters."""
 
     def rate(self, step: int, total: int | None) -> float:
-        """The learning rate of step ``step`` (from 0) of a stage of ``total`` steps, None when its length is not known."""
+        """The learning rate of step ``step`` (from 0) of a stage of ``total`` steps, None when its
+        length is not known.
+        """
         rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
         if total is not None and self.decay > 0:
             begin = total * (1 - self.decay)
@@ -70,12 +72,16 @@ class Adam(Optimizer):
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         # The fused implementation updates all parameters in one pass; it exists for CPU and CUDA.
-        return torch.optim.AdamW(list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
 
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Gradient descent, w <- w - lr (g + weight_decay w), without momentum: what DisBack trains its LSUN generators with (App. B.2)."""
+    """Gradient descent, w <- w - lr (g + weight_decay w), without momentum: what DisBack trains its
+    LSUN generators with (App. B.2).
+    """
 
     kind: Literal["sgd"] = field(default="sgd", kw_only=True)
 
@@ -91,9 +97,11 @@ class SGD(Optimizer):
 
 
 def step_unless(optimizer: torch.optim.Optimizer, left_out: Tensor) -> None:
-    """A step of the optimizer, unless ``left_out``, a float32 scalar on the device, is not 0: weights, moments and counters then stay as they are, whatever the gradients.
+    """A step of the optimizer, unless ``left_out``, a float32 scalar on the device, is not 0:
+    weights, moments and counters then stay as they are, whatever the gradients.
 
-    Fused optimizers look at the scalar on the device (torch made that for gradient scalers); for another one it is read.
+    Fused optimizers look at the scalar on the device (torch made that for gradient scalers); for
+    another one it is read.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         vars(optimizer).update(found_inf=left_out, grad_scale=None)

@@ -1,4 +1,6 @@
-"""What is trained: terms make a phase, phases that run together make a stage, and a run is a list of stages."""
+"""What is trained: terms make a phase, phases that run together make a stage, and a run is a list
+of stages.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,10 @@ class Term:
 class Phase:
     """One network, one optimizer, a cadence, and terms.
 
-    ``every``: runs at steps 0, every, 2 every, ... of its stage. ``after_step(steps finished, network)`` is called after each
-    optimizer step; one that is a ``targets.Hook`` may be called before the host knows whether the
-    step was finite. ``averages`` follow the network. ``trainable``: the part of the network that is
-    trained (an adapter), all of it unless given.
+    ``every``: runs at steps 0, every, 2 every, ... of its stage. ``after_step(steps finished,
+    network)`` is called after each optimizer step; one that is a ``targets.Hook`` may be called
+    before the host knows whether the step was finite. ``averages`` follow the network.
+    ``trainable``: the part of the network that is trained (an adapter), all of it unless given.
     """
 
     name: str
@@ -69,12 +71,16 @@ class Phase:
             raise UserError(f"phase '{self.name}': needs at least one term to train on.")
         if self.every < 1:
             raise UserError(f"phase '{self.name}': 'every' must be at least 1, got {self.every}.")
-        check_open({"terms": self.terms, "optimizer": self.optimizer, "after_step": self.after_step}, f"phase '{self.name}'")
+        check_open(
+            {"terms": self.terms, "optimizer": self.optimizer, "after_step": self.after_step}, f"phase '{self.name}'"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Phases that run together, in order, until a number of steps or a stop rule; ``begin`` actions run once before the first step."""
+    """Phases that run together, in order, until a number of steps or a stop rule; ``begin`` actions
+    run once before the first step.
+    """
 
     name: str
     until: int | StopRule
@@ -106,10 +112,12 @@ class Stage:
 
 
 class PhaseLoss(nn.Module):
-    """A phase's loss as a module: called with a step, it gives the weighted sum of the terms and, without a graph, the terms' own losses, the figures that they report, by name, and the
+    """A phase's loss as a module: called with a step, it gives the weighted sum of the terms and,
+    without a graph, the terms' own losses, the figures that they report, by name, and the
     reductions of those that are no means.
 
-    What the phase trains is its submodule, whose parameters an engine finds there; everything else that the terms use is not.
+    What the phase trains is its submodule, whose parameters an engine finds there; everything else
+    that the terms use is not.
     """
 
     def __init__(self, phase: Phase):
@@ -146,28 +154,42 @@ def build_optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
 
 
 def named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
-    """Everything that training or an action writes, once each: trained networks by the name of the first phase that trains them, then averages and what actions write."""
+    """Everything that training or an action writes, once each: trained networks by the name of the
+    first phase that trains them, then averages and what actions write.
+    """
     named: dict[str, nn.Module] = {}
     for phase in _phases(stages):
         if not _known(phase.network, named):
             if phase.name in named:
-                raise UserError(f"two networks are trained by phases named '{phase.name}'; give the phases different names.")
+                raise UserError(
+                    f"two networks are trained by phases named '{phase.name}'; give the phases different names."
+                )
             named[phase.name] = phase.network
     for stage in stages:
         for phase in stage.phases:
-            named |= {f"{phase.name}.owned-{i}": module for i, module in enumerate(phase.owned) if not _known(module, named)}
-            named |= {f"{stage.name}.{phase.name}.average-{i}": average for i, average in enumerate(phase.averages) if not _known(average, named)}
+            named |= {
+                f"{phase.name}.owned-{i}": module for i, module in enumerate(phase.owned) if not _known(module, named)
+            }
+            named |= {
+                f"{stage.name}.{phase.name}.average-{i}": average
+                for i, average in enumerate(phase.averages)
+                if not _known(average, named)
+            }
         for index, action in enumerate(stage.begin):
             named |= {f"{stage.name}.begin-{index}": network for network in action.writes if not _known(network, named)}
     return named
 
 
 def used_modules(stages: Sequence[Stage]) -> list[nn.Module]:
-    """Every module that the stages' parts hold, trained or not: what is found by walking dataclass fields, lists and mappings."""
+    """Every module that the stages' parts hold, trained or not: what is found by walking dataclass
+    fields, lists and mappings.
+    """
     return [value for value in walk(stages) if isinstance(value, nn.Module)]
 
 
-def all_modules(stages: Sequence[Stage], networks: Mapping[str, nn.Module], stateful: Mapping[str, Resumable]) -> Iterator[nn.Module]:
+def all_modules(
+    stages: Sequence[Stage], networks: Mapping[str, nn.Module], stateful: Mapping[str, Resumable]
+) -> Iterator[nn.Module]:
     """What is to be laid out over processes.
 
     A generator: only a layout that asks makes a stateful object allocate what it will need.

@@ -16,11 +16,14 @@ from fewstep.training.saving.origins import Origins
 class Settings:
     """What the loop needs to know besides the stages.
 
-    ``batch``: samples a step, of all processes; each process works on its part in ``accumulate`` equal portions, whose gradients are added up. Cadences are in steps; ``keep``: how many
-    checkpoints stay. ``checkpoints``: one file, shards (``sharded``), or shards written in the background; None is shards where networks are sharded and a file elsewhere. ``mode`` and
-    ``replicas``: how several processes share the networks (see ``layout``). ``run``: what tells this run's checkpoints from another's; nothing for any. ``device``:
-    where the loop works; None is where the networks are. They are elsewhere only until they are sharded.
-    ``origins``: checksums of what the run is made from, which checkpoints keep.
+    ``batch``: samples a step, of all processes; each process works on its part in ``accumulate``
+    equal portions, whose gradients are added up. Cadences are in steps; ``keep``: how many
+    checkpoints stay. ``checkpoints``: one file, shards (``sharded``), or shards written in the
+    background; None is shards where networks are sharded and a file elsewhere. ``mode`` and
+    ``replicas``: how several processes share the networks (see ``layout``). ``run``: what tells
+    this run's checkpoints from another's; nothing for any. ``device``: where the loop works; None
+    is where the networks are. They are elsewhere only until they are sharded. ``origins``:
+    checksums of what the run is made from, which checkpoints keep.
     """
 
     batch: int = 64
@@ -53,7 +56,9 @@ class Settings:
 
 @dataclass
 class Progress:
-    """Where a run stands: ``stage_step`` steps of stage number ``stage`` are done, ``step`` in all, at ``evaluations`` network evaluations."""
+    """Where a run stands: ``stage_step`` steps of stage number ``stage`` are done, ``step`` in all,
+    at ``evaluations`` network evaluations.
+    """
 
     stage: int = 0
     stage_step: int = 0

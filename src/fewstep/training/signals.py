@@ -1,4 +1,6 @@
-"""A polite stop: SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C ask the run to end at the next step; a second Ctrl-C ends it at once."""
+"""A polite stop: SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C ask the run to end at the next step;
+a second Ctrl-C ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listens while inside, in the main thread; elsewhere signals cannot be received and nothing is listened to."""
+    """Listens while inside, in the main thread; elsewhere signals cannot be received and nothing is
+    listened to.
+    """
     request = StopRequest()
 
     def ask(number: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,17 @@
-"""Teachers: those that ship with the package (each has a model card beside its weights, and a recipe that made it), and readers of foreign weights, which run no code of a file's."""
+"""Teachers: those that ship with the package (each has a model card beside its weights, and a
+recipe that made it), and readers of foreign weights, which run no code of a file's.
+"""
 
 from fewstep.zoo import consistency_models, diffusers_models, nvidia
 from fewstep.zoo.shipped import SHIPPED_DENOISERS, digit_features, digits, mixture2d, shipped_denoiser
 
-__all__ = ["SHIPPED_DENOISERS", "consistency_models", "diffusers_models", "digit_features", "digits", "mixture2d", "nvidia", "shipped_denoiser"]
+__all__ = [
+    "SHIPPED_DENOISERS",
+    "consistency_models",
+    "diffusers_models",
+    "digit_features",
+    "digits",
+    "mixture2d",
+    "nvidia",
+    "shipped_denoiser",
+]

@@ -1,13 +1,18 @@
-"""The consistency models' release (Song et al. 2023): EDM teachers of its own and students distilled from them, of LSUN bedroom and cat at 256 pixels and ImageNet at 64.
+"""The consistency models' release (Song et al. 2023): EDM teachers of its own and students
+distilled from them, of LSUN bedroom and cat at 256 pixels and ImageNet at 64.
 
-Its networks are ADM as its authors wrote it; ours are EDM's writing of the same network, so a state dict is renamed. ``input_blocks.i.j`` are the encoder's blocks in order, module 0 the
-residual block and module 1 its attention; ``middle_block`` is the decoder's first two blocks; ``output_blocks.i`` ends, at the last block of a level, with the block that doubles
-the resolution, which in ours begins the next level. Attention's 3 C channels go by (query key value, head, channel) there, by (head, channel, query key value) here. Classes
-are an embedding there, and the columns of a matrix here.
+Its networks are ADM as its authors wrote it; ours are EDM's writing of the same network, so a state
+dict is renamed. ``input_blocks.i.j`` are the encoder's blocks in order, module 0 the residual block
+and module 1 its attention; ``middle_block`` is the decoder's first two blocks; ``output_blocks.i``
+ends, at the last block of a level, with the block that doubles the resolution, which in ours begins
+the next level. Attention's 3 C channels go by (query key value, head, channel) there, by (head,
+channel, query key value) here. Classes are an embedding there, and the columns of a matrix here.
 
-A teacher is EDM's denoiser but for the noise label, 250 log sigma. A student is a consistency function: its factors make it the identity at sigma_min (``Consistency``).
+A teacher is EDM's denoiser but for the noise label, 250 log sigma. A student is a consistency
+function: its factors make it the identity at sigma_min (``Consistency``).
 
-The files are state dicts, read by ``torch.load(weights_only=True)``, which builds nothing but tensors and plain containers.
+The files are state dicts, read by ``torch.load(weights_only=True)``, which builds nothing but
+tensors and plain containers.
 """
 
 from __future__ import annotations
@@ -37,14 +42,23 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "lsun-bedroom256": {**SETTINGS["lsun256-adm"], "classes": 0},
     "lsun-cat256": {**SETTINGS["lsun256-adm"], "classes": 0},
 }
-_RESIDUAL = {"in_layers.0": "norm0", "in_layers.2": "conv0", "emb_layers.1": "affine", "out_layers.0": "norm1", "out_layers.3": "conv1", "skip_connection": "skip"}
+_RESIDUAL = {
+    "in_layers.0": "norm0",
+    "in_layers.2": "conv0",
+    "emb_layers.1": "affine",
+    "out_layers.0": "norm1",
+    "out_layers.3": "conv1",
+    "skip_connection": "skip",
+}
 _ATTENTION = {"norm": "norm2", "qkv": "qkv", "proj_out": "proj"}
 _AROUND = {"time_embed.0": "map_layer0", "time_embed.2": "map_layer1", "out.0": "out_norm", "out.2": "out_conv"}
 
 
 @dataclass(frozen=True)
 class _Module:
-    """One of their modules: its prefix, the block of ours that it is (part of), and whether it is the block's attention."""
+    """One of their modules: its prefix, the block of ours that it is (part of), and whether it is
+    the block's attention.
+    """
 
     theirs: str
     ours: str
@@ -52,9 +66,11 @@ class _Module:
 
 
 def load_teacher(source: str | Path, name: str, sha256: str | None = None) -> NetworkDenoiser:
-    """The frozen EDM teacher in a ``.pt`` at a path or an https URL (see ``local_file``), such as ``edm_bedroom256_ema.pt``; ``name`` is one of ``NETWORKS``.
+    """The frozen EDM teacher in a ``.pt`` at a path or an https URL (see ``local_file``), such as
+    ``edm_bedroom256_ema.pt``; ``name`` is one of ``NETWORKS``.
 
-    Raises ``UserError`` for another name, and naming the file when it is no state dict or not that network's.
+    Raises ``UserError`` for another name, and naming the file when it is no state dict or not that
+    network's.
     """
     return load_as(source, _network(name), EDM(SIGMA_DATA), sha256)
 
@@ -64,8 +80,12 @@ def load_student(source: str | Path, name: str, sha256: str | None = None) -> Ne
     return load_as(source, _network(name), Consistency(SIGMA_DATA, KarrasVE().sigma_min), sha256)
 
 
-def load_as(source: str | Path, description: Mapping[str, Any], prediction: Prediction, sha256: str | None = None) -> NetworkDenoiser:
-    """A file of the release's format around any ``dhariwal-unet`` with at least 128 channels (fewer are normalised in other groups there)."""
+def load_as(
+    source: str | Path, description: Mapping[str, Any], prediction: Prediction, sha256: str | None = None
+) -> NetworkDenoiser:
+    """A file of the release's format around any ``dhariwal-unet`` with at least 128 channels (fewer
+    are normalised in other groups there).
+    """
     path = local_file(source, sha256)
     tensors = renamed(_state_dict(path), description, str(path))
     with torch.device("meta"):
@@ -74,11 +94,14 @@ def load_as(source: str | Path, description: Mapping[str, Any], prediction: Pred
         network = build(description)
     load_strictly(network, tensors, str(path))
     shape = (network.enc[_first(description)].in_channels, description["img_resolution"], description["img_resolution"])  # type: ignore[index, union-attr]
-    return freeze(NetworkDenoiser(network, KarrasVE(), prediction, EDMInputs(SIGMA_DATA, 1000.0), shape, description["classes"]))
+    return freeze(
+        NetworkDenoiser(network, KarrasVE(), prediction, EDMInputs(SIGMA_DATA, 1000.0), shape, description["classes"])
+    )
 
 
 def renamed(tensors: Mapping[str, Tensor], description: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The release's state dict under the names of the ``dhariwal-unet`` of ``description``, in float32, with the fixed filters of ours added.
+    """The release's state dict under the names of the ``dhariwal-unet`` of ``description``, in
+    float32, with the fixed filters of ours added.
 
     Raises ``UserError`` naming ``source`` and a tensor that has no place in that network.
     """
@@ -91,7 +114,10 @@ def renamed(tensors: Mapping[str, Tensor], description: Mapping[str, Any], sourc
         ours, value = f"{names[layer]}.{kind}", value.float()
         if ours.endswith(("qkv.weight", "qkv.bias")):
             if not value.ndim or len(value) % (3 * _heads(value)):
-                raise UserError(f"{source}: tensor '{name}' is {tuple(value.shape)}, which are no queries, keys and values of heads; the file does not belong to this network.")
+                raise UserError(
+                    f"{source}: tensor '{name}' is {tuple(value.shape)}, which are no queries, keys and "
+                    "values of heads; the file does not belong to this network."
+                )
             value = _heads_first(value)
         elif layer == "label_emb":
             value = value.mT.contiguous() if value.ndim == 2 else value
@@ -104,7 +130,9 @@ def renamed(tensors: Mapping[str, Tensor], description: Mapping[str, Any], sourc
 
 def _network(name: str) -> Mapping[str, Any]:
     if name not in NETWORKS:
-        raise UserError(f"there is no network '{name}' in the consistency models' release; it must be one of {', '.join(NETWORKS)}.")
+        raise UserError(
+            f"there is no network '{name}' in the consistency models' release; it must be one of {', '.join(NETWORKS)}."
+        )
     return NETWORKS[name]
 
 
@@ -112,18 +140,30 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: is not a state dict that can be read without running code ({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        raise UserError(
+            f"{path}: is not a state dict that can be read without running code "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise UserError(f"{path}: is not a state dict of tensors; the release's files are.")
     other = next((name for name, value in content.items() if not value.is_floating_point()), None)
     if other is not None:
-        raise UserError(f"{path}: tensor {shown(other)} is {content[other].dtype}; only weights of a floating type are read, as the release's are.")
+        raise UserError(
+            f"{path}: tensor {shown(other)} is {content[other].dtype}; only weights of a floating type are "
+            "read, as the release's are."
+        )
     return content
 
 
 def _names(description: Mapping[str, Any]) -> dict[str, str]:
     """Their layers' names to ours."""
-    names = {**_AROUND, "input_blocks.0.0": f"enc.{_first(description)}", **({"label_emb": "map_label"} if description["classes"] else {})}
+    names = {
+        **_AROUND,
+        "input_blocks.0.0": f"enc.{_first(description)}",
+        **({"label_emb": "map_label"} if description["classes"] else {}),
+    }
     for module in _modules(description):
         table = _ATTENTION if module.attention else _RESIDUAL
         names.update({f"{module.theirs}.{theirs}": f"{module.ours}.{ours}" for theirs, ours in table.items()})
@@ -135,9 +175,13 @@ def _first(description: Mapping[str, Any]) -> str:
 
 
 def _modules(description: Mapping[str, Any]) -> Iterator[_Module]:
-    """Their modules in order; residual blocks each with the attention that follows, whether the network has it there or not."""
+    """Their modules in order; residual blocks each with the attention that follows, whether the
+    network has it there or not.
+    """
     levels, blocks = len(description["channel_mult"]), description["num_blocks"]
-    sizes = [f"{description['img_resolution'] >> level}x{description['img_resolution'] >> level}" for level in range(levels)]
+    sizes = [
+        f"{description['img_resolution'] >> level}x{description['img_resolution'] >> level}" for level in range(levels)
+    ]
     index = 1
     for level, size in enumerate(sizes):
         for name in [*(["down"] if level else []), *(f"block{block}" for block in range(blocks))]:
@@ -165,4 +209,9 @@ def _heads(value: Tensor) -> int:
 
 def _heads_first(value: Tensor) -> Tensor:
     """Channels (3, heads, 64) as (heads, 64, 3)."""
-    return value.unflatten(0, (3, _heads(value), -1)).permute(1, 2, 0, *range(3, value.ndim + 2)).flatten(0, 2).contiguous()
+    return (
+        value.unflatten(0, (3, _heads(value), -1))
+        .permute(1, 2, 0, *range(3, value.ndim + 2))
+        .flatten(0, 2)
+        .contiguous()
+    )

@@ -1,4 +1,5 @@
-"""The files of a diffusers pipeline: which of them hold the network, and which says what the network emits.
+"""The files of a diffusers pipeline: which of them hold the network, and which says what the
+network emits.
 
 ==================================  =====================================================================
 what is read                        where it is looked for, the first that is there
@@ -9,7 +10,8 @@ its weights                         the shards of an index; one file; the only v
 the scheduler                       ``scheduler/scheduler_config.json``; ``scheduler_config.json``
 ==================================  =====================================================================
 
-Only safetensors are read. A shard's name comes from a file of others, so that it must be a plain name.
+Only safetensors are read. A shard's name comes from a file of others, so that it must be a plain
+name.
 """
 
 from __future__ import annotations
@@ -68,8 +70,11 @@ class Pipeline:
         return {**listed, "scheduler": self.scheduler}
 
 
-def find_pipeline(source: str | Path, revision: str | None = None, variant: str | None = None, subfolder: str | None = None) -> Pipeline:
-    """The files in a local folder, or under an id of the hub, from where what is read alone is fetched.
+def find_pipeline(
+    source: str | Path, revision: str | None = None, variant: str | None = None, subfolder: str | None = None
+) -> Pipeline:
+    """The files in a local folder, or under an id of the hub, from where what is read alone is
+    fetched.
 
     Raises ``UserError`` naming what is missing.
     """
@@ -77,7 +82,10 @@ def find_pipeline(source: str | Path, revision: str | None = None, variant: str 
     inner, chosen = _network_folder(root, subfolder)
     config, scheduler = inner / "config.json", _scheduler(root)
     if not config.is_file():
-        raise UserError(f"{config}: is missing; the folder must hold a pipeline that diffusers saved, or 'teacher.path' must name another.")
+        raise UserError(
+            f"{config}: is missing; the folder must hold a pipeline that diffusers saved, or 'teacher.path' "
+            "must name another."
+        )
     weights, remarks = _weights(inner, variant)
     return Pipeline(config, weights, scheduler, (*chosen, *remarks))
 
@@ -113,13 +121,18 @@ def _snapshot(source: str, revision: str | None, *patterns: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise UserError(f"{source}: fetching from the hub needs diffusers: pip install 'fewstep[diffusers]'.") from error
+        raise UserError(
+            f"{source}: fetching from the hub needs diffusers: pip install 'fewstep[diffusers]'."
+        ) from error
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     # The hub's own exceptions derive from these.
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{source}: could not be fetched from the hub ({reason}); check the id and the revision, or give a local folder.") from error
+        raise UserError(
+            f"{source}: could not be fetched from the hub ({reason}); check the id and the revision, or "
+            "give a local folder."
+        ) from error
 
 
 def _network_folder(root: Path, subfolder: str | None) -> tuple[Path, tuple[str, ...]]:
@@ -127,12 +140,21 @@ def _network_folder(root: Path, subfolder: str | None) -> tuple[Path, tuple[str,
     if subfolder is not None:
         inner = root / subfolder
         if not inner.is_dir():
-            there = ", ".join(sorted(path.name for path in root.iterdir() if (path / "config.json").is_file())) or "no other"
-            raise UserError(f"{inner}: there is no such folder; set 'teacher.subfolder' to that of the network ({there} is there), or leave it out.")
+            there = (
+                ", ".join(sorted(path.name for path in root.iterdir() if (path / "config.json").is_file()))
+                or "no other"
+            )
+            raise UserError(
+                f"{inner}: there is no such folder; set 'teacher.subfolder' to that of the network ({there} "
+                "is there), or leave it out."
+            )
         return inner, ()
     usual, average = root / NETWORK, root / EMA
     if usual.is_dir():
-        said = f"{root}: the network of '{NETWORK}' is taken; its average is in '{EMA}', which 'teacher.subfolder: {EMA}' takes."
+        said = (
+            f"{root}: the network of '{NETWORK}' is taken; its average is in '{EMA}', which 'teacher.subfolder: "
+            f"{EMA}' takes."
+        )
         return usual, (said,) if average.is_dir() else ()
     if average.is_dir():
         return average, (f"{root}: has no '{NETWORK}'; the network of '{EMA}', an average over training, is taken.",)
@@ -144,7 +166,8 @@ def _scheduler(root: Path) -> Path:
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise UserError(
-            f"{root}: has neither scheduler/scheduler_config.json nor scheduler_config.json, which says what the network emits; "
+            f"{root}: has neither scheduler/scheduler_config.json nor scheduler_config.json, which says "
+            "what the network emits; "
             "give the whole pipeline's folder, or add the scheduler that the network was trained with."
         )
     return found
@@ -179,14 +202,22 @@ def _weights(inner: Path, variant: str | None) -> tuple[Weights, tuple[str, ...]
             "set 'teacher.variant' to a variant that is there, or leave it out for the usual weights."
         )
     if len(there) > 1:
-        raise UserError(f"{inner}: has its weights in the variants {', '.join(there)} only; set 'teacher.variant' to the variant that is meant.")
+        raise UserError(
+            f"{inner}: has its weights in the variants {', '.join(there)} only; set 'teacher.variant' to "
+            "the variant that is meant."
+        )
     if there:
         weights, remarks = _of_variant(inner, there[0])
-        return weights, (f"{inner}: has its weights in the variant '{there[0]}' only, which is taken and computed in float32.", *remarks)
+        return weights, (
+            f"{inner}: has its weights in the variant '{there[0]}' only, which is taken and computed in float32.",
+            *remarks,
+        )
     what = "there is no such file"
     if any(path.suffix in (".bin", ".pt", ".ckpt") for path in inner.iterdir()):
         what = "there is no such file; pickled weights (.bin) are there and are not read, since a pickle is a program"
-    raise UserError(f"{inner / _names(None)[0]}: {what}; save the model with diffusers' save_pretrained, which writes safetensors.")
+    raise UserError(
+        f"{inner / _names(None)[0]}: {what}; save the model with diffusers' save_pretrained, which writes safetensors."
+    )
 
 
 def _of_variant(inner: Path, variant: str | None) -> tuple[Weights, tuple[str, ...]]:
@@ -205,9 +236,14 @@ def _sharded(index: Path) -> Weights:
         raise UserError(f"{index}: has no 'weight_map' from tensors to files; {CORRECT}.")
     for name, shard in places.items():
         if not isinstance(shard, str) or _SHARD.fullmatch(shard) is None:
-            raise UserError(f"{index}: places tensor {shown(name)} in {shown(shard)}, which is no name of a safetensors file in the same folder; {CORRECT}.")
+            raise UserError(
+                f"{index}: places tensor {shown(name)} in {shown(shard)}, which is no name of a safetensors "
+                f"file in the same folder; {CORRECT}."
+            )
     files = tuple(index.parent / shard for shard in sorted(set(places.values())))
     missing = next((path for path in files if not path.is_file()), None)
     if missing is not None:
-        raise UserError(f"{missing}: there is no such file, which {index.name} names; get the missing shard from its source.")
+        raise UserError(
+            f"{missing}: there is no such file, which {index.name} names; get the missing shard from its source."
+        )
     return Weights(files, index, places)

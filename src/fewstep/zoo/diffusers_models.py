@@ -43,12 +43,31 @@ _WHOLE = {
     "num_class_embeds": (1, _MOST),
     "num_train_timesteps": (1, _MOST),
 }
-_REALS = {"freq_shift": (-1e6, 1e6), "dropout": (0.0, 1.0), "norm_eps": (0.0, 1.0), "mid_block_scale_factor": (1e-6, 1e6)}
+_REALS = {
+    "freq_shift": (-1e6, 1e6),
+    "dropout": (0.0, 1.0),
+    "norm_eps": (0.0, 1.0),
+    "mid_block_scale_factor": (1e-6, 1e6),
+}
 _FLAGS = ("center_input_sample", "flip_sin_to_cos", "add_attention")
-_TEXTS = ("time_embedding_type", "mid_block_type", "downsample_type", "upsample_type", "act_fn", "resnet_time_scale_shift", "class_embed_type")
+_TEXTS = (
+    "time_embedding_type",
+    "mid_block_type",
+    "downsample_type",
+    "upsample_type",
+    "act_fn",
+    "resnet_time_scale_shift",
+    "class_embed_type",
+)
 _NULLABLE = frozenset(
     (
-        *("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds", "num_train_timesteps"),
+        *(
+            "attention_head_dim",
+            "attn_norm_num_groups",
+            "time_embedding_dim",
+            "num_class_embeds",
+            "num_train_timesteps",
+        ),
         *("mid_block_type", "class_embed_type"),
     )
 )
@@ -78,7 +97,9 @@ def load(
     return freeze(NetworkDenoiser(network, schedule, prediction, inputs, _shape(arguments), classes))
 
 
-def files_of(source: str | Path, revision: str | None = None, variant: str | None = None, subfolder: str | None = None) -> dict[str, Path]:
+def files_of(
+    source: str | Path, revision: str | None = None, variant: str | None = None, subfolder: str | None = None
+) -> dict[str, Path]:
     """The files that ``load`` reads and no others, by names that do not say where the folder is.
 
     Raises ``UserError`` where a file is missing.
@@ -117,7 +138,9 @@ def _network(pipeline: Pipeline, classes: int | None) -> tuple[dict[str, Any], i
     config = read_json(pipeline.config)
     with about(pipeline.config):
         if config.get("_class_name") != "UNet2DModel":
-            raise UserError(f"is the configuration of a {shown(config.get('_class_name'))}; only UNet2DModel is read here.")
+            raise UserError(
+                f"is the configuration of a {shown(config.get('_class_name'))}; only UNet2DModel is read here."
+            )
         arguments = {name: value for name, value in config.items() if not name.startswith("_")}
         for name in arguments:
             _check(arguments, name)
@@ -127,14 +150,17 @@ def _network(pipeline: Pipeline, classes: int | None) -> tuple[dict[str, Any], i
         return arguments, embeddings
     if not 1 <= classes == embeddings - 1:
         raise UserError(
-            f"{pipeline.config}: has {embeddings} for num_class_embeds, 'teacher.classes' says {classes}; leave it out for as many as "
+            f"{pipeline.config}: has {embeddings} for num_class_embeds, 'teacher.classes' says {classes}; "
+            "leave it out for as many as "
             "there are embeddings, or set it to one fewer where the last is 'no class'."
         )
     return arguments, classes
 
 
 def _check(arguments: dict[str, Any], name: str) -> None:
-    """Raises ``UserError`` for a value that would be read wrongly, or break the network when it is called."""
+    """Raises ``UserError`` for a value that would be read wrongly, or break the network when it is
+    called.
+    """
     if arguments[name] is None and name in _NULLABLE:
         return
     if name in _WHOLE:
@@ -160,10 +186,16 @@ def _shape(arguments: dict[str, Any]) -> tuple[int, ...]:
         raise UserError(f"has {len(sides)} numbers for sample_size, which must be a number or two of them.")
     levels = len(arguments.get("block_out_channels", range(4)))
     if any(side % 2 ** (levels - 1) for side in sides):
-        raise UserError(f"has {sides[0]} x {sides[1]} for sample_size, which {levels} block_out_channels halve {levels - 1} times: it must be a multiple of {2 ** (levels - 1)}.")
+        raise UserError(
+            f"has {sides[0]} x {sides[1]} for sample_size, which {levels} block_out_channels halve "
+            f"{levels - 1} times: it must be a multiple of {2 ** (levels - 1)}."
+        )
     channels, emitted = arguments.get("in_channels", 3), arguments.get("out_channels", 3)
     if channels != emitted:
-        raise UserError(f"has {emitted} for out_channels and {channels} for in_channels, which must be equal: a variance that a network learnt is not read here.")
+        raise UserError(
+            f"has {emitted} for out_channels and {channels} for in_channels, which must be equal: a "
+            "variance that a network learnt is not read here."
+        )
     return (channels, *sides)
 
 
@@ -176,10 +208,16 @@ def _tensors(weights: Weights) -> dict[str, Tensor]:
             named = {name for name, shard in weights.places.items() if shard == path.name}
             stray = min(named ^ tensors.keys(), default=None)
             if stray is not None:
-                raise UserError(f"{path}: tensor {shown(stray)} is not where {weights.index} places it; get the shards and their index from one source.")
+                raise UserError(
+                    f"{path}: tensor {shown(stray)} is not where {weights.index} places it; get the shards "
+                    "and their index from one source."
+                )
         for name, value in tensors.items():
             if not value.is_floating_point():
-                raise UserError(f"{path}: tensor {shown(name)} is {value.dtype}; only weights of a floating type are read, take those that were not quantised.")
+                raise UserError(
+                    f"{path}: tensor {shown(name)} is {value.dtype}; only weights of a floating type are "
+                    "read, take those that were not quantised."
+                )
             found[f"unet.{_renamed(name)}"] = value.float()
     return found
 

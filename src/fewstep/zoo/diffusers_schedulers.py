@@ -37,7 +37,11 @@ _MOST_STEPS = 100_000
 _LOWEST, _HIGHEST = 1e-6, 1e6
 # Below it an estimate is a difference of numbers that float32 cannot tell apart.
 _LEAST_SIGNAL = 1e-7
-_CLIPPING = {"DDPMScheduler": "clip_sample", "DDIMScheduler": "clip_sample", "CMStochasticIterativeScheduler": "clip_denoised"}
+_CLIPPING = {
+    "DDPMScheduler": "clip_sample",
+    "DDIMScheduler": "clip_sample",
+    "CMStochasticIterativeScheduler": "clip_denoised",
+}
 """Flags that are on where they are left out."""
 
 
@@ -51,7 +55,10 @@ def about(path: Path) -> Iterator[None]:
 
 
 def meaning_of(config: dict[str, Any], path: Path) -> Meaning:
-    """The schedule, the prediction and the inputs. Raises ``UserError`` naming file, key and value."""
+    """The schedule, the prediction and the inputs.
+
+    Raises ``UserError`` naming file, key and value.
+    """
     with about(path):
         name = word(config, "_class_name")
         if name not in _SCHEDULERS:
@@ -69,7 +76,10 @@ def ignored_by(config: dict[str, Any], path: Path) -> tuple[str, ...]:
         on = _left_out(config)
     if not on:
         return ()
-    return (f"{path}: {' and '.join(on)} of its sampler is left out, estimates stay as the network makes them; 'reflected' keeps them in range.",)
+    return (
+        f"{path}: {' and '.join(on)} of its sampler is left out, estimates stay as the network makes them; "
+        "'reflected' keeps them in range.",
+    )
 
 
 def _left_out(config: dict[str, Any]) -> list[str]:
@@ -83,10 +93,15 @@ def _vp(config: dict[str, Any]) -> Meaning:
     if flag(config, "use_flow_sigmas", False):
         return _flow(config)
     schedule = _betas(config)
-    predictions = {name: kind for name, kind in _VP.items() if name != "sample" or config["_class_name"] != "PNDMScheduler"}
+    predictions = {
+        name: kind for name, kind in _VP.items() if name != "sample" or config["_class_name"] != "PNDMScheduler"
+    }
     prediction = _chosen(config, predictions, "with a variance preserving schedule")
     if isinstance(prediction, Epsilon) and float(schedule.alpha(1.0)) < _LEAST_SIGNAL:
-        raise UserError(f"has betas that leave {float(schedule.alpha(1.0)):.1g} of the signal at the last step, from which noise tells no x0 apart")
+        raise UserError(
+            f"has betas that leave {float(schedule.alpha(1.0)):.1g} of the signal at the last step, from "
+            "which noise tells no x0 apart"
+        )
     return schedule, prediction, TimestepInputs(float(schedule.steps))
 
 
@@ -95,14 +110,23 @@ def _betas(config: dict[str, Any]) -> DiscreteVP:
     if betas not in _BETAS:
         raise UserError(f"has '{betas:.80}' for beta_schedule, which must be one of {', '.join(_BETAS)}")
     if config.get("trained_betas") is not None:
-        raise UserError("has trained_betas, a table of its own in the place of beta_schedule, which is not read here (it must be null)")
+        raise UserError(
+            "has trained_betas, a table of its own in the place of beta_schedule, which is not read here "
+            "(it must be null)"
+        )
     if flag(config, "rescale_betas_zero_snr", False):
         kind = config.get("prediction_type", "epsilon")
-        why = "no signal is left at the last step, where noise tells no x0 apart" if kind == "epsilon" else "rescaled betas are not read here"
+        why = (
+            "no signal is left at the last step, where noise tells no x0 apart"
+            if kind == "epsilon"
+            else "rescaled betas are not read here"
+        )
         raise UserError(f"has true for rescale_betas_zero_snr with prediction_type '{kind}': {why} (it must be false)")
     start, end = (real(_having(config, name), name, 0.0, 1.0) for name in ("beta_start", "beta_end"))
     if not 0 < start <= end < 1:
-        raise UserError(f"has {start} for beta_start and {end} for beta_end, where 0 < beta_start <= beta_end < 1 must hold")
+        raise UserError(
+            f"has {start} for beta_start and {end} for beta_end, where 0 < beta_start <= beta_end < 1 must hold"
+        )
     return DiscreteVP(_BETAS[betas], steps, start, end)  # type: ignore[arg-type]
 
 
@@ -115,7 +139,10 @@ def _flow(config: dict[str, Any]) -> Meaning:
 def _edm(config: dict[str, Any]) -> Meaning:
     prediction = config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
-        raise UserError(f"has {prediction!r:.80} for prediction_type; EDM's own is called 'epsilon' there, and no other is known here")
+        raise UserError(
+            f"has {prediction!r:.80} for prediction_type; EDM's own is called 'epsilon' there, and no other "
+            "is known here"
+        )
     data = real(_having(config, "sigma_data"), "sigma_data", _LOWEST, _HIGHEST)
     return _levels(config), EDM(data), EDMInputs(data)
 

@@ -25,7 +25,9 @@ def shipped_denoiser(name: str) -> NetworkDenoiser:
 
 
 def digits() -> NetworkDenoiser:
-    """The teacher of 8x8 handwritten digits, (B, 1, 8, 8) in [-1, 1], 10 classes; made by ``digits-teacher``."""
+    """The teacher of 8x8 handwritten digits, (B, 1, 8, 8) in [-1, 1], 10 classes; made by
+    ``digits-teacher``.
+    """
     return shipped_denoiser("digits")
 
 
@@ -35,7 +37,9 @@ def mixture2d() -> NetworkDenoiser:
 
 
 def digit_features() -> DigitClassifier:
-    """The classifier of digits whose last hidden layer is the feature space of the Frechet distance; made by ``digits-features``."""
+    """The classifier of digits whose last hidden layer is the feature space of the Frechet
+    distance; made by ``digits-features``.
+    """
     with resources.as_file(resources.files("fewstep.zoo") / "weights" / "digits-features.safetensors") as path:
         network = load_network(path)
     assert isinstance(network, DigitClassifier)

@@ -1,16 +1,17 @@
 """Image sets of other libraries, turned once into an EDM zip on this machine.
 
-A draw is a function of an index, so a sample must be found by its index; a stream of shards has none. Everything is therefore
-read through once, decoded, brought to one size, and written as a zip in a cache folder; from then on it is a set of images
-like any other.
+A draw is a function of an index, so a sample must be found by its index; a stream of shards has
+none. Everything is therefore read through once, decoded, brought to one size, and written as a zip
+in a cache folder; from then on it is a set of images like any other.
 
-An entry of the cache is found by what decides its content: the digests of local files, the commit of a set of the hub, what
-servers say of shards (``caches.address_marks``), how all this is read, and the version of the rules. An entry is whole when
-its ``about.json`` is there, which is written last and holds the zip's checksum; a zip that was cut or altered is made anew.
-Where the hub or a server cannot be asked, the newest entry of the same request serves, and that is said.
+An entry of the cache is found by what decides its content: the digests of local files, the commit
+of a set of the hub, what servers say of shards (``caches.address_marks``), how all this is read,
+and the version of the rules. An entry is whole when its ``about.json`` is there, which is written
+last and holds the zip's checksum; a zip that was cut or altered is made anew. Where the hub or a
+server cannot be asked, the newest entry of the same request serves, and that is said.
 
-WebDataset opens some addresses by running a program (``pipe:``, ``gs:``, ...), which a recipe must not be able to ask for:
-only paths and http addresses are let through.
+WebDataset opens some addresses by running a program (``pipe:``, ``gs:``, ...), which a recipe must
+not be able to ask for: only paths and http addresses are let through.
 """
 
 from __future__ import annotations
@@ -72,9 +73,11 @@ ABOUT = "about.json"
 
 
 def write_records(path: Path, records: Iterable[Record], size: int | None, classes: Sequence[str] = ()) -> int:
-    """Writes records as an EDM zip, each as the centred square of ``size`` pixels, or as it is; returns how many.
+    """Writes records as an EDM zip, each as the centred square of ``size`` pixels, or as it is;
+    returns how many.
 
-    Raises ``UserError`` for an image that cannot be read, and, where ``size`` is None, for one of another size than the first.
+    Raises ``UserError`` for an image that cannot be read, and, where ``size`` is None, for one of
+    another size than the first.
     """
     return write_archive(path, _pictures(records, size), classes)
 
@@ -87,17 +90,27 @@ def _pictures(records: Iterable[Record], size: int | None) -> Iterator[tuple[Pic
             picture = squared(picture, size)
         first = first or picture.size
         if picture.size != first:
-            raise UserError(f"{record.where}: has {picture.width} x {picture.height} pixels, the first image {first[0]} x {first[1]}; give a size, to which all are resized.")
+            raise UserError(
+                f"{record.where}: has {picture.width} x {picture.height} pixels, the first image {first[0]} "
+                f"x {first[1]}; give a size, to which all are resized."
+            )
         yield picture, record.label
 
 
-def cached(folder: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | None, write: Callable[[Path], PassedOver], name: str) -> Converted:
+def cached(
+    folder: Path,
+    asked: Mapping[str, Any],
+    content: Mapping[str, Any] | None,
+    write: Callable[[Path], PassedOver],
+    name: str,
+) -> Converted:
     """The zip in ``folder`` for what was ``asked`` of a ``content``, JSON values.
 
     It is written by ``write(path)`` where there is none yet.
 
-    ``name``: what to call it. ``content``: what decides it, None where that cannot be known now; the newest zip of what was asked
-    then serves. Several processes write one zip once: the others wait.
+    ``name``: what to call it. ``content``: what decides it, None where that cannot be known now;
+    the newest zip of what was asked then serves. Several processes write one zip once: the others
+    wait.
     """
     request = Path(folder) / _digest_of({"asked": asked, "rules": reading_rules(), "conversion": CONVERSION})
 
@@ -105,7 +118,10 @@ def cached(folder: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | 
         if content is None and (newest := _newest(request)) is not None:
             path, about = newest
             day = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
-            remarks = [f"{name}: what it holds now cannot be asked; the conversion of {day} serves ({_short(about['content'])})."]
+            remarks = [
+                f"{name}: what it holds now cannot be asked; the conversion of {day} serves "
+                f"({_short(about['content'])})."
+            ]
         else:
             path = request / _digest_of({"content": content}) / "images.zip"
             remarks, about = _entry(path, asked, content, write)
@@ -117,7 +133,9 @@ def cached(folder: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | 
     return Converted(Path(path), name, tuple(remarks), PassedOver.of_json(passed_over))
 
 
-def _entry(path: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | None, write: Callable[[Path], PassedOver]) -> tuple[list[str], dict[str, Any]]:
+def _entry(
+    path: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | None, write: Callable[[Path], PassedOver]
+) -> tuple[list[str], dict[str, Any]]:
     """What is to be said of a zip that is there or was written now, and what its ``about.json``
     says.
     """
@@ -130,7 +148,12 @@ def _entry(path: Path, asked: Mapping[str, Any], content: Mapping[str, Any] | No
             return [], about
         altered = (path.parent / ABOUT).is_file()
         passed_over = write(path)
-        about = {"asked": dict(asked), "content": content, "passed_over": passed_over.as_json(), "sha256": content_digest(path)}
+        about = {
+            "asked": dict(asked),
+            "content": content,
+            "passed_over": passed_over.as_json(),
+            "sha256": content_digest(path),
+        }
         write_alone(path.parent / ABOUT, json.dumps(about, indent=2, sort_keys=True).encode())
     return ([f"{path}: was cut or altered since it was made, and is made anew."] if altered else []), about
 
@@ -156,16 +179,25 @@ def _digest_of(value: Any) -> str:
 
 
 def _short(content: Any) -> str:
-    return f"commit {content['commit'][:12]}" if isinstance(content, dict) and isinstance(content.get("commit"), str) else "content unknown"
+    return (
+        f"commit {content['commit'][:12]}"
+        if isinstance(content, dict) and isinstance(content.get("commit"), str)
+        else "content unknown"
+    )
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]], image: str, label: str | None, where: str) -> Iterator[Record]:
-    """Records of rows whose column ``image`` holds {"bytes", "path"}, as the datasets library gives images undecoded, and whose ``label`` is a number from 0."""
+    """Records of rows whose column ``image`` holds {"bytes", "path"}, as the datasets library gives
+    images undecoded, and whose ``label`` is a number from 0.
+    """
     for number, row in enumerate(rows):
         place = f"{where}: row {number}"
         for column in (image, label):
             if column is not None and column not in row:
-                raise UserError(f"{place} has no column '{column}'; it has {', '.join(sorted(row))}; set 'data.image' and 'data.label'.")
+                raise UserError(
+                    f"{place} has no column '{column}'; it has {', '.join(sorted(row))}; set 'data.image' "
+                    "and 'data.label'."
+                )
         match row[image]:
             case {"bytes": bytes(content)}:
                 pass
@@ -177,23 +209,39 @@ def from_rows(rows: Iterable[Mapping[str, Any]], image: str, label: str | None, 
 
 
 def from_shards(samples: Iterable[Mapping[str, Any]], label: str | None, where: str) -> Iterator[Record]:
-    """Records of WebDataset's undecoded samples: bytes by extension. Each has one image; its class is the number in the file of extension ``label``."""
+    """Records of WebDataset's undecoded samples: bytes by extension.
+
+    Each has one image; its class is the number in the file of extension ``label``.
+    """
     for sample in samples:
         place = f"{where}: sample '{sample.get('__key__')}'"
         images = [key for key in sample if PurePosixPath(f"x.{key}").suffix.lower() in SUFFIXES]
         if len(images) != 1:
             raise UserError(f"{place} has {len(images)} images, not one; these shards cannot be read as an image set.")
         if label is not None and label not in sample:
-            raise UserError(f"{place} has no '.{label}'; set 'data.label' to the extension that holds the class, or to null.")
+            raise UserError(
+                f"{place} has no '.{label}'; set 'data.label' to the extension that holds the class, or to null."
+            )
         yield Record(sample[images[0]], None if label is None else _class(sample[label], place), place)
 
 
 def _class(value: Any, where: str) -> int:
-    return class_number(value, lambda: UserError(f"{where}: the class is {value!r:.40}, not a whole number from 0 to {MOST_CLASSES - 1}; set 'data.label' to another, or to null."))
+    return class_number(
+        value,
+        lambda: UserError(
+            f"{where}: the class is {value!r:.40}, not a whole number from 0 to {MOST_CLASSES - 1}; set "
+            "'data.label' to another, or to null."
+        ),
+    )
 
 
-def huggingface(folder: Path, name: str, split: str, image: str, label: str | None, revision: str | None, size: int | None) -> Converted:
-    """The zip of an image set of the Hugging Face hub, or of a folder that its library reads. Needs the extra ``data``."""
+def huggingface(
+    folder: Path, name: str, split: str, image: str, label: str | None, revision: str | None, size: int | None
+) -> Converted:
+    """The zip of an image set of the Hugging Face hub, or of a folder that its library reads.
+
+    Needs the extra ``data``.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -211,34 +259,52 @@ def huggingface(folder: Path, name: str, split: str, image: str, label: str | No
         try:
             rows = datasets.load_dataset(name, split=split, revision=commit or revision)
         except (OSError, ValueError) as error:
-            raise UserError(f"data set '{name}', split '{split}': cannot be loaded ({error}); check 'data.name', 'data.split' and 'data.revision'.") from error
+            raise UserError(
+                f"data set '{name}', split '{split}': cannot be loaded ({error}); check 'data.name', "
+                "'data.split' and 'data.revision'."
+            ) from error
         if image not in rows.column_names:
-            raise UserError(f"data set '{name}' has no column '{image}'; it has {', '.join(rows.column_names)}; set 'data.image'.")
+            raise UserError(
+                f"data set '{name}' has no column '{image}'; it has {', '.join(rows.column_names)}; set 'data.image'."
+            )
         feature = None if label is None else rows.features.get(label)
         classes = feature.names if isinstance(feature, datasets.ClassLabel) else ()
-        write_records(path, from_rows(rows.cast_column(image, datasets.Image(decode=False)), image, label, name), size, classes)
+        write_records(
+            path, from_rows(rows.cast_column(image, datasets.Image(decode=False)), image, label, name), size, classes
+        )
         return PassedOver()
 
     found = cached(folder, asked, content, write, f"data set '{name}'")
     if commit is None or is_commit(revision):
         return found
-    return found.saying(f"data set '{name}': {'its newest commit' if revision is None else f'revision {revision}'} is {commit}; set 'data.revision' to it, so that it stays the same.")
+    return found.saying(
+        f"data set '{name}': {'its newest commit' if revision is None else f'revision {revision}'} is "
+        f"{commit}; set 'data.revision' to it, so that it stays the same."
+    )
 
 
 def _opened(samples: Iterable[Mapping[str, Any]], urls: str) -> Iterator[Mapping[str, Any]]:
-    # Where the stream is read, so that a missing shard is not taken for a zip that cannot be written.
+    # Where the stream is read, so that a missing shard is not taken for a zip that cannot be
+    # written.
     try:
         yield from samples
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise UserError(f"shards '{urls}': cannot be read ({error}); check 'data.urls' and that the files are whole.") from error
+        raise UserError(
+            f"shards '{urls}': cannot be read ({error}); check 'data.urls' and that the files are whole."
+        ) from error
 
 
 def webdataset(folder: Path, urls: str, label: str | None, size: int | None) -> Converted:
-    """The zip of the images in WebDataset shards at ``urls`` (paths or http addresses, with braces). Needs the extra ``data``."""
+    """The zip of the images in WebDataset shards at ``urls`` (paths or http addresses, with
+    braces). Needs the extra ``data``.
+    """
     # The library splits at "::", and reads lists of further addresses from YAML.
     local = ":" not in urls and _SHARDS.search(urls)
     if not local and ("::" in urls or not _ADDRESS.fullmatch(urls)):
-        raise UserError(f"'data.urls' is '{urls}', neither a path of .tar files nor an http address without quotes and spaces; addresses that run programs are not opened.")
+        raise UserError(
+            f"'data.urls' is '{urls}', neither a path of .tar files nor an http address without quotes and "
+            "spaces; addresses that run programs are not opened."
+        )
     try:
         import webdataset as library
     except ImportError as error:
@@ -257,11 +323,20 @@ def webdataset(folder: Path, urls: str, label: str | None, size: int | None) -> 
     def write(path: Path) -> PassedOver:
         hidden: set[str] = set()
         # Of several processes this one alone reads, and it reads all shards.
-        samples = library.WebDataset(shards, shardshuffle=False, nodesplitter=None, workersplitter=None, select_files=lambda name: not is_hidden(name, hidden))
+        samples = library.WebDataset(
+            shards,
+            shardshuffle=False,
+            nodesplitter=None,
+            workersplitter=None,
+            select_files=lambda name: not is_hidden(name, hidden),
+        )
         write_records(path, from_shards(_opened(samples, urls), label, urls), size)
         return PassedOver.of({HIDDEN: sorted(hidden)})
 
     found = cached(folder, asked, content, write, f"shards '{urls}'")
     if not silent:
         return found
-    return found.saying(f"shards '{urls}': their server says nothing by which a change would be seen; to make the set anew, remove {found.path.parent}.")
+    return found.saying(
+        f"shards '{urls}': their server says nothing by which a change would be seen; to make the set anew, "
+        f"remove {found.path.parent}."
+    )

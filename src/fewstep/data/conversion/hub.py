@@ -30,11 +30,17 @@ def commit_of(name: str, revision: str | None) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     # Its base is the error of the HTTP library, which has been another from release to release.
-    unreachable: tuple[type[Exception], ...] = (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
+    unreachable: tuple[type[Exception], ...] = (
+        OSError,
+        *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+    )
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=SECONDS).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         which = "" if revision is None else f" with a revision '{revision}'"
-        raise UserError(f"data set '{name}': the hub has none of this name{which} that may be read; check 'data.name' and 'data.revision', or log in.") from error
+        raise UserError(
+            f"data set '{name}': the hub has none of this name{which} that may be read; check 'data.name' "
+            "and 'data.revision', or log in."
+        ) from error
     except unreachable:
         return None

@@ -1,11 +1,14 @@
-r"""The stable target field: the exact denoiser of a finite set of reference samples (Xu et al. 2022; DisBack, Eq. 18).
+r"""The stable target field: the exact denoiser of a finite set of reference samples (Xu et al.
+2022; DisBack, Eq. 18).
 
 For references x_0^(i), i in B,
 
     E[x_0 | x_t] = sum_i w_i x_0^(i),    w_i = softmax_i( -|x_t - alpha x_0^(i)|^2 / (2 sigma^2) ),
 
-which tends to the true conditional mean as B grows. mu_t of Eq. 18 is alpha x_0^(i) and belongs to each reference. Over one reference it is that reference, exactly.
-The effective sample size 1 / sum_i w_i^2 says how many references speak: where it is below 2, the field just repeats the nearest one.
+which tends to the true conditional mean as B grows. mu_t of Eq. 18 is alpha x_0^(i) and belongs to
+each reference. Over one reference it is that reference, exactly. The effective sample size 1 /
+sum_i w_i^2 says how many references speak: where it is below 2, the field just repeats the nearest
+one.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from fewstep.schedule import Schedule, as_time, expand
 
 
 class StableTargetField(Denoiser):
-    """``references`` (N, *D), and optionally their class ids ``labels`` (N,): a condition with a label then asks only references of that class."""
+    """``references`` (N, *D), and optionally their class ids ``labels`` (N,): a condition with a
+    label then asks only references of that class.
+    """
 
     references: Tensor
     labels: Tensor | None
@@ -58,7 +63,10 @@ class StableTargetField(Denoiser):
         if labels is not None and self.labels is not None:
             other = (labels[:, None] != self.labels) & (labels[:, None] >= 0)
             if bool(other.all(1).any()):
-                raise UserError("the stable target field has no reference of a class that was asked for; give it references of every class.")
+                raise UserError(
+                    "the stable target field has no reference of a class that was asked for; give it "
+                    "references of every class."
+                )
             logits = logits.masked_fill(other, -torch.inf)
         return torch.softmax(logits, dim=1)
 

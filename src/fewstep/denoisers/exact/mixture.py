@@ -1,10 +1,12 @@
 r"""The exact denoiser of a Gaussian mixture: the teacher whose score is known.
 
-For x_0 ~ sum_k w_k N(m_k, C_k) and x_t = a x_0 + s eps, component k has x_t ~ N(a m_k, a^2 C_k + s^2 I), and
+For x_0 ~ sum_k w_k N(m_k, C_k) and x_t = a x_0 + s eps, component k has x_t ~ N(a m_k, a^2 C_k +
+s^2 I), and
 
     E[x_0 | x_t, k] = m_k + a C_k (a^2 C_k + s^2 I)^{-1} (x_t - a m_k),
 
-averaged over k with the posterior weights of the components. Everything is computed in float64 in the eigenbasis of C_k.
+averaged over k with the posterior weights of the components. Everything is computed in float64 in
+the eigenbasis of C_k.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from fewstep.schedule import Schedule, as_time, expand
 
 
 class GaussianMixture(Denoiser):
-    """``weights`` (K,) positive, ``means`` (K, d), ``covariances`` (K, d, d) or variances (K,); optional ``labels`` (K,) give components classes.
+    """``weights`` (K,) positive, ``means`` (K, d), ``covariances`` (K, d, d) or variances (K,);
+    optional ``labels`` (K,) give components classes.
 
-    A condition with a label restricts the mixture to the components of that class; -1 or no label does not.
+    A condition with a label restricts the mixture to the components of that class; -1 or no label
+    does not.
     """
 
     weights: Tensor
@@ -31,7 +35,9 @@ class GaussianMixture(Denoiser):
     vectors: Tensor
     labels: Tensor
 
-    def __init__(self, schedule: Schedule, weights: Tensor, means: Tensor, covariances: Tensor, labels: Tensor | None = None):
+    def __init__(
+        self, schedule: Schedule, weights: Tensor, means: Tensor, covariances: Tensor, labels: Tensor | None = None
+    ):
         super().__init__()
         means = means.to(torch.float64)
         count, dim = means.shape
@@ -39,7 +45,10 @@ class GaussianMixture(Denoiser):
         if covariances.ndim == 1:
             covariances = covariances[:, None, None] * torch.eye(dim, dtype=torch.float64)
         if weights.shape != (count,) or covariances.shape != (count, dim, dim) or not bool((weights > 0).all()):
-            raise UserError("GaussianMixture: needs positive weights (K,), means (K, d) and covariances (K, d, d) or variances (K,).")
+            raise UserError(
+                "GaussianMixture: needs positive weights (K,), means (K, d) and covariances (K, d, d) or "
+                "variances (K,)."
+            )
         self._schedule = schedule
         values, vectors = torch.linalg.eigh(covariances)
         self.register_buffer("weights", weights.to(torch.float64) / weights.sum())
@@ -84,7 +93,9 @@ class GaussianMixture(Denoiser):
     def sample(self, rows: int, key: Key, start: int = 0) -> tuple[Tensor, Tensor]:
         """Clean samples (rows, d) float32 and the component of each (rows,)."""
         cumulative = torch.cumsum(self.weights, 0)
-        index = torch.searchsorted(cumulative, key.uniform("component", rows, start).to(cumulative)).clamp(max=len(cumulative) - 1)
+        index = torch.searchsorted(cumulative, key.uniform("component", rows, start).to(cumulative)).clamp(
+            max=len(cumulative) - 1
+        )
         noise = key.normal("mixture", (rows, self.means.shape[1]), start).to(self.means)
         spread = torch.einsum("bij,bj->bi", self.vectors[index], torch.sqrt(self.variances[index]) * noise)
         return (self.means[index] + spread).float(), index
@@ -95,5 +106,7 @@ class GaussianMixture(Denoiser):
         wanted = condition.labels[:, None]
         other = (wanted != self.labels) & (wanted >= 0)
         if bool(other.all(1).any()):
-            raise UserError(f"the mixture has no component of a class that was asked for: it knows {self._classes} classes.")
+            raise UserError(
+                f"the mixture has no component of a class that was asked for: it knows {self._classes} classes."
+            )
         return logits.masked_fill(other, -torch.inf)

@@ -1,4 +1,6 @@
-"""Small classifiers, whose last hidden layer is the feature space of the Frechet distance and whose inner layers are what a projected critic looks at."""
+"""Small classifiers, whose last hidden layer is the feature space of the Frechet distance and whose
+inner layers are what a projected critic looks at.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from fewstep.values import Count
 
 
 class Classifier(nn.Module, abc.ABC):
-    """(B, *shape) -> logits (B, classes): ``head`` of ``features``. ``stage_channels`` are the channels of what ``stages`` gives."""
+    """(B, *shape) -> logits (B, classes): ``head`` of ``features``.
+
+    ``stage_channels`` are the channels of what ``stages`` gives.
+    """
 
     shape: tuple[int, ...]
     classes: int
@@ -28,7 +33,9 @@ class Classifier(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def stages(self, x: Tensor) -> list[Tensor]:
-        """The activations that end each stage, (B, C, H, W), finest first, and last the features (B, features)."""
+        """The activations that end each stage, (B, C, H, W), finest first, and last the features
+        (B, features).
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
@@ -36,7 +43,9 @@ class Classifier(nn.Module, abc.ABC):
 
 @register("digit-classifier")
 class DigitClassifier(Classifier):
-    """(B, 1, 8, 8) -> class logits (B, classes), by three convolutions and a hidden layer of ``features``."""
+    """(B, 1, 8, 8) -> class logits (B, classes), by three convolutions and a hidden layer of
+    ``features``.
+    """
 
     def __init__(self, classes: int = 10, width: Count = 32, features: Count = 64):
         super().__init__()
@@ -60,7 +69,9 @@ class DigitClassifier(Classifier):
         return self.body(x)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """The activations after each convolution, (B, C, 8, 8), (B, C, 4, 4), (B, C, 2, 2), and the features (B, features)."""
+        """The activations after each convolution, (B, C, 8, 8), (B, C, 4, 4), (B, C, 2, 2), and the
+        features (B, features).
+        """
         activations = []
         for layer in self.body:
             x = layer(x)
@@ -83,10 +94,13 @@ class _Residual(nn.Module):
 
 @register("image-classifier")
 class ImageClassifier(Classifier):
-    """(B, channels, size, size) -> class logits (B, classes), a small residual network; ``size`` a multiple of 4 that halves down to 4, 5, 6 or 7.
+    """(B, channels, size, size) -> class logits (B, classes), a small residual network; ``size`` a
+    multiple of 4 that halves down to 4, 5, 6 or 7.
 
-    Each stage halves the image by a convolution of stride 2, has ``depth`` residual blocks, and doubles the channels, from ``width`` at full size to at most 4 ``width``; the last, of 4 to 7
-    pixels, goes flat into a hidden layer of ``features``, so that positions count. At full size there is one convolution alone, which is what keeps it cheap.
+    Each stage halves the image by a convolution of stride 2, has ``depth`` residual blocks, and
+    doubles the channels, from ``width`` at full size to at most 4 ``width``; the last, of 4 to 7
+    pixels, goes flat into a hidden layer of ``features``, so that positions count. At full size
+    there is one convolution alone, which is what keeps it cheap.
     """
 
     def __init__(
@@ -100,7 +114,10 @@ class ImageClassifier(Classifier):
     ):
         halvings = max(size, 1).bit_length() - 3
         if halvings < 1 or size % 2**halvings:
-            raise UserError(f"image classifier: 'size' must be 4, 5, 6 or 7 doubled once or more, such as 8, 16, 32 or 64, got {size}.")
+            raise UserError(
+                "image classifier: 'size' must be 4, 5, 6 or 7 doubled once or more, such as 8, 16, 32 or "
+                f"64, got {size}."
+            )
         if width < 8 or width % 8:
             raise UserError(f"image classifier: 'width' must be a multiple of 8, got {width}.")
         if classes < 2:
@@ -111,10 +128,15 @@ class ImageClassifier(Classifier):
         counts = [min(2**stage, 4) * width for stage in range(halvings + 1)]
         self.enter = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.SiLU())
         self.descend = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, stride=2), *(_Residual(outputs) for _ in range(depth))) for inputs, outputs in itertools.pairwise(counts)
+            nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, padding=1, stride=2), *(_Residual(outputs) for _ in range(depth))
+            )
+            for inputs, outputs in itertools.pairwise(counts)
         )
         side = size // 2**halvings
-        self.hidden = nn.Sequential(nn.GroupNorm(8, counts[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(counts[-1] * side**2, features), nn.SiLU())
+        self.hidden = nn.Sequential(
+            nn.GroupNorm(8, counts[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(counts[-1] * side**2, features), nn.SiLU()
+        )
         self.head = nn.Linear(features, classes)
         self.stage_channels = (*counts, features)
 
@@ -122,9 +144,14 @@ class ImageClassifier(Classifier):
         return self.stages(x)[-1]
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """The activations at full size and after each stage, (B, C, size / 2^i, size / 2^i), and the features (B, features); raises ``UserError`` for images of another shape."""
+        """The activations at full size and after each stage, (B, C, size / 2^i, size / 2^i), and
+        the features (B, features); raises ``UserError`` for images of another shape.
+        """
         if x.shape[1:] != self.shape:
-            raise UserError(f"this image classifier reads images of shape {self.shape}, got {tuple(x.shape[1:])}; train one for this data.")
+            raise UserError(
+                f"this image classifier reads images of shape {self.shape}, got {tuple(x.shape[1:])}; train "
+                "one for this data."
+            )
         activations = [self.enter(x)]
         for stage in self.descend:
             activations.append(stage(activations[-1]))

@@ -1,12 +1,14 @@
 r"""A convolutional critic of images: the other player of a generator that is trained from scratch.
 
-Residual blocks (Miyato and Koyama 2018, App. B), each halving the side and doubling the channels up to 8 ``width``, lead to a 4x4 map, of which a 4x4 convolution makes one vector h.
-The class enters by projection (Eq. 3):
+Residual blocks (Miyato and Koyama 2018, App. B), each halving the side and doubling the channels up
+to 8 ``width``, lead to a 4x4 map, of which a 4x4 convolution makes one vector h. The class enters
+by projection (Eq. 3):
 
     logit(x, y) = psi(h) + <E y, h>,    with E y the class' embedding, and zero for "no class".
 
-There is no norm in it. Batch norm would mix the samples, of which R1 asks each for its own slope (see ``objectives.games.adversarial``); spectral norm would carry a state from one forward pass
-to the next, and R1 is there to bound the slope.
+There is no norm in it. Batch norm would mix the samples, of which R1 asks each for its own slope
+(see ``objectives.games.adversarial``); spectral norm would carry a state from one forward pass to
+the next, and R1 is there to bound the slope.
 """
 
 from __future__ import annotations
@@ -44,15 +46,25 @@ class _Down(nn.Module):
 
 @register("image-critic")
 class ImageCritic(nn.Module):
-    """Images (B, channels, resolution, resolution), condition -> logits (B,), larger for what looks real.
+    """Images (B, channels, resolution, resolution), condition -> logits (B,), larger for what looks
+    real.
 
-    ``resolution``: a power of two, at least 8; ``width``: the channels at full resolution. Raises ``UserError`` for another resolution.
+    ``resolution``: a power of two, at least 8; ``width``: the channels at full resolution. Raises
+    ``UserError`` for another resolution.
     """
 
-    def __init__(self, resolution: Annotated[Count, Given()] = 64, channels: Annotated[Count, Given()] = 3, width: Count = 32, classes: int = 0):
+    def __init__(
+        self,
+        resolution: Annotated[Count, Given()] = 64,
+        channels: Annotated[Count, Given()] = 3,
+        width: Count = 32,
+        classes: int = 0,
+    ):
         super().__init__()
         if resolution < 8 or resolution & (resolution - 1):
-            raise UserError(f"ImageCritic: looks at images whose side is a power of two and at least 8, not {resolution}.")
+            raise UserError(
+                f"ImageCritic: looks at images whose side is a power of two and at least 8, not {resolution}."
+            )
         self.classes = classes
         halvings = resolution.bit_length() - 3
         sizes = [width * min(2**index, 8) for index in range(halvings + 1)]
@@ -67,7 +79,9 @@ class ImageCritic(nn.Module):
         hidden = self._hidden(x)
         logits = self.psi(hidden)[:, 0]
         if self.embed is not None:
-            logits = logits + (self.embed(one_hot(as_condition(condition), self.classes, len(hidden), hidden)) * hidden).sum(dim=1)
+            logits = logits + (
+                self.embed(one_hot(as_condition(condition), self.classes, len(hidden), hidden)) * hidden
+            ).sum(dim=1)
         return logits
 
     def _hidden(self, x: Tensor) -> Tensor:

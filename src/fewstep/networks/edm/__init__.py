@@ -1,4 +1,6 @@
-"""The U-Nets of NVIDIA's EDM release, with its parameter names, written anew: DDPM++, NCSN++ and ADM."""
+"""The U-Nets of NVIDIA's EDM release, with its parameter names, written anew: DDPM++, NCSN++ and
+ADM.
+"""
 
 from fewstep.networks.edm.dhariwal import DhariwalUNet
 from fewstep.networks.edm.settings import SETTINGS

@@ -1,7 +1,9 @@
-"""How noise levels and augmentations enter EDM's networks: waves of the noise label, and a linear map of nine numbers.
+"""How noise levels and augmentations enter EDM's networks: waves of the noise label, and a linear
+map of nine numbers.
 
-The frequencies are computed in float32 whatever the network's type: a label may be as large as 999, so that the last bit of a frequency is worth 1e-4 in a wave's angle, and weights
-were trained with these very ones.
+The frequencies are computed in float32 whatever the network's type: a label may be as large as 999,
+so that the last bit of a frequency is worth 1e-4 in a wave's angle, and weights were trained with
+these very ones.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ def _waves(noise_label: Tensor, frequencies: Tensor) -> Tensor:
 
 
 class PositionalEmbedding(nn.Module):
-    """A noise label (B,) -> (B, channels), cosines first, at frequencies 10000^(-i / n), i < channels / 2 (Ho et al. 2020): DDPM++ and ADM.
+    """A noise label (B,) -> (B, channels), cosines first, at frequencies 10000^(-i / n), i <
+    channels / 2 (Ho et al. 2020): DDPM++ and ADM.
 
-    n is channels / 2, or one less with ``endpoint``, so that the lowest frequency is 1 / 10000 itself (DDPM++). ``channels`` must be even, and at least 4.
+    n is channels / 2, or one less with ``endpoint``, so that the lowest frequency is 1 / 10000
+    itself (DDPM++). ``channels`` must be even, and at least 4.
     """
 
     def __init__(self, channels: int, endpoint: bool = False):
@@ -38,7 +42,9 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """A noise label (B,) -> (B, channels), cosines first, at normal frequencies of deviation ``scale`` drawn once and kept with the weights (Song et al. 2021): NCSN++."""
+    """A noise label (B,) -> (B, channels), cosines first, at normal frequencies of deviation
+    ``scale`` drawn once and kept with the weights (Song et al. 2021): NCSN++.
+    """
 
     freqs: Tensor
 
@@ -51,13 +57,18 @@ class FourierEmbedding(nn.Module):
 
 
 def augmentation(condition: Condition, width: int, rows: int, like: Tensor) -> Tensor:
-    """The augmentation labels ``condition.context["augment"]`` (B, width) in the type of ``like``; zeros, which say "not augmented", where there are none.
+    """The augmentation labels ``condition.context["augment"]`` (B, width) in the type of ``like``;
+    zeros, which say "not augmented", where there are none.
 
-    EDM's nine are the amounts of mirroring, scaling, rotation, stretching and translation (Karras et al. 2022, App. F.2). Raises ``UserError`` for another shape.
+    EDM's nine are the amounts of mirroring, scaling, rotation, stretching and translation (Karras
+    et al. 2022, App. F.2). Raises ``UserError`` for another shape.
     """
     given = condition.context.get("augment")
     if given is None:
         return like.new_zeros(rows, width)
     if given.shape != (rows, width):
-        raise UserError(f"the condition's context 'augment' has shape {tuple(given.shape)}; this network takes {width} augmentation labels a sample, ({rows}, {width}).")
+        raise UserError(
+            f"the condition's context 'augment' has shape {tuple(given.shape)}; this network takes {width} "
+            f"augmentation labels a sample, ({rows}, {width})."
+        )
     return given.to(like.dtype)

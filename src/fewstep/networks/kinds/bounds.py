@@ -1,7 +1,10 @@
-"""Networks that would not fit are refused before they are built: a recipe or a file's description of a few bytes can ask for any amount of memory.
+"""Networks that would not fit are refused before they are built: a recipe or a file's description
+of a few bytes can ask for any amount of memory.
 
-A layer takes a range of addresses for its weights when it is made, and memory only when their initial values are drawn. ``build`` makes a network without drawing first. Each layer registers
-its weights, and there their numbers are counted: the first one beyond a bound is refused. A depth of a billion is refused by the number of layers.
+A layer takes a range of addresses for its weights when it is made, and memory only when their
+initial values are drawn. ``build`` makes a network without drawing first. Each layer registers its
+weights, and there their numbers are counted: the first one beyond a bound is refused. A depth of a
+billion is refused by the number of layers.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 from fewstep.errors import UserError
 
 MOST_UNITS = 1_000_000
-"""Of a width, a depth or a number of classes: each is also the length of something that is computed."""
+"""Of a width, a depth or a number of classes: each is also the length of something that is
+computed.
+"""
 
 MOST_TENSORS = 20_000
 """Some ten times as many as the largest published networks of this kind have."""
@@ -26,7 +31,9 @@ MOST_TENSORS = 20_000
 
 @contextlib.contextmanager
 def at_most(numbers: int, holder: str) -> Iterator[None]:
-    """While it lasts, modules that are built have at most so many parameters together; ``holder``, which allows no more, is named by the ``UserError`` that is raised beyond."""
+    """While it lasts, modules that are built have at most so many parameters together; ``holder``,
+    which allows no more, is named by the ``UserError`` that is raised beyond.
+    """
     found = tensors = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -38,7 +45,9 @@ def at_most(numbers: int, holder: str) -> Iterator[None]:
         if tensors > MOST_TENSORS:
             raise UserError(f"the network has more than {MOST_TENSORS:,} layers' weights; lower its depth.")
         if found > numbers:
-            raise UserError(f"the network has more than {numbers:,} parameters, for which {holder} has no room; lower its sizes.")
+            raise UserError(
+                f"the network has more than {numbers:,} parameters, for which {holder} has no room; lower its sizes."
+            )
 
     handle = register_module_parameter_registration_hook(count)
     try:
@@ -48,9 +57,13 @@ def at_most(numbers: int, holder: str) -> Iterator[None]:
 
 
 class Undrawn(TorchFunctionMode):
-    """While it lasts, what changes a tensor in place does nothing, so that weights have no initial values, and take no memory."""
+    """While it lasts, what changes a tensor in place does nothing, so that weights have no initial
+    values, and take no memory.
+    """
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         name = getattr(func, "__name__", "")
         if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):
             return args[0]

@@ -18,20 +18,36 @@ from fewstep.values import checked
 
 
 def build(description: Mapping[str, Any], module: str | None = None) -> nn.Module:
-    """A fresh network from ``{"kind": ..., **arguments}``. ``module``: the one that registered the kind, where that is known.
+    """A fresh network from ``{"kind": ..., **arguments}``.
 
-    Raises ``UserError`` for an unknown kind or argument, for arguments outside their bounds or that make no network, and for one that this machine could not hold (see ``bounds``).
+    ``module``: the one that registered the kind, where that is known.
+
+    Raises ``UserError`` for an unknown kind or argument, for arguments outside their bounds or that
+    make no network, and for one that this machine could not hold (see ``bounds``).
     """
     arguments = dict(description)
     kind = kind_named(arguments.pop("kind", None), module)
     unknown = sorted(set(arguments) - set(kind.arguments))
     if unknown:
-        raise UserError(f"network '{kind.name}': unknown argument '{unknown[0]}'; it takes {', '.join(kind.arguments)}.")
+        raise UserError(
+            f"network '{kind.name}': unknown argument '{unknown[0]}'; it takes {', '.join(kind.arguments)}."
+        )
     large = next((name for name, value in arguments.items() if isinstance(value, int) and value > MOST_UNITS), None)
     if large is not None:
-        raise UserError(f"network '{kind.name}': '{large}' is more than {MOST_UNITS:,}, which nothing in a network is; correct it.")
-    arguments = checked({name: argument.annotation for name, argument in kind.arguments.items()}, arguments, f"network '{kind.name}'")
-    missing = next((name for name, argument in kind.arguments.items() if name not in arguments and argument.default is inspect.Parameter.empty), None)
+        raise UserError(
+            f"network '{kind.name}': '{large}' is more than {MOST_UNITS:,}, which nothing in a network is; correct it."
+        )
+    arguments = checked(
+        {name: argument.annotation for name, argument in kind.arguments.items()}, arguments, f"network '{kind.name}'"
+    )
+    missing = next(
+        (
+            name
+            for name, argument in kind.arguments.items()
+            if name not in arguments and argument.default is inspect.Parameter.empty
+        ),
+        None,
+    )
     if missing is not None:
         raise UserError(f"network '{kind.name}': the argument '{missing}' is missing; add it.")
     try:
@@ -39,11 +55,15 @@ def build(description: Mapping[str, Any], module: str | None = None) -> nn.Modul
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         # What torch says of a size goes on with its own stack.
         reason = str(error).partition("\n")[0]
-        raise UserError(f"network '{kind.name}': cannot be built with the arguments that are given ({reason}); correct its sizes.") from error
+        raise UserError(
+            f"network '{kind.name}': cannot be built with the arguments that are given ({reason}); correct its sizes."
+        ) from error
 
 
 def _built(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """The network, having tried that it would fit; what is asked for on the meta device may be of any size."""
+    """The network, having tried that it would fit; what is asked for on the meta device may be of
+    any size.
+    """
     if torch.get_default_device().type == "meta":
         with at_most(sys.maxsize, "a plan"):
             return cls(**arguments)
@@ -53,13 +73,18 @@ def _built(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
-    """The description from which ``build`` makes the network, with the arguments that were left out; lists for tuples, since JSON knows no tuples.
+    """The description from which ``build`` makes the network, with the arguments that were left
+    out; lists for tuples, since JSON knows no tuples.
 
-    Raises ``UserError`` for a network of a class that is not registered, and for weights that carry an adapter.
+    Raises ``UserError`` for a network of a class that is not registered, and for weights that carry
+    an adapter.
     """
     arguments = arguments_of(network)
     if has_adapter(network):
-        raise UserError(f"{type(network).__name__} carries an adapter, whose weights are not the network's own: fold it in by 'merged', or save the adapter by 'save_adapter'.")
+        raise UserError(
+            f"{type(network).__name__} carries an adapter, whose weights are not the network's own: fold it "
+            "in by 'merged', or save the adapter by 'save_adapter'."
+        )
     return {"kind": find_kind(network), **{name: _plain(value) for name, value in arguments.items()}}
 
 

@@ -32,7 +32,9 @@ _PLAIN = (str, int, float, bool, type(None))
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a network's constructor: its annotation, with bounds, and its default (``inspect.Parameter.empty`` for none)."""
+    """An argument of a network's constructor: its annotation, with bounds, and its default
+    (``inspect.Parameter.empty`` for none).
+    """
 
     name: str
     annotation: Any
@@ -64,8 +66,14 @@ class Kind:
 
     @property
     def in_recipes(self) -> bool:
-        """Whether a recipe can name it: nothing that is given for one network alone is needed to make it."""
-        return all(each.default is not inspect.Parameter.empty or name in GIVEN for name, each in self.arguments.items() if each.given)
+        """Whether a recipe can name it: nothing that is given for one network alone is needed to
+        make it.
+        """
+        return all(
+            each.default is not inspect.Parameter.empty or name in GIVEN
+            for name, each in self.arguments.items()
+            if each.given
+        )
 
 
 _KINDS: dict[str, Kind] = {}
@@ -82,7 +90,10 @@ def register(name: str) -> Callable[[type[AnyNetwork]], type[AnyNetwork]]:
     def enter(cls: type[AnyNetwork]) -> type[AnyNetwork]:
         other = _KINDS.get(name)
         if other is not None and (other.module, other.cls.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(f"network '{name}': is the name of {other.module}.{other.cls.__qualname__} already; register yours under another name.")
+            raise UserError(
+                f"network '{name}': is the name of {other.module}.{other.cls.__qualname__} already; "
+                "register yours under another name."
+            )
         _KINDS[name] = Kind(name, cls, dict(_arguments(name, cls)))
         _remember_arguments(name, cls)
         return cls
@@ -96,11 +107,17 @@ def kinds(of: type[nn.Module] = nn.Module) -> dict[str, Kind]:
 
 
 def kind_named(name: Any, module: str | None = None) -> Kind:
-    """The kind of a name; raises ``UserError`` for an unknown one. ``module``: the one that registered it, where that is known."""
+    """The kind of a name; raises ``UserError`` for an unknown one.
+
+    ``module``: the one that registered it, where that is known.
+    """
     if isinstance(name, str) and name in _KINDS:
         return _KINDS[name]
     hint = f"'{module}'" if module else "its module"
-    raise UserError(f"network: unknown kind '{name}'; it must be one of {', '.join(_KINDS)}, or your own: import {hint} first, by --import or in Python.")
+    raise UserError(
+        f"network: unknown kind '{name}'; it must be one of {', '.join(_KINDS)}, or your own: import {hint} "
+        "first, by --import or in Python."
+    )
 
 
 def find_kind(network: nn.Module) -> str | None:
@@ -111,18 +128,25 @@ def find_kind(network: nn.Module) -> str | None:
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any]:
-    """The arguments by which a network of a registered class was made, with those that were left out.
+    """The arguments by which a network of a registered class was made, with those that were left
+    out.
 
     Raises ``UserError`` for one of another class, and for an argument that no file can hold.
     """
     made_by: tuple[str, dict[str, Any]] | None = vars(network).get("_made_by")
     if made_by is None:
         name = type(network).__name__
-        raise UserError(f"{name} is not registered, so that a file could not rebuild it: decorate its class with fewstep.networks.register('a-name').")
+        raise UserError(
+            f"{name} is not registered, so that a file could not rebuild it: decorate its class with "
+            "fewstep.networks.register('a-name')."
+        )
     found = made_by[1]
     wrong = next((name for name, value in found.items() if not _is_plain(value)), None)
     if wrong is not None:
-        raise UserError(f"{type(network).__name__} was made with '{wrong}', which is no number, text or list of such: no file could hold it; give it plain arguments.")
+        raise UserError(
+            f"{type(network).__name__} was made with '{wrong}', which is no number, text or list of such: "
+            "no file could hold it; give it plain arguments."
+        )
     return dict(found)
 
 
@@ -130,8 +154,15 @@ def _arguments(kind: str, cls: type[nn.Module]) -> Iterator[tuple[str, Argument]
     hints = typing.get_type_hints(cls.__init__, include_extras=True)
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.POSITIONAL_ONLY: ""}[parameter.kind]
-            raise UserError(f"network '{kind}': its constructor takes '{stars}{parameter.name}', which a recipe cannot name; give each argument a name of its own.")
+            stars = {
+                inspect.Parameter.VAR_POSITIONAL: "*",
+                inspect.Parameter.VAR_KEYWORD: "**",
+                inspect.Parameter.POSITIONAL_ONLY: "",
+            }[parameter.kind]
+            raise UserError(
+                f"network '{kind}': its constructor takes '{stars}{parameter.name}', which a recipe cannot "
+                "name; give each argument a name of its own."
+            )
         default = parameter.default
         guessed = Any if default is None or default is inspect.Parameter.empty else type(default)
         yield parameter.name, Argument(parameter.name, hints.get(parameter.name, guessed), default)

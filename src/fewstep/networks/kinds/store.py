@@ -19,19 +19,29 @@ from fewstep.system.files import read_tensors, write_tensors
 
 FORMAT = 1
 MODULE = "network_module"
-"""What a file says of a network that is not ours: the module that registers it, for the sentence to whoever lacks it."""
+"""What a file says of a network that is not ours: the module that registers it, for the sentence to
+whoever lacks it.
+"""
 
 
 def save_network(path: Path, network: nn.Module) -> str:
     """Writes a network that ``build`` made; returns the file's digest."""
-    return write_tensors(path, network.state_dict(), {"format": FORMAT, "network": describe(network), **module_of(network)})
+    return write_tensors(
+        path, network.state_dict(), {"format": FORMAT, "network": describe(network), **module_of(network)}
+    )
 
 
 def load_network(path: Path) -> nn.Module:
-    """Reads what ``save_network`` wrote. Raises ``UserError`` naming the file and what is wrong in it."""
+    """Reads what ``save_network`` wrote.
+
+    Raises ``UserError`` naming the file and what is wrong in it.
+    """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT or not isinstance(metadata.get("network"), dict):
-        raise UserError(f"{path}: is not a network file of format {FORMAT}; it may come from another version or be another kind of file.")
+        raise UserError(
+            f"{path}: is not a network file of format {FORMAT}; it may come from another version or be "
+            "another kind of file."
+        )
     try:
         with at_most(room_for(tensors), "the file"):
             network = build(metadata["network"], metadata.get(MODULE))
@@ -49,14 +59,18 @@ def module_of(model: nn.Module) -> dict[str, str]:
 
 
 def room_for(tensors: Mapping[str, Tensor]) -> int:
-    """The most parameters of a network that is built to see whether a file's tensors belong to it: some times as many as they are, since one that is missing is to be named."""
+    """The most parameters of a network that is built to see whether a file's tensors belong to it:
+    some times as many as they are, since one that is missing is to be named.
+    """
     return 4 * sum(value.numel() for value in tensors.values()) + 2**20
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads a state dict whose keys and shapes must be exactly the model's, and whose values must be finite; the error names ``source`` and the first key that is not so.
+    """Loads a state dict whose keys and shapes must be exactly the model's, and whose values must
+    be finite; the error names ``source`` and the first key that is not so.
 
-    Of a model that is sharded over processes, each takes its part of tensors that are whole; tensors that are sharded must be so in the same way.
+    Of a model that is sharded over processes, each takes its part of tensors that are whole;
+    tensors that are sharded must be so in the same way.
     """
     check_strictly(model, tensors, source)
     slots = model.state_dict()
@@ -64,7 +78,9 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 def check_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises what ``load_strictly`` would and loads nothing; the model may be on the meta device, so that a file's shapes are checked before memory is taken for them."""
+    """Raises what ``load_strictly`` would and loads nothing; the model may be on the meta device,
+    so that a file's shapes are checked before memory is taken for them.
+    """
     expected = model.state_dict()
     for problem, keys in (("lacks", set(expected) - set(tensors)), ("has an unknown", set(tensors) - set(expected))):
         if keys:
@@ -72,6 +88,12 @@ def check_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str)
     for name, value in expected.items():
         found = tensors[name]
         if found.shape != value.shape or found.dtype != value.dtype:
-            raise UserError(f"{source}: tensor '{name}' is {found.dtype} {tuple(found.shape)}, the network needs {value.dtype} {tuple(value.shape)}.")
+            raise UserError(
+                f"{source}: tensor '{name}' is {found.dtype} {tuple(found.shape)}, the network needs "
+                f"{value.dtype} {tuple(value.shape)}."
+            )
         if found.is_floating_point() and not found.is_meta and not bool(distributed.whole(found.isfinite().all())):
-            raise UserError(f"{source}: tensor '{name}' holds values that are not finite numbers; the model had diverged or the file is damaged, use another.")
+            raise UserError(
+                f"{source}: tensor '{name}' holds values that are not finite numbers; the model had "
+                "diverged or the file is damaged, use another."
+            )

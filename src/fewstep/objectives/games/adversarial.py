@@ -1,4 +1,5 @@
-r"""Adversarial terms: a critic that tells data from the student's samples, and the student that fools it.
+r"""Adversarial terms: a critic that tells data from the student's samples, and the student that
+fools it.
 
 With logits l(x, t), one or several a sample (heads), and means over samples and heads:
 
@@ -9,13 +10,17 @@ loss               the critic's                                          the gen
 ``Hinge``          E max(0, 1 - l(real)) + E max(0, 1 + l(fake))         -E l(fake)            Lim and Ye 2017; ADD, CTM
 =================  ====================================================  ====================  ==================================================
 
-The best critic of the first is l = log p_real / p_fake, where its loss is 2 log 2 - 2 JS(p_real, p_fake); of the second, l = sign(p_real - p_fake).
+The best critic of the first is l = log p_real / p_fake, where its loss is 2 log 2 - 2 JS(p_real,
+p_fake); of the second, l = sign(p_real - p_fake).
 
-What a critic sees is a ``View``: samples as they are (``Clean``; ADD), moved by a few pixels (``Shifted``; DiffAugment), or noised to a random level (``Noised``; Diffusion-GAN, Wang et
-al. 2022; DMD2), which both keeps the two distributions overlapping and lets a diffusion network's own features serve as the critic's. Within a step real and fake samples share their
-levels, not their noise.
+What a critic sees is a ``View``: samples as they are (``Clean``; ADD), moved by a few pixels
+(``Shifted``; DiffAugment), or noised to a random level (``Noised``; Diffusion-GAN, Wang et al.
+2022; DMD2), which both keeps the two distributions overlapping and lets a diffusion network's own
+features serve as the critic's. Within a step real and fake samples share their levels, not their
+noise.
 
-R1 (Mescheder et al. 2018, Eq. 9) is r1 / 2 E |grad_x sum_heads l(x, t)|^2 on the real samples as the critic sees them.
+R1 (Mescheder et al. 2018, Eq. 9) is r1 / 2 E |grad_x sum_heads l(x, t)|^2 on the real samples as
+the critic sees them.
 """
 
 from __future__ import annotations
@@ -49,7 +54,9 @@ class Critic(Protocol):
 
 
 class CleanCritic(nn.Module):
-    """A network on clean samples, ``network(x, condition) -> logits``, as a critic; it does not look at the time."""
+    """A network on clean samples, ``network(x, condition) -> logits``, as a critic; it does not
+    look at the time.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -101,7 +108,9 @@ class View(abc.ABC):
 
     @abc.abstractmethod
     def see(self, step: Step, side: str, role: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x as seen (B, *D), t (B,)); times are drawn for a ``side`` of the game, noise for a side and a ``role`` in it."""
+        """(x as seen (B, *D), t (B,)); times are drawn for a ``side`` of the game, noise for a side
+        and a ``role`` in it.
+        """
 
 
 @dataclass(frozen=True)
@@ -114,9 +123,11 @@ class Clean(View):
 
 @dataclass(frozen=True)
 class Shifted(View):
-    """Images (B, C, H, W) moved by whole pixels, at most ``pixels`` along each side and each by its own draw, ``fill`` coming in from outside; at t = 0.
+    """Images (B, C, H, W) moved by whole pixels, at most ``pixels`` along each side and each by its
+    own draw, ``fill`` coming in from outside; at t = 0.
 
-    A critic of few images learns them by heart; what it is shown moved, it must know by its look (DiffAugment, Zhao et al. 2020, Sec. 3.2, whose translation this is).
+    A critic of few images learns them by heart; what it is shown moved, it must know by its look
+    (DiffAugment, Zhao et al. 2020, Sec. 3.2, whose translation this is).
     """
 
     pixels: int
@@ -124,7 +135,10 @@ class Shifted(View):
 
     def see(self, step: Step, side: str, role: str, x: Tensor) -> tuple[Tensor, Tensor]:
         choices = 2 * self.pixels + 1
-        down, right = (step.key.integers(f"{side}-{role}-{way}", step.rows, choices, step.start).to(x.device)[:, None] for way in ("down", "right"))
+        down, right = (
+            step.key.integers(f"{side}-{role}-{way}", step.rows, choices, step.start).to(x.device)[:, None]
+            for way in ("down", "right")
+        )
         padded = functional.pad(x, (self.pixels,) * 4, value=self.fill)
         height, width = (torch.arange(size, device=x.device) for size in x.shape[2:])
         samples = torch.arange(len(x), device=x.device)[:, None, None]
@@ -146,7 +160,9 @@ class Noised(View):
 
 @dataclass(frozen=True, eq=False)
 class AdversarialGenerator(Objective):
-    """Moves ``student``'s samples to where ``critic`` takes them for data; the critic is not trained by it, whatever phase it belongs to."""
+    """Moves ``student``'s samples to where ``critic`` takes them for data; the critic is not
+    trained by it, whatever phase it belongs to.
+    """
 
     student: nn.Module
     critic: Critic
@@ -163,10 +179,12 @@ class AdversarialGenerator(Objective):
 
 @dataclass(frozen=True, eq=False)
 class AdversarialCritic(Objective):
-    """Trains ``critic`` to tell the clean samples x0 of ``real`` from those that ``student`` makes of the term's states; nothing reaches the student.
+    """Trains ``critic`` to tell the clean samples x0 of ``real`` from those that ``student`` makes
+    of the term's states; nothing reaches the student.
 
-    ``real``: states that carry x0, each side having its own conditions. ``r1`` >= 0: the factor of R1, which is not computed at 0. Raises ``UserError`` for a negative r1 and
-    for states without x0.
+    ``real``: states that carry x0, each side having its own conditions. ``r1`` >= 0: the factor of
+    R1, which is not computed at 0. Raises ``UserError`` for a negative r1 and for states without
+    x0.
     """
 
     critic: Critic
@@ -187,14 +205,21 @@ class AdversarialCritic(Objective):
     def __call__(self, step: Step, state: State) -> Loss:
         data = step.state(self.real)
         if data.x0 is None:
-            raise UserError(f"adversarial critic: its real states ({type(self.real).__name__}) carry no clean samples; give it states made of data, such as ForwardDiffusion.")
+            raise UserError(
+                f"adversarial critic: its real states ({type(self.real).__name__}) carry no clean samples; "
+                "give it states made of data, such as ForwardDiffusion."
+            )
         real, t = self.view.see(step, "critic", "real", data.x0)
         fake, s = self.view.see(step, "critic", "fake", step.sample(self.student, state))
         real = real.detach().requires_grad_(self.r1 > 0)
         real_logits = self.critic.logits(real, t, data.condition)
         fake_logits = self.critic.logits(fake, s, state.condition)
         total = self.loss.critic(real_logits, fake_logits)
-        figures = {"critic": total.detach(), "critic_real": real_logits.detach().mean(), "critic_fake": fake_logits.detach().mean()}
+        figures = {
+            "critic": total.detach(),
+            "critic_real": real_logits.detach().mean(),
+            "critic_fake": fake_logits.detach().mean(),
+        }
         if self.r1 > 0:
             penalty = gradient_penalty(real_logits, real)
             figures["r1"] = penalty.detach()
@@ -203,6 +228,8 @@ class AdversarialCritic(Objective):
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """E |grad_x sum_heads l|^2 as a scalar with a graph, from logits (B,) or (B, heads) of x (B, *D) that requires a gradient."""
+    """E |grad_x sum_heads l|^2 as a scalar with a graph, from logits (B,) or (B, heads) of x (B,
+    *D) that requires a gradient.
+    """
     (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return slope.square().flatten(1).sum(1).mean()

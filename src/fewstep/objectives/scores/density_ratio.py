@@ -1,6 +1,8 @@
-r"""f-distill: distribution matching of any f-divergence, by a weight of the density ratio (Xu, Nie and Vahdat 2025, arXiv:2502.15681).
+r"""f-distill: distribution matching of any f-divergence, by a weight of the density ratio (Xu, Nie
+and Vahdat 2025, arXiv:2502.15681).
 
-With q the student's density at a noise level, p the target's and r = p / q, the divergence D_f = E_q f(r) has the gradient
+With q the student's density at a noise level, p the target's and r = p / q, the divergence D_f =
+E_q f(r) has the gradient
 
     grad_theta D_f = E [ h(r) (s_q - s_p) d x_t / d theta ],    h(r) = f''(r) r^2,
 
@@ -16,9 +18,10 @@ distribution matching with one more factor a sample:
 ``SquaredHellinger``  1 - sqrt(r)                         sqrt(r) / 4
 ====================  ==================================  ==================
 
-r comes from a critic that tells noised data from noised samples: the best logit of the non-saturating game is log r. The paper
-normalises in two stages. Here r is divided by its mean over the batch, since E_q r = 1, and then h by its own, so that a
-divergence changes which samples pull and not how hard they pull together. With h = 1 the weight is the base weight, bit for bit.
+r comes from a critic that tells noised data from noised samples: the best logit of the
+non-saturating game is log r. The paper normalises in two stages. Here r is divided by its mean over
+the batch, since E_q r = 1, and then h by its own, so that a divergence changes which samples pull
+and not how hard they pull together. With h = 1 the weight is the base weight, bit for bit.
 """
 
 from __future__ import annotations
@@ -100,7 +103,8 @@ class SquaredHellinger(Divergence):
 
 @dataclass(frozen=True)
 class RatioWeight(MatchingWeight):
-    """``base`` times h of the density ratio that ``critic`` sees at x_t, both normalised over the batch of all processes.
+    """``base`` times h of the density ratio that ``critic`` sees at x_t, both normalised over the
+    batch of all processes.
 
     A batch that is worked off in portions is normalised portion by portion.
     """

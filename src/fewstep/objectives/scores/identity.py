@@ -1,20 +1,25 @@
 r"""Score identity distillation, SiD (Zhou et al. 2024, arXiv:2404.04057).
 
-The Fisher divergence between the noised student and the teacher is, in estimates of x0, E w |D_target - D_true|^2 with the student's own exact denoiser D_true, whose
-dependence on the student's weights cannot be differentiated. Since E[x | x_t] = D_true(x_t), for any function h of x_t
+The Fisher divergence between the noised student and the teacher is, in estimates of x0, E w
+|D_target - D_true|^2 with the student's own exact denoiser D_true, whose dependence on the
+student's weights cannot be differentiated. Since E[x | x_t] = D_true(x_t), for any function h of
+x_t
 
     E <h(x_t), D_true(x_t)> = E <h(x_t), x>        (the score identity)
 
-so that E <D_target - D_fake, D_target - x> estimates the same divergence where the fake score is exact, with another gradient error where it is not. Eq. 23 takes one from the other:
+so that E <D_target - D_fake, D_target - x> estimates the same divergence where the fake score is
+exact, with another gradient error where it is not. Eq. 23 takes one from the other:
 
     L = -a w |D_target - D_fake|^2 + w <D_target - D_fake, D_target - x>,
 
-with x = G(z), x_t = alpha x + sigma eps, and the fake's weights held. Where the fake score is exact and w depends on t alone, its mean is (1 - a) E w |D_target - D_fake|^2. The
-gradient flows through x, and through x_t into both networks, neither of which is trained. For a Gaussian student and teacher, a = 1/2 gives half the exact gradient of the
-divergence in the student's mean; the paper uses a = 1 and 1.2.
+with x = G(z), x_t = alpha x + sigma eps, and the fake's weights held. Where the fake score is exact
+and w depends on t alone, its mean is (1 - a) E w |D_target - D_fake|^2. The gradient flows through
+x, and through x_t into both networks, neither of which is trained. For a Gaussian student and
+teacher, a = 1/2 gives half the exact gradient of the divergence in the student's mean; the paper
+uses a = 1 and 1.2.
 
-w is any weight of distribution matching, a factor without gradient; the published code's is ``DMDWeight``, 1 / mean |x - D_target|. The loss is the mean over samples, sum over
-dimensions.
+w is any weight of distribution matching, a factor without gradient; the published code's is
+``DMDWeight``, 1 / mean |x - D_target|. The loss is the mean over samples, sum over dimensions.
 """
 
 from __future__ import annotations
@@ -35,7 +40,10 @@ from fewstep.times import TimeDistribution
 
 @dataclass(frozen=True, eq=False)
 class ScoreIdentity(Objective):
-    """See the module's docstring. ``fake`` is trained beside it by ``ScoreMatching``; ``alpha`` is the a of Eq. 23."""
+    """See the module's docstring.
+
+    ``fake`` is trained beside it by ``ScoreMatching``; ``alpha`` is the a of Eq. 23.
+    """
 
     student: nn.Module
     fake: Denoiser
@@ -53,7 +61,9 @@ class ScoreIdentity(Objective):
         with frozen(target, self.fake):
             target_x0, fake_x0 = target(x_t, t, state.condition), self.fake(x_t, t, state.condition)
         difference = target_x0 - fake_x0
-        compared = Compared(schedule, t, x_t.detach(), x0.detach(), target_x0.detach(), fake_x0.detach(), state.condition)
+        compared = Compared(
+            schedule, t, x_t.detach(), x0.detach(), target_x0.detach(), fake_x0.detach(), state.condition
+        )
         weight = self.weight.at(compared)
         gap = relative_gap(schedule, t, difference.detach())
         self.target.observe(schedule.log_snr(t), gap)

@@ -1,25 +1,32 @@
 r"""Distribution matching: the gradient of KL(student || target), averaged over noise levels.
 
-With x = G(z), x_t = alpha x + sigma eps, s = (alpha D(x_t, t) - x_t) / sigma^2 for both denoisers, DisBack's Eq. 6 (after Luo et al. 2023) is
+With x = G(z), x_t = alpha x + sigma eps, s = (alpha D(x_t, t) - x_t) / sigma^2 for both denoisers,
+DisBack's Eq. 6 (after Luo et al. 2023) is
 
     grad_theta = E_{t, z, eps} [ w(t) (s_fake(x_t, t) - s_target(x_t, t)) d x_t / d theta ]
                = E [ w(t) alpha^2 / sigma^2 (D_fake - D_target) d x / d theta ].
 
-Only the difference of the two estimates of x0 enters, so a weighting is one factor a sample on D_fake - D_target:
+Only the difference of the two estimates of x0 enters, so a weighting is one factor a sample on
+D_fake - D_target:
 
-- ``PlainWeight``: alpha^2 / sigma^2, Eq. 6 as printed (w = 1), the gradient of the KL divergence itself;
-- ``DiffInstructWeight``: 1, what the published code of Diff-Instruct uses for EDM teachers (its w is sigma^2 / alpha^2);
-- ``DMDWeight``: 1 / mean |x - D_target|, which evens out the gradient's size over levels and samples (Yin et al. 2024, Eq. 8, whose sigma^2 / alpha
-  cancels against the score's);
-- ``SDSWeight``: alpha sigma, with a ``Delta`` as fake score: SDS (Poole et al. 2022, Eq. 3), E [ w(t) (eps_target - eps) d x / d theta ] with their w = sigma^2,
-  since x_t = alpha x + sigma eps = alpha D_target + sigma eps_target makes eps_target - eps = alpha / sigma (x - D_target);
-- ``ExponentialWeight``: 2 alpha, with a ``Delta``: ADD's distillation loss E c(t) |x - sg(D_target)|^2 (Sauer et al. 2023) with c = alpha, whose gradient is
-  2 c (x - D_target) d x / d theta. Equal gradients make SDS the same loss with c = alpha / (2 sigma) w(t).
+- ``PlainWeight``: alpha^2 / sigma^2, Eq. 6 as printed (w = 1), the gradient of the KL divergence
+  itself;
+- ``DiffInstructWeight``: 1, what the published code of Diff-Instruct uses for EDM teachers (its w
+  is sigma^2 / alpha^2);
+- ``DMDWeight``: 1 / mean |x - D_target|, which evens out the gradient's size over levels and
+  samples (Yin et al. 2024, Eq. 8, whose sigma^2 / alpha cancels against the score's);
+- ``SDSWeight``: alpha sigma, with a ``Delta`` as fake score: SDS (Poole et al. 2022, Eq. 3), E [
+  w(t) (eps_target - eps) d x / d theta ] with their w = sigma^2, since x_t = alpha x + sigma eps =
+  alpha D_target + sigma eps_target makes eps_target - eps = alpha / sigma (x - D_target);
+- ``ExponentialWeight``: 2 alpha, with a ``Delta``: ADD's distillation loss E c(t) |x -
+  sg(D_target)|^2 (Sauer et al. 2023) with c = alpha, whose gradient is 2 c (x - D_target) d x / d
+  theta. Equal gradients make SDS the same loss with c = alpha / (2 sigma) w(t).
 
-``fake`` is exchangeable (``fakes``): a learned denoiser, a delta, a stable target field of samples. The gap between scores that a step reports means convergence only
-for the first.
+``fake`` is exchangeable (``fakes``): a learned denoiser, a delta, a stable target field of samples.
+The gap between scores that a step reports means convergence only for the first.
 
-The gradient is handed to autograd as the scalar mean_b <g_b, x_b> with g held constant: the student runs forward and backward once, both denoisers forward once without gradient.
+The gradient is handed to autograd as the scalar mean_b <g_b, x_b> with g held constant: the student
+runs forward and backward once, both denoisers forward once without gradient.
 """
 
 from __future__ import annotations
@@ -44,8 +51,9 @@ from fewstep.values import Value
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """What a step compares: the student's samples ``x0`` (B, *D), noised to ``x_t`` (B, *D) at the times ``t`` (B,) of ``schedule``,
-    and the estimates ``target_x0`` and ``fake_x0`` (B, *D) of the target and of the fake score there. Without gradients.
+    """What a step compares: the student's samples ``x0`` (B, *D), noised to ``x_t`` (B, *D) at the
+    times ``t`` (B,) of ``schedule``, and the estimates ``target_x0`` and ``fake_x0`` (B, *D) of the
+    target and of the fake score there. Without gradients.
     """
 
     schedule: Schedule
@@ -108,7 +116,9 @@ class SDSWeight(MatchingWeight):
 
 @dataclass(frozen=True)
 class ExponentialWeight(MatchingWeight):
-    """2 alpha: more noise counts less in variance preserving and flow; in variance exploding it is 2 throughout."""
+    """2 alpha: more noise counts less in variance preserving and flow; in variance exploding it is
+    2 throughout.
+    """
 
     kind: Literal["exponential"] = field(default="exponential", kw_only=True)
 
@@ -118,7 +128,11 @@ class ExponentialWeight(MatchingWeight):
 
 @dataclass(frozen=True, eq=False)
 class DistributionMatching(Objective):
-    """See the module's docstring. ``fake`` is the score of the student's distribution (a bare denoiser is a ``Learned`` one), ``target`` the teacher in force."""
+    """See the module's docstring.
+
+    ``fake`` is the score of the student's distribution (a bare denoiser is a ``Learned`` one),
+    ``target`` the teacher in force.
+    """
 
     student: nn.Module
     fake: Denoiser | FakeScore
@@ -148,9 +162,11 @@ class DistributionMatching(Objective):
 
 
 def relative_gap(schedule: Schedule, t: Tensor, difference: Tensor) -> Tensor:
-    """How far two estimates of x0 are apart, (B,): their mean squared difference times 1 + alpha^2 / sigma^2.
+    """How far two estimates of x0 are apart, (B,): their mean squared difference times 1 + alpha^2
+    / sigma^2.
 
-    The factor makes levels comparable: at small noise, estimates can differ only by the order of sigma; at large noise, by the order of the data.
+    The factor makes levels comparable: at small noise, estimates can differ only by the order of
+    sigma; at large noise, by the order of the data.
     """
     rho_squared = (schedule.sigma(t) / schedule.alpha(t)) ** 2
     apart = difference.square().flatten(1).mean(1).double()

@@ -1,7 +1,9 @@
 r"""Denoising score matching: E lambda(t) | D(x_t, t) - x_0 |^2, x_t = alpha x_0 + sigma eps.
 
-Since score = (alpha D - x_t) / sigma^2, DisBack's Eq. 5 and 7, E | s(x_t, t) - (x_0 - x_t) / sigma^2 |^2 at alpha = 1, are this loss with
-lambda = alpha^2 / sigma^4 (``ScoreWeight``). EDM's weight makes the loss of its network's raw output uniform over noise levels (``EDMWeight``; Karras et al. 2022, Tab. 1).
+Since score = (alpha D - x_t) / sigma^2, DisBack's Eq. 5 and 7, E | s(x_t, t) - (x_0 - x_t) /
+sigma^2 |^2 at alpha = 1, are this loss with lambda = alpha^2 / sigma^4 (``ScoreWeight``). EDM's
+weight makes the loss of its network's raw output uniform over noise levels (``EDMWeight``; Karras
+et al. 2022, Tab. 1).
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class Denoising(Objective):
 
 @dataclass(frozen=True, eq=False)
 class ScoreMatching(Objective):
-    """Trains ``fake``, the score of the student's distribution, on the samples that ``student`` makes of the states (DisBack, Eq. 5 and 7).
+    """Trains ``fake``, the score of the student's distribution, on the samples that ``student``
+    makes of the states (DisBack, Eq. 5 and 7).
 
     The samples are noised to times of their own; no gradient reaches the student.
     """
@@ -97,5 +100,7 @@ class ScoreMatching(Objective):
 
     @torch.no_grad()
     def lag(self, step: Step, state: State) -> Tensor:
-        """The loss on samples that the student makes now, without gradient: what a monitor compares with the training loss."""
+        """The loss on samples that the student makes now, without gradient: what a monitor compares
+        with the training loss.
+        """
         return self.error(step, self.student(state.x, state.t, state.condition), state.condition)

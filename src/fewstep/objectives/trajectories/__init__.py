@@ -1,1 +1,3 @@
-"""Objectives along the teacher's trajectories: progressive distillation, consistency, trajectory models."""
+"""Objectives along the teacher's trajectories: progressive distillation, consistency, trajectory
+models.
+"""

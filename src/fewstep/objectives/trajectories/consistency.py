@@ -1,11 +1,15 @@
-r"""Consistency distillation: the student gives the same end for two neighbouring points of the teacher's trajectory (Song et al. 2023, Alg. 2).
+r"""Consistency distillation: the student gives the same end for two neighbouring points of the
+teacher's trajectory (Song et al. 2023, Alg. 2).
 
     E lambda(t) distance( f(x_t, t), f_avg(x_s, s) ),    x_s one solver step of the teacher from x_t,
 
-s the next time down on a ``Ladder`` and f_avg the student's average, without gradient (the paper's "target network"). With the condition f(x, t_min) = x (``Boundary``), the end of
-the trajectory is the only thing that f can agree on. With a guided teacher, whose scale stands in the states' condition, and ``skip`` > 1, this is LCM (Luo et al. 2023, Alg. 1).
+s the next time down on a ``Ladder`` and f_avg the student's average, without gradient (the paper's
+"target network"). With the condition f(x, t_min) = x (``Boundary``), the end of the trajectory is
+the only thing that f can agree on. With a guided teacher, whose scale stands in the states'
+condition, and ``skip`` > 1, this is LCM (Luo et al. 2023, Alg. 1).
 
-With ``edges`` above 0 there is one consistency function for each interval: both sides go on from their estimate of x_0 to the interval's lower edge e by DDIM (Heek et al. 2024),
+With ``edges`` above 0 there is one consistency function for each interval: both sides go on from
+their estimate of x_0 to the interval's lower edge e by DDIM (Heek et al. 2024),
 
     distance( DDIM(x_t, f(x_t, t), t -> e), DDIM(x_s, f_avg(x_s, s), s -> e) ),
 
@@ -44,7 +48,8 @@ class UnitWeight(DenoisingWeight):
 
 @dataclass(frozen=True, eq=False)
 class ConsistencyDistillation(Objective):
-    """Trains ``student`` on states at ``ladder.starts``; ``averaged`` is its average, or the student itself.
+    """Trains ``student`` on states at ``ladder.starts``; ``averaged`` is its average, or the
+    student itself.
 
     ``rule`` is EULER or HEUN. Raises ``UserError`` for states at other times.
     """

@@ -1,7 +1,9 @@
-r"""Consistency in continuous time: sCM, distilled (Lu and Song 2024, arXiv:2410.11081, Alg. 1), on any schedule.
+r"""Consistency in continuous time: sCM, distilled (Lu and Song 2024, arXiv:2410.11081, Alg. 1), on
+any schedule.
 
-The paper's TrigFlow has x~ = cos(u) x_0 + sin(u) sd eps at the angle u in [0, pi / 2], and the consistency function
-f = cos(u) x~ - sin(u) sd F. A denoiser of any schedule is such a function: with s = sqrt(sd^2 alpha^2 + sigma^2),
+The paper's TrigFlow has x~ = cos(u) x_0 + sin(u) sd eps at the angle u in [0, pi / 2], and the
+consistency function f = cos(u) x~ - sin(u) sd F. A denoiser of any schedule is such a function:
+with s = sqrt(sd^2 alpha^2 + sigma^2),
 
     cos u = sd alpha / s,    sin u = sigma / s,    x~ = sd x_t / s,    F = (cos(u) x~ - D(x_t, t)) / (sd sin(u)),
 
@@ -10,16 +12,19 @@ so that f is D itself. Along the teacher's trajectory, with eps = (x_t - alpha D
     d t / d u = s^2 / (sd (sigma' alpha - sigma alpha')),    d x_t / d u = (alpha' D_teacher + sigma' eps) d t / d u,
     d x~ / d u = cos(u) sd eps - sin(u) D_teacher,
 
-and d f / d u is the derivative of D along (d x_t, d t): one pass of forward-mode differentiation. The tangent is
+and d f / d u is the derivative of D along (d x_t, d t): one pass of forward-mode differentiation.
+The tangent is
 
     g = cos(u) d f / d u = -cos(u)^2 (sd F - d x~ / d u) - r cos(u) sin(u) (x~ + sd d F / d u)
 
-with r rising from 0 to 1 over the first ``warmup`` steps (at r = 1 both are equal); it is normalised to g / (|g| + c), and
+with r rising from 0 to 1 over the first ``warmup`` steps (at r = 1 both are equal); it is
+normalised to g / (|g| + c), and
 
     L = E [ exp(w(u)) mean |F - sg(F) - g|^2 - w(u) ],
 
-whose gradient is that of -2 exp(w) <g, F>. w is the learned logarithm of a weight; where it is best, exp(-w) is the mean square
-at u. |g| is a root mean square over dimensions, so that c = 0.1 means the same for samples of every size (the paper writes a norm).
+whose gradient is that of -2 exp(w) <g, F>. w is the learned logarithm of a weight; where it is
+best, exp(-w) is the mean square at u. |g| is a root mean square over dimensions, so that c = 0.1
+means the same for samples of every size (the paper writes a norm).
 """
 
 from __future__ import annotations
@@ -54,7 +59,10 @@ class LogWeight(nn.Module):
 
 @dataclass(frozen=True)
 class TrigFlow:
-    """TrigFlow's coordinates on a schedule; see the module's docstring. ``sigma_data`` is sd, the data's standard deviation."""
+    """TrigFlow's coordinates on a schedule; see the module's docstring.
+
+    ``sigma_data`` is sd, the data's standard deviation.
+    """
 
     schedule: Schedule
     sigma_data: float
@@ -81,11 +89,15 @@ class TrigFlow:
         return (expand(cos, x) * self.position(x, t) - x0) / expand(self.sigma_data * sin, x)
 
     def tangents(self, x: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(d x_t / d u (B, *D), d t / d u (B,)) along the trajectory of a teacher whose estimate is x0 (B, *D)."""
+        """(d x_t / d u (B, *D), d t / d u (B,)) along the trajectory of a teacher whose estimate is
+        x0 (B, *D).
+        """
         schedule = self.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         alpha_rate, sigma_rate = schedule.alpha_rate(t), schedule.sigma_rate(t)
-        rate = ((self.sigma_data * alpha) ** 2 + sigma**2) / (self.sigma_data * (sigma_rate * alpha - sigma * alpha_rate))
+        rate = ((self.sigma_data * alpha) ** 2 + sigma**2) / (
+            self.sigma_data * (sigma_rate * alpha - sigma * alpha_rate)
+        )
         noise = (x - expand(alpha, x) * x0) / expand(sigma, x)
         return expand(alpha_rate * rate, x) * x0 + expand(sigma_rate * rate, x) * noise, rate
 
@@ -98,9 +110,12 @@ class TrigFlow:
 
 @dataclass(frozen=True, eq=False)
 class ContinuousConsistency(Objective):
-    """See the module's docstring. ``warmup`` >= 0 steps of the stage; ``constant``: c, above 0; ``log_weight``: w, owned here.
+    """See the module's docstring.
 
-    Raises ``UserError`` where the student's estimate at t = 0 is not x itself, by its prediction, since F is not finite there.
+    ``warmup`` >= 0 steps of the stage; ``constant``: c, above 0; ``log_weight``: w, owned here.
+
+    Raises ``UserError`` where the student's estimate at t = 0 is not x itself, by its prediction,
+    since F is not finite there.
     """
 
     student: Denoiser
@@ -112,7 +127,10 @@ class ContinuousConsistency(Objective):
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or not self.constant > 0:
-            raise UserError(f"continuous consistency: 'warmup' must be at least 0 and 'constant' above 0, got {self.warmup} and {self.constant}.")
+            raise UserError(
+                "continuous consistency: 'warmup' must be at least 0 and 'constant' above 0, got "
+                f"{self.warmup} and {self.constant}."
+            )
 
     @property
     def full_precision(self) -> bool:

@@ -1,23 +1,31 @@
-r"""Soft consistency of a trajectory model: a jump from t to s agrees with the teacher to u and a jump from there (Kim et al. 2024, Eq. 9).
+r"""Soft consistency of a trajectory model: a jump from t to s agrees with the teacher to u and a
+jump from there (Kim et al. 2024, Eq. 9).
 
 For t >= u >= s, all on one grid,
 
     E distance( G_avg(G(x_t, t, s), s, 0),  G_avg(G_avg(x_u, u, s), s, 0) ),    x_u the teacher's solver from x_t,
 
-compared at clean samples, where distances mean something; G_avg, the model's average, is frozen, and the gradient passes through its outer jump to the student's. The nearer u is
-to t, the more is learned from the student's own jump (u the next time down is consistency distillation when s is t_min); u = s is the teacher alone.
+compared at clean samples, where distances mean something; G_avg, the model's average, is frozen,
+and the gradient passes through its outer jump to the student's. The nearer u is to t, the more is
+learned from the student's own jump (u the next time down is consistency distillation when s is
+t_min); u = s is the teacher alone.
 
-For each state, s is uniform among the times below t, then u among those below t and not below s, at most ``max_steps`` of the grid away. The whole loss of the paper adds denoising
-of g(x, t, t), which is ``Denoising`` on the same model, and an adversarial term.
+For each state, s is uniform among the times below t, then u among those below t and not below s, at
+most ``max_steps`` of the grid away. The whole loss of the paper adds denoising of g(x, t, t), which
+is ``Denoising`` on the same model, and an adversarial term.
 
-All of this goes down, s < t. A bi-directional integrator (one of the slides' open directions, "accurate and efficient inversion") also needs jumps upwards, which ``InverseConsistency``
-trains: for t < u <= s, with x_u the teacher's solver from x_t,
+All of this goes down, s < t. A bi-directional integrator (one of the slides' open directions,
+"accurate and efficient inversion") also needs jumps upwards, which ``InverseConsistency`` trains:
+for t < u <= s, with x_u the teacher's solver from x_t,
 
     E distance( G(x_t, t, s) / sigma_s,  G_avg(x_u, u, s) / sigma_s ).
 
-What is compared are noisy samples in units of their noise, not clean ones: the flow down to clean samples forgets most of the noise, and it is the noise that inversion is asked for.
-With g = skip x + out F the difference is (1 - t / s) times that of F where t is well below the data's scale (VE, EDM's prediction), so that no level outweighs the others.
-The map that has no loss is the teacher's flow: under exact steps G = flow(t, s) wherever G_avg is, and from s = u, the teacher alone, this spreads over the grid.
+What is compared are noisy samples in units of their noise, not clean ones: the flow down to clean
+samples forgets most of the noise, and it is the noise that inversion is asked for. With g = skip x
++ out F the difference is (1 - t / s) times that of F where t is well below the data's scale (VE,
+EDM's prediction), so that no level outweighs the others. The map that has no loss is the teacher's
+flow: under exact steps G = flow(t, s) wherever G_avg is, and from s = u, the teacher alone, this
+spreads over the grid.
 """
 
 from __future__ import annotations
@@ -43,9 +51,11 @@ from fewstep.targets import Target
 
 @dataclass(frozen=True, eq=False)
 class SoftConsistency(Objective):
-    """Trains ``student`` on states at ``times[:-1]``; ``times`` falls to t_min, ``rule`` is EULER or HEUN, ``max_steps`` >= 1.
+    """Trains ``student`` on states at ``times[:-1]``; ``times`` falls to t_min, ``rule`` is EULER
+    or HEUN, ``max_steps`` >= 1.
 
-    Raises ``UserError`` for an average that is not frozen, for times that do not fall or end at 0, and for states at other times.
+    Raises ``UserError`` for an average that is not frozen, for times that do not fall or end at 0,
+    and for states at other times.
     """
 
     student: TrajectoryDenoiser
@@ -64,14 +74,19 @@ class SoftConsistency(Objective):
         times = torch.tensor(self.times, dtype=torch.float64)
         t, s = times[now], times[end]
         target = self._target(state, now, between, end)
-        apart = self.distance(self.averaged.jump(self.student.jump(state.x, t, s, state.condition), s, 0.0, state.condition), target)
+        apart = self.distance(
+            self.averaged.jump(self.student.jump(state.x, t, s, state.condition), s, 0.0, state.condition), target
+        )
         total = apart.mean()
         return Loss(total, {"soft_consistency": total.detach()})
 
     def indices(self, step: Step, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """The indices in ``times`` of t, u and s, each (B,): t < u <= s, as indices."""
         now = index_among(self.times, state.t, "soft consistency")
-        u_end, u_between = (step.key.uniform(purpose, len(now), step.start) for purpose in ("soft-consistency-end", "soft-consistency-between"))
+        u_end, u_between = (
+            step.key.uniform(purpose, len(now), step.start)
+            for purpose in ("soft-consistency-end", "soft-consistency-between")
+        )
         below = len(self.times) - 1 - now
         end = now + 1 + (u_end * below).long()
         between = now + 1 + (u_between * (end - now).clamp(max=self.max_steps)).long()
@@ -87,7 +102,9 @@ class SoftConsistency(Objective):
 
 @dataclass(frozen=True, eq=False)
 class InverseConsistency(Objective):
-    """Trains ``student`` to jump upwards from states at ``times[1:]``; everything else as in ``SoftConsistency``, and refused as there."""
+    """Trains ``student`` to jump upwards from states at ``times[1:]``; everything else as in
+    ``SoftConsistency``, and refused as there.
+    """
 
     student: TrajectoryDenoiser
     averaged: TrajectoryDenoiser
@@ -110,9 +127,14 @@ class InverseConsistency(Objective):
         return Loss(total, {"inverse_consistency": total.detach()})
 
     def indices(self, step: Step, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """The indices in ``times`` of t, u and s, each (B,): s <= u < t, as indices. s is uniform among the times above t, u among those up to s."""
+        """The indices in ``times`` of t, u and s, each (B,): s <= u < t, as indices. s is uniform
+        among the times above t, u among those up to s.
+        """
         now = index_among(self.times, state.t, "inverse consistency", "up")
-        u_end, u_between = (step.key.uniform(purpose, len(now), step.start) for purpose in ("inverse-consistency-end", "inverse-consistency-between"))
+        u_end, u_between = (
+            step.key.uniform(purpose, len(now), step.start)
+            for purpose in ("inverse-consistency-end", "inverse-consistency-between")
+        )
         end = (u_end * now).long()
         between = now - 1 - (u_between * (now - end).clamp(max=self.max_steps)).long()
         return now, between, end
@@ -127,18 +149,28 @@ class InverseConsistency(Objective):
 def _check(owner: str, times: Sequence[float], max_steps: int, averaged: TrajectoryDenoiser) -> None:
     check_decreasing(times, f"{owner}'s times")
     if times[-1] == 0 or max_steps < 1:
-        raise UserError(f"{owner}: its times must end at t_min, not at 0, and max_steps must be at least 1, got {times[-1]:g} and {max_steps}.")
+        raise UserError(
+            f"{owner}: its times must end at t_min, not at 0, and max_steps must be at least 1, got "
+            f"{times[-1]:g} and {max_steps}."
+        )
     if any(parameter.requires_grad for parameter in averaged.parameters()):
-        raise UserError(f"{owner}: the averaged model must be frozen, since it makes the targets; give an average of the student, or a frozen copy.")
+        raise UserError(
+            f"{owner}: the averaged model must be frozen, since it makes the targets; give an average of "
+            "the student, or a frozen copy."
+        )
 
 
 def _carried(teacher: Denoiser, rule: Rule, grid: Sequence[float], state: State, now: Tensor, until: Tensor) -> Tensor:
-    """x carried by the teacher's steps along ``grid`` from the indices ``now`` (B,) to ``until`` (B,), which lie all after or all before them."""
+    """x carried by the teacher's steps along ``grid`` from the indices ``now`` (B,) to ``until``
+    (B,), which lie all after or all before them.
+    """
     times, way = torch.tensor(grid, dtype=torch.float64), 1 if bool((until > now).any()) else -1
     x, at = state.x.clone(), now.clone()
-    # As many steps as the sample that goes farthest needs, whichever process it is in: sharded networks must be called equally often by all.
+    # As many steps as the sample that goes farthest needs, whichever process it is in: sharded
+    # networks must be called equally often by all.
     for _ in range(distributed.largest(int((until - now).abs().max()))):
-        # Only those on their way, the others cost nothing; where none is left, one is taken through and not kept.
+        # Only those on their way, the others cost nothing; where none is left, one is taken through
+        # and not kept.
         rows = (at != until).nonzero()[:, 0]
         if not len(rows):
             teacher_step(rule, teacher, x[:1], times[at[:1] - way], times[at[:1]], state.condition[torch.tensor([0])])

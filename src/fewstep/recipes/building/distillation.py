@@ -1,4 +1,6 @@
-"""Builds a distillation: the parts that every method has, checked against one another, and the method's stages."""
+"""Builds a distillation: the parts that every method has, checked against one another, and the
+method's stages.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mi
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """The parts of a distillation run. ``fake``, ``path`` and the backtracked ``target`` where there are any; ``average`` follows the student and is the run's result."""
+    """The parts of a distillation run.
+
+    ``fake``, ``path`` and the backtracked ``target`` where there are any; ``average`` follows the
+    student and is the run's result.
+    """
 
     teacher: NetworkDenoiser
     student: Denoiser | Generator
@@ -52,15 +58,19 @@ class Distillation:
 
 
 def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False) -> Distillation:
-    """The run that the recipe asks for, on ``training.device`` (its networks on the CPU where they are yet to be sharded); files that it makes on the way (a path, pairs) go into ``folder``.
-    ``begun``: whether it is a run that goes on, which is not refused for its steps and measurements.
+    """The run that the recipe asks for, on ``training.device`` (its networks on the CPU where they
+    are yet to be sharded); files that it makes on the way (a path, pairs) go into ``folder``.
+    ``begun``: whether it is a run that goes on, which is not refused for its steps and
+    measurements.
 
     Raises ``UserError`` for parts that do not go together, and for a device that is not there.
     """
     check_parts(recipe, begun)
     data, device = data_of(recipe.data), resolve_device(recipe.training.device)
     teacher = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device))
-    features = build_features(recipe.evaluation.features, space_of(recipe.teacher, teacher) if data is None else data.space, device)
+    features = build_features(
+        recipe.evaluation.features, space_of(recipe.teacher, teacher) if data is None else data.space, device
+    )
     if not begun:
         fitting_grid(recipe.evaluation.solver, teacher.schedule, "evaluation.solver")
     context = build_context(recipe, folder, data, teacher, features, device)
@@ -70,7 +80,20 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     student = context.student.model
     target = next((found for found in find_resumable(built.stages).values() if isinstance(found, Backtracked)), None)
     monitor = _monitor(context, built, target)
-    return Distillation(context.original, student, context.average, context.prior, context.sampling, data, context.space, built.stages, monitor, fake, built.path, target)
+    return Distillation(
+        context.original,
+        student,
+        context.average,
+        context.prior,
+        context.sampling,
+        data,
+        context.space,
+        built.stages,
+        monitor,
+        fake,
+        built.path,
+        target,
+    )
 
 
 def recompute(models: Iterable[nn.Module], on: bool) -> None:
@@ -82,19 +105,32 @@ def recompute(models: Iterable[nn.Module], on: bool) -> None:
 
 
 def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
-    """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few steps to reach the teacher; needs no data and no weights."""
+    """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few
+    steps to reach the teacher; needs no data and no weights.
+    """
     check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
     check_switch(recipe.target, recipe.method.learns_fake)
     if not begun:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
 
 
-def build_context(recipe: DistillRecipe, folder: Path, data: Dataset | None, original: NetworkDenoiser, features: Features, device: torch.device) -> Context:
-    """What the method's builder is given: ``original`` is the frozen teacher, ``data`` None for a recipe without data,
-    ``features`` the space of perceptual distances; the run works on the device ``device``."""
+def build_context(
+    recipe: DistillRecipe,
+    folder: Path,
+    data: Dataset | None,
+    original: NetworkDenoiser,
+    features: Features,
+    device: torch.device,
+) -> Context:
+    """What the method's builder is given: ``original`` is the frozen teacher, ``data`` None for a
+    recipe without data, ``features`` the space of perceptual distances; the run works on the device
+    ``device``.
+    """
     method, roles = recipe.method, _roles(recipe)
     if method.sampling.guidance is not None and not original.classes:
-        raise UserError("'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher.")
+        raise UserError(
+            "'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher."
+        )
     space = space_of(recipe.teacher, original) if data is None else data.space
     threshold = build_threshold(recipe.reflected, max(abs(space.low), abs(space.high)))
     student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
@@ -122,13 +158,21 @@ def build_context(recipe: DistillRecipe, folder: Path, data: Dataset | None, ori
 def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
     """Whose estimates are thresholded."""
     choice = recipe.reflected
-    return () if isinstance(choice, config.NotReflected) else choice.on or _usual_roles(recipe.method, recipe.student.kind)
+    return (
+        () if isinstance(choice, config.NotReflected) else choice.on or _usual_roles(recipe.method, recipe.student.kind)
+    )
 
 
 def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
-    """Those that DDIL thresholds for the method; of a generator, whose output is no denoiser's, not the student's."""
+    """Those that DDIL thresholds for the method; of a generator, whose output is no denoiser's, not
+    the student's.
+    """
     traits = method.effective_traits
-    return [role for role in (traits.roles if traits.usual_roles is None else traits.usual_roles) if not (role == "student" and is_generator(student))]
+    return [
+        role
+        for role in (traits.roles if traits.usual_roles is None else traits.usual_roles)
+        if not (role == "student" and is_generator(student))
+    ]
 
 
 def _monitor(context: Context, built: Built, target: Backtracked | None) -> Monitor:
@@ -141,7 +185,9 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
         checks.append(FakeScoreLag(built.fake, built.states))
     # Against a fake score that is not learned the gap says nothing about convergence.
     if built.fake is not None:
-        checks.append(Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps"))
+        checks.append(
+            Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps")
+        )
     if data is not None:
         checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data)]
         checks.append(Saturation(samples, data, advice=_against_saturation(context)))

@@ -1,7 +1,9 @@
-"""What a run is made from, by content: a checksum of the weights and the data that its recipe names.
+"""What a run is made from, by content: a checksum of the weights and the data that its recipe
+names.
 
-A file that was exchanged under its old name has another checksum, and a file that was moved has the same. Fields are
-found by their marks (``config.Names``), so that a section with a new file is in it without more.
+A file that was exchanged under its old name has another checksum, and a file that was moved has the
+same. Fields are found by their marks (``config.Names``), so that a section with a new file is in it
+without more.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Da
 
 
 def digest_of(named: Named) -> str | None:
-    """The checksum of what a field names; None where it names nothing, and for data, which is more than its files."""
+    """The checksum of what a field names; None where it names nothing, and for data, which is more
+    than its files.
+    """
     if named.mark.what == "shipped":
         file = f"{named.mark.file or named.value}.safetensors"
         with resources.as_file(resources.files("fewstep.zoo") / "weights" / file) as path:

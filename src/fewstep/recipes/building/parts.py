@@ -26,8 +26,8 @@ from fewstep.values import name_of
 def fitting_grid(choice: config.SolverChoice, schedule: Schedule, key: str, first: float | None = None) -> Grid:
     """The grid of a solver that a recipe names under ``key``.
 
-    Raises ``UserError`` where it cannot start at time ``first``, where the teacher's noise does unless given: before
-    anything is trained.
+    Raises ``UserError`` where it cannot start at time ``first``, where the teacher's noise does
+    unless given: before anything is trained.
     """
     try:
         choice.grid.times(schedule, 2, first)
@@ -39,8 +39,16 @@ def fitting_grid(choice: config.SolverChoice, schedule: Schedule, key: str, firs
 def build_settings(training: config.Training, spread: config.Distributed | None = None) -> Settings:
     """The loop's settings; ``spread``: over processes, as usual unless given."""
     spread = spread or config.Distributed()
-    usual = Settings(training.batch, training.seed, training.precision, training.log_every, training.checkpoint_every, training.keep)
-    return replace(usual, accumulate=training.accumulate, mode=spread.mode, replicas=spread.replicas, checkpoints=spread.checkpoints)
+    usual = Settings(
+        training.batch, training.seed, training.precision, training.log_every, training.checkpoint_every, training.keep
+    )
+    return replace(
+        usual,
+        accumulate=training.accumulate,
+        mode=spread.mode,
+        replicas=spread.replicas,
+        checkpoints=spread.checkpoints,
+    )
 
 
 def data_of(choice: config.DataChoice | None) -> Dataset | None:
@@ -56,7 +64,9 @@ def build_network(choice: config.NetworkSection, classes: int, seed: int) -> nn.
 
 
 def check_takes(choice: config.NetworkSection, key: str, shape: tuple[int, ...], classes: int) -> None:
-    """Raises ``UserError``, naming the recipe's ``key``, for a denoising network that does not make samples of ``shape`` from such; tried where it costs nothing, on the meta device."""
+    """Raises ``UserError``, naming the recipe's ``key``, for a denoising network that does not make
+    samples of ``shape`` from such; tried where it costs nothing, on the meta device.
+    """
     with torch.device("meta"):
         network = build(choice.description(classes=classes))
         x, condition = torch.zeros(1, *shape), Condition(labels=torch.zeros(1, classes) if classes else None)
@@ -64,9 +74,15 @@ def check_takes(choice: config.NetworkSection, key: str, shape: tuple[int, ...],
             emitted = tuple(network(x, torch.zeros(1), condition).shape[1:])
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"'{key}: {choice.kind}' does not take samples of shape {shape} ({reason}); change its sizes or its kind, or the data's.") from error
+            raise UserError(
+                f"'{key}: {choice.kind}' does not take samples of shape {shape} ({reason}); change its "
+                "sizes or its kind, or the data's."
+            ) from error
     if emitted != shape:
-        raise UserError(f"'{key}: {choice.kind}' makes samples of shape {emitted} from samples of shape {shape}; change its sizes or its kind, or the data's.")
+        raise UserError(
+            f"'{key}: {choice.kind}' makes samples of shape {emitted} from samples of shape {shape}; change "
+            "its sizes or its kind, or the data's."
+        )
 
 
 def build_model(model: config.DenoiserModel | config.ClassifierModel, data: Dataset, seed: int) -> nn.Module:
@@ -77,7 +93,10 @@ def build_model(model: config.DenoiserModel | config.ClassifierModel, data: Data
 
 
 def build_denoiser(model: config.DenoiserModel, shape: tuple[int, ...], classes: int, seed: int) -> NetworkDenoiser:
-    """A fresh denoiser of samples of ``shape``. Raises ``UserError`` for a network that does not take them."""
+    """A fresh denoiser of samples of ``shape``.
+
+    Raises ``UserError`` for a network that does not take them.
+    """
     check_takes(model.network, "model.network.kind", shape, classes)
     return around(build_network(model.network, classes, seed), model, shape, classes)
 
@@ -93,14 +112,22 @@ def around(network: nn.Module, model: config.DenoiserModel, shape: tuple[int, ..
     return NetworkDenoiser(network, schedule, prediction, inputs, shape, classes)
 
 
-def build_features(choice: config.FeaturesChoice, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> Features:
+def build_features(
+    choice: config.FeaturesChoice, data: Dataset | SampleSpace, device: torch.device | str = "cpu"
+) -> Features:
     """The feature space in which samples are compared, its network on a device."""
     return build_space(choice, data, device).extract
 
 
-def build_evaluator(choice: config.Evaluation, data: Dataset | None, device: torch.device | str = "cpu", like: SampleSpace | None = None) -> Evaluator:
-    """What measures samples, its network on a device; without data, samples that look ``like`` that."""
+def build_evaluator(
+    choice: config.Evaluation, data: Dataset | None, device: torch.device | str = "cpu", like: SampleSpace | None = None
+) -> Evaluator:
+    """What measures samples, its network on a device; without data, samples that look ``like``
+    that.
+    """
     look = like if data is None else data.space
     assert look is not None
     space = build_space(choice.features, look, device)
-    return Evaluator(data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed, look.classes)
+    return Evaluator(
+        data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed, look.classes
+    )

@@ -11,7 +11,19 @@ from fewstep.data import Dataset
 from fewstep.denoisers import Generator, NetworkDenoiser, device_of
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.objectives import AdversarialCritic, AdversarialGenerator, Classification, Clean, CleanCritic, Denoising, GANLoss, Hinge, NonSaturating, Shifted, View
+from fewstep.objectives import (
+    AdversarialCritic,
+    AdversarialGenerator,
+    Classification,
+    Clean,
+    CleanCritic,
+    Denoising,
+    GANLoss,
+    Hinge,
+    NonSaturating,
+    Shifted,
+    View,
+)
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.parts import build_model, fitting_grid
@@ -27,7 +39,9 @@ _TRAINS = {"denoising": "denoiser", "gan": "generator", "classification": "class
 
 @dataclass(frozen=True, eq=False)
 class Pretraining:
-    """The parts of a pretraining run; ``prior``: where a generator's samples start, None for other models."""
+    """The parts of a pretraining run; ``prior``: where a generator's samples start, None for other
+    models.
+    """
 
     model: nn.Module
     data: Dataset
@@ -36,19 +50,31 @@ class Pretraining:
 
 
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
-    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for a generator; on ``training.device`` (on the CPU where networks are yet to be sharded).
+    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for
+    a generator; on ``training.device`` (on the CPU where networks are yet to be sharded).
 
     Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
     """
-    data, method, device = recipe.data.open(), recipe.method, building_device(recipe.distributed, resolve_device(recipe.training.device))
+    data, method, device = (
+        recipe.data.open(),
+        recipe.method,
+        building_device(recipe.distributed, resolve_device(recipe.training.device)),
+    )
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
     if isinstance(method, GANPretraining):
         assert isinstance(recipe.model, config.GeneratorModel)
-        generator = build_generator(recipe.model.network, data.shape, data.classes, recipe.training.seed, "model.network.kind").to(device)
+        generator = build_generator(
+            recipe.model.network, data.shape, data.classes, recipe.training.seed, "model.network.kind"
+        ).to(device)
         prior = generator_prior(generator, KarrasVE())
-        return Pretraining(generator, data, [Stage("pretrain", recipe.training.steps, _game(method, generator, prior, data, recipe.training.seed))], prior)
+        return Pretraining(
+            generator,
+            data,
+            [Stage("pretrain", recipe.training.steps, _game(method, generator, prior, data, recipe.training.seed))],
+            prior,
+        )
     assert not isinstance(recipe.model, config.GeneratorModel)
     model = build_model(recipe.model, data, recipe.training.seed).to(device)
     if isinstance(model, NetworkDenoiser):
@@ -72,7 +98,9 @@ def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Data
     view: View = Shifted(method.shift, data.low) if method.shift else Clean()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(method.critic.description(resolution=data.shape[1], channels=data.shape[0], classes=data.classes))
+        network = build(
+            method.critic.description(resolution=data.shape[1], channels=data.shape[0], classes=data.classes)
+        )
     critic = CleanCritic(network).to(device_of(generator))
     generator_term = Term(AdversarialGenerator(generator, critic, loss, view), prior, name="adversarial")
     critic_term = Term(AdversarialCritic(critic, generator, _clean(data), loss, view, method.r1), prior, name="critic")

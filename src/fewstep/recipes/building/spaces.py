@@ -21,8 +21,11 @@ from fewstep.system.locations import absolute
 from fewstep.zoo import digit_features
 
 
-def build_space(choice: config.FeaturesChoice, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
-    """The space in which samples are compared, its network on ``device`` and its features where the samples are.
+def build_space(
+    choice: config.FeaturesChoice, data: Dataset | SampleSpace, device: torch.device | str = "cpu"
+) -> FeatureSpace:
+    """The space in which samples are compared, its network on ``device`` and its features where the
+    samples are.
 
     Raises ``UserError`` where it does not fit the data, or its file or library is missing.
     """
@@ -44,15 +47,26 @@ def _trained(choice: config.ClassifierFeatures, data: Dataset | SampleSpace) -> 
     """The network of a file that ``fewstep pretrain`` wrote, and a name after the file's content."""
     path = Path(absolute(choice.path))
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; make it by 'fewstep pretrain' with a recipe of a classifier, such as emoji32-features, or set 'evaluation.features.path'.")
+        raise UserError(
+            f"{path}: there is no such file; make it by 'fewstep pretrain' with a recipe of a classifier, "
+            "such as emoji32-features, or set 'evaluation.features.path'."
+        )
     network = load_network(path)
     if not isinstance(network, Classifier):
-        raise UserError(f"{path}: holds a {type(network).__name__}, not a classifier; set 'evaluation.features.path' to a model that a classification made.")
+        raise UserError(
+            f"{path}: holds a {type(network).__name__}, not a classifier; set 'evaluation.features.path' to "
+            "a model that a classification made."
+        )
     if network.shape != data.shape:
-        raise UserError(f"{path}: its classifier reads images of shape {network.shape}, the data has {data.shape}; set 'evaluation.features.path' or 'data' so that they agree.")
+        raise UserError(
+            f"{path}: its classifier reads images of shape {network.shape}, the data has {data.shape}; set "
+            "'evaluation.features.path' or 'data' so that they agree."
+        )
     return network, f"classifier-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def _of(network: Classifier, name: str, data: Dataset | SampleSpace, device: torch.device | str) -> FeatureSpace:
     freeze(network).to(device)
-    return FeatureSpace(name, placed(network.features, device), placed(network.head, device), network.classes == data.classes)
+    return FeatureSpace(
+        name, placed(network.features, device), placed(network.head, device), network.classes == data.classes
+    )

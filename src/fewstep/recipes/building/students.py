@@ -1,4 +1,6 @@
-"""Builds a recipe's student as it is before training: a copy of the teacher, an adapter on it, a denoiser around another network, or a generator on latents; and where its samples start."""
+"""Builds a recipe's student as it is before training: a copy of the teacher, an adapter on it, a
+denoiser around another network, or a generator on latents; and where its samples start.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +26,45 @@ from fewstep.states import Prior
 from fewstep.system.locations import absolute
 
 
-def build_student(choice: config.StudentChoice, method: Method, teacher: NetworkDenoiser, threshold: Threshold | None) -> tuple[Student, Prior]:
-    """The student, on the teacher's device, and its prior; ``threshold``: of its own estimates, None for none.
+def build_student(
+    choice: config.StudentChoice, method: Method, teacher: NetworkDenoiser, threshold: Threshold | None
+) -> tuple[Student, Prior]:
+    """The student, on the teacher's device, and its prior; ``threshold``: of its own estimates,
+    None for none.
 
     Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
     """
     if isinstance(choice, config.GeneratorStudent):
         generator = build_generator(choice, teacher.shape, teacher.classes, choice.seed, "student.kind")
-        return Student(_started(generator, choice.start).to(device_of(teacher))), generator_prior(generator, teacher.schedule)
-    own = _started(_around(choice, teacher), choice.start).to(device_of(teacher)) if isinstance(choice, config.NetworkStudent) else copy_of(teacher)
-    adapter = add_adapter(own, choice.rank, choice.scale, choice.seed) if isinstance(choice, config.LowRankStudent) else None
+        return Student(_started(generator, choice.start).to(device_of(teacher))), generator_prior(
+            generator, teacher.schedule
+        )
+    own = (
+        _started(_around(choice, teacher), choice.start).to(device_of(teacher))
+        if isinstance(choice, config.NetworkStudent)
+        else copy_of(teacher)
+    )
+    adapter = (
+        add_adapter(own, choice.rank, choice.scale, choice.seed) if isinstance(choice, config.LowRankStudent) else None
+    )
     network = method.grown(own)
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
     time = float(teacher.schedule.time_at_sigma(choice.first_sigma))
     # The way from a noise level to its time and back is exact up to rounding.
     if not teacher.schedule.t_min * (1 - 1e-9) <= time <= teacher.schedule.t_max * (1 + 1e-9):
-        raise UserError(f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for.")
+        raise UserError(
+            f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for."
+        )
     return Student(student, adapter), method.prior(student, choice.first_sigma)
 
 
-def build_generator(choice: config.NetworkSection, shape: tuple[int, ...], classes: int, seed: int, key: str) -> Generator:
-    """A fresh generator of samples of ``shape``, its weights a function of ``seed``. Raises ``UserError``, naming the recipe's ``key``, for a shape that this kind does not make."""
+def build_generator(
+    choice: config.NetworkSection, shape: tuple[int, ...], classes: int, seed: int, key: str
+) -> Generator:
+    """A fresh generator of samples of ``shape``, its weights a function of ``seed``.
+
+    Raises ``UserError``, naming the recipe's ``key``, for a shape that this kind does not make.
+    """
     cls = kinds(GeneratorNetwork)[choice.kind].cls
     assert issubclass(cls, GeneratorNetwork)
     try:
@@ -66,17 +86,24 @@ def _around(choice: config.NetworkStudent, teacher: NetworkDenoiser) -> NetworkD
     """A denoiser with the recipe's network in the teacher's place."""
     check_takes(choice.network, "student.network.kind", teacher.shape, teacher.classes)
     network = build_network(choice.network, teacher.classes, choice.seed)
-    return NetworkDenoiser(network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes)
+    return NetworkDenoiser(
+        network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes
+    )
 
 
 def _started(model: Model, start: str | None) -> Model:
-    """The model, with the weights of a file if one is given, which must hold a model of the very same description."""
+    """The model, with the weights of a file if one is given, which must hold a model of the very
+    same description.
+    """
     if start is None:
         return model
     loaded, _ = load_model(Path(absolute(start)))
     key = first_difference(describe_model(loaded), describe_model(model))
     if key is not None:
-        raise UserError(f"{start}: holds another model than the recipe's student ('{key}' differs); set 'student' as the file was made, or 'student.start' to null.")
+        raise UserError(
+            f"{start}: holds another model than the recipe's student ('{key}' differs); set 'student' as "
+            "the file was made, or 'student.start' to null."
+        )
     assert isinstance(loaded, type(model))
     return loaded
 

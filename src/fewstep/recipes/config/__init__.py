@@ -1,4 +1,6 @@
-"""What a recipe may say: one model or value a section, and where a section offers a choice, one a choice, told apart by ``kind``."""
+"""What a recipe may say: one model or value a section, and where a section offers a choice, one a
+choice, told apart by ``kind``.
+"""
 
 from fewstep.recipes.config.axes import (
     BacktrackedTarget,
@@ -22,10 +24,43 @@ from fewstep.recipes.config.axes import (
     UsualStates,
 )
 from fewstep.recipes.config.base import ByName, Kinds, Named, Names, Section, Seed
-from fewstep.recipes.config.data import DataChoice, DigitsData, GivenData, HuggingFaceData, ImagesData, MixtureData, WavesData, WebDatasetData
-from fewstep.recipes.config.models import ClassifierModel, CriticChoice, DenoiserModel, DenoisingChoice, GeneratorModel, NetworkSection
-from fewstep.recipes.config.run import ClassifierFeatures, Distributed, Evaluation, FeaturesChoice, FourierFeatures, GivenFeatures, InceptionFeatures, Training
-from fewstep.recipes.config.teachers import ConsistencyModelsTeacher, DiffusersTeacher, FileTeacher, NvidiaTeacher, ShippedTeacher, TeacherChoice, UntrainedTeacher
+from fewstep.recipes.config.data import (
+    DataChoice,
+    DigitsData,
+    GivenData,
+    HuggingFaceData,
+    ImagesData,
+    MixtureData,
+    WavesData,
+    WebDatasetData,
+)
+from fewstep.recipes.config.models import (
+    ClassifierModel,
+    CriticChoice,
+    DenoiserModel,
+    DenoisingChoice,
+    GeneratorModel,
+    NetworkSection,
+)
+from fewstep.recipes.config.run import (
+    ClassifierFeatures,
+    Distributed,
+    Evaluation,
+    FeaturesChoice,
+    FourierFeatures,
+    GivenFeatures,
+    InceptionFeatures,
+    Training,
+)
+from fewstep.recipes.config.teachers import (
+    ConsistencyModelsTeacher,
+    DiffusersTeacher,
+    FileTeacher,
+    NvidiaTeacher,
+    ShippedTeacher,
+    TeacherChoice,
+    UntrainedTeacher,
+)
 from fewstep.recipes.config.values import (
     DenoisingWeighting,
     DistanceChoice,

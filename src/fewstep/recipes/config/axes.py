@@ -20,7 +20,10 @@ from fewstep.values import Costly, Count, Few, Fraction, Later, Positive
 
 
 class CopyStudent(Section):
-    """A copy of the teacher. ``first_sigma``: the noise level sigma / alpha at which its samples start."""
+    """A copy of the teacher.
+
+    ``first_sigma``: the noise level sigma / alpha at which its samples start.
+    """
 
     kind: Literal["copy"]
     first_sigma: Positive = 2.5
@@ -37,7 +40,10 @@ class LowRankStudent(Section):
 
 
 class NetworkStudent(Section):
-    """A denoiser around another network than the teacher's, fed as the teacher is. ``start``: a file of such a denoiser, null for random weights of ``seed``."""
+    """A denoiser around another network than the teacher's, fed as the teacher is.
+
+    ``start``: a file of such a denoiser, null for random weights of ``seed``.
+    """
 
     kind: Literal["network"]
     network: DenoisingChoice
@@ -47,7 +53,9 @@ class NetworkStudent(Section):
 
 
 class GeneratorStudent(NetworkSection):
-    """A generator on latents, which knows no noise levels (App. A.2 and E.2): any registered ``GeneratorNetwork``.
+    """A generator on latents, which knows no noise levels (App.
+
+    A.2 and E.2): any registered ``GeneratorNetwork``.
 
     ``seed``: of its weights. ``start``: a file of such a generator, null for random weights; the
     model of a pretraining by GAN is such a file.
@@ -63,8 +71,13 @@ class GeneratorStudent(NetworkSection):
 def _generator_student(kind: Kind) -> type[GeneratorStudent]:
     more: dict[str, Any] = {"seed": (Seed, 0), "start": (WeightsPath | None, None)}
     network = section_of(kind)
-    fields = {name: (field.annotation, ... if field.default is dataclasses.MISSING else field.default) for name, field in fields_of(network).items()}
-    made: type[GeneratorStudent] = create_model(f"{kind.cls.__name__}Student", __base__=GeneratorStudent, **fields, **more)  # type: ignore[call-overload]
+    fields = {
+        name: (field.annotation, ... if field.default is dataclasses.MISSING else field.default)
+        for name, field in fields_of(network).items()
+    }
+    made: type[GeneratorStudent] = create_model(
+        f"{kind.cls.__name__}Student", __base__=GeneratorStudent, **fields, **more
+    )  # type: ignore[call-overload]
     return made
 
 
@@ -72,8 +85,13 @@ class StudentKinds(Choice):
     """The kinds of students: denoisers, and any registered generator."""
 
     def options(self, base: Any) -> Mapping[str, type[Any]]:
-        denoisers = {str(kind_of_section(section)): section for section in (CopyStudent, LowRankStudent, NetworkStudent)}
-        return {**denoisers, **{name: _generator_student(kind) for name, kind in kinds(GeneratorNetwork).items() if kind.in_recipes}}
+        denoisers = {
+            str(kind_of_section(section)): section for section in (CopyStudent, LowRankStudent, NetworkStudent)
+        }
+        return {
+            **denoisers,
+            **{name: _generator_student(kind) for name, kind in kinds(GeneratorNetwork).items() if kind.in_recipes},
+        }
 
 
 StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | GeneratorStudent, StudentKinds()]
@@ -114,9 +132,13 @@ class ForwardStates(Section):
     kind: Literal["forward"]
 
 
-Stops = Literal["all", "any"] | Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1, max_length=100)]
-"""Where trajectories stop, and a student is trained on them: at all of its times; at any time (DDIL, Alg. 1), and then data are noised to any time as well; or after these shares of
-its steps (0 for pure noise, 0.5 for half of the way)."""
+Stops = (
+    Literal["all", "any"] | Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1, max_length=100)]
+)
+"""Where trajectories stop, and a student is trained on them: at all of its times; at any time
+(DDIL, Alg. 1), and then data are noised to any time as well; or after these shares of its steps (0
+for pure noise, 0.5 for half of the way).
+"""
 
 
 class RolloutStates(Section):
@@ -127,10 +149,14 @@ class RolloutStates(Section):
 
 
 class DDILStates(Section):
-    """DDIL's aggregated data set (Alg. 2 and 3): ``collected`` of the states come from a bounded collection of trajectories in which a transition is the student's with probability
-    ``student`` (methods whose trajectories are the student's alone do not use it); the rest is forward diffusion of data. From the share ``first_part`` of a stage on, the ``later`` values
-    hold (App. A: 25 % and 15 %, then 50 % and 80 %). At every step that is a multiple of ``every``, ``collect`` fresh trajectories give the collection ``of_each`` one state or all of
-    theirs; with a ``capacity`` equal to what is added at each step there is no collection, and states are always today's student's (DMD2).
+    """DDIL's aggregated data set (Alg. 2 and 3): ``collected`` of the states come from a bounded
+    collection of trajectories in which a transition is the student's with probability ``student``
+    (methods whose trajectories are the student's alone do not use it); the rest is forward
+    diffusion of data. From the share ``first_part`` of a stage on, the ``later`` values hold (App.
+    A: 25 % and 15 %, then 50 % and 80 %). At every step that is a multiple of ``every``,
+    ``collect`` fresh trajectories give the collection ``of_each`` one state or all of theirs; with
+    a ``capacity`` equal to what is added at each step there is no collection, and states are always
+    today's student's (DMD2).
     """
 
     kind: Literal["ddil"]
@@ -149,12 +175,17 @@ class DDILStates(Section):
     @model_validator(mode="after")
     def _holds_what_it_collects(self) -> DDILStates:
         if self.collect > self.capacity:
-            raise ValueError(f"'capacity' ({self.capacity}) must be at least 'collect' ({self.collect}), the trajectories that are added at once")
+            raise ValueError(
+                f"'capacity' ({self.capacity}) must be at least 'collect' ({self.collect}), the "
+                "trajectories that are added at once"
+            )
         return self
 
 
 class PerBatchStates(Section):
-    """DDIL's Algorithm 1 as printed: one source for a whole batch, of data, the teacher's trajectory and the student's, with these weights."""
+    """DDIL's Algorithm 1 as printed: one source for a whole batch, of data, the teacher's
+    trajectory and the student's, with these weights.
+    """
 
     kind: Literal["per-batch"]
     data: float = Field(0.5, ge=0)
@@ -165,11 +196,16 @@ class PerBatchStates(Section):
     @model_validator(mode="after")
     def _has_a_source(self) -> PerBatchStates:
         if self.data + self.teacher + self.student == 0:
-            raise ValueError("one of 'data', 'teacher' and 'student' must be positive: with all at 0 there is no source to draw states from")
+            raise ValueError(
+                "one of 'data', 'teacher' and 'student' must be positive: with all at 0 there is no source "
+                "to draw states from"
+            )
         return self
 
 
-StatesChoice = Annotated[UsualStates | PriorStates | ForwardStates | RolloutStates | DDILStates | PerBatchStates, Field(discriminator="kind")]
+StatesChoice = Annotated[
+    UsualStates | PriorStates | ForwardStates | RolloutStates | DDILStates | PerBatchStates, Field(discriminator="kind")
+]
 
 Role = Literal["teacher", "target", "fake", "student"]
 
@@ -179,7 +215,10 @@ class NotReflected(Section):
 
 
 class StaticReflected(Section):
-    """Estimates clamped to [-bound, bound] (the data's range unless given). ``on``: whose, those that DDIL thresholds for the method unless given."""
+    """Estimates clamped to [-bound, bound] (the data's range unless given).
+
+    ``on``: whose, those that DDIL thresholds for the method unless given.
+    """
 
     kind: Literal["static"]
     bound: Positive | None = None
@@ -187,7 +226,9 @@ class StaticReflected(Section):
 
 
 class DynamicReflected(Section):
-    """Clamped at each sample's own percentile of absolute values where that is beyond the bound, and scaled back (Saharia et al. 2022)."""
+    """Clamped at each sample's own percentile of absolute values where that is beyond the bound,
+    and scaled back (Saharia et al. 2022).
+    """
 
     kind: Literal["dynamic"]
     bound: Positive | None = None

@@ -1,8 +1,9 @@
-"""What sections of a recipe are made of: strict models, and choices among values that know their name.
+"""What sections of a recipe are made of: strict models, and choices among values that know their
+name.
 
-A section is a model of pydantic, or a value from below (``fewstep.values``), whose text there is the
-only one. A choice among values, networks or sections is open: what is registered or defined when a
-recipe is read can be chosen.
+A section is a model of pydantic, or a value from below (``fewstep.values``), whose text there is
+the only one. A choice among values, networks or sections is open: what is registered or defined
+when a recipe is read can be chosen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self
 
 import annotated_types as at
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SerializerFunctionWrapHandler, TypeAdapter, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    model_serializer,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fewstep.system.locations import Hub
@@ -28,14 +36,17 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, and values are not coerced from other types beyond int to float."""
+    """A part of a recipe: unknown keys are refused, and values are not coerced from other types
+    beyond int to float.
+    """
 
     model_config = STRICT
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """The section of plain values; raises pydantic's ``ValidationError``."""
-        # As JSON, in which a value is a mapping; of Python's objects a strict model wants the value itself.
+        # As JSON, in which a value is a mapping; of Python's objects a strict model wants the value
+        # itself.
         text = json.dumps(_translated(values, _TO_PRIVATE))
         made = cls.model_validate_json(text)
         return made if text == json.dumps(values) else _translated(made, _FROM_PRIVATE)
@@ -47,7 +58,8 @@ class Section(BaseModel):
         return {key: value for key, value in values.items() if not _is_unsaid(self, key)}
 
 
-# A file's name may be of any bytes, of which Python makes half characters; JSON has none, so that they pass as private ones.
+# A file's name may be of any bytes, of which Python makes half characters; JSON has none, so that
+# they pass as private ones.
 _TO_PRIVATE = {0xDC80 + byte: 0x10EE80 + byte for byte in range(128)}
 _FROM_PRIVATE = {private: half for half, private in _TO_PRIVATE.items()}
 
@@ -71,9 +83,9 @@ class Names:
 
     ``weights``: a file or folder of them; ``shipped``: weights in this package, by name; ``data``:
     images, a data set or shards; ``recipe``: another recipe. A value may be an address, or an id of
-    ``hub`` where that is given. By this mark paths are found (``recipes.reading.places``), and what a
-    checksum is taken of (``recipes.building.origins``). ``file``: the name of what ships, where it is not the
-    value.
+    ``hub`` where that is given. By this mark paths are found (``recipes.reading.places``), and what
+    a checksum is taken of (``recipes.building.origins``). ``file``: the name of what ships, where
+    it is not the value.
     """
 
     what: Literal["weights", "shipped", "data", "recipe"]
@@ -87,7 +99,9 @@ Seed = Annotated[int, at.Interval(ge=-(2**63), lt=2**63)]
 
 
 class Choice(abc.ABC):
-    """Marks a field that takes one of several sections, told apart by their ``kind``; ``usual``: the kind of a section that says none."""
+    """Marks a field that takes one of several sections, told apart by their ``kind``; ``usual``:
+    the kind of a section that says none.
+    """
 
     usual: str | None = None
 
@@ -114,7 +128,9 @@ class Choice(abc.ABC):
         if kind is None:
             raise PydanticCustomError("union_tag_not_found", "no kind", {"must_be": expected})
         if not isinstance(kind, str) or kind not in options:
-            raise PydanticCustomError("union_tag_invalid", "unknown kind", {"tag": str(kind), "must_be": self.unknown(expected)})
+            raise PydanticCustomError(
+                "union_tag_invalid", "unknown kind", {"tag": str(kind), "must_be": self.unknown(expected)}
+            )
         return _adapter(kind, options[kind]).validate_json(json.dumps({"kind": kind, **given}))
 
 
@@ -129,7 +145,9 @@ class Kinds(Choice):
 
 
 class ByName:
-    """Marks a field whose value needs no more than its name, which is what a recipe says; ``known``: the values by name."""
+    """Marks a field whose value needs no more than its name, which is what a recipe says;
+    ``known``: the values by name.
+    """
 
     def __init__(self, known: Mapping[str, Any]):
         self.known = known
@@ -146,12 +164,16 @@ class ByName:
         if any(given is known for known in self.known.values()):
             return given
         if not isinstance(given, str) or given not in self.known:
-            raise PydanticCustomError("literal_error", "Input should be {names}", {"names": " or ".join(f"'{name}'" for name in self.known)})
+            raise PydanticCustomError(
+                "literal_error", "Input should be {names}", {"names": " or ".join(f"'{name}'" for name in self.known)}
+            )
         return self.known[given]
 
 
 class Named:
-    """Marks a field whose value is of a family whose values need no more than their names, which is what a recipe says."""
+    """Marks a field whose value is of a family whose values need no more than their names, which is
+    what a recipe says.
+    """
 
     def __get_pydantic_core_schema__(self, base: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         to_plain = core_schema.plain_serializer_function_ser_schema(lambda value: value.kind)
@@ -161,7 +183,11 @@ class Named:
         if isinstance(given, base):
             return given
         if not isinstance(given, str) or given not in base.family():
-            raise PydanticCustomError("literal_error", "Input should be {names}", {"names": " or ".join(f"'{name}'" for name in base.family())})
+            raise PydanticCustomError(
+                "literal_error",
+                "Input should be {names}",
+                {"names": " or ".join(f"'{name}'" for name in base.family())},
+            )
         return base.family()[given]()
 
 
@@ -187,7 +213,9 @@ _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 @dataclass(frozen=True)
 class SectionField:
-    """A field of a section: its annotation, with marks, and its default (``dataclasses.MISSING`` for none)."""
+    """A field of a section: its annotation, with marks, and its default (``dataclasses.MISSING``
+    for none).
+    """
 
     annotation: Any
     default: Any
@@ -217,7 +245,9 @@ def _of_model(section: type[BaseModel]) -> dict[str, SectionField]:
     found = {}
     for name, field in section.model_fields.items():
         default = dataclasses.MISSING if field.is_required() else field.get_default(call_default_factory=True)
-        found[name] = SectionField(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, default)
+        found[name] = SectionField(
+            Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, default
+        )
     return found
 
 
@@ -233,7 +263,11 @@ def is_section(value: Any) -> bool:
 
 def replaced(section: Any, changes: Mapping[str, Any]) -> Any:
     """The section with other values, which are not validated."""
-    return section.model_copy(update=changes) if isinstance(section, BaseModel) else dataclasses.replace(section, **changes)
+    return (
+        section.model_copy(update=changes)
+        if isinstance(section, BaseModel)
+        else dataclasses.replace(section, **changes)
+    )
 
 
 def saved(section: Any) -> Any:
@@ -241,7 +275,11 @@ def saved(section: Any) -> Any:
     if isinstance(section, BaseModel):
         return section.model_dump(mode="json")
     if isinstance(section, Value):
-        return {name: _said(field, getattr(section, name)) for name, field in fields_of(type(section)).items() if not _is_unsaid(section, name)}
+        return {
+            name: _said(field, getattr(section, name))
+            for name, field in fields_of(type(section)).items()
+            if not _is_unsaid(section, name)
+        }
     return [saved(each) for each in section] if isinstance(section, (list, tuple)) else section
 
 
@@ -259,7 +297,11 @@ def kind_of_section(section: type[Any]) -> str | None:
 
 def _is_unsaid(section: Any, name: str) -> bool:
     field = fields_of(type(section)).get(name)
-    return field is not None and any(isinstance(mark, Later) for mark in field.marks) and getattr(section, name) == field.default
+    return (
+        field is not None
+        and any(isinstance(mark, Later) for mark in field.marks)
+        and getattr(section, name) == field.default
+    )
 
 
 def _literals(annotation: Any) -> Sequence[str]:

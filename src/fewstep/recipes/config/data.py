@@ -1,4 +1,6 @@
-"""Data sets a recipe may name: shipped, made on the spot, images on disk, or sets of others that are turned into images on disk once."""
+"""Data sets a recipe may name: shipped, made on the spot, images on disk, or sets of others that
+are turned into images on disk once.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _MOST_VALUES = 2**24
 class _Data(Section, abc.ABC):
     @abc.abstractmethod
     def open(self) -> Dataset:
-        """The data set; one of another library is turned into a zip in the cache folder first, once."""
+        """The data set; one of another library is turned into a zip in the cache folder first,
+        once.
+        """
 
 
 class DigitsData(_Data):
@@ -38,7 +42,10 @@ class DigitsData(_Data):
 
 
 class MixtureData(_Data):
-    """``components`` round Gaussians with means uniform in a square (App. E.2); ``samples`` of them stand for the data set."""
+    """``components`` round Gaussians with means uniform in a square (App.
+
+    E.2); ``samples`` of them stand for the data set.
+    """
 
     kind: Literal["random-mixture"]
     components: Few = 10
@@ -54,14 +61,19 @@ class MixtureData(_Data):
 
 
 class _ImageSet(_Data, abc.ABC):
-    """``size``: pixels a side of the centred square that each image is resized to, null to take them as they are; values are always in [-1, 1]."""
+    """``size``: pixels a side of the centred square that each image is resized to, null to take
+    them as they are; values are always in [-1, 1].
+    """
 
     size: Few | None = None
 
 
 class ImagesData(_ImageSet):
-    """Images of an EDM zip or a folder at ``path``. ``labels``: whether the classes it names, if any, are used. ``channels``: 3, or 1 for the luma. ``classes``: how many it must have,
-    null for any number; with it and ``size`` a run can be planned without the images.
+    """Images of an EDM zip or a folder at ``path``.
+
+    ``labels``: whether the classes it names, if any, are used. ``channels``: 3, or 1 for the luma.
+    ``classes``: how many it must have, null for any number; with it and ``size`` a run can be
+    planned without the images.
     """
 
     kind: Literal["images"]
@@ -79,7 +91,9 @@ class ImagesData(_ImageSet):
 
 
 class HuggingFaceData(_ImageSet):
-    """An image set of the Hugging Face hub or a local folder of one, by the columns ``image`` and ``label`` (null for no classes). ``revision``: of the set, null for the newest."""
+    """An image set of the Hugging Face hub or a local folder of one, by the columns ``image`` and
+    ``label`` (null for no classes). ``revision``: of the set, null for the newest.
+    """
 
     kind: Literal["huggingface"]
     name: Annotated[str, Names("data", hub="data sets")]
@@ -90,11 +104,16 @@ class HuggingFaceData(_ImageSet):
 
     def open(self) -> Dataset:
         name = folder_or_id(self.name, "data sets")
-        return open_images(huggingface(cache_folder() / "data", name, self.split, self.image, self.label, self.revision, self.size))
+        return open_images(
+            huggingface(cache_folder() / "data", name, self.split, self.image, self.label, self.revision, self.size)
+        )
 
 
 class WebDatasetData(_ImageSet):
-    """WebDataset shards at ``urls``, paths or http addresses with braces (``train-{000..099}.tar``). ``label``: extension of the file with the class's number (``cls``), null for none."""
+    """WebDataset shards at ``urls``, paths or http addresses with braces
+    (``train-{000..099}.tar``). ``label``: extension of the file with the class's number (``cls``),
+    null for none.
+    """
 
     kind: Literal["webdataset"]
     urls: Annotated[str, Names("data")]
@@ -130,8 +149,14 @@ class WavesData(_Data):
     @model_validator(mode="after")
     def _fits_in_memory(self) -> WavesData:
         if self.samples * prod(self.shape) > _MOST_VALUES:
-            raise ValueError(f"'samples' ({self.samples}) images of 'shape' {self.shape} have more than {_MOST_VALUES:,} values, which made-up images may have together")
+            raise ValueError(
+                f"'samples' ({self.samples}) images of 'shape' {self.shape} have more than {_MOST_VALUES:,} "
+                "values, which made-up images may have together"
+            )
         return self
 
 
-DataChoice = Annotated[DigitsData | MixtureData | WavesData | ImagesData | HuggingFaceData | WebDatasetData | GivenData, Field(discriminator="kind")]
+DataChoice = Annotated[
+    DigitsData | MixtureData | WavesData | ImagesData | HuggingFaceData | WebDatasetData | GivenData,
+    Field(discriminator="kind"),
+]

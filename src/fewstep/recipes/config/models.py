@@ -1,7 +1,7 @@
 """Networks, and the models that are trained from scratch around them.
 
-A network's section is read from its constructor (``networks.kinds.registry``): what a recipe says of a
-network has no other text.
+A network's section is read from its constructor (``networks.kinds.registry``): what a recipe says
+of a network has no other text.
 """
 
 from __future__ import annotations
@@ -23,14 +23,22 @@ from fewstep.values import Positive
 
 
 class NetworkSection(Section):
-    """What a recipe says of a network: its kind, and the arguments of its constructor that are not given by who builds it."""
+    """What a recipe says of a network: its kind, and the arguments of its constructor that are not
+    given by who builds it.
+    """
 
     kind: str
 
     def description(self, **given: Any) -> dict[str, Any]:
-        """What ``networks.kinds.build`` makes the network of; of ``given`` what its constructor takes."""
+        """What ``networks.kinds.build`` makes the network of; of ``given`` what its constructor
+        takes.
+        """
         kind = kinds()[self.kind]
-        return {"kind": self.kind, **{name: getattr(self, name) for name in kind.settings}, **{name: value for name, value in given.items() if name in kind.arguments}}
+        return {
+            "kind": self.kind,
+            **{name: getattr(self, name) for name in kind.settings},
+            **{name: value for name, value in given.items() if name in kind.arguments},
+        }
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,13 @@ class NetworkOf(Choice):
 @functools.cache
 def section_of(kind: Kind) -> type[NetworkSection]:
     """The section of a kind of networks."""
-    fields = {name: (each.annotation, ... if each.default is inspect.Parameter.empty else each.default) for name, each in kind.settings.items()}
-    made: type[NetworkSection] = create_model(f"{kind.cls.__name__}Section", __base__=NetworkSection, kind=(Literal[kind.name], ...), **fields)  # type: ignore[call-overload]
+    fields = {
+        name: (each.annotation, ... if each.default is inspect.Parameter.empty else each.default)
+        for name, each in kind.settings.items()
+    }
+    made: type[NetworkSection] = create_model(
+        f"{kind.cls.__name__}Section", __base__=NetworkSection, kind=(Literal[kind.name], ...), **fields
+    )  # type: ignore[call-overload]
     return made
 
 

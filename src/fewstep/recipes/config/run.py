@@ -14,10 +14,14 @@ from fewstep.values import Count, Few, Positive
 
 
 class Training(Section):
-    """``steps``: of all stages together. Cadences are in steps. ``laid_out_for``: the steps that the shares of stages and nodes were made for, when a resumed run was given more.
-    ``device``: where networks and samples are; ``auto`` is a GPU where there is one and the CPU elsewhere. Plans, rehearsals and twins do not look at it.
-    ``accumulate``: portions in which each process works off its samples of a step, one after another; less memory, the same step.
-    ``recompute``: networks of many blocks forget their activations and compute them again in the backward pass (gradient checkpointing).
+    """``steps``: of all stages together.
+
+    Cadences are in steps. ``laid_out_for``: the steps that the shares of stages and nodes were made
+    for, when a resumed run was given more. ``device``: where networks and samples are; ``auto`` is
+    a GPU where there is one and the CPU elsewhere. Plans, rehearsals and twins do not look at it.
+    ``accumulate``: portions in which each process works off its samples of a step, one after
+    another; less memory, the same step. ``recompute``: networks of many blocks forget their
+    activations and compute them again in the backward pass (gradient checkpointing).
     """
 
     steps: Count
@@ -36,8 +40,10 @@ class Training(Section):
 
 
 class Distributed(Section):
-    """How several processes (torchrun) share the work: they hold all networks each (``ddp``) or shard them (``fsdp``), in ``replicas`` groups that hold a copy each. None of this changes
-    what is computed. ``checkpoints``: one file, a folder of shards, or such a folder written in the background; unless given, shards for ``fsdp`` and a file otherwise.
+    """How several processes (torchrun) share the work: they hold all networks each (``ddp``) or
+    shard them (``fsdp``), in ``replicas`` groups that hold a copy each. None of this changes what
+    is computed. ``checkpoints``: one file, a folder of shards, or such a folder written in the
+    background; unless given, shards for ``fsdp`` and a file otherwise.
     """
 
     mode: Literal["ddp", "fsdp"] = "ddp"
@@ -57,14 +63,19 @@ class FourierFeatures(Section):
 
 
 class ClassifierFeatures(Section):
-    """``path``: a network file that ``fewstep pretrain`` wrote for a classifier; its last hidden layer is the space, and it judges classes."""
+    """``path``: a network file that ``fewstep pretrain`` wrote for a classifier; its last hidden
+    layer is the space, and it judges classes.
+    """
 
     kind: Literal["classifier"]
     path: WeightsPath
 
 
 class InceptionFeatures(Section):
-    """Inception's 2,048 features, in which published distances are; needs the ``metrics`` extra. ``weights``: torch-fidelity's file, downloaded once unless given."""
+    """Inception's 2,048 features, in which published distances are; needs the ``metrics`` extra.
+
+    ``weights``: torch-fidelity's file, downloaded once unless given.
+    """
 
     kind: Literal["inception"]
     weights: WeightsPath | None = None
@@ -77,11 +88,16 @@ class GivenFeatures(Section):
     name: str = Field(min_length=1)
 
 
-FeaturesChoice = Annotated[DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures | GivenFeatures, Field(discriminator="kind")]
+FeaturesChoice = Annotated[
+    DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures | GivenFeatures,
+    Field(discriminator="kind"),
+]
 
 
 class Evaluation(Section):
-    """``every``: steps between quick measurements (one draw) of the student while it trains; ``samples`` a draw."""
+    """``every``: steps between quick measurements (one draw) of the student while it trains;
+    ``samples`` a draw.
+    """
 
     features: FeaturesChoice
     samples: int = Field(5000, ge=2, le=1_000_000)

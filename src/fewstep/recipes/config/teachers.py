@@ -18,7 +18,9 @@ class ShippedTeacher(Section):
 
 
 class FileTeacher(Section):
-    """A model file that ``fewstep pretrain`` wrote; ``recipe``: the one that makes it, so that a run can be planned without the file."""
+    """A model file that ``fewstep pretrain`` wrote; ``recipe``: the one that makes it, so that a
+    run can be planned without the file.
+    """
 
     kind: Literal["file"]
     path: WeightsPath
@@ -26,7 +28,9 @@ class FileTeacher(Section):
 
 
 class UntrainedTeacher(Section):
-    """A network with random weights, a function of ``seed``: for rehearsals and for counting what a run takes."""
+    """A network with random weights, a function of ``seed``: for rehearsals and for counting what a
+    run takes.
+    """
 
     kind: Literal["untrained"]
     model: DenoiserModel
@@ -34,8 +38,10 @@ class UntrainedTeacher(Section):
 
 
 class _Published(Section):
-    """``path``: a file, or an https address to be kept in the cache folder, whose content must have the SHA-256 ``sha256`` if one is given. ``network``: which of the published networks it
-    holds, and ``classes`` how many classes it knows: so that a run can be planned without the file, which is checked against them.
+    """``path``: a file, or an https address to be kept in the cache folder, whose content must have
+    the SHA-256 ``sha256`` if one is given. ``network``: which of the published networks it holds,
+    and ``classes`` how many classes it knows: so that a run can be planned without the file, which
+    is checked against them.
     """
 
     path: WeightsPath
@@ -47,7 +53,9 @@ class _Published(Section):
     @classmethod
     def _is_published(cls, name: str) -> str:
         if name not in SETTINGS:
-            raise ValueError(f"'{name}' is no published network that is known here; it must be one of {', '.join(SETTINGS)}")
+            raise ValueError(
+                f"'{name}' is no published network that is known here; it must be one of {', '.join(SETTINGS)}"
+            )
         return name
 
     @property
@@ -69,7 +77,8 @@ class ConsistencyModelsTeacher(_Published):
 
 
 class DiffusersTeacher(Section):
-    """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub at a ``revision``.
+    """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub
+    at a ``revision``.
 
     ``variant``: of the weights, such as ``fp16``; null for the usual ones, or the only one there.
     ``subfolder``: of the network, null for ``unet``, and for ``unet_ema`` where that is all there

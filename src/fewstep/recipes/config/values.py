@@ -63,5 +63,8 @@ class SamplerChoice(SolverChoice):
     @model_validator(mode="after")
     def _has_no_memory(self) -> Self:
         if self.churn.amount and self.rule.memory:
-            raise ValueError("'churn' goes with the rules euler and heun only, since dpm2m extrapolates from its last step; set 'rule: heun' or leave 'churn' out")
+            raise ValueError(
+                "'churn' goes with the rules euler and heun only, since dpm2m extrapolates from its last "
+                "step; set 'rule: heun' or leave 'churn' out"
+            )
         return self

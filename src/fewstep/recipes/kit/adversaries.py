@@ -13,7 +13,18 @@ from torch import nn
 from fewstep.denoisers import FrozenTrunk, Headed, NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork, FeatureHead, ProjectedCritic
-from fewstep.objectives.games.adversarial import AdversarialCritic, AdversarialGenerator, Clean, CleanCritic, Critic, GANLoss, Hinge, Noised, NonSaturating, View
+from fewstep.objectives.games.adversarial import (
+    AdversarialCritic,
+    AdversarialGenerator,
+    Clean,
+    CleanCritic,
+    Critic,
+    GANLoss,
+    Hinge,
+    Noised,
+    NonSaturating,
+    View,
+)
 from fewstep.recipes import config
 from fewstep.recipes.kit.axes import forward_states
 from fewstep.recipes.kit.context import Context
@@ -26,7 +37,10 @@ from fewstep.zoo import digit_features
 
 
 class _Adversary(config.Section):
-    """``weight``: the generator's term's. ``r1``: the factor of R1 on what the critic sees. ``width``: of the critic's hidden layer."""
+    """``weight``: the generator's term's.
+
+    ``r1``: the factor of R1 on what the critic sees. ``width``: of the critic's hidden layer.
+    """
 
     weight: Positive = 0.01
     loss: Literal["non-saturating", "hinge"] = "non-saturating"
@@ -35,7 +49,9 @@ class _Adversary(config.Section):
 
 
 class FakeTrunk(_Adversary):
-    """A head on the bottleneck of the fake score, trained as a second term of its phase, on noised samples (DMD2). ``critic_weight``: that term's."""
+    """A head on the bottleneck of the fake score, trained as a second term of its phase, on noised
+    samples (DMD2). ``critic_weight``: that term's.
+    """
 
     kind: Literal["fake-trunk"]
     critic_weight: Positive = 0.03
@@ -51,8 +67,9 @@ class TeacherTrunk(_Adversary):
 
 
 class ClassifierFeatures(_Adversary):
-    """Heads on the layers of the frozen classifier of digits, in a phase of their own, on clean samples (projected GAN). The Frechet distance is measured in that network's features:
-    a student trained so looks better there than it is.
+    """Heads on the layers of the frozen classifier of digits, in a phase of their own, on clean
+    samples (projected GAN). The Frechet distance is measured in that network's features: a student
+    trained so looks better there than it is.
     """
 
     kind: Annotated[Literal["classifier-features"], config.Names("shipped", file="digits-features")]
@@ -64,15 +81,26 @@ AdversarialChoice = Annotated[FakeTrunk | TeacherTrunk | ClassifierFeatures, Fie
 
 @dataclass(frozen=True, eq=False)
 class Adversary:
-    """A critic and its part in a run: the student's ``generator_term``, and the ``phases`` with the critic's training put in."""
+    """A critic and its part in a run: the student's ``generator_term``, and the ``phases`` with the
+    critic's training put in.
+    """
 
     critic: Critic
     generator_term: Term
     phases: list[Phase]
 
 
-def build_adversary(choice: AdversarialChoice, context: Context, states: States, phases: Sequence[Phase], student: nn.Module | None = None) -> Adversary:
-    """The recipe's critic. ``phases`` holds the fake score's, if there is one; ``student`` makes the samples, the run's unless given.
+def build_adversary(
+    choice: AdversarialChoice,
+    context: Context,
+    states: States,
+    phases: Sequence[Phase],
+    student: nn.Module | None = None,
+) -> Adversary:
+    """The recipe's critic.
+
+    ``phases`` holds the fake score's, if there is one; ``student`` makes the samples, the run's
+    unless given.
 
     Raises ``UserError`` for a critic on a trunk that is not there.
     """
@@ -85,7 +113,10 @@ def build_adversary(choice: AdversarialChoice, context: Context, states: States,
     generator_term = Term(AdversarialGenerator(model, critic, loss, view), states, choice.weight, "adversarial")
     if isinstance(choice, FakeTrunk):
         assert isinstance(critic, Headed)
-        joined = [replace(phase, network=critic, terms=[*phase.terms, critic_term]) if phase.name == "fake" else phase for phase in phases]
+        joined = [
+            replace(phase, network=critic, terms=[*phase.terms, critic_term]) if phase.name == "fake" else phase
+            for phase in phases
+        ]
         return Adversary(critic, generator_term, joined)
     assert isinstance(critic, nn.Module)
     return Adversary(critic, generator_term, [*phases, trained("critic", critic, [critic_term], choice.optimizer)])
@@ -97,7 +128,10 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
         torch.manual_seed(context.training.seed)
         if isinstance(choice, ClassifierFeatures):
             if context.space.shape != (1, 8, 8):
-                raise UserError("'method.adversarial.kind: classifier-features' reads 8x8 digits; use 'teacher-trunk' for this data.")
+                raise UserError(
+                    "'method.adversarial.kind: classifier-features' reads 8x8 digits; use 'teacher-trunk' "
+                    "for this data."
+                )
             network = digit_features()
             with torch.no_grad():
                 channels = [features.shape[1] for features in network.stages(context.data.take(context.data.head(1)))]
@@ -106,16 +140,23 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
         view = Noised(context.original.schedule, choice.times)
         trunk = context.original.network
         if not isinstance(trunk, DenoisingNetwork):
-            raise UserError(f"'method.adversarial.kind: {choice.kind}' puts a head on the teacher's features, which {type(trunk).__name__} has not; derive it from DenoisingNetwork.")
+            raise UserError(
+                f"'method.adversarial.kind: {choice.kind}' puts a head on the teacher's features, which "
+                f"{type(trunk).__name__} has not; derive it from DenoisingNetwork."
+            )
         head = FeatureHead(trunk.bottleneck, classes, choice.width).to(context.building_device)
     if isinstance(choice, TeacherTrunk):
         return FrozenTrunk(context.original, head), view
     if "fake" not in type(context.method).model_fields:
         kind = context.method.kind
-        raise UserError(f"'method.kind: {kind}' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is no fake score whose trunk could be used; use 'teacher-trunk'.")
+        raise UserError(
+            f"'method.kind: {kind}' and 'method.adversarial.kind: fake-trunk' cannot be combined: there is "
+            "no fake score whose trunk could be used; use 'teacher-trunk'."
+        )
     fake = next((phase.network for phase in phases if phase.name == "fake"), None)
     if not isinstance(fake, NetworkDenoiser) or any(phase.trainable is not None for phase in phases):
         raise UserError(
-            "'method.adversarial.kind: fake-trunk' needs a learned fake score whose whole network is trained; use 'method.fake.kind: learned', or 'adversarial.kind: teacher-trunk'."
+            "'method.adversarial.kind: fake-trunk' needs a learned fake score whose whole network is "
+            "trained; use 'method.fake.kind: learned', or 'adversarial.kind: teacher-trunk'."
         )
     return Headed(fake, head), view

@@ -1,4 +1,6 @@
-"""From the recipe's axes to parts: states along trajectories, and thresholds (DDIL, Algorithms 1 to 3 and Sec. 4.2)."""
+"""From the recipe's axes to parts: states along trajectories, and thresholds (DDIL, Algorithms 1 to
+3 and Sec. 4.2).
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,34 @@ from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import planned
 from fewstep.solvers import FlowMap, Solver
 from fewstep.solvers.sampling import GRIDS
-from fewstep.states import Alternate, Constant, Dagger, ForwardDiffusion, Linear, Mixture, OpenRollout, PerBatch, RandomRollout, Rollout, Started, States
+from fewstep.states import (
+    Alternate,
+    Constant,
+    Dagger,
+    ForwardDiffusion,
+    Linear,
+    Mixture,
+    OpenRollout,
+    PerBatch,
+    RandomRollout,
+    Rollout,
+    Started,
+    States,
+)
 from fewstep.states.weights import Weights
 from fewstep.times import GridTimes, UniformTimes
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the student by ``student``, the teacher by ``teacher``;
-    ``diffused`` makes the forward diffusion of data at these times, for those that ask for it.
+    """The jumps of collected trajectories: along ``times`` (the student's, ending in 0), the
+    student by ``student``, the teacher by ``teacher``; ``diffused`` makes the forward diffusion of
+    data at these times, for those that ask for it.
 
-    ``whole``: a trajectory is wholly the student's or wholly the teacher's (DMD2), rather than alternating (progressive distillation).
-    ``grids``: the times of each number of steps, of which one is drawn at random for a trajectory; trajectories are then the student's alone (consistency distillation).
-    ``anywhere``: the objective takes states at any time, not only at ``times``.
+    ``whole``: a trajectory is wholly the student's or wholly the teacher's (DMD2), rather than
+    alternating (progressive distillation). ``grids``: the times of each number of steps, of which
+    one is drawn at random for a trajectory; trajectories are then the student's alone (consistency
+    distillation). ``anywhere``: the objective takes states at any time, not only at ``times``.
     """
 
     times: tuple[float, ...]
@@ -47,22 +64,35 @@ def build_threshold(choice: config.ReflectedChoice, bound: float) -> Threshold |
     if isinstance(choice, config.NotReflected):
         return None
     bound = bound if choice.bound is None else choice.bound
-    return StaticThreshold(bound) if isinstance(choice, config.StaticReflected) else DynamicThreshold(bound, choice.percentile)
+    return (
+        StaticThreshold(bound)
+        if isinstance(choice, config.StaticReflected)
+        else DynamicThreshold(bound, choice.percentile)
+    )
 
 
 def forward_states(context: Context, times: tuple[float, ...]) -> States:
     """Forward diffusion of the data to the given times, 0 left out."""
-    return context.method.guided(ForwardDiffusion(context.data, context.schedule, GridTimes(tuple(t for t in times if t > 0))))
+    return context.method.guided(
+        ForwardDiffusion(context.data, context.schedule, GridTimes(tuple(t for t in times if t > 0)))
+    )
 
 
 def started_states(context: Context, times: tuple[float, ...]) -> States:
-    """The same, but at the first of the student's times the noise that its samples start from: for methods that train the student on its own samples."""
+    """The same, but at the first of the student's times the noise that its samples start from: for
+    methods that train the student on its own samples.
+    """
     return Started(forward_states(context, times), context.prior)
 
 
-def build_states(context: Context, usual: States, transitions: Transitions, part: int | None = None, length: int | None = None) -> States:
-    """The states that the recipe asks for. ``part`` 0 or 1: the part of a stage with two parts, whose weights are then constant; None: one part, whose weights move from the one to the other
-    over its ``length`` (the whole run unless given).
+def build_states(
+    context: Context, usual: States, transitions: Transitions, part: int | None = None, length: int | None = None
+) -> States:
+    """The states that the recipe asks for.
+
+    ``part`` 0 or 1: the part of a stage with two parts, whose weights are then constant; None: one
+    part, whose weights move from the one to the other over its ``length`` (the whole run unless
+    given).
     """
     choice = context.states
     if isinstance(choice, config.UsualStates):
@@ -74,13 +104,17 @@ def build_states(context: Context, usual: States, transitions: Transitions, part
     if choice.stops == "any" and not transitions.anywhere:
         kind = context.method.kind
         raise UserError(
-            f"'method.kind: {kind}' and 'states.stops: any' cannot be combined: its steps begin at the times of its grid and nowhere else; "
+            f"'method.kind: {kind}' and 'states.stops: any' cannot be combined: its steps begin at the "
+            "times of its grid and nowhere else; "
             "use 'all', or shares of the trajectory such as [0.5]."
         )
     if choice.stops == "any":
         # Alg. 1 draws T_s first, for data and trajectories alike.
         anytime = UniformTimes(high=transitions.times[0])
-        transitions = replace(transitions, diffused=lambda: context.method.guided(ForwardDiffusion(context.data, context.schedule, anytime)))
+        transitions = replace(
+            transitions,
+            diffused=lambda: context.method.guided(ForwardDiffusion(context.data, context.schedule, anytime)),
+        )
     if isinstance(choice, config.RolloutStates):
         return _rollout(context, transitions.student, transitions)
     if isinstance(choice, config.PerBatchStates):
@@ -89,14 +123,22 @@ def build_states(context: Context, usual: States, transitions: Transitions, part
 
 
 def trajectory_states(context: Context, steps: int) -> States:
-    """What a student that is trained by its own samples is asked at: pure noise for one step, and for several its own trajectory unless the recipe says otherwise.
+    """What a student that is trained by its own samples is asked at: pure noise for one step, and
+    for several its own trajectory unless the recipe says otherwise.
 
     With DDIL, a trajectory is wholly the student's or wholly the teacher's, as in DMD2.
     """
     if steps == 1:
         return context.prior
     times = context.student_times(steps)
-    transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: started_states(context, times), whole=True, anywhere=True)
+    transitions = Transitions(
+        times,
+        context.student_map,
+        teacher_transition(context.teacher, 4, context),
+        lambda: started_states(context, times),
+        whole=True,
+        anywhere=True,
+    )
     return build_states(context, _rollout(context, context.student_map, transitions), transitions)
 
 
@@ -106,12 +148,18 @@ def teacher_transition(teacher: Denoiser, steps: int, context: Context) -> FlowM
 
 
 def stops_at(shares: Sequence[float], steps: int) -> tuple[int, ...]:
-    """The indices of the times that lie after these shares of ``steps`` steps, the nearest from which a step is taken; each once, ascending."""
+    """The indices of the times that lie after these shares of ``steps`` steps, the nearest from
+    which a step is taken; each once, ascending.
+    """
     return tuple(sorted({min(round(share * steps), steps - 1) for share in shares}))
 
 
 def _rollout(context: Context, flow_map: FlowMap, transitions: Transitions) -> States:
-    stops = "all" if isinstance(context.states, (config.UsualStates, config.PriorStates, config.ForwardStates)) else context.states.stops
+    stops = (
+        "all"
+        if isinstance(context.states, (config.UsualStates, config.PriorStates, config.ForwardStates))
+        else context.states.stops
+    )
     prior, times = _prior(context), transitions.times[:-1]
     if stops == "any":
         return OpenRollout(flow_map, prior, times, context.schedule, UniformTimes(high=times[0]))
@@ -122,23 +170,39 @@ def _rollout(context: Context, flow_map: FlowMap, transitions: Transitions) -> S
 
 
 def _per_batch(context: Context, choice: config.PerBatchStates, transitions: Transitions) -> States:
-    sources: dict[str, States] = {"data": transitions.data, "student": _rollout(context, transitions.student, transitions)}
+    sources: dict[str, States] = {
+        "data": transitions.data,
+        "student": _rollout(context, transitions.student, transitions),
+    }
     weights = {"data": choice.data, "student": choice.student}
     if choice.teacher > 0:
-        sources["teacher"], weights["teacher"] = _rollout(context, transitions.teacher, replace(transitions, grids={})), choice.teacher
+        sources["teacher"], weights["teacher"] = (
+            _rollout(context, transitions.teacher, replace(transitions, grids={})),
+            choice.teacher,
+        )
     return PerBatch(sources, Constant(weights))
 
 
-def _aggregated(context: Context, choice: config.DDILStates, transitions: Transitions, part: int | None, length: int) -> States:
+def _aggregated(
+    context: Context, choice: config.DDILStates, transitions: Transitions, part: int | None, length: int
+) -> States:
     steps = max(1, round(length * choice.first_part))
-    student, collected = _moving(choice.student, choice.later_student, part, steps), _moving(choice.collected, choice.later_collected, part, steps)
+    student, collected = (
+        _moving(choice.student, choice.later_student, part, steps),
+        _moving(choice.collected, choice.later_collected, part, steps),
+    )
     if transitions.grids:
         trajectories = _rollout(context, transitions.student, transitions)
     elif transitions.whole:
-        sources = {"student": _rollout(context, transitions.student, transitions), "teacher": _rollout(context, transitions.teacher, transitions)}
+        sources = {
+            "student": _rollout(context, transitions.student, transitions),
+            "teacher": _rollout(context, transitions.teacher, transitions),
+        }
         trajectories = PerBatch(sources, _named(student, "student", "teacher"))
     else:
-        alternate = Alternate({"student": transitions.student, "teacher": transitions.teacher}, _named(student, "student", "teacher"))
+        alternate = Alternate(
+            {"student": transitions.student, "teacher": transitions.teacher}, _named(student, "student", "teacher")
+        )
         trajectories = _rollout(context, alternate, transitions)
     kept = Dagger(trajectories, choice.capacity, choice.collect, choice.keep, choice.every, choice.of_each)
     return Mixture({"data": transitions.data, "collected": kept}, _named(collected, "collected", "data"))

@@ -1,4 +1,6 @@
-"""DisBack as an axis: the target of a recipe, and what a backtracked one needs before and while the student is distilled."""
+"""DisBack as an axis: the target of a recipe, and what a backtracked one needs before and while the
+student is distilled.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from fewstep.training.monitors import Check, Reading
 
 @dataclass(frozen=True, eq=False)
 class TargetParts:
-    """``target``; ``record``: the stages before the distillation; ``begin``: its actions; ``until``: its end."""
+    """``target``; ``record``: the stages before the distillation; ``begin``: its actions;
+    ``until``: its end.
+    """
 
     target: Target
     record: list[Stage]
@@ -38,9 +42,11 @@ class TargetParts:
 
 @dataclass(frozen=True)
 class LeastSteps:
-    """The fewest steps after recording whose last has the teacher as its target, called with the nodes that were recorded.
+    """The fewest steps after recording whose last has the teacher as its target, called with the
+    nodes that were recorded.
 
-    ``each``: the student's updates at each node in the order of use; ``every``: the steps of the run for one of them.
+    ``each``: the student's updates at each node in the order of use; ``every``: the steps of the
+    run for one of them.
     """
 
     each: tuple[int, ...]
@@ -50,15 +56,30 @@ class LeastSteps:
         return self.every * sum(self.each[: recorded - 1]) + 1
 
 
-def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMatching, states: States, start: NetworkDenoiser | None, learned: bool) -> TargetParts:
-    """The recipe's target. A backtracked one is recorded by training ``degraded`` (whose weights are the teacher's) by ``objective`` on the untrained student's samples;
-    the distillation begins by copying its last node into ``start``, the fake score, unless that is None. ``learned``: whether the method has a learned fake score.
+def build_target(
+    context: Context,
+    degraded: NetworkDenoiser,
+    objective: ScoreMatching,
+    states: States,
+    start: NetworkDenoiser | None,
+    learned: bool,
+) -> TargetParts:
+    """The recipe's target.
+
+    A backtracked one is recorded by training ``degraded`` (whose weights are the teacher's) by
+    ``objective`` on the untrained student's samples; the distillation begins by copying its last
+    node into ``start``, the fake score, unless that is None. ``learned``: whether the method has a
+    learned fake score.
     """
     choice, steps = context.target, context.training.steps
     if isinstance(choice, config.FixedTarget):
         return TargetParts(Fixed(context.teacher), [], [], steps, None, None)
     check_switch(choice, learned)
-    path = DegradationPath(context.folder / "path", context.original, {"method": context.method.model_dump(mode="json"), "target": choice.model_dump(mode="json")})
+    path = DegradationPath(
+        context.folder / "path",
+        context.original,
+        {"method": context.method.model_dump(mode="json"), "target": choice.model_dump(mode="json")},
+    )
     backtracked = Backtracked(path, choice.switch.rule())
     target: Target = backtracked
     if context.threshold is not None and "teacher" in context.roles:
@@ -70,13 +91,22 @@ def build_target(context: Context, degraded: NetworkDenoiser, objective: ScoreMa
     phase = Phase("degrade", degraded, [Term(objective, states, name="degradation")], choice.optimizer, 1, recorder)
     begin: list[Action] = [MeasureSpacing(path, degraded, probes), *([] if start is None else [CopyNode(path, start)])]
     least = LeastSteps(tuple(choice.switch.updates(choice.nodes - 2)[0]), context.method.student_every)
-    return TargetParts(target, [Stage("record", path.full(choice.nodes), [phase])], begin, path.rest(steps, choice.nodes, least), backtracked, path)
+    return TargetParts(
+        target,
+        [Stage("record", path.full(choice.nodes), [phase])],
+        begin,
+        path.rest(steps, choice.nodes, least),
+        backtracked,
+        path,
+    )
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What a path takes of a run's steps before the target is the teacher: ``record`` and ``nodes``, the least and the most of each; ``least_but_rounding``: the least of both together
-    if every share of the run that is above 1 was rounded up from half a step less, and every share of 1 from nothing.
+    """What a path takes of a run's steps before the target is the teacher: ``record`` and
+    ``nodes``, the least and the most of each; ``least_but_rounding``: the least of both together if
+    every share of the run that is above 1 was rounded up from half a step less, and every share of
+    1 from nothing.
     """
 
     record: tuple[int, int]
@@ -95,7 +125,11 @@ class Walk:
 
 
 def walk_of(choice: config.TargetChoice, student_every: int) -> Walk | None:
-    """The walk of a recipe's target, None where no path is recorded. ``student_every``: the steps of the run for one update of the student, in which switches are counted."""
+    """The walk of a recipe's target, None where no path is recorded.
+
+    ``student_every``: the steps of the run for one update of the student, in which switches are
+    counted.
+    """
     if isinstance(choice, config.FixedTarget) or choice.nodes == 1:
         return None
     planned = choice.nodes - 1
@@ -109,35 +143,60 @@ def walk_of(choice: config.TargetChoice, student_every: int) -> Walk | None:
 
 
 def check_switch(choice: config.TargetChoice, learned: bool) -> None:
-    """Raises ``UserError`` for a switch rule that watches a learned fake score, of a method without such a score."""
+    """Raises ``UserError`` for a switch rule that watches a learned fake score, of a method without
+    such a score.
+    """
     if not learned and isinstance(choice, config.BacktrackedTarget) and choice.switch.measures:
-        raise UserError("'target.switch.kind: plateau' watches the gap between the target and a fake score that is learned, which this method has not; use 'target.switch.kind: every'.")
+        raise UserError(
+            "'target.switch.kind: plateau' watches the gap between the target and a fake score that is "
+            "learned, which this method has not; use 'target.switch.kind: every'."
+        )
 
 
 def check_reach(choice: config.TargetChoice, student_every: int, steps: int) -> None:
-    """Raises ``UserError`` for a run of ``steps`` steps that cannot reach the teacher. Shares that were rounded up in a short run are no reason: such a run takes the steps that it lacks."""
+    """Raises ``UserError`` for a run of ``steps`` steps that cannot reach the teacher.
+
+    Shares that were rounded up in a short run are no reason: such a run takes the steps that it
+    lacks.
+    """
     walk = walk_of(choice, student_every)
     if walk is not None and walk.least_but_rounding >= steps:
-        each = "" if student_every == 1 else f" ({student_every} for each of the student's updates, in which switches are counted)"
+        each = (
+            ""
+            if student_every == 1
+            else f" ({student_every} for each of the student's updates, in which switches are counted)"
+        )
         raise UserError(
-            f"'training.steps' is {steps}, but recording the path takes {walk.record[0]} steps and walking it back at least {walk.nodes[0]}{each}, so that the run would end before its "
-            f"target is the teacher; set 'training.steps' in the recipe to {walk.least} or more, or 'target.record' and 'target.switch' to fewer steps."
+            f"'training.steps' is {steps}, but recording the path takes {walk.record[0]} steps and walking "
+            f"it back at least {walk.nodes[0]}{each}, so that the run would end before its "
+            f"target is the teacher; set 'training.steps' in the recipe to {walk.least} or more, or "
+            "'target.record' and 'target.switch' to fewer steps."
         )
 
 
 def open_end(choice: config.TargetChoice, student_every: int, steps: int) -> str:
-    """What a plan says where it depends on what is measured whether, or when, a run of ``steps`` steps reaches the teacher; nothing where it surely does in these steps."""
+    """What a plan says where it depends on what is measured whether, or when, a run of ``steps``
+    steps reaches the teacher; nothing where it surely does in these steps.
+    """
     walk = walk_of(choice, student_every)
     if walk is None or walk.most <= steps or isinstance(choice, config.FixedTarget):
         return ""
     if choice.switch.measures:
-        return f"the run may end before its target is the teacher: recording and walking back the path take {walk.least:,} to {walk.most:,} of its steps, by what is measured."
-    return f"the run may take up to {walk.most:,} steps: so many until its target is the teacher, if recording takes its most."
+        return (
+            "the run may end before its target is the teacher: recording and walking back the path take "
+            f"{walk.least:,} to {walk.most:,} of its steps, by what is measured."
+        )
+    return (
+        f"the run may take up to {walk.most:,} steps: so many until its target is the teacher, if recording "
+        "takes its most."
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Reach(Check):
-    """The steps that a run of ``steps`` steps lacks for its target to reach the teacher, if each node is left after ``least`` of the student's updates: above 0 it will not be reached."""
+    """The steps that a run of ``steps`` steps lacks for its target to reach the teacher, if each
+    node is left after ``least`` of the student's updates: above 0 it will not be reached.
+    """
 
     target: Backtracked
     least: int
@@ -148,9 +207,16 @@ class Reach(Check):
         if self.target.node is None:
             return None
         left = max(0, self.steps - step.key.step)
-        needed = 1 + self.student_every * max(1, self.target.node * self.least - self.target.steps) if self.target.node else 0
+        needed = (
+            1 + self.student_every * max(1, self.target.node * self.least - self.target.steps)
+            if self.target.node
+            else 0
+        )
         lacking = max(0, needed - left)
-        warning = f"the target stands at node {self.target.node} with {left} steps left, and will not reach the teacher: raise 'training.steps', or lower 'target.switch.max_steps'."
+        warning = (
+            f"the target stands at node {self.target.node} with {left} steps left, and will not reach the "
+            "teacher: raise 'training.steps', or lower 'target.switch.max_steps'."
+        )
         return Reading("steps_short_of_teacher", float(lacking), warning if lacking else "")
 
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """``model``: what objectives run, what is averaged and saved; ``trainable``: the part of it that is trained (an adapter), None for all."""
+    """``model``: what objectives run, what is averaged and saved; ``trainable``: the part of it
+    that is trained (an adapter), None for all.
+    """
 
     model: Denoiser | Generator
     trainable: nn.Module | None = None
@@ -34,10 +36,13 @@ class Student:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same, thresholded where the recipe says so. Both frozen.
+    """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same,
+    thresholded where the recipe says so. Both frozen.
 
-    ``space``: what samples look like; ``found``: the recipe's data, None where it has none (``data`` is for what cannot do without).
-    ``prior`` is where the student's samples start, ``sampling`` how they go on; ``average`` follows ``student.model`` and is the run's result. ``features``: the evaluation's feature space.
+    ``space``: what samples look like; ``found``: the recipe's data, None where it has none
+    (``data`` is for what cannot do without). ``prior`` is where the student's samples start,
+    ``sampling`` how they go on; ``average`` follows ``student.model`` and is the run's result.
+    ``features``: the evaluation's feature space.
     """
 
     method: Method
@@ -63,8 +68,10 @@ class Context:
         """The data; raises ``UserError`` where the recipe has none."""
         if self.found is None:
             raise UserError(
-                f"'method.kind: {self.method.model_dump()['kind']}' with these states and terms is trained on data, and the recipe has no 'data' section; "
-                "add one, or leave out what needs data: distribution matching without a critic, on 'states.kind: usual', needs none."
+                f"'method.kind: {self.method.model_dump()['kind']}' with these states and terms is trained "
+                "on data, and the recipe has no 'data' section; "
+                "add one, or leave out what needs data: distribution matching without a critic, on "
+                "'states.kind: usual', needs none."
             )
         return self.found
 

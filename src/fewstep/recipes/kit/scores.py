@@ -1,4 +1,6 @@
-"""Methods that follow the target's scores: the fake score as a recipe asks for it, and what all such methods are made of."""
+"""Methods that follow the target's scores: the fake score as a recipe asks for it, and what all
+such methods are made of.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,12 @@ from fewstep.values import Costly, Few, Positive
 
 @dataclass(frozen=True, eq=False)
 class FakeParts:
-    """A fake ``score``. Where it is learned, ``learning`` is its objective and ``phase`` what trains it.
+    """A fake ``score``.
 
-    For a recorded path: ``degraded`` is trained by ``recorded_by``, and ``start`` takes the last node's weights, None for nothing.
+    Where it is learned, ``learning`` is its objective and ``phase`` what trains it.
+
+    For a recorded path: ``degraded`` is trained by ``recorded_by``, and ``start`` takes the last
+    node's weights, None for nothing.
     """
 
     score: FakeScore
@@ -61,7 +66,9 @@ class Fake(config.Section, abc.ABC):
 
     @abc.abstractmethod
     def parts(self, context: Context, states: States, times: TimeDistribution) -> FakeParts:
-        """The fake score on a method's ``states``; ``times``: the method's, at which a path is recorded where nothing is learned."""
+        """The fake score on a method's ``states``; ``times``: the method's, at which a path is
+        recorded where nothing is learned.
+        """
 
 
 def _apart(score: FakeScore, context: Context, times: TimeDistribution) -> FakeParts:
@@ -120,7 +127,10 @@ class LearnedFake(_TrainedFake):
 
 
 class LowRankFake(_TrainedFake):
-    """The teacher with a low-rank adapter, which alone is trained (VSD). Its base is its own: it stays when the target moves."""
+    """The teacher with a low-rank adapter, which alone is trained (VSD).
+
+    Its base is its own: it stays when the target moves.
+    """
 
     kind: Literal["lora"]
     rank: Few = 8
@@ -146,7 +156,9 @@ class DeltaFake(Fake):
 
 
 class FieldFake(Fake):
-    """The stable target field of ``samples``: the sample itself and fresh ones (the unbiased estimate)."""
+    """The stable target field of ``samples``: the sample itself and fresh ones (the unbiased
+    estimate).
+    """
 
     kind: Literal["field"]
     samples: Annotated[Few, Costly(8)] = 64
@@ -160,7 +172,9 @@ FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """What a method makes its terms of: the ``states``, the ``fake`` score, the ``target``, and a critic where it has one."""
+    """What a method makes its terms of: the ``states``, the ``fake`` score, the ``target``, and a
+    critic where it has one.
+    """
 
     context: Context
     states: States
@@ -175,9 +189,11 @@ class Followed:
 
 
 class FollowsScores(Method, abc.ABC):
-    """A method whose student follows the difference of the target's and its own scores: it gives the ``terms``, and all else follows.
+    """A method whose student follows the difference of the target's and its own scores: it gives
+    the ``terms``, and all else follows.
 
-    Each field is read here and declared in the method, whose fields have an order that its runs are known by.
+    Each field is read here and declared in the method, whose fields have an order that its runs are
+    known by.
     """
 
     if TYPE_CHECKING:
@@ -199,7 +215,9 @@ class FollowsScores(Method, abc.ABC):
         """What trains the student, without the critic's term."""
 
     def states(self, context: Context) -> States:
-        """What the student is asked at: pure noise for one step, and for several what the recipe says."""
+        """What the student is asked at: pure noise for one step, and for several what the recipe
+        says.
+        """
         return trajectory_states(context, self.steps)
 
     def begin(self, followed: Followed) -> Sequence[Action]:
@@ -221,7 +239,9 @@ class FollowsScores(Method, abc.ABC):
     def build(self, context: Context) -> Built:
         states = self.states(context)
         fake = self.own_score.parts(context, states, self.times)
-        target = build_target(context, fake.degraded, fake.recorded_by, states, fake.start, learned=self.own_score.learned)
+        target = build_target(
+            context, fake.degraded, fake.recorded_by, states, fake.start, learned=self.own_score.learned
+        )
         phases = [] if fake.phase is None else [fake.phase]
         adversary = None if self.critic is None else build_adversary(self.critic, context, states, phases)
         followed = Followed(context, states, fake.score, target.target, adversary)
@@ -234,12 +254,22 @@ class FollowsScores(Method, abc.ABC):
 
 def several_steps(traits: Traits) -> Traits:
     """The traits of such a method when its student takes several steps."""
-    because = {"prior": "a student of several steps is trained at all of its times", "generator": "a student of several steps must be a denoiser"}
-    return replace(traits, states=frozenset({"forward", "rollout", "ddil", "per-batch"}), students=traits.students - {"generator"}, because=because)
+    because = {
+        "prior": "a student of several steps is trained at all of its times",
+        "generator": "a student of several steps must be a denoiser",
+    }
+    return replace(
+        traits,
+        states=frozenset({"forward", "rollout", "ddil", "per-batch"}),
+        students=traits.students - {"generator"},
+        because=because,
+    )
 
 
 def base_of(adapted: NetworkDenoiser) -> NetworkDenoiser:
-    """A denoiser with a fresh adapter, without that adapter but with the same parameters: what is written into it is written into the other's base."""
+    """A denoiser with a fresh adapter, without that adapter but with the same parameters: what is
+    written into it is written into the other's base.
+    """
     base = copy.deepcopy(adapted, {id(parameter): parameter for parameter in adapted.parameters()})
     # A fresh adapter adds 0, so that this leaves the weights as they are.
     fold_adapter(base)

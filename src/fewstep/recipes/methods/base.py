@@ -1,4 +1,6 @@
-"""What a method is to a recipe: its settings, what it can be combined with, and the stages it makes of the parts."""
+"""What a method is to a recipe: its settings, what it can be combined with, and the stages it makes
+of the parts.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,13 @@ from fewstep.values import Few
 
 @dataclass(frozen=True)
 class Traits:
-    """What a method goes with. ``states``: besides the usual ones; ``scores``: whether it follows the target's scores, so that the target may be a degraded one;
-    ``students``: 'copy' (denoisers all of whose weights are trained), 'lora', 'generator'; ``roles``: whose estimates may be thresholded; ``usual_roles``: whose are
-    unless the recipe names some, all if None. ``because``: the reason of a refusal by the refused kind, where the
-    general one does not fit.
+    """What a method goes with.
+
+    ``states``: besides the usual ones; ``scores``: whether it follows the target's scores, so that
+    the target may be a degraded one; ``students``: 'copy' (denoisers all of whose weights are
+    trained), 'lora', 'generator'; ``roles``: whose estimates may be thresholded; ``usual_roles``:
+    whose are unless the recipe names some, all if None. ``because``: the reason of a refusal by the
+    refused kind, where the general one does not fit.
     """
 
     states: frozenset[str]
@@ -41,7 +46,8 @@ class Traits:
 
 @dataclass(frozen=True)
 class Example:
-    """Settings of a method that differ in kind from its usual ones, which tests run with every choice of every axis.
+    """Settings of a method that differ in kind from its usual ones, which tests run with every
+    choice of every axis.
 
     ``on_digits``: whether they need classes or digits, and not points in the plane.
     """
@@ -78,7 +84,9 @@ class Method(config.Section, abc.ABC):
 
     @property
     def student_every(self) -> int:
-        """The steps of the run for one update of the student, where another network is updated more often."""
+        """The steps of the run for one update of the student, where another network is updated more
+        often.
+        """
         return 1
 
     @property
@@ -87,7 +95,9 @@ class Method(config.Section, abc.ABC):
         return Sampling(steps=self.steps_of_student)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
-        """The student's network, from a copy of the teacher; methods whose students take more inputs grow it."""
+        """The student's network, from a copy of the teacher; methods whose students take more
+        inputs grow it.
+        """
         return copy
 
     def wrapped(self, student: Denoiser) -> Denoiser:
@@ -109,8 +119,9 @@ class Method(config.Section, abc.ABC):
 
 
 class GridMethod(Method, abc.ABC):
-    """Of methods that learn jumps along a grid: ``points`` steps of it, from the first level to t_min; the teacher's ``rule``; ``ema``: half-life in steps of the average that makes the
-    target, 0 for the student itself; ``steps``: for sampling.
+    """Of methods that learn jumps along a grid: ``points`` steps of it, from the first level to
+    t_min; the teacher's ``rule``; ``ema``: half-life in steps of the average that makes the target,
+    0 for the student itself; ``steps``: for sampling.
     """
 
     points: int = Field(18, ge=2, le=10_000)
@@ -126,13 +137,17 @@ class GridMethod(Method, abc.ABC):
         return tuple(self.grid.between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
 
     def coarse(self, times: Sequence[float], steps: int) -> tuple[float, ...]:
-        """The times of a trajectory of ``steps`` steps, down to 0: the nearest of the grid's, on which the states must stand."""
+        """The times of a trajectory of ``steps`` steps, down to 0: the nearest of the grid's, on
+        which the states must stand.
+        """
         return (*(times[round(index * self.points / steps)] for index in range(steps)), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """``stages``; where there is one, the recorded ``path``, and the fake score's objective ``fake`` with the ``states`` it is trained on, for the monitors and pictures."""
+    """``stages``; where there is one, the recorded ``path``, and the fake score's objective
+    ``fake`` with the ``states`` it is trained on, for the monitors and pictures.
+    """
 
     stages: list[Stage]
     path: DegradationPath | None = None
@@ -143,14 +158,25 @@ class Built:
 Hook = Callable[[int, Any], None]
 
 
-def student_phase(context: Context, terms: Sequence[Term], every: int = 1, hook: Hook | None = None, averages: Sequence[Averaged] = (), warmup: int | None = None) -> Phase:
+def student_phase(
+    context: Context,
+    terms: Sequence[Term],
+    every: int = 1,
+    hook: Hook | None = None,
+    averages: Sequence[Averaged] = (),
+    warmup: int | None = None,
+) -> Phase:
     """The phase that trains the student; the run's average follows it, and ``averages`` besides."""
     optimizer = context.method.optimizer
     optimizer = optimizer if warmup is None else replace(optimizer, warmup=warmup)
     student = context.student
-    return Phase("student", student.model, terms, optimizer, every, hook, (context.average, *averages), student.trainable)
+    return Phase(
+        "student", student.model, terms, optimizer, every, hook, (context.average, *averages), student.trainable
+    )
 
 
-def trained(name: str, network: nn.Module, terms: Sequence[Term], optimizer: Optimizer, trainable: nn.Module | None = None) -> Phase:
+def trained(
+    name: str, network: nn.Module, terms: Sequence[Term], optimizer: Optimizer, trainable: nn.Module | None = None
+) -> Phase:
     """A phase of another network than the student's."""
     return Phase(name, network, terms, optimizer, trainable=trainable)

@@ -1,6 +1,8 @@
-"""Consistency distillation (Song et al. 2023), latent consistency (LCM, Luo et al. 2023): the student gives the same end for neighbouring points of the teacher's trajectory.
+"""Consistency distillation (Song et al. 2023), latent consistency (LCM, Luo et al. 2023): the
+student gives the same end for neighbouring points of the teacher's trajectory.
 
-LCM is this with a ``skip`` of several grid steps and a ``guidance`` range: the teacher is guided, the student is told the scale. On a flow teacher it is the slides' "combine CD and RF".
+LCM is this with a ``skip`` of several grid steps and a ``guidance`` range: the teacher is guided,
+the student is told the scale. On a flow teacher it is the slides' "combine CD and RF".
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from fewstep.values import Few, name_of
 
 
 class ConsistencyMethod(GridMethod):
-    """``skip``: how many of the ``points`` a teacher's step takes. ``intervals``: consistency within each of so many equal parts of the grid (Heek et al. 2024). ``rollout_steps``: of the
-    student's own trajectories, one of these numbers each.
+    """``skip``: how many of the ``points`` a teacher's step takes.
+
+    ``intervals``: consistency within each of so many equal parts of the grid (Heek et al. 2024).
+    ``rollout_steps``: of the student's own trajectories, one of these numbers each.
     """
 
     kind: Literal["consistency"]
@@ -35,7 +39,12 @@ class ConsistencyMethod(GridMethod):
     guidance: GuidanceRange | None = None
     rollout_steps: list[Few] = Field([3, 4, 5], min_length=1)
 
-    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "target", "student"), usual_roles=("teacher", "target"))
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"forward", "rollout", "ddil", "per-batch"}),
+        False,
+        roles=("teacher", "target", "student"),
+        usual_roles=("teacher", "target"),
+    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({"points": 8, "rollout_steps": [2, 3]}),
         "2 intervals": Example({"points": 8, "intervals": 2, "rollout_steps": [2]}),
@@ -45,25 +54,45 @@ class ConsistencyMethod(GridMethod):
     @model_validator(mode="before")
     @classmethod
     def _a_step_an_interval(cls, values: Any) -> Any:
-        """With several intervals a sample takes a step in each, so that ``steps`` need not be said, and cannot be anything else."""
+        """With several intervals a sample takes a step in each, so that ``steps`` need not be said,
+        and cannot be anything else.
+        """
         intervals = values.get("intervals", 1) if isinstance(values, dict) else 1
         if not isinstance(intervals, int) or intervals < 2:
             return values
         if values.get("steps", intervals) != intervals:
-            raise ValueError(f"'steps' is {values['steps']}, but with {intervals} 'intervals' a sample takes one step in each; leave 'steps' out, or set it to {intervals}")
+            raise ValueError(
+                f"'steps' is {values['steps']}, but with {intervals} 'intervals' a sample takes one step in "
+                f"each; leave 'steps' out, or set it to {intervals}"
+            )
         return {**values, "steps": intervals}
 
     @model_validator(mode="after")
     def _intervals_fit(self) -> ConsistencyMethod:
         if self.points % self.intervals or max(self.rollout_steps) > self.points:
-            raise ValueError(f"'points' ({self.points}) must be a multiple of 'intervals' ({self.intervals}), and at least the largest of 'rollout_steps'")
+            raise ValueError(
+                f"'points' ({self.points}) must be a multiple of 'intervals' ({self.intervals}), and at "
+                "least the largest of 'rollout_steps'"
+            )
         return self
 
     @property
     def effective_traits(self) -> Traits:
         states = self.traits.states if self.intervals == 1 else frozenset({"forward"})
-        because = dict.fromkeys(("rollout", "ddil", "per-batch"), "with several intervals its samples are no consistency model's multistep samples") if self.intervals > 1 else {}
-        return replace(self.traits, states=states, students=self.traits.students if self.guidance is None else frozenset({"copy"}), because=because)
+        because = (
+            dict.fromkeys(
+                ("rollout", "ddil", "per-batch"),
+                "with several intervals its samples are no consistency model's multistep samples",
+            )
+            if self.intervals > 1
+            else {}
+        )
+        return replace(
+            self.traits,
+            states=states,
+            students=self.traits.students if self.guidance is None else frozenset({"copy"}),
+            because=because,
+        )
 
     @property
     def steps_of_student(self) -> int:
@@ -72,7 +101,9 @@ class ConsistencyMethod(GridMethod):
     @property
     def sampling(self) -> Sampling:
         guidance = None if self.guidance is None else self.guidance.sample_at
-        return Sampling("ddim" if self.intervals > 1 else "renoise", name_of(self.grid), self.steps_of_student, guidance=guidance)
+        return Sampling(
+            "ddim" if self.intervals > 1 else "renoise", name_of(self.grid), self.steps_of_student, guidance=guidance
+        )
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         return copy if self.guidance is None else grown_denoiser(copy, guidance=True)
@@ -93,8 +124,24 @@ class ConsistencyMethod(GridMethod):
         # The guided estimate is what leaves the data's range, so the threshold comes after it.
         teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
         distance = self.distance.within(context.features)
-        objective = ConsistencyDistillation(student, context.reflected(averaged, "target"), Fixed(teacher), ladder, self.rule, distance)
+        objective = ConsistencyDistillation(
+            student, context.reflected(averaged, "target"), Fixed(teacher), ladder, self.rule, distance
+        )
         grids = {steps: self.coarse(times, steps) for steps in self.rollout_steps}
-        transitions = Transitions((*ladder.starts, 0.0), context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, ladder.starts), grids=grids)
+        transitions = Transitions(
+            (*ladder.starts, 0.0),
+            context.student_map,
+            teacher_transition(teacher, 2, context),
+            lambda: forward_states(context, ladder.starts),
+            grids=grids,
+        )
         states = build_states(context, transitions.data, transitions)
-        return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="consistency")], averages=[target])])])
+        return Built(
+            [
+                Stage(
+                    "distill",
+                    context.training.steps,
+                    [student_phase(context, [Term(objective, states, name="consistency")], averages=[target])],
+                )
+            ]
+        )

@@ -22,7 +22,9 @@ from fewstep.values import MOST, Few, Positive, Share, name_of
 
 
 class ContinuousMethod(Method):
-    """``times``: of training, the paper's for CIFAR-10 unless given. ``sigma_data``: the data's standard deviation. ``tangent_warmup``: steps.
+    """``times``: of training, the paper's for CIFAR-10 unless given.
+
+    ``sigma_data``: the data's standard deviation. ``tangent_warmup``: steps.
 
     ``grid``: of the student's ``steps``.
     """
@@ -35,7 +37,13 @@ class ContinuousMethod(Method):
     grid: config.GridName = RhoGrid()
     steps: Few = 2
 
-    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy", "lora"}), ("teacher", "student"), ("teacher",))
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"forward", "rollout", "ddil", "per-batch"}),
+        False,
+        frozenset({"copy", "lora"}),
+        ("teacher", "student"),
+        ("teacher",),
+    )
 
     @property
     def steps_of_student(self) -> int:
@@ -53,8 +61,18 @@ class ContinuousMethod(Method):
         transitions = Transitions(times, context.student_map, teacher, lambda: diffused, whole=True, anywhere=True)
         states = build_states(context, diffused, transitions)
         weight = LogWeight().to(context.building_device)
-        objective = ContinuousConsistency(student, Fixed(context.teacher), weight, self.sigma_data, self.tangent_warmup, self.tangent_constant)
-        return Built([Stage("distill", context.training.steps, [student_phase(context, [Term(objective, states, name="continuous consistency")])])])
+        objective = ContinuousConsistency(
+            student, Fixed(context.teacher), weight, self.sigma_data, self.tangent_warmup, self.tangent_constant
+        )
+        return Built(
+            [
+                Stage(
+                    "distill",
+                    context.training.steps,
+                    [student_phase(context, [Term(objective, states, name="continuous consistency")])],
+                )
+            ]
+        )
 
 
 def _check_ends_at_x(context: Context) -> None:
@@ -63,6 +81,7 @@ def _check_ends_at_x(context: Context) -> None:
     skip, out = model.prediction.coefficients(model.schedule, torch.zeros(1, dtype=torch.float64))
     if not (abs(float(skip) - 1) < 1e-9 and abs(float(out)) < 1e-9):
         raise UserError(
-            f"'method.kind: continuous-consistency' needs a network whose estimate of a clean sample is that sample, which a prediction of '{name_of(model.prediction)}' "
+            "'method.kind: continuous-consistency' needs a network whose estimate of a clean sample is "
+            f"that sample, which a prediction of '{name_of(model.prediction)}' "
             "does not make so; use a teacher that predicts edm, eps, v or velocity, or 'method.kind: consistency'."
         )

@@ -1,4 +1,6 @@
-"""f-distill (Xu, Nie and Vahdat 2025): distribution matching of an f-divergence, by the density ratio that the critic sees."""
+"""f-distill (Xu, Nie and Vahdat 2025): distribution matching of an f-divergence, by the density
+ratio that the critic sees.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from fewstep.values import Few
 
 
 class FDistillMethod(FollowsScores):
-    """``divergence``: which; 'reverse-kl' is distribution matching with a critic. ``adversarial``: the critic, on noised samples."""
+    """``divergence``: which; 'reverse-kl' is distribution matching with a critic.
+
+    ``adversarial``: the critic, on noised samples.
+    """
 
     kind: Literal["f-distill"]
     divergence: Annotated[Divergence, config.Named()] = JensenShannon()
@@ -28,10 +33,14 @@ class FDistillMethod(FollowsScores):
     adversarial: Annotated[FakeTrunk | TeacherTrunk, Field(discriminator="kind")] = FakeTrunk(kind="fake-trunk")
     steps: Few = 1
 
-    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora"}), ("teacher", "fake", "student"))
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"prior"}), True, frozenset({"copy", "lora"}), ("teacher", "fake", "student")
+    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
-        "2 steps, teacher trunk": Example({"steps": 2, "adversarial": {"kind": "teacher-trunk"}, "divergence": "forward-kl"}),
+        "2 steps, teacher trunk": Example(
+            {"steps": 2, "adversarial": {"kind": "teacher-trunk"}, "divergence": "forward-kl"}
+        ),
     }
 
     @property

@@ -1,6 +1,8 @@
-"""Rectified flow (Liu et al. 2022; InstaFlow, Liu et al. 2023): reflow straightens the teacher's trajectories, then a regression distils them into one step.
+"""Rectified flow (Liu et al. 2022; InstaFlow, Liu et al. 2023): reflow straightens the teacher's
+trajectories, then a regression distils them into one step.
 
-The student is a flow (``Rescheduled`` around a copy of the teacher, whatever its schedule), so any teacher will do.
+The student is a flow (``Rescheduled`` around a copy of the teacher, whatever its schedule), so any
+teacher will do.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from fewstep.values import Costly, Few
 
 
 class RectifiedFlowMethod(Method):
-    """``reflows`` rounds of reflow on ``pairs`` couplings each (no more than its steps draw),
-    the first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler steps of the flow.
-    ``distil``: the share of the run that the last stage takes, which makes a one-step student of the flow; 0 for none: the student is then the flow, for ``steps`` Euler steps.
+    """``reflows`` rounds of reflow on ``pairs`` couplings each (no more than its steps draw), the
+    first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler
+    steps of the flow. ``distil``: the share of the run that the last stage takes, which makes a
+    one-step student of the flow; 0 for none: the student is then the flow, for ``steps`` Euler
+    steps.
     """
 
     kind: Literal["rectified-flow"]
@@ -48,7 +52,10 @@ class RectifiedFlowMethod(Method):
         False,
         roles=("teacher", "student"),
         usual_roles=("teacher",),
-        because=dict.fromkeys(("prior", "forward", "rollout", "ddil", "per-batch"), "it is trained on couplings of noise and sample that a flow has made"),
+        because=dict.fromkeys(
+            ("prior", "forward", "rollout", "ddil", "per-batch"),
+            "it is trained on couplings of noise and sample that a flow has made",
+        ),
     )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
@@ -58,7 +65,9 @@ class RectifiedFlowMethod(Method):
     @model_validator(mode="after")
     def _distilled_is_one_step(self) -> RectifiedFlowMethod:
         if self.distil > 0 and self.steps > 1:
-            raise ValueError(f"'steps' ({self.steps}) must be 1 where the flow is distilled; set 'distil' to 0 for several steps")
+            raise ValueError(
+                f"'steps' ({self.steps}) must be 1 where the flow is distilled; set 'distil' to 0 for several steps"
+            )
         return self
 
     @property
@@ -78,7 +87,10 @@ class RectifiedFlowMethod(Method):
 
     def build(self, context: Context) -> Built:
         distils = self.distil > 0
-        lengths = divided(planned(context.training), [(1 - self.distil) / self.reflows] * self.reflows + ([self.distil] if distils else []))
+        lengths = divided(
+            planned(context.training),
+            [(1 - self.distil) / self.reflows] * self.reflows + ([self.distil] if distils else []),
+        )
         stages = []
         for index, length in enumerate(lengths[: self.reflows]):
             flow_map = self._of_teacher(context) if index == 0 else self._of_flow(context)
@@ -88,16 +100,27 @@ class RectifiedFlowMethod(Method):
         if distils:
             pairs, action = self._couple(context, self._of_flow(context), "pairs-last", lengths[-1])
             objective = EndpointRegression(context.student.model, self.distance.within(context.features))
-            stages.append(Stage("distill", lengths[-1], [student_phase(context, [Term(objective, pairs, name="regression")])], [action]))
+            stages.append(
+                Stage(
+                    "distill",
+                    lengths[-1],
+                    [student_phase(context, [Term(objective, pairs, name="regression")])],
+                    [action],
+                )
+            )
         return Built(extended(stages, context.training))
 
     def _couple(self, context: Context, flow_map: FlowMap, name: str, length: int) -> tuple[Pairs, MakePairs]:
         path, count = context.folder / f"{name}.safetensors", drawn(self.pairs, length, context.training)
-        return Pairs(path, context.schedule, 1.0), MakePairs(flow_map, context.prior, count, path, context.training.seed, name, device=context.device)
+        return Pairs(path, context.schedule, 1.0), MakePairs(
+            flow_map, context.prior, count, path, context.training.seed, name, device=context.device
+        )
 
     def _of_teacher(self, context: Context) -> FlowMap:
         schedule = context.original.schedule
-        solver = Solver(context.teacher, self.solver_steps, self.solver.rule, fitting_grid(self.solver, schedule, "method.solver"))
+        solver = Solver(
+            context.teacher, self.solver_steps, self.solver.rule, fitting_grid(self.solver, schedule, "method.solver")
+        )
         return Rescaled(solver, schedule.prior_scale, schedule.t_max)
 
     def _of_flow(self, context: Context) -> FlowMap:

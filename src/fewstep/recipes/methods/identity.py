@@ -1,4 +1,6 @@
-"""Score identity distillation (SiD, Zhou et al. 2024): distribution matching by the Fisher divergence, its gradient taken through both networks."""
+"""Score identity distillation (SiD, Zhou et al. 2024): distribution matching by the Fisher
+divergence, its gradient taken through both networks.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class IdentityMethod(FollowsScores):
     fake: LearnedFake = LearnedFake(kind="learned")
     steps: Few = 1
 
-    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student")
+    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
         "2 steps": Example({"steps": 2}),

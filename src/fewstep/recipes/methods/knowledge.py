@@ -1,4 +1,6 @@
-"""Knowledge distillation (Luhman and Luhman 2021): regression on the end of the teacher's trajectory, on pairs made once and stored, or on the fly."""
+"""Knowledge distillation (Luhman and Luhman 2021): regression on the end of the teacher's
+trajectory, on pairs made once and stored, or on the fly.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from fewstep.values import Costly, Few
 
 
 class StoredPairs(config.Section):
-    """``count`` pairs, but no more than the run's steps draw, made before the first step and kept in the run's folder."""
+    """``count`` pairs, but no more than the run's steps draw, made before the first step and kept
+    in the run's folder.
+    """
 
     kind: Literal["stored"]
     count: Annotated[int, Field(ge=1, le=10_000_000), Costly(8)] = 20_000
@@ -39,7 +43,10 @@ PairsChoice = Annotated[StoredPairs | PairsOnTheFly, Field(discriminator="kind")
 
 
 class KnowledgeMethod(Method):
-    """``solver_steps``: of the teacher, for one sample of the student. ``steps``: the student's, of which stored pairs allow only 1."""
+    """``solver_steps``: of the teacher, for one sample of the student.
+
+    ``steps``: the student's, of which stored pairs allow only 1.
+    """
 
     kind: Literal["knowledge"]
     pairs: PairsChoice = StoredPairs(kind="stored")
@@ -58,18 +65,24 @@ class KnowledgeMethod(Method):
     @model_validator(mode="after")
     def _one_step_from_pairs(self) -> KnowledgeMethod:
         if self.steps > 1 and isinstance(self.pairs, StoredPairs):
-            raise ValueError(f"'steps' is {self.steps}, but stored pairs start from pure noise and make students of 1 step; use 'pairs.kind: on-the-fly'")
+            raise ValueError(
+                f"'steps' is {self.steps}, but stored pairs start from pure noise and make students of 1 "
+                "step; use 'pairs.kind: on-the-fly'"
+            )
         return self
 
     @property
     def effective_traits(self) -> Traits:
         because = dict.fromkeys(
-            ("prior", "forward", "rollout", "ddil", "per-batch"), "stored pairs start from pure noise, as the usual states do, while pairs made 'on-the-fly' start anywhere"
+            ("prior", "forward", "rollout", "ddil", "per-batch"),
+            "stored pairs start from pure noise, as the usual states do, while pairs made 'on-the-fly' start anywhere",
         )
         if isinstance(self.pairs, StoredPairs):
             return replace(self.traits, because=because)
         states = frozenset({"prior"}) if self.steps == 1 else frozenset({"forward", "rollout", "ddil", "per-batch"})
-        return replace(self.traits, states=states, because={"prior": "a student of several steps is trained at all of its times"})
+        return replace(
+            self.traits, states=states, because={"prior": "a student of several steps is trained at all of its times"}
+        )
 
     @property
     def steps_of_student(self) -> int:
@@ -82,11 +95,31 @@ class KnowledgeMethod(Method):
         distance = self.distance.within(context.features)
         if isinstance(self.pairs, StoredPairs):
             path = context.folder / "pairs.safetensors"
-            begin = [MakePairs(solver, context.prior, drawn(self.pairs.count, planned(context.training), context.training), path, context.training.seed, device=context.device)]
-            term = Term(EndpointRegression(student, distance), Pairs(path, context.schedule, context.prior.time), name="regression")
+            begin = [
+                MakePairs(
+                    solver,
+                    context.prior,
+                    drawn(self.pairs.count, planned(context.training), context.training),
+                    path,
+                    context.training.seed,
+                    device=context.device,
+                )
+            ]
+            term = Term(
+                EndpointRegression(student, distance),
+                Pairs(path, context.schedule, context.prior.time),
+                name="regression",
+            )
             return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])
         times = context.student_times()
-        transitions = Transitions(times, context.student_map, teacher_transition(context.teacher, 4, context), lambda: forward_states(context, times), whole=True, anywhere=True)
+        transitions = Transitions(
+            times,
+            context.student_map,
+            teacher_transition(context.teacher, 4, context),
+            lambda: forward_states(context, times),
+            whole=True,
+            anywhere=True,
+        )
         states = build_states(context, context.prior if self.steps == 1 else transitions.data, transitions)
         term = Term(EndpointRegression(student, distance, solver), states, name="regression")
         return Built([Stage("distill", context.training.steps, [student_phase(context, [term])])])

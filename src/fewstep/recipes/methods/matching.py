@@ -1,4 +1,5 @@
-"""Distribution matching: SDS, the unbiased estimate, VSD, Diff-Instruct, DMD and DMD2 are one method, told apart by the fake score and by what is added to it.
+"""Distribution matching: SDS, the unbiased estimate, VSD, Diff-Instruct, DMD and DMD2 are one
+method, told apart by the fake score and by what is added to it.
 
 ==================  ================  =======================  ==========================================
 method              ``fake``          ``steps``                added
@@ -11,7 +12,8 @@ DMD                 ``learned``       1                        ``regression`` on
 DMD2                ``learned``       1 to 4, own rollouts     ``adversarial``, several updates of the fake score
 ==================  ================  =======================  ==========================================
 
-With ``target.kind: backtracked`` each is DisBack's version of it; with ``fixed`` it is the method itself. One node equals the fixed target bit for bit, two nodes are the warm ablation.
+With ``target.kind: backtracked`` each is DisBack's version of it; with ``fixed`` it is the method
+itself. One node equals the fixed target bit for bit, two nodes are the warm ablation.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ from fewstep.values import Costly, Few, Positive
 
 
 class Regression(config.Section):
-    """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs`` (no more than the run draws) made once by ``steps`` steps of the solver."""
+    """DMD's regression term: ``weight`` times a distance to the teacher's solution, on ``pairs``
+    (no more than the run draws) made once by ``steps`` steps of the solver.
+    """
 
     weight: Positive = 0.25
     pairs: Annotated[int, Field(ge=1, le=10_000_000), Costly(8)] = 5000
@@ -58,7 +62,9 @@ class DistributionMatchingMethod(FollowsScores):
     regression: Regression | None = None
     adversarial: AdversarialChoice | None = None
 
-    traits: ClassVar[Traits] = Traits(frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student"))
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student")
+    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
         "random start": Example({"fake": {"kind": "learned", "start": "random"}}),
@@ -82,7 +88,11 @@ class DistributionMatchingMethod(FollowsScores):
         if not self.fake.learned:
             traits = replace(traits, roles=("teacher", "student"))
         if self.regression is not None or self.adversarial is not None:
-            because = {**traits.because, "generator": "pairs of noise and sample, and data at the student's times, need a student that is a denoiser"}
+            because = {
+                **traits.because,
+                "generator": "pairs of noise and sample, and data at the student's times, need a student that is a "
+                "denoiser",
+            }
             traits = replace(traits, students=traits.students - {"generator"}, because=because)
         return traits
 
@@ -100,7 +110,14 @@ class DistributionMatchingMethod(FollowsScores):
         if self.regression is not None:
             context, choice = followed.context, self.regression
             distance = choice.distance.within(context.features)
-            terms.append(Term(EndpointRegression(context.denoising_student, distance, None), self._pairs(followed), choice.weight, "regression"))
+            terms.append(
+                Term(
+                    EndpointRegression(context.denoising_student, distance, None),
+                    self._pairs(followed),
+                    choice.weight,
+                    "regression",
+                )
+            )
         return terms
 
     def begin(self, followed: Followed) -> Sequence[Action]:
@@ -110,7 +127,11 @@ class DistributionMatchingMethod(FollowsScores):
         grid = fitting_grid(choice.solver, context.schedule, "method.regression.solver", context.prior.time)
         solver = Solver(context.teacher, choice.steps, choice.solver.rule, grid)
         count = drawn(choice.pairs, planned(context.training), context.training)
-        return [MakePairs(solver, context.prior, count, self._pairs(followed).path, context.training.seed, device=context.device)]
+        return [
+            MakePairs(
+                solver, context.prior, count, self._pairs(followed).path, context.training.seed, device=context.device
+            )
+        ]
 
     def _pairs(self, followed: Followed) -> Pairs:
         context = followed.context

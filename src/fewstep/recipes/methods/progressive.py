@@ -1,4 +1,6 @@
-"""Progressive distillation (Salimans and Ho 2022; with guidance, Meng et al. 2023; with DDIL, Garrepalli et al. 2024): each round halves the number of steps."""
+"""Progressive distillation (Salimans and Ho 2022; with guidance, Meng et al. 2023; with DDIL,
+Garrepalli et al. 2024): each round halves the number of steps.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ from fewstep.values import Later, Positive, name_of
 
 
 class GuidanceRange(config.Section):
-    """The guidance scale w, uniform in [low, high] and embedded; w = 1 is the conditional estimate, so that Meng et al.'s 2 to 14 is 3 to 15 here.
+    """The guidance scale w, uniform in [low, high] and embedded; w = 1 is the conditional estimate,
+    so that Meng et al.'s 2 to 14 is 3 to 15 here.
 
     ``sample_at``: the scale used unless told otherwise.
     """
@@ -49,16 +52,23 @@ Parts = Annotated[list[Positive], Field(min_length=1, max_length=2)]
 
 
 class ProgressiveMethod(Method):
-    """From ``start`` steps of the teacher to ``steps`` of the student, both powers of two. ``growth``: each round is this much longer than the one before. ``parts`` 2 splits each round
-    in two, the second with a new warm-up (DDIL's protocol). ``rounds``, in the place of ``growth``, ``parts`` and the states' ``first_part``: of each round the lengths of its one or
-    two parts, in proportion ([[5], [6, 4], [8, 6], [8, 6]] is DDIL's from 32 steps to 2). ``grid``: of the nested times. ``convert``: the student emits another prediction, for which
-    it is first trained (``prepare``, a share of the run). ``sample_with``: DDIM steps, or DPM-Solver++ 2M as DDIL does (App. A).
+    """From ``start`` steps of the teacher to ``steps`` of the student, both powers of two.
+
+    ``growth``: each round is this much longer than the one before. ``parts`` 2 splits each round in
+    two, the second with a new warm-up (DDIL's protocol). ``rounds``, in the place of ``growth``,
+    ``parts`` and the states' ``first_part``: of each round the lengths of its one or two parts, in
+    proportion ([[5], [6, 4], [8, 6], [8, 6]] is DDIL's from 32 steps to 2). ``grid``: of the nested
+    times. ``convert``: the student emits another prediction, for which it is first trained
+    (``prepare``, a share of the run). ``sample_with``: DDIM steps, or DPM-Solver++ 2M as DDIL does
+    (App. A).
     """
 
     kind: Literal["progressive"]
     start: Power = 32
     steps: Power = 4
-    weighting: Annotated[DenoisingWeight, config.ByName({"truncated-snr": TruncatedSNR(), "snr+1": SNRPlusOne()})] = TruncatedSNR()
+    weighting: Annotated[DenoisingWeight, config.ByName({"truncated-snr": TruncatedSNR(), "snr+1": SNRPlusOne()})] = (
+        TruncatedSNR()
+    )
     growth: Positive = 1.25
     parts: Literal[1, 2] = 1
     convert: Literal["x0", "eps", "v"] | None = None
@@ -68,7 +78,12 @@ class ProgressiveMethod(Method):
     rounds: Annotated[list[Parts] | None, Later()] = None
     grid: Annotated[config.GridName, Later()] = RhoGrid()
 
-    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student"), usual_roles=("teacher",))
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"forward", "rollout", "ddil", "per-batch"}),
+        False,
+        roles=("teacher", "student"),
+        usual_roles=("teacher",),
+    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({"start": 4, "steps": 2}),
         "2 parts": Example({"start": 4, "steps": 2, "parts": 2}),
@@ -79,10 +94,15 @@ class ProgressiveMethod(Method):
     @model_validator(mode="after")
     def _halves(self) -> ProgressiveMethod:
         if any(n & (n - 1) for n in (self.start, self.steps)) or self.start <= self.steps:
-            raise ValueError(f"'start' ({self.start}) and 'steps' ({self.steps}) must be powers of two, 'start' the larger")
+            raise ValueError(
+                f"'start' ({self.start}) and 'steps' ({self.steps}) must be powers of two, 'start' the larger"
+            )
         needed = len(list(self._halved()))
         if self.rounds is not None and len(self.rounds) != needed:
-            raise ValueError(f"'rounds' has {len(self.rounds)} entries, but from {self.start} steps to {self.steps} there are {needed} rounds; give the parts of each")
+            raise ValueError(
+                f"'rounds' has {len(self.rounds)} entries, but from {self.start} steps to {self.steps} "
+                f"there are {needed} rounds; give the parts of each"
+            )
         return self
 
     @property
@@ -97,11 +117,24 @@ class ProgressiveMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("ddim", name_of(self.grid), self.steps, guidance=None if self.guidance is None else self.guidance.sample_at, rule=self.sample_with)
+        return Sampling(
+            "ddim",
+            name_of(self.grid),
+            self.steps,
+            guidance=None if self.guidance is None else self.guidance.sample_at,
+            rule=self.sample_with,
+        )
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         if self.convert is not None:
-            copy = NetworkDenoiser(copy.network, copy.schedule, Prediction.from_description({"kind": self.convert}), copy.inputs, copy.shape, copy.classes)
+            copy = NetworkDenoiser(
+                copy.network,
+                copy.schedule,
+                Prediction.from_description({"kind": self.convert}),
+                copy.inputs,
+                copy.shape,
+                copy.classes,
+            )
         return copy if self.guidance is None else grown_denoiser(copy, guidance=True)
 
     def build(self, context: Context) -> Built:
@@ -109,7 +142,11 @@ class ProgressiveMethod(Method):
         prepares = self.convert is not None or self.guidance is not None
         total = planned(context.training)
         parts = self._parts(context, len(rounds))
-        shares = [self.growth**index for index in range(len(rounds))] if self.rounds is None else [math.fsum(each) for each in parts]
+        shares = (
+            [self.growth**index for index in range(len(rounds))]
+            if self.rounds is None
+            else [math.fsum(each) for each in parts]
+        )
         lengths = divided(total, [self.prepare / (1 - self.prepare) * sum(shares), *shares] if prepares else shares)
         teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
         stages = []
@@ -118,8 +155,13 @@ class ProgressiveMethod(Method):
         slot = freeze(copy_of(context.averaged))
         for index, (steps, length, split) in enumerate(zip(rounds, lengths, parts, strict=True)):
             first = index == 0 and not prepares
-            # The average is what the round before has made: it becomes teacher, and the student goes on from it.
-            begin = [] if first else [Copy(context.average.average, slot), Copy(context.average.average, context.student.model)]
+            # The average is what the round before has made: it becomes teacher, and the student
+            # goes on from it.
+            begin = (
+                []
+                if first
+                else [Copy(context.average.average, slot), Copy(context.average.average, context.student.model)]
+            )
             effective_traits = teacher if first else context.reflected(slot, "teacher")
             stages += self._round(context, effective_traits, steps, divided(length, split), begin)
         return Built(extended(stages, context.training))
@@ -142,16 +184,29 @@ class ProgressiveMethod(Method):
         objective = Imitation(context.denoising_student, Fixed(teacher), self.weighting)
         return Stage("prepare", length, [student_phase(context, [Term(objective, states, name="imitation")])])
 
-    def _round(self, context: Context, teacher: Denoiser, steps: int, parts: Sequence[int], begin: Sequence[Copy]) -> list[Stage]:
+    def _round(
+        self, context: Context, teacher: Denoiser, steps: int, parts: Sequence[int], begin: Sequence[Copy]
+    ) -> list[Stage]:
         student, times = context.denoising_student, context.student_times(steps)
-        objective = ProgressiveDistillation(student, Fixed(teacher), times, context.student_times(2 * steps), self.weighting)
-        transitions = Transitions(times, context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, times))
+        objective = ProgressiveDistillation(
+            student, Fixed(teacher), times, context.student_times(2 * steps), self.weighting
+        )
+        transitions = Transitions(
+            times, context.student_map, teacher_transition(teacher, 2, context), lambda: forward_states(context, times)
+        )
         stages = []
         split = len(parts) == 2
         for part, share in enumerate(parts):
             states = build_states(context, transitions.data, transitions, part if split else None, sum(parts))
             name = f"{steps}-steps" + (f"-{part + 1}" if split else "")
-            stages.append(Stage(name, share, [student_phase(context, [Term(objective, states, name="progressive")])], begin if part == 0 else []))
+            stages.append(
+                Stage(
+                    name,
+                    share,
+                    [student_phase(context, [Term(objective, states, name="progressive")])],
+                    begin if part == 0 else [],
+                )
+            )
         return stages
 
     def guided(self, states: States) -> States:

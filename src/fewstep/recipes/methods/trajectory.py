@@ -1,4 +1,6 @@
-"""Consistency trajectory models (CTM, Kim et al. 2024): a student that jumps between any two times, by soft consistency, denoising and an adversarial term."""
+"""Consistency trajectory models (CTM, Kim et al. 2024): a student that jumps between any two times,
+by soft consistency, denoising and an adversarial term.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from fewstep.values import MOST, Few, Later, Share, name_of
 
 
 class DenoisingTerm(config.Section):
-    """Denoising of g(x, t, t) on data, so that the student stays a denoiser on the way; ``weight`` 0 leaves it out."""
+    """Denoising of g(x, t, t) on data, so that the student stays a denoiser on the way; ``weight``
+    0 leaves it out.
+    """
 
     weight: float = Field(1.0, ge=0)
     times: config.TimesChoice = LogNormalTimes()
@@ -32,8 +36,11 @@ class DenoisingTerm(config.Section):
 
 
 class TrajectoryMethod(GridMethod):
-    """``max_steps``: the teacher's at most in one state (its u is drawn among them). ``adversarial``: balanced by gradients against the soft consistency, from step ``adversarial_after``
-    on. ``gamma``: for sampling. ``inversion``: weight of the jumps from data to noise, which are trained on diffused data; 0 leaves them out.
+    """``max_steps``: the teacher's at most in one state (its u is drawn among them).
+
+    ``adversarial``: balanced by gradients against the soft consistency, from step
+    ``adversarial_after`` on. ``gamma``: for sampling. ``inversion``: weight of the jumps from data
+    to noise, which are trained on diffused data; 0 leaves them out.
     """
 
     kind: Literal["trajectory"]
@@ -44,7 +51,9 @@ class TrajectoryMethod(GridMethod):
     gamma: float = Field(0.0, ge=0, le=1)
     inversion: Annotated[float, Field(ge=0), Later()] = 0.0
 
-    traits: ClassVar[Traits] = Traits(frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"}))
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"})
+    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({"points": 6}),
         "critic": Example({"points": 6, "adversarial": {"kind": "teacher-trunk"}, "adversarial_after": 1}),
@@ -54,7 +63,10 @@ class TrajectoryMethod(GridMethod):
     @model_validator(mode="after")
     def _steps_fit(self) -> TrajectoryMethod:
         if self.steps > self.points:
-            raise ValueError(f"'points' ({self.points}) must be at least 'steps' ({self.steps}), whose times are among the training grid's")
+            raise ValueError(
+                f"'points' ({self.points}) must be at least 'steps' ({self.steps}), whose times are among "
+                "the training grid's"
+            )
         return self
 
     @property
@@ -75,21 +87,39 @@ class TrajectoryMethod(GridMethod):
         averaged = target.average
         assert isinstance(averaged, TrajectoryDenoiser)
         distance = self.distance.within(context.features)
-        objective: Objective = SoftConsistency(student, averaged, Fixed(context.teacher), times, self.rule, self.max_steps, distance)
+        objective: Objective = SoftConsistency(
+            student, averaged, Fixed(context.teacher), times, self.rule, self.max_steps, distance
+        )
         teacher = teacher_transition(context.teacher, 2, context)
-        transitions = Transitions((*times[:-1], 0.0), context.student_map, teacher, lambda: forward_states(context, times[:-1]), grids={self.steps: self.coarse(times, self.steps)})
+        transitions = Transitions(
+            (*times[:-1], 0.0),
+            context.student_map,
+            teacher,
+            lambda: forward_states(context, times[:-1]),
+            grids={self.steps: self.coarse(times, self.steps)},
+        )
         states = build_states(context, transitions.data, transitions)
         critics: list[Phase] = []
         if self.adversarial is not None:
             assert isinstance(student.network, DenoisingNetwork)
             adversary = build_adversary(self.adversarial, context, states, [], EndJump(student))
             critics = adversary.phases
-            objective = Balanced(objective, adversary.generator_term.objective, student.network.leave, self.adversarial_after, weight=self.adversarial.weight)
+            objective = Balanced(
+                objective,
+                adversary.generator_term.objective,
+                student.network.leave,
+                self.adversarial_after,
+                weight=self.adversarial.weight,
+            )
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
             data = ForwardDiffusion(context.data, context.schedule, self.denoising.times)
             terms.append(Term(Denoising(student, self.denoising.weighting), data, self.denoising.weight, "denoising"))
         if self.inversion > 0:
-            upwards = InverseConsistency(student, averaged, Fixed(context.teacher), times, self.rule, self.max_steps, distance)
+            upwards = InverseConsistency(
+                student, averaged, Fixed(context.teacher), times, self.rule, self.max_steps, distance
+            )
             terms.append(Term(upwards, forward_states(context, times[1:]), self.inversion, "inversion"))
-        return Built([Stage("distill", context.training.steps, [student_phase(context, terms, averages=[target]), *critics])])
+        return Built(
+            [Stage("distill", context.training.steps, [student_phase(context, terms, averages=[target]), *critics])]
+        )

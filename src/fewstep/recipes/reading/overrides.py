@@ -1,7 +1,9 @@
-"""Overrides of a recipe: ``section.key=value``, the defaults that are spelled out for it, and steps that scale along.
+"""Overrides of a recipe: ``section.key=value``, the defaults that are spelled out for it, and steps
+that scale along.
 
-``--set training.steps=N`` also scales the counts of steps that are shares of the run (``values.Share``), so that a short run
-keeps the recipe's proportions; each stays at least 1, and the total grows where that needs it.
+``--set training.steps=N`` also scales the counts of steps that are shares of the run
+(``values.Share``), so that a short run keeps the recipe's proportions; each stays at least 1, and
+the total grows where that needs it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def spell_out(values: dict[str, Any], key: str, given: Mapping[str, Any]) -> None:
-    """Writes the defaults of the sections that hold ``key`` and that the recipe leaves out, so that an override of one key keeps the rest: their kind before all.
+    """Writes the defaults of the sections that hold ``key`` and that the recipe leaves out, so that
+    an override of one key keeps the rest: their kind before all.
 
     A section whose kind is overridden too begins from that kind's own defaults.
     """
@@ -60,7 +63,9 @@ def spell_out(values: dict[str, Any], key: str, given: Mapping[str, Any]) -> Non
 
 
 def _default(field: SectionField) -> dict[str, Any] | None:
-    """What a section says that is left out or null: what its default says, or the kind where there is but one; None for what has neither."""
+    """What a section says that is left out or null: what its default says, or the kind where there
+    is but one; None for what has neither.
+    """
     if is_section(field.default):
         plain: dict[str, Any] = saved(field.default)
         return plain
@@ -89,7 +94,11 @@ def scaled(recipe: Recipe, factor: float, fixed: set[str]) -> Recipe:
             if is_section(value):
                 changes[name] = scale(value, key + ".")
             elif not _given(key, fixed) and any(isinstance(mark, Share) for mark in field.marks):
-                changes[name] = tuple(max(1, round(v * factor)) for v in value) if isinstance(value, tuple) else max(1, round(value * factor))
+                changes[name] = (
+                    tuple(max(1, round(v * factor)) for v in value)
+                    if isinstance(value, tuple)
+                    else max(1, round(value * factor))
+                )
         return replaced(section, changes)
 
     longer = scale(recipe, "")

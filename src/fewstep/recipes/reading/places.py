@@ -1,4 +1,6 @@
-"""What a recipe names outside itself, by the marks on its fields; and paths that mean the same from everywhere."""
+"""What a recipe names outside itself, by the marks on its fields; and paths that mean the same from
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -81,8 +83,12 @@ def _placed(named: Named) -> str | None:
 
 
 def without_folders(section: AnySection) -> AnySection:
-    """The section with the last part of each path alone, for files that are passed on to other machines."""
-    return renamed(section, lambda named: Path(named.value).name if named.value and os.path.isabs(named.value) else named.value)
+    """The section with the last part of each path alone, for files that are passed on to other
+    machines.
+    """
+    return renamed(
+        section, lambda named: Path(named.value).name if named.value and os.path.isabs(named.value) else named.value
+    )
 
 
 def is_recipe_file(name: str) -> bool:

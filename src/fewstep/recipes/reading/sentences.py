@@ -1,4 +1,6 @@
-"""From what pydantic finds wrong in a recipe to one sentence: source, key, what is wrong, what to do."""
+"""From what pydantic finds wrong in a recipe to one sentence: source, key, what is wrong, what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,37 @@ def sentence_of(error: ValidationError, root: type[BaseModel], where: str, given
     problem = error.errors()[0]
     # An unknown key may look like anything, also like what pydantic puts in for chosen kinds.
     unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-    keys = [*_plain_keys(root, problem["loc"][:-1]), str(problem["loc"][-1])] if unknown else list(_plain_keys(root, problem["loc"]))
+    keys = (
+        [*_plain_keys(root, problem["loc"][:-1]), str(problem["loc"][-1])]
+        if unknown
+        else list(_plain_keys(root, problem["loc"]))
+    )
     dotted = ".".join(keys)
-    source = next((f"--set {key}" for key in given if dotted == key or dotted.startswith(key + ".") or key.startswith(dotted + ".")), where)
+    source = next(
+        (
+            f"--set {key}"
+            for key in given
+            if dotted == key or dotted.startswith(key + ".") or key.startswith(dotted + ".")
+        ),
+        where,
+    )
     kind, context = problem["type"], problem.get("ctx", {})
     if unknown:
         known = [name for section in _sections(root, problem["loc"][:-1]) for name in fields_of(section)]
         close = difflib.get_close_matches(keys[-1], known, 1)
-        return f"{source}: unknown key '{dotted}'; " + (f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}.")
+        return f"{source}: unknown key '{dotted}'; " + (
+            f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}."
+        )
     sentences = {
         "missing": lambda: f"the key '{dotted}' is missing; add it.",
         "json_invalid": lambda: "holds half of a character (a lone surrogate), which no text is; correct it.",
-        "union_tag_not_found": lambda: f"'{dotted}' must say its 'kind'; one of {context.get('must_be') or _tags(root, problem['loc'])}.",
-        "union_tag_invalid": lambda: f"'{dotted}.kind' is '{context['tag']}'; it must be {context.get('must_be') or 'one of ' + context['expected_tags']}.",
+        "union_tag_not_found": lambda: (
+            f"'{dotted}' must say its 'kind'; one of {context.get('must_be') or _tags(root, problem['loc'])}."
+        ),
+        "union_tag_invalid": lambda: (
+            f"'{dotted}.kind' is '{context['tag']}'; it must be "
+            f"{context.get('must_be') or 'one of ' + context['expected_tags']}."
+        ),
         # A section's own check, which says what it was given.
         "value_error": lambda: f"in '{dotted}' {str(context['error']).removesuffix('.')}.",
     }
@@ -70,11 +90,14 @@ def _sections(root: type[Any], location: Sequence[int | str]) -> list[type[Any]]
 
 
 def _walked(root: type[Any], location: Sequence[int | str]) -> Iterator[tuple[int | str, list[type[Any]], bool]]:
-    """Each part of a location, the sections in which it stands, and whether it is the kind of one of these."""
+    """Each part of a location, the sections in which it stands, and whether it is the kind of one
+    of these.
+    """
     sections, choice = [root], False
     for part in location:
         tagged = [section for section in sections if kind_of_section(section) == part]
-        # A kind comes first where there is a choice: a section of the kind 'network' may have a field of that name.
+        # A kind comes first where there is a choice: a section of the kind 'network' may have a
+        # field of that name.
         if tagged and (choice or not _fields_named(sections, part)):
             yield part, [], True
             sections, choice = tagged, False

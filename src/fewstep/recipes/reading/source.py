@@ -1,4 +1,6 @@
-"""From a name or a YAML file, with overrides, to a recipe; and from a mistake in either to one sentence."""
+"""From a name or a YAML file, with overrides, to a recipe; and from a mistake in either to one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def shipped_text(name: str) -> str:
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a shipped name or a YAML file and applies ``a.b=value`` overrides; raises ``UserError`` that names file, key and remedy.
+    """Reads a shipped name or a YAML file and applies ``a.b=value`` overrides; raises ``UserError``
+    that names file, key and remedy.
 
     Paths in it, which are relative to the working directory, are made absolute.
     """
@@ -61,7 +64,9 @@ def load_saved(path: Path) -> Recipe:
 
 
 def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe from plain values; ``where`` names their source, ``given`` the dotted keys that came from the command line."""
+    """A recipe from plain values; ``where`` names their source, ``given`` the dotted keys that came
+    from the command line.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where}: a recipe is a mapping of sections, got {type(values).__name__}.")
     task = values.get("task")
@@ -85,7 +90,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def read_values(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text and the plain values of a recipe's file, which need not make a recipe of this version. Raises ``UserError`` for a file that is no mapping in YAML."""
+    """The text and the plain values of a recipe's file, which need not make a recipe of this
+    version. Raises ``UserError`` for a file that is no mapping in YAML.
+    """
     values, _ = _read(path)
     return path.read_text(encoding="utf-8"), values
 

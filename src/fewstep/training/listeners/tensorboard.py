@@ -50,7 +50,8 @@ class TensorBoard(Listener):
         if self._writer is not None:
             for name, value in figures.items():
                 self._writer.add_scalar(name.replace(".", "/", 1), value, step)
-            # A run that is killed goes on from its checkpoint, and shows nothing again that is before it.
+            # A run that is killed goes on from its checkpoint, and shows nothing again that is
+            # before it.
             self._writer.flush()
 
     def picture(self, step: int, path: Path) -> None:

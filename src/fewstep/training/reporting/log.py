@@ -1,8 +1,9 @@
-"""The record of a run: ``metrics.jsonl``, one JSON object a line, written as the run goes and cut back when it resumes.
+"""The record of a run: ``metrics.jsonl``, one JSON object a line, written as the run goes and cut
+back when it resumes.
 
-A line is appended with one write, so that an interruption leaves at most one incomplete line, which reading skips. Only lines
-of a log's own form are ever cut; a file that holds others is kept under another name.
-Fields named ``seconds`` are the only ones that two equal runs may differ in.
+A line is appended with one write, so that an interruption leaves at most one incomplete line, which
+reading skips. Only lines of a log's own form are ever cut; a file that holds others is kept under
+another name. Fields named ``seconds`` are the only ones that two equal runs may differ in.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ class Log:
         self.lines = 0
 
     def begin(self) -> None:
-        """Empties a log in which no step was made; raises ``UserError`` for another, and for a file that is no log."""
+        """Empties a log in which no step was made; raises ``UserError`` for another, and for a file
+        that is no log.
+        """
 
         def check() -> None:
             if not holds_no_step(self.path):
-                raise UserError(f"{self.path}: is the log of a run already, or somebody's own; go on with the run (resume), or choose another folder.")
+                raise UserError(
+                    f"{self.path}: is the log of a run already, or somebody's own; go on with the run "
+                    "(resume), or choose another folder."
+                )
 
         distributed.together(check)
         self._keep(0)
@@ -41,7 +47,8 @@ class Log:
     def cut(self, lines: int, say: Callable[[str], None]) -> None:
         """Keeps the first ``lines`` lines; what an undisturbed run would not have written yet goes.
 
-        Where that is anything but a log's lines, the whole file is kept under another name, and ``say`` is told.
+        Where that is anything but a log's lines, the whole file is kept under another name, and
+        ``say`` is told.
         """
         aside = distributed.together(lambda: self._kept_aside(lines))
         if aside:

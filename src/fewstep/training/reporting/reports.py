@@ -1,6 +1,7 @@
 """What a phase reports of a step, and whether all steps so far were finite.
 
-A report stays on the device until the host reads it: the losses and figures of each portion, and the norm of the gradient.
+A report stays on the device until the host reads it: the losses and figures of each portion, and
+the norm of the gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from fewstep.training.phase import Phase
 
 @dataclass(frozen=True)
 class Values:
-    """A report of all processes, on the host: the terms' ``losses``, the phase's ``figures`` by name and the ``norm`` of its gradient."""
+    """A report of all processes, on the host: the terms' ``losses``, the phase's ``figures`` by
+    name and the ``norm`` of its gradient.
+    """
 
     losses: list[float]
     figures: dict[str, float]
@@ -27,7 +30,9 @@ class Values:
 
 
 class Report:
-    """What ``phase`` reports of ``steps``, the portions of one step; filled with ``add`` and ended with the gradient's norm."""
+    """What ``phase`` reports of ``steps``, the portions of one step; filled with ``add`` and ended
+    with the gradient's norm.
+    """
 
     def __init__(self, phase: Phase, steps: Sequence[Step]):
         self.phase = phase
@@ -48,7 +53,9 @@ class Report:
         self.values = torch.cat([*self._portions, norm.detach().to(self._portions[0])[None]])
 
     def send(self) -> None:
-        """Begins to copy the values to the host, behind what the device has been given to do; nobody waits."""
+        """Begins to copy the values to the host, behind what the device has been given to do;
+        nobody waits.
+        """
         if self.values.is_cuda:
             there, self.values = self.values, torch.empty_like(self.values, device="cpu", pin_memory=True)
             self.values.copy_(there, non_blocking=True)
@@ -63,7 +70,9 @@ class Report:
 
     @property
     def sound(self) -> Tensor:
-        """Whether losses and norm are finite in this process, a scalar on the device; figures may be anything."""
+        """Whether losses and norm are finite in this process, a scalar on the device; figures may
+        be anything.
+        """
         terms = len(self.phase.terms)
         return torch.isfinite(torch.cat([*(portion[:terms] for portion in self._portions), self.values[-1:]])).all()
 
@@ -73,19 +82,29 @@ class Report:
         if not reports:
             return []
         every = distributed.gathered(torch.cat([report.arrived() for report in reports]))
-        return [report._read(values) for report, values in zip(reports, every.split([len(report.values) for report in reports], dim=1), strict=True)]
+        return [
+            report._read(values)
+            for report, values in zip(
+                reports, every.split([len(report.values) for report in reports], dim=1), strict=True
+            )
+        ]
 
     def _read(self, every: Tensor) -> Values:
         """Of the values of every process (processes, n)."""
         # Portions of all processes, which are equally large.
         portions = every[:, :-1].reshape(-1, len(self._portions[0]))
         losses, figures = portions[:, : len(self.phase.terms)], portions[:, len(self.phase.terms) :]
-        reduced = {name: float(self._reductions.get(name, Mean()).of(column)) for name, column in zip(self._names, figures.T, strict=True)}
+        reduced = {
+            name: float(self._reductions.get(name, Mean()).of(column))
+            for name, column in zip(self._names, figures.T, strict=True)
+        }
         return Values(losses.mean(0).tolist(), reduced, float(every[:, -1].max()))
 
 
 class Soundness:
-    """A flag on the device, the same in all processes: 0 while every loss and gradient was finite, and 1 from the first step on that had another."""
+    """A flag on the device, the same in all processes: 0 while every loss and gradient was finite,
+    and 1 from the first step on that had another.
+    """
 
     def __init__(self, device: torch.device):
         self.lost = torch.zeros((), device=device)

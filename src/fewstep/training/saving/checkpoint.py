@@ -1,11 +1,14 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-A checkpoint holds the weights of every trained network, the average, the optimizers of the current stage, and as JSON the position (stage, step), counters and the state of every
-``Resumable`` object. No random state is needed: draws are a function of place (see ``random``). It is one checksummed file, or a folder of shards (``sharded``); a run goes on from either,
-whatever wrote it and in however many processes. The newest ``keep`` of the run stay. One that cannot be read, is another
-run's, or holds values that are not finite (an older version could write it) is set aside for the one before it, as is one
-from which a run ended at once in values that are not finite: it keeps its content under another name. Only what reads as a
-checkpoint of this run is ever removed or written over.
+A checkpoint holds the weights of every trained network, the average, the optimizers of the current
+stage, and as JSON the position (stage, step), counters and the state of every ``Resumable`` object.
+No random state is needed: draws are a function of place (see ``random``). It is one checksummed
+file, or a folder of shards (``sharded``); a run goes on from either, whatever wrote it and in
+however many processes. The newest ``keep`` of the run stay. One that cannot be read, is another
+run's, or holds values that are not finite (an older version could write it) is set aside for the
+one before it, as is one from which a run ended at once in values that are not finite: it keeps its
+content under another name. Only what reads as a checkpoint of this run is ever removed or written
+over.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ class Checkpoint(abc.ABC):
 
     @abc.abstractmethod
     def read(self, prefix: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All tensors whose names begin with ``prefix``, by what follows it. Those that ``like`` has in a sharded form may come in that form, or whole."""
+        """All tensors whose names begin with ``prefix``, by what follows it.
+
+        Those that ``like`` has in a sharded form may come in that form, or whole.
+        """
 
 
 class FileCheckpoint(Checkpoint):
@@ -51,7 +57,9 @@ class FileCheckpoint(Checkpoint):
 
 
 class Checkpoints:
-    """The checkpoints in ``folder``; those that say of another run than ``run`` are passed over, where both say anything."""
+    """The checkpoints in ``folder``; those that say of another run than ``run`` are passed over,
+    where both say anything.
+    """
 
     def __init__(self, folder: Path, keep: int = 2, run: str = ""):
         self.folder = folder
@@ -59,7 +67,9 @@ class Checkpoints:
         self.run = run
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        """Writes the checkpoint of global step ``step`` into one file and then removes those beyond the newest ``keep``."""
+        """Writes the checkpoint of global step ``step`` into one file and then removes those beyond
+        the newest ``keep``.
+        """
         path = self.folder / f"step-{step:08d}.safetensors"
         distributed.together(lambda: make_way(path, self.run))
         write_tensors(path, tensors, dict(state))
@@ -67,7 +77,9 @@ class Checkpoints:
         return path
 
     def prune(self) -> None:
-        """Removes this run's beyond the newest ``keep``; what cannot be read, or is another's, stays."""
+        """Removes this run's beyond the newest ``keep``; what cannot be read, or is another's,
+        stays.
+        """
 
         def remove() -> None:
             for old in [path for path in self.paths() if is_of_run(path, self.run)][self.keep :]:
@@ -76,26 +88,36 @@ class Checkpoints:
         distributed.together(remove)
 
     def paths(self) -> list[Path]:
-        """The files and folders, newest first. Raises ``UserError`` where their folder is there and cannot be listed."""
+        """The files and folders, newest first.
+
+        Raises ``UserError`` where their folder is there and cannot be listed.
+        """
         if not os.path.lexists(self.folder):
             return []
         try:
             names = os.listdir(self.folder)
         except OSError as error:
             what = f"cannot be listed ({error.strerror or error})"
-            raise UserError(f"{self.folder}: {what}; mount it or mend its permissions, or choose another folder with --out.") from error
+            raise UserError(
+                f"{self.folder}: {what}; mount it or mend its permissions, or choose another folder with --out."
+            ) from error
         return sorted((self.folder / name for name in names if _NAME.fullmatch(name)), reverse=True)
 
     def check_none(self) -> None:
-        """Raises ``UserError`` where there is any, whoever's it is and whether or not it can be read."""
+        """Raises ``UserError`` where there is any, whoever's it is and whether or not it can be
+        read.
+        """
         if distributed.together(lambda: bool(self.paths())):
-            raise UserError(f"{self.folder.parent}: holds a run already; go on with it (resume), or choose another folder.")
+            raise UserError(
+                f"{self.folder.parent}: holds a run already; go on with it (resume), or choose another folder."
+            )
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest that reads whole, None when there is no file or folder of a checkpoint's name.
 
-        What is newer and no run can go on from is set aside once a whole one is found: it keeps its content under another
-        name, and ``warn`` is told. Raises ``UserError`` where there are some and none can be gone on from.
+        What is newer and no run can go on from is set aside once a whole one is found: it keeps its
+        content under another name, and ``warn`` is told. Raises ``UserError`` where there are some
+        and none can be gone on from.
         """
         problems: list[tuple[Path, Why, str]] = []
         for name in distributed.together(lambda: [path.name for path in self.paths()]):
@@ -129,29 +151,41 @@ class Checkpoints:
         kinds = {why for _, why, _ in problems}
         detail = problems[0][2].removesuffix(".")
         if "another-run" in kinds:
-            return f"{self.folder}: holds no checkpoint of this run, but some of another, whose recipe differs; restore the run's recipe.yaml, or choose another folder with --out."
+            return (
+                f"{self.folder}: holds no checkpoint of this run, but some of another, whose recipe differs; "
+                "restore the run's recipe.yaml, or choose another folder with --out."
+            )
         if kinds == {"not-finite"}:
             lower = "start anew in another folder, with a lower learning rate"
             return f"{self.folder}: no checkpoint is left whose values are finite ({detail}); {lower}."
         return (
-            f"{self.folder}: none of its {len(problems)} checkpoints can be gone on from ({detail}), and nothing was changed; "
+            f"{self.folder}: none of its {len(problems)} checkpoints can be gone on from ({detail}), and "
+            "nothing was changed; "
             "restore one from a copy, or start anew in another folder with --out."
         )
 
     def set_aside(self, path: Path, why: Why = "not-finite") -> Path:
-        """Gives a checkpoint a name under which no run goes on from it, and returns that; its content stays."""
+        """Gives a checkpoint a name under which no run goes on from it, and returns that; its
+        content stays.
+        """
 
         def rename() -> str:
             try:
                 return set_aside(path, why).name
             except OSError as error:
-                raise UserError(f"{path}: cannot be renamed ({error.strerror or error}); change the permissions of its folder.") from error
+                raise UserError(
+                    f"{path}: cannot be renamed ({error.strerror or error}); change the permissions of its folder."
+                ) from error
 
         return self.folder / distributed.together(rename)
 
     def was_set_aside(self, step: int) -> bool:
         """Whether a checkpoint of this step was set aside before."""
-        return distributed.together(lambda: any(path.name.startswith(f"step-{step:08d}.") for path in set_aside_in(self.folder, ("not-finite",))))
+        return distributed.together(
+            lambda: any(
+                path.name.startswith(f"step-{step:08d}.") for path in set_aside_in(self.folder, ("not-finite",))
+            )
+        )
 
 
 def set_aside_in(folder: Path, why: Sequence[Why] = get_args(Why)) -> list[Path]:
@@ -160,13 +194,17 @@ def set_aside_in(folder: Path, why: Sequence[Why] = get_args(Why)) -> list[Path]
 
 
 def make_way(path: Path, run: str) -> None:
-    """Gives what is at the place of a checkpoint that is to be written another name, unless it is one of ``run``. This process alone."""
+    """Gives what is at the place of a checkpoint that is to be written another name, unless it is
+    one of ``run``. This process alone.
+    """
     if os.path.lexists(path) and not is_of_run(path, run):
         set_aside(path, "set-aside")
 
 
 def is_of_run(path: Path, run: str) -> bool:
-    """Whether a path says of itself that it is a complete checkpoint of ``run``, of the step in its name, and holds nothing else."""
+    """Whether a path says of itself that it is a complete checkpoint of ``run``, of the step in its
+    name, and holds nothing else.
+    """
     if path.is_symlink():
         return False
     try:
@@ -192,11 +230,15 @@ def _strays(folder: Path) -> list[str]:
     from fewstep.training.saving.sharded import is_part, read_manifest
 
     named = set(read_manifest(folder)["files"])
-    return sorted(name for name in os.listdir(folder) if name not in named and (not is_part(name) or name.startswith("shard-")))
+    return sorted(
+        name for name in os.listdir(folder) if name not in named and (not is_part(name) or name.startswith("shard-"))
+    )
 
 
 def _wrong_values(path: Path) -> str:
-    """The sentence for values that are not finite in a checkpoint, each process having looked at its share of the files; empty where all are finite."""
+    """The sentence for values that are not finite in a checkpoint, each process having looked at
+    its share of the files; empty where all are finite.
+    """
     problem = ""
     try:
         check_values(path, distributed.rank(), distributed.size())
@@ -206,7 +248,9 @@ def _wrong_values(path: Path) -> str:
 
 
 def check_values(path: Path, first: int = 0, every: int = 1) -> None:
-    """Raises ``NotFinite`` for a checkpoint with a value that is not finite, looking at every ``every``-th of its files from ``first`` on."""
+    """Raises ``NotFinite`` for a checkpoint with a value that is not finite, looking at every
+    ``every``-th of its files from ``first`` on.
+    """
     for file in (sorted(path.glob("*.safetensors")) if is_folder(path) else [path])[first::every]:
         check_finite(file)
 
@@ -219,7 +263,9 @@ def _opened(path: Path) -> tuple[Checkpoint | None, str]:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a file or a folder, its checksums compared; raises ``UserError`` when it is not whole."""
+    """The checkpoint in a file or a folder, its checksums compared; raises ``UserError`` when it is
+    not whole.
+    """
     from fewstep.training.saving.sharded import FolderCheckpoint
 
     return FolderCheckpoint(path) if is_folder(path) else FileCheckpoint(path)
@@ -232,7 +278,9 @@ def check_run_of(path: Path, state: Mapping[str, Any], run: str) -> None:
 
 
 def look_at(path: Path, verify: bool) -> dict[str, Any]:
-    """The state in a checkpoint; its checksums are compared if asked, else it is only seen to be complete. Raises ``UserError`` when it is not whole, or no checkpoint."""
+    """The state in a checkpoint; its checksums are compared if asked, else it is only seen to be
+    complete. Raises ``UserError`` when it is not whole, or no checkpoint.
+    """
     from fewstep.training.saving.sharded import check_shard, read_manifest
 
     if not is_folder(path):
@@ -251,9 +299,11 @@ def is_folder(path: Path) -> bool:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint that the caller knows to be the run's; a folder is renamed first, so that what is half removed is no checkpoint.
+    """Removes a checkpoint that the caller knows to be the run's; a folder is renamed first, so
+    that what is half removed is no checkpoint.
 
-    Raises ``UserError``, having removed nothing, where a folder holds what is no part of a checkpoint, or it cannot be removed.
+    Raises ``UserError``, having removed nothing, where a folder holds what is no part of a
+    checkpoint, or it cannot be removed.
     """
     from fewstep.training.saving.sharded import is_part
 
@@ -263,7 +313,9 @@ def remove_checkpoint(path: Path) -> None:
             return
         others = [name for name in sorted(os.listdir(path)) if not is_part(name)]
         if others:
-            raise UserError(f"{path / others[0]}: is no part of a checkpoint, and its folder was not removed; move it away.")
+            raise UserError(
+                f"{path / others[0]}: is no part of a checkpoint, and its folder was not removed; move it away."
+            )
         gone = path
         # What is aside already has no other name.
         if not path.name.startswith("."):
@@ -274,11 +326,15 @@ def remove_checkpoint(path: Path) -> None:
             (gone / name).unlink()
         gone.rmdir()
     except OSError as error:
-        raise UserError(f"{path}: cannot be removed ({error.strerror or error}); change the permissions of its folder.") from error
+        raise UserError(
+            f"{path}: cannot be removed ({error.strerror or error}); change the permissions of its folder."
+        ) from error
 
 
 def place_of(path: Path, state: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(stage, steps in it, steps in all) of a checkpoint's file; raises ``UserError`` when ``state`` is not a checkpoint's, or that of another step than the file's name says."""
+    """(stage, steps in it, steps in all) of a checkpoint's file; raises ``UserError`` when
+    ``state`` is not a checkpoint's, or that of another step than the file's name says.
+    """
     try:
         progress = state["progress"]
         place = tuple(int(progress[key]) for key in ("stage", "stage_step", "step"))
@@ -286,13 +342,19 @@ def place_of(path: Path, state: Mapping[str, Any]) -> tuple[int, int, int]:
         raise UserError(f"{path}: is not a checkpoint but another file of fewstep's; move it away.") from error
     match = _NAME.fullmatch(path.name)
     if match and int(match.group(1)) != place[2]:
-        raise UserError(f"{path}: is the checkpoint of step {place[2]}, as its name should say; rename it, or move it away.")
+        raise UserError(
+            f"{path}: is the checkpoint of step {place[2]}, as its name should say; rename it, or move it away."
+        )
     return place[0], place[1], place[2]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """An optimizer's per-parameter state as flat named tensors."""
-    return {f"{prefix}/{index}/{key}": value for index, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
+    return {
+        f"{prefix}/{index}/{key}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, checkpoint: Checkpoint) -> None:
@@ -302,7 +364,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, checkpoint:
     for name, value in checkpoint.read(f"{prefix}/", _MomentsLike(parameters)).items():
         index, key = name.split("/")
         parameter = parameters[int(index)]
-        state.setdefault(int(index), {})[key] = distributed.like(value, parameter) if value.shape == parameter.shape else value
+        state.setdefault(int(index), {})[key] = (
+            distributed.like(value, parameter) if value.shape == parameter.shape else value
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -1,6 +1,8 @@
-"""Checksums of what a run is made from, as checkpoints and results keep them, and what follows where they differ.
+"""Checksums of what a run is made from, as checkpoints and results keep them, and what follows
+where they differ.
 
-Weights that were exchanged make another run: a teacher, a start, a feature network. Data may change, and that is said.
+Weights that were exchanged make another run: a teacher, a start, a feature network. Data may
+change, and that is said.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ def difference(key: str, before: Origins, now: Origins, named: tuple[str, str] =
 
 
 def check_origins(where: str, before: Origins, now: Origins, say: Callable[[str], None]) -> None:
-    """Compares the origins of what a run goes on from, which ``where`` names, with those that it has now.
+    """Compares the origins of what a run goes on from, which ``where`` names, with those that it
+    has now.
 
-    ``say`` is told that data changed, and of what cannot be checked. Raises ``UserError`` for other weights.
+    ``say`` is told that data changed, and of what cannot be checked. Raises ``UserError`` for other
+    weights.
     """
     changed = exchanged(before, now)
     for key in (key for key in changed if key != DATA):

@@ -15,7 +15,10 @@ Kind = Literal["file", "shards", "background"]
 
 
 class Saver:
-    """Writes ``checkpoints`` as ``kind`` says; at most one is on its way. All processes call all methods."""
+    """Writes ``checkpoints`` as ``kind`` says; at most one is on its way.
+
+    All processes call all methods.
+    """
 
     def __init__(self, folder: Path, keep: int, run: str, kind: Kind):
         self.checkpoints = Checkpoints(folder, keep, run)
@@ -29,7 +32,9 @@ class Saver:
         return self._writing is not None and not self._writing.done
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Writes the checkpoint of global step ``step``, or begins to; the one before it, if it is on its way, is finished first."""
+        """Writes the checkpoint of global step ``step``, or begins to; the one before it, if it is
+        on its way, is finished first.
+        """
         self.finish()
         if self.kind == "file":
             self.checkpoints.save(step, tensors, state)

@@ -1,12 +1,15 @@
-"""A checkpoint as a folder of shards, by torch's distributed checkpoint (DCP): each process writes what it holds, and a run of any other number of processes reads its part of it.
+"""A checkpoint as a folder of shards, by torch's distributed checkpoint (DCP): each process writes
+what it holds, and a run of any other number of processes reads its part of it.
 
     step-00000500/shard-00001-model-00001-of-00001.safetensors, shard-00002-..., manifest.json
 
-Shards are safetensors (DCP's storage for the Hugging Face format): its usual format keeps a pickle beside them, which we neither write nor read. ``manifest.json`` has the run's state and
-each file's length and SHA-256, and a checksum of its own. The folder is made aside and renamed once everything in it is on the disk: it is complete or absent.
+Shards are safetensors (DCP's storage for the Hugging Face format): its usual format keeps a pickle
+beside them, which we neither write nor read. ``manifest.json`` has the run's state and each file's
+length and SHA-256, and a checksum of its own. The folder is made aside and renamed once everything
+in it is on the disk: it is complete or absent.
 
-Writing may go on in the background (``begin``, ``finish``): tensors are copied to the CPU at once, the run goes on, and the folder gets its name at a later step, when all processes are
-done.
+Writing may go on in the background (``begin``, ``finish``): tensors are copied to the CPU at once,
+the run goes on, and the folder gets its name at a later step, when all processes are done.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ _PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors|manifest\.json|\.ma
 
 @dataclass(frozen=True)
 class Writing:
-    """A folder that is being written: its final ``path``, the ``state`` for its manifest, and the ``outcome`` in this process."""
+    """A folder that is being written: its final ``path``, the ``state`` for its manifest, and the
+    ``outcome`` in this process.
+    """
 
     path: Path
     state: Mapping[str, Any]
@@ -59,7 +64,8 @@ class ShardWriter:
     """Writes folders one after another; all processes take part in each call."""
 
     def __init__(self) -> None:
-        # A background writer exchanges plans while the run goes on exchanging other things: not in one group.
+        # A background writer exchanges plans while the run goes on exchanging other things: not in
+        # one group.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         if self._group is None:
             _alone_on_purpose()
@@ -78,20 +84,29 @@ class ShardWriter:
         return Writing(path, json.loads(json.dumps(state)), outcome)
 
     def finish(self, writing: Writing) -> Path:
-        """Waits for all processes, and gives the folder its manifest and its name. Raises ``UserError`` where one could not write; the folder is then absent."""
+        """Waits for all processes, and gives the folder its manifest and its name.
+
+        Raises ``UserError`` where one could not write; the folder is then absent.
+        """
         aside, problem = _aside(writing.path), ""
         files: dict[str, Any] = {}
         try:
             with _as_sentence(writing.path):
                 _written(writing)
-                files = {path.name: _synced(path) for path in sorted(aside.glob(f"shard-{distributed.rank() + 1:05d}-*"))}
+                files = {
+                    path.name: _synced(path) for path in sorted(aside.glob(f"shard-{distributed.rank() + 1:05d}-*"))
+                }
         except UserError as error:
             problem = str(error)
         parts: list[tuple[str, dict[str, Any]]] = distributed.everyones((problem, files))
         problems = [each for each, _ in parts if each]
         if problems:
             raise UserError(problems[0])
-        content = {"format": FORMAT, "state": dict(writing.state), "files": {name: mark for _, marks in parts for name, mark in marks.items()}}
+        content = {
+            "format": FORMAT,
+            "state": dict(writing.state),
+            "files": {name: mark for _, marks in parts for name, mark in marks.items()},
+        }
         text = json.dumps({"digest": _digest(content), **content}, sort_keys=True, indent=1)
         write_text(aside / MANIFEST, text)
 
@@ -103,7 +118,8 @@ class ShardWriter:
                     _removed_or_set_aside(old)
                 make_way(writing.path, str(writing.state.get("run", "")))
                 if os.path.lexists(writing.path):
-                    # Renamed before it is removed: the tensors of one of the two are on the disk at any moment.
+                    # Renamed before it is removed: the tensors of one of the two are on the disk at
+                    # any moment.
                     writing.path.rename(old)
                 aside.rename(writing.path)
                 sync_folder(writing.path.parent)
@@ -115,7 +131,10 @@ class ShardWriter:
 
 
 class FolderCheckpoint(Checkpoint):
-    """A folder, its manifest read; every file's checksum is compared, by one process each. Raises ``UserError`` naming what is missing, damaged or no checkpoint."""
+    """A folder, its manifest read; every file's checksum is compared, by one process each.
+
+    Raises ``UserError`` naming what is missing, damaged or no checkpoint.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -133,7 +152,11 @@ class FolderCheckpoint(Checkpoint):
         for name, (shape, dtype) in stored.items():
             short = name[len(prefix) :]
             same = short in like and tuple(like[short].shape) == shape
-            slots[name] = torch.empty_like(like[short], dtype=dtype, requires_grad=False) if same else torch.empty(shape, dtype=dtype)
+            slots[name] = (
+                torch.empty_like(like[short], dtype=dtype, requires_grad=False)
+                if same
+                else torch.empty(shape, dtype=dtype)
+            )
         if slots:
             _alone_on_purpose()
             load(slots, storage_reader=HuggingFaceStorageReader(str(self._path)), no_dist=not dist.is_initialized())
@@ -141,7 +164,10 @@ class FolderCheckpoint(Checkpoint):
 
     @functools.cached_property
     def _stored(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and types by name, in one order for all processes. Raises ``UserError`` for shards that carry a right checksum and are none of DCP's."""
+        """Shapes and types by name, in one order for all processes.
+
+        Raises ``UserError`` for shards that carry a right checksum and are none of DCP's.
+        """
         from safetensors import SafetensorError
         from torch.distributed.checkpoint import HuggingFaceStorageReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -149,16 +175,23 @@ class FolderCheckpoint(Checkpoint):
         try:
             found = HuggingFaceStorageReader(str(self._path)).read_metadata().state_dict_metadata
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{self._path}: its shards cannot be read ({error}); restore the folder from a copy, or delete it.") from error
+            raise UserError(
+                f"{self._path}: its shards cannot be read ({error}); restore the folder from a copy, or delete it."
+            ) from error
         tensors = {name: each for name, each in sorted(found.items()) if isinstance(each, TensorStorageMetadata)}
         return {name: (tuple(each.size), each.properties.dtype) for name, each in tensors.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards; raises ``UserError`` when it is missing, altered, names files outside, or does not name a shard that is there (DCP would read it)."""
+    """The manifest of a folder of shards; raises ``UserError`` when it is missing, altered, names
+    files outside, or does not name a shard that is there (DCP would read it).
+    """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file, and without it the folder is no checkpoint; restore it from a copy, or delete the folder.")
+        raise UserError(
+            f"{path}: there is no such file, and without it the folder is no checkpoint; restore it from a "
+            "copy, or delete the folder."
+        )
     try:
         content = json.loads(path.read_bytes())
         digest = content.pop("digest")
@@ -166,21 +199,34 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
         if not isinstance(content["state"], dict):
             raise ValueError("its state is no object")
-        inside = all(Path(name).name == name and set(mark) == {"bytes", "sha256"} for name, mark in content["files"].items())
+        inside = all(
+            Path(name).name == name and set(mark) == {"bytes", "sha256"} for name, mark in content["files"].items()
+        )
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore it from a copy, or delete the folder.") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); restore it from a copy, or delete the folder."
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: is not a readable manifest of a checkpoint ({error}); restore it from a copy, or delete the folder.") from None
+        raise UserError(
+            f"{path}: is not a readable manifest of a checkpoint ({error}); restore it from a copy, or "
+            "delete the folder."
+        ) from None
     if _digest(content) != digest or not inside:
-        raise UserError(f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy.")
+        raise UserError(
+            f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy."
+        )
     strays = sorted(each.name for each in folder.glob("*.safetensors") if each.name not in content["files"])
     if strays:
-        raise UserError(f"{folder / strays[0]}: is no file of this checkpoint, whose manifest does not name it; move it away.")
+        raise UserError(
+            f"{folder / strays[0]}: is no file of this checkpoint, whose manifest does not name it; move it away."
+        )
     return dict(content)
 
 
 def check_shard(path: Path, mark: Mapping[str, Any], read: bool = True) -> None:
-    """Raises ``UserError`` unless the file is there and as long as its manifest says, and, when it is to be ``read``, has that checksum."""
+    """Raises ``UserError`` unless the file is there and as long as its manifest says, and, when it
+    is to be ``read``, has that checksum.
+    """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, and its checkpoint needs it; restore it from a copy.")
     try:
@@ -189,7 +235,9 @@ def check_shard(path: Path, mark: Mapping[str, Any], read: bool = True) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore it from a copy.") from error
     if found != dict(mark):
-        raise UserError(f"{path}: is not the file that its checkpoint was written with; it is damaged, restore it from a copy.")
+        raise UserError(
+            f"{path}: is not the file that its checkpoint was written with; it is damaged, restore it from a copy."
+        )
 
 
 def _aside(path: Path) -> Path:
@@ -204,8 +252,14 @@ def _emptied(aside: Path) -> None:
 
 
 def is_folder_of_shards(path: Path) -> bool:
-    """Whether a path is a folder that holds files of the names that ``ShardWriter`` gives, and nothing else."""
-    return path.is_dir() and not path.is_symlink() and all(each.is_file() and is_part(each.name) for each in path.iterdir())
+    """Whether a path is a folder that holds files of the names that ``ShardWriter`` gives, and
+    nothing else.
+    """
+    return (
+        path.is_dir()
+        and not path.is_symlink()
+        and all(each.is_file() and is_part(each.name) for each in path.iterdir())
+    )
 
 
 def is_part(name: str) -> bool:
@@ -214,7 +268,9 @@ def is_part(name: str) -> bool:
 
 
 def _removed_or_set_aside(path: Path) -> None:
-    """Removes a folder of shards that was begun, or is replaced; anything else under its name gets another name."""
+    """Removes a folder of shards that was begun, or is replaced; anything else under its name gets
+    another name.
+    """
     if is_folder_of_shards(path):
         remove_checkpoint(path)
     else:
@@ -250,7 +306,9 @@ def _synced(path: Path) -> dict[str, Any]:
 
 
 def _alone_on_purpose() -> None:
-    """Leaves out DCP's remark that a process without a group works for itself; for good, since it is made in a thread."""
+    """Leaves out DCP's remark that a process without a group works for itself; for good, since it
+    is made in a thread.
+    """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 

@@ -1,12 +1,17 @@
-"""A pickle as data: a stack machine that knows the opcodes of plain values, and calls nothing that a file names.
+"""A pickle as data: a stack machine that knows the opcodes of plain values, and calls nothing that
+a file names.
 
-A pickle is a program. Python's own reader imports what it names and calls it. Here a name stays a text: it is looked up in the table of *builders* that the caller gives, functions of
-ours that turn arguments into inert values, and a name that is not in the table ends the reading. No opcode reaches an import, an attribute or a constructor.
+A pickle is a program. Python's own reader imports what it names and calls it. Here a name stays a
+text: it is looked up in the table of *builders* that the caller gives, functions of ours that turn
+arguments into inert values, and a name that is not in the table ends the reading. No opcode reaches
+an import, an attribute or a constructor.
 
-Besides, the machine is bounded: the number of opcodes and of remembered values, the depth of what is built; keys are texts, so that no hash of a foreign structure is taken (deep tuples
-overflow the C stack there, and crafted integers collide); integers have at most 255 bytes, so that they can be printed. An opcode that is not known is refused before its argument is
-decoded (the decoder of old texts would import a codec); those of the known ones are decoded by ``pickletools``, which finds one that claims more bytes than there are before anything is
-allocated.
+Besides, the machine is bounded: the number of opcodes and of remembered values, the depth of what
+is built; keys are texts, so that no hash of a foreign structure is taken (deep tuples overflow the
+C stack there, and crafted integers collide); integers have at most 255 bytes, so that they can be
+printed. An opcode that is not known is refused before its argument is decoded (the decoder of old
+texts would import a codec); those of the known ones are decoded by ``pickletools``, which finds one
+that claims more bytes than there are before anything is allocated.
 """
 
 from __future__ import annotations
@@ -34,7 +39,9 @@ class Name:
 
 @dataclass(eq=False)
 class Record:
-    """What is left of an object: its class' name, the arguments it was made from, and its state, None until the file gives it."""
+    """What is left of an object: its class' name, the arguments it was made from, and its state,
+    None until the file gives it.
+    """
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -48,7 +55,11 @@ def shown(value: object) -> str:
 
 
 class Machine:
-    """Reads one pickle. ``builders``: what a name and its arguments become; ``persistent``: what a persistent id becomes (None: there are none)."""
+    """Reads one pickle.
+
+    ``builders``: what a name and its arguments become; ``persistent``: what a persistent id becomes
+    (None: there are none).
+    """
 
     def __init__(self, builders: Mapping[str, Builder], persistent: Callable[[Any], Any] | None = None):
         self._builders = builders
@@ -58,17 +69,26 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, stream: BinaryIO) -> Any:
-        """The value that the pickle at the stream's place makes; the stream then stands behind it. Raises ``UserError`` without the file's name."""
+        """The value that the pickle at the stream's place makes; the stream then stands behind it.
+
+        Raises ``UserError`` without the file's name.
+        """
         self._stack, self._marks, self._memo = [], [], {}
         try:
             for count, (name, argument) in enumerate(_opcodes(stream)):
                 if count >= OPERATIONS:
-                    raise UserError(f"has more than {OPERATIONS} operations, which no network needs; get the file from its source again.")
+                    raise UserError(
+                        f"has more than {OPERATIONS} operations, which no network needs; get the file from "
+                        "its source again."
+                    )
                 _HANDLERS[name](self, argument)
         except ValueError as error:
             raise UserError(f"is no whole pickle ({shown(str(error))}); it may have been cut short.") from error
         if len(self._stack) != 1 or self._marks:
-            raise UserError(f"is a malformed pickle: it leaves {len(self._stack)} values and {len(self._marks)} open marks where one value belongs.")
+            raise UserError(
+                f"is a malformed pickle: it leaves {len(self._stack)} values and {len(self._marks)} open "
+                "marks where one value belongs."
+            )
         _check_levels(self._stack[0])
         return self._stack[0]
 
@@ -115,7 +135,9 @@ class Machine:
             raise UserError("is a malformed pickle: a dictionary has a key without a value.")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                raise UserError(f"has a dictionary with a key that is a {type(key).__name__}; in networks they are texts.")
+                raise UserError(
+                    f"has a dictionary with a key that is a {type(key).__name__}; in networks they are texts."
+                )
             target[key] = value
         self._stack.append(target)
 
@@ -131,7 +153,9 @@ class Machine:
 
     def _put(self, index: int) -> None:
         if len(self._memo) >= MEMO:
-            raise UserError(f"stores more than {MEMO} values, which no network needs; get the file from its source again.")
+            raise UserError(
+                f"stores more than {MEMO} values, which no network needs; get the file from its source again."
+            )
         value = self._pop()
         self._stack.append(value)
         self._memo[index] = value
@@ -141,7 +165,10 @@ class Machine:
             raise UserError("is a malformed pickle: a name is not a text.")
         text = f"{module}.{attribute}"
         if text not in self._builders:
-            raise UserError(f"names {shown(text)}, which no network needs; nothing of it was run; get the file from its source again.")
+            raise UserError(
+                f"names {shown(text)}, which no network needs; nothing of it was run; get the file from its "
+                "source again."
+            )
         self._stack.append(Name(text))
 
     def _global(self, argument: tuple[str, str]) -> None:
@@ -160,7 +187,11 @@ class Machine:
         state = self._pop()
         target = self._pop()
         if not isinstance(target, Record):
-            raise UserError(f"sets the state of {f'the name {shown(target.text)}' if isinstance(target, Name) else f'a {type(target).__name__}'}, which has none.")
+            raise UserError(
+                "sets the state of "
+                f"{f'the name {shown(target.text)}' if isinstance(target, Name) else f'a {type(target).__name__}'}, "
+                "which has none."
+            )
         if target.state is not None:
             raise UserError(f"sets the state of a {shown(target.name)} twice.")
         target.state = state
@@ -168,12 +199,16 @@ class Machine:
 
     def _persistent_id(self, _: Any) -> None:
         if self._persistent is None:
-            raise UserError("has a persistent id, which this kind of file does not; get the file from its source again.")
+            raise UserError(
+                "has a persistent id, which this kind of file does not; get the file from its source again."
+            )
         self._stack.append(self._persistent(self._pop()))
 
 
 def _opcodes(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """(name, argument) of each opcode up to the end of the pickle. An opcode without a handler is refused before its argument is decoded.
+    """(name, argument) of each opcode up to the end of the pickle.
+
+    An opcode without a handler is refused before its argument is decoded.
 
     Raises ``UserError`` for such an opcode, and ``ValueError`` where the stream ends early.
     """
@@ -185,7 +220,9 @@ def _opcodes(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
         opcode = _DECODED.get(code)
         name = opcode.name if opcode is not None else ""
         if name not in _HANDLERS or opcode is None:
-            raise UserError(f"uses the opcode {name or code.hex()}, which no network needs; get the file from its source again.")
+            raise UserError(
+                f"uses the opcode {name or code.hex()}, which no network needs; get the file from its source again."
+            )
         if name == "GLOBAL":
             yield name, (_line(stream), _line(stream))
         else:
@@ -208,7 +245,9 @@ def texts(items: list[Any]) -> set[str]:
 
 
 def _check_levels(value: Any) -> None:
-    """Refuses what is nested deeper than ``LEVELS``; every value is visited once, level by level, without recursion."""
+    """Refuses what is nested deeper than ``LEVELS``; every value is visited once, level by level,
+    without recursion.
+    """
     seen: dict[int, Any] = {}
     level = [value]
     for _ in range(LEVELS):
@@ -216,7 +255,13 @@ def _check_levels(value: Any) -> None:
         for item in level:
             if isinstance(item, list | tuple | dict | Record) and id(item) not in seen:
                 seen[id(item)] = item
-                below.extend(item.values() if isinstance(item, dict) else (item.state, *item.arguments) if isinstance(item, Record) else item)
+                below.extend(
+                    item.values()
+                    if isinstance(item, dict)
+                    else (item.state, *item.arguments)
+                    if isinstance(item, Record)
+                    else item
+                )
         if not below:
             return
         level = below
@@ -227,7 +272,9 @@ _DECODED = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcod
 _HANDLERS: dict[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), Machine._nothing),
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), Machine._constant),
-    **dict.fromkeys(("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"), Machine._constant),
+    **dict.fromkeys(
+        ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"), Machine._constant
+    ),
     "NONE": lambda machine, _: machine._constant(None),
     "NEWTRUE": lambda machine, _: machine._constant(True),
     "NEWFALSE": lambda machine, _: machine._constant(False),

@@ -1,6 +1,8 @@
-"""The records of ``torch.nn.Module`` that a pickle leaves: their tensors by the names of a state dict, their arguments, and their attributes, each checked before it is believed.
+"""The records of ``torch.nn.Module`` that a pickle leaves: their tensors by the names of a state
+dict, their arguments, and their attributes, each checked before it is believed.
 
-A number from a file decides how large a network is built, how long a table is, what an exponential overflows at; so each is asked for with its type and its range.
+A number from a file decides how large a network is built, how long a table is, what an exponential
+overflows at; so each is asked for with its type and its range.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ _LONGEST = 16
 
 
 def tensors_of(module: Record) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(parameters, persistent buffers) of a module and the modules in it, by their names in its state dict.
+    """(parameters, persistent buffers) of a module and the modules in it, by their names in its
+    state dict.
 
-    Raises ``UserError`` for what is no module, a module that occurs twice or in itself, and modules nested deeper than 16.
+    Raises ``UserError`` for what is no module, a module that occurs twice or in itself, and modules
+    nested deeper than 16.
     """
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
@@ -28,7 +32,9 @@ def tensors_of(module: Record) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     while waiting:
         prefix, record, level = waiting.pop()
         if id(record) in seen or level > _LEVELS:
-            raise UserError(f"has modules that contain one another, or that nest deeper than {_LEVELS}, at {shown(prefix)}.")
+            raise UserError(
+                f"has modules that contain one another, or that nest deeper than {_LEVELS}, at {shown(prefix)}."
+            )
         seen.add(id(record))
         temporary = record.state.get("_non_persistent_buffers_set") if type(record.state) is dict else None
         for kind, found in (("_parameters", parameters), ("_buffers", buffers)):

@@ -1,8 +1,11 @@
-"""NVIDIA's network pickles as data: records, plain values and tensors; nothing in the file is run, imported or called.
+"""NVIDIA's network pickles as data: records, plain values and tensors; nothing in the file is run,
+imported or called.
 
-Such a pickle holds, for each module, the source text of its class, to be executed on loading (``torch_utils.persistence``), and the module's state. Here the source is dropped and the state
-kept: a ``Record`` with the class' name and a dictionary of what the module's attributes were, in which ``_parameters``, ``_buffers`` and ``_modules`` are those of ``torch.nn.Module``. What
-the names mean is the caller's business (``nvidia``). The table below is all that a file may name.
+Such a pickle holds, for each module, the source text of its class, to be executed on loading
+(``torch_utils.persistence``), and the module's state. Here the source is dropped and the state
+kept: a ``Record`` with the class' name and a dictionary of what the module's attributes were, in
+which ``_parameters``, ``_buffers`` and ``_modules`` are those of ``torch.nn.Module``. What the
+names mean is the caller's business (``nvidia``). The table below is all that a file may name.
 """
 
 from __future__ import annotations
@@ -22,7 +25,11 @@ _MODULES = ("ModuleDict", "ModuleList", "Sequential")
 
 
 def read_pickle(path: Path) -> Any:
-    """The value in the file. Raises ``UserError`` naming the file, and what in it no network needs, claims too much, or is damaged."""
+    """The value in the file.
+
+    Raises ``UserError`` naming the file, and what in it no network needs, claims too much, or is
+    damaged.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path.")
@@ -63,10 +70,18 @@ def _builders(storages: Storages) -> dict[str, Builder]:
 def _persistent(arguments: tuple[Any, ...]) -> Record:
     """A module from its description: type, version, source (dropped), class name, state."""
     about = arguments[0] if len(arguments) == 1 else None
-    if type(about) is not dict or about.get("type") != "class" or type(about.get("class_name")) is not str or type(about.get("state")) is not dict:
+    if (
+        type(about) is not dict
+        or about.get("type") != "class"
+        or type(about.get("class_name")) is not str
+        or type(about.get("state")) is not dict
+    ):
         raise UserError("has a module whose description lacks its class or its state.")
     if about.get("version") != _PERSISTENCE:
-        raise UserError(f"was written by version {shown(about.get('version'))} of torch_utils.persistence; only version {_PERSISTENCE}, that of EDM's release, is known.")
+        raise UserError(
+            f"was written by version {shown(about.get('version'))} of torch_utils.persistence; only version "
+            f"{_PERSISTENCE}, that of EDM's release, is known."
+        )
     return Record(about["class_name"], (), about["state"])
 
 

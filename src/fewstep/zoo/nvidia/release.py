@@ -1,7 +1,10 @@
-"""Networks of NVIDIA's EDM release (Karras et al. 2022): CIFAR-10, FFHQ and AFHQv2 at 64 pixels, ImageNet 64; and snapshots of its training code.
+"""Networks of NVIDIA's EDM release (Karras et al. 2022): CIFAR-10, FFHQ and AFHQv2 at 64 pixels,
+ImageNet 64; and snapshots of its training code.
 
-A file is read as data (``pickles``). It holds a preconditioning around a U-Net, both as records of what they were made from and of their tensors. The U-Net becomes ours with the same
-parameter names; the preconditioning becomes a schedule (variance exploding, at the noise levels the file supports), a prediction and inputs:
+A file is read as data (``pickles``). It holds a preconditioning around a U-Net, both as records of
+what they were made from and of their tensors. The U-Net becomes ours with the same parameter names;
+the preconditioning becomes a schedule (variance exploding, at the noise levels the file supports),
+a prediction and inputs:
 
 ================  ====================================  ==============================  =========================
 in the file       D(x; sigma)                           prediction                      inputs
@@ -12,9 +15,11 @@ in the file       D(x; sigma)                           prediction              
 ``iDDPMPrecond``  x - sigma (first half of F)           ``Epsilon``                     ``IDDPMInputs``
 ================  ====================================  ==============================  =========================
 
-The second half of what iDDPM's network emits is a variance that no sampler of the release reads: the last layers lose it on loading, and the estimate is the same.
+The second half of what iDDPM's network emits is a variance that no sampler of the release reads:
+the last layers lose it on loading, and the estimate is the same.
 
-A file's numbers are checked before anything is built from them, and its shapes against the network on the meta device before memory is taken.
+A file's numbers are checked before anything is built from them, and its shapes against the network
+on the meta device before memory is taken.
 """
 
 from __future__ import annotations
@@ -64,7 +69,9 @@ Preconditioning = tuple[KarrasVE, Prediction, Inputs]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file holds: its place, ``sha256`` and ``size`` in bytes, the names of its preconditioning and network, the number of ``parameters``, one sample's shape, the classes."""
+    """What a file holds: its place, ``sha256`` and ``size`` in bytes, the names of its
+    preconditioning and network, the number of ``parameters``, one sample's shape, the classes.
+    """
 
     path: Path
     sha256: str
@@ -76,14 +83,20 @@ class Summary:
     classes: int
 
     def __str__(self) -> str:
-        what = f"{self.preconditioning} around {self.network}, {self.parameters:,} parameters, samples {' x '.join(map(str, self.shape))}, {self.classes} classes"
+        what = (
+            f"{self.preconditioning} around {self.network}, {self.parameters:,} parameters, samples "
+            f"{' x '.join(map(str, self.shape))}, {self.classes} classes"
+        )
         return f"{self.path}: {what}, {self.size:,} bytes, SHA-256 {self.sha256}"
 
 
 def load(source: str | Path, key: str = "ema", sha256: str | None = None) -> NetworkDenoiser:
-    """The frozen denoiser in a ``.pkl`` at a path or an https URL (see ``local_file``). ``key``: its name in the file, "ema" in all of the release.
+    """The frozen denoiser in a ``.pkl`` at a path or an https URL (see ``local_file``).
 
-    Called at t it is the release's network at sigma(t), in float32. Raises ``UserError`` naming the file and what in it is unknown, hostile, damaged or does not fit.
+    ``key``: its name in the file, "ema" in all of the release.
+
+    Called at t it is the release's network at sigma(t), in float32. Raises ``UserError`` naming the
+    file and what in it is unknown, hostile, damaged or does not fit.
     """
     path = local_file(source, sha256)
     content = read_pickle(path)
@@ -92,7 +105,9 @@ def load(source: str | Path, key: str = "ema", sha256: str | None = None) -> Net
 
 
 def describe(source: str | Path, key: str = "ema") -> Summary:
-    """What is in a file that ``load`` would load, without building it; its checksum and number of parameters are to be compared with the source's."""
+    """What is in a file that ``load`` would load, without building it; its checksum and number of
+    parameters are to be compared with the source's.
+    """
     path = local_file(source)
     content = read_pickle(path)
     with _about(path):
@@ -101,7 +116,16 @@ def describe(source: str | Path, key: str = "ema") -> Summary:
         found = _description(inner)
         parameters, _ = tensors_of(inner)
     shape = (found["in_channels"], found["img_resolution"], found["img_resolution"])
-    return Summary(path, file_digest(path), path.stat().st_size, wrapper.name, inner.name, sum(p.numel() for p in parameters.values()), shape, found["classes"])
+    return Summary(
+        path,
+        file_digest(path),
+        path.stat().st_size,
+        wrapper.name,
+        inner.name,
+        sum(p.numel() for p in parameters.values()),
+        shape,
+        found["classes"],
+    )
 
 
 @contextlib.contextmanager
@@ -116,7 +140,11 @@ def _about(path: Path) -> Iterator[None]:
 def _network(content: Any, key: str) -> Record:
     """The preconditioning under ``key``."""
     if type(content) is not dict or not isinstance(content.get(key), Record):
-        names = ", ".join(shown(name) for name, value in content.items() if isinstance(value, Record)) if type(content) is dict else ""
+        names = (
+            ", ".join(shown(name) for name, value in content.items() if isinstance(value, Record))
+            if type(content) is dict
+            else ""
+        )
         raise UserError(f"holds no network '{key}'; it holds {names or 'none at all'}.")
     wrapper = content[key]
     if wrapper.name not in _PRECONDITIONINGS:
@@ -141,7 +169,10 @@ def _denoiser(wrapper: Record) -> NetworkDenoiser:
     tensors = {**parameters, **buffers}
     channels = description["in_channels"]
     if description["out_channels"] != channels * (2 if wrapper.name == "iDDPMPrecond" else 1):
-        raise UserError(f"has a network of {description['out_channels']} channels out and {channels} in, which {wrapper.name} does not have.")
+        raise UserError(
+            f"has a network of {description['out_channels']} channels out and {channels} in, which "
+            f"{wrapper.name} does not have."
+        )
     if wrapper.name == "iDDPMPrecond":
         _check_levels(wrapper, inputs)
         description["out_channels"] = channels
@@ -161,7 +192,10 @@ def _description(inner: Record) -> dict[str, Any]:
     unknown = sorted(set(given) - {*_WHOLE, *_LISTS, *_SHARES, *_WORDS})
     if unknown:
         raise UserError(f"has a {inner.name} made with {shown(unknown[0])}, which the release's does not take.")
-    found: dict[str, Any] = {name: whole(given, name, *_WHOLE[name]) for name in ("img_resolution", "in_channels", "out_channels", "label_dim")}
+    found: dict[str, Any] = {
+        name: whole(given, name, *_WHOLE[name])
+        for name in ("img_resolution", "in_channels", "out_channels", "label_dim")
+    }
     for name in given:
         if name in _WHOLE:
             found[name] = whole(given, name, *_WHOLE[name])
@@ -186,22 +220,32 @@ def _is_last(name: str) -> bool:
 
 
 def _edm(state: dict[str, Any]) -> Preconditioning:
-    # The release's networks claim [0, infinity); its sampler goes from 80 to 0.002, and so do its training's noise levels.
+    # The release's networks claim [0, infinity); its sampler goes from 80 to 0.002, and so do its
+    # training's noise levels.
     low, high = real(state, "sigma_min", 0.0, 1e6) or 0.002, min(real(state, "sigma_max", 0.0, math.inf), 80.0)
     data = real(state, "sigma_data", 1e-6, 1e6)
     return KarrasVE(low, high), EDM(data), EDMInputs(data)
 
 
 def _vp(state: dict[str, Any]) -> Preconditioning:
-    inputs = VPInputs(real(state, "beta_d", 1e-6, 1000.0), real(state, "beta_min", 0.0, 100.0), whole(state, "M", 2, 100_000))
+    inputs = VPInputs(
+        real(state, "beta_d", 1e-6, 1000.0), real(state, "beta_min", 0.0, 100.0), whole(state, "M", 2, 100_000)
+    )
     low, high = inputs.level(real(state, "epsilon_t", 1e-12, 1.0)), inputs.level(1.0)
     if high > _HIGHEST_LEVEL:
-        raise UserError(f"has {inputs.beta_d} for beta_d and {inputs.beta_min} for beta_min, whose highest noise level is {high:.3g}: it must be at most {_HIGHEST_LEVEL:g}.")
+        raise UserError(
+            f"has {inputs.beta_d} for beta_d and {inputs.beta_min} for beta_min, whose highest noise level "
+            f"is {high:.3g}: it must be at most {_HIGHEST_LEVEL:g}."
+        )
     return KarrasVE(low, high), Epsilon(), inputs
 
 
 def _ve(state: dict[str, Any]) -> Preconditioning:
-    return KarrasVE(real(state, "sigma_min", 0.0, _HIGHEST_LEVEL), real(state, "sigma_max", 0.0, _HIGHEST_LEVEL)), ScaledScore(), VEInputs()
+    return (
+        KarrasVE(real(state, "sigma_min", 0.0, _HIGHEST_LEVEL), real(state, "sigma_max", 0.0, _HIGHEST_LEVEL)),
+        ScaledScore(),
+        VEInputs(),
+    )
 
 
 def _iddpm(state: dict[str, Any]) -> Preconditioning:
@@ -214,8 +258,19 @@ def _check_levels(wrapper: Record, inputs: Inputs) -> None:
     """iDDPM's noise levels are in its file as well; they must be the ones of its constants."""
     assert isinstance(inputs, IDDPMInputs)
     stored = wrapper.state["_buffers"].get("u")
-    if not isinstance(stored, Tensor) or stored.shape != inputs.levels.shape or not torch.allclose(stored.double(), inputs.levels, rtol=1e-3, atol=1e-6):
-        raise UserError("has an iDDPMPrecond whose table of noise levels is not the one of its constants C_1, C_2 and M.")
+    if (
+        not isinstance(stored, Tensor)
+        or stored.shape != inputs.levels.shape
+        or not torch.allclose(stored.double(), inputs.levels, rtol=1e-3, atol=1e-6)
+    ):
+        raise UserError(
+            "has an iDDPMPrecond whose table of noise levels is not the one of its constants C_1, C_2 and M."
+        )
 
 
-_PRECONDITIONINGS: Mapping[str, Callable[[dict[str, Any]], Preconditioning]] = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm}
+_PRECONDITIONINGS: Mapping[str, Callable[[dict[str, Any]], Preconditioning]] = {
+    "EDMPrecond": _edm,
+    "VPPrecond": _vp,
+    "VEPrecond": _ve,
+    "iDDPMPrecond": _iddpm,
+}

@@ -1,9 +1,12 @@
-"""Tensors as PyTorch writes them inside a pickle: storages as bytes, and views of them, each checked against the bytes that are there.
+"""Tensors as PyTorch writes them inside a pickle: storages as bytes, and views of them, each
+checked against the bytes that are there.
 
-A storage is the legacy form of ``torch.save``: five pickles in a row (a magic number, a version, facts on the machine, the storage by its persistent id, the list of keys), the number
-of elements as an int64, and the elements, little-endian. All five are read by the same machine as the file around them. A tensor is a view of a storage: type, offset, shape, strides.
-Views may neither leave their storage nor repeat its elements, and all tensors of a file together may not be larger than the file: 10 GB that a kilobyte claims are refused before they
-are allocated.
+A storage is the legacy form of ``torch.save``: five pickles in a row (a magic number, a version,
+facts on the machine, the storage by its persistent id, the list of keys), the number of elements as
+an int64, and the elements, little-endian. All five are read by the same machine as the file around
+them. A tensor is a view of a storage: type, offset, shape, strides. Views may neither leave their
+storage nor repeat its elements, and all tensors of a file together may not be larger than the file:
+10 GB that a kilobyte claims are refused before they are allocated.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ class Storage:
 
 
 class Storages:
-    """The storages and tensors of one file of ``size`` bytes; ``storage`` and ``tensor`` are builders (see ``machine``)."""
+    """The storages and tensors of one file of ``size`` bytes; ``storage`` and ``tensor`` are
+    builders (see ``machine``).
+    """
 
     def __init__(self, size: int):
         self._size = size
@@ -59,19 +64,30 @@ class Storages:
         return _storage_from(arguments[0])
 
     def tensor(self, arguments: tuple[Any, ...]) -> Tensor:
-        """``torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)``."""
+        """``torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad,
+        hooks)``.
+        """
         if len(arguments) != 6 or not isinstance(arguments[0], Storage):
             raise UserError("has a tensor that is not a view of a storage.")
         storage, offset, shape, strides = arguments[:4]
         for numbers in ((offset,), shape, strides):
-            if type(numbers) is not tuple or len(numbers) > _DIMENSIONS or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
-                raise UserError(f"has a tensor whose shape, strides or offset are not at most {_DIMENSIONS} whole numbers from 0.")
+            if (
+                type(numbers) is not tuple
+                or len(numbers) > _DIMENSIONS
+                or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers)
+            ):
+                raise UserError(
+                    f"has a tensor whose shape, strides or offset are not at most {_DIMENSIONS} whole numbers from 0."
+                )
         if len(shape) != len(strides):
             raise UserError(f"has a tensor of {len(shape)} dimensions with {len(strides)} strides.")
         elements = math.prod(shape)
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if elements else 0
         if elements > span or offset + span > storage.count:
-            raise UserError(f"has a tensor of {shown(elements)} elements that does not fit into its storage of {storage.count}; get the file from its source again.")
+            raise UserError(
+                f"has a tensor of {shown(elements)} elements that does not fit into its storage of "
+                f"{storage.count}; get the file from its source again."
+            )
         size = storage.dtype.itemsize
         self._claimed += span * size
         if self._claimed > self._size:
@@ -101,8 +117,14 @@ def _storage_from(payload: bytes) -> Storage:
     if not isinstance(storage, _Claim) or type(keys) is not list or len(keys) != 1 or keys[0] != storage.key:
         raise UserError("has a storage whose list of keys is not its key.")
     content = memoryview(payload)[stream.tell() :]
-    if len(content) != 8 + storage.count * storage.dtype.itemsize or struct.unpack("<q", content[:8])[0] != storage.count:
-        raise UserError(f"has a storage that claims {shown(storage.count)} elements and holds {len(content)} bytes; it may have been cut short.")
+    if (
+        len(content) != 8 + storage.count * storage.dtype.itemsize
+        or struct.unpack("<q", content[:8])[0] != storage.count
+    ):
+        raise UserError(
+            f"has a storage that claims {shown(storage.count)} elements and holds {len(content)} bytes; it "
+            "may have been cut short."
+        )
     return Storage(storage.dtype, storage.count, content[8:])
 
 
@@ -116,8 +138,15 @@ class _Claim:
 
 
 def _claim(identity: Any) -> _Claim:
-    """From ('storage', type, key, device, number of elements, None); the last is missing in old files."""
-    if type(identity) is not tuple or len(identity) not in {5, 6} or identity[0] != "storage" or identity[5:] not in ((), (None,)):
+    """From ('storage', type, key, device, number of elements, None); the last is missing in old
+    files.
+    """
+    if (
+        type(identity) is not tuple
+        or len(identity) not in {5, 6}
+        or identity[0] != "storage"
+        or identity[5:] not in ((), (None,))
+    ):
         raise UserError("has a storage with a malformed persistent id.")
     _, kind, key, _, count = identity[:5]
     if not isinstance(kind, Name) or type(key) is not str or type(count) is not int or count < 0:
