@@ -67,7 +67,13 @@ def test_a_run_goes_on_as_it_would_have(copied: Path) -> None:
         # What the shipped recipe said then.
         *(f"{section}.times={{kind: log-normal, mean: 0.0, std: 1.2}}" for section in ("method", "method.fake")),
         "method.optimizer.decay=0.5",
-        *("student.width=16", "student.depth=2", "target.record.steps=5", "target.switch.steps=5", "training.steps=140"),
+        *(
+            "student.width=16",
+            "student.depth=2",
+            "target.record.steps=5",
+            "target.switch.steps=5",
+            "training.steps=140",
+        ),
         *("training.batch=32", "training.checkpoint_every=40", "training.log_every=10", "training.health_every=50"),
         *("evaluation.samples=500", "evaluation.every=50"),
     ]

@@ -268,6 +268,25 @@ def test_a_module_is_imported_by_the_command_line_alone(tmp_path) -> None:
     assert "import 'my_module' first" in unread.stderr
     read = called(tmp_path, "--import=my_module", "inspect", "run/model.safetensors")
     assert read.returncode == 0, read.stderr
+    teacher = [
+        "--set=teacher={kind: file, path: run/model.safetensors}",
+        "--set=training.steps=4",
+        "--set=training.batch=4",
+        "--set=evaluation.samples=16",
+    ]
+    student = called(
+        tmp_path,
+        "distill",
+        "mixture2d-diff-instruct",
+        "--out",
+        "student",
+        *teacher,
+        "--set=student={kind: copy}",
+        "--import=my_module",
+    )
+    assert student.returncode == 0, student.stderr
+    several = called(tmp_path, "measure", "student", "--import=my_module", "--samples", "16", "--processes", "2")
+    assert several.returncode == 0, several.stderr
     missing = called(tmp_path, "recipes", "--import", "no_such_module")
     assert missing.returncode == 2
     assert "there is no such module" in missing.stderr

@@ -70,7 +70,9 @@ class Key:
     def _uniform(self, purpose: str, rows: int, a_row: int, start: int) -> np.ndarray:
         blocks = -(-a_row // _WORDS_A_BLOCK)
         # Escaped, so that no stage and purpose can together spell another pair.
-        stage, purpose = (part.replace("\\", "\\\\").replace("|", "\\|") for part in (self.stage, self.purpose_of(purpose)))
+        stage, purpose = (
+            part.replace("\\", "\\\\").replace("|", "\\|") for part in (self.stage, self.purpose_of(purpose))
+        )
         text = f"{self.seed}|{stage}|{self.step}|{purpose}".encode()
         key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
         words = np.random.Philox(key=key, counter=start * blocks).random_raw(rows * blocks * _WORDS_A_BLOCK)

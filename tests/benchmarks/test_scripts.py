@@ -37,11 +37,17 @@ NEEDS_MORE = ("emoji",)
 # Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study overhead`` the other.
 INNER = ("faults_entry", "collecting")
 FILES = [path for folder in FOLDERS for path in folder.glob("*.py")]
-PROGRAMS = sorted(path.stem for path in FILES if re.search(r"^def main\(", path.read_text(encoding="utf-8"), re.MULTILINE) and path.stem not in INNER)
+PROGRAMS = sorted(
+    path.stem
+    for path in FILES
+    if re.search(r"^def main\(", path.read_text(encoding="utf-8"), re.MULTILINE) and path.stem not in INNER
+)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_script_says_what_it_takes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_script_says_what_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit) as ended:
         imported(name).main()
@@ -51,14 +57,22 @@ def test_a_script_says_what_it_takes(name: str, monkeypatch: pytest.MonkeyPatch,
 
 def test_every_script_is_run_by_a_test() -> None:
     """Here, or by a test that starts it by name."""
-    others = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__))
+    others = "".join(
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)
+    )
     unrun = [name for name in PROGRAMS if name not in (*SCRIPTS, *NEEDS_MORE) and f'started("{name}"' not in others]
     assert not unrun, "these have no tiny settings in SCRIPTS"
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SCRIPTS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SCRIPTS]
+)
 def test_a_script_runs_to_its_end(name: str, tmp_path: Path) -> None:
     arguments, result = SCRIPTS[name]
-    where = ("--results", str(tmp_path / "results"), *(("--out", str(tmp_path / "runs")) if "--seeds" in arguments or name in WITH_OUT else ()))
+    where = (
+        "--results",
+        str(tmp_path / "results"),
+        *(("--out", str(tmp_path / "runs")) if "--seeds" in arguments or name in WITH_OUT else ()),
+    )
     assert started(name.partition(",")[0], *arguments, *where).strip()
     assert json.loads((tmp_path / "results" / result).read_text(encoding="utf-8"))

@@ -30,20 +30,60 @@ from fewstep.networks.kinds.store import load_network, load_strictly, save_netwo
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = 2
-SONG = {"kind": "song-unet", "img_resolution": 8, "model_channels": 8, "channel_mult": [1, 2], "channel_mult_emb": 2, "num_blocks": 1, "attn_resolutions": [4]}
-NCSNPP = {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]}
-ADM = {"kind": "dhariwal-unet", "img_resolution": 8, "model_channels": 64, "channel_mult": [1, 2], "channel_mult_emb": 1, "num_blocks": 1, "attn_resolutions": [4]}
+SONG = {
+    "kind": "song-unet",
+    "img_resolution": 8,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "channel_mult_emb": 2,
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
+NCSNPP = {
+    "embedding_type": "fourier",
+    "channel_mult_noise": 2,
+    "encoder_type": "residual",
+    "resample_filter": [1, 3, 3, 1],
+}
+ADM = {
+    "kind": "dhariwal-unet",
+    "img_resolution": 8,
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "channel_mult_emb": 1,
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
 
 # Small networks that have everything the release's have: name -> (description, noise labels). The labels of VP and iDDPM go up to 999, those of VE and EDM are logarithms.
 CASES: dict[str, tuple[dict, tuple[float, float]]] = {
     "ddpmpp": (SONG, (-1.5, 1.1)),
-    "ddpmpp-conditional": ({**SONG, "classes": 3, "augment_dim": 9, "num_blocks": 2, "attn_resolutions": [8]}, (-0.3, 0.7)),
+    "ddpmpp-conditional": (
+        {**SONG, "classes": 3, "augment_dim": 9, "num_blocks": 2, "attn_resolutions": [8]},
+        (-0.3, 0.7),
+    ),
     "ddpmpp-vp": ({**SONG, "model_channels": 32, "channel_mult": [1], "attn_resolutions": []}, (999.0, 417.3)),
     "ncsnpp": ({**SONG, **NCSNPP, "channel_mult": [1, 2, 2], "classes": 3, "augment_dim": 9}, (-6.2, 3.2)),
-    "song-skip": ({**SONG, **NCSNPP, "encoder_type": "skip", "decoder_type": "skip", "channel_mult": [1, 2, 2]}, (-0.8, 0.9)),
-    "song-mixed": ({**SONG, "encoder_type": "residual", "decoder_type": "skip", "channel_mult": [2, 1], "out_channels": 2, "in_channels": 1}, (0.1, -2.0)),
+    "song-skip": (
+        {**SONG, **NCSNPP, "encoder_type": "skip", "decoder_type": "skip", "channel_mult": [1, 2, 2]},
+        (-0.8, 0.9),
+    ),
+    "song-mixed": (
+        {
+            **SONG,
+            "encoder_type": "residual",
+            "decoder_type": "skip",
+            "channel_mult": [2, 1],
+            "out_channels": 2,
+            "in_channels": 1,
+        },
+        (0.1, -2.0),
+    ),
     "adm": ({**ADM, "classes": 3, "augment_dim": 4}, (-0.6, 0.4)),
-    "adm-iddpm": ({**ADM, "channel_mult": [1, 1], "num_blocks": 2, "attn_resolutions": [8, 4], "out_channels": 6}, (998.0, 3.0)),
+    "adm-iddpm": (
+        {**ADM, "channel_mult": [1, 1], "num_blocks": 2, "attn_resolutions": [8, 4], "out_channels": 6},
+        (998.0, 3.0),
+    ),
     "adm-additive": ({**ADM, "channel_mult": [1, 1], "adaptive_scale": False}, (-240.0, 1095.5)),
 }
 # The two of everything, for laws that hold for all.
@@ -79,7 +119,12 @@ def inputs(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     description, levels = CASES[case]
     size = description["img_resolution"]
     x = formula("x", (ROWS, description.get("in_channels", 3), size, size)).float() * 1.4
-    return x, torch.tensor(levels), torch.tensor([1, -1]), formula("augment", (ROWS, description.get("augment_dim", 0))).float()
+    return (
+        x,
+        torch.tensor(levels),
+        torch.tensor([1, -1]),
+        formula("augment", (ROWS, description.get("augment_dim", 0))).float(),
+    )
 
 
 def network_of(case: str, **changes: bool) -> UNet:
@@ -118,7 +163,9 @@ def test_gradients_are_the_releases(case: str) -> None:
     (network(x.requires_grad_(), level, condition) * formula("cotangent", (ROWS, 3, 8, 8)).float()).sum().backward()
     torch.testing.assert_close(x.grad, golden(f"{case}-gradient"), rtol=1e-4, atol=2e-5)
     # One number a parameter, which a wrong gradient anywhere would change.
-    found = torch.stack([(p.grad * formula(name, tuple(p.shape)).float()).sum() for name, p in sorted(network.named_parameters())])
+    found = torch.stack(
+        [(p.grad * formula(name, tuple(p.shape)).float()).sum() for name, p in sorted(network.named_parameters())]
+    )
     torch.testing.assert_close(found, golden(f"{case}-parameters"), rtol=1e-4, atol=1e-4)
 
 
@@ -211,10 +258,15 @@ def test_a_resampled_convolution_resamples_before_it_and_a_fused_one_after() -> 
     init, x = Init("xavier-uniform", bias=1.0), normals(2, 3, 8, 8)
     for direction in ("up", "down"):
         conv = Conv(3, 5, 3, init, direction, (1, 3, 3, 1)).double()
-        expected = nn.functional.conv2d(Resample(direction, (1, 3, 3, 1)).double()(x), conv.weight, conv.bias, padding=1)
+        expected = nn.functional.conv2d(
+            Resample(direction, (1, 3, 3, 1)).double()(x), conv.weight, conv.bias, padding=1
+        )
         torch.testing.assert_close(conv(x), expected)
     fused = DownConv(3, 5, 3, init, (1, 3, 3, 1)).double()
-    expected = Resample("down", (1, 3, 3, 1)).double()(nn.functional.conv2d(x, fused.weight, padding=1)) + fused.bias[:, None, None]
+    expected = (
+        Resample("down", (1, 3, 3, 1)).double()(nn.functional.conv2d(x, fused.weight, padding=1))
+        + fused.bias[:, None, None]
+    )
     torch.testing.assert_close(fused(x)[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1])
     assert not torch.allclose(fused(x), expected)  # only the border is padded otherwise
 
@@ -238,7 +290,11 @@ def test_layers_are_drawn_by_the_releases_rules() -> None:
 @both
 def test_a_fresh_networks_blocks_end_silently(case: str) -> None:
     network = build(CASES[case][0])
-    ends = [value for name, value in network.named_parameters() if name.endswith(("conv1.weight", "proj.weight", "aux_conv.weight", "out_conv.weight"))]
+    ends = [
+        value
+        for name, value in network.named_parameters()
+        if name.endswith(("conv1.weight", "proj.weight", "aux_conv.weight", "out_conv.weight"))
+    ]
     assert len(ends) > 5
     assert all(float(value.detach().abs().max()) <= (1e-5 if case == "ncsnpp" else 0.0) for value in ends)
 
@@ -253,7 +309,9 @@ def test_waves_of_a_noise_level() -> None:
     assert float(last) == pytest.approx(math.sin(1e-4), rel=1e-4)
     fourier = FourierEmbedding(4000)
     assert float(fourier.freqs.std()) == pytest.approx(16, rel=0.1)
-    torch.testing.assert_close(fourier(level[:2])[:, 2000:], torch.sin(2 * math.pi * level[:2, None] * fourier.freqs), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        fourier(level[:2])[:, 2000:], torch.sin(2 * math.pi * level[:2, None] * fourier.freqs), rtol=0, atol=1e-4
+    )
 
 
 # Conditions
@@ -281,7 +339,9 @@ def test_grown_networks_are_silent_at_first_and_then_listen(case: str) -> None:
     condition, end = Condition(condition.labels, condition.context, torch.tensor([1.0, 5.0])), torch.tensor([-2.0, 0.5])
     assert torch.equal(new(x, level, condition, end), old(x, level, condition))
     assert torch.equal(new.features(x, level, condition, end), old.features(x, level, condition))
-    assert {key for key in new.state_dict() if key not in old.state_dict()} == {f"side.{part}.{kind}" for part in ("guidance", "end") for kind in ("weight", "bias")}
+    assert {key for key in new.state_dict() if key not in old.state_dict()} == {
+        f"side.{part}.{kind}" for part in ("guidance", "end") for kind in ("weight", "bias")
+    }
     # A branch enters where the noise level does: its bias is as good as one on the last layer of the embedding.
     shift = normals(*new.map_layer1.bias.shape, dtype=torch.float32)
     with torch.no_grad():
@@ -322,7 +382,12 @@ def test_loading_is_strict() -> None:
 def hooked(network: UNet, names: list[str], call: object) -> dict[str, Tensor]:
     """What the blocks of these names gave while ``call()`` ran; only those that ran."""
     seen: dict[str, Tensor] = {}
-    handles = [network.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: seen.setdefault(name, out)) for name in names]
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: seen.setdefault(name, out)
+        )
+        for name in names
+    ]
     call()
     for handle in handles:
         handle.remove()
@@ -333,7 +398,11 @@ def hooked(network: UNet, names: list[str], call: object) -> dict[str, Tensor]:
 def test_activations_are_those_of_the_blocks(case: str) -> None:
     network, arguments = network_of(case), arguments_of(case)
     names = list(network.blocks)
-    assert names == [name for name, _ in network.named_modules() if name.count(".") == 1 and name[:4] in ("enc.", "dec.") and "_aux_" not in name]
+    assert names == [
+        name
+        for name, _ in network.named_modules()
+        if name.count(".") == 1 and name[:4] in ("enc.", "dec.") and "_aux_" not in name
+    ]
     seen = hooked(network, names, lambda: network(*arguments))
     found = network.features_at(*arguments, range(len(names)))
     for name, value in zip(names, found, strict=True):
@@ -342,7 +411,9 @@ def test_activations_are_those_of_the_blocks(case: str) -> None:
             assert torch.equal(value, seen[name]), name
         else:
             assert not torch.equal(value, seen[name])
-    assert torch.equal(found[len(network.enc) - sum("_aux_" in name for name in network.enc) - 1], network.features(*arguments))
+    assert torch.equal(
+        found[len(network.enc) - sum("_aux_" in name for name in network.enc) - 1], network.features(*arguments)
+    )
 
 
 @both
@@ -350,7 +421,9 @@ def test_activations_after_the_image_has_entered_go_on_to_the_next_block(case: s
     network, arguments = network_of(case), arguments_of(case)
     names, fed = list(network.blocks), []
     position = names.index("enc.4x4_down")
-    handle = network.get_submodule(names[position + 1]).register_forward_pre_hook(lambda module, args: fed.append(args[0]))
+    handle = network.get_submodule(names[position + 1]).register_forward_pre_hook(
+        lambda module, args: fed.append(args[0])
+    )
     network(*arguments)
     handle.remove()
     assert torch.equal(network.features_at(*arguments, [position])[0], fed[0])
@@ -372,7 +445,9 @@ def test_nothing_after_the_last_activation_that_is_asked_for_is_computed(case: s
     assert list(seen) == [name for name in names if name.startswith("enc.")]
     assert network.features(*arguments).shape[1] == network.bottleneck
     for position in (len(names), -1):
-        with pytest.raises(UserError, match=f"no block at position {position}; this network's blocks are at 0 to {len(names) - 1}"):
+        with pytest.raises(
+            UserError, match=f"no block at position {position}; this network's blocks are at 0 to {len(names) - 1}"
+        ):
             network.features_at(*arguments, [0, position])
 
 
@@ -425,11 +500,15 @@ def test_recomputing_changes_no_bit(case: str) -> None:
     condition = Condition(condition.labels, condition.context, torch.tensor([1.0, 3.0]))
     for network in (plain, again):
         count: list[int] = []
-        network.get_submodule(network.blocks[-1]).register_forward_pre_hook(lambda module, args, count=count: count.append(1))
+        network.get_submodule(network.blocks[-1]).register_forward_pre_hook(
+            lambda module, args, count=count: count.append(1)
+        )
         x = x.detach().clone().requires_grad_()
         out = network(x, level, condition)
         kept = network.features_at(x, level, condition, [1, 4])
-        (out.square().sum() + sum(k.sin().sum() for k in kept) + network.features(x, level, condition).cos().sum()).backward()
+        (
+            out.square().sum() + sum(k.sin().sum() for k in kept) + network.features(x, level, condition).cos().sum()
+        ).backward()
         results.append([out, *kept, x.grad, *(p.grad for p in network.parameters())])
         with torch.no_grad():
             network(x, level, condition)
@@ -470,8 +549,16 @@ def test_recomputing_keeps_fewer_activations(case: str) -> None:
     [
         ("ddpmpp", {"img_resolution": 9}, "img_resolution 9 cannot be halved 1 times"),
         ("adm", {"img_resolution": 12, "channel_mult": [1, 1, 1, 1]}, "it must be a multiple of 8"),
-        ("ddpmpp", {"attn_resolutions": [4, 16]}, "attn_resolutions names 16, which does not occur: the levels have resolutions 8, 4"),
-        ("ddpmpp", {"embedding_type": "learned"}, "'embedding_type' is 'learned', and must be one of positional, fourier"),
+        (
+            "ddpmpp",
+            {"attn_resolutions": [4, 16]},
+            "attn_resolutions names 16, which does not occur: the levels have resolutions 8, 4",
+        ),
+        (
+            "ddpmpp",
+            {"embedding_type": "learned"},
+            "'embedding_type' is 'learned', and must be one of positional, fourier",
+        ),
         ("ddpmpp", {"encoder_type": "both"}, "'encoder_type' is 'both', and must be one of standard, skip, residual"),
         ("ddpmpp", {"decoder_type": "residual"}, "'decoder_type' is 'residual', and must be one of standard, skip"),
         ("ddpmpp", {"resample_filter": [1, 2, 1]}, r"an even number of taps whose sum is not 0.* got \[1, 2, 1\]"),

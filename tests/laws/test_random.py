@@ -22,7 +22,14 @@ DRAWS: dict[str, Draw] = {
     "integers": lambda key, rows, start: key.integers("p", rows, 1000, start),
 }
 PINNED_UNIFORM = [0.9549824082498384, 0.7389890390840671]
-PINNED_NORMAL = [1.4175409078598022, 1.0694659948349, 2.0474328994750977, 1.6384543180465698, 0.22029627859592438, -0.04305069521069527]
+PINNED_NORMAL = [
+    1.4175409078598022,
+    1.0694659948349,
+    2.0474328994750977,
+    1.6384543180465698,
+    0.22029627859592438,
+    -0.04305069521069527,
+]
 every_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
 
 
@@ -50,7 +57,11 @@ def test_draws_do_not_depend_on_history_and_leave_no_trace(draw: Draw) -> None:
     assert random.getstate() == before[2]
 
 
-@pytest.mark.parametrize("other", [Key(12, "stage", 4), Key(11, "stages", 4), Key(11, "stage", 5), Key(11, "", 4), Key(-11, "stage", 4)], ids=repr)
+@pytest.mark.parametrize(
+    "other",
+    [Key(12, "stage", 4), Key(11, "stages", 4), Key(11, "stage", 5), Key(11, "", 4), Key(-11, "stage", 4)],
+    ids=repr,
+)
 @every_draw
 def test_seed_stage_and_step_all_matter(draw: Draw, other: Key) -> None:
     assert not bool((draw(Key(11, "stage", 4), 64, 0) == draw(other, 64, 0)).float().mean() > 0.1)

@@ -37,7 +37,9 @@ def test_two_nodes_are_the_warm_ablation_bit_for_bit(small_run):
     warm = small_run("warm", nodes=2, record=6)
     warm.trainer().fit()
     by_hand = small_run("hand")
-    phase = Phase("degrade", by_hand.fake, [Term(by_hand.score_matching, by_hand.prior)], warm.stages[0].phases[0].optimizer)
+    phase = Phase(
+        "degrade", by_hand.fake, [Term(by_hand.score_matching, by_hand.prior)], warm.stages[0].phases[0].optimizer
+    )
     stages = [Stage("record", 6, [phase]), *by_hand.stages]
     Trainer(by_hand.folder, stages, by_hand.student, by_hand.settings).fit()
     assert equal(warm.student, by_hand.student)
@@ -215,7 +217,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(small_run):
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ['{"epoch": 3}\n', "notes\n", '{"step": 3, "stage": "distill", "evaluations": 8}\n'])
+@pytest.mark.parametrize(
+    "content", ['{"epoch": 3}\n', "notes\n", '{"step": 3, "stage": "distill", "evaluations": 8}\n']
+)
 def test_a_log_that_is_another_runs_or_no_log_is_not_cut(small_run, content):
     run = small_run("mine", steps=2)
     run.folder.mkdir(parents=True)

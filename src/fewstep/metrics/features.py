@@ -29,7 +29,9 @@ class FeatureSpace:
     def classify(self, samples: Tensor) -> Tensor:
         """Samples (B, *D) -> logits (B, K); raises ``UserError`` where there is no classifier."""
         if self.head is None:
-            raise UserError(f"the feature space '{self.name}' has no classifier; set 'evaluation.features' to one that has.")
+            raise UserError(
+                f"the feature space '{self.name}' has no classifier; set 'evaluation.features' to one that has."
+            )
         return self.head(self.extract(samples))
 
 

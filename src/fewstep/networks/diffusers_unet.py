@@ -35,10 +35,14 @@ class DiffusersUNet(DenoisingNetwork):
         try:
             from diffusers import UNet2DModel
         except ImportError as error:
-            raise UserError("the network kind 'diffusers-unet2d' needs diffusers: pip install 'fewstep[diffusers]'.") from error
+            raise UserError(
+                "the network kind 'diffusers-unet2d' needs diffusers: pip install 'fewstep[diffusers]'."
+            ) from error
         unknown = sorted(set(config) - set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"})
         if unknown:
-            raise UserError(f"network 'diffusers-unet2d': UNet2DModel of the installed diffusers takes no '{unknown[0]}'; install the version that wrote the configuration, or a newer one.")
+            raise UserError(
+                f"network 'diffusers-unet2d': UNet2DModel of the installed diffusers takes no '{unknown[0]}'; install the version that wrote the configuration, or a newer one."
+            )
         embeddings = config.get("num_class_embeds") or 0
         if config.get("class_embed_type") is not None or embeddings not in (classes, classes + 1 if classes else 0):
             embedded = f"{embeddings} classes of type {config.get('class_embed_type')}"
@@ -46,12 +50,16 @@ class DiffusersUNet(DenoisingNetwork):
         if config.get("time_embedding_type", "positional") != "positional":
             # A learned embedding knows whole steps only; Fourier features take the logarithm of a
             # label, which may be 0 here.
-            raise UserError(f"network 'diffusers-unet2d': has {config['time_embedding_type']!r:.80} for time_embedding_type, and only 'positional' takes any noise label.")
+            raise UserError(
+                f"network 'diffusers-unet2d': has {config['time_embedding_type']!r:.80} for time_embedding_type, and only 'positional' takes any noise label."
+            )
         self.classes = classes
         self.has_null = embeddings > classes
         unet: Any = UNet2DModel(**config)
         if unet.mid_block is None:
-            raise UserError("network 'diffusers-unet2d': it has no middle block, whose activations are the features for critics.")
+            raise UserError(
+                "network 'diffusers-unet2d': it has no middle block, whose activations are the features for critics."
+            )
         self.unet = unet
         self.bottleneck = int(unet.config.block_out_channels[-1])
 
@@ -62,7 +70,9 @@ class DiffusersUNet(DenoisingNetwork):
 
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         if end_label is not None:
-            raise UserError("this network takes no end label: diffusers' U-Net has no place for one; use a network of ours as a trajectory student.")
+            raise UserError(
+                "this network takes no end label: diffusers' U-Net has no place for one; use a network of ours as a trajectory student."
+            )
         return self.unet(x, noise_label, class_labels=self._labels(condition, len(x)), return_dict=False)[0]
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
@@ -87,9 +97,17 @@ class DiffusersUNet(DenoisingNetwork):
             # There ids have no values to be looked at, and sizes are all that is asked for.
             return torch.zeros(rows, dtype=torch.int64, device="meta")
         lowest = NO_CLASS if self.has_null else 0
-        if labels is None or labels.ndim != 1 or labels.is_floating_point() or int(labels.min()) < lowest or int(labels.max()) >= self.classes:
+        if (
+            labels is None
+            or labels.ndim != 1
+            or labels.is_floating_point()
+            or int(labels.min()) < lowest
+            or int(labels.max()) >= self.classes
+        ):
             null = ", or -1 for 'no class'" if self.has_null else ": it has no embedding for 'no class'"
-            raise UserError(f"diffusers' class-conditional U-Net needs a class from 0 to {self.classes - 1} for each sample{null}.")
+            raise UserError(
+                f"diffusers' class-conditional U-Net needs a class from 0 to {self.classes - 1} for each sample{null}."
+            )
         return torch.where(labels == NO_CLASS, self.classes, labels)
 
 

@@ -65,11 +65,17 @@ class SideLabels(nn.Module):
         """``embedded`` (B, channels) plus what is asked for. Raises ``UserError`` for a number that is asked for and missing, and for an end that is not asked for."""
         if (self.end is None) != (end_label is None):
             if end_label is None:
-                raise UserError("this network jumps to a given end and was called without one: call it through a TrajectoryDenoiser, which gives an end label.")
-            raise UserError("this network takes no end label: build it with 'end: true', or grow it with grown(network, end=True).")
+                raise UserError(
+                    "this network jumps to a given end and was called without one: call it through a TrajectoryDenoiser, which gives an end label."
+                )
+            raise UserError(
+                "this network takes no end label: build it with 'end: true', or grow it with grown(network, end=True)."
+            )
         if self.guidance is not None:
             if condition.guidance is None:
-                raise UserError("this network is conditioned on a guidance scale and the condition has none: give Condition(guidance=w), w (B,).")
+                raise UserError(
+                    "this network is conditioned on a guidance scale and the condition has none: give Condition(guidance=w), w (B,)."
+                )
             embedded = embedded + self.guidance(self.waves(condition.guidance / 4))
         if self.end is not None and end_label is not None:
             embedded = embedded + self.end(self.waves(end_label))

@@ -102,21 +102,29 @@ class FastGAN(GeneratorNetwork):
     ):
         super().__init__()
         if resolution not in CHANNELS or resolution == 4:
-            raise UserError(f"FastGAN: makes images of 8, 16, 32, 64, 128 or 256 pixels, not of {resolution}; use images of such a size, or another kind of network.")
+            raise UserError(
+                f"FastGAN: makes images of 8, 16, 32, 64, 128 or 256 pixels, not of {resolution}; use images of such a size, or another kind of network."
+            )
         if width < 4 or width % 4:
             raise UserError(f"FastGAN: the width must be a multiple of 4, got {width}.")
         self.classes = classes
         sizes = {side: int(factor * width) for side, factor in CHANNELS.items() if side <= resolution}
         self.start = _Gated(nn.ConvTranspose2d(latent + classes, 2 * sizes[4], 4, bias=False))
-        self.blocks = nn.ModuleDict({str(side): _Up(sizes[side // 2], sizes[side], 2 if side in _TWICE else 1) for side in sizes if side > 4})
-        self.excitations = nn.ModuleDict({str(side): SkipExcitation(sizes[low], sizes[side]) for side, low in excitations(resolution).items()})
+        self.blocks = nn.ModuleDict(
+            {str(side): _Up(sizes[side // 2], sizes[side], 2 if side in _TWICE else 1) for side in sizes if side > 4}
+        )
+        self.excitations = nn.ModuleDict(
+            {str(side): SkipExcitation(sizes[low], sizes[side]) for side, low in excitations(resolution).items()}
+        )
         self.pairs = excitations(resolution)
         self.leave = nn.Conv2d(sizes[resolution], channels, 3, padding=1)
 
     @classmethod
     def sizes_for(cls, shape: tuple[int, ...]) -> dict[str, int]:
         if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in CHANNELS or shape[1] == min(CHANNELS):
-            raise UserError(f"makes square images whose side is a power of two from 8 to 256, and samples here have shape {shape}; use another kind.")
+            raise UserError(
+                f"makes square images whose side is a power of two from 8 to 256, and samples here have shape {shape}; use another kind."
+            )
         return {"resolution": shape[1], "channels": shape[0]}
 
     def forward(self, z: Tensor, condition: Condition) -> Tensor:

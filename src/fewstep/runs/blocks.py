@@ -14,7 +14,7 @@ import contextlib
 import functools
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.parts import data_of
 from fewstep.recipes.building.spaces import build_space
 from fewstep.runs.sampler import BATCH, load, load_teacher
+from fewstep.system.imports import import_named, named
 from fewstep.training import Listener
 
 SPLITS = 10
@@ -85,7 +86,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         if self.workers.processes > 1:
-            pool = ProcessPoolExecutor(self.workers.processes, multiprocessing.get_context("spawn"), _begin)
+            pool = ProcessPoolExecutor(self.workers.processes, multiprocessing.get_context("spawn"), _begin, (named(),))
             self._pool = self._stack.enter_context(pool)
         else:
             # Like a worker of several: the order in which threads add would show in the last
@@ -156,13 +157,16 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     return of_model
 
 
-def _begin() -> None:
+def _begin(modules: Sequence[str] = ()) -> None:
     """Sets up a worker: what terminals and SLURM send to all processes is the parent's to answer,
-    which then gives out no more blocks. SIGTERM ends a worker.
+    which then gives out no more blocks. SIGTERM ends a worker. ``modules``: what the user has named for
+    import.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    for name in modules:
+        import_named(name)
 
 
 _opened_once = functools.lru_cache(maxsize=1)(_opened)

@@ -14,6 +14,8 @@ from fewstep.errors import UserError
 
 OPTION = "--import"
 
+_named: list[str] = []
+
 
 def import_named(name: str) -> None:
     """Imports a module that the user names, from the working directory or from where Python looks.
@@ -34,6 +36,12 @@ def import_named(name: str) -> None:
             "name without '.py'."
         )
     importlib.import_module(name)
+    _named.append(name)
+
+
+def named() -> tuple[str, ...]:
+    """What the user named so far, for processes that are started from this one."""
+    return tuple(_named)
 
 
 def foremost(arguments: Sequence[str]) -> list[str]:

@@ -69,13 +69,17 @@ class DhariwalUNet(UNet):
         style = BlockStyle(adaptive_scale, 1.0, _EPS, (1, 1), False, _INIT, _ZERO, _INIT)
 
         def block(entry: Entry) -> UNetBlock:
-            return UNetBlock(entry.inputs, entry.outputs, wide, style, entry.resample, entry.outputs // 64 if entry.attention else 0)
+            return UNetBlock(
+                entry.inputs, entry.outputs, wide, style, entry.resample, entry.outputs // 64 if entry.attention else 0
+            )
 
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = Linear(augment_dim, model_channels, _ZERO, bias=False) if augment_dim else None
         self.map_layer0 = Linear(model_channels, wide, _INIT)
         self.map_layer1 = Linear(wide, wide, _INIT)
-        self.map_label = Linear(classes, wide, Init("kaiming-normal", math.sqrt(classes)), bias=False) if classes else None
+        self.map_label = (
+            Linear(classes, wide, Init("kaiming-normal", math.sqrt(classes)), bias=False) if classes else None
+        )
         self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, widths[0], 3, _INIT)})
         self.enc.update({entry.name: block(entry) for entry in plan.encoder()})
         self.dec = nn.ModuleDict({entry.name: block(entry) for entry in plan.decoder(all_attend=True)})

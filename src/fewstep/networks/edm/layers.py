@@ -64,7 +64,15 @@ class Conv(nn.Conv2d):
 
     resample_filter: Tensor
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, init: Init, resample: Resampling | None = None, taps: Sequence[int] = (1, 1)):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        init: Init,
+        resample: Resampling | None = None,
+        taps: Sequence[int] = (1, 1),
+    ):
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
         self.resample = resample
         if resample is not None:
@@ -110,7 +118,9 @@ class Resample(nn.Module):
 def _filter(taps: Sequence[int]) -> Tensor:
     """Taps on both axes, of sum 1, (1, 1, n, n). Raises ``UserError`` unless they are of an even number and their sum is not 0."""
     if not taps or len(taps) % 2 or sum(taps) == 0:
-        raise UserError(f"resample_filter must be an even number of taps whose sum is not 0, such as [1, 1] or [1, 3, 3, 1]; got {list(taps)}.")
+        raise UserError(
+            f"resample_filter must be an even number of taps whose sum is not 0, such as [1, 1] or [1, 3, 3, 1]; got {list(taps)}."
+        )
     line = torch.tensor(list(taps), dtype=torch.float32)
     return (torch.outer(line, line) / line.sum().square())[None, None]
 
@@ -135,7 +145,9 @@ class GroupNorm(nn.Module):
         self.groups = min(32, channels // 4)
         self.eps = eps
         if not self.groups or channels % self.groups:
-            raise UserError(f"{channels} channels cannot be normalised in {self.groups} groups of equal size: choose model_channels as a multiple of 4, and of 32 from 128 channels on.")
+            raise UserError(
+                f"{channels} channels cannot be normalised in {self.groups} groups of equal size: choose model_channels as a multiple of 4, and of 32 from 128 channels on."
+            )
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -145,7 +157,9 @@ class GroupNorm(nn.Module):
         centred = grouped - grouped.mean(2, keepdim=True)
         # The one large tensor that the backward pass needs is the centred one: deviation and weight go in as one factor a channel.
         factor = torch.rsqrt(centred.square().mean(2, keepdim=True) + self.eps) * self.weight.reshape(self.groups, -1)
-        return torch.addcmul(self.bias[:, None, None], centred.reshape(x.shape), factor.reshape(*x.shape[:2], 1, 1)).to(x.dtype)
+        return torch.addcmul(self.bias[:, None, None], centred.reshape(x.shape), factor.reshape(*x.shape[:2], 1, 1)).to(
+            x.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,15 @@ class UNetBlock(nn.Module):
     Raises ``UserError`` when the heads do not divide the channels.
     """
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, style: BlockStyle, resample: Resampling | None = None, heads: int = 0):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        style: BlockStyle,
+        resample: Resampling | None = None,
+        heads: int = 0,
+    ):
         super().__init__()
         self.style = style
         self.heads = heads
@@ -184,7 +206,9 @@ class UNetBlock(nn.Module):
             self.skip = Resample(resample, style.taps)
         if heads:
             if outputs % heads:
-                raise UserError(f"{outputs} channels cannot be split between {heads} attention heads: choose model_channels as a multiple of 64.")
+                raise UserError(
+                    f"{outputs} channels cannot be split between {heads} attention heads: choose model_channels as a multiple of 64."
+                )
             self.norm2 = GroupNorm(outputs, style.eps)
             self.qkv = Conv(outputs, 3 * outputs, 1, style.attention)
             self.proj = Conv(outputs, outputs, 1, style.last)
@@ -205,7 +229,11 @@ class UNetBlock(nn.Module):
 
     def _attended(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        q, k, v = self.qkv(self.norm2(x)).reshape(batch * self.heads, channels // self.heads, 3, height * width).unbind(2)
+        q, k, v = (
+            self.qkv(self.norm2(x)).reshape(batch * self.heads, channels // self.heads, 3, height * width).unbind(2)
+        )
         wide = torch.promote_types(q.dtype, torch.float32)
-        weights = torch.softmax(torch.einsum("bcq,bck->bqk", q.to(wide), k.to(wide) / math.sqrt(q.shape[1])), dim=2).to(q.dtype)
+        weights = torch.softmax(torch.einsum("bcq,bck->bqk", q.to(wide), k.to(wide) / math.sqrt(q.shape[1])), dim=2).to(
+            q.dtype
+        )
         return self.proj(torch.einsum("bqk,bck->bcq", weights, v).reshape(batch, channels, height, width))

@@ -68,7 +68,13 @@ class SongUNet(UNet):
         end: bool = False,
     ):
         super().__init__()
-        plan = plan_of(img_resolution, model_channels, [model_channels * factor for factor in channel_mult], num_blocks, attn_resolutions)
+        plan = plan_of(
+            img_resolution,
+            model_channels,
+            [model_channels * factor for factor in channel_mult],
+            num_blocks,
+            attn_resolutions,
+        )
         self.classes = classes
         self.augment_dim = augment_dim
         self.encoder_type = encoder_type
@@ -79,12 +85,16 @@ class SongUNet(UNet):
         def block(entry: Entry) -> UNetBlock:
             return UNetBlock(entry.inputs, entry.outputs, wide, style, entry.resample, int(entry.attention))
 
-        self.map_noise = PositionalEmbedding(waves, endpoint=True) if embedding_type == "positional" else FourierEmbedding(waves)
+        self.map_noise = (
+            PositionalEmbedding(waves, endpoint=True) if embedding_type == "positional" else FourierEmbedding(waves)
+        )
         self.map_label = Linear(classes, waves, _INIT) if classes else None
         self.map_augment = Linear(augment_dim, waves, _INIT, bias=False) if augment_dim else None
         self.map_layer0 = Linear(waves, wide, _INIT)
         self.map_layer1 = Linear(wide, wide, _INIT)
-        self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, model_channels, 3, _INIT)})
+        self.enc = nn.ModuleDict(
+            {f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, model_channels, 3, _INIT)}
+        )
         image = in_channels
         for entry in plan.encoder():
             self.enc[entry.name] = block(entry)
@@ -108,7 +118,9 @@ class SongUNet(UNet):
 
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         image = None
-        for name, hidden in zip(self.blocks, self._activations(x, self._embedded(x, noise_label, condition, end_label)), strict=True):
+        for name, hidden in zip(
+            self.blocks, self._activations(x, self._embedded(x, noise_label, condition, end_label)), strict=True
+        ):
             if name in self._writers:
                 image = self._written(self._writers[name], hidden, image)
         assert image is not None
@@ -119,7 +131,9 @@ class SongUNet(UNet):
         cosines, sines = self.map_noise(noise_label).to(x.dtype).chunk(2, dim=1)
         embedded = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
-            embedded = embedded + self.map_label(one_hot(condition, self.classes, len(x), embedded) * math.sqrt(self.classes))
+            embedded = embedded + self.map_label(
+                one_hot(condition, self.classes, len(x), embedded) * math.sqrt(self.classes)
+            )
         if self.map_augment is not None:
             embedded = embedded + self.map_augment(augmentation(condition, self.augment_dim, len(x), embedded))
         embedded = self.map_layer1(silu(self.map_layer0(embedded)))
@@ -163,4 +177,8 @@ def _exit(entry: Entry, out_channels: int, below: bool, taps: Sequence[int]) -> 
     """The image's branch out of the decoder after a level's last block; ``below``: a level below has written an image, which is doubled."""
     level = entry.name.partition("_")[0]
     doubled: dict[str, nn.Module] = {f"{level}_aux_up": Resample("up", taps)} if below else {}
-    return {**doubled, f"{level}_aux_norm": GroupNorm(entry.outputs, _EPS), f"{level}_aux_conv": Conv(entry.outputs, out_channels, 3, _LAST)}
+    return {
+        **doubled,
+        f"{level}_aux_norm": GroupNorm(entry.outputs, _EPS),
+        f"{level}_aux_conv": Conv(entry.outputs, out_channels, 3, _LAST),
+    }
