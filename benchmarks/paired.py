@@ -34,7 +34,9 @@ def t_quantile(freedom: int, level: float) -> float:
     def inside(bound: float, parts: int = 400) -> float:
         # With t = sqrt(freedom) tan u the density is a power of cos u on a bounded interval; Simpson's rule.
         end, power = math.atan(bound / math.sqrt(freedom)), freedom - 1
-        heights = [math.cos(end * i / parts) ** power * (1 if i in (0, parts) else 2 + 2 * (i % 2)) for i in range(parts + 1)]
+        heights = [
+            math.cos(end * i / parts) ** power * (1 if i in (0, parts) else 2 + 2 * (i % 2)) for i in range(parts + 1)
+        ]
         scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
         return 2 * scale * sum(heights) * end / parts / 3
 

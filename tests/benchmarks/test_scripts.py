@@ -15,6 +15,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "convergence": (("--study", "toy", "--budget", "110000", *FEW), "convergence-toy.json"),
     "ddil": (("--only", "pd4", "--budget", "2000", *FEW), "ddil.json"),
     "ddil, overhead": (("--study", "overhead", "--only", "lcm4", "--budget", "2000", *FEW), "ddil-overhead.json"),
+    "draws": (("--pairs", "2", "--shapes", "3x1x5x5", "2x3x8x8"), "draws.json"),
     "family": (("--only", "diff-instruct", "--budget", "2000", *FEW), "family.json"),
     "fastgan": (("--budget", "2000", "--gan", "500", *FEW), "fastgan.json"),
     "field": ((), "field.json"),

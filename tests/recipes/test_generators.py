@@ -20,7 +20,6 @@ from test_combinations import (
     fitted,
     sampler_of,
     tiny,
-    without_syncing,
 )  # noqa: F401 (a fixture)
 from test_methods import contents, lines_of, same, same_student
 from torch.nn.functional import softplus

@@ -20,7 +20,6 @@ from test_combinations import (
     fitted,
     method_of,
     tiny,
-    without_syncing,
 )  # noqa: F401 (a fixture)
 
 from fewstep.objectives import ProgressiveDistillation

@@ -13,6 +13,7 @@ from fewstep.condition import Condition
 from fewstep.denoisers import HalfLife
 from fewstep.errors import Stopped, UserError
 from fewstep.objectives import Loss, Objective
+from fewstep.random import GENERATOR
 from fewstep.targets import Backtracked
 from fewstep.training import Diverged, Phase, Probe, Settings, Silent, Stage, Term, Trainer
 from fewstep.training.reporting.log import read_log
@@ -253,6 +254,18 @@ def test_resuming_with_other_threads_warns(small_run):
     finally:
         torch.set_num_threads(threads)
     assert any(f"threads {threads + 1}" in sentence for sentence in watcher.said)
+
+
+@pytest.mark.parametrize("then", [GENERATOR, GENERATOR - 1])
+def test_resuming_says_whether_the_draws_change(small_run, monkeypatch, then):
+    with monkeypatch.context() as patch:
+        patch.setattr("fewstep.training.trainer.GENERATOR", then)
+        small_run("draws", steps=6).trainer().fit()
+    watcher = Silent()
+    small_run("draws", steps=8).trainer(watcher=watcher).fit(resume=True)
+    said = [sentence for sentence in watcher.said if "other noise" in sentence]
+    assert len(said) == (then != GENERATOR)
+    assert all(f"generator {then}, this version's from generator {GENERATOR}" in sentence for sentence in said)
 
 
 def test_a_run_folder_that_is_removed_meanwhile_is_one_sentence(small_run):

@@ -38,7 +38,7 @@ class FeatureSpace:
 def fourier_features(dim: int, count: int = 64, bandwidth: float = 1.0, seed: int = 0) -> Features:
     """cos(w x + b) at ``count`` random frequencies w ~ N(0, bandwidth^-2 I) (Rahimi and Recht 2007), for points in the plane, whose means and covariances alone say too little."""
     key = Key(seed, "fourier-features")
-    frequencies = key.normal("frequency", (count, dim)) / bandwidth
+    frequencies = key.lasting("frequency", (count, dim)) / bandwidth
     phases = key.uniform("phase", count).float() * 2 * math.pi
 
     def extract(samples: Tensor) -> Tensor:

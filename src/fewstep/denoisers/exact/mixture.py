@@ -96,7 +96,7 @@ class GaussianMixture(Denoiser):
         index = torch.searchsorted(cumulative, key.uniform("component", rows, start).to(cumulative)).clamp(
             max=len(cumulative) - 1
         )
-        noise = key.normal("mixture", (rows, self.means.shape[1]), start).to(self.means)
+        noise = key.lasting("mixture", (rows, self.means.shape[1]), start).to(self.means)
         spread = torch.einsum("bij,bj->bi", self.vectors[index], torch.sqrt(self.variances[index]) * noise)
         return (self.means[index] + spread).float(), index
 

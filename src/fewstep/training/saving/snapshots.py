@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.networks.kinds.store import load_strictly
+from fewstep.random import GENERATOR
 from fewstep.resumable import Resumable
 from fewstep.system import distributed
 from fewstep.system.finite import first_not_finite, first_number_not_finite
@@ -74,6 +75,7 @@ class Snapshots:
             **self._kept.journal.state(),
             "stateful": stateful,
             **_computed_with(),
+            "draws": GENERATOR,
         }
         self._saver.save(progress.step, tensors, state)
         self.way_back.saved()
@@ -143,6 +145,10 @@ class Snapshots:
             if state[what] != now:
                 before = f"the run began with {state[what]}"
                 self._say(f"resuming with {what} {now}, {before}: the rest will not be bit for bit the same.")
+        # Before the second generator, checkpoints did not say.
+        if (then := state.get("draws", 1)) != GENERATOR:
+            what = f"its draws come from generator {then}, this version's from generator {GENERATOR}"
+            self._say(f"the run goes on with other noise than it would have met: {what}.")
 
 
 def _computed_with() -> dict[str, Any]:
