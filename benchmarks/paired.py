@@ -1,4 +1,4 @@
-"""Paired comparisons of positive figures: the mean of log ratios over seeds, with Student's interval."""
+"""Paired comparisons of positive figures: the mean of log ratios over pairs, with Student's interval."""
 
 from __future__ import annotations
 
@@ -15,12 +15,23 @@ def gain(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) ->
     single pair; ``wins`` counts the pairs in which ours is lower, of ``pairs``.
     """
     logs = [math.log(b / a) for a, b in zip(ours, theirs, strict=True)]
+    ends = {name: None if log is None else percent(log) for name, log in _interval(logs, level).items()}
+    return {**ends, "wins": sum(log > 0 for log in logs), "pairs": len(logs)}
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> dict[str, Any]:
+    """The geometric ``mean`` of ours / theirs, pair by pair, and the ends of its interval, None for a single pair."""
+    logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
+    ends = {name: None if log is None else math.exp(log) for name, log in _interval(logs, level).items()}
+    return {**ends, "pairs": len(logs)}
+
+
+def _interval(logs: Sequence[float], level: float) -> dict[str, float | None]:
     mean = statistics.fmean(logs)
-    found = {"mean": percent(mean), "low": None, "high": None, "wins": sum(log > 0 for log in logs), "pairs": len(logs)}
-    if len(logs) > 1:
-        width = t_quantile(len(logs) - 1, level) * statistics.stdev(logs) / math.sqrt(len(logs))
-        found |= {"low": percent(mean - width), "high": percent(mean + width)}
-    return found
+    if len(logs) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    width = t_quantile(len(logs) - 1, level) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return {"mean": mean, "low": mean - width, "high": mean + width}
 
 
 def percent(log: float) -> float:

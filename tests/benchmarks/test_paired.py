@@ -30,5 +30,15 @@ def test_a_gain_is_one_minus_the_geometric_mean_of_the_ratios() -> None:
     assert (found["wins"], found["pairs"]) == (2, 3)
 
 
+def test_a_ratio_is_the_gains_other_name() -> None:
+    ours, theirs = [1.0, 3.0, 2.0], [2.0, 3.0, 8.0]
+    found, gain = paired.ratio(ours, theirs), paired.gain(ours, theirs)
+    assert found["mean"] == pytest.approx(0.5)
+    ends = [1 - gain[end] / 100 for end in ("mean", "high", "low")]
+    assert [found[end] for end in ("mean", "low", "high")] == pytest.approx(ends)
+    assert found["pairs"] == 3
+    assert paired.ratio([1.0], [2.0]) == {"mean": 0.5, "low": None, "high": None, "pairs": 1}
+
+
 def test_a_single_pair_has_no_interval() -> None:
     assert paired.gain([1.0], [2.0]) == {"mean": 50.0, "low": None, "high": None, "wins": 1, "pairs": 1}

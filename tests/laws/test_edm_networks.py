@@ -16,7 +16,7 @@ import pytest
 import torch
 from law_kit import normals
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, interpolate, scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from fewstep.condition import Condition
 from fewstep.denoisers import copy_of
@@ -24,7 +24,7 @@ from fewstep.errors import UserError
 from fewstep.networks import adapter_of, add_adapter, build, describe, grown
 from fewstep.networks.edm import SETTINGS
 from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding
-from fewstep.networks.edm.layers import Conv, DownConv, GroupNorm, Init, Linear, Resample
+from fewstep.networks.edm.layers import Conv, DownConv, Init, Linear, Resample, group_norm
 from fewstep.networks.edm.unet import UNet
 from fewstep.networks.kinds.store import load_network, load_strictly, save_network
 
@@ -202,18 +202,9 @@ def test_settings_are_plain_values_without_what_belongs_to_the_data() -> None:
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 2), (96, 24), (160, 32)])
-def test_group_norm_is_torchs(channels: int, groups: int) -> None:
-    norm = filled(GroupNorm(channels, 1e-6)).double()
-    x = 5 + 3 * normals(3, channels, 4, 5)
-    assert norm.groups == groups
-    torch.testing.assert_close(norm(x), group_norm(x, groups, norm.weight, norm.bias, 1e-6), rtol=1e-12, atol=1e-12)
-
-
-def test_group_norm_is_computed_in_float32_for_shorter_types() -> None:
-    norm, x = GroupNorm(8, 1e-5), (100 + normals(2, 8, 16, 16, dtype=torch.float32)).bfloat16()
-    found = norm(x)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, norm(x.float()).bfloat16())
+def test_groups_are_at_most_32_of_at_least_4_channels(channels: int, groups: int) -> None:
+    norm = group_norm(channels, 1e-6)
+    assert (norm.num_groups, norm.num_channels, norm.eps) == (groups, channels, 1e-6)
 
 
 def test_attention_is_torchs() -> None:

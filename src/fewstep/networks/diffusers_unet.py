@@ -1,6 +1,8 @@
 """The U-Net of diffusers' unconditional and class-conditional pipelines (``UNet2DModel``), rebuilt from its configuration.
 
-The class is diffusers' own, so that every option of its configuration means what it means there. Needs the ``diffusers`` extra, which is imported when such a network is built.
+The class is diffusers' own, so that every option of its configuration means what it means there. Its self-attention is
+computed by ours (``attention``), which can be differentiated forwards, and twice. Needs the ``diffusers`` extra, which is
+imported when such a network is built.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.condition import NO_CLASS, Condition
 from fewstep.errors import UserError
+from fewstep.networks.attention import attend
 from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Given
@@ -34,6 +37,7 @@ class DiffusersUNet(DenoisingNetwork):
         super().__init__()
         try:
             from diffusers import UNet2DModel
+            from diffusers.models.attention_processor import Attention, AttnProcessor2_0
         except ImportError as error:
             raise UserError(
                 "the network kind 'diffusers-unet2d' needs diffusers: pip install 'fewstep[diffusers]'."
@@ -60,6 +64,11 @@ class DiffusersUNet(DenoisingNetwork):
             raise UserError(
                 "network 'diffusers-unet2d': it has no middle block, whose activations are the features for critics."
             )
+        parts: list[Any] = list(unet.modules())
+        for part in parts:
+            # Others normalise in ways of their own, and stay as they are.
+            if type(part) is Attention and type(part.processor) is AttnProcessor2_0 and _is_plain(part):
+                part.set_processor(_SelfAttention())
         self.unet = unet
         self.bottleneck = int(unet.config.block_out_channels[-1])
 
@@ -73,7 +82,9 @@ class DiffusersUNet(DenoisingNetwork):
             raise UserError(
                 "this network takes no end label: diffusers' U-Net has no place for one; use a network of ours as a trajectory student."
             )
-        return self.unet(x, noise_label, class_labels=self._labels(condition, len(x)), return_dict=False)[0]
+        labels = self._labels(condition, len(x))
+        # Forwards, torch differentiates a group norm for contiguous input only.
+        return self.unet(x.contiguous(), noise_label, class_labels=labels, return_dict=False)[0]
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         """The activations after the middle block, (B, bottleneck, h, w); the decoder is not computed."""
@@ -111,6 +122,33 @@ class DiffusersUNet(DenoisingNetwork):
         return torch.where(labels == NO_CLASS, self.classes, labels)
 
 
+class _SelfAttention:
+    """What ``AttnProcessor2_0`` computes for an image's positions among themselves, by ``attend``."""
+
+    def __call__(
+        self,
+        layers: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        # ``temb`` is for norms that see the noise level, of which these layers have none.
+        assert encoder_hidden_states is None
+        assert attention_mask is None
+        positions = hidden_states.flatten(2)
+        if layers.group_norm is not None:
+            positions = layers.group_norm(positions)
+        positions = positions.transpose(1, 2)
+        maps = (layers.to_q, layers.to_k, layers.to_v)
+        q, k, v = (layer(positions).unflatten(2, (layers.heads, -1)).transpose(1, 2) for layer in maps)
+        found = attend(q, k, v).transpose(1, 2).flatten(2)
+        for layer in layers.to_out:
+            found = layer(found)
+        found = found.transpose(1, 2).reshape(hidden_states.shape).contiguous()
+        return (found + hidden_states if layers.residual_connection else found) / layers.rescale_output_factor
+
+
 class _Reached(Exception):
     """Carries activations out of a forward pass that goes no further."""
 
@@ -121,3 +159,8 @@ class _Reached(Exception):
 
 def _stop(module: nn.Module, arguments: Any, output: Tensor) -> NoReturn:
     raise _Reached(output)
+
+
+def _is_plain(attention: Any) -> bool:
+    """Whether nothing but the input is normalised or attended to."""
+    return attention.spatial_norm is None

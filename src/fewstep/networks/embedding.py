@@ -12,7 +12,10 @@ from fewstep.errors import UserError
 
 
 class NoiseEmbedding(nn.Module):
-    """Sines and cosines of a noise label (B,) at geometric frequencies from 1 to ``highest``; gives (B, channels)."""
+    """Sines and cosines of a noise label (B,) at geometric frequencies from 1 to ``highest``; gives (B, channels).
+
+    Computed in the network's type, and in float32 at least.
+    """
 
     frequencies: Tensor
 
@@ -22,7 +25,8 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(highest), half)), persistent=False)
 
     def forward(self, noise_label: Tensor) -> Tensor:
-        angle = noise_label.to(torch.float32)[:, None] * self.frequencies
+        wide = torch.promote_types(self.frequencies.dtype, torch.float32)
+        angle = noise_label.to(wide)[:, None] * self.frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 

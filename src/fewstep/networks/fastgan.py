@@ -31,6 +31,7 @@ from fewstep.errors import UserError
 from fewstep.networks.base import GeneratorNetwork
 from fewstep.networks.embedding import one_hot
 from fewstep.networks.kinds.registry import register
+from fewstep.networks.norm import GroupNorm
 from fewstep.values import Count, Given
 
 CHANNELS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5}
@@ -59,7 +60,7 @@ class _Gated(nn.Module):
     def __init__(self, convolution: nn.Conv2d | nn.ConvTranspose2d):
         super().__init__()
         self.convolution = convolution
-        self.norm = nn.GroupNorm(math.gcd(_GROUPS, convolution.out_channels), convolution.out_channels)
+        self.norm = GroupNorm(math.gcd(_GROUPS, convolution.out_channels), convolution.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.glu(self.norm(self.convolution(x)), dim=1)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from fewstep.condition import Condition
+from fewstep.networks.attention import attend
 from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
 from fewstep.networks.kinds.registry import register
+from fewstep.networks.norm import GroupNorm
 from fewstep.values import Count
 
 
@@ -21,10 +23,10 @@ class _Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, embedding: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, inputs)
+        self.norm1 = GroupNorm(8, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.affine = nn.Linear(embedding, 2 * outputs)
-        self.norm2 = nn.GroupNorm(8, outputs)
+        self.norm2 = GroupNorm(8, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         start_at_zero(self.conv2)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
@@ -38,20 +40,20 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Single-head self-attention over positions in plain operations, so that forward-mode differentiation works."""
+    """Single-head self-attention over positions, beside the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, channels, height * width).unbind(1)
-        weights = torch.softmax(torch.einsum("bcq,bck->bqk", q, k) / channels**0.5, dim=2)
-        return x + self.out(torch.einsum("bqk,bck->bcq", weights, v).reshape(x.shape))
+        parts = self.qkv(self.norm(x)).reshape(batch, 3, 1, channels, height * width)
+        q, k, v = parts.transpose(3, 4).contiguous().unbind(1)
+        return x + self.out(attend(q, k, v).transpose(2, 3).reshape(x.shape))
 
 
 @register("small-unet")
@@ -90,7 +92,7 @@ class SmallUNet(DenoisingNetwork):
         self.attention = _Attention(wide)
         self.up = nn.ConvTranspose2d(wide, width, 2, stride=2)
         self.fine_out = _Block(2 * width, width, embedding)
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = GroupNorm(8, width)
         self.leave = nn.Conv2d(width, inner, 3, padding=1)
         start_at_zero(self.leave)
         # Last, so that the other weights are drawn alike with and without it.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.networks.kinds.registry import register
+from fewstep.networks.norm import GroupNorm
 from fewstep.values import Count
 
 
@@ -85,7 +86,7 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        layers = [[nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)]
+        layers = [[GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)]
         self.body = nn.Sequential(*(layer for pair in layers for layer in pair))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class ImageClassifier(Classifier):
         )
         side = size // 2**halvings
         self.hidden = nn.Sequential(
-            nn.GroupNorm(8, counts[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(counts[-1] * side**2, features), nn.SiLU()
+            GroupNorm(8, counts[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(counts[-1] * side**2, features), nn.SiLU()
         )
         self.head = nn.Linear(features, classes)
         self.stage_channels = (*counts, features)

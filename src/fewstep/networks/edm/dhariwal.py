@@ -19,7 +19,7 @@ from torch.nn.functional import silu
 
 from fewstep.condition import Condition
 from fewstep.networks.edm.embedding import PositionalEmbedding, augmentation
-from fewstep.networks.edm.layers import BlockStyle, Conv, GroupNorm, Init, Linear, UNetBlock
+from fewstep.networks.edm.layers import BlockStyle, Conv, Init, Linear, UNetBlock, group_norm
 from fewstep.networks.edm.unet import Entry, UNet, last_of, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
 from fewstep.networks.kinds.registry import register
@@ -38,7 +38,7 @@ class DhariwalUNet(UNet):
     are the channels a level, times ``channel_mult_emb`` those of the embedding. ``attn_resolutions``: where blocks attend, in channels // 64 heads, which below 64 channels is not at
     all. ``adaptive_scale`` False: the embedding is added before the norm, as in the LSUN checkpoints. ``guidance`` and ``end``: see ``SideLabels``.
 
-    Raises ``UserError`` for a shape that cannot be built, in the words of ``plan_of``, ``GroupNorm`` or ``UNetBlock``.
+    Raises ``UserError`` for a shape that cannot be built, in the words of ``plan_of``, ``group_norm`` or ``UNetBlock``.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DhariwalUNet(UNet):
         self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, widths[0], 3, _INIT)})
         self.enc.update({entry.name: block(entry) for entry in plan.encoder()})
         self.dec = nn.ModuleDict({entry.name: block(entry) for entry in plan.decoder(all_attend=True)})
-        self.out_norm = GroupNorm(widths[0], _EPS)
+        self.out_norm = group_norm(widths[0], _EPS)
         self.out_conv = Conv(widths[0], out_channels, 3, _ZERO)
         # Last, so that the other weights are drawn alike with and without it.
         self.side = SideLabels(wide, guidance, end)

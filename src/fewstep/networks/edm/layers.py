@@ -6,8 +6,9 @@ r"""The layers of EDM's U-Nets: one residual block is the union of what DDPM++, 
 where conv0 and skip may halve or double the resolution through a fixed filter: taps f on both axes, of sum 1, times 4 when doubling, so that a constant image stays one.
 The modulation is norm1(h) (1 + s) + b (adaptive scale, ADM) or norm1(h + b) (DDPM++, NCSN++).
 
-Normalisation and attention are written in plain operations, so that forward-mode differentiation (``torch.func.jvp``) and second derivatives go through; both are computed in float32
-at least. Layers are torch's own linear and convolutional ones, so that a low-rank adapter finds them. Parameters have the names of NVIDIA's EDM release.
+Forward-mode differentiation (``torch.func.jvp``) and second derivatives go through all of it (``networks/attention.py``,
+``networks/norm.py``). Layers are torch's own linear and convolutional ones, so that a low-rank adapter finds them.
+Parameters have the names of NVIDIA's EDM release.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, silu
 
 from fewstep.errors import UserError
+from fewstep.networks.attention import attend
+from fewstep.networks.norm import GroupNorm
 
 Resampling = Literal["up", "down"]
 
@@ -97,8 +100,8 @@ class DownConv(Conv):
     def forward(self, x: Tensor) -> Tensor:
         size, channels = self.resample_filter.shape[-1], self.out_channels
         x = conv2d(x, self.weight, padding=self.kernel_size[0] // 2 + (size - 1) // 2)
-        x = conv2d(x, self.resample_filter.to(x.dtype).expand(channels, 1, size, size), stride=2, groups=channels)
-        return x if self.bias is None else x + self.bias[:, None, None]
+        taps = self.resample_filter.to(x.dtype).expand(channels, 1, size, size)
+        return conv2d(x, taps, self.bias, stride=2, groups=channels)
 
 
 class Resample(nn.Module):
@@ -134,32 +137,16 @@ def _resampled(x: Tensor, kernel: Tensor, resample: Resampling) -> Tensor:
     return conv2d(x, kernel, stride=2, padding=padding, groups=channels)
 
 
-class GroupNorm(nn.Module):
-    """Each group of channels to mean 0 and variance 1, then a factor and an offset a channel; at most 32 groups, of at least 4 channels each.
+def group_norm(channels: int, eps: float) -> GroupNorm:
+    """At most 32 groups, of at least 4 channels each.
 
     Raises ``UserError`` for a number of channels that the groups do not divide.
     """
-
-    def __init__(self, channels: int, eps: float):
-        super().__init__()
-        self.groups = min(32, channels // 4)
-        self.eps = eps
-        if not self.groups or channels % self.groups:
-            raise UserError(
-                f"{channels} channels cannot be normalised in {self.groups} groups of equal size: choose model_channels as a multiple of 4, and of 32 from 128 channels on."
-            )
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        grouped = wide.reshape(len(x), self.groups, -1)
-        centred = grouped - grouped.mean(2, keepdim=True)
-        # The one large tensor that the backward pass needs is the centred one: deviation and weight go in as one factor a channel.
-        factor = torch.rsqrt(centred.square().mean(2, keepdim=True) + self.eps) * self.weight.reshape(self.groups, -1)
-        return torch.addcmul(self.bias[:, None, None], centred.reshape(x.shape), factor.reshape(*x.shape[:2], 1, 1)).to(
-            x.dtype
-        )
+    groups = min(32, channels // 4)
+    if not groups or channels % groups:
+        choose = "choose model_channels as a multiple of 4, and of 32 from 128 channels on"
+        raise UserError(f"{channels} channels cannot be normalised in {groups} groups of equal size: {choose}.")
+    return GroupNorm(groups, channels, eps)
 
 
 @dataclass(frozen=True)
@@ -194,10 +181,10 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.style = style
         self.heads = heads
-        self.norm0 = GroupNorm(inputs, style.eps)
+        self.norm0 = group_norm(inputs, style.eps)
         self.conv0 = Conv(inputs, outputs, 3, style.init, resample, style.taps)
         self.affine = Linear(embedding, 2 * outputs if style.adaptive_scale else outputs, style.init)
-        self.norm1 = GroupNorm(outputs, style.eps)
+        self.norm1 = group_norm(outputs, style.eps)
         self.conv1 = Conv(outputs, outputs, 3, style.last)
         self.skip: nn.Module | None = None
         if inputs != outputs or (resample is not None and style.project):
@@ -209,7 +196,7 @@ class UNetBlock(nn.Module):
                 raise UserError(
                     f"{outputs} channels cannot be split between {heads} attention heads: choose model_channels as a multiple of 64."
                 )
-            self.norm2 = GroupNorm(outputs, style.eps)
+            self.norm2 = group_norm(outputs, style.eps)
             self.qkv = Conv(outputs, 3 * outputs, 1, style.attention)
             self.proj = Conv(outputs, outputs, 1, style.last)
 
@@ -218,22 +205,20 @@ class UNetBlock(nn.Module):
         modulation = self.affine(embedded)[:, :, None, None]
         if self.style.adaptive_scale:
             factor, offset = modulation.chunk(2, dim=1)
-            hidden = self.norm1(hidden) * (factor + 1) + offset
+            hidden = torch.addcmul(offset, self.norm1(hidden), factor + 1)
         else:
             hidden = self.norm1(hidden + modulation)
-        x = self._scaled(self.conv1(silu(hidden)) + (x if self.skip is None else self.skip(x)))
-        return self._scaled(x + self._attended(x)) if self.heads else x
+        x = self._sum(self.conv1(silu(hidden)), x if self.skip is None else self.skip(x))
+        return self._sum(x, self._attended(x)) if self.heads else x
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x if self.style.scale == 1.0 else x * self.style.scale
+    def _sum(self, x: Tensor, y: Tensor) -> Tensor:
+        total = x + y
+        # In place: nothing else has seen the sum.
+        return total if self.style.scale == 1.0 else total.mul_(self.style.scale)
 
     def _attended(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        q, k, v = (
-            self.qkv(self.norm2(x)).reshape(batch * self.heads, channels // self.heads, 3, height * width).unbind(2)
-        )
-        wide = torch.promote_types(q.dtype, torch.float32)
-        weights = torch.softmax(torch.einsum("bcq,bck->bqk", q.to(wide), k.to(wide) / math.sqrt(q.shape[1])), dim=2).to(
-            q.dtype
-        )
-        return self.proj(torch.einsum("bqk,bck->bcq", weights, v).reshape(batch, channels, height, width))
+        # The release stores a head's channels together, and for each channel its query, its key and its value.
+        parts = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
+        q, k, v = parts.permute(3, 0, 1, 4, 2).contiguous().unbind()
+        return self.proj(attend(q, k, v).transpose(2, 3).reshape(x.shape))

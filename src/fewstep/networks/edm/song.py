@@ -21,7 +21,7 @@ from torch.nn.functional import silu
 
 from fewstep.condition import Condition
 from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding, augmentation
-from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, GroupNorm, Init, Linear, Resample, UNetBlock
+from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, Init, Linear, Resample, UNetBlock, group_norm
 from fewstep.networks.edm.unet import Entry, UNet, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
 from fewstep.networks.kinds.registry import register
@@ -42,7 +42,7 @@ class SongUNet(UNet):
     attend. ``embedding_type`` "positional" or "fourier"; ``encoder_type`` "standard", "skip" (the resampled image is added) or "residual" (a branch of convolutions);
     ``decoder_type`` "standard" or "skip" (each level writes to the image). ``guidance`` and ``end``: see ``SideLabels``.
 
-    Raises ``UserError`` for an unknown type and for a shape that cannot be built, in the words of ``plan_of``, ``GroupNorm`` or ``UNetBlock``.
+    Raises ``UserError`` for an unknown type and for a shape that cannot be built, in the words of ``plan_of``, ``group_norm`` or ``UNetBlock``.
     """
 
     def __init__(
@@ -179,6 +179,6 @@ def _exit(entry: Entry, out_channels: int, below: bool, taps: Sequence[int]) -> 
     doubled: dict[str, nn.Module] = {f"{level}_aux_up": Resample("up", taps)} if below else {}
     return {
         **doubled,
-        f"{level}_aux_norm": GroupNorm(entry.outputs, _EPS),
+        f"{level}_aux_norm": group_norm(entry.outputs, _EPS),
         f"{level}_aux_conv": Conv(entry.outputs, out_channels, 3, _LAST),
     }

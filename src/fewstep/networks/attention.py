@@ -1,0 +1,78 @@
+r"""Attention by torch's fused kernels, with the derivatives that they lack.
+
+    attended = softmax(q k^T / sqrt c) v,    for each head of c channels.
+
+The fused kernels hold no matrix of weights, and differentiate once, backwards. Two more derivatives are asked for:
+
+- *Forwards* (``torch.func.jvp``). No fused kernel has it, so that under forward-mode differentiation the formula
+  above is computed as it stands.
+- *Backwards twice* (R1 through a network's features). A kernel's backward pass has no derivative. ``_Twice`` puts
+  the formula of the gradient in its place where the gradient is recorded, and nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries, keys and values (B, heads, positions, c) -> (B, heads, positions, c).
+
+    The sums are taken in float32 at least. A head's channels must lie side by side in memory, or torch takes a slow
+    kernel.
+    """
+    if differentiates_forward():
+        return _formula(q, k, v)
+    return _Twice.apply(q, k, v, scaled_dot_product_attention(q, k, v))
+
+
+def differentiates_forward() -> bool:
+    """Whether forward-mode differentiation is going on around the caller.
+
+    What a tensor carries does not tell: in a derivative of a derivative the tangent lies inside other wrappers. torch
+    has no public name for the question.
+    """
+    return forward_ad._current_level >= 0
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    """(B, heads, positions, positions), each row of sum 1."""
+    return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
+
+
+def _formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return (_weights(q.to(wide), k.to(wide)) @ v.to(wide)).to(q.dtype)
+
+
+class _Twice(torch.autograd.Function):
+    """(q, k, v, attended) -> attended. The gradient goes on through the kernel that made ``attended``, or, where it is
+    to be differentiated again, by the formula to q, k and v."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> Tensor:
+        return attended.view_as(attended)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return None, None, None, gradient
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        q, k, v, wanted = (value.to(wide) for value in (*ctx.saved_tensors, gradient))
+        weights = _weights(q, k)
+        moved = wanted @ v.transpose(-2, -1)
+        logits = weights * (moved - (weights * moved).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+        gradients = (logits @ k, logits.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ wanted)
+        return *(value.to(gradient.dtype) for value in gradients), None
