@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from fewstep.planning.footprint import Kept
 from law_kit import normals
 from torch import Tensor
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.networks.attention import attend, differentiates_forward
 from fewstep.networks.norm import GroupNorm
+from fewstep.planning.footprint import Kept
 
 SHAPES = ((2, 3, 7, 4), (1, 1, 40, 24), (2, 1, 1, 4))
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from fewstep.networks.kinds.registry import kinds
 from law_kit import normals, randomised
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
 from fewstep.networks import build
+from fewstep.networks.kinds.registry import kinds
 
 EDM: dict[str, Any] = {"img_resolution": 8, "channel_mult": [1, 2], "num_blocks": 1}
 SONG = {**EDM, "kind": "song-unet", "model_channels": 8, "channel_mult_emb": 2, "attn_resolutions": [4], "classes": 3}
@@ -74,7 +74,9 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...
 
 
 def test_every_kind_of_network_is_here() -> None:
-    assert {description["kind"] for description, _, _ in NETWORKS.values()} == {name for name in kinds() if not name.startswith("tests-")}
+    assert {description["kind"] for description, _, _ in NETWORKS.values()} == {
+        name for name in kinds() if not name.startswith("tests-")
+    }
 
 
 @every_network

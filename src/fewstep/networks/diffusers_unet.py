@@ -67,7 +67,7 @@ class DiffusersUNet(DenoisingNetwork):
         parts: list[Any] = list(unet.modules())
         for part in parts:
             # Others normalise in ways of their own, and stay as they are.
-            if type(part) is Attention and type(part.processor) is AttnProcessor2_0 and _is_plain(part):
+            if _is_plain(part, Attention, AttnProcessor2_0):
                 part.set_processor(_SelfAttention())
         self.unet = unet
         self.bottleneck = int(unet.config.block_out_channels[-1])
@@ -161,6 +161,6 @@ def _stop(module: nn.Module, arguments: Any, output: Tensor) -> NoReturn:
     raise _Reached(output)
 
 
-def _is_plain(attention: Any) -> bool:
-    """Whether nothing but the input is normalised or attended to."""
-    return attention.spatial_norm is None
+def _is_plain(part: Any, attention: Any, usual: Any) -> bool:
+    """Whether a part is diffusers' attention, done as usual, and without a norm that looks elsewhere."""
+    return isinstance(part, attention) and type(part.processor) is usual and part.spatial_norm is None

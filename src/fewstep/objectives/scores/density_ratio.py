@@ -106,16 +106,17 @@ class RatioWeight(MatchingWeight):
     """``base`` times h of the density ratio that ``critic`` sees at x_t, both normalised over the
     batch of all processes.
 
-    A batch that is worked off in portions is normalised portion by portion.
+    A logit counts up to ``LARGEST_LOGIT``, head by head. A batch that is worked off in portions is normalised portion by portion.
     """
 
     base: MatchingWeight
     divergence: Divergence
     critic: Critic
 
+    @torch.no_grad()
     def at(self, compared: Compared) -> Tensor:
         logits = self.critic.logits(compared.x_t, compared.t, compared.condition)
-        ratio = logits.double().reshape(len(logits), -1).mean(1).clamp(-LARGEST_LOGIT, LARGEST_LOGIT).exp()
+        ratio = logits.double().reshape(len(logits), -1).clamp(-LARGEST_LOGIT, LARGEST_LOGIT).mean(1).exp()
         weight = self.divergence.weight(ratio / _mean(ratio))
         base = self.base.at(compared)
         return base * (weight / _mean(weight)).to(base)

@@ -23,7 +23,7 @@ from fewstep.recipes.config.axes import (
     TargetChoice,
     UsualStates,
 )
-from fewstep.recipes.config.base import ByName, Kinds, Named, Names, Section, Seed
+from fewstep.recipes.config.base import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.data import (
     DataChoice,
     DigitsData,
@@ -109,7 +109,6 @@ __all__ = [
     "LowRankStudent",
     "MatchingWeighting",
     "MixtureData",
-    "Named",
     "Names",
     "NetworkSection",
     "NetworkStudent",

@@ -170,27 +170,6 @@ class ByName:
         return self.known[given]
 
 
-class Named:
-    """Marks a field whose value is of a family whose values need no more than their names, which is
-    what a recipe says.
-    """
-
-    def __get_pydantic_core_schema__(self, base: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        to_plain = core_schema.plain_serializer_function_ser_schema(lambda value: value.kind)
-        return core_schema.no_info_plain_validator_function(functools.partial(self._read, base), serialization=to_plain)
-
-    def _read(self, base: Any, given: Any) -> Any:
-        if isinstance(given, base):
-            return given
-        if not isinstance(given, str) or given not in base.family():
-            raise PydanticCustomError(
-                "literal_error",
-                "Input should be {names}",
-                {"names": " or ".join(f"'{name}'" for name in base.family())},
-            )
-        return base.family()[given]()
-
-
 @dataclass(frozen=True)
 class _Tag:
     """Puts the kind into the places that errors name, as a union of sections does."""

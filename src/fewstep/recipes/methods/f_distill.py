@@ -26,7 +26,7 @@ class FDistillMethod(FollowsScores):
     """
 
     kind: Literal["f-distill"]
-    divergence: Annotated[Divergence, config.Named()] = JensenShannon()
+    divergence: Annotated[Divergence, config.Kinds()] = JensenShannon()
     weighting: config.MatchingWeighting = DMDWeight()
     times: config.TimesChoice = LogNormalTimes()
     fake: LearnedFake = LearnedFake(kind="learned")
@@ -39,7 +39,7 @@ class FDistillMethod(FollowsScores):
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
         "2 steps, teacher trunk": Example(
-            {"steps": 2, "adversarial": {"kind": "teacher-trunk"}, "divergence": "forward-kl"}
+            {"steps": 2, "adversarial": {"kind": "teacher-trunk"}, "divergence": {"kind": "forward-kl"}}
         ),
     }
 
