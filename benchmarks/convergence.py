@@ -1,7 +1,8 @@
 """Does the path help? DisBack, Diff-Instruct and the warm ablation at the same budget of network
 evaluations; then the path's length, fixed against automatic rules.
 
-    python benchmarks/convergence.py --out runs/convergence            # everything: about an hour of two cores at the stated budget
+    # everything: about an hour of two cores at the stated budget
+    python benchmarks/convergence.py --out runs/convergence
     python benchmarks/convergence.py --out runs/convergence --study main --seeds 5
 
 Every run is `fewstep distill` of a shipped recipe with overrides, one thread each, `--jobs` at a

@@ -3,7 +3,8 @@ plain, + reflected, + DDIL, + both.
 
     python benchmarks/ddil.py --out runs/ddil                  # some four hours of two cores
     python benchmarks/ddil.py --out runs/ddil --seeds 2 --only pd4
-    python benchmarks/ddil.py --study stored                   # the table of the stored figures, without a run
+    # the table of the stored figures, without a run
+    python benchmarks/ddil.py --study stored
     python benchmarks/ddil.py --study overhead --seeds 3 --budget 100000 --only pd4 lcm4 dmd2-4
 
 Every run of a task gets the same number of network evaluations (collecting trajectories is paid

@@ -397,7 +397,9 @@ def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Pictures of each cell: distance and mismatch over evaluations, and the gain by noise level."""
+    """Pictures of each cell: distance and mismatch over evaluations, and the gain by noise
+    level.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

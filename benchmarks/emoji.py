@@ -1,8 +1,10 @@
 """Colour images: an EDM teacher of emoji and its one-step students by DisBack, Diff-Instruct and
 DMD2, at equal network evaluations; beside the teacher's solver at 1 to 35 steps.
 
-    fewstep data emoji data/emoji32.zip --size 32        # from Debian's fonts-noto-color-emoji and unicode-data
-    python benchmarks/emoji.py --out runs                # an hour for the teacher, then some ten minutes a student, on one core
+    # from Debian's fonts-noto-color-emoji and unicode-data
+    fewstep data emoji data/emoji32.zip --size 32
+    # an hour for the teacher, then some ten minutes a student, on one core
+    python benchmarks/emoji.py --out runs
     python benchmarks/emoji.py --side 64 --out runs --budget 20000000 --jobs 1     # on a GPU
 
 Teacher and feature network are made by their recipes where they are not there. A student's steps

@@ -1,7 +1,8 @@
 """The whole family on digits, from one teacher, at equal network evaluations: quality at 1, 2 and 4
 steps, cost and memory; beside the teacher's own solvers.
 
-    python benchmarks/family.py --out runs/family                  # three seeds: some four hours of two cores
+    # three seeds: some four hours of two cores
+    python benchmarks/family.py --out runs/family
     python benchmarks/family.py --out runs/family --seeds 1 --only cd dmd2
 
 Every method gets ``--budget`` network evaluations of one sample (a forward 1, a backward 2), with

@@ -176,6 +176,12 @@ def measured(source: Path) -> dict[str, object]:
     }
 
 
+def _shown(value: object, counted: bool) -> str:
+    if isinstance(value, list):
+        return str(len(value)) if counted else " ".join(map(str, value))
+    return str(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -183,9 +189,7 @@ def main() -> None:
     found = measured(ROOT / "src" / "fewstep")
     for name, value in found.items():
         counted = isinstance(value, list) and name in ("registries", "circles", "ambiguous names")
-        print(
-            f"{name:28}{len(value) if counted else value if not isinstance(value, list) else ' '.join(map(str, value))!s:>14}"
-        )
+        print(f"{name:28}{_shown(value, counted):>14}")
         if counted and value:
             print("    " + "\n    ".join(each if isinstance(each, str) else " <-> ".join(each) for each in value))
     options.results.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,15 @@
-"""What our EDM networks cost: forward, and forward with backward, against plain PyTorch code of the same layers.
+"""What our EDM networks cost: forward, and forward with backward, against plain PyTorch code of the
+same layers.
 
     OMP_NUM_THREADS=1 python benchmarks/networks.py [--only ddpm++-32 adm-192 ...] [--seconds 40]
 
-The plain code is ``plain_networks.py``. Both networks have the very same weights. Before anything is timed, their
-outputs and their gradients at the input must agree to 1e-4 of their size.
+The plain code is ``plain_networks.py``. Both networks have the very same weights. Before anything
+is timed, their outputs and their gradients at the input must agree to 1e-4 of their size.
 
-A pair runs both networks one after the other, every second pair in the other order. What is counted is the process'
-CPU seconds, so that other work on the machine hits both alike. The ratio is the geometric mean of ours / plain over
-pairs, with Student's 95 % interval. ``--seconds`` is what one measurement may take; three pairs it takes in any case.
+A pair runs both networks one after the other, every second pair in the other order. What is counted
+is the process' CPU seconds, so that other work on the machine hits both alike. The ratio is the
+geometric mean of ours / plain over pairs, with Student's 95 % interval. ``--seconds`` is what one
+measurement may take; three pairs it takes in any case.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from paired import ratio
 from plain_networks import PlainDhariwal, PlainSong
 
 AGREE, WANTED, LEAST = 1e-4, 1.03, 3
-# The released settings without labels. ADM at 32 pixels and one block a level, or a run would take an hour.
+# The released settings without labels. ADM at 32 pixels and one block a level, or a run would take
+# an hour.
 SETTING: dict[str, Mapping[str, Any]] = {
     "ddpm++": {**SETTINGS["cifar10-ddpmpp"], "augment_dim": 0},
     "ncsn++": {**SETTINGS["cifar10-ncsnpp"], "augment_dim": 0},
@@ -98,7 +101,9 @@ def timed(runs: Mapping[str, Callable[[], None]], pairs: int, seconds: float) ->
 
 
 def measured(kind: str, channels: int, batch: int | None, pairs: int, seconds: float) -> dict[str, Any]:
-    """One network's figures: the differences, and for each measurement milliseconds (medians) and the ratio."""
+    """One network's figures: the differences, and for each measurement milliseconds (medians) and
+    the ratio.
+    """
     ours, plain = pair_of(kind, channels)
     batch = batch or (8 if channels == 32 else 1)
     generator = torch.Generator().manual_seed(1)

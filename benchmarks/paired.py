@@ -1,4 +1,6 @@
-"""Paired comparisons of positive figures: the mean of log ratios over pairs, with Student's interval."""
+"""Paired comparisons of positive figures: the mean of log ratios over pairs, with Student's
+interval.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from typing import Any
 def gain(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> dict[str, Any]:
     """By how many per cent ``ours`` lies below ``theirs``, pair by pair.
 
-    ``mean`` is 100 (1 - geometric mean of ours / theirs); ``low`` and ``high`` are the ends of its interval, None for a
-    single pair; ``wins`` counts the pairs in which ours is lower, of ``pairs``.
+    ``mean`` is 100 (1 - geometric mean of ours / theirs); ``low`` and ``high`` are the ends of its
+    interval, None for a single pair; ``wins`` counts the pairs in which ours is lower, of
+    ``pairs``.
     """
     logs = [math.log(b / a) for a, b in zip(ours, theirs, strict=True)]
     ends = {name: None if log is None else percent(log) for name, log in _interval(logs, level).items()}
@@ -20,7 +23,9 @@ def gain(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) ->
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> dict[str, Any]:
-    """The geometric ``mean`` of ours / theirs, pair by pair, and the ends of its interval, None for a single pair."""
+    """The geometric ``mean`` of ours / theirs, pair by pair, and the ends of its interval, None for
+    a single pair.
+    """
     logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
     ends = {name: None if log is None else math.exp(log) for name, log in _interval(logs, level).items()}
     return {**ends, "pairs": len(logs)}
@@ -43,7 +48,8 @@ def t_quantile(freedom: int, level: float) -> float:
     """The bound within which Student's t of ``freedom`` degrees lies with probability ``level``."""
 
     def inside(bound: float, parts: int = 400) -> float:
-        # With t = sqrt(freedom) tan u the density is a power of cos u on a bounded interval; Simpson's rule.
+        # With t = sqrt(freedom) tan u the density is a power of cos u on a bounded interval;
+        # Simpson's rule.
         end, power = math.atan(bound / math.sqrt(freedom)), freedom - 1
         heights = [
             math.cos(end * i / parts) ** power * (1 if i in (0, parts) else 2 + 2 * (i % 2)) for i in range(parts + 1)

@@ -1,10 +1,12 @@
 """EDM's U-Nets in plain PyTorch, written for speed: what ``networks.py`` compares ours with.
 
-Modules, parameters and the order of operations are the release's (NVlabs/edm, ``training/networks.py``), in evaluation
-mode. Where it costs nothing the code is faster than the release's: fused attention on dense heads, biases inside the
-convolutions, filters that are expanded and not copied. Sums are taken in place, as there.
+Modules, parameters and the order of operations are the release's (NVlabs/edm,
+``training/networks.py``), in evaluation mode. Where it costs nothing the code is faster than the
+release's: fused attention on dense heads, biases inside the convolutions, filters that are expanded
+and not copied. Sums are taken in place, as there.
 
-There is nothing else: no dropout, recomputation, forward-mode differentiation, side branches or checks.
+There is nothing else: no dropout, recomputation, forward-mode differentiation, side branches or
+checks.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
 
 
 class Conv(nn.Module):
-    """A convolution of an odd ``kernel``, after an "up" or "down" resampling or none; ``kernel`` 0 resamples alone."""
+    """A convolution of an odd ``kernel``, after an "up" or "down" resampling or none; ``kernel`` 0
+    resamples alone.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, resample: str = "", taps: Sequence[int] = (1, 1)):
         super().__init__()
@@ -62,7 +66,9 @@ class DownConv(Conv):
 
 @dataclass(frozen=True)
 class Style:
-    """What all blocks of a network have in common: channels of the embedding, and what the two papers do otherwise."""
+    """What all blocks of a network have in common: channels of the embedding, and what the two
+    papers do otherwise.
+    """
 
     wide: int
     taps: Sequence[int]

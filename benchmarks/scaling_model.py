@@ -1,7 +1,9 @@
 """A distillation on 8, 64 and 1,024 GPUs, on paper: what fits, what a step takes, what failures
 cost. No GPU, no weights and no data are needed; nothing here was measured.
 
-    python benchmarks/scaling_model.py                     # DisBack on ImageNet 64 with EDM's teacher (296 M), and with one of the same kind and 12 B parameters
+    # DisBack on ImageNet 64 with EDM's teacher (296 M), and with one of the same kind and 12 B
+    # parameters
+    python benchmarks/scaling_model.py
     python benchmarks/scaling_model.py --recipe ffhq64-disback --each 64 --together 4096
 
 The model is ``fewstep.planning.scaling``; its assumptions about the cluster are the defaults of

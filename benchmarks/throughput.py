@@ -1,7 +1,9 @@
 """How much two processes make of two cores, and what a GPU makes of its peak.
 
-    python benchmarks/throughput.py                        # two processes against one, the same global batch: some half an hour of two idle cores
-    python benchmarks/throughput.py --device cuda          # bf16, torch.compile and CUDA graphs on one GPU
+    # two processes against one, the same global batch: some half an hour of two idle cores
+    python benchmarks/throughput.py
+    # bf16, torch.compile and CUDA graphs on one GPU
+    python benchmarks/throughput.py --device cuda
 
 On a processor every run is ``fewstep distill`` with one thread a process, and its step is timed by
 its own log, from the first quarter on. Rounds take all ways in turn, and ratios are those within a

@@ -1,4 +1,6 @@
-"""The faults, each tried a number of times on runs of a ``Bench``, and counted (see ``faults.py``)."""
+"""The faults, each tried a number of times on runs of a ``Bench``, and counted (see
+``faults.py``).
+"""
 
 from __future__ import annotations
 
@@ -165,7 +167,9 @@ def write_errors(bench: Bench, tries: int, chance: random.Random) -> Count:
 
 
 def _lives(bench: Bench, tries: int, codes: tuple[int, ...], begin: Callable[[Path], Life]) -> Count:
-    """Lives of a run of its own each, which end with one of the ``codes``: 0, or 2 and a sentence."""
+    """Lives of a run of its own each, which end with one of the ``codes``: 0, or 2 and a
+    sentence.
+    """
     count = Count()
     for number in range(tries):
         run = bench.fresh(f"life-{number}")

@@ -177,7 +177,9 @@ def _photograph(chance: random.Random) -> bytes:
 
 
 def _with_chunks(chance: random.Random) -> bytes:
-    """A PNG with a long text, a text that grows when it is read, or a colour profile that is none."""
+    """A PNG with a long text, a text that grows when it is read, or a colour profile that is
+    none.
+    """
     info = PngImagePlugin.PngInfo()
     match chance.randrange(3):
         case 0:

@@ -27,14 +27,18 @@ every_run = pytest.mark.parametrize(("version", "name"), [(version, name) for ve
 
 @pytest.fixture(autouse=True)
 def drawn_as_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The noise of these runs is the first generator's, which still draws what lasts; purposes were then nobody's."""
+    """The noise of these runs is the first generator's, which still draws what lasts; purposes were
+    then nobody's.
+    """
     monkeypatch.setattr(Key, "normal", Key.lasting)
     monkeypatch.setattr(Key, "purpose_of", lambda _, purpose: purpose)
 
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the first version, where it may be written to; its runs name files relative to it."""
+    """The folder of the first version, where it may be written to; its runs name files relative to
+    it.
+    """
     folder = tmp_path / VERSIONS[0]
     shutil.copytree(GOLDEN / VERSIONS[0], folder)
     monkeypatch.chdir(folder)
@@ -98,6 +102,9 @@ def test_a_run_goes_on_as_it_would_have(copied: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_run_of_a_shipped_recipe_is_known_as_it_was(version: str) -> None:
-    """By this its checkpoints are told from another run's. Recipes that were changed on purpose (CHANGELOG.md) are left out."""
+    """By this its checkpoints are told from another run's.
+
+    Recipes that were changed on purpose (CHANGELOG.md) are left out.
+    """
     then = json.loads((GOLDEN / version / "expected" / "runs.json").read_text(encoding="utf-8"))
     assert {name: run_of(load_recipe(name)) for name in then} == then

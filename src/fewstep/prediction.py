@@ -2,18 +2,15 @@ r"""What a raw network emits, as two numbers: x0 = skip(t) x_t + out(t) F.
 
 With a = alpha(t), s = sigma(t), x_t = a x0 + s eps, and sd the data's standard deviation:
 
-==============================  =====================================  ===================================
-the network emits               skip                                   out
-==============================  =====================================  ===================================
-x0                              0                                      1
-eps                             1 / a                                  -s / a
-score = -eps / s                1 / a                                  s^2 / a
-s score = -eps                  1 / a                                  s / a
-v = a eps - s x0                a / (a^2 + s^2)                        -s / (a^2 + s^2)
-velocity u = a' x0 + s' eps     -s' / (s a' - a s')                    s / (s a' - a s')
-F of EDM                        sd^2 a / (s^2 + sd^2 a^2)              s sd / sqrt(s^2 + sd^2 a^2)
-F of consistency models         sd^2 / (a ((r - r_min)^2 + sd^2))      (r - r_min) sd / sqrt(r^2 + sd^2)
-==============================  =====================================  ===================================
+- x0: skip 0; out 1.
+- eps: skip 1 / a; out -s / a.
+- score = -eps / s: skip 1 / a; out s^2 / a.
+- s score = -eps: skip 1 / a; out s / a.
+- v = a eps - s x0: skip a / (a^2 + s^2); out -s / (a^2 + s^2).
+- velocity u = a' x0 + s' eps: skip -s' / (s a' - a s'); out s / (s a' - a s').
+- F of EDM: skip sd^2 a / (s^2 + sd^2 a^2); out s sd / sqrt(s^2 + sd^2 a^2).
+- F of consistency models: skip sd^2 / (a ((r - r_min)^2 + sd^2)); out (r - r_min) sd / sqrt(r^2 +
+  sd^2).
 
 In the last row r = s / a. There are no pairwise converters: any emission gives x0, and ``target``
 inverts the same two numbers into what the network should have emitted. eps and score say nothing of

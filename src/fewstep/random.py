@@ -1,12 +1,12 @@
 """Randomness as a function of place, not of history.
 
-A draw is a function of (seed, stage, step, purpose, index of the sample in the global batch) and of nothing else. It does not
-matter what was drawn before, in which process, or whether the run was interrupted: a resumed run and eight processes draw the
-same batch as an undisturbed one alone.
+A draw is a function of (seed, stage, step, purpose, index of the sample in the global batch) and of
+nothing else. It does not matter what was drawn before, in which process, or whether the run was
+interrupted: a resumed run and eight processes draw the same batch as an undisturbed one alone.
 
 Philox 4x64 (Salmon et al. 2011) is a counter-based generator: its output number c under key k is
-computed directly. The key is a hash of (seed, stage, step, purpose), and the counters of sample i are
-[i b, (i + 1) b), where b blocks of four 64-bit words serve one sample. Normals come from the
+computed directly. The key is a hash of (seed, stage, step, purpose), and the counters of sample i
+are [i b, (i + 1) b), where b blocks of four 64-bit words serve one sample. Normals come from the
 Box-Muller transform (``normals``), which, unlike rejection methods, uses a fixed number of words a
 draw: one for two normals. A uniform number takes a word.
 """
@@ -23,8 +23,8 @@ import torch
 
 from fewstep.system.normals import WORDS_A_BLOCK, blocks_of, normals
 
-# The number of the definition of ``Key.normal``, which a checkpoint holds: another one draws other noise at the same place.
-# 1: as ``Key.lasting``. 2: a word for two normals, in float32.
+# The number of the definition of ``Key.normal``, which a checkpoint holds: another one draws other
+# noise at the same place. 1: as ``Key.lasting``. 2: a word for two normals, in float32.
 GENERATOR = 2
 
 
@@ -32,8 +32,9 @@ GENERATOR = 2
 class Key:
     """Where a run stands: all that a draw depends on besides its purpose and the sample's index.
 
-    ``seed``: any integer; ``stage``: the stage's name; ``step``: the step's index within the stage, from 0.
-    ``owner``: whose draws these are, a name that goes before their purposes; nobody's unless given.
+    ``seed``: any integer; ``stage``: the stage's name; ``step``: the step's index within the stage,
+    from 0. ``owner``: whose draws these are, a name that goes before their purposes; nobody's
+    unless given.
     """
 
     seed: int
@@ -50,7 +51,9 @@ class Key:
         return replace(self, step=step)
 
     def normal(self, purpose: str, shape: Sequence[int], start: int = 0) -> torch.Tensor:
-        """Standard normals (B, *D), float32; row r belongs to sample ``start + r`` of the global batch."""
+        """Standard normals (B, *D), float32; row r belongs to sample ``start + r`` of the global
+        batch.
+        """
         rows, size = shape[0], math.prod(shape[1:])
         words = self._philox(purpose, start * blocks_of(size))
         return torch.from_numpy(normals(words.random_raw, rows, size)).reshape(*shape)

@@ -72,7 +72,9 @@ class Resumable(abc.ABC):
         return ()
 
     def figures(self) -> dict[str, float]:
-        """Named numbers worth a line in the log whenever they change; none unless a class has some."""
+        """Named numbers worth a line in the log whenever they change; none unless a class has
+        some.
+        """
         return {}
 
 

@@ -5,13 +5,10 @@ alpha(0) = 1 and sigma(0) = 0 exactly: t = 0 is clean data. Networks are called 
 al. 2021), which falls strictly with t, and rho = sigma / alpha is the noise level of the same
 process seen as variance exploding.
 
-=================  =========================================  ================================================================
-schedule           alpha(t)                                   sigma(t)
-=================  =========================================  ================================================================
-``KarrasVE``       1                                          sigma_max t (Karras et al. 2022)
-``DiscreteVP``     sqrt of the running product of 1 - beta    sqrt(1 - alpha^2) (Ho et al. 2020); index i is t = (i + 1) / N
-``RectifiedFlow``  1 - t                                      t (Liu et al. 2022)
-=================  =========================================  ================================================================
+- ``KarrasVE``: alpha(t) 1; sigma(t) sigma_max t (Karras et al. 2022).
+- ``DiscreteVP``: alpha(t) sqrt of the running product of 1 - beta; sigma(t) sqrt(1 - alpha^2) (Ho
+  et al. 2020); index i is t = (i + 1) / N.
+- ``RectifiedFlow``: alpha(t) 1 - t; sigma(t) t (Liu et al. 2022).
 
 Every function takes t as a tensor of any shape (or a number) and answers in float64 of the same
 shape; ``add_noise`` broadcasts t (B,) against x (B, *D) and answers in x's type.
@@ -38,7 +35,9 @@ def as_time(t: Tensor | float) -> Tensor:
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """Gives a per-sample value (B,) or a scalar () the dimensions and the type of ``like`` (B, *D)."""
+    """Gives a per-sample value (B,) or a scalar () the dimensions and the type of ``like`` (B,
+    *D).
+    """
     return value.to(like.device, like.dtype).reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
 

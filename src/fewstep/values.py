@@ -62,7 +62,8 @@ class Infinite:
 Count = Annotated[int, at.Interval(ge=1, le=MOST)]
 Steps = Annotated[int, at.Interval(ge=1, le=MOST), Share()]
 Few = Annotated[int, at.Interval(ge=1, le=10_000)]
-"""Points of a grid or steps of a sampler: what is listed in full, or nested, before a run begins."""
+"""Points of a grid or steps of a sampler: what is listed in full, or nested, before a run begins.
+"""
 Positive = Annotated[float, at.Gt(0)]
 NotNegative = Annotated[float, at.Ge(0)]
 Fraction = Annotated[float, at.Interval(ge=0, le=1)]

@@ -53,7 +53,9 @@ def test_a_foreign_teacher_is_exactly_that_of_the_other_digits(tmp_path: Path) -
 
 
 def test_every_arm_of_a_cell_costs_as_much_as_diff_instruct() -> None:
-    """Each distilling step costs 6 evaluations of a sample in the plane, each step of recording 4."""
+    """Each distilling step costs 6 evaluations of a sample in the plane, each step of recording
+    4.
+    """
     disback = imported("disback")
     options = Namespace(steps=None, more={}, out=Path())
     study = disback.study_of("plane", options)

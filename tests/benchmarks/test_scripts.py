@@ -1,4 +1,6 @@
-"""Every script in ``benchmarks/`` and ``stress/`` that a user may start, with a setting so small that it ends in seconds: none may rot."""
+"""Every script in ``benchmarks/`` and ``stress/`` that a user may start, with a setting so small
+that it ends in seconds: none may rot.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import pytest
 from bench_kit import FOLDERS, imported, started
 
 FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "evaluation.draws=1", "--seeds", "1")
-# By name, what is before a comma is the script: arguments, and the JSON file that must be there afterwards.
+# By name, what is before a comma is the script: arguments, and the JSON file that must be there
+# afterwards.
 SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "convergence": (("--study", "toy", "--budget", "110000", *FEW), "convergence-toy.json"),
     "ddil": (("--only", "pd4", "--budget", "2000", *FEW), "ddil.json"),
@@ -36,7 +39,8 @@ WITH_OUT = ("faults",)
 SLOW = ("ddil", "ddil, overhead", "family", "fastgan", "faults", "hostile", "scaling_model", "throughput")
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)
-# Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study overhead`` the other.
+# Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study
+# overhead`` the other.
 INNER = ("faults_entry", "collecting")
 FILES = [path for folder in FOLDERS for path in folder.glob("*.py")]
 PROGRAMS = sorted(

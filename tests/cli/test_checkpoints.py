@@ -57,7 +57,9 @@ def all_files(run: Path) -> set[str]:
 
 
 def held(path: Path):
-    """The lock of another process: of another opening of the file, which is the same to the kernel."""
+    """The lock of another process: of another opening of the file, which is the same to the
+    kernel.
+    """
     stream = open(path / "lock", "ab")  # noqa: SIM115 (the caller closes it)
     fcntl.flock(stream, fcntl.LOCK_EX)
     return stream

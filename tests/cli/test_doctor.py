@@ -157,8 +157,10 @@ def test_an_unfinished_run_is_told_how_to_go_on(run):
     )
     stuck = [finding for finding in named(examine(run), run / "recipe.yaml") if finding.level == "problem"]
     assert [finding.sentence for finding in stuck] == [
-        f"the run cannot go on as it is: {Path('nowhere.safetensors').absolute()}: there is no such file; "
-        "check the path."
+        (
+            f"the run cannot go on as it is: {Path('nowhere.safetensors').absolute()}: there is no such file; "
+            "check the path."
+        )
     ]
     shutil.rmtree(run / "checkpoints")
     (none,) = named(examine(run), run / "checkpoints")
@@ -505,8 +507,10 @@ def test_a_pretraining_is_a_run_as_well(tmp_path):
     (found,) = problems(examine(folder))
     assert (found.key, found.remedy) == (
         str(folder / "model.safetensors"),
-        f"Make it again from the newest checkpoint: 'fewstep pretrain {folder / 'recipe.yaml'} --out "
-        f"{folder} --resume'.",
+        (
+            f"Make it again from the newest checkpoint: 'fewstep pretrain {folder / 'recipe.yaml'} --out "
+            f"{folder} --resume'."
+        ),
     )
     pretrain(folder / "recipe.yaml", (), folder, resume=True)
     assert problems(examine(folder)) == []

@@ -43,7 +43,9 @@ def _draw(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project with a recipe that names a file of each kind by a relative path, and a run of it."""
+    """A project with a recipe that names a file of each kind by a relative path, and a run of
+    it.
+    """
     project = tmp_path_factory.mktemp("made") / "project"
     for index in range(20):
         (project / "images" / str(index % 10)).mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,9 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(made, run, way, fini
 
 
 def test_only_a_logs_own_lines_are_cut(made, run):
-    """A run goes back to its newest checkpoint, and what was written into the log besides is kept."""
+    """A run goes back to its newest checkpoint, and what was written into the log besides is
+    kept.
+    """
     newest(run)[0].unlink()
     log = run / "metrics.jsonl"
     mine = log.read_bytes() + b"my notes\n"

@@ -85,7 +85,9 @@ def test_every_recipe_has_a_plan(name):
 
 
 def test_the_state_is_that_of_the_run(tmp_path):
-    """Of a recipe that is small enough to build: the same bytes as the built run's, and the slot."""
+    """Of a recipe that is small enough to build: the same bytes as the built run's, and the
+    slot.
+    """
     plan = plan_recipe("digits-disback", [], 1)
     built = build_distillation(load_recipe("digits-disback"), tmp_path)
     one = bytes_of(digits())
@@ -203,8 +205,10 @@ def test_nothing_that_fits_is_said_with_a_remedy(command):
             [
                 "digits-pd",
                 "--set",
-                "target={kind: backtracked, nodes: 2, record: {kind: every, steps: 2}, switch: {kind: "
-                "every, steps: 2}}",
+                (
+                    "target={kind: backtracked, nodes: 2, record: {kind: every, steps: 2}, switch: {kind: "
+                    "every, steps: 2}}"
+                ),
             ],
             "cannot be combined",
         ),

@@ -283,8 +283,10 @@ def test_a_recipe_names_shards_and_gets_images_by_index(shards, tmp_path):
         picture(1, 6, 8)[:, 1:7],
     )
     assert data.remarks == (
-        f"shards '{shards}': passed over 1 hidden files or folders (such as '__MACOSX'); 1 classes without "
-        "an image, which keep their numbers (such as '0').",
+        (
+            f"shards '{shards}': passed over 1 hidden files or folders (such as '__MACOSX'); 1 classes without "
+            "an image, which keep their numbers (such as '0')."
+        ),
     )
     before = data.identity
     (tmp_path / "x-1.tar").write_bytes((tmp_path / "x-0.tar").read_bytes())

@@ -79,8 +79,10 @@ def test_an_archive_of_class_folders_has_classes_and_edms_own_folders_are_none(t
     images = open_images(zipped(tmp_path / "a.zip", {"dog/a.png": content, "cat/b.png": content}))
     assert (images.names, images.labels.tolist()) == (("cat", "dog"), [0, 1])
     assert images.remarks == (
-        f"{tmp_path / 'a.zip'}: has no dataset.json, so that its 2 folders are the classes; set "
-        "'data.labels: false' for no classes.",
+        (
+            f"{tmp_path / 'a.zip'}: has no dataset.json, so that its 2 folders are the classes; set "
+            "'data.labels: false' for no classes."
+        ),
     )
     assert open_images(tmp_path / "a.zip", labels=False).remarks == ()
     plain = open_images(

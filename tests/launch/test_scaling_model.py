@@ -228,7 +228,9 @@ def _counted(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[DistillRecipe,
 
 
 def test_memory_is_what_plan_says(monkeypatch):
-    """For each of its settings in bf16, replicated and sharded, with and without computing again."""
+    """For each of its settings in bf16, replicated and sharded, with and without computing
+    again.
+    """
     recipe, found = _counted("cifar10-diff-instruct", monkeypatch)
     load = load_of(recipe, "cifar10-diff-instruct")
     compared = 0

@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 
 def radii_and_turns(words: NDArray[np.uint64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """sqrt(-2 log(1 - u)) with u = (W + 1/4) 2^-64, and the lowest 24 bits as a fraction of a turn."""
+    """sqrt(-2 log(1 - u)) with u = (W + 1/4) 2^-64, and the lowest 24 bits as a fraction of a
+    turn.
+    """
     lower = words < np.uint64(2**63)
     # u for the lower half of the words, 1 - u for the upper: each is exact where it is small.
     small = np.where(lower, words + 0.25, ~words + 0.75) * 2.0**-64

@@ -154,7 +154,9 @@ def test_the_log_ratio_of_densities_is_the_best_critic(view: View) -> None:
 
 @every_view
 def test_a_critic_that_cannot_tell_loses_two_log_two(view: View) -> None:
-    """Where student and data are one distribution, the best critic says 0; hinge's loss is then 2."""
+    """Where student and data are one distribution, the best critic says 0; hinge's loss is then
+    2.
+    """
     step = Step(Key(0), 64)
     for loss, value in ((NonSaturating(), 2 * math.log(2)), (Hinge(), 2.0)):
         found = AdversarialCritic(_Critic(_nothing), _Same(), _Data(), loss, view)(step, step.state(_prior()))

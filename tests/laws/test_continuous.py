@@ -1,4 +1,6 @@
-"""Laws of consistency in continuous time: the tangent along exact trajectories, TrigFlow's coordinates on every schedule, the gradient written out, and the limit of small steps."""
+"""Laws of consistency in continuous time: the tangent along exact trajectories, TrigFlow's
+coordinates on every schedule, the gradient written out, and the limit of small steps.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,10 @@ SD = 0.6
 
 
 def _times(schedule: Schedule) -> Tensor:
-    """From the least noise to t_max, where a flow has no signal left. A discrete schedule has corners at its knots, where no
-    derivative is two-sided: times lie between them, and at the end.
+    """From the least noise to t_max, where a flow has no signal left.
+
+    A discrete schedule has corners at its knots, where no derivative is two-sided: times lie
+    between them, and at the end.
     """
     if isinstance(schedule, DiscreteVP):
         return (torch.tensor([1, 10, 100, 400, 700, 950, 999.5], dtype=torch.float64) + 0.5) / schedule.steps
@@ -87,8 +91,8 @@ def _loss(objective: ContinuousConsistency, state: State, number: int = 0) -> Te
 
 @every_schedule
 def test_the_tangent_is_the_derivative_along_the_teachers_trajectory(schedule: Schedule) -> None:
-    """Of the student's estimate and of TrigFlow's position, by the angle, along the exact flow of a Gaussian teacher; a flow
-    has no signal at the last of these times.
+    """Of the student's estimate and of TrigFlow's position, by the angle, along the exact flow of a
+    Gaussian teacher; a flow has no signal at the last of these times.
     """
     teacher, student, flow = one_gaussian(schedule), three_gaussians(schedule), TrigFlow(schedule, SD)
     state = _state(teacher)
@@ -124,7 +128,9 @@ def test_the_tangent_follows_a_mixtures_trajectory_as_the_solver_does(schedule: 
 
 @every_schedule
 def test_the_exact_consistency_function_does_not_move(schedule: Schedule) -> None:
-    """Where the student is the end of a Gaussian teacher's exact flow, d f / d u = 0 and nothing is learned; elsewhere something is."""
+    """Where the student is the end of a Gaussian teacher's exact flow, d f / d u = 0 and nothing is
+    learned; elsewhere something is.
+    """
     teacher = one_gaussian(schedule)
     state, still = _state(teacher), torch.zeros((), dtype=torch.float64, requires_grad=True)
     exact = FromFunction(schedule, lambda x, t, _: carried(teacher, x, t, 0.0) + still)
@@ -150,7 +156,9 @@ def _shifted(model: Denoiser, shift: Tensor) -> FromFunction:
 
 @every_schedule
 def test_coordinates_are_trigflows(schedule: Schedule) -> None:
-    """x~ = cos u x0 + sin u sd eps; the angle rises from 0 to that of t_max, pi / 2 where no signal is left."""
+    """x~ = cos u x0 + sin u sd eps; the angle rises from 0 to that of t_max, pi / 2 where no signal
+    is left.
+    """
     flow, t = TrigFlow(schedule, SD), _times(schedule)
     x0, noise = normals(len(t), 2), normals(len(t), 2, seed=1)
     x = schedule.add_noise(x0, t, noise)
@@ -167,7 +175,9 @@ def test_coordinates_are_trigflows(schedule: Schedule) -> None:
 
 @every_schedule
 def test_the_raw_output_gives_the_estimate_back(schedule: Schedule) -> None:
-    """D = cos u x~ - sin u sd F for any estimate; of the clean sample itself, sd F = d x~ / d u = cos u sd eps - sin u x0."""
+    """D = cos u x~ - sin u sd F for any estimate; of the clean sample itself, sd F = d x~ / d u =
+    cos u sd eps - sin u x0.
+    """
     flow, t = TrigFlow(schedule, SD), _times(schedule)
     x0, noise, estimate = (normals(len(t), 2, seed=seed) for seed in range(3))
     x = schedule.add_noise(x0, t, noise)
@@ -190,7 +200,9 @@ def test_the_raw_output_is_minus_edms(schedule: Schedule) -> None:
 
 
 def _written_out(student: Denoiser, teacher: Denoiser, state: State, share: float) -> Tensor:
-    """The tangent as the paper writes it, with the derivative of F itself: -cos^2 (sd F - d x~ / d u) - share cos sin (x~ + sd d F / d u)."""
+    """The tangent as the paper writes it, with the derivative of F itself: -cos^2 (sd F - d x~ / d
+    u) - share cos sin (x~ + sd d F / d u).
+    """
     flow = TrigFlow(student.schedule, SD)
     target_x0 = teacher(state.x, state.t)
     cos, sin = (value[:, None] for value in flow.turn(state.t))
@@ -227,7 +239,9 @@ def test_both_forms_of_the_tangent_agree_at_every_step_of_the_warmup(
 @every_schedule
 @pytest.mark.parametrize("constant", [0.1, 3.0])
 def test_the_gradient_is_minus_twice_the_weighted_tangent(schedule: Schedule, constant: float) -> None:
-    """-2 exp(w) <g / (|g| + c), d F>, |g| the root mean square of a sample; the weight's own is mean d w (exp(w) |g / (|g| + c)|^2 - 1)."""
+    """-2 exp(w) <g / (|g| + c), d F>, |g| the root mean square of a sample; the weight's own is
+    mean d w (exp(w) |g / (|g| + c)|^2 - 1).
+    """
     amount = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     teacher = one_gaussian(schedule)
     student, state = _bent(three_gaussians(schedule), amount), _state(teacher)
@@ -251,7 +265,9 @@ def test_the_gradient_is_minus_twice_the_weighted_tangent(schedule: Schedule, co
 
 
 def test_the_weight_is_none_at_first_and_best_where_it_undoes_the_mean_square() -> None:
-    """At one angle w is one number: its gradient vanishes at -log E |g|^2, where the loss is 1 + log E |g|^2, its least."""
+    """At one angle w is one number: its gradient vanishes at -log E |g|^2, where the loss is 1 +
+    log E |g|^2, its least.
+    """
     schedule = KarrasVE()
     teacher, student = one_gaussian(schedule), three_gaussians(schedule)
     state = noisy(teacher, torch.full((40,), 0.01, dtype=torch.float64))
@@ -283,7 +299,9 @@ def _float_state(schedule: Schedule, rows: int) -> State:
 
 
 def test_it_counts_and_trains_what_it_runs() -> None:
-    """The teacher 1 and the student 3 and 1 for the derivative; student and weight have gradients, the teacher none."""
+    """The teacher 1 and the student 3 and 1 for the derivative; student and weight have gradients,
+    the teacher none.
+    """
     student, teacher = tiny_denoiser(classes=2), tiny_denoiser(classes=2, seed=1)
     objective = ContinuousConsistency(student, Fixed(teacher), LogWeight())
     assert list(objective.owned) == [objective.log_weight]
@@ -321,8 +339,9 @@ def test_settings_out_of_bounds_are_refused() -> None:
 
 @every_schedule
 def test_small_steps_of_consistency_distillation_tend_to_it(schedule: Schedule) -> None:
-    """At one time, with one step of the teacher and the student as its own target, the discrete gradient over the angle of
-    the step tends to sd tan(u) times the continuous one before its normalisation, by the step's first power.
+    """At one time, with one step of the teacher and the student as its own target, the discrete
+    gradient over the angle of the step tends to sd tan(u) times the continuous one before its
+    normalisation, by the step's first power.
     """
     t = (
         float((torch.tensor(400.9) / 1000).double())

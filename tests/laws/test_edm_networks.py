@@ -1,6 +1,8 @@
-"""Laws of EDM's networks: they are NVIDIA's by name, by number and by value, and their blocks can be read, differentiated both ways and computed twice.
+"""Laws of EDM's networks: they are NVIDIA's by name, by number and by value, and their blocks can
+be read, differentiated both ways and computed twice.
 
-``golden/edm.npz`` holds what the release's own code gave for the weights and inputs made here; see ``golden/README.md``.
+``golden/edm.npz`` holds what the release's own code gave for the weights and inputs made here; see
+``golden/README.md``.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ ADM = {
     "attn_resolutions": [4],
 }
 
-# Small networks that have everything the release's have: name -> (description, noise labels). The labels of VP and iDDPM go up to 999, those of VE and EDM are logarithms.
+# Small networks that have everything the release's have: name -> (description, noise labels). The
+# labels of VP and iDDPM go up to 999, those of VE and EDM are logarithms.
 CASES: dict[str, tuple[dict, tuple[float, float]]] = {
     "ddpmpp": (SONG, (-1.5, 1.1)),
     "ddpmpp-conditional": (
@@ -93,13 +96,17 @@ both = pytest.mark.parametrize("case", BOTH)
 
 
 def formula(name: str, shape: tuple[int, ...]) -> Tensor:
-    """sin(0.7 i^2 + phase of the name), (float64): as good as random, the same everywhere, of mean 0 and variance 1/2."""
+    """sin(0.7 i^2 + phase of the name), (float64): as good as random, the same everywhere, of mean
+    0 and variance 1/2.
+    """
     index = torch.arange(math.prod(shape), dtype=torch.float64)
     return torch.sin(0.7 * index**2 + zlib.crc32(name.encode()) % 1000).reshape(shape)
 
 
 def filled(network: nn.Module) -> nn.Module:
-    """All weights by ``formula``, of a size at which every layer matters; the fixed filters as they are."""
+    """All weights by ``formula``, of a size at which every layer matters; the fixed filters as they
+    are.
+    """
     for name, value in network.state_dict().items():
         wave = formula(name, tuple(value.shape))
         if name.endswith("resample_filter"):
@@ -115,7 +122,9 @@ def filled(network: nn.Module) -> nn.Module:
 
 
 def inputs(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, noise labels, labels with one that is dropped (one-hot rows in the reference), augmentation labels."""
+    """x, noise labels, labels with one that is dropped (one-hot rows in the reference),
+    augmentation labels.
+    """
     description, levels = CASES[case]
     size = description["img_resolution"]
     x = formula("x", (ROWS, description.get("in_channels", 3), size, size)).float() * 1.4
@@ -211,7 +220,8 @@ def test_attention_is_torchs() -> None:
     block = network_of("adm").dec["4x4_in0"].double()
     x = normals(2, 128, 4, 4)
     assert block.heads == 2
-    # The release stores a head's channels together, and for each channel its query, its key and its value.
+    # The release stores a head's channels together, and for each channel its query, its key and its
+    # value.
     q, k, v = block.qkv(block.norm2(x)).reshape(2, 2, 64, 3, 16).permute(3, 0, 1, 4, 2)
     expected = block.proj(scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(2, 128, 4, 4))
     torch.testing.assert_close(block._attended(x), expected, rtol=1e-10, atol=1e-10)
@@ -333,7 +343,8 @@ def test_grown_networks_are_silent_at_first_and_then_listen(case: str) -> None:
     assert {key for key in new.state_dict() if key not in old.state_dict()} == {
         f"side.{part}.{kind}" for part in ("guidance", "end") for kind in ("weight", "bias")
     }
-    # A branch enters where the noise level does: its bias is as good as one on the last layer of the embedding.
+    # A branch enters where the noise level does: its bias is as good as one on the last layer of
+    # the embedding.
     shift = normals(*new.map_layer1.bias.shape, dtype=torch.float32)
     with torch.no_grad():
         new.side.end.bias += shift

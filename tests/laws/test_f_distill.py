@@ -1,4 +1,6 @@
-"""Laws of f-distill: its weights are the divergences' own, and its gradient is that of the divergence, by quadrature."""
+"""Laws of f-distill: its weights are the divergences' own, and its gradient is that of the
+divergence, by quadrature.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class _Line(nn.Module):
 
 
 class _LogRatio(nn.Module):
-    """The best critic there is: log p / q at x_t, shifted by ``shift``, the same from each of ``heads`` heads."""
+    """The best critic there is: log p / q at x_t, shifted by ``shift``, the same from each of
+    ``heads`` heads.
+    """
 
     def __init__(self, target: GaussianMixture, student: GaussianMixture, shift: float = 0.0, heads: int = 0):
         super().__init__()
@@ -94,7 +98,9 @@ def _compared(schedule: Schedule, rows: int) -> Compared:
 
 @every_divergence
 def test_a_weight_is_the_second_derivative_of_f_times_the_squared_ratio(divergence: Divergence) -> None:
-    """By central differences of f in double precision, from ratios of 1 / 100 to 100; and f is a divergence's: convex, 0 at 1."""
+    """By central differences of f in double precision, from ratios of 1 / 100 to 100; and f is a
+    divergence's: convex, 0 at 1.
+    """
     f, ratio = GENERATORS[divergence], torch.logspace(-2, 2, 33, dtype=torch.float64)
     width = 1e-4 * ratio
     second = (f(ratio + width) - 2 * f(ratio) + f(ratio - width)) / width**2
@@ -142,7 +148,9 @@ class _Held(nn.Module):
 
 
 def _on_a_grid(target: GaussianMixture, mean: float, scale: float, t: float) -> tuple[Tensor, Tensor, float]:
-    """(q, r = p / q, the cell's width) on a fine grid at a noise level, by the densities written out."""
+    """(q, r = p / q, the cell's width) on a fine grid at a noise level, by the densities written
+    out.
+    """
     schedule = target.schedule
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
     spread = math.sqrt(alpha**2 * scale**2 + sigma**2)
@@ -161,9 +169,10 @@ def _divergence(divergence: Divergence, target: GaussianMixture, mean: float, sc
 @every_schedule
 @every_divergence
 def test_the_mean_gradient_is_that_of_the_divergence_by_quadrature(schedule: Schedule, divergence: Divergence) -> None:
-    """In mean and scale of a Gaussian student, with exact scores and the exact log ratio. E_q r is 1, so that the first
-    normaliser is none in a large batch; the second divides by E_q h, which quadrature gives too and the gradient is
-    multiplied by.
+    """In mean and scale of a Gaussian student, with exact scores and the exact log ratio.
+
+    E_q r is 1, so that the first normaliser is none in a large batch; the second divides by E_q h,
+    which quadrature gives too and the gradient is multiplied by.
     """
     mean, scale, t = 0.4, 0.8, 0.006 if isinstance(schedule, KarrasVE) else 0.3
     student, target = _Line(mean, scale), _gaussian(schedule, -0.2, 1.0)
@@ -202,8 +211,8 @@ def test_the_mean_gradient_is_that_of_the_divergence_by_quadrature(schedule: Sch
 
 @every_divergence
 def test_both_normalisers_take_units_away(divergence: Divergence) -> None:
-    """The mean of the factor is 1, so that a divergence pulls as hard as the base does; a constant in the logits, which
-    changes the mean ratio, changes nothing, and several heads are their mean.
+    """The mean of the factor is 1, so that a divergence pulls as hard as the base does; a constant
+    in the logits, which changes the mean ratio, changes nothing, and several heads are their mean.
     """
     schedule = RectifiedFlow()
     compared = _compared(schedule, 12)

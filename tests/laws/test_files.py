@@ -131,7 +131,9 @@ def small(tmp_path: Path) -> Path:
 
 
 def _refused_or_equal(path: Path, content: bytes, original: tuple[dict, dict]) -> bool:
-    """Whether ``content`` in the file is refused; if it is read, it must be read as the original."""
+    """Whether ``content`` in the file is refused; if it is read, it must be read as the
+    original.
+    """
     path.write_bytes(content)
     try:
         tensors, metadata = read_tensors(path)

@@ -1,5 +1,6 @@
-"""Laws of the derivative forwards (``torch.func.jvp``) of whole networks: for each kind it is the limit of differences,
-the transpose of the derivative backwards, and can itself be differentiated."""
+"""Laws of the derivative forwards (``torch.func.jvp``) of whole networks: for each kind it is the
+limit of differences, the transpose of the derivative backwards, and can itself be differentiated.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ DIFFUSERS = {
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }
 
-# Name -> (description, the shape of a sample, what besides the sample it takes). A "fixed level" is not differentiated:
-# diffusers rounds it to float32, which differences of 1e-4 see.
+# Name -> (description, the shape of a sample, what besides the sample it takes). A "fixed level" is
+# not differentiated: diffusers rounds it to float32, which differences of 1e-4 see.
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "ddpm++": (SONG, (3, 8, 8), ("level", "condition")),
     "ncsn++": (NCSNPP, (3, 8, 8), ("level", "condition")),
@@ -102,10 +103,13 @@ def test_forwards_is_the_limit_of_differences_and_the_transpose_of_backwards(nam
     torch.testing.assert_close((cotangent * forward).sum(), product, rtol=1e-9, atol=1e-9 * size)
 
 
-# FastGAN's gated linear unit has none in torch, and a generator without noise levels no loss that asks for it.
+# FastGAN's gated linear unit has none in torch, and a generator without noise levels no loss that
+# asks for it.
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "fastgan"])
 def test_the_derivative_forwards_has_a_gradient_at_the_weights(name: str) -> None:
-    """As a loss on it asks for (sCM): along any direction of the weights, the slope of differences."""
+    """As a loss on it asks for (sCM): along any direction of the weights, the slope of
+    differences.
+    """
     network, function, inputs = case(name)
     tangents = tuple(normals(*value.shape, seed=2 + index) for index, value in enumerate(inputs))
     weights = list(network.requires_grad_(True).parameters())

@@ -202,7 +202,9 @@ def test_what_has_no_neighbourhoods_is_refused(real: Tensor, generated: Tensor, 
 @pytest.mark.parametrize("dim", [1, 2, 8])
 @pytest.mark.parametrize("std", [0.3, 2.0])
 def test_diversity_of_gaussians_has_the_closed_form(dim: int, std: float) -> None:
-    """E|a - b| = 2 s Gamma((d + 1) / 2) / Gamma(d / 2), which is 2 s / sqrt(pi) in one dimension."""
+    """E|a - b| = 2 s Gamma((d + 1) / 2) / Gamma(d / 2), which is 2 s / sqrt(pi) in one
+    dimension.
+    """
     found = class_diversity(std * normals(3000, dim) + 5.0, torch.arange(3000) % 2)
     expected = 2 * std * math.gamma((dim + 1) / 2) / math.gamma(dim / 2)
     if dim == 1:

@@ -149,7 +149,9 @@ def test_a_student_elsewhere_is_seen_at_every_level_and_more_the_further_it_is()
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_degrees_are_differences_of_scores_in_units_of_pure_noise(schedule: Schedule) -> None:
-    """sigma (s_teacher - s_field), root mean square a dimension, from the definition of the score."""
+    """sigma (s_teacher - s_field), root mean square a dimension, from the definition of the
+    score.
+    """
     mixture, key, level = three_gaussians(schedule), Key(0), 0.8
     samples = mixture.sample(60, Key(0, "own"))[0] + 0.3
     found = assessed_mismatch(mixture, samples, None, key, (level,))

@@ -1,4 +1,6 @@
-"""Laws of Box-Muller in float32: near the formula, finite for every word, and a function of the word alone."""
+"""Laws of Box-Muller in float32: near the formula, finite for every word, and a function of the
+word alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 from fewstep.system.normals import TILE, blocks_of, normals
 
 Words = NDArray[np.uint64]
-# Both ends of the words, and the places where a step of the arithmetic changes its branch or loses bits.
+# Both ends of the words, and the places where a step of the arithmetic changes its branch or loses
+# bits.
 EDGES = sorted({(sign * 2**bit + off) % 2**64 for bit in range(65) for sign in (-1, 1) for off in (-1, 0, 1)})
 
 
@@ -36,7 +39,10 @@ def drawn(count: int, seed: int = 0) -> Words:
 
 
 def check(words: Words) -> NDArray[np.float64]:
-    """Holds the normals of ``words`` against the formula, each to 5e-7 of its pair's radius. Returns the radii."""
+    """Holds the normals of ``words`` against the formula, each to 5e-7 of its pair's radius.
+
+    Returns the radii.
+    """
     found, radius = made_of(words).astype(np.float64), radii_and_turns(words)[0]
     assert (np.abs(found - normals_of(words[None])[0]) < 5e-7 * np.tile(radius, 2)).all()
     radius_found = np.hypot(found[: len(words)], found[len(words) :])
@@ -76,7 +82,8 @@ def test_radius_and_angle_share_no_bits_but_in_the_tails() -> None:
     words = words[between]
     count = len(words)
     plain, cut = made_of(words), made_of(words >> np.uint64(24) << np.uint64(24))
-    # Without its lowest bits a word has angle zero, and the same radius: the largest value of its pair.
+    # Without its lowest bits a word has angle zero, and the same radius: the largest value of its
+    # pair.
     np.testing.assert_allclose(np.hypot(plain[:count].astype(float), plain[count:]), cut[:count], rtol=8e-7)
     assert (cut[count:] == 0).all()
     low = words & np.uint64(2**24 - 1)

@@ -1,4 +1,6 @@
-"""Laws of draws: a function of place and index, and of nothing else; and of the right distribution."""
+"""Laws of draws: a function of place and index, and of nothing else; and of the right
+distribution.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +164,9 @@ def test_permutations_of_three_are_equally_likely() -> None:
 
 
 def test_draws_are_what_they_were() -> None:
-    """A resumed run must draw what it drew before an upgrade of anything: these values are the definition."""
+    """A resumed run must draw what it drew before an upgrade of anything: these values are the
+    definition.
+    """
     key = Key(0, "stage", 1)
     assert key.uniform("x", 2).tolist() == PINNED_UNIFORM
     assert key.integers("x", 6, 1000, start=3).tolist() == PINNED_INTEGERS
@@ -171,7 +175,9 @@ def test_draws_are_what_they_were() -> None:
 
 
 def test_what_lasts_is_what_it_was() -> None:
-    """A feature space and a data set are the same under the same name, whichever generator makes noise."""
+    """A feature space and a data set are the same under the same name, whichever generator makes
+    noise.
+    """
     found = Key(0, "stage", 1).lasting("x", (2, 3))
     assert found.dtype == torch.float32
     assert found.flatten().tolist() == pytest.approx(PINNED_LASTING, abs=1e-6)
@@ -185,7 +191,9 @@ def digest(values: Tensor) -> str:
 
 
 def test_a_large_draw_is_the_same_everywhere() -> None:
-    """Bit for bit, on any machine; in another process, in threads beside others, with torch on two threads."""
+    """Bit for bit, on any machine; in another process, in threads beside others, with torch on two
+    threads.
+    """
     key, shape = Key(0, "stage", 1), (3, 3, 150, 157)
     assert digest(key.normal("x", shape)) == PINNED_DIGEST
     threads = torch.get_num_threads()
@@ -196,7 +204,10 @@ def test_a_large_draw_is_the_same_everywhere() -> None:
         torch.set_num_threads(threads)
     with ThreadPoolExecutor(4) as pool:
         assert {digest(values) for values in pool.map(lambda _: key.normal("x", shape), range(8))} == {PINNED_DIGEST}
-    code = f"import sys; from fewstep.random import Key; sys.stdout.buffer.write({key!r}.normal('x', {shape}).numpy().tobytes())"
+    code = (
+        f"import sys; from fewstep.random import Key; sys.stdout.buffer.write({key!r}.normal('x', "
+        f"{shape}).numpy().tobytes())"
+    )
     # Which also has to do without the vector instructions that numpy found here.
     extensions = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     without = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(extensions)}
@@ -206,7 +217,9 @@ def test_a_large_draw_is_the_same_everywhere() -> None:
 
 @pytest.mark.parametrize("size", [*range(1, 71), 1000, 30_001, 2 * TILE - 1, 2 * TILE, 2 * TILE + 1, 150_003])
 def test_a_sample_alone_is_the_sample_in_a_batch(size: int) -> None:
-    """Bit for bit, though it lies elsewhere in another array, where vector instructions begin and end elsewhere."""
+    """Bit for bit, though it lies elsewhere in another array, where vector instructions begin and
+    end elsewhere.
+    """
     key = Key(3, "alone", 2)
     together = key.normal("x", (7, size), start=5)
     for row in range(7):
@@ -258,7 +271,9 @@ def test_many_normals_are_normal() -> None:
 
 @pytest.mark.parametrize("power", [1, 2], ids=["values", "squares"])
 def test_neighbours_and_the_two_of_a_pair_are_independent(power: int) -> None:
-    """Neighbours in a sample, the same place of neighbouring samples, and the cosine and the sine of one word."""
+    """Neighbours in a sample, the same place of neighbouring samples, and the cosine and the sine
+    of one word.
+    """
     size = 2**20
     values = Key(10, "pairs").normal("x", (4, size)).double() ** power
     for left, right in (

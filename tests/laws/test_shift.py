@@ -390,7 +390,9 @@ def test_it_is_zero_of_the_teacher_in_fewer_steps() -> None:
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_one_wrong_step_is_found_and_what_is_left_of_it_is_known(wrong: int) -> None:
-    """A shift c in the plane is c sqrt(2), times the teacher's factors of the transitions after it."""
+    """A shift c in the plane is c sqrt(2), times the teacher's factors of the transitions after
+    it.
+    """
     relay = _affine(KarrasVE(), steps=3)
     assert isinstance(relay.teacher, GaussianMixture)
     shifted = Relay(

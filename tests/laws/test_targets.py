@@ -283,7 +283,9 @@ def test_the_rule_starts_afresh_at_every_node(tmp_path: Path) -> None:
 
 
 def test_a_switch_changes_what_the_target_says(tmp_path: Path) -> None:
-    """In the published code it does not: there the switch loads weights whose names match nothing."""
+    """In the published code it does not: there the switch loads weights whose names match
+    nothing.
+    """
     path = _recorded(tmp_path, 4)
     target = Backtracked(path, Every(1))
     outputs = []
@@ -433,10 +435,10 @@ def test_plateau_compares_level_with_level() -> None:
     rule = SwitchAtPlateau(20, 0.02, 1, 10**6).rule()
     assert _node_steps(rule, drifting) == 40
     # And a fall at one level, however small that level's gaps are, counts as much as any other.
-    both = lambda steps: (
+    both = lambda steps: (  # noqa: E731
         torch.cat([_levels(0.05), _levels(10.0)]),
         torch.cat([torch.full((8,), 1000.0), torch.full((8,), 0.99**steps)]),
-    )  # noqa: E731
+    )
     assert _node_steps(SwitchAtPlateau(20, 0.02, 1, 10**6).rule(), both, limit=400) == 400
 
 

@@ -165,7 +165,9 @@ def test_rho_times_are_the_rho_grid_as_a_distribution(schedule: Schedule) -> Non
 
 
 def test_rho_times_refuse_pure_noise() -> None:
-    """rho is infinite at the flow's end, so every draw would be that end; a bound makes it finite."""
+    """rho is infinite at the flow's end, so every draw would be that end; a bound makes it
+    finite.
+    """
     with pytest.raises(UserError, match="alpha is 0"):
         RhoTimes().quantile(RectifiedFlow(), MIDPOINTS[:4])
     t = RhoTimes(high=10.0).quantile(RectifiedFlow(), MIDPOINTS)

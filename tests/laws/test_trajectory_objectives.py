@@ -711,7 +711,9 @@ def test_inverse_consistency_is_its_formula_sample_by_sample_and_so_is_its_gradi
 
 
 class _Turned(nn.Module):
-    """The exact flow upwards, off by ``error`` times the noise level of the end in every direction."""
+    """The exact flow upwards, off by ``error`` times the noise level of the end in every
+    direction.
+    """
 
     def __init__(self, gaussian: GaussianMixture):
         super().__init__()

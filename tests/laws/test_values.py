@@ -1,5 +1,5 @@
-"""A value has one text: what Python refuses to make, a file's description and a recipe refuse alike, and what one writes
-the others read.
+"""A value has one text: what Python refuses to make, a file's description and a recipe refuse
+alike, and what one writes the others read.
 """
 
 from __future__ import annotations

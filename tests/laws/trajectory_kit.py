@@ -58,7 +58,9 @@ class FromFunction(Denoiser):
 
 
 def exact_step(gaussian: GaussianMixture, target: Callable[[Tensor], Tensor]) -> FromFunction:
-    """Not the denoiser, but the estimate whose DDIM step from t to ``target(t)`` is the exact flow."""
+    """Not the denoiser, but the estimate whose DDIM step from t to ``target(t)`` is the exact
+    flow.
+    """
     return FromFunction(
         gaussian.schedule,
         lambda x, t, _: x0_of_transition(gaussian.schedule, x, carried(gaussian, x, t, target(t)), t, target(t)),

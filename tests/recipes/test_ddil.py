@@ -1,4 +1,6 @@
-"""What DDIL's paper does can be said in a recipe: times, stops, and how trajectories are collected."""
+"""What DDIL's paper does can be said in a recipe: times, stops, and how trajectories are
+collected.
+"""
 
 from __future__ import annotations
 

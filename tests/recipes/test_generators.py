@@ -20,7 +20,7 @@ from test_combinations import (
     fitted,
     sampler_of,
     tiny,
-)  # noqa: F401 (a fixture)
+)
 from test_methods import contents, lines_of, same, same_student
 from torch.nn.functional import softplus
 

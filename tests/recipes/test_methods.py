@@ -20,7 +20,7 @@ from test_combinations import (
     fitted,
     method_of,
     tiny,
-)  # noqa: F401 (a fixture)
+)
 
 from fewstep.objectives import ProgressiveDistillation
 from fewstep.planning.twin import small

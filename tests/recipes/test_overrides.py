@@ -31,20 +31,15 @@ def left_out(section: BaseModel, written: Any, before: str = "") -> Iterator[tup
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_one_key_of_a_section_that_is_left_out_keeps_the_others(name):
-    """Each key in turn is given the value that it has: nothing may change, and nothing be refused."""
+    """Each key in turn is given the value that it has: nothing may change, and nothing be
+    refused.
+    """
     recipe = load_recipe(name)
     tried = 0
     for key, section in left_out(recipe, yaml.safe_load(shipped_text(name))):
         for inner, value in section.model_dump(mode="json").items():
-            assert (
-                load_recipe(
-                    name,
-                    [
-                        f"{key}.{inner}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
-                    ],
-                )
-                == recipe
-            ), f"{key}.{inner}"
+            text = yaml.safe_dump(value, default_flow_style=True).removesuffix("..." + chr(10)).strip()
+            assert load_recipe(name, [f"{key}.{inner}={text}"]) == recipe, f"{key}.{inner}"
             tried += 1
     assert tried > 0
 

@@ -66,7 +66,9 @@ def test_the_twin_of_a_pretraining_trains(name, tmp_path):
 
 @pytest.mark.parametrize("name", DISTILLED)
 def test_a_twin_is_the_recipe_but_for_its_size(name):
-    """Method, target, states and thresholds are of the recipe's kinds, with its weights and rates."""
+    """Method, target, states and thresholds are of the recipe's kinds, with its weights and
+    rates.
+    """
     recipe, small = LARGE[name], twin(LARGE[name], 20)
 
     def settings(section, key=""):
@@ -131,11 +133,15 @@ def test_waves_without_classes_have_no_labels():
             r"'model\.network\.kind: small-unet' does not take samples of shape \(3, 16, 16\)",
         ),
         (
-            "{kind: song-unet, img_resolution: 16, out_channels: 1, model_channels: 8, channel_mult: [1], "
-            "num_blocks: 1, attn_resolutions: []}",
+            (
+                "{kind: song-unet, img_resolution: 16, out_channels: 1, model_channels: 8, channel_mult: [1], "
+                "num_blocks: 1, attn_resolutions: []}"
+            ),
             "[3, 16, 16]",
-            r"'model\.network\.kind: song-unet' makes samples of shape \(1, 16, 16\) from samples of shape "
-            r"\(3, 16, 16\)",
+            (
+                r"'model\.network\.kind: song-unet' makes samples of shape \(1, 16, 16\) from samples of shape "
+                r"\(3, 16, 16\)"
+            ),
         ),
         (
             "{kind: residual-mlp}",

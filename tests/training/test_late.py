@@ -43,7 +43,9 @@ class Plain:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], list[tuple[int, list[int]]]]:
-    """Lists what a trainer reads: when (steps that were finished then), and of which steps, from 0."""
+    """Lists what a trainer reads: when (steps that were finished then), and of which steps,
+    from 0.
+    """
     found: list[tuple[int, list[int]]] = []
     gathered = Report.gathered
     trainers: list[Trainer] = []

@@ -34,7 +34,9 @@ def test_one_node_is_diff_instruct_bit_for_bit(small_run):
 
 
 def test_two_nodes_are_the_warm_ablation_bit_for_bit(small_run):
-    """The ablation by hand: fit the fake score to the untrained student, then Diff-Instruct from there."""
+    """The ablation by hand: fit the fake score to the untrained student, then Diff-Instruct from
+    there.
+    """
     warm = small_run("warm", nodes=2, record=6)
     warm.trainer().fit()
     by_hand = small_run("hand")
@@ -74,7 +76,8 @@ def test_evaluations_count_what_the_steps_cost(small_run):
     run = small_run("cost", nodes=3, record=2, steps=5, batch=8)
     trainer = run.trainer()
     trainer.fit()
-    # A recording step: student forward 1, fake forward and backward 3; a distilling step: 3 + 1 + 1 for the student, 3 for the fake score.
+    # A recording step: student forward 1, fake forward and backward 3; a distilling step: 3 + 1 + 1
+    # for the student, 3 for the fake score.
     assert trainer.progress.evaluations == 8 * (4 * 4 + 5 * 8)
 
 

@@ -1,4 +1,6 @@
-"""Reads what Weights & Biases writes when it is offline: LevelDB's log format, of protocol buffers."""
+"""Reads what Weights & Biases writes when it is offline: LevelDB's log format, of protocol
+buffers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """The records of a log after its own header of seven bytes; one that is cut short is left out."""
+    """The records of a log after its own header of seven bytes; one that is cut short is left
+    out.
+    """
     position, parts = _HEADER, b""
     while position + _HEADER <= len(content):
         if _BLOCK - position % _BLOCK < _HEADER:
@@ -32,7 +36,9 @@ def _records(content: bytes) -> Iterator[bytes]:
 
 
 def _ended(path: Path) -> list[Record]:
-    """All records of a file, once its writer, a process of its own, has written the last of them."""
+    """All records of a file, once its writer, a process of its own, has written the last of
+    them.
+    """
     deadline = time.monotonic() + 60
     while True:
         found = []

@@ -60,8 +60,10 @@ def images_table(described: dict[str, Any]) -> str:
     """What an image set holds: a line, and one a class."""
     channels, height, width = described["shape"]
     lines = [
-        f"{described['path']}: {described['images']} images of {width} x {height}, "
-        f"{'RGB' if channels == 3 else 'grey'}, {len(described['classes']) or 'no'} classes"
+        (
+            f"{described['path']}: {described['images']} images of {width} x {height}, "
+            f"{'RGB' if channels == 3 else 'grey'}, {len(described['classes']) or 'no'} classes"
+        )
     ]
     lines += [f"  {each['images']:>7} {one_line(each['name'])}" for each in described["classes"]]
     lines += [one_line(remark) for remark in described.get("remarks", [])]
@@ -69,10 +71,14 @@ def images_table(described: dict[str, Any]) -> str:
 
 
 def evaluation_table(result: dict[str, Any]) -> str:
-    """What ``evaluate`` found: a line a model and number of steps, and below one a guidance scale."""
+    """What ``evaluate`` found: a line a model and number of steps, and below one a guidance
+    scale.
+    """
     lines = [
-        f"{'':<34} {'Frechet distance':>18} {'class accuracy':>15} {'recall':>7} {'diversity':>10} "
-        f"{'evaluations':>12} {'ms/image':>9}"
+        (
+            f"{'':<34} {'Frechet distance':>18} {'class accuracy':>15} {'recall':>7} {'diversity':>10} "
+            f"{'evaluations':>12} {'ms/image':>9}"
+        )
     ]
     for name in ("teacher", "student"):
         lines += [_quality(f"{name}, {_steps(steps)}", entry) for steps, entry in result[name].items()]
@@ -112,8 +118,10 @@ def measurement_table(result: dict[str, Any]) -> str:
     reference = result["reference"]
     against = "the data" if reference["file"] is None else reference["file"]
     lines = [
-        f"{result['model']}, {_steps(str(result['steps']))}, {result['samples']} samples, in the space "
-        f"'{result['space']}', against {against}"
+        (
+            f"{result['model']}, {_steps(str(result['steps']))}, {result['samples']} samples, in the space "
+            f"'{result['space']}', against {against}"
+        )
     ]
     for key, name in _MEASURED.items():
         if key in result:
@@ -127,7 +135,9 @@ def measurement_table(result: dict[str, Any]) -> str:
 
 
 def shift_table(result: dict[str, Any]) -> str:
-    """What ``shift`` found: three tables of shared generations, and the sensitivity of each step."""
+    """What ``shift`` found: three tables of shared generations, and the sensitivity of each
+    step.
+    """
     levels = dict(zip(result["times"], result["levels"], strict=True))
     tables = [_shared("teacher with probability", [(f"{entry['probability']:g}", entry) for entry in result["mixing"]])]
     for name, title in (
@@ -264,10 +274,14 @@ def plan_table(plan: dict[str, Any], memory: float | None) -> str:
     lines = [
         f"{plan['recipe']}: {sum(plan['steps'].values()):,} steps ({steps}), batch {plan['batch']}",
         *parts,
-        f"  a forward keeps {_size(plan['kept']).strip()} a sample for the backward, at most "
-        f"{plan['graphs']:.1f} of them at once",
-        f"  on disk: the path {_size(plan['path_bytes']).strip()}, each checkpoint "
-        f"{_size(plan['checkpoint_bytes']).strip()}",
+        (
+            f"  a forward keeps {_size(plan['kept']).strip()} a sample for the backward, at most "
+            f"{plan['graphs']:.1f} of them at once"
+        ),
+        (
+            f"  on disk: the path {_size(plan['path_bytes']).strip()}, each checkpoint "
+            f"{_size(plan['checkpoint_bytes']).strip()}"
+        ),
         f"  work: {plan['evaluations']:.3g} network evaluations of {plan['operations']:.3g} operations",
         *(f"  {note}" for note in plan["notes"]),
         "",
@@ -356,8 +370,10 @@ def findings_table(findings: list[dict[str, str]]) -> str:
     return "\n".join(
         [
             *lines,
-            f"{problems or 'no'} problem{'' if problems == 1 else 's'}, {notes or 'no'} "
-            f"note{'' if notes == 1 else 's'}.",
+            (
+                f"{problems or 'no'} problem{'' if problems == 1 else 's'}, {notes or 'no'} "
+                f"note{'' if notes == 1 else 's'}."
+            ),
         ]
     )
 

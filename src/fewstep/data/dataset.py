@@ -113,7 +113,9 @@ class Dataset(Inert, abc.ABC):
         return torch.repeat_interleave(torch.arange(self.classes), counts)
 
     def stratified_halves(self) -> tuple[Dataset, Dataset]:
-        """Two disjoint halves with equal class proportions: every other sample within each class."""
+        """Two disjoint halves with equal class proportions: every other sample within each
+        class.
+        """
         labels = torch.zeros(len(self), dtype=torch.int64) if self.labels is None else self.labels
         order = torch.argsort(labels, stable=True)
         return self.subset(order[0::2]), self.subset(order[1::2])

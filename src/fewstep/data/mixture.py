@@ -37,7 +37,9 @@ def ring_mixture(schedule: Schedule, components: int = 8, radius: float = 2.0, s
 
 
 def sampled(mixture: GaussianMixture, count: int, seed: int = 0) -> InMemory:
-    """``count`` samples of a mixture as a data set without classes; its range is the samples' own."""
+    """``count`` samples of a mixture as a data set without classes; its range is the samples'
+    own.
+    """
     samples, _ = mixture.sample(count, Key(seed, "mixture-data"))
     bound = float(samples.abs().max())
     parts = torch.cat([mixture.weights[:, None], mixture.means, mixture.variances], dim=1)

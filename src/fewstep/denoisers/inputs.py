@@ -2,15 +2,15 @@ r"""What a network is fed: a factor on x and a noise label, as values.
 
 The conventions of published networks, with r = sigma / alpha the noise level of x_t / alpha:
 
-=====================  ==================================  =========================================  ===========================================
-kind                   factor on x_t                       label                                      source
-=====================  ==================================  =========================================  ===========================================
-``EDMInputs``          1 / sqrt(sigma^2 + (sd alpha)^2)    factor log(r) / 4                          Karras et al. 2022, Tab. 1
-``TimestepInputs``     1                                   count t - offset                           Ho et al. 2020
-``VPInputs``           1 / sqrt(sigma^2 + alpha^2)         (steps - 1) u, where r(u) = r              Song et al. 2021; Karras et al. 2022, Tab. 1
-``VEInputs``           1 / alpha                           log(r / 2)                                 Song et al. 2021; Karras et al. 2022, Tab. 1
-``IDDPMInputs``        1 / sqrt(sigma^2 + alpha^2)         the index whose level is nearest to r      Nichol and Dhariwal 2021; Karras et al. 2022
-=====================  ==================================  =========================================  ===========================================
+- ``EDMInputs``: factor on x_t 1 / sqrt(sigma^2 + (sd alpha)^2); label factor log(r) / 4; source
+  Karras et al. 2022, Tab. 1.
+- ``TimestepInputs``: factor on x_t 1; label count t - offset; source Ho et al. 2020.
+- ``VPInputs``: factor on x_t 1 / sqrt(sigma^2 + alpha^2); label (steps - 1) u, where r(u) = r;
+  source Song et al. 2021; Karras et al. 2022, Tab. 1.
+- ``VEInputs``: factor on x_t 1 / alpha; label log(r / 2); source Song et al. 2021; Karras et al.
+  2022, Tab. 1.
+- ``IDDPMInputs``: factor on x_t 1 / sqrt(sigma^2 + alpha^2); label the index whose level is nearest
+  to r; source Nichol and Dhariwal 2021; Karras et al. 2022.
 
 Those by r need a finite one, so alpha > 0.
 """

@@ -42,7 +42,9 @@ class StoredAdapter:
     extra: dict[str, Any]
 
     def apply_to(self, module: nn.Module) -> Adapter:
-        """``apply_adapter`` of it: raises ``UserError`` naming the first layer that does not fit."""
+        """``apply_adapter`` of it: raises ``UserError`` naming the first layer that does not
+        fit.
+        """
         return apply_adapter(module, self.state, self.rank, self.scale)
 
 

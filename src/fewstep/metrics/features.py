@@ -17,8 +17,11 @@ Features = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class FeatureSpace:
-    """``extract``: samples (B, *D) -> features (B, d). ``head``: features -> logits (B, K) of the network's classes, or None where there is no classifier; ``labelled``: whether these are
-    the data's classes, so that it can judge them. ``name``: equal for equal spaces, for reference statistics.
+    """``extract``: samples (B, *D) -> features (B, d).
+
+    ``head``: features -> logits (B, K) of the network's classes, or None where there is no
+    classifier; ``labelled``: whether these are the data's classes, so that it can judge them.
+    ``name``: equal for equal spaces, for reference statistics.
     """
 
     name: str
@@ -36,7 +39,9 @@ class FeatureSpace:
 
 
 def fourier_features(dim: int, count: int = 64, bandwidth: float = 1.0, seed: int = 0) -> Features:
-    """cos(w x + b) at ``count`` random frequencies w ~ N(0, bandwidth^-2 I) (Rahimi and Recht 2007), for points in the plane, whose means and covariances alone say too little."""
+    """cos(w x + b) at ``count`` random frequencies w ~ N(0, bandwidth^-2 I) (Rahimi and Recht
+    2007), for points in the plane, whose means and covariances alone say too little.
+    """
     key = Key(seed, "fourier-features")
     frequencies = key.lasting("frequency", (count, dim)) / bandwidth
     phases = key.uniform("phase", count).float() * 2 * math.pi
@@ -48,7 +53,9 @@ def fourier_features(dim: int, count: int = 64, bandwidth: float = 1.0, seed: in
 
 
 def placed(function: Features, device: torch.device | str) -> Features:
-    """The function of a network on ``device`` for samples on any: they are taken there, and what it makes of them comes back to where they were. Gradients pass."""
+    """The function of a network on ``device`` for samples on any: they are taken there, and what it
+    makes of them comes back to where they were. Gradients pass.
+    """
 
     def moved(samples: Tensor) -> Tensor:
         return function(samples.to(device)).to(samples.device)

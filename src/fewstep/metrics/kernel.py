@@ -3,7 +3,8 @@ features): the squared maximum mean discrepancy with the kernel
 
     k(x, y) = (x . y / d + 1)^3,
 
-    MMD^2 = 1 / (m (m - 1)) sum_{i != j} k(x_i, x_j) + 1 / (n (n - 1)) sum_{i != j} k(y_i, y_j) - 2 / (m n) sum_{i, j} k(x_i, y_j)        (Eq. 4),
+    MMD^2 = 1 / (m (m - 1)) sum_{i != j} k(x_i, x_j) + 1 / (n (n - 1)) sum_{i != j} k(y_i, y_j) - 2
+    / (m n) sum_{i, j} k(x_i, y_j)        (Eq. 4),
 
 unbiased, and therefore negative now and then where the sets are alike. k compares moments of degree
 1 to 3: in expectation, with M_p the tensor of p-th moments,

@@ -4,8 +4,10 @@ neighbourhoods in feature space.
 B_k(x; X) is the closed ball around x in X whose radius is the distance to its k-th nearest other
 point of X. With N real points X_i and M generated Y_j,
 
-    precision = 1/M sum_j 1[Y_j in some B_k(X_i; X)],       recall   = 1/N sum_i 1[X_i in some B_k(Y_j; Y)]            (Kynkaanniemi et al. 2019, Eqs. 1, 2)
-    density   = 1/(k M) sum_j #{i: Y_j in B_k(X_i; X)},     coverage = 1/N sum_i 1[some Y_j in B_k(X_i; X)]            (Naeem et al. 2020, Eqs. 4, 5).
+    precision = 1/M sum_j 1[Y_j in some B_k(X_i; X)],       recall   = 1/N sum_i 1[X_i in some
+    B_k(Y_j; Y)]            (Kynkaanniemi et al. 2019, Eqs. 1, 2)
+    density   = 1/(k M) sum_j #{i: Y_j in B_k(X_i; X)},     coverage = 1/N sum_i 1[some Y_j in
+    B_k(X_i; X)]            (Naeem et al. 2020, Eqs. 4, 5).
 
 Precision and recall rest on unions of balls, which one outlier inflates; density counts the balls
 instead and is not bounded by 1. What a perfect generator scores: distances from X_i to the N - 1

@@ -4,7 +4,8 @@ mean, merged exactly.
 With n vectors of mean m and scatter S = sum (f - m)(f - m)^T in each part, two parts make (Chan,
 Golub and LeVeque 1979, Eqs. 2.1)
 
-    n = n_a + n_b,    m = m_a + (m_b - m_a) n_b / n,    S = S_a + S_b + (m_b - m_a)(m_b - m_a)^T n_a n_b / n,
+    n = n_a + n_b,    m = m_a + (m_b - m_a) n_b / n,    S = S_a + S_b + (m_b - m_a)(m_b - m_a)^T n_a
+    n_b / n,
 
 in float64. Sums of f f^T would be merged by adding alone, but lose the covariance's digits where a
 mean is large against its spread. The sum depends on how it is split only by rounding; merged in the

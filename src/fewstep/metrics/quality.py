@@ -145,7 +145,9 @@ class Evaluator:
         return self._breadth(sample(Key(self.seed, "evaluation", 0), self.samples, self.labels), self.labels)[0]
 
     def describe(self, sample: Sample, draws: int = 3) -> FullQuality:
-        """``measure`` and ``breadth`` together; samples are drawn as often as by ``measure`` alone."""
+        """``measure`` and ``breadth`` together; samples are drawn as often as by ``measure``
+        alone.
+        """
         first: list[Tensor] = []
 
         def kept(key: Key, rows: int, labels: Tensor | None) -> Tensor:

@@ -2,12 +2,14 @@ r"""Attention by torch's fused kernels, with the derivatives that they lack.
 
     attended = softmax(q k^T / sqrt c) v,    for each head of c channels.
 
-The fused kernels hold no matrix of weights, and differentiate once, backwards. Two more derivatives are asked for:
+The fused kernels hold no matrix of weights, and differentiate once, backwards. Two more derivatives
+are asked for:
 
-- *Forwards* (``torch.func.jvp``). No fused kernel has it, so that under forward-mode differentiation the formula
-  above is computed as it stands.
-- *Backwards twice* (R1 through a network's features). A kernel's backward pass has no derivative. ``_Twice`` puts
-  the formula of the gradient in its place where the gradient is recorded, and nothing elsewhere.
+- *Forwards* (``torch.func.jvp``). No fused kernel has it, so that under forward-mode
+  differentiation the formula above is computed as it stands.
+- *Backwards twice* (R1 through a network's features). A kernel's backward pass has no derivative.
+  ``_Twice`` puts the formula of the gradient in its place where the gradient is recorded, and
+  nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from torch.nn.functional import scaled_dot_product_attention
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries, keys and values (B, heads, positions, c) -> (B, heads, positions, c).
 
-    The sums are taken in float32 at least. A head's channels must lie side by side in memory, or torch takes a slow
-    kernel.
+    The sums are taken in float32 at least. A head's channels must lie side by side in memory, or
+    torch takes a slow kernel.
     """
     if differentiates_forward():
         return _formula(q, k, v)
@@ -35,8 +37,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def differentiates_forward() -> bool:
     """Whether forward-mode differentiation is going on around the caller.
 
-    What a tensor carries does not tell: in a derivative of a derivative the tangent lies inside other wrappers. torch
-    has no public name for the question.
+    What a tensor carries does not tell: in a derivative of a derivative the tangent lies inside
+    other wrappers. torch has no public name for the question.
     """
     return forward_ad._current_level >= 0
 
@@ -52,8 +54,11 @@ def _formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _Twice(torch.autograd.Function):
-    """(q, k, v, attended) -> attended. The gradient goes on through the kernel that made ``attended``, or, where it is
-    to be differentiated again, by the formula to q, k and v."""
+    """(q, k, v, attended) -> attended.
+
+    The gradient goes on through the kernel that made ``attended``, or, where it is to be
+    differentiated again, by the formula to q, k and v.
+    """
 
     generate_vmap_rule = True
 

@@ -1,8 +1,9 @@
-"""The U-Net of diffusers' unconditional and class-conditional pipelines (``UNet2DModel``), rebuilt from its configuration.
+"""The U-Net of diffusers' unconditional and class-conditional pipelines (``UNet2DModel``), rebuilt
+from its configuration.
 
-The class is diffusers' own, so that every option of its configuration means what it means there. Its self-attention is
-computed by ours (``attention``), which can be differentiated forwards, and twice. Needs the ``diffusers`` extra, which is
-imported when such a network is built.
+The class is diffusers' own, so that every option of its configuration means what it means there.
+Its self-attention is computed by ours (``attention``), which can be differentiated forwards, and
+twice. Needs the ``diffusers`` extra, which is imported when such a network is built.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class DiffusersUNet(DenoisingNetwork):
     embeddings, or one fewer: the last embedding is then "no class", which is the label -1, and what
     samples without labels get.
 
-    Raises ``UserError`` when diffusers is missing, for an argument that it does not know, and for networks with other conditions or without a middle block.
+    Raises ``UserError`` when diffusers is missing, for an argument that it does not know, and for
+    networks with other conditions or without a middle block.
     """
 
     def __init__(self, config: Annotated[Mapping[str, Any], Given()], classes: int = 0):
@@ -45,7 +47,8 @@ class DiffusersUNet(DenoisingNetwork):
         unknown = sorted(set(config) - set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"})
         if unknown:
             raise UserError(
-                f"network 'diffusers-unet2d': UNet2DModel of the installed diffusers takes no '{unknown[0]}'; install the version that wrote the configuration, or a newer one."
+                "network 'diffusers-unet2d': UNet2DModel of the installed diffusers takes no "
+                f"'{unknown[0]}'; install the version that wrote the configuration, or a newer one."
             )
         embeddings = config.get("num_class_embeds") or 0
         if config.get("class_embed_type") is not None or embeddings not in (classes, classes + 1 if classes else 0):
@@ -55,7 +58,8 @@ class DiffusersUNet(DenoisingNetwork):
             # A learned embedding knows whole steps only; Fourier features take the logarithm of a
             # label, which may be 0 here.
             raise UserError(
-                f"network 'diffusers-unet2d': has {config['time_embedding_type']!r:.80} for time_embedding_type, and only 'positional' takes any noise label."
+                f"network 'diffusers-unet2d': has {config['time_embedding_type']!r:.80} for "
+                "time_embedding_type, and only 'positional' takes any noise label."
             )
         self.classes = classes
         self.has_null = embeddings > classes
@@ -80,14 +84,17 @@ class DiffusersUNet(DenoisingNetwork):
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
         if end_label is not None:
             raise UserError(
-                "this network takes no end label: diffusers' U-Net has no place for one; use a network of ours as a trajectory student."
+                "this network takes no end label: diffusers' U-Net has no place for one; use a network of "
+                "ours as a trajectory student."
             )
         labels = self._labels(condition, len(x))
         # Forwards, torch differentiates a group norm for contiguous input only.
         return self.unet(x.contiguous(), noise_label, class_labels=labels, return_dict=False)[0]
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
-        """The activations after the middle block, (B, bottleneck, h, w); the decoder is not computed."""
+        """The activations after the middle block, (B, bottleneck, h, w); the decoder is not
+        computed.
+        """
         handle = self.unet.mid_block.register_forward_hook(_stop)
         try:
             self.forward(x, noise_label, condition, end_label)
@@ -98,7 +105,10 @@ class DiffusersUNet(DenoisingNetwork):
         raise AssertionError("UNet2DModel ran without its middle block")
 
     def _labels(self, condition: Condition, rows: int) -> Tensor | None:
-        """Class ids (B,), or None for a network without classes. Raises ``UserError`` for a label that it has no embedding for."""
+        """Class ids (B,), or None for a network without classes.
+
+        Raises ``UserError`` for a label that it has no embedding for.
+        """
         if not self.classes:
             return None
         labels = condition.labels
@@ -123,7 +133,9 @@ class DiffusersUNet(DenoisingNetwork):
 
 
 class _SelfAttention:
-    """What ``AttnProcessor2_0`` computes for an image's positions among themselves, by ``attend``."""
+    """What ``AttnProcessor2_0`` computes for an image's positions among themselves, by
+    ``attend``.
+    """
 
     def __call__(
         self,
@@ -162,5 +174,7 @@ def _stop(module: nn.Module, arguments: Any, output: Tensor) -> NoReturn:
 
 
 def _is_plain(part: Any, attention: Any, usual: Any) -> bool:
-    """Whether a part is diffusers' attention, done as usual, and without a norm that looks elsewhere."""
+    """Whether a part is diffusers' attention, done as usual, and without a norm that looks
+    elsewhere.
+    """
     return isinstance(part, attention) and type(part.processor) is usual and part.spatial_norm is None

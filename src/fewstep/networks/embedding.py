@@ -12,7 +12,8 @@ from fewstep.errors import UserError
 
 
 class NoiseEmbedding(nn.Module):
-    """Sines and cosines of a noise label (B,) at geometric frequencies from 1 to ``highest``; gives (B, channels).
+    """Sines and cosines of a noise label (B,) at geometric frequencies from 1 to ``highest``; gives
+    (B, channels).
 
     Computed in the network's type, and in float32 at least.
     """
@@ -31,7 +32,8 @@ class NoiseEmbedding(nn.Module):
 
 
 def one_hot(condition: Condition, classes: int, rows: int, like: Tensor) -> Tensor:
-    """Class labels as (B, classes) in the type of ``like``; no label, or the label -1, is a row of zeros.
+    """Class labels as (B, classes) in the type of ``like``; no label, or the label -1, is a row of
+    zeros.
 
     Raises ``UserError`` for a label outside [-1, classes).
     """
@@ -46,16 +48,20 @@ def one_hot(condition: Condition, classes: int, rows: int, like: Tensor) -> Tens
 
 
 def start_at_zero(layer: nn.Module) -> None:
-    """Sets a layer's weights and biases to zero, so that the branch it ends adds nothing at first."""
+    """Sets a layer's weights and biases to zero, so that the branch it ends adds nothing at
+    first.
+    """
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class SideLabels(nn.Module):
-    """Further numbers a sample, added to an embedding (B, channels): the guidance scale (Meng et al. 2023, Sec. 3) and a jump's end (Kim et al. 2024, Sec. 3).
+    """Further numbers a sample, added to an embedding (B, channels): the guidance scale (Meng et
+    al. 2023, Sec. 3) and a jump's end (Kim et al. 2024, Sec. 3).
 
-    Each goes through sines and cosines, the guidance as w / 4, and a linear layer that starts at zero, so that a network to which one is added computes what it did before.
-    A number that is not asked for has no parameters and costs nothing.
+    Each goes through sines and cosines, the guidance as w / 4, and a linear layer that starts at
+    zero, so that a network to which one is added computes what it did before. A number that is not
+    asked for has no parameters and costs nothing.
     """
 
     def __init__(self, channels: int, guidance: bool = False, end: bool = False):
@@ -66,11 +72,16 @@ class SideLabels(nn.Module):
         start_at_zero(self)
 
     def forward(self, embedded: Tensor, condition: Condition, end_label: Tensor | None) -> Tensor:
-        """``embedded`` (B, channels) plus what is asked for. Raises ``UserError`` for a number that is asked for and missing, and for an end that is not asked for."""
+        """``embedded`` (B, channels) plus what is asked for.
+
+        Raises ``UserError`` for a number that is asked for and missing, and for an end that is not
+        asked for.
+        """
         if (self.end is None) != (end_label is None):
             if end_label is None:
                 raise UserError(
-                    "this network jumps to a given end and was called without one: call it through a TrajectoryDenoiser, which gives an end label."
+                    "this network jumps to a given end and was called without one: call it through a "
+                    "TrajectoryDenoiser, which gives an end label."
                 )
             raise UserError(
                 "this network takes no end label: build it with 'end: true', or grow it with grown(network, end=True)."
@@ -78,7 +89,8 @@ class SideLabels(nn.Module):
         if self.guidance is not None:
             if condition.guidance is None:
                 raise UserError(
-                    "this network is conditioned on a guidance scale and the condition has none: give Condition(guidance=w), w (B,)."
+                    "this network is conditioned on a guidance scale and the condition has none: give "
+                    "Condition(guidance=w), w (B,)."
                 )
             embedded = embedded + self.guidance(self.waves(condition.guidance / 4))
         if self.end is not None and end_label is not None:

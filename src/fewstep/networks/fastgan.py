@@ -1,19 +1,26 @@
-r"""FastGAN's generator (Liu et al. 2021, arXiv:2101.04775): a student that shares nothing with its teacher (DisBack, App. A.2).
+r"""FastGAN's generator (Liu et al. 2021, arXiv:2101.04775): a student that shares nothing with its
+teacher (DisBack, App. A.2).
 
-A transposed convolution makes a 4x4 map of the latent; each block doubles the side: nearest neighbours, a 3x3 convolution to twice the channels, a norm, a gated linear unit that halves
-them, and at 8, 32 and 128 pixels the last three once more. At side r there are c(r) = ``width`` times 16, 8, 4, 2, 2, 1, 1/2 channels for r = 4 to 256, and a last convolution and a tanh
-make the image.
+A transposed convolution makes a 4x4 map of the latent; each block doubles the side: nearest
+neighbours, a 3x3 convolution to twice the channels, a norm, a gated linear unit that halves them,
+and at 8, 32 and 128 pixels the last three once more. At side r there are c(r) = ``width`` times 16,
+8, 4, 2, 2, 1, 1/2 channels for r = 4 to 256, and a last convolution and a tanh make the image.
 
-**Skip-layer excitation** (Sec. 3.1, Eq. 1): y = F(x_low) x_high, with F(x_low) in (0, 1) one number a channel: x_low averaged to 4x4, a 4x4 convolution, a leaky ReLU, a 1x1 convolution, a
-sigmoid. The maps of 64, 128 and 256 pixels are excited by those of 4, 8 and 16. An image smaller than 64 pixels has one excitation, of its last map by that of 4 pixels (ours).
+**Skip-layer excitation** (Sec. 3.1, Eq. 1): y = F(x_low) x_high, with F(x_low) in (0, 1) one number
+a channel: x_low averaged to 4x4, a 4x4 convolution, a leaky ReLU, a 1x1 convolution, a sigmoid. The
+maps of 64, 128 and 256 pixels are excited by those of 4, 8 and 16. An image smaller than 64 pixels
+has one excitation, of its last map by that of 4 pixels (ours).
 
 Where the paper's generator is no function of the latent, ours differs:
 
-- *Group norm for batch norm.* Batch norm makes a sample depend on the others of its batch while it is trained, and on running means afterwards, which lag behind the weights and of which an
-  average of weights has none of its own.
-- *Plain convolutions for spectral norm*, whose power iteration moves a hidden state at every forward pass. Behind a norm, a convolution's scale plays no part.
+- *Group norm for batch norm.* Batch norm makes a sample depend on the others of its batch while it
+  is trained, and on running means afterwards, which lag behind the weights and of which an average
+  of weights has none of its own.
+- *Plain convolutions for spectral norm*, whose power iteration moves a hidden state at every
+  forward pass. Behind a norm, a convolution's scale plays no part.
 - *No noise injection*: a second latent that the caller could not hold fixed.
-- *The class is concatenated to z*, as a one-hot vector of norm sqrt(latent), a latent's own, so that it is heard from the first step on; "no class" is zero.
+- *The class is concatenated to z*, as a one-hot vector of norm sqrt(latent), a latent's own, so
+  that it is heard from the first step on; "no class" is zero.
 """
 
 from __future__ import annotations
@@ -41,7 +48,9 @@ _GROUPS = 8
 
 
 class SkipExcitation(nn.Module):
-    """x_low (B, low, s, s), x_high (B, high, H, W) -> F(x_low) x_high, s a multiple of 4; see the module's docstring."""
+    """x_low (B, low, s, s), x_high (B, high, H, W) -> F(x_low) x_high, s a multiple of 4; see the
+    module's docstring.
+    """
 
     def __init__(self, low: int, high: int):
         super().__init__()
@@ -82,7 +91,9 @@ class _Up(nn.Module):
 
 
 def excitations(resolution: int) -> dict[int, int]:
-    """By the side of an excited map, the side of the one that excites it, for images of ``resolution`` pixels."""
+    """By the side of an excited map, the side of the one that excites it, for images of
+    ``resolution`` pixels.
+    """
     return {side: max(4, side // 16) for side in CHANNELS if min(64, resolution) <= side <= resolution}
 
 
@@ -90,7 +101,8 @@ def excitations(resolution: int) -> dict[int, int]:
 class FastGAN(GeneratorNetwork):
     """Latents (B, latent), condition -> images (B, channels, resolution, resolution) in (-1, 1).
 
-    ``resolution``: a power of two from 8 to 256. ``width``: a multiple of 4, the paper's 64. Raises ``UserError`` for others.
+    ``resolution``: a power of two from 8 to 256. ``width``: a multiple of 4, the paper's 64. Raises
+    ``UserError`` for others.
     """
 
     def __init__(
@@ -104,7 +116,8 @@ class FastGAN(GeneratorNetwork):
         super().__init__()
         if resolution not in CHANNELS or resolution == 4:
             raise UserError(
-                f"FastGAN: makes images of 8, 16, 32, 64, 128 or 256 pixels, not of {resolution}; use images of such a size, or another kind of network."
+                f"FastGAN: makes images of 8, 16, 32, 64, 128 or 256 pixels, not of {resolution}; use "
+                "images of such a size, or another kind of network."
             )
         if width < 4 or width % 4:
             raise UserError(f"FastGAN: the width must be a multiple of 4, got {width}.")
@@ -124,7 +137,8 @@ class FastGAN(GeneratorNetwork):
     def sizes_for(cls, shape: tuple[int, ...]) -> dict[str, int]:
         if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in CHANNELS or shape[1] == min(CHANNELS):
             raise UserError(
-                f"makes square images whose side is a power of two from 8 to 256, and samples here have shape {shape}; use another kind."
+                "makes square images whose side is a power of two from 8 to 256, and samples here have "
+                f"shape {shape}; use another kind."
             )
         return {"resolution": shape[1], "channels": shape[0]}
 

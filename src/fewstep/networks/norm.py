@@ -8,7 +8,8 @@ from torch.nn.functional import group_norm
 
 
 class GroupNorm(nn.GroupNorm):
-    """(B, channels, ...) -> the same: each group to mean 0 and variance 1, then a factor and an offset a channel.
+    """(B, channels, ...) -> the same: each group to mean 0 and variance 1, then a factor and an
+    offset a channel.
 
     Computed in float32 at least.
     """

@@ -1,4 +1,6 @@
-"""A class-conditional U-Net for images of 8 to 64 pixels on a processor: two resolutions, most of its weight at the lower one."""
+"""A class-conditional U-Net for images of 8 to 64 pixels on a processor: two resolutions, most of
+its weight at the lower one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from fewstep.values import Count
 
 
 class _Block(nn.Module):
-    """Two normalised 3x3 convolutions with a residual; scale and shift of the second norm come from the embedding."""
+    """Two normalised 3x3 convolutions with a residual; scale and shift of the second norm come from
+    the embedding.
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int):
         super().__init__()
@@ -60,8 +64,10 @@ class _Attention(nn.Module):
 class SmallUNet(DenoisingNetwork):
     """(B, channels, H, W), noise labels (B,), condition -> (B, channels, H, W); H and W even.
 
-    ``width`` channels at full resolution and ``2 width`` at half, ``depth`` blocks in the middle, attention at half resolution. ``patch``: squares of so many pixels a side are one position,
-    their pixels its channels, so that H and W must be multiples of 2 ``patch`` and the cost falls by its square. ``guidance`` and ``end``: see ``SideLabels``.
+    ``width`` channels at full resolution and ``2 width`` at half, ``depth`` blocks in the middle,
+    attention at half resolution. ``patch``: squares of so many pixels a side are one position,
+    their pixels its channels, so that H and W must be multiples of 2 ``patch`` and the cost falls
+    by its square. ``guidance`` and ``end``: see ``SideLabels``.
     """
 
     def __init__(
@@ -105,7 +111,9 @@ class SmallUNet(DenoisingNetwork):
         return pixel_shuffle(self.leave(self.act(self.norm(hidden))), self.patch)
 
     def features(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:
-        """The activations after the middle blocks, (B, 2 width, H / 2, W / 2), H and W in patches."""
+        """The activations after the middle blocks, (B, 2 width, H / 2, W / 2), H and W in
+        patches.
+        """
         return self._descended(x, self._embedded(len(x), noise_label, condition, end_label))[1]
 
     def _embedded(self, rows: int, noise_label: Tensor, condition: Condition, end_label: Tensor | None) -> Tensor:

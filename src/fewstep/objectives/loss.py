@@ -14,7 +14,9 @@ from fewstep.states import State, Step
 
 @dataclass(frozen=True)
 class Reduction(abc.ABC):
-    """How a figure of the whole batch follows from those of its portions, which are equally large."""
+    """How a figure of the whole batch follows from those of its portions, which are equally
+    large.
+    """
 
     @abc.abstractmethod
     def of(self, values: Tensor) -> Tensor:
@@ -91,7 +93,9 @@ class Objective(abc.ABC):
         return ()
 
     def at(self, step: Step, state: State) -> Loss:
-        """The loss in a run, its draws named after its class; called with gradients as they stand."""
+        """The loss in a run, its draws named after its class; called with gradients as they
+        stand.
+        """
         named = step.named(type(self).__name__)
         if not self.full_precision:
             return self(named, state)

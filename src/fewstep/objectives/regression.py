@@ -1,6 +1,7 @@
 r"""Regression on a solver's endpoint: knowledge distillation (Luhman and Luhman 2021),
 
-    E distance( student(x_t, t), x_0 ),    x_0 the end of the teacher's probability-flow ODE from x_t.
+    E distance( student(x_t, t), x_0 ),    x_0 the end of the teacher's probability-flow ODE from
+    x_t.
 
 The pairs (x_t, x_0) are either stored, made once by many teacher steps, or made on the fly. The
 same loss on stored pairs is DMD's regression term (Yin et al. 2024) and the distillation of a

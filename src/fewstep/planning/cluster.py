@@ -5,7 +5,8 @@ Exchanges of S bytes (of the whole tensor) among k GPUs that lie in n nodes, by 
 them:
 
     all-gather, reduce-scatter:  (k - 1) / k  S / bus  +  the latencies of k - 1 hops,
-    all-reduce:                2 (k - 1) / k  S / bus  +  those of a ring in the node and a tree between nodes,
+    all-reduce:                2 (k - 1) / k  S / bus  +  those of a ring in the node and a tree
+    between nodes,
 
 (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH",
 2005). A ring enters and leaves a node by all of its network cards at once, so that ``bus`` is the

@@ -68,7 +68,9 @@ def pass_through(blocks: Sequence[Stretch], trained: bool) -> list[Task]:
 
 
 def _walk(tasks: list[Task], blocks: Sequence[tuple[float, float, float]]) -> None:
-    """Appends the tasks of blocks (gather, compute, exchange) in the order in which they are run."""
+    """Appends the tasks of blocks (gather, compute, exchange) in the order in which they are
+    run.
+    """
     # What came before is through, and nothing was asked for ahead.
     computed: tuple[int, ...] = (len(tasks) - 1,) if tasks else ()
     gathered = _add(tasks, "exchange", blocks[0][0], after=computed)

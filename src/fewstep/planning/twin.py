@@ -121,7 +121,9 @@ def _training(training: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def small(section: Any) -> Any:
-    """The plain values of a section with no count above the most that its mark allows (``Costly``)."""
+    """The plain values of a section with no count above the most that its mark allows
+    (``Costly``).
+    """
     values = saved(section)
     for name, field in fields_of(type(section)).items():
         value = getattr(section, name)

@@ -1,4 +1,6 @@
-"""Recipes: a run as a YAML file, read into typed values and built from the same parts as by hand."""
+"""Recipes: a run as a YAML file, read into typed values and built from the same parts as by
+hand.
+"""
 
 from fewstep.recipes.reading.source import dump, load_recipe, shipped_names, shipped_text
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe

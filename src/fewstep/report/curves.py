@@ -78,7 +78,9 @@ def main_charts(run: Run) -> list[Drawing]:
 
 
 def other_charts(history: History) -> list[Drawing]:
-    """Everything else that training reported, one small chart a name; gradient norms are together."""
+    """Everything else that training reported, one small chart a name; gradient norms are
+    together.
+    """
     norms = _ending(history, "gradient_norm")
     shown = {*norms, *_ending(history, "denoising"), *_ending(history, "gap"), *_own_terms(history)}
     charts = _chart(
@@ -132,7 +134,9 @@ def _other_reading(name: str) -> tuple[str, str, float | None]:
 
 
 def marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
-    """The target's switches along an axis; where it has none, the stages of a run that has several."""
+    """The target's switches along an axis; where it has none, the stages of a run that has
+    several.
+    """
     index = 0 if axis == "step" else 1
     switches = history.switches()
     if switches:

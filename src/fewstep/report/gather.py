@@ -115,7 +115,9 @@ def _recipe(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _json(path: Path, part: str, absent: str, missing: dict[str, str]) -> dict[str, Any]:
-    """The object in a JSON file; an empty one, with a sentence in ``missing``, when there is none."""
+    """The object in a JSON file; an empty one, with a sentence in ``missing``, when there is
+    none.
+    """
     place = f"{path.parent.name}/{path.name}" if part == "path" else path.name
     if not path.is_file():
         missing[part] = f"{absent} (there is no {place})."
@@ -167,7 +169,9 @@ def _guided(by_scale: Any) -> tuple[Evaluated, ...]:
 
 
 def _samples(folder: Path, history: History) -> tuple[tuple[int, Picture], ...]:
-    """Those that the log names, or, when it names none, those that lie there; a few, evenly chosen."""
+    """Those that the log names, or, when it names none, those that lie there; a few, evenly
+    chosen.
+    """
     logged = [str(entry.get("file", "")) for entry in history.samples]
     names = sorted(
         {Path(name).name for name in logged}

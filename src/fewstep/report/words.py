@@ -31,7 +31,9 @@ def number(value: Any) -> str:
 
 
 def with_spread(value: Any, spread: Any) -> str:
-    """``value ± spread`` to two significant digits of the spread; without a spread just the number."""
+    """``value ± spread`` to two significant digits of the spread; without a spread just the
+    number.
+    """
     if not (is_number(value) and is_number(spread) and spread > 0):
         return number(value)
     decimals = min(max(1 - math.floor(math.log10(spread)), 0), 6)

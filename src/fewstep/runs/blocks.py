@@ -128,7 +128,9 @@ class Crew:
 
 
 def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
-    """The job as a function from the first index of a block of ``batch`` to what is gathered of it."""
+    """The job as a function from the first index of a block of ``batch`` to what is gathered of
+    it.
+    """
     recipe = RunFolder(job.run).read_distill_recipe()
     data, seed = data_of(recipe.data), recipe.evaluation.seed
     sampler = None if job.source == "data" else load_teacher(job.run) if job.source == "teacher" else load(job.run)
@@ -159,8 +161,8 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
 
 def _begin(modules: Sequence[str] = ()) -> None:
     """Sets up a worker: what terminals and SLURM send to all processes is the parent's to answer,
-    which then gives out no more blocks. SIGTERM ends a worker. ``modules``: what the user has named for
-    import.
+    which then gives out no more blocks. SIGTERM ends a worker. ``modules``: what the user has named
+    for import.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -258,7 +258,9 @@ def _how_it_samples(prior: Prior, space: SampleSpace, sampling: Sampling) -> dic
 
 
 def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretraining) -> tuple[Sampler, int]:
-    """What makes samples of a denoiser or a generator that is being trained, and in how many steps."""
+    """What makes samples of a denoiser or a generator that is being trained, and in how many
+    steps.
+    """
     low, high, solver = parts.data.low, parts.data.high, recipe.evaluation.solver
     if isinstance(model, Generator):
         assert parts.prior is not None

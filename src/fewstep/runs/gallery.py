@@ -1,4 +1,6 @@
-"""A picture of a student's worst samples: what a distance over thousands of samples does not show."""
+"""A picture of a student's worst samples: what a distance over thousands of samples does not
+show.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ class SpeedUp:
 
 
 def speed_ups(one: Curve, other: Curve, levels: Sequence[float] = ()) -> list[SpeedUp]:
-    """Of ``one`` over ``other``, at the levels given, or at ``MULTIPLES`` of the other's own level."""
+    """Of ``one`` over ``other``, at the levels given, or at ``MULTIPLES`` of the other's own
+    level.
+    """
     return [_at(one, other, level) for level in levels or [multiple * other.level for multiple in MULTIPLES]]
 
 

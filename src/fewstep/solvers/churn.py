@@ -4,7 +4,8 @@ Karras et al. 2022 (Alg. 2).
 In y = x / alpha over rho = sigma / alpha (see ``rule``), a step from t first goes up to the level
 of t^, and then takes the solver's step from there,
 
-    rho(t^) = (1 + gamma) rho(t),    gamma = min(amount / steps, sqrt(2) - 1)  for  low <= rho(t) <= high, else 0,
+    rho(t^) = (1 + gamma) rho(t),    gamma = min(amount / steps, sqrt(2) - 1)  for  low <= rho(t) <=
+    high, else 0,
     y^ = y + noise sqrt(rho(t^)^2 - rho(t)^2) eps,    eps ~ N(0, I).
 
 ``amount``, ``low``, ``high`` and ``noise`` are the paper's S_churn, S_min, S_max and S_noise. eps

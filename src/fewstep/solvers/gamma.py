@@ -3,7 +3,8 @@ drawn anew.
 
 A jump from t to s goes to s~ first and is noised from there to s. With rho = sigma / alpha,
 
-    rho(s~) = sqrt(1 - gamma^2) rho(s),    x_s = alpha_s / alpha_s~ G(x, t, s~) + gamma sigma_s eps,    eps ~ N(0, I),
+    rho(s~) = sqrt(1 - gamma^2) rho(s),    x_s = alpha_s / alpha_s~ G(x, t, s~) + gamma sigma_s eps,
+    eps ~ N(0, I),
 
 so that x_s has the noise level of s whatever gamma is. gamma = 0 is the deterministic jump G(x, t,
 s), with no noise drawn; gamma = 1 goes to clean samples and noises them again, as consistency

@@ -143,7 +143,9 @@ class Step:
         self._graphs.clear()
 
     def keep(self, model: nn.Module, state: State, samples: Tensor) -> None:
-        """Hands the model's samples at a state to later phases of this step, without their graph."""
+        """Hands the model's samples at a state to later phases of this step, without their
+        graph.
+        """
         self._samples[id(model), id(state)] = model, state, samples.detach()
 
     def noise_like(self, purpose: str, x: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ et al. 2024, App. E.1, Figure 4).
 From the noise z of one sample, let T be the teacher's own generation, and replace one transition j
 of n (see ``shift``):
 
-    student_once_j = E | f(teacher except at j, where the student) - f(T) |     the student's error at states of the teacher, carried on by the teacher,
-    teacher_once_j = E | f(student except at j, where the teacher) - f(T) |     what is left of the student's error when the teacher helps it once,
+    student_once_j = E | f(teacher except at j, where the student) - f(T) |     the student's error
+    at states of the teacher, carried on by the teacher,
+    teacher_once_j = E | f(student except at j, where the teacher) - f(T) |     what is left of the
+    student's error when the teacher helps it once,
     student        = E | f(student throughout) - f(T) |,
 
 with the Euclidean norm of a sample in the feature space of f (the sample itself, unless one is

@@ -2,16 +2,17 @@
 
 Box-Muller: one word of 64 bits makes two normals, r cos(2 pi x) and r sin(2 pi x). A word W gives
 
-    u = (W + 1/4) 2^-64,  r = sqrt(-2 log(1 - u)),  x = the lowest 24 bits of W as a fraction of a turn.
+    u = (W + 1/4) 2^-64,  r = sqrt(-2 log(1 - u)),  x = the lowest 24 bits of W as a fraction of a
+    turn.
 
 r lies between 1.6e-10 and 9.45. It takes 24 bits of W, from the first that differs from the bits
 before it, so that r and x share bits only where u or 1 - u is below 2^-16 (r > 4.7), and there only
 the last bits of r.
 
 Every step is a sum, product, quotient, root or conversion of float32, or an operation on integers.
-IEEE 754 fixes the result of each to the bit. A normal is therefore a function of its word alone: its
-place in an array, the number of threads, the machine and its vector instructions do not enter, as
-they do in a library's logarithm or cosine. A normal differs from the formula by at most 4e-7 r.
+IEEE 754 fixes the result of each to the bit. A normal is therefore a function of its word alone:
+its place in an array, the number of threads, the machine and its vector instructions do not enter,
+as they do in a library's logarithm or cosine. A normal differs from the formula by at most 4e-7 r.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORDS_A_BLOCK = 4
-# Pairs worked on at once: five buffers of 128 KiB stay in a core's caches, and the calls cost little beside the work.
+# Pairs worked on at once: five buffers of 128 KiB stay in a core's caches, and the calls cost
+# little beside the work.
 TILE = 32768
 
 Floats = NDArray[np.float32]
@@ -55,8 +57,8 @@ def blocks_of(size: int) -> int:
 def normals(words: Callable[[int], NDArray[np.uint64]], rows: int, size: int) -> Floats:
     """Standard normals (rows, size), float32.
 
-    ``words(n)`` gives the next n words; a row takes ``4 * blocks_of(size)`` of them. The first half of a
-    row is cosines, the second sines of the same pairs.
+    ``words(n)`` gives the next n words; a row takes ``4 * blocks_of(size)`` of them. The first half
+    of a row is cosines, the second sines of the same pairs.
     """
     values = np.empty((rows, size), np.float32)
     pairs, a_row = -(-size // 2), WORDS_A_BLOCK * blocks_of(size)
@@ -73,10 +75,11 @@ def normals(words: Callable[[int], NDArray[np.uint64]], rows: int, size: int) ->
 
 
 def _box_muller(words: NDArray[np.int64], cosines: Floats, sines: Floats, room: Floats) -> None:
-    """Writes the normals of ``words`` (B, n), which it overwrites; ``sines`` may want a column less.
+    """Writes the normals of ``words`` (B, n), which it overwrites; ``sines`` may want a column
+    less.
 
-    With tan(pi x) = a / d the cosine is (d^2 - a^2) / (d^2 + a^2), the sine 2 a d / (d^2 + a^2): both
-    are finite where the tangent is not, at half a turn, where d is zero.
+    With tan(pi x) = a / d the cosine is (d^2 - a^2) / (d^2 + a^2), the sine 2 a d / (d^2 + a^2):
+    both are finite where the tangent is not, at half a turn, where d is zero.
     """
     radius, a, d, product, total = room
     _radii(words, radius, a, d, product)
@@ -109,7 +112,8 @@ def _radii(words: NDArray[np.int64], radius: Floats, z: Floats, p: Floats, lost:
     np.subtract(z, lost, out=p)
     np.add(lost, p, out=lost)
     np.subtract(lost, z, out=lost)
-    # p = 2^e (1 + f), with sqrt(1/2) <= 1 + f < sqrt(2), on the bits. Then log p = e log 2 + log(1 + f).
+    # p = 2^e (1 + f), with sqrt(1/2) <= 1 + f < sqrt(2), on the bits. Then log p = e log 2 + log(1
+    # + f).
     bits, exponent = p.view(np.int32), z.view(np.int32)
     np.subtract(bits, _ROOT_OF_HALF, out=exponent)
     np.bitwise_and(exponent, _EXPONENT, out=exponent)

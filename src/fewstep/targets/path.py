@@ -119,7 +119,9 @@ class DegradationPath(Resumable):
         return tensors
 
     def load(self, index: int, into: Denoiser) -> None:
-        """Copies node ``index`` (0 for the teacher) into a model of the teacher's kind, strictly."""
+        """Copies node ``index`` (0 for the teacher) into a model of the teacher's kind,
+        strictly.
+        """
         self.fill(index, into, self.teacher.state_dict() if index == 0 else self.read(index))
 
     def fill(self, index: int, into: Denoiser, tensors: Mapping[str, Tensor]) -> None:

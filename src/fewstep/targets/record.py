@@ -71,7 +71,9 @@ class Recording(Value, abc.ABC):
 
     @abc.abstractmethod
     def bounds(self, planned: int) -> tuple[int, int]:
-        """The least and the most steps in which ``planned`` nodes besides the teacher are recorded."""
+        """The least and the most steps in which ``planned`` nodes besides the teacher are
+        recorded.
+        """
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ class Copy(Action):
 
 @dataclass(frozen=True, eq=False)
 class CopyNode(Action):
-    """target := the most degraded node of a path: where the fake score of DisBack starts (Alg. 2)."""
+    """target := the most degraded node of a path: where the fake score of DisBack starts (Alg.
+    2).
+    """
 
     path: DegradationPath
     target: Denoiser

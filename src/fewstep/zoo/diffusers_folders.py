@@ -1,14 +1,14 @@
 """The files of a diffusers pipeline: which of them hold the network, and which says what the
 network emits.
 
-==================================  =====================================================================
-what is read                        where it is looked for, the first that is there
-==================================  =====================================================================
-the network's folder                ``subfolder`` if it is given; ``unet``; ``unet_ema``; the folder itself
-its configuration                   ``config.json`` in the network's folder
-its weights                         the shards of an index; one file; the only variant of either
-the scheduler                       ``scheduler/scheduler_config.json``; ``scheduler_config.json``
-==================================  =====================================================================
+- the network's folder: where it is looked for, the first that is there ``subfolder`` if it is
+  given; ``unet``; ``unet_ema``; the folder itself.
+- its configuration: where it is looked for, the first that is there ``config.json`` in the
+  network's folder.
+- its weights: where it is looked for, the first that is there the shards of an index; one file; the
+  only variant of either.
+- the scheduler: where it is looked for, the first that is there
+  ``scheduler/scheduler_config.json``; ``scheduler_config.json``.
 
 Only safetensors are read. A shard's name comes from a file of others, so that it must be a plain
 name.

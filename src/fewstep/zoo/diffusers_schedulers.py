@@ -1,13 +1,13 @@
 """diffusers' scheduler files: what a network emits and is fed, by their class and their numbers.
 
-==================================================  =========================================  ==================================  =====================================
-scheduler                                           schedule                                   prediction                          inputs
-==================================================  =========================================  ==================================  =====================================
-``DDPMScheduler``, ``DDIMScheduler`` and their kin  ``DiscreteVP`` of its betas                ``Epsilon``, ``X0`` or ``V``        ``TimestepInputs``: index i
-``DPMSolverMultistep-`` with ``use_flow_sigmas``    ``RectifiedFlow``                          ``Velocity`` or ``X0``              ``TimestepInputs``: N t
-``EDMEulerScheduler``, ``EDMDPMSolverMultistep-``   ``KarrasVE(sigma_min, sigma_max)``         ``EDM``                             ``EDMInputs``
-``CMStochasticIterativeScheduler``                  ``KarrasVE(sigma_min, sigma_max)``         ``Consistency``                     ``EDMInputs``, its label times 1000
-==================================================  =========================================  ==================================  =====================================
+- ``DDPMScheduler``, ``DDIMScheduler`` and their kin: schedule ``DiscreteVP`` of its betas;
+  prediction ``Epsilon``, ``X0`` or ``V``; inputs ``TimestepInputs``: index i.
+- ``DPMSolverMultistep-`` with ``use_flow_sigmas``: schedule ``RectifiedFlow``; prediction
+  ``Velocity`` or ``X0``; inputs ``TimestepInputs``: N t.
+- ``EDMEulerScheduler``, ``EDMDPMSolverMultistep-``: schedule ``KarrasVE(sigma_min, sigma_max)``;
+  prediction ``EDM``; inputs ``EDMInputs``.
+- ``CMStochasticIterativeScheduler``: schedule ``KarrasVE(sigma_min, sigma_max)``; prediction
+  ``Consistency``; inputs ``EDMInputs``, its label times 1000.
 
 What a scheduler does besides (its grid and its rule of sampling) is a sampler's business and stays
 out. Of what changes an estimate, clipping and thresholding, it is said that it stays out.
@@ -77,8 +77,10 @@ def ignored_by(config: dict[str, Any], path: Path) -> tuple[str, ...]:
     if not on:
         return ()
     return (
-        f"{path}: {' and '.join(on)} of its sampler is left out, estimates stay as the network makes them; "
-        "'reflected' keeps them in range.",
+        (
+            f"{path}: {' and '.join(on)} of its sampler is left out, estimates stay as the network makes them; "
+            "'reflected' keeps them in range."
+        ),
     )
 
 

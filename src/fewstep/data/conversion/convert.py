@@ -119,8 +119,10 @@ def cached(
             path, about = newest
             day = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
             remarks = [
-                f"{name}: what it holds now cannot be asked; the conversion of {day} serves "
-                f"({_short(about['content'])})."
+                (
+                    f"{name}: what it holds now cannot be asked; the conversion of {day} serves "
+                    f"({_short(about['content'])})."
+                )
             ]
         else:
             path = request / _digest_of({"content": content}) / "images.zip"

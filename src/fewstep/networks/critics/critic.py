@@ -5,7 +5,8 @@ innermost activations (DMD2, Yin et al. 2024, Sec. 4.3) or several layers of a f
 (projected GANs, Sauer et al. 2021; StyleGAN-T and ADD, Sauer et al. 2023). The class enters by
 projection (Miyato and Koyama 2018, Eq. 3):
 
-    logit(f, y) = psi(h) + <E y, h>,    h = the mean over positions of a perceptron on each position's features f,
+    logit(f, y) = psi(h) + <E y, h>,    h = the mean over positions of a perceptron on each
+    position's features f,
 
 where E y is the class' embedding, and zero for "no class".
 """

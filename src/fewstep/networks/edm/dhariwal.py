@@ -1,10 +1,15 @@
-"""ADM (Dhariwal and Nichol 2021) as EDM uses it (Karras et al. 2022, App. F, Tab. 7): the ImageNet 64 teacher, and those of the consistency models' LSUN at 256 pixels.
+"""ADM (Dhariwal and Nichol 2021) as EDM uses it (Karras et al. 2022, App.
 
-Adaptive scale and shift from the embedding, heads of 64 channels, blocks of ResNet kind for up and down, no scaling of the residuals. Labels of classes are added after the embedding's
-second layer. Called in evaluation mode the network equals NVIDIA's; see ``tests/laws/test_edm_networks.py``.
+F, Tab. 7): the ImageNet 64 teacher, and those of the consistency models' LSUN at 256 pixels.
 
-Dropout is not applied, in training neither: distillation takes teacher, student and fake score as functions, and an unrecorded draw would be a draw that a resumed run does not repeat.
-``dropout`` and ``label_dropout`` are kept as arguments because descriptions in released files have them; they have no parameters.
+Adaptive scale and shift from the embedding, heads of 64 channels, blocks of ResNet kind for up and
+down, no scaling of the residuals. Labels of classes are added after the embedding's second layer.
+Called in evaluation mode the network equals NVIDIA's; see ``tests/laws/test_edm_networks.py``.
+
+Dropout is not applied, in training neither: distillation takes teacher, student and fake score as
+functions, and an unrecorded draw would be a draw that a resumed run does not repeat. ``dropout``
+and ``label_dropout`` are kept as arguments because descriptions in released files have them; they
+have no parameters.
 """
 
 from __future__ import annotations
@@ -32,13 +37,18 @@ _ZERO = Init("kaiming-uniform", 0.0, 0.0)
 
 @register("dhariwal-unet")
 class DhariwalUNet(UNet):
-    """(B, in_channels, R, R), noise labels (B,), condition -> (B, out_channels, R, R), R = ``img_resolution``.
+    """(B, in_channels, R, R), noise labels (B,), condition -> (B, out_channels, R, R), R =
+    ``img_resolution``.
 
-    ``classes``: the number of class labels, 0 for none. ``augment_dim``: the number of augmentation labels (``condition.context["augment"]``). ``model_channels`` times ``channel_mult``
-    are the channels a level, times ``channel_mult_emb`` those of the embedding. ``attn_resolutions``: where blocks attend, in channels // 64 heads, which below 64 channels is not at
-    all. ``adaptive_scale`` False: the embedding is added before the norm, as in the LSUN checkpoints. ``guidance`` and ``end``: see ``SideLabels``.
+    ``classes``: the number of class labels, 0 for none. ``augment_dim``: the number of augmentation
+    labels (``condition.context["augment"]``). ``model_channels`` times ``channel_mult`` are the
+    channels a level, times ``channel_mult_emb`` those of the embedding. ``attn_resolutions``: where
+    blocks attend, in channels // 64 heads, which below 64 channels is not at all.
+    ``adaptive_scale`` False: the embedding is added before the norm, as in the LSUN checkpoints.
+    ``guidance`` and ``end``: see ``SideLabels``.
 
-    Raises ``UserError`` for a shape that cannot be built, in the words of ``plan_of``, ``group_norm`` or ``UNetBlock``.
+    Raises ``UserError`` for a shape that cannot be built, in the words of ``plan_of``,
+    ``group_norm`` or ``UNetBlock``.
     """
 
     def __init__(

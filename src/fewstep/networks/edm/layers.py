@@ -1,14 +1,17 @@
-r"""The layers of EDM's U-Nets: one residual block is the union of what DDPM++, NCSN++ and ADM need (Karras et al. 2022, App. F, Tab. 7; Song et al. 2021; Dhariwal and Nichol 2021).
+r"""The layers of EDM's U-Nets: one residual block is the union of what DDPM++, NCSN++ and ADM need
+(Karras et al. 2022, App. F, Tab. 7; Song et al. 2021; Dhariwal and Nichol 2021).
 
     h = conv1(silu(norm1(conv0(silu(norm0(x)))) modulated by the embedding))
-    x <- scale (skip(x) + h),    and with attention    x <- scale (x + proj(softmax(q^T k / sqrt c) v)),
+    x <- scale (skip(x) + h),    and with attention    x <- scale (x + proj(softmax(q^T k / sqrt c)
+    v)),
 
-where conv0 and skip may halve or double the resolution through a fixed filter: taps f on both axes, of sum 1, times 4 when doubling, so that a constant image stays one.
-The modulation is norm1(h) (1 + s) + b (adaptive scale, ADM) or norm1(h + b) (DDPM++, NCSN++).
+where conv0 and skip may halve or double the resolution through a fixed filter: taps f on both axes,
+of sum 1, times 4 when doubling, so that a constant image stays one. The modulation is norm1(h) (1 +
+s) + b (adaptive scale, ADM) or norm1(h + b) (DDPM++, NCSN++).
 
-Forward-mode differentiation (``torch.func.jvp``) and second derivatives go through all of it (``networks/attention.py``,
-``networks/norm.py``). Layers are torch's own linear and convolutional ones, so that a low-rank adapter finds them.
-Parameters have the names of NVIDIA's EDM release.
+Forward-mode differentiation (``torch.func.jvp``) and second derivatives go through all of it
+(``networks/attention.py``, ``networks/norm.py``). Layers are torch's own linear and convolutional
+ones, so that a low-rank adapter finds them. Parameters have the names of NVIDIA's EDM release.
 """
 
 from __future__ import annotations
@@ -31,14 +34,18 @@ Resampling = Literal["up", "down"]
 
 @dataclass(frozen=True)
 class Init:
-    """How a layer's weights and biases are drawn: by ``mode``, times ``weight`` and times ``bias``."""
+    """How a layer's weights and biases are drawn: by ``mode``, times ``weight`` and times
+    ``bias``.
+    """
 
     mode: Literal["xavier-uniform", "kaiming-uniform", "kaiming-normal"]
     weight: float = 1.0
     bias: float = 0.0
 
     def fill(self, layer: nn.Linear | nn.Conv2d) -> None:
-        """Draws the weights of ``layer`` and its biases, both by the fans of the weight, from torch's generator."""
+        """Draws the weights of ``layer`` and its biases, both by the fans of the weight, from
+        torch's generator.
+        """
         outputs, fan_in = layer.weight.shape[0], layer.weight[0].numel()
         fan_out = outputs * fan_in // layer.weight.shape[1]
         for parameter, scale in ((layer.weight, self.weight), (layer.bias, self.bias)):
@@ -63,7 +70,9 @@ class Linear(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """A convolution of an odd ``kernel`` that keeps the resolution, drawn by ``init``; before it, the image may be resampled by 2 with the filter ``taps``."""
+    """A convolution of an odd ``kernel`` that keeps the resolution, drawn by ``init``; before it,
+    the image may be resampled by 2 with the filter ``taps``.
+    """
 
     resample_filter: Tensor
 
@@ -92,7 +101,9 @@ class Conv(nn.Conv2d):
 
 
 class DownConv(Conv):
-    """A convolution first and the halving filter after it, the borders padded once for both: NCSN++'s residual encoder."""
+    """A convolution first and the halving filter after it, the borders padded once for both:
+    NCSN++'s residual encoder.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, init: Init, taps: Sequence[int]):
         super().__init__(inputs, outputs, kernel, init, "down", taps)
@@ -119,10 +130,14 @@ class Resample(nn.Module):
 
 
 def _filter(taps: Sequence[int]) -> Tensor:
-    """Taps on both axes, of sum 1, (1, 1, n, n). Raises ``UserError`` unless they are of an even number and their sum is not 0."""
+    """Taps on both axes, of sum 1, (1, 1, n, n).
+
+    Raises ``UserError`` unless they are of an even number and their sum is not 0.
+    """
     if not taps or len(taps) % 2 or sum(taps) == 0:
         raise UserError(
-            f"resample_filter must be an even number of taps whose sum is not 0, such as [1, 1] or [1, 3, 3, 1]; got {list(taps)}."
+            "resample_filter must be an even number of taps whose sum is not 0, such as [1, 1] or [1, 3, "
+            f"3, 1]; got {list(taps)}."
         )
     line = torch.tensor(list(taps), dtype=torch.float32)
     return (torch.outer(line, line) / line.sum().square())[None, None]
@@ -151,7 +166,10 @@ def group_norm(channels: int, eps: float) -> GroupNorm:
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all blocks of one network have in common; see the module's docstring. ``project``: a resampling skip has a 1x1 convolution even where the channels stay the same."""
+    """What all blocks of one network have in common; see the module's docstring.
+
+    ``project``: a resampling skip has a 1x1 convolution even where the channels stay the same.
+    """
 
     adaptive_scale: bool
     scale: float
@@ -164,7 +182,8 @@ class BlockStyle:
 
 
 class UNetBlock(nn.Module):
-    """(B, inputs, H, W) and an embedding (B, E) -> (B, outputs, H', W'); H' is 2 H, H / 2 or H. ``heads`` 0 is no attention.
+    """(B, inputs, H, W) and an embedding (B, E) -> (B, outputs, H', W'); H' is 2 H, H / 2 or H.
+    ``heads`` 0 is no attention.
 
     Raises ``UserError`` when the heads do not divide the channels.
     """
@@ -194,7 +213,8 @@ class UNetBlock(nn.Module):
         if heads:
             if outputs % heads:
                 raise UserError(
-                    f"{outputs} channels cannot be split between {heads} attention heads: choose model_channels as a multiple of 64."
+                    f"{outputs} channels cannot be split between {heads} attention heads: choose "
+                    "model_channels as a multiple of 64."
                 )
             self.norm2 = group_norm(outputs, style.eps)
             self.qkv = Conv(outputs, 3 * outputs, 1, style.attention)
@@ -218,7 +238,8 @@ class UNetBlock(nn.Module):
 
     def _attended(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        # The release stores a head's channels together, and for each channel its query, its key and its value.
+        # The release stores a head's channels together, and for each channel its query, its key and
+        # its value.
         parts = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         q, k, v = parts.permute(3, 0, 1, 4, 2).contiguous().unbind()
         return self.proj(attend(q, k, v).transpose(2, 3).reshape(x.shape))

@@ -1,11 +1,17 @@
-"""DDPM++ and NCSN++ (Song et al. 2021) as EDM uses them (Karras et al. 2022, App. F, Tab. 7): the teachers of CIFAR-10, FFHQ and AFHQv2.
+"""DDPM++ and NCSN++ (Song et al. 2021) as EDM uses them (Karras et al. 2022, App.
 
-Residuals are scaled by sqrt(1/2), attention has one head. NCSN++ differs by Fourier features of the noise level, a smoother filter (taps 1, 3, 3, 1), and an encoder into which the image
-itself enters at each level, on a branch of its own. DDPM++ is "positional", "standard"; NCSN++ is "fourier", "residual". Called in evaluation mode the network equals NVIDIA's;
-see ``tests/laws/test_edm_networks.py``.
+F, Tab. 7): the teachers of CIFAR-10, FFHQ and AFHQv2.
 
-Dropout is not applied, in training neither: distillation takes teacher, student and fake score as functions, and an unrecorded draw would be a draw that a resumed run does not repeat.
-``dropout`` and ``label_dropout`` are kept as arguments because descriptions in released files have them; they have no parameters.
+Residuals are scaled by sqrt(1/2), attention has one head. NCSN++ differs by Fourier features of the
+noise level, a smoother filter (taps 1, 3, 3, 1), and an encoder into which the image itself enters
+at each level, on a branch of its own. DDPM++ is "positional", "standard"; NCSN++ is "fourier",
+"residual". Called in evaluation mode the network equals NVIDIA's; see
+``tests/laws/test_edm_networks.py``.
+
+Dropout is not applied, in training neither: distillation takes teacher, student and fake score as
+functions, and an unrecorded draw would be a draw that a resumed run does not repeat. ``dropout``
+and ``label_dropout`` are kept as arguments because descriptions in released files have them; they
+have no parameters.
 """
 
 from __future__ import annotations
@@ -35,14 +41,19 @@ _ATTENTION = Init("xavier-uniform", math.sqrt(0.2))
 
 @register("song-unet")
 class SongUNet(UNet):
-    """(B, in_channels, R, R), noise labels (B,), condition -> (B, out_channels, R, R), R = ``img_resolution``.
+    """(B, in_channels, R, R), noise labels (B,), condition -> (B, out_channels, R, R), R =
+    ``img_resolution``.
 
-    ``classes``: the number of class labels, 0 for none. ``augment_dim``: the number of augmentation labels (``condition.context["augment"]``). ``model_channels`` times ``channel_mult``
-    are the channels a level, times ``channel_mult_emb`` those of the embedding, times ``channel_mult_noise`` those of the noise level's waves. ``attn_resolutions``: where blocks
-    attend. ``embedding_type`` "positional" or "fourier"; ``encoder_type`` "standard", "skip" (the resampled image is added) or "residual" (a branch of convolutions);
-    ``decoder_type`` "standard" or "skip" (each level writes to the image). ``guidance`` and ``end``: see ``SideLabels``.
+    ``classes``: the number of class labels, 0 for none. ``augment_dim``: the number of augmentation
+    labels (``condition.context["augment"]``). ``model_channels`` times ``channel_mult`` are the
+    channels a level, times ``channel_mult_emb`` those of the embedding, times
+    ``channel_mult_noise`` those of the noise level's waves. ``attn_resolutions``: where blocks
+    attend. ``embedding_type`` "positional" or "fourier"; ``encoder_type`` "standard", "skip" (the
+    resampled image is added) or "residual" (a branch of convolutions); ``decoder_type`` "standard"
+    or "skip" (each level writes to the image). ``guidance`` and ``end``: see ``SideLabels``.
 
-    Raises ``UserError`` for an unknown type and for a shape that cannot be built, in the words of ``plan_of``, ``group_norm`` or ``UNetBlock``.
+    Raises ``UserError`` for an unknown type and for a shape that cannot be built, in the words of
+    ``plan_of``, ``group_norm`` or ``UNetBlock``.
     """
 
     def __init__(
@@ -150,7 +161,9 @@ class SongUNet(UNet):
             yield x
 
     def _entered(self, level: str, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The activations with the image's branch added at a level, and what the branch goes on with."""
+        """The activations with the image's branch added at a level, and what the branch goes on
+        with.
+        """
         if self.encoder_type == "skip":
             image = self.enc[f"{level}_aux_down"](image)
             return x + self.enc[f"{level}_aux_skip"](image), image
@@ -174,7 +187,9 @@ def _entrance(entry: Entry, encoder_type: str, image: int, taps: Sequence[int]) 
 
 
 def _exit(entry: Entry, out_channels: int, below: bool, taps: Sequence[int]) -> dict[str, nn.Module]:
-    """The image's branch out of the decoder after a level's last block; ``below``: a level below has written an image, which is doubled."""
+    """The image's branch out of the decoder after a level's last block; ``below``: a level below
+    has written an image, which is doubled.
+    """
     level = entry.name.partition("_")[0]
     doubled: dict[str, nn.Module] = {f"{level}_aux_up": Resample("up", taps)} if below else {}
     return {

@@ -2,7 +2,8 @@
 
     @register("my-network")
     class MyNetwork(DenoisingNetwork):
-        def __init__(self, width: Annotated[int, Interval(ge=8, le=4096)] = 64, classes: int = 0): ...
+        def __init__(self, width: Annotated[int, Interval(ge=8, le=4096)] = 64, classes: int = 0):
+        ...
 
 A registered network knows by which arguments it was made, however it was made, so that a file can
 rebuild it and a recipe can name it. Names, types and bounds of the arguments are read from the
@@ -102,7 +103,9 @@ def register(name: str) -> Callable[[type[AnyNetwork]], type[AnyNetwork]]:
 
 
 def kinds(of: type[nn.Module] = nn.Module) -> dict[str, Kind]:
-    """The registered kinds of networks that are an ``of``, by name, in the order of registration."""
+    """The registered kinds of networks that are an ``of``, by name, in the order of
+    registration.
+    """
     return {name: kind for name, kind in _KINDS.items() if issubclass(kind.cls, of)}
 
 

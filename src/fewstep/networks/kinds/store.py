@@ -52,7 +52,9 @@ def load_network(path: Path) -> nn.Module:
 
 
 def module_of(model: nn.Module) -> dict[str, str]:
-    """The module that registers the model's network, by ``MODULE``; nothing for a network of ours."""
+    """The module that registers the model's network, by ``MODULE``; nothing for a network of
+    ours.
+    """
     kinds = [kind_named(name) for module in model.modules() if (name := find_kind(module)) is not None]
     foreign = next((kind.module for kind in kinds if not kind.module.startswith("fewstep.")), None)
     return {} if foreign is None else {MODULE: foreign}

@@ -3,12 +3,10 @@ fools it.
 
 With logits l(x, t), one or several a sample (heads), and means over samples and heads:
 
-=================  ====================================================  ====================  ==================================================
-loss               the critic's                                          the generator's       source
-=================  ====================================================  ====================  ==================================================
-``NonSaturating``  E softplus(-l(real)) + E softplus(l(fake))            E softplus(-l(fake))  Goodfellow et al. 2014; StyleGAN, DMD2
-``Hinge``          E max(0, 1 - l(real)) + E max(0, 1 + l(fake))         -E l(fake)            Lim and Ye 2017; ADD, CTM
-=================  ====================================================  ====================  ==================================================
+- ``NonSaturating``: the critic's E softplus(-l(real)) + E softplus(l(fake)); the generator's E
+  softplus(-l(fake)); source Goodfellow et al. 2014; StyleGAN, DMD2.
+- ``Hinge``: the critic's E max(0, 1 - l(real)) + E max(0, 1 + l(fake)); the generator's -E l(fake);
+  source Lim and Ye 2017; ADD, CTM.
 
 The best critic of the first is l = log p_real / p_fake, where its loss is 2 log 2 - 2 JS(p_real,
 p_fake); of the second, l = sign(p_real - p_fake).

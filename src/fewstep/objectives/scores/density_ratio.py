@@ -106,7 +106,8 @@ class RatioWeight(MatchingWeight):
     """``base`` times h of the density ratio that ``critic`` sees at x_t, both normalised over the
     batch of all processes.
 
-    A logit counts up to ``LARGEST_LOGIT``, head by head. A batch that is worked off in portions is normalised portion by portion.
+    A logit counts up to ``LARGEST_LOGIT``, head by head. A batch that is worked off in portions is
+    normalised portion by portion.
     """
 
     base: MatchingWeight

@@ -12,7 +12,8 @@ With x_t = alpha x + sigma eps made of the student's sample x:
 
       D_fake(x_t) = sum_i w_i x^(i),    w_i = softmax_i( -|x_t - alpha x^(i)|^2 / (2 sigma^2) ).
 
-  It has no network to train and tends to the exact score: its mean squared error falls as 1 / n. At n = 1 it is SDS, bit for bit.
+  It has no network to train and tends to the exact score: its mean squared error falls as 1 / n. At
+  n = 1 it is SDS, bit for bit.
 
 The sample itself must be among the references, or the field is that of another sample's
 neighbourhood; each sample therefore has a reference set of its own, of which n - 1 are shared by

@@ -62,7 +62,9 @@ def denoising_loss(estimate: Tensor, x0: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Denoising(Objective):
-    """Trains ``denoiser`` on states made of data, at their own times: ordinary diffusion training."""
+    """Trains ``denoiser`` on states made of data, at their own times: ordinary diffusion
+    training.
+    """
 
     denoiser: Denoiser
     weight: DenoisingWeight

@@ -1,7 +1,8 @@
 r"""Consistency distillation: the student gives the same end for two neighbouring points of the
 teacher's trajectory (Song et al. 2023, Alg. 2).
 
-    E lambda(t) distance( f(x_t, t), f_avg(x_s, s) ),    x_s one solver step of the teacher from x_t,
+    E lambda(t) distance( f(x_t, t), f_avg(x_s, s) ),    x_s one solver step of the teacher from
+    x_t,
 
 s the next time down on a ``Ladder`` and f_avg the student's average, without gradient (the paper's
 "target network"). With the condition f(x, t_min) = x (``Boundary``), the end of the trajectory is

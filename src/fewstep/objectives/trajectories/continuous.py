@@ -5,11 +5,13 @@ The paper's TrigFlow has x~ = cos(u) x_0 + sin(u) sd eps at the angle u in [0, p
 consistency function f = cos(u) x~ - sin(u) sd F. A denoiser of any schedule is such a function:
 with s = sqrt(sd^2 alpha^2 + sigma^2),
 
-    cos u = sd alpha / s,    sin u = sigma / s,    x~ = sd x_t / s,    F = (cos(u) x~ - D(x_t, t)) / (sd sin(u)),
+    cos u = sd alpha / s,    sin u = sigma / s,    x~ = sd x_t / s,    F = (cos(u) x~ - D(x_t, t)) /
+    (sd sin(u)),
 
 so that f is D itself. Along the teacher's trajectory, with eps = (x_t - alpha D_teacher) / sigma,
 
-    d t / d u = s^2 / (sd (sigma' alpha - sigma alpha')),    d x_t / d u = (alpha' D_teacher + sigma' eps) d t / d u,
+    d t / d u = s^2 / (sd (sigma' alpha - sigma alpha')),    d x_t / d u = (alpha' D_teacher +
+    sigma' eps) d t / d u,
     d x~ / d u = cos(u) sd eps - sin(u) D_teacher,
 
 and d f / d u is the derivative of D along (d x_t, d t): one pass of forward-mode differentiation.

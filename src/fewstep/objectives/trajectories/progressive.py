@@ -5,13 +5,16 @@ From x_t the teacher goes to t' with the estimate D_1 = D(x_t, t), and from x_t'
 D(x_t', t'). The student's estimate should reach the same x_s in one DDIM step; with r = sigma_s /
 sigma_t,
 
-    target = (x_s - r x_t) / (alpha_s - r alpha_t)                              (Salimans and Ho 2022, App. G; Garrepalli et al. 2024, Eq. 3)
-           = (1 - w) D_1 + w D_2,    w = (alpha_s - r' alpha_t') / (alpha_s - r alpha_t),    r' = sigma_s / sigma_t'.
+    target = (x_s - r x_t) / (alpha_s - r alpha_t)                              (Salimans and Ho
+    2022, App. G; Garrepalli et al. 2024, Eq. 3)
+           = (1 - w) D_1 + w D_2,    w = (alpha_s - r' alpha_t') / (alpha_s - r alpha_t),    r' =
+           sigma_s / sigma_t'.
 
 The second line, the first with both steps put in, is what is computed: on fine grids the first is a
 difference of nearly equal numbers. At s = 0, w = 1 and the target is D_2. The loss is
 
-    E lambda(t) mean | student(x_t, t) - target |^2,    lambda one of ``TruncatedSNR`` max(1, alpha^2 / sigma^2) and ``SNRPlusOne`` 1 + alpha^2 / sigma^2 (ibid., Sec. 4).
+    E lambda(t) mean | student(x_t, t) - target |^2,    lambda one of ``TruncatedSNR`` max(1,
+    alpha^2 / sigma^2) and ``SNRPlusOne`` 1 + alpha^2 / sigma^2 (ibid., Sec. 4).
 
 The student's grid has every second time of the teacher's (``nested_times``). Repeating this with
 the last student as teacher halves the steps each time.

@@ -3,7 +3,8 @@ jump from there (Kim et al. 2024, Eq. 9).
 
 For t >= u >= s, all on one grid,
 
-    E distance( G_avg(G(x_t, t, s), s, 0),  G_avg(G_avg(x_u, u, s), s, 0) ),    x_u the teacher's solver from x_t,
+    E distance( G_avg(G(x_t, t, s), s, 0),  G_avg(G_avg(x_u, u, s), s, 0) ),    x_u the teacher's
+    solver from x_t,
 
 compared at clean samples, where distances mean something; G_avg, the model's average, is frozen,
 and the gradient passes through its outer jump to the student's. The nearer u is to t, the more is

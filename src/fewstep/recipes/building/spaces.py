@@ -44,7 +44,9 @@ def build_space(
 
 
 def _trained(choice: config.ClassifierFeatures, data: Dataset | SampleSpace) -> tuple[Classifier, str]:
-    """The network of a file that ``fewstep pretrain`` wrote, and a name after the file's content."""
+    """The network of a file that ``fewstep pretrain`` wrote, and a name after the file's
+    content.
+    """
     path = Path(absolute(choice.path))
     if not path.is_file():
         raise UserError(

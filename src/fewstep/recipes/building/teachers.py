@@ -148,7 +148,9 @@ def _shapeless() -> UserError:
 
 
 def _announced(data: config.DataChoice) -> tuple[tuple[int, ...], int]:
-    """Shape and classes of data, read from the recipe where it says them, from the data where not."""
+    """Shape and classes of data, read from the recipe where it says them, from the data where
+    not.
+    """
     if isinstance(data, config.ImagesData) and data.size is not None and data.classes is not None:
         return (data.channels, data.size, data.size), data.classes
     found = data.open()

@@ -1,4 +1,6 @@
-"""Consistency in continuous time (sCM, Lu and Song 2024), distilled from a teacher of any schedule."""
+"""Consistency in continuous time (sCM, Lu and Song 2024), distilled from a teacher of any
+schedule.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,13 @@
 """Distribution matching: SDS, the unbiased estimate, VSD, Diff-Instruct, DMD and DMD2 are one
 method, told apart by the fake score and by what is added to it.
 
-==================  ================  =======================  ==========================================
-method              ``fake``          ``steps``                added
-==================  ================  =======================  ==========================================
-SDS                 ``delta``         1                        -
-unbiased estimate   ``field``         1                        -
-VSD                 ``lora``          1                        -
-Diff-Instruct       ``learned``       1                        -
-DMD                 ``learned``       1                        ``regression`` on pairs, weighting ``dmd``
-DMD2                ``learned``       1 to 4, own rollouts     ``adversarial``, several updates of the fake score
-==================  ================  =======================  ==========================================
+- SDS: ``fake`` ``delta``; ``steps`` 1.
+- unbiased estimate: ``fake`` ``field``; ``steps`` 1.
+- VSD: ``fake`` ``lora``; ``steps`` 1.
+- Diff-Instruct: ``fake`` ``learned``; ``steps`` 1.
+- DMD: ``fake`` ``learned``; ``steps`` 1; added ``regression`` on pairs, weighting ``dmd``.
+- DMD2: ``fake`` ``learned``; ``steps`` 1 to 4, own rollouts; added ``adversarial``, several updates
+  of the fake score.
 
 With ``target.kind: backtracked`` each is DisBack's version of it; with ``fixed`` it is the method
 itself. One node equals the fixed target bit for bit, two nodes are the warm ablation.

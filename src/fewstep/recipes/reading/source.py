@@ -59,7 +59,9 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_saved(path: Path) -> Recipe:
-    """A run's own recipe, its paths as they are written: absolute, but in runs of earlier versions."""
+    """A run's own recipe, its paths as they are written: absolute, but in runs of earlier
+    versions.
+    """
     return validate(*_read(path))
 
 

@@ -1,4 +1,6 @@
-"""Who is told how a run goes: a bar, TensorBoard, Weights & Biases, or anybody's own ``Listener``."""
+"""Who is told how a run goes: a bar, TensorBoard, Weights & Biases, or anybody's own
+``Listener``.
+"""
 
 from collections.abc import Callable, Mapping
 

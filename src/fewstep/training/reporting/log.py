@@ -87,7 +87,9 @@ class Log:
 
 
 def holds_no_step(path: Path) -> bool:
-    """Whether a log is absent, empty, or has nothing but what was measured before the first step."""
+    """Whether a log is absent, empty, or has nothing but what was measured before the first
+    step.
+    """
     if not path.is_file():
         return not os.path.lexists(path)
     lines = path.read_bytes().splitlines(keepends=True)

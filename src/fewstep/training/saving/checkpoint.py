@@ -358,7 +358,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, checkpoint: Checkpoint) -> None:
-    """The inverse of ``optimizer_tensors``; what is shaped like its parameter is laid out like it."""
+    """The inverse of ``optimizer_tensors``; what is shaped like its parameter is laid out like
+    it.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in checkpoint.read(f"{prefix}/", _MomentsLike(parameters)).items():

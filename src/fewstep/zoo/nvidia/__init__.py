@@ -1,4 +1,6 @@
-"""The networks of NVIDIA's EDM release, read by a machine of our own that runs nothing of a pickle."""
+"""The networks of NVIDIA's EDM release, read by a machine of our own that runs nothing of a
+pickle.
+"""
 
 from fewstep.zoo.nvidia.release import Summary, describe, load
 

@@ -6,14 +6,11 @@ what they were made from and of their tensors. The U-Net becomes ours with the s
 the preconditioning becomes a schedule (variance exploding, at the noise levels the file supports),
 a prediction and inputs:
 
-================  ====================================  ==============================  =========================
-in the file       D(x; sigma)                           prediction                      inputs
-================  ====================================  ==============================  =========================
-``EDMPrecond``    c_skip x + c_out F                    ``EDM``                         ``EDMInputs``
-``VPPrecond``     x - sigma F                           ``Epsilon``                     ``VPInputs``
-``VEPrecond``     x + sigma F                           ``ScaledScore``                 ``VEInputs``
-``iDDPMPrecond``  x - sigma (first half of F)           ``Epsilon``                     ``IDDPMInputs``
-================  ====================================  ==============================  =========================
+- ``EDMPrecond``: D(x; sigma) c_skip x + c_out F; prediction ``EDM``; inputs ``EDMInputs``.
+- ``VPPrecond``: D(x; sigma) x - sigma F; prediction ``Epsilon``; inputs ``VPInputs``.
+- ``VEPrecond``: D(x; sigma) x + sigma F; prediction ``ScaledScore``; inputs ``VEInputs``.
+- ``iDDPMPrecond``: D(x; sigma) x - sigma (first half of F); prediction ``Epsilon``; inputs
+  ``IDDPMInputs``.
 
 The second half of what iDDPM's network emits is a variance that no sampler of the release reads:
 the last layers lose it on loading, and the estimate is the same.
