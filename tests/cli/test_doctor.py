@@ -91,7 +91,7 @@ def run(made, tmp_path) -> Path:
 
 
 def named(findings: list[Finding], key: Path | str) -> list[Finding]:
-    return [finding for finding in findings if finding.key == str(key)]
+    return [finding for finding in findings if finding.place == str(key)]
 
 
 def problems(findings: list[Finding]) -> list[Finding]:
@@ -122,7 +122,7 @@ def test_every_damage_to_every_file_is_found_by_its_name(made, tmp_path, kind):
         assert len(about) >= 1, (damage.__name__, kind)
         assert all(finding.sentence.endswith(".") and finding.remedy for finding in about)
         # Nothing else is blamed for it: without its recipe a run is looked at all the same.
-        assert {finding.key for finding in problems(findings)} == {str(run / kind)}
+        assert {finding.place for finding in problems(findings)} == {str(run / kind)}
 
 
 @pytest.mark.parametrize("damage", [emptied, Path.unlink], ids=["empty", "missing"])
@@ -136,7 +136,7 @@ def test_what_is_empty_or_missing_is_a_problem_unless_the_run_does_without(run, 
     )
     for kind in set(KINDS) - known:
         damage(run / kind)
-    blamed = {finding.key for finding in problems(examine(run))}
+    blamed = {finding.place for finding in problems(examine(run))}
     # Of a path without a manifest no node is known, and of one without nodes the manifest says so.
     expected = {str(run / kind) for kind in set(KINDS) - known - there - {"path/node-2.safetensors"}}
     assert blamed == expected
@@ -177,8 +177,8 @@ def test_the_damaged_newest_checkpoint_names_the_one_that_is_taken_instead(run):
 def test_a_node_of_another_run_is_not_taken_for_this_ones(run):
     shutil.copy(run / "path" / "node-1.safetensors", run / "path" / "node-2.safetensors")
     (found,) = problems(examine(run))
-    assert (found.key, found.sentence) == (str(run / "path" / "node-2.safetensors"), "is not node 2 of this path.")
-    assert {finding.key for finding in problems(examine(run / "path"))} == {found.key}
+    assert (found.place, found.sentence) == (str(run / "path" / "node-2.safetensors"), "is not node 2 of this path.")
+    assert {finding.place for finding in problems(examine(run / "path"))} == {found.place}
 
 
 def test_the_log_is_held_against_the_checkpoint(run):
@@ -250,7 +250,7 @@ def test_values_that_are_not_finite_are_found_by_file_and_tensor(run, kind):
         manifest["nodes"][1]["digest"] = digest_of(*read_tensors(run / kind))
         (run / "path/manifest.json").write_text(json.dumps(manifest))
     (found,) = (finding for finding in examine(run) if finding.level == "problem")
-    assert found.key == str(run / kind)
+    assert found.place == str(run / kind)
     assert "holds values that are not finite" in found.sentence
     (alone,) = examine(run / kind)
     assert alone.level == "problem"
@@ -262,7 +262,7 @@ def test_a_checkpoint_that_was_set_aside_is_noted(run):
     aside = (run / "checkpoints/step-00000036.safetensors").rename(
         run / "checkpoints/step-00000036.not-finite.safetensors"
     )
-    (found,) = (finding for finding in examine(run) if finding.key == str(aside))
+    (found,) = (finding for finding in examine(run) if finding.place == str(aside))
     assert found.level == "note"
     assert "set aside" in found.sentence
 
@@ -295,8 +295,8 @@ def offline(monkeypatch, tmp_path) -> None:
 def test_every_shipped_recipe_is_ready_or_says_what_it_lacks():
     for name in shipped_names():
         first, *rest = examine(name)
-        assert (first.level, first.key) == ("ok", name)
-        recipe, lacking = load_recipe(name), {finding.key: finding for finding in problems(rest)}
+        assert (first.level, first.place) == ("ok", name)
+        recipe, lacking = load_recipe(name), {finding.place: finding for finding in problems(rest)}
         expected = {
             "teacher.path": recipe.task == "distill" and recipe.teacher.kind == "file",
             "data.path": recipe.data.kind == "images",
@@ -337,7 +337,7 @@ def test_a_recipe_finds_its_files(tmp_path, monkeypatch):
     recipe = recipe_with(tmp_path / "a.yaml", **sections, evaluation=features)
     findings = examine(recipe)
     assert problems(findings) == []
-    assert [finding.key for finding in findings] == [
+    assert [finding.place for finding in findings] == [
         str(recipe),
         "teacher.path",
         "student.start",
@@ -352,7 +352,7 @@ def test_a_recipe_finds_its_files(tmp_path, monkeypatch):
         whole = (tmp_path / name).read_bytes()
         truncated(tmp_path / name)
         found = problems(examine(recipe))
-        assert {finding.key for finding in found} == key
+        assert {finding.place for finding in found} == key
         assert all(name in finding.sentence for finding in found)
         (tmp_path / name).write_bytes(whole)
     recipe_with(recipe, **{**sections, "data": {**sections["data"], "classes": 3}}, evaluation=features)
@@ -371,7 +371,7 @@ def test_extras_and_addresses_are_told_before_they_are_needed(tmp_path):
         evaluation={**features, "features": {"kind": "inception", "weights": "nowhere.pth"}},
     )
     findings = examine(recipe)
-    assert {finding.key: finding.remedy for finding in problems(findings) if "pip" in finding.remedy} == {
+    assert {finding.place: finding.remedy for finding in problems(findings) if "pip" in finding.remedy} == {
         "teacher.kind: diffusers": "pip install 'fewstep[diffusers]'",
         "data.kind: huggingface": "pip install 'fewstep[data]'",
         "evaluation.features.kind: inception": "pip install 'fewstep[metrics]'",
@@ -427,7 +427,7 @@ def test_a_file_of_weights_says_what_it_is(made, tmp_path):
     }
     for path, sentence in said.items():
         (found,) = examine(path)
-        assert (found.level, found.key) == ("ok", str(path))
+        assert (found.level, found.place) == ("ok", str(path))
         assert found.sentence.startswith(sentence)
         spoilt = tmp_path / "spoilt" / path.name
         spoilt.parent.mkdir(exist_ok=True)
@@ -435,7 +435,7 @@ def test_a_file_of_weights_says_what_it_is(made, tmp_path):
         for damage in (flipped, truncated, replaced, emptied):
             damage(spoilt)
             (found,) = examine(spoilt)
-            assert (found.level, found.key) == ("problem", str(spoilt))
+            assert (found.level, found.place) == ("problem", str(spoilt))
     (tmp_path / "bomb.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     assert "os.system" in problems(examine(tmp_path / "bomb.pkl"))[0].sentence
     assert problems(examine(tmp_path / "nowhere.safetensors"))[0].sentence == "there is no such file."
@@ -446,13 +446,13 @@ def test_this_machine(monkeypatch, tmp_path):
     findings = examine()
     assert not has_problem(findings)
     assert {"python", "fewstep", "cpu", "threads", "cache", "disk", *(f"extra '{name}'" for name in EXTRAS)} <= {
-        finding.key for finding in findings
+        finding.place for finding in findings
     }
     assert f"torch {torch.__version__}" in named(findings, "fewstep")[0].sentence
     monkeypatch.setattr(
         "fewstep.doctor.environment.version_of", lambda package: None if package == "webdataset" else "1.2"
     )
-    by_place = {finding.key: finding for finding in examine()}
+    by_place = {finding.place: finding for finding in examine()}
     assert (by_place["extra 'data'"].level, by_place["extra 'data'"].sentence) == (
         "note",
         "webdataset not installed; there is datasets 1.2.",
@@ -460,7 +460,7 @@ def test_this_machine(monkeypatch, tmp_path):
     assert (by_place["extra 'metrics'"].level, by_place["extra 'metrics'"].sentence) == ("ok", "torch-fidelity 1.2.")
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "file" / "cache"))
-    assert [finding.key for finding in problems(examine())] == ["cache"]
+    assert [finding.place for finding in problems(examine())] == ["cache"]
 
 
 def test_the_extras_are_those_of_the_package():
@@ -505,7 +505,7 @@ def test_a_pretraining_is_a_run_as_well(tmp_path):
     assert [finding.level for finding in named(findings, folder / "model.safetensors")] == ["ok"]
     flipped(folder / "model.safetensors")
     (found,) = problems(examine(folder))
-    assert (found.key, found.remedy) == (
+    assert (found.place, found.remedy) == (
         str(folder / "model.safetensors"),
         (
             f"Make it again from the newest checkpoint: 'fewstep pretrain {folder / 'recipe.yaml'} --out "
@@ -518,7 +518,7 @@ def test_a_pretraining_is_a_run_as_well(tmp_path):
 
 def test_a_path_that_is_gone_is_missed_once_it_was_recorded(run):
     shutil.rmtree(run / "path")
-    assert {finding.key for finding in problems(examine(run))} == {str(run / "path" / "manifest.json")}
+    assert {finding.place for finding in problems(examine(run))} == {str(run / "path" / "manifest.json")}
     for step in (40, 36):
         (run / "checkpoints" / f"step-{step:08d}.safetensors").unlink()
     assert problems(examine(run)) == []
@@ -530,4 +530,4 @@ def test_a_picture_is_held_against_its_checksums(run):
     whole = picture.read_bytes()
     for position in (30, len(whole) - 14):
         picture.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        assert [finding.key for finding in problems(examine(run))] == [str(picture)]
+        assert [finding.place for finding in problems(examine(run))] == [str(picture)]

@@ -284,7 +284,7 @@ def test_results_say_what_was_measured(project):
 
 def test_the_doctor_finds_what_was_exchanged(project):
     def said() -> dict[str, str]:
-        return {each.level: each.sentence for each in examine(project / "run") if each.key.endswith("origins.json")}
+        return {each.level: each.sentence for each in examine(project / "run") if each.place.endswith("origins.json")}
 
     assert said() == {"ok": "has checksums of data, evaluation.features.path, student.start, teacher.path."}
     _exchange(project / "images")

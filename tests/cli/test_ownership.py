@@ -331,7 +331,7 @@ def test_the_doctor_and_the_report_take_what_is_kept_for_nothing_of_the_runs(run
         (run / name).write_bytes(b"mine")
     findings = examine(run)
     assert not has_problem(findings)
-    assert {each.key for each in findings if "was kept under this name" in each.sentence} == {
+    assert {each.place for each in findings if "was kept under this name" in each.sentence} == {
         str(run / name) for name in (*kept, "student.earlier.safetensors")
     }
     (run / kept[0]).unlink()

@@ -478,7 +478,7 @@ def test_matching_balanced_with_an_adversarial_term_shares_the_graph() -> None:
     norms = []
     for objective in (matching, adversarial):
         step = Step(Key(0), 6)
-        norms.append(torch.autograd.grad(objective(step, step.state(prior)).total, layer.weight)[0].norm())
+        norms.append(torch.autograd.grad(objective.at(step, step.state(prior)).total, layer.weight)[0].norm())
     step = Step(Key(0), 6)
     with cost.metered() as meter:
         loss = Balanced(matching, adversarial, layer)(step, step.state(prior))

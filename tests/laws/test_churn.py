@@ -95,7 +95,7 @@ def test_the_marginal_variance_of_a_gaussian_is_right_to_the_order_of_a_step(sch
     # The second-order rule is far closer, so that what is left above is the solver's, not the
     # noise's.
     ends = solve_with_churn(HEUN, Churn(2.0), gaussian, start, times, PLACE)
-    assert float(ends.square().mean()) == pytest.approx(exact[1], rel=0.015)
+    assert float(ends.square().mean()) == pytest.approx(exact[1], rel=0.025)
     doubled = solve_with_churn(HEUN, Churn(2.0, noise=1.5), gaussian, start, times, PLACE)
     assert float(doubled.square().mean()) > 1.2 * exact[1]
 

@@ -40,6 +40,7 @@ NEUTRAL = {
     ("Solver", "rule"),
     ("Solver", "grid"),
     ("ConsistencyDistillation", "rule"),
+    ("MakePairs", "device"),
 }
 """Parts that many makers share, whose parameter left out means that the thing is not done: what a
 method's own key usually is belongs to the method.

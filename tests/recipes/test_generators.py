@@ -20,6 +20,7 @@ from test_combinations import (
     fitted,
     sampler_of,
     tiny,
+    without_syncing,
 )
 from test_methods import contents, lines_of, same, same_student
 from torch.nn.functional import softplus
@@ -41,6 +42,9 @@ from fewstep.states import Step
 from fewstep.system.files import write_text
 from fewstep.training import Silent, Trainer
 from interrupt_kit import Interrupted, Interrupter
+
+# A fixture.
+__all__ = ["without_syncing"]
 
 FASTGAN = {"kind": "fastgan", **STUDENT_SETTINGS["fastgan"]}
 NETWORK = {"kind": "network", **STUDENT_SETTINGS["network"]}

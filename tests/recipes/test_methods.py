@@ -20,6 +20,7 @@ from test_combinations import (
     fitted,
     method_of,
     tiny,
+    without_syncing,
 )
 
 from fewstep.objectives import ProgressiveDistillation
@@ -34,6 +35,9 @@ from fewstep.states import Step
 from fewstep.system.files import read_tensors
 from fewstep.training import Silent, Trainer
 from interrupt_kit import Interrupted, Interrupter
+
+# A fixture.
+__all__ = ["without_syncing"]
 
 # Recipes that need files are run as twins (see test_twins).
 DISTILLING = [

@@ -215,7 +215,7 @@ def changed(tmp_path: Path, wrapper: str = "EDMPrecond", **arguments: Any) -> Pa
         ({"channel_mult": [1, 2.5]}, "has 2.5 for channel_mult"),
         ({"dropout": float("nan")}, "has nan for dropout"),
         ({"embedding_type": 3}, "has 3 for embedding_type"),
-        ({"embedding_type": "other"}, "embedding_type is 'other'"),
+        ({"embedding_type": "other"}, "'embedding_type' is 'other'"),
         ({"device": "cuda"}, "made with 'device', which the release's does not take"),
         ({"model_channels": 8}, r"the network 'SongUNet': tensor '.*' is torch.float32 .*, the network needs"),
         ({"model_channels": 1024, "channel_mult": [16] * 2}, "the network 'SongUNet': "),
@@ -232,7 +232,7 @@ def test_arguments_that_are_not_the_tensors_are_refused(tmp_path, arguments, sen
     ("wrapper", "changes", "sentence"),
     [
         ("EDMPrecond", {"sigma_data": 0.0}, "has 0.0 for sigma_data"),
-        ("EDMPrecond", {"sigma_min": 90.0}, "need 0 < sigma_min < sigma_max"),
+        ("EDMPrecond", {"sigma_min": 90.0}, "'sigma_min' must be below 'sigma_max'"),
         ("VPPrecond", {"beta_d": 1e9}, "for beta_d"),
         ("VPPrecond", {"beta_d": 1000.0, "beta_min": 100.0}, r"whose highest noise level is 1\.94e\+130"),
         ("VPPrecond", {"M": 2.5}, "has 2.5 for M"),

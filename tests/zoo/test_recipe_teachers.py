@@ -197,7 +197,7 @@ def test_a_run_of_a_diffusers_folder_is_examined_planned_and_distilled(tmp_path)
         "data": {"kind": "waves", "shape": [3, 8, 8], "classes": 10, "samples": 40},
     }
     recipe.write_text(yaml.safe_dump({**values, **sections, "evaluation": features}))
-    found = [(finding.level, finding.sentence) for finding in examine(recipe) if finding.key == "teacher.path"]
+    found = [(finding.level, finding.sentence) for finding in examine(recipe) if finding.place == "teacher.path"]
     assert [level for level, _ in found] == ["ok", "note", "note"]
     said = [sentence for _, sentence in found[1:]]
     assert "'unet_ema', an average over training, is taken" in said[0]
@@ -207,6 +207,6 @@ def test_a_run_of_a_diffusers_folder_is_examined_planned_and_distilled(tmp_path)
     distill(recipe, ["training.steps=2", "training.batch=4"], tmp_path / "run", listeners=[watcher])
     assert [sentence for sentence in watcher.heard if sentence in said] == said
     rewritten(path / "scheduler" / "scheduler_config.json", beta_start="0.1")
-    (problem,) = (finding for finding in examine(recipe) if finding.key == "teacher.path")
+    (problem,) = (finding for finding in examine(recipe) if finding.place == "teacher.path")
     assert problem.level == "problem"
     assert "has '0.1' for beta_start" in problem.sentence

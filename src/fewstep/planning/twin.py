@@ -128,7 +128,8 @@ def small(section: Any) -> Any:
     for name, field in fields_of(type(section)).items():
         value = getattr(section, name)
         most = next((mark.most for mark in field.marks if isinstance(mark, Costly)), None)
-        if is_section(value):
+        # A value that is said by its name alone has nothing to make small.
+        if is_section(value) and isinstance(values.get(name), dict):
             values[name] = small(value)
         elif most is not None and isinstance(value, int):
             values[name] = min(value, most)

@@ -12,6 +12,7 @@ import abc
 import dataclasses
 import functools
 import json
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,9 +48,9 @@ class Section(BaseModel):
         """The section of plain values; raises pydantic's ``ValidationError``."""
         # As JSON, in which a value is a mapping; of Python's objects a strict model wants the value
         # itself.
-        text = json.dumps(_translated(values, _TO_PRIVATE))
-        made = cls.model_validate_json(text)
-        return made if text == json.dumps(values) else _translated(made, _FROM_PRIVATE)
+        passed = _translated(values, _TO_PRIVATE)
+        made = cls.model_validate_json(json.dumps(passed))
+        return made if passed == values else _translated(made, _FROM_PRIVATE)
 
     @model_serializer(mode="wrap")
     def _as_saved(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -61,6 +62,8 @@ class Section(BaseModel):
 # A file's name may be of any bytes, of which Python makes half characters; JSON has none, so that
 # they pass as private ones.
 _TO_PRIVATE = {0xDC80 + byte: 0x10EE80 + byte for byte in range(128)}
+# Python does not write whole numbers of more than some thousand digits; none is within any bound.
+_MOST_BITS = 10_000
 _FROM_PRIVATE = {private: half for half, private in _TO_PRIVATE.items()}
 
 
@@ -68,6 +71,8 @@ def _translated(value: Any, table: Mapping[int, int]) -> Any:
     """A value, or a section, with all its texts translated."""
     if isinstance(value, str):
         return value.translate(table)
+    if type(value) is int and value.bit_length() > _MOST_BITS:
+        return math.inf
     if isinstance(value, Mapping):
         return {_translated(key, table): _translated(inner, table) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -14,8 +14,12 @@ from pydantic import BaseModel, ValidationError
 from fewstep.recipes.config.base import SectionField, fields_of, kind_of_section
 
 
-def sentence_of(error: ValidationError, root: type[BaseModel], where: str, given: Mapping[str, Any]) -> str:
-    """The first problem in words: source, key, what is wrong, what to do."""
+def sentence_of(
+    error: ValidationError, root: type[BaseModel], where: str, given: Mapping[str, Any], values: Mapping[str, Any]
+) -> str:
+    """The first problem in words: source, key, what is wrong, what to do; ``values`` as they were
+    given.
+    """
     problem = error.errors()[0]
     # An unknown key may look like anything, also like what pydantic puts in for chosen kinds.
     unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
@@ -56,7 +60,16 @@ def sentence_of(error: ValidationError, root: type[BaseModel], where: str, given
     if kind in sentences:
         return f"{source}: {sentences[kind]()}"
     message = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{source}: '{dotted}' is {shown(problem['input'])}: {message}."
+    return f"{source}: '{dotted}' is {shown(_given_at(values, keys, problem['input']))}: {message}."
+
+
+def _given_at(values: Any, keys: Sequence[str], otherwise: Any) -> Any:
+    """What was given under a key, before it was made fit to be read."""
+    for key in keys:
+        if not isinstance(values, Mapping) or key not in values:
+            return otherwise
+        values = values[key]
+    return values
 
 
 class _Short(reprlib.Repr):

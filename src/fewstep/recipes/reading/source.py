@@ -77,7 +77,7 @@ def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) ->
     try:
         return TASKS[task].of(values)
     except ValidationError as error:
-        raise UserError(sentence_of(error, TASKS[task], where, given or {})) from error
+        raise UserError(sentence_of(error, TASKS[task], where, given or {}, values)) from error
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
