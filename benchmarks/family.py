@@ -65,6 +65,7 @@ METHODS = (
     Method("reflow", 3, fixed=3_000 * 43, settings={"method.pairs": 3_000}),
     Method("cd", 6, own=2),
     Method("lcm", 6, own=4),
+    Method("scm", 5, own=2),
     Method("ctm", 15, own=2),
     Method("sds", 4),
     Method("stf", 8),
@@ -75,6 +76,7 @@ METHODS = (
     Method("dmd2", 13.5),
     Method("dmd2-4step", 16.5, own=4),
     Method("disback-dmd2", 13.5),
+    Method("f-distill", 14),
     Method("sid", 12),
     Method("add", 11, own=4),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -139,3 +140,28 @@ def test_every_benchmark_of_the_documents_has_the_options_that_are_given():
                 assert f'"{option}"' in source + common, where
                 seen += 1
     assert seen > 10
+
+
+def classes_in(text: str) -> dict[str, str]:
+    """Each class of a source text, by name, as a tree without docstrings and comments."""
+    found = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(inner) is not None:
+                    inner.body = inner.body[1:]
+            found[node.name] = ast.dump(node)
+    return found
+
+
+def test_the_worked_example_of_a_method_is_the_code():
+    """Every class that CONTRIBUTING.md shows stands so in the package."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    shown = {name: tree for block in blocks if "\nclass " in f"\n{block}" for name, tree in classes_in(block).items()}
+    assert shown.keys() == {"ScoreIdentity", "IdentityMethod"}
+    folder = ROOT / "src" / "fewstep"
+    for path in ("objectives/scores/identity.py", "recipes/methods/identity.py"):
+        for name, tree in classes_in((folder / path).read_text(encoding="utf-8")).items():
+            assert shown.pop(name) == tree
+    assert not shown

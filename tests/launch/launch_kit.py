@@ -52,7 +52,7 @@ def recorder(path: Path) -> Path:
     return executable(
         path,
         f"#!{sys.executable} -S\nimport json, os, sys\nprint(json.dumps({{'arguments': sys.argv[1:], "
-        "'environment': dict(os.environ)}}))\n",
+        "'environment': dict(os.environ)}))\n",
     )
 
 

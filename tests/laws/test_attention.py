@@ -53,11 +53,9 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__
-        if "_scaled_dot_product" in name and "backward" in name:
-            # Without a gradient it is called, and returns at once.
-            self.found |= set() if args[0] is None else {"fused backward"}
-        elif "_scaled_dot_product" in name:
-            self.found.add("fused")
+        if "_scaled_dot_product" in name:
+            self.found.add("fused backward" if "backward" in name else "fused")
+            assert args[0] is not None  # which not every kernel's backward pass takes
         elif "softmax" in name:
             self.found.add("softmax")
         return func(*args, **(kwargs or {}))
@@ -145,7 +143,7 @@ def test_fused_kernels_compute_all_but_forward_and_second_derivatives() -> None:
     assert found == {"fused", "fused backward"}
     with operations() as found:
         grad(attend(*arguments).sum(), arguments, create_graph=True)
-    assert found == {"fused", "softmax"}
+    assert found == {"fused", "fused backward", "softmax"}
     with operations() as found:
         torch.func.jvp(attend, arguments, arguments)
     assert found == {"softmax"}
@@ -175,6 +173,13 @@ def test_forward_mode_is_seen_wherever_the_caller_stands() -> None:
     assert len(seen) == 5
     assert all(seen)
     assert not differentiates_forward()
+
+
+def test_sizes_alone_have_first_and_second_derivatives() -> None:
+    q, k, v = (value.detach().to("meta").requires_grad_() for value in parts(SHAPES[0]))
+    (slope,) = grad(attend(q, k, v).sum(), q, create_graph=True)
+    assert grad(slope.sum(), k)[0].shape == k.shape
+    assert torch.func.jvp(attend, (q, k, v), (q, k, v))[1].shape == q.shape
 
 
 # Group norm

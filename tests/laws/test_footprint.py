@@ -8,6 +8,7 @@ from torch import nn
 
 from fewstep.condition import Condition
 from fewstep.networks import build
+from fewstep.networks.attention import attend
 from fewstep.planning.footprint import Kept, bytes_of, measure
 
 NETWORKS = {
@@ -81,3 +82,10 @@ def test_a_tensor_that_is_saved_twice_counts_once():
         assert kept.now == 5 * 4
         del product
     assert kept.now == 0
+
+
+def test_attentions_operations_are_those_of_its_two_products():
+    with torch.device("meta"):
+        q = torch.zeros(2, 3, 16, 8)
+        found = measure(nn.Identity(), lambda rows: attend(q[:rows], q[:rows], q[:rows]))
+    assert found.operations == 2 * (2 * 3 * 16 * 16 * 8)

@@ -114,6 +114,8 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-diff-instruct", "prior backtracked copy network lora fastgan latent-mlp teacher fake student"),
         ("digits-sds", "prior backtracked copy network lora fastgan latent-mlp teacher student"),
         ("digits-sid", "prior backtracked copy network lora fastgan latent-mlp teacher fake student"),
+        ("digits-f-distill", "prior backtracked copy network lora teacher fake student"),
+        ("digits-scm", "forward rollout ddil per-batch copy network lora teacher student"),
         ("digits-add", "forward rollout ddil per-batch backtracked copy network lora teacher student"),
         ("digits-reflow", "copy network lora teacher student"),
         ("digits-kd", "copy network lora teacher student"),
@@ -222,6 +224,7 @@ def test_a_plateau_goes_with_every_learned_fake_score(tmp_path):
         "distribution-matching",
         "distribution-matching, random start",
         "distribution-matching, low rank",
+        "f-distill",
         "sid",
     ):
         build_distillation(tiny(VARIANTS[name], target=plateau), tmp_path)

@@ -192,6 +192,7 @@ def student_after(recipe: DistillRecipe, folder: Path) -> list[torch.Tensor]:
         "distribution-matching, low rank",
         "distribution-matching, delta",
         "distribution-matching, field",
+        "f-distill",
         "sid",
         "adversarial-diffusion",
         "distribution-matching, fake trunk, 2 steps",
@@ -207,11 +208,29 @@ def test_a_path_of_one_node_is_the_fixed_target(name, tmp_path):
 THRESHOLDED = (
     "progressive",
     "consistency",
+    "continuous-consistency",
     "distribution-matching",
+    "f-distill",
     "sid, 2 steps",
     "adversarial-diffusion",
     "rectified-flow",
 )
+
+
+def test_f_distill_of_the_reverse_divergence_is_distribution_matching_with_its_critic(tmp_path):
+    """Bit for bit, student, fake score and critic; of another divergence it is not."""
+    plain = tiny(VARIANTS["distribution-matching, fake trunk"])
+    reverse, other = (tiny({**VARIANTS["f-distill"], "divergence": kind}) for kind in ("reverse-kl", "jensen-shannon"))
+    assert same(reverse, plain, tmp_path / "reverse")
+    assert not same_student(other, plain, tmp_path / "other")
+
+
+def test_a_warmup_of_one_step_is_none_and_a_longer_one_is_another_run(tmp_path):
+    """Of the continuous tangent, whose share is whole from the first step on."""
+    method = VARIANTS["continuous-consistency"]
+    none, one, long = (tiny({**method, "tangent_warmup": steps}) for steps in (0, 1, 8))
+    assert same(none, one, tmp_path / "one")
+    assert not same_student(none, long, tmp_path / "long")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +252,7 @@ def test_a_bound_that_nothing_reaches_is_no_threshold_and_one_that_bites_is(name
     [
         "progressive",
         "consistency",
+        "continuous-consistency",
         "trajectory",
         "knowledge, on the fly, 2 steps",
         "distribution-matching, 2 steps",
@@ -329,7 +349,7 @@ def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return any(not torch.equal(value, b[key]) for key, value in a.items())
 
 
-@pytest.mark.parametrize("kind", ["distribution-matching", "sid"])
+@pytest.mark.parametrize("kind", ["distribution-matching", "f-distill", "sid"])
 def test_a_fake_score_starts_at_the_last_node(kind, tmp_path):
     parts, fake = fake_at_the_start({**MATCHING, "kind": kind}, tmp_path)
     assert parts.path is not None
@@ -350,7 +370,7 @@ def test_of_a_fake_score_with_an_adapter_the_base_starts_at_the_last_node_and_st
     assert any(value.any() for key, value in after.items() if key.endswith(".up"))
 
 
-@pytest.mark.parametrize("kind", ["distribution-matching", "sid"])
+@pytest.mark.parametrize("kind", ["distribution-matching", "f-distill", "sid"])
 def test_a_fake_score_of_random_weights_keeps_them_and_the_path_is_the_teachers(kind, tmp_path):
     method = {**MATCHING, "kind": kind, "fake": {**LEARNED, "start": "random"}}
     parts, fake = fake_at_the_start(method, tmp_path / "disback")

@@ -26,17 +26,17 @@ from fewstep.training.reporting.log import read_log
 
 @dataclass(frozen=True, eq=False)
 class BadGradient(Objective):
-    """The loss of ``inner``, to the last bit, whose gradient is no number at step ``at`` of its
+    """The loss of ``inner``, to the last bit, whose gradient is no number at step ``bad`` of its
     stage.
     """
 
     inner: Objective
     network: nn.Module
-    at: int
+    bad: int
 
     def __call__(self, step, state) -> Loss:
-        loss = self.inner(step, state)
-        if step.key.step != self.at:
+        loss = self.inner.at(step, state)
+        if step.key.step != self.bad:
             return loss
         output = self.network(state.x, state.t, state.condition)
         # sqrt has no slope at 0, and 0 is what is added.
@@ -298,5 +298,5 @@ class Unmeasured(Objective):
     inner: Objective
 
     def __call__(self, step, state) -> Loss:
-        loss = self.inner(step, state)
+        loss = self.inner.at(step, state)
         return Loss(loss.total, {**loss.terms, "odd": torch.tensor(float("nan"))})

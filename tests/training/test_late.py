@@ -14,7 +14,7 @@ from torch import nn
 
 from fewstep.denoisers import Averaged, HalfLife, copy_of
 from fewstep.objectives import Loss, Objective
-from fewstep.targets import Backtracked, ByDistance, Every, EverySteps, Plateau, decides
+from fewstep.targets import Backtracked, ByDistance, Every, EverySteps, SwitchAtPlateau, decides
 from fewstep.training import Diverged, Monitor, Probe, Settings, Stage, Term, Trainer
 from fewstep.training.reporting.reports import Report
 
@@ -23,14 +23,14 @@ RARELY = Settings(batch=8, log_every=1000, checkpoint_every=1000)
 
 @dataclass(frozen=True, eq=False)
 class BadAt(Objective):
-    """The loss of ``inner``, which is no number at step ``at`` of its stage."""
+    """The loss of ``inner``, which is no number at step ``bad`` of its stage."""
 
     inner: Objective
-    at: int
+    bad: int
 
     def __call__(self, step, state) -> Loss:
-        loss = self.inner(step, state)
-        return Loss(loss.total * float("nan") if step.key.step == self.at else loss.total, loss.terms)
+        loss = self.inner.at(step, state)
+        return Loss(loss.total * float("nan") if step.key.step == self.bad else loss.total, loss.terms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def test_who_decides_when(small_run):
     target.steps = 2
     assert decides(target.advance, 9)
     # It looks at each gap.
-    assert Plateau().decides(2, 1)
+    assert SwitchAtPlateau().rule().decides(2, 1)
 
 
 @pytest.mark.parametrize("at", [0, 2, 4])

@@ -262,10 +262,10 @@ def test_resuming_with_other_threads_warns(small_run):
 @pytest.mark.parametrize("then", [GENERATOR, GENERATOR - 1])
 def test_resuming_says_whether_the_draws_change(small_run, monkeypatch, then):
     with monkeypatch.context() as patch:
-        patch.setattr("fewstep.training.trainer.GENERATOR", then)
+        patch.setattr("fewstep.training.saving.snapshots.GENERATOR", then)
         small_run("draws", steps=6).trainer().fit()
     watcher = Silent()
-    small_run("draws", steps=8).trainer(watcher=watcher).fit(resume=True)
+    small_run("draws", steps=8).trainer(listeners=[watcher]).fit(resume=True)
     said = [sentence for sentence in watcher.said if "other noise" in sentence]
     assert len(said) == (then != GENERATOR)
     assert all(f"generator {then}, this version's from generator {GENERATOR}" in sentence for sentence in said)

@@ -182,7 +182,7 @@ def test_the_consistency_prediction_is_the_identity_at_its_lowest_level():
     assert Prediction.from_description(prediction.describe()) == prediction
     with pytest.raises(UserError, match="consistency prediction cannot be used with RectifiedFlow"):
         prediction.check(RectifiedFlow())
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match=r"'sigma_min' is 0\.0, and must be above 0"):
         Consistency(0.5, 0.0)
 
 

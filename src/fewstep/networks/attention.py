@@ -8,8 +8,9 @@ are asked for:
 - *Forwards* (``torch.func.jvp``). No fused kernel has it, so that under forward-mode
   differentiation the formula above is computed as it stands.
 - *Backwards twice* (R1 through a network's features). A kernel's backward pass has no derivative.
-  ``_Twice`` puts the formula of the gradient in its place where the gradient is recorded, and
-  nothing elsewhere.
+  Where the gradient is recorded, the formula of the gradient stands in its place: ``_Twice`` after
+  the kernel goes by the formula, and ``_Once`` before it drops what the kernel gives. Elsewhere
+  both do nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if differentiates_forward():
         return _formula(q, k, v)
-    return _Twice.apply(q, k, v, scaled_dot_product_attention(q, k, v))
+    return _Twice.apply(q, k, v, _kernel(*_Once.apply(q, k, v)))
 
 
 def differentiates_forward() -> bool:
@@ -53,11 +54,36 @@ def _formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (_weights(q.to(wide), k.to(wide)) @ v.to(wide)).to(q.dtype)
 
 
+def _kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.is_meta:
+        # Of sizes alone torch makes the formula, which keeps a matrix of weights that no kernel
+        # keeps.
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]  # type: ignore[no-any-return]
+    return scaled_dot_product_attention(q, k, v)
+
+
+class _Once(torch.autograd.Function):
+    """(q, k, v) -> the same. A gradient that is recorded ends here."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return q.view_as(q), k.view_as(k), v.view_as(v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, None) if torch.is_grad_enabled() else gradients
+
+
 class _Twice(torch.autograd.Function):
     """(q, k, v, attended) -> attended.
 
-    The gradient goes on through the kernel that made ``attended``, or, where it is to be
-    differentiated again, by the formula to q, k and v.
+    A gradient that is recorded goes to q, k and v by the formula.
     """
 
     generate_vmap_rule = True
@@ -80,4 +106,5 @@ class _Twice(torch.autograd.Function):
         moved = wanted @ v.transpose(-2, -1)
         logits = weights * (moved - (weights * moved).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
         gradients = (logits @ k, logits.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ wanted)
-        return *(value.to(gradient.dtype) for value in gradients), None
+        # Zeros, since the kernel runs in any case, and that of cuDNN reads what is not there.
+        return *(value.to(gradient.dtype) for value in gradients), torch.zeros_like(gradient)

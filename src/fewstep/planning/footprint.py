@@ -14,13 +14,13 @@ per cent of the third.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,21 @@ def _storage(value: Tensor) -> int:
     return value.untyped_storage()._cdata
 
 
+def _of_attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *others: object, **options: object) -> int:
+    """Operations of attention among queries, keys and values of these shapes."""
+    return int(sdpa_flop_count(q, k, v))
+
+
+# What ``attention`` is on the meta device: torch counts the kernels of GPUs only.
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention}
+
+
 def measure(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
     """The footprint of a network on the meta device; ``forward(rows)`` runs it on so many samples
     there and returns what it emits.
     """
     kept, inside = zip(*(_kept(network, forward, rows) for rows in (1, 2)), strict=True)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, torch.no_grad():
         forward(1)
     sizes = [parameter.numel() for parameter in network.parameters()]
     trained = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]

@@ -178,7 +178,7 @@ class Sharded(Layout):
     def accumulating(self, phase: Phase, loss: nn.Module) -> Iterator[None]:
         from torch.distributed.fsdp import FSDPModule
 
-        parts = [unit for unit in units([phase.network]) if isinstance(unit, FSDPModule)]
+        parts = [unit for unit in units([phase.network, *phase.owned]) if isinstance(unit, FSDPModule)]
         for part in parts:
             part.set_requires_gradient_sync(False)
         try:

@@ -148,7 +148,8 @@ def build_optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
     """Fresh optimizers of a stage, by phase; its networks are made trainable."""
     built = {}
     for phase in stage.phases:
-        phase.network.train()
+        for module in (phase.network, *phase.owned):
+            module.train()
         built[phase.name] = phase.optimizer.build(phase.trained.requires_grad_(True).parameters())
     return built
 

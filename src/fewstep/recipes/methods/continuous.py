@@ -4,6 +4,7 @@ schedule.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import annotated_types as at
@@ -14,7 +15,7 @@ from fewstep.objectives import ContinuousConsistency, LogWeight
 from fewstep.recipes import config
 from fewstep.recipes.kit.axes import Transitions, build_states, teacher_transition
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.methods.base import Built, Method, Traits, student_phase
+from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion
 from fewstep.targets import Fixed
@@ -47,6 +48,12 @@ class ContinuousMethod(Method):
         ("teacher",),
     )
 
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({"sigma_data": 2.3}),
+        "warmup, 1 step": Example({"sigma_data": 2.3, "tangent_warmup": 2, "steps": 1}),
+        "images": Example({"sigma_data": 0.75}, on_digits=True),
+    }
+
     @property
     def steps_of_student(self) -> int:
         return self.steps
@@ -57,7 +64,7 @@ class ContinuousMethod(Method):
 
     def build(self, context: Context) -> Built:
         student, times = context.denoising_student, context.student_times()
-        _check_ends_at_x(context)
+        _check_differentiable(context)
         diffused = ForwardDiffusion(context.data, context.schedule, self.times)
         teacher = teacher_transition(context.teacher, 2, context)
         transitions = Transitions(times, context.student_map, teacher, lambda: diffused, whole=True, anywhere=True)
@@ -77,13 +84,25 @@ class ContinuousMethod(Method):
         )
 
 
-def _check_ends_at_x(context: Context) -> None:
-    """Raises ``UserError`` for a student whose estimate of a clean sample is not that sample."""
+def _check_differentiable(context: Context) -> None:
+    """Raises ``UserError`` for a student whose raw output in TrigFlow's coordinates is not finite,
+    or is not a function of the time that has a derivative.
+    """
     model = context.original
-    skip, out = model.prediction.coefficients(model.schedule, torch.zeros(1, dtype=torch.float64))
-    if not (abs(float(skip) - 1) < 1e-9 and abs(float(out)) < 1e-9):
+    # At t = 0 itself a prediction may be 0 / 0: just above it, skip is 1 and out no more than a
+    # noise level.
+    near = torch.full((1,), 1e-6 * model.schedule.t_min, dtype=torch.float64)
+    skip, out = model.prediction.coefficients(model.schedule, near)
+    if not (abs(float(skip) - 1) < 1e-6 and abs(float(out)) < 100 * float(model.schedule.sigma(near))):
         raise UserError(
-            "'method.kind: continuous-consistency' needs a network whose estimate of a clean sample is "
-            f"that sample, which a prediction of '{name_of(model.prediction)}' "
-            "does not make so; use a teacher that predicts edm, eps, v or velocity, or 'method.kind: consistency'."
+            "'method.kind: continuous-consistency' needs a network whose estimate of a clean sample is that sample, "
+            f"which a prediction of '{name_of(model.prediction)}' does not make so; use a teacher that predicts edm, "
+            "eps, v or velocity, or 'method.kind: consistency'."
+        )
+    time = torch.full((1,), 0.5 * model.schedule.t_max, dtype=torch.float64, requires_grad=True)
+    if not model.inputs.scale_and_label(model.schedule, time)[1].requires_grad:
+        raise UserError(
+            "'method.kind: continuous-consistency' needs a network that is told a time, and inputs of "
+            f"'{name_of(model.inputs)}' tell it the nearest index, which has no derivative; use another teacher, or "
+            "'method.kind: consistency'."
         )

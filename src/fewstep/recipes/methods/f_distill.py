@@ -41,6 +41,7 @@ class FDistillMethod(FollowsScores):
         "2 steps, teacher trunk": Example(
             {"steps": 2, "adversarial": {"kind": "teacher-trunk"}, "divergence": {"kind": "forward-kl"}}
         ),
+        "images": Example({}, on_digits=True),
     }
 
     @property
