@@ -58,7 +58,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.is_meta:
         # Of sizes alone torch makes the formula, which keeps a matrix of weights that no kernel
         # keeps.
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]  # type: ignore[no-any-return]
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
     return scaled_dot_product_attention(q, k, v)
 
 
