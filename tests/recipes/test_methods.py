@@ -220,7 +220,9 @@ THRESHOLDED = (
 def test_f_distill_of_the_reverse_divergence_is_distribution_matching_with_its_critic(tmp_path):
     """Bit for bit, student, fake score and critic; of another divergence it is not."""
     plain = tiny(VARIANTS["distribution-matching, fake trunk"])
-    reverse, other = (tiny({**VARIANTS["f-distill"], "divergence": kind}) for kind in ("reverse-kl", "jensen-shannon"))
+    reverse, other = (
+        tiny({**VARIANTS["f-distill"], "divergence": {"kind": kind}}) for kind in ("reverse-kl", "jensen-shannon")
+    )
     assert same(reverse, plain, tmp_path / "reverse")
     assert not same_student(other, plain, tmp_path / "other")
 

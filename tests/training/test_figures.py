@@ -64,7 +64,7 @@ def test_figures_of_portions_are_those_of_the_whole_batch(small_run, accumulate)
     } < set(whole[0])
     for a, b in zip(whole, parts, strict=True):
         assert b == pytest.approx(a, rel=1e-5)
-    drawn = Step(Key(0, "distill", 0), 8).noise_like("measured", torch.empty(8, 1))
+    drawn = Step(Key(0, "distill", 0), 8).named("Measured").noise_like("measured", torch.empty(8, 1))
     assert parts[0]["student.most"] == pytest.approx(float(drawn.max()))
     assert parts[0]["student.rms"] == pytest.approx(float(drawn.square().mean().sqrt()))
 

@@ -108,12 +108,17 @@ def _of_attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *others:
 _UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention}
 
 
+def operations_counted() -> FlopCounterMode:
+    """A context that counts the operations of what is run in it, on the meta device as well."""
+    return FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
+
+
 def measure(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
     """The footprint of a network on the meta device; ``forward(rows)`` runs it on so many samples
     there and returns what it emits.
     """
     kept, inside = zip(*(_kept(network, forward, rows) for rows in (1, 2)), strict=True)
-    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, torch.no_grad():
+    with operations_counted() as counter, torch.no_grad():
         forward(1)
     sizes = [parameter.numel() for parameter in network.parameters()]
     trained = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]

@@ -31,12 +31,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.condition import Condition
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.planning.cluster import Cluster
+from fewstep.planning.footprint import operations_counted
 from fewstep.planning.plan import FRAGMENTATION, WORKSPACE, plan, sketch
 from fewstep.planning.timeline import Stretch, pass_through, played
 from fewstep.recipes import DistillRecipe
@@ -208,7 +208,7 @@ def blocks_of(denoiser: NetworkDenoiser) -> tuple[Block, ...]:
     with torch.device("meta"):
         # Class probabilities: on the meta device ids have no values to be checked.
         x, labels = torch.zeros(1, *denoiser.shape), torch.zeros(1, denoiser.classes) if denoiser.classes else None
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with operations_counted() as counter, torch.no_grad():
         denoiser(x, torch.full((1,), denoiser.schedule.t_max, dtype=torch.float64), Condition(labels=labels))
     for hook in hooks:
         hook.remove()
