@@ -89,3 +89,18 @@ def test_attentions_operations_are_those_of_its_two_products():
         q = torch.zeros(2, 3, 16, 8)
         found = measure(nn.Identity(), lambda rows: attend(q[:rows], q[:rows], q[:rows]))
     assert found.operations == 2 * (2 * 3 * 16 * 16 * 8)
+
+
+def test_a_derivative_keeps_nothing_after_its_backward_pass():
+    """Forward-mode differentiation has the graph of the derivative as well, which goes with it."""
+    layer, x = nn.Sequential(nn.Linear(2, 3), nn.SiLU(), nn.Linear(3, 2)), torch.ones(7, 2)
+    with Kept(layer) as kept:
+        peaks = []
+        for _ in range(3):
+            estimate, slope = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+            del slope
+            estimate.sum().backward()
+            peaks.append(kept.peak)
+            del estimate
+            assert kept.now == 0
+    assert len(set(peaks)) == 1

@@ -4,6 +4,8 @@ samples, and a derivative costs what it costs.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +93,22 @@ def test_a_named_steps_wishes_are_the_steps_own() -> None:
         assert torch.equal(
             after.named(name).noise_like("noise", torch.zeros(4, 2)), Key(0, "", 1, name).normal("noise", (4, 2))
         )
+
+
+def test_a_step_goes_with_its_last_holder() -> None:
+    """And its tensors with it, not when the collector comes by."""
+    gc.disable()
+    try:
+        step = Step(Key(0), 4)
+        named = step.named("A")
+        named.state(PRIOR)
+        gone = weakref.ref(step)
+        del step
+        assert gone() is not None
+        del named
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,8 @@ class Kept:
         self._hooks.__exit__(*error)
 
     def _pack(self, value: Tensor) -> _Held:
-        held = _Held(self, value)
+        # Without its tangent, which would hold the graph that holds it.
+        held = _Held(self, value.detach())
         if held.storage not in self._weights:
             self._counts[held.storage] = self._counts.get(held.storage, 0) + 1
             if self._counts[held.storage] == 1:

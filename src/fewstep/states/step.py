@@ -62,7 +62,9 @@ class Step:
         self._graphs: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
         self._whole = {} if whole is None else whole
         self._normals: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-        self._root = self
+        # Of a named step: the step itself. It must not hold itself, or its tensors wait for the
+        # collector.
+        self._unnamed: Step | None = None
         self._asked_states: dict[int, States] = {}
         self._asked_normals: dict[tuple[str, tuple[int, ...]], None] = {}
 
@@ -81,8 +83,12 @@ class Step:
         States and samples are shared.
         """
         view = copy.copy(self)
-        view.key, view._root = replace(self._root.key, owner=name), self._root
+        view.key, view._unnamed = replace(self._root.key, owner=name), self._root
         return view
+
+    @property
+    def _root(self) -> Step:
+        return self._unnamed or self
 
     def once(self, owner: object, make: Callable[[], T]) -> T:
         """What ``owner`` makes for the step as a whole rather than for its samples: made once,

@@ -25,11 +25,10 @@ from fewstep.values import MOST, Few, Positive, Share, name_of
 
 
 class ContinuousMethod(Method):
-    """``times``: of training, the paper's for CIFAR-10 unless given.
+    """``times``: of training. ``sigma_data``: the data's standard deviation.
 
-    ``sigma_data``: the data's standard deviation. ``tangent_warmup``: steps.
-
-    ``grid``: of the student's ``steps``.
+    ``tangent_warmup``: the steps over which the tangent becomes whole; ``tangent_constant``: c of
+    its normalisation. ``grid``: of the student's ``steps``.
     """
 
     kind: Literal["continuous-consistency"]
@@ -73,20 +72,13 @@ class ContinuousMethod(Method):
         objective = ContinuousConsistency(
             student, Fixed(context.teacher), weight, self.sigma_data, self.tangent_warmup, self.tangent_constant
         )
-        return Built(
-            [
-                Stage(
-                    "distill",
-                    context.training.steps,
-                    [student_phase(context, [Term(objective, states, name="continuous consistency")])],
-                )
-            ]
-        )
+        phase = student_phase(context, [Term(objective, states, name="continuous consistency")])
+        return Built([Stage("distill", context.training.steps, [phase])])
 
 
 def _check_differentiable(context: Context) -> None:
     """Raises ``UserError`` for a student whose raw output in TrigFlow's coordinates is not finite,
-    or is not a function of the time that has a derivative.
+    or is no function of the time that has a derivative.
     """
     model = context.original
     # At t = 0 itself a prediction may be 0 / 0: just above it, skip is 1 and out no more than a
