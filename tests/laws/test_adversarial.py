@@ -32,6 +32,7 @@ from fewstep.objectives import (
     NonSaturating,
     Objective,
     View,
+    loss_of,
 )
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule
@@ -478,7 +479,7 @@ def test_matching_balanced_with_an_adversarial_term_shares_the_graph() -> None:
     norms = []
     for objective in (matching, adversarial):
         step = Step(Key(0), 6)
-        norms.append(torch.autograd.grad(objective.at(step, step.state(prior)).total, layer.weight)[0].norm())
+        norms.append(torch.autograd.grad(loss_of(objective, step, step.state(prior)).total, layer.weight)[0].norm())
     step = Step(Key(0), 6)
     with cost.metered() as meter:
         loss = Balanced(matching, adversarial, layer)(step, step.state(prior))

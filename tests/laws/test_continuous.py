@@ -26,6 +26,7 @@ from fewstep.objectives import (
     Ladder,
     LogWeight,
     UnitWeight,
+    loss_of,
 )
 from fewstep.objectives.trajectories.continuous import TrigFlow
 from fewstep.prediction import EDM
@@ -306,7 +307,7 @@ def test_it_counts_and_trains_what_it_runs() -> None:
     objective = ContinuousConsistency(student, Fixed(teacher), LogWeight())
     assert list(objective.owned) == [objective.log_weight]
     with cost.metered() as meter:
-        objective.at(Step(Key(0), 6), _float_state(KarrasVE(), 6)).total.backward()
+        loss_of(objective, Step(Key(0), 6), _float_state(KarrasVE(), 6)).total.backward()
     assert meter.evaluations == (1 + 3 + 1) * 6
     assert all(value.grad is not None for value in [*student.parameters(), *objective.log_weight.parameters()])
     assert all(value.grad is None for value in teacher.parameters())
@@ -320,7 +321,7 @@ def test_it_is_computed_in_full_precision_wherever_the_run_is_not() -> None:
 
     def gradients(each: ContinuousConsistency | Denoising, halved: bool) -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=halved):
-            total = (each.at if halved else each)(Step(Key(0), 6), state).total
+            total = (loss_of(each, Step(Key(0), 6), state) if halved else each(Step(Key(0), 6), state)).total
         return [total, *torch.autograd.grad(total, list(student.parameters()))]
 
     assert all(torch.equal(a, b) for a, b in zip(gradients(objective, True), gradients(objective, False), strict=True))

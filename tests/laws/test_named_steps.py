@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep import cost
 from fewstep.condition import Condition
 from fewstep.denoisers import freeze
-from fewstep.objectives import Balanced, DistributionMatching, DMDWeight, Loss, Objective
+from fewstep.objectives import Balanced, DistributionMatching, DMDWeight, Loss, Objective, loss_of
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.states import Prior, State, Step
@@ -45,10 +45,10 @@ def test_equal_purposes_of_two_objectives_are_two_draws() -> None:
     """And of the same objective one, whoever else has drawn."""
     step = Step(Key(3, "stage", 4), 5)
     state = step.state(PRIOR)
-    first, second = (float(each.at(step, state).total) for each in (_First(), _Second()))
+    first, second = (float(loss_of(each, step, state).total) for each in (_First(), _Second()))
     assert first != second
-    assert float(_First().at(step, state).total) == first
-    assert float(_Second().at(Step(Key(3, "stage", 4), 5), state).total) == second
+    assert float(loss_of(_First(), step, state).total) == first
+    assert float(loss_of(_Second(), Step(Key(3, "stage", 4), 5), state).total) == second
     # Called without a run, a purpose is nobody's.
     assert float(_First()(step, state).total) == float(_Second()(step, state).total) not in (first, second)
 
@@ -119,14 +119,14 @@ class _Sum(Objective):
     second: Objective
 
     def __call__(self, step: Step, state: State) -> Loss:
-        return Loss(self.first.at(step, state).total + self.second.at(step, state).total)
+        return Loss(loss_of(self.first, step, state).total + loss_of(self.second, step, state).total)
 
 
 def test_parts_of_an_objective_draw_as_they_do_alone() -> None:
     step = Step(Key(1), 5)
     state = step.state(PRIOR)
-    alone = [each.at(step, state).total for each in (_First(), _Second())]
-    assert torch.equal(_Sum(_First(), _Second()).at(step, state).total, alone[0] + alone[1])
+    alone = [loss_of(each, step, state).total for each in (_First(), _Second())]
+    assert torch.equal(loss_of(_Sum(_First(), _Second()), step, state).total, alone[0] + alone[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +153,12 @@ def test_balanced_losses_are_asked_by_the_way_of_a_run() -> None:
     state = step.state(PRIOR)
     for halved in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=halved):
-            found, alone, full = (each.at(Step(Key(1), 5), state) for each in (balanced, matching, _InFull(student)))
+            found, alone, full = (
+                loss_of(each, Step(Key(1), 5), state) for each in (balanced, matching, _InFull(student))
+            )
         torch.testing.assert_close(found.terms["gap"], alone.terms["gap"], rtol=0, atol=0)
         torch.testing.assert_close(found.terms["full"], full.terms["full"], rtol=0, atol=0)
-    assert not torch.equal(matching(step, state).terms["gap"], matching.at(step, state).terms["gap"])
+    assert not torch.equal(matching(step, state).terms["gap"], loss_of(matching, step, state).terms["gap"])
 
 
 def test_a_derivative_is_that_of_one_pass_and_counted() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from fewstep.denoisers import Averaged, HalfLife, copy_of
 from fewstep.errors import NotFinite, UserError
-from fewstep.objectives import Loss, Objective
+from fewstep.objectives import Loss, Objective, loss_of
 from fewstep.system import files
 from fewstep.system.files import read_tensors, write_tensors
 from fewstep.targets import Backtracked, DegradationPath, SwitchAtPlateau
@@ -35,7 +35,7 @@ class BadGradient(Objective):
     bad: int
 
     def __call__(self, step, state) -> Loss:
-        loss = self.inner.at(step, state)
+        loss = loss_of(self.inner, step, state)
         if step.key.step != self.bad:
             return loss
         output = self.network(state.x, state.t, state.condition)
@@ -298,5 +298,5 @@ class Unmeasured(Objective):
     inner: Objective
 
     def __call__(self, step, state) -> Loss:
-        loss = self.inner.at(step, state)
+        loss = loss_of(self.inner, step, state)
         return Loss(loss.total, {**loss.terms, "odd": torch.tensor(float("nan"))})

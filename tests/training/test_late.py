@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fewstep.denoisers import Averaged, HalfLife, copy_of
-from fewstep.objectives import Loss, Objective
+from fewstep.objectives import Loss, Objective, loss_of
 from fewstep.targets import Backtracked, ByDistance, Every, EverySteps, SwitchAtPlateau, decides
 from fewstep.training import Diverged, Monitor, Probe, Settings, Stage, Term, Trainer
 from fewstep.training.reporting.reports import Report
@@ -29,7 +29,7 @@ class BadAt(Objective):
     bad: int
 
     def __call__(self, step, state) -> Loss:
-        loss = self.inner.at(step, state)
+        loss = loss_of(self.inner, step, state)
         return Loss(loss.total * float("nan") if step.key.step == self.bad else loss.total, loss.terms)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers import Averaged, HalfLife
-from fewstep.objectives import Balanced, Loss, Objective
+from fewstep.objectives import Balanced, Loss, Objective, loss_of
 from fewstep.planning.memory import state_bytes
 from fewstep.system.files import read_tensors
 from fewstep.training import SGD, Adam, Phase, Stage, Term, Trainer
@@ -45,7 +45,7 @@ class Weighted(Objective):
         return (self.scale,)
 
     def __call__(self, step, state) -> Loss:
-        loss = self.inner.at(step, state)
+        loss = loss_of(self.inner, step, state)
         weight = (self.scale.log * self.scale.number).sum()
         return Loss(weight.exp() * loss.total - weight, loss.terms, loss.reductions)
 
@@ -161,7 +161,7 @@ def test_its_values_do_not_touch_a_network_that_has_none(small_run):
             return (self.scale,)
 
         def __call__(self, step, state) -> Loss:
-            return self.inner.at(step, state)
+            return loss_of(self.inner, step, state)
 
     plain, idle = small_run("plain", steps=8), small_run("idle", steps=8)
     student, fake = idle.stages[0].phases

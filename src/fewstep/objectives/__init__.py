@@ -18,7 +18,7 @@ from fewstep.objectives.games.adversarial import (
 )
 from fewstep.objectives.games.balanced import Balanced
 from fewstep.objectives.imitation import Imitation
-from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare
+from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare, loss_of
 from fewstep.objectives.regression import EndpointRegression
 from fewstep.objectives.scores.density_ratio import (
     Divergence,
@@ -112,5 +112,6 @@ __all__ = [
     "UnitWeight",
     "VelocityRegression",
     "View",
+    "loss_of",
     "straightness",
 ]

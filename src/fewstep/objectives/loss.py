@@ -67,7 +67,8 @@ class Objective(abc.ABC):
 
     Networks and targets are given when it is built; a call gives the loss at a step's states.
 
-    A run asks for it by ``at``, under the class' name: equal purposes of two classes are two draws.
+    A run asks for the loss by ``loss_of``, under the class' name: equal purposes of two classes are
+    two draws.
     """
 
     @property
@@ -92,16 +93,17 @@ class Objective(abc.ABC):
         """
         return ()
 
-    def at(self, step: Step, state: State) -> Loss:
-        """The loss in a run, its draws named after its class; called with gradients as they
-        stand.
-        """
-        named = step.named(type(self).__name__)
-        if not self.full_precision:
-            return self(named, state)
-        with torch.autocast(step.device.type, enabled=False):
-            return self(named, state)
-
     @abc.abstractmethod
     def __call__(self, step: Step, state: State) -> Loss:
         """The loss of this process' samples, a mean over them."""
+
+
+def loss_of(objective: Objective, step: Step, state: State) -> Loss:
+    """An objective's loss in a run, or within another objective: its draws are named after its
+    class, and its precision is the precision that it asks for. Gradients are as they stand.
+    """
+    named = step.named(type(objective).__name__)
+    if not objective.full_precision:
+        return objective(named, state)
+    with torch.autocast(step.device.type, enabled=False):
+        return objective(named, state)

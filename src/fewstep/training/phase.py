@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import Averaged
 from fewstep.errors import UserError
-from fewstep.objectives import Objective, Reduction
+from fewstep.objectives import Objective, Reduction, loss_of
 from fewstep.resumable import Resumable, check_open, walk
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
@@ -133,7 +133,7 @@ class PhaseLoss(nn.Module):
         figures: dict[str, Tensor] = {}
         reductions: dict[str, Reduction] = {}
         for term in phase.terms:
-            loss = term.objective.at(step, step.state(term.states))
+            loss = loss_of(term.objective, step, step.state(term.states))
             weighted = term.weight * loss.total
             # Made where the losses are: a number that came from the host would wait for the device.
             total = (torch.zeros((), device=weighted.device) if total is None else total) + weighted

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.objectives.loss import Loss, Objective
+from fewstep.objectives.loss import Loss, Objective, loss_of
 from fewstep.states import State, Step
 from fewstep.system import distributed
 
@@ -49,10 +49,10 @@ class Balanced(Objective):
 
     def __call__(self, step: Step, state: State) -> Loss:
         with _seen_in(self.layer) as seen:
-            main = self.main.at(step, state)
+            main = loss_of(self.main, step, state)
             if step.key.step < self.start_after:
                 return main
-            other = self.other.at(step, state)
+            other = loss_of(self.other, step, state)
         shared = set(main.terms) & set(other.terms)
         if shared:
             raise UserError(
