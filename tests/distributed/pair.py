@@ -53,6 +53,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "mixture2d-ctm": (CTM, "method.adversarial_after=4"),
     "mixture2d-pd": (),
     "mixture2d-kd": ("method.pairs.count=1100",),
+    # A weight that is a mean over the batch of all processes, and a weight that an objective learns
+    # and owns.
+    "digits-f-distill": ("training.steps=4", "training.batch=8", "evaluation.samples=40"),
+    "digits-scm": ("training.steps=4", "training.batch=8", "evaluation.samples=40"),
     "digits-vsd": ("training.steps=4", "training.batch=8", "evaluation.samples=40"),
 }
 # Three blocks of samples a draw: of two processes one takes two of them, of three each takes one.
@@ -75,7 +79,7 @@ def run(
     name: str,
     leave: int = 0,
     resume: bool = False,
-    eps: float = 1e-3,
+    eps: float = 1e-2,
     more: tuple[str, ...] = (),
     **changes: Any,
 ) -> Trainer:
@@ -138,6 +142,8 @@ def equal_runs(folder: Path) -> None:
         "short": {"mode": "fsdp", "precision": "bf16"},
     }.items():
         keep(folder, name, run(folder / name, first, **how))
+    keep(folder, "in-full", run(folder / "in-full", "digits-scm", mode="fsdp", precision="bf16"))
+    keep(folder, "owned-portions", run(folder / "owned-portions", "digits-scm", mode="fsdp", accumulate=2))
 
 
 def resumed_runs(folder: Path) -> None:

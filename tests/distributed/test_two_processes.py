@@ -97,6 +97,14 @@ def test_sharded_in_half_precision_is_near(folder, alone):
     assert 0 < short < 2e-2
 
 
+@pytest.mark.parametrize("case", ["in-full", "owned-portions"])
+def test_what_is_computed_in_full_precision_is_sharded_in_it_and_in_portions(folder, alone, case):
+    """In a run of half precision whose only objective asks for full, weights are gathered in
+    full.
+    """
+    assert apart(load_file(folder / f"{case}.safetensors"), alone("digits-scm")) < ROUNDING
+
+
 @pytest.mark.parametrize("case", ["two-one-two", "background-one-ddp", "again"])
 def test_a_run_goes_on_in_another_number_of_processes_and_another_mode(folder, alone, case):
     assert apart(load_file(folder / f"{case}.safetensors"), alone("mixture2d-disback")) < ROUNDING

@@ -201,6 +201,13 @@ def all_modules(
         yield from found.networks()
 
 
+def computes_in_full(stages: Sequence[Stage]) -> bool:
+    """Whether any objective asks for full precision, alone or as a part of another: weights must
+    then be there in it.
+    """
+    return any(isinstance(value, Objective) and value.full_precision for value in walk(stages))
+
+
 def _known(network: nn.Module, named: dict[str, nn.Module]) -> bool:
     return any(network is other for other in named.values())
 
