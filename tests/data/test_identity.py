@@ -15,6 +15,7 @@ from image_kit import picture, png, zipped
 
 from fewstep.data import Dataset, InMemory, digits, open_images, random_mixture
 from fewstep.data.mixture import sampled
+from fewstep.data.scenes import Scenes
 from fewstep.data.synthetic import waves
 from fewstep.schedule import KarrasVE
 
@@ -33,13 +34,22 @@ def _folder(path: Path) -> Path:
 
 def _made() -> list[Dataset]:
     mixture = random_mixture(KarrasVE(), 3)
-    return [digits(), waves((1, 4, 4), 2, 6), sampled(mixture, 20), digits().subset(torch.arange(5))]
+    made = [digits(), waves((1, 4, 4), 2, 6), sampled(mixture, 20), digits().subset(torch.arange(5))]
+    scenes = [
+        Scenes(9),
+        Scenes(8),
+        Scenes(9, 2),
+        Scenes(9, part="test"),
+        Scenes(9, combinations="all"),
+        Scenes(9, seed=1),
+    ]
+    return [*made, *scenes]
 
 
 def test_an_identity_is_a_digest_and_the_same_when_made_again():
     first, again = ([each.identity for each in _made()] for _ in range(2))
     assert first == again
-    assert len(set(first)) == 4
+    assert len(set(first)) == len(first)
     assert all(len(identity) == 64 and int(identity, 16) >= 0 for identity in first)
 
 

@@ -18,13 +18,17 @@ from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.recipes.building.pretrain import build_pretraining
 from fewstep.recipes.building.teachers import pretrained_model
-from fewstep.recipes.config import DigitsData, MixtureData
+from fewstep.recipes.config import DigitsData, MixtureData, ScenesData
 from fewstep.runs.sampler import StudentSampler
 from fewstep.training import Trainer
 from interrupt_kit import Interrupted, Interrupter
 
 RECIPES = {name: load_recipe(name) for name in shipped_names()}
-LARGE = {name: recipe for name, recipe in RECIPES.items() if not isinstance(recipe.data, (DigitsData, MixtureData))}
+LARGE = {
+    name: recipe
+    for name, recipe in RECIPES.items()
+    if not isinstance(recipe.data, (DigitsData, MixtureData, ScenesData))
+}
 DISTILLED = [name for name, recipe in LARGE.items() if isinstance(recipe, DistillRecipe)]
 PRETRAINED = [name for name, recipe in LARGE.items() if not isinstance(recipe, DistillRecipe)]
 

@@ -9,7 +9,7 @@ all samples does so a block at a time.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -119,6 +119,23 @@ class Dataset(Inert, abc.ABC):
         labels = torch.zeros(len(self), dtype=torch.int64) if self.labels is None else self.labels
         order = torch.argsort(labels, stable=True)
         return self.subset(order[0::2]), self.subset(order[1::2])
+
+
+class Described(Dataset):
+    """Samples that are described by attributes, each of a few values: what a reader learns to
+    tell.
+    """
+
+    @property
+    @abc.abstractmethod
+    def values(self) -> Mapping[str, int]:
+        """How many values each attribute has, by its name."""
+
+    @abc.abstractmethod
+    def attributes(self, index: Tensor) -> dict[str, Tensor]:
+        """The attributes, by name, of the samples at ``index`` (n,) int64 in [0, N): each (n,)
+        int64 in [0, the number of its values).
+        """
 
 
 @dataclass(frozen=True, eq=False)

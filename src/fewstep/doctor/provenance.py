@@ -44,7 +44,8 @@ def check_record(folder: RunFolder, recipe: Recipe | None) -> Iterator[Finding]:
             now[named.key] = digest_of(named) or ""
         except UserError as error:
             yield _missing(folder, named.key, error)
-    if isinstance(recipe.data, (config.DigitsData, config.MixtureData, config.WavesData, config.ImagesData)):
+    made = (config.DigitsData, config.MixtureData, config.ScenesData, config.WavesData)
+    if isinstance(recipe.data, (*made, config.ImagesData)):
         try:
             now |= origins_of(recipe, (DATA,))
         except UserError as error:

@@ -264,7 +264,7 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
 
 def _is_large(recipe: DistillRecipe) -> bool:
     """Whether the data is one that need not be at hand, the teacher telling its shape."""
-    return not isinstance(recipe.data, (config.DigitsData, config.MixtureData, config.WavesData))
+    return not isinstance(recipe.data, (config.DigitsData, config.MixtureData, config.ScenesData, config.WavesData))
 
 
 def _evaluations(built: Built, steps: dict[str, int], batch: int, rehearsal: Rehearsal) -> float:

@@ -3,7 +3,8 @@
 It runs through the same stages, phases, states and objectives as the recipe, in seconds on any
 machine and without the recipe's files: a rehearsal counts on it what a step of each stage takes,
 and a test sees that a recipe for many GPUs trains, resumes and samples. What it makes means
-nothing. Recipes on digits and in the plane are small as they are: they keep teacher and data.
+nothing. Recipes on digits, on scenes and in the plane are small as they are: they keep teacher and
+data.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
     samples each.
     """
     values = recipe.model_dump(mode="json")
-    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData)) or (
+    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData, config.ScenesData)) or (
         recipe.data is None and _is_shipped(recipe)
     )
     values["method"], values["training"] = small(recipe.method), _training(values["training"], batch)

@@ -31,6 +31,7 @@ from fewstep.recipes.config.data import (
     HuggingFaceData,
     ImagesData,
     MixtureData,
+    ScenesData,
     WavesData,
     WebDatasetData,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "RolloutStates",
     "RuleName",
     "SamplerChoice",
+    "ScenesData",
     "Section",
     "Seed",
     "ShippedTeacher",

@@ -14,6 +14,8 @@ from fewstep.data import Dataset, digits, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.data.conversion.convert import huggingface, webdataset
 from fewstep.data.mixture import sampled
+from fewstep.data.scenes import Scenes
+from fewstep.data.scenes.placing import Combinations, Part
 from fewstep.data.synthetic import waves
 from fewstep.errors import UserError
 from fewstep.recipes.config.base import Names, Section, Seed
@@ -58,6 +60,25 @@ class MixtureData(_Data):
         # The mixture's schedule plays no part in its clean samples.
         mixture = random_mixture(KarrasVE(), self.components, self.half_width, self.std, self.seed)
         return sampled(mixture, self.samples, self.seed)
+
+
+class ScenesData(_Data):
+    """``count`` scenes of one or two handwritten ``digits`` in colour, 32 x 32 RGB, with captions;
+    see ``fewstep.data.scenes``.
+
+    ``part``: whose handwriting it is. ``combinations``: scenes without a held-out digit (``seen``),
+    those with one (``held-out``), or both (``all``).
+    """
+
+    kind: Literal["scenes"]
+    digits: Literal[1, 2] = 1
+    count: int = Field(100_000, ge=2, le=10_000_000)
+    part: Part = "train"
+    combinations: Combinations = "seen"
+    seed: Seed = 0
+
+    def open(self) -> Dataset:
+        return Scenes(self.count, self.digits, self.part, self.combinations, self.seed)
 
 
 class _ImageSet(_Data, abc.ABC):
@@ -157,6 +178,6 @@ class WavesData(_Data):
 
 
 DataChoice = Annotated[
-    DigitsData | MixtureData | WavesData | ImagesData | HuggingFaceData | WebDatasetData | GivenData,
+    DigitsData | MixtureData | WavesData | ScenesData | ImagesData | HuggingFaceData | WebDatasetData | GivenData,
     Field(discriminator="kind"),
 ]
