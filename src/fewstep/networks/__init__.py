@@ -4,6 +4,7 @@ from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
 from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critics.critic import FeatureHead, ProjectedCritic
 from fewstep.networks.critics.image_critic import ImageCritic
+from fewstep.networks.critics.reader import ImageReader, Reader
 from fewstep.networks.diffusers_unet import DiffusersUNet
 from fewstep.networks.edm import DhariwalUNet, SongUNet
 from fewstep.networks.fastgan import FastGAN, SkipExcitation
@@ -27,8 +28,10 @@ __all__ = [
     "GeneratorNetwork",
     "ImageClassifier",
     "ImageCritic",
+    "ImageReader",
     "LatentMLP",
     "ProjectedCritic",
+    "Reader",
     "ResidualMLP",
     "SkipExcitation",
     "SmallUNet",

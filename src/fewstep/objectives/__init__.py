@@ -1,6 +1,6 @@
 """Objectives: the learning signal, and the only place that runs the student with a gradient."""
 
-from fewstep.objectives.classification import Classification
+from fewstep.objectives.classification import Classification, Reading
 from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
 from fewstep.objectives.flow import VelocityRegression, straightness
 from fewstep.objectives.games.adversarial import (
@@ -94,6 +94,7 @@ __all__ = [
     "ProgressiveDistillation",
     "PseudoHuber",
     "RatioWeight",
+    "Reading",
     "Reduction",
     "ReverseKL",
     "RootMeanSquare",

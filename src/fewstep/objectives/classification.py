@@ -1,9 +1,10 @@
-"""Cross-entropy of a classifier: how the feature network of the Frechet distance is trained."""
+"""Cross-entropy of a classifier or a reader: how feature networks are trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -26,3 +27,26 @@ class Classification(Objective):
         noisy = state.x0 + self.noise_std * step.noise_like("classifier-noise", state.x0)
         total = functional.cross_entropy(self.classifier(noisy), state.condition.labels)
         return Loss(total, {"cross_entropy": total.detach()})
+
+
+@dataclass(frozen=True, eq=False)
+class Reading(Objective):
+    """Trains ``reader`` ((B, *D) -> logits by attribute, each (B, K)) to tell the attributes of
+    clean data, slightly noised: x0 + ``noise_std`` eps.
+
+    The loss is the sum of the attributes' cross-entropies. Its states carry the attributes as the
+    condition's context (``states.Attributed``).
+    """
+
+    reader: nn.Module
+    noise_std: float = 0.1
+
+    def __call__(self, step: Step, state: State) -> Loss:
+        assert state.x0 is not None, "reading needs clean data"
+        noisy = state.x0 + self.noise_std * step.noise_like("reader-noise", state.x0)
+        losses = {
+            name: functional.cross_entropy(logits, state.condition.context[name])
+            for name, logits in self.reader(noisy).items()
+        }
+        total = torch.stack(list(losses.values())).sum()
+        return Loss(total, {"cross_entropy": total.detach(), **{name: loss.detach() for name, loss in losses.items()}})

@@ -48,6 +48,14 @@ class ClassificationPretraining(config.Section):
     optimizer: config.OptimizerChoice = Adam()
 
 
+class ReadingPretraining(config.Section):
+    """A reader learns the attributes of slightly noised data, all at once."""
+
+    kind: Literal["reading"]
+    noise_std: float = Field(0.1, ge=0)
+    optimizer: config.OptimizerChoice = Adam()
+
+
 _CRITIC = section_of(kinds()["image-critic"])(kind="image-critic")
 
 
@@ -71,8 +79,14 @@ class PretrainRecipe(config.Section):
     """Trains a teacher, a generator or a feature network from scratch."""
 
     task: Literal["pretrain"]
-    model: Annotated[config.DenoiserModel | config.GeneratorModel | config.ClassifierModel, Field(discriminator="kind")]
-    method: Annotated[DenoisingPretraining | GANPretraining | ClassificationPretraining, Field(discriminator="kind")]
+    model: Annotated[
+        config.DenoiserModel | config.GeneratorModel | config.ClassifierModel | config.ReaderModel,
+        Field(discriminator="kind"),
+    ]
+    method: Annotated[
+        DenoisingPretraining | GANPretraining | ClassificationPretraining | ReadingPretraining,
+        Field(discriminator="kind"),
+    ]
     data: config.DataChoice
     training: config.Training
     evaluation: config.Evaluation

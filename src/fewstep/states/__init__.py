@@ -2,7 +2,7 @@
 
 from fewstep.states.alternate import Alternate
 from fewstep.states.dagger import Dagger
-from fewstep.states.forward import ForwardDiffusion, Started
+from fewstep.states.forward import Attributed, ForwardDiffusion, Started
 from fewstep.states.generated import Generated
 from fewstep.states.guidance import WithGuidance
 from fewstep.states.mixture import Mixture, PerBatch
@@ -15,6 +15,7 @@ from fewstep.states.weights import Constant, Linear, Weights
 
 __all__ = [
     "Alternate",
+    "Attributed",
     "Constant",
     "Dagger",
     "ForwardDiffusion",

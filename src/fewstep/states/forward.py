@@ -1,4 +1,4 @@
-"""Forward diffusion of data: the states that a diffusion model is trained on."""
+"""States that are made of data: diffused, which a diffusion model is trained on, or clean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fewstep.condition import NO_CLASS, Condition
-from fewstep.data import Dataset
+from fewstep.data import Dataset, Described
 from fewstep.schedule import Schedule
 from fewstep.states.prior import Prior
 from fewstep.states.state import State, States, select
@@ -42,6 +42,25 @@ class ForwardDiffusion(States):
             dropped = step.key.uniform("label-dropout", step.rows, step.start) < self.label_dropout
             labels = torch.where(dropped, NO_CLASS, self.data.labels[index])
         return State(self.schedule.add_noise(x0, t, noise), t, Condition(labels=labels).to(step.device), x0, noise)
+
+
+@dataclass(frozen=True)
+class Attributed(States):
+    """Clean samples, drawn from ``data`` with replacement, with their attributes as the condition's
+    context: what a reader is trained on. x is x0, and t is 0.
+    """
+
+    data: Described
+
+    @property
+    def ahead(self) -> bool:
+        return True
+
+    def draw(self, step: Step) -> State:
+        index = step.key.integers("data-index", step.rows, len(self.data), step.start)
+        x0 = self.data.take(index).to(step.device)
+        condition = Condition(context=self.data.attributes(index)).to(step.device)
+        return State(x0, torch.zeros(step.rows, dtype=torch.float64), condition, x0)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Networks that judge: critics and classifiers."""
+"""Networks that judge: critics, classifiers and readers."""

@@ -7,8 +7,9 @@
 
 A registered network knows by which arguments it was made, however it was made, so that a file can
 rebuild it and a recipe can name it. Names, types and bounds of the arguments are read from the
-constructor (``annotated_types``); no other text says them. ``classes``, ``guidance`` and ``end``,
-where the constructor has them, are given by who builds it, as is what is marked ``Given``.
+constructor (``annotated_types``); no other text says them. ``classes``, ``attributes``,
+``guidance`` and ``end``, where the constructor has them, are given by who builds it, as is what is
+marked ``Given``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fewstep.values import Given, checked, marks_in
 
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
-GIVEN = ("classes", "guidance", "end")
+GIVEN = ("classes", "attributes", "guidance", "end")
 _PLAIN = (str, int, float, bool, type(None))
 
 

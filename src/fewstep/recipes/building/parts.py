@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from fewstep.condition import Condition
-from fewstep.data import Dataset, SampleSpace
+from fewstep.data import Dataset, Described, SampleSpace
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
@@ -56,11 +57,13 @@ def data_of(choice: config.DataChoice | None) -> Dataset | None:
     return None if choice is None else choice.open()
 
 
-def build_network(choice: config.NetworkSection, classes: int, seed: int) -> nn.Module:
-    """A fresh network, its initial weights a function of ``seed``."""
+def build_network(choice: config.NetworkSection, seed: int, **given: Any) -> nn.Module:
+    """A fresh network, its initial weights a function of ``seed``; ``given``: ``classes`` or what
+    else whoever builds it gives.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(choice.description(classes=classes))
+        return build(choice.description(**given))
 
 
 def check_takes(choice: config.NetworkSection, key: str, shape: tuple[int, ...], classes: int) -> None:
@@ -85,10 +88,22 @@ def check_takes(choice: config.NetworkSection, key: str, shape: tuple[int, ...],
         )
 
 
-def build_model(model: config.DenoiserModel | config.ClassifierModel, data: Dataset, seed: int) -> nn.Module:
-    """A fresh model; a denoiser's shape and classes are the data's."""
+def build_model(
+    model: config.DenoiserModel | config.ClassifierModel | config.ReaderModel, data: Dataset, seed: int
+) -> nn.Module:
+    """A fresh model; a denoiser's shape, its classes and a reader's attributes are the data's.
+
+    Raises ``UserError`` for a reader of data without attributes.
+    """
     if isinstance(model, config.ClassifierModel):
-        return build_network(model.network, data.classes, seed)
+        return build_network(model.network, seed, classes=data.classes)
+    if isinstance(model, config.ReaderModel):
+        if not isinstance(data, Described):
+            raise UserError(
+                "'model.kind: reader' learns the attributes of samples, which this data has not; set "
+                "'data.kind: scenes', or train a classifier."
+            )
+        return build_network(model.network, seed, attributes=dict(data.values))
     return build_denoiser(model, data.shape, data.classes, seed)
 
 
@@ -98,7 +113,7 @@ def build_denoiser(model: config.DenoiserModel, shape: tuple[int, ...], classes:
     Raises ``UserError`` for a network that does not take them.
     """
     check_takes(model.network, "model.network.kind", shape, classes)
-    return around(build_network(model.network, classes, seed), model, shape, classes)
+    return around(build_network(model.network, seed, classes=classes), model, shape, classes)
 
 
 def around(network: nn.Module, model: config.DenoiserModel, shape: tuple[int, ...], classes: int) -> NetworkDenoiser:

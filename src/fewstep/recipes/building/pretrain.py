@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewstep.data import Dataset
+from fewstep.data import Dataset, Described
 from fewstep.denoisers import Generator, NetworkDenoiser, device_of
 from fewstep.errors import UserError
 from fewstep.networks import build
@@ -21,6 +21,7 @@ from fewstep.objectives import (
     GANLoss,
     Hinge,
     NonSaturating,
+    Reading,
     Shifted,
     View,
 )
@@ -28,13 +29,19 @@ from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.parts import build_model, fitting_grid
 from fewstep.recipes.building.students import build_generator, generator_prior
-from fewstep.recipes.recipe import ClassificationPretraining, DenoisingPretraining, GANPretraining, PretrainRecipe
+from fewstep.recipes.recipe import (
+    ClassificationPretraining,
+    DenoisingPretraining,
+    GANPretraining,
+    PretrainRecipe,
+    ReadingPretraining,
+)
 from fewstep.schedule import KarrasVE
-from fewstep.states import ForwardDiffusion, Prior
+from fewstep.states import Attributed, ForwardDiffusion, Prior
 from fewstep.times import UniformTimes
 from fewstep.training import Phase, Stage, Term
 
-_TRAINS = {"denoising": "denoiser", "gan": "generator", "classification": "classifier"}
+_TRAINS = {"denoising": "denoiser", "gan": "generator", "classification": "classifier", "reading": "reader"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +57,9 @@ class Pretraining:
 
 
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
-    """One stage: denoising for a denoiser, cross-entropy for a classifier, a game with a critic for
-    a generator; on ``training.device`` (on the CPU where networks are yet to be sharded).
+    """One stage: denoising for a denoiser, cross-entropy for a classifier or a reader, a game with
+    a critic for a generator; on ``training.device`` (on the CPU where networks are yet to be
+    sharded).
 
     Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
     """
@@ -83,10 +91,15 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
 
 
-def _alone(method: DenoisingPretraining | ClassificationPretraining, model: nn.Module, data: Dataset) -> Term:
+def _alone(
+    method: DenoisingPretraining | ClassificationPretraining | ReadingPretraining, model: nn.Module, data: Dataset
+) -> Term:
     """What a model learns that has no opponent."""
     if isinstance(method, ClassificationPretraining):
         return Term(Classification(model, method.noise_std), _clean(data), name="classification")
+    if isinstance(method, ReadingPretraining):
+        assert isinstance(data, Described)
+        return Term(Reading(model, method.noise_std), Attributed(data), name="reading")
     assert isinstance(model, NetworkDenoiser)
     states = ForwardDiffusion(data, model.schedule, method.times, method.label_dropout)
     return Term(Denoising(model, method.weighting), states, name="denoising")

@@ -13,7 +13,7 @@ from fewstep.denoisers import freeze
 from fewstep.errors import UserError
 from fewstep.metrics.features import FeatureSpace, fourier_features, placed
 from fewstep.metrics.inception import inception_space
-from fewstep.networks import Classifier
+from fewstep.networks import Classifier, Reader
 from fewstep.networks.kinds.store import load_network
 from fewstep.recipes import config
 from fewstep.recipes.given import given_features
@@ -43,7 +43,7 @@ def build_space(
     return _of(digit_features(), "digits-features", data, device)
 
 
-def _trained(choice: config.ClassifierFeatures, data: Dataset | SampleSpace) -> tuple[Classifier, str]:
+def _trained(choice: config.ClassifierFeatures, data: Dataset | SampleSpace) -> tuple[Classifier | Reader, str]:
     """The network of a file that ``fewstep pretrain`` wrote, and a name after the file's
     content.
     """
@@ -54,21 +54,26 @@ def _trained(choice: config.ClassifierFeatures, data: Dataset | SampleSpace) -> 
             "such as emoji32-features, or set 'evaluation.features.path'."
         )
     network = load_network(path)
-    if not isinstance(network, Classifier):
+    if not isinstance(network, (Classifier, Reader)):
         raise UserError(
-            f"{path}: holds a {type(network).__name__}, not a classifier; set 'evaluation.features.path' to "
-            "a model that a classification made."
+            f"{path}: holds a {type(network).__name__}, not a classifier or a reader; set "
+            "'evaluation.features.path' to a model that a classification or a reading made."
         )
     if network.shape != data.shape:
         raise UserError(
-            f"{path}: its classifier reads images of shape {network.shape}, the data has {data.shape}; set "
+            f"{path}: its network reads images of shape {network.shape}, the data has {data.shape}; set "
             "'evaluation.features.path' or 'data' so that they agree."
         )
     return network, f"classifier-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
-def _of(network: Classifier, name: str, data: Dataset | SampleSpace, device: torch.device | str) -> FeatureSpace:
+def _of(
+    network: Classifier | Reader, name: str, data: Dataset | SampleSpace, device: torch.device | str
+) -> FeatureSpace:
     freeze(network).to(device)
+    if isinstance(network, Reader):
+        # It tells attributes, and no class.
+        return FeatureSpace(name, placed(network.features, device))
     return FeatureSpace(
         name, placed(network.features, device), placed(network.head, device), network.classes == data.classes
     )

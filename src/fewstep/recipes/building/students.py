@@ -85,7 +85,7 @@ def generator_prior(generator: Generator, schedule: Schedule) -> Prior:
 def _around(choice: config.NetworkStudent, teacher: NetworkDenoiser) -> NetworkDenoiser:
     """A denoiser with the recipe's network in the teacher's place."""
     check_takes(choice.network, "student.network.kind", teacher.shape, teacher.classes)
-    network = build_network(choice.network, teacher.classes, choice.seed)
+    network = build_network(choice.network, choice.seed, classes=teacher.classes)
     return NetworkDenoiser(
         network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes
     )

@@ -42,6 +42,7 @@ from fewstep.recipes.config.models import (
     DenoisingChoice,
     GeneratorModel,
     NetworkSection,
+    ReaderModel,
 )
 from fewstep.recipes.config.run import (
     ClassifierFeatures,
@@ -119,6 +120,7 @@ __all__ = [
     "PerBatchStates",
     "PerceptualDistance",
     "PriorStates",
+    "ReaderModel",
     "ReflectedChoice",
     "Role",
     "RolloutStates",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import create_model
 from torch import nn
 
-from fewstep.networks import Classifier, DenoisingNetwork, GeneratorNetwork, ImageCritic
+from fewstep.networks import Classifier, DenoisingNetwork, GeneratorNetwork, ImageCritic, Reader
 from fewstep.networks.kinds.registry import Kind, kinds
 from fewstep.recipes.config.base import Choice, Kinds, Section
 from fewstep.schedule import Schedule
@@ -70,6 +70,7 @@ def section_of(kind: Kind) -> type[NetworkSection]:
 
 DenoisingChoice = Annotated[NetworkSection, NetworkOf(DenoisingNetwork)]
 ClassifierChoice = Annotated[NetworkSection, NetworkOf(Classifier)]
+ReaderChoice = Annotated[NetworkSection, NetworkOf(Reader)]
 GeneratorChoice = Annotated[NetworkSection, NetworkOf(GeneratorNetwork)]
 CriticChoice = Annotated[NetworkSection, NetworkOf(ImageCritic, "image-critic")]
 
@@ -96,3 +97,10 @@ class GeneratorModel(Section):
 class ClassifierModel(Section):
     kind: Literal["classifier"]
     network: ClassifierChoice
+
+
+class ReaderModel(Section):
+    """A network that tells the attributes of the data."""
+
+    kind: Literal["reader"]
+    network: ReaderChoice

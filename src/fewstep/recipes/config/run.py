@@ -63,8 +63,8 @@ class FourierFeatures(Section):
 
 
 class ClassifierFeatures(Section):
-    """``path``: a network file that ``fewstep pretrain`` wrote for a classifier; its last hidden
-    layer is the space, and it judges classes.
+    """``path``: a network file that ``fewstep pretrain`` wrote for a classifier or a reader; its
+    last hidden layer is the space. A classifier judges classes.
     """
 
     kind: Literal["classifier"]
