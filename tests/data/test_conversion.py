@@ -508,5 +508,5 @@ def test_the_commands_make_and_show(tmp_path):
         "        1 one",
         str(tmp_path / "sheet.png"),
     ]
-    for name in ("zip", "emoji", "show"):
+    for name in ("zip", "emoji", "scenes", "show"):
         assert f"Example: fewstep data {name}" in CliRunner().invoke(app, ["data", name, "--help"]).stdout

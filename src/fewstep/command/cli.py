@@ -553,6 +553,26 @@ def data_emoji(
     typer.echo(json.dumps(described) if as_json else images_table(described))
 
 
+@data.command(name="scenes")
+def data_scenes(
+    out: Annotated[Path, typer.Argument(metavar="SHEET.png", help="The picture to write.")],
+    digits: Annotated[int, typer.Option("--digits", min=1, max=2, help="Digits in a scene.")] = 1,
+    part: Annotated[str, typer.Option("--part", help="Whose handwriting: train or test.")] = "train",
+    combinations: Annotated[str, typer.Option("--combinations", help="Which scenes: seen, held-out or all.")] = "seen",
+    count: Annotated[int, typer.Option("--count", min=1, help="Scenes on the sheet.")] = 48,
+    seed: Annotated[int, typer.Option("--seed", help="Of the scenes.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draws a sheet of scenes with their captions: coloured digits, 32 x 32, made on the spot.
+
+    Example: fewstep data scenes sheet.png --digits 2
+    """
+    from fewstep.runs.data import show_scenes
+
+    described = show_scenes(out, digits, part, combinations, count, seed)
+    typer.echo(json.dumps(described) if as_json else described["sheet"])
+
+
 @data.command(name="show")
 def data_show(
     source: Annotated[Path, typer.Argument(metavar="ZIP", help="A zip or a folder of images.")],

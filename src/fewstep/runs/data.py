@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,9 +14,11 @@ from fewstep.data.conversion.convert import Record, write_records
 from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
 from fewstep.data.images import open_source
 from fewstep.data.labels import read_labels
+from fewstep.data.scenes import Scenes
+from fewstep.data.scenes.placing import Combinations, Part
 from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
-from fewstep.runs.pictures import check_picture, write_samples
+from fewstep.runs.pictures import check_picture, write_captioned, write_samples
 from fewstep.system.caches import output
 from fewstep.system.files import write_text
 from fewstep.training import Listener
@@ -75,6 +77,33 @@ def describe_images(path: Path | str, sheet: Path | None = None) -> dict[str, An
             write_samples(sheet, images.take(images.head(SHEET_ROWS)), images.low, images.high, columns=20)
         described["sheet"] = str(sheet)
     return {**described, **said_of(images)}
+
+
+def show_scenes(
+    out: Path | str,
+    digits: int = 1,
+    part: str = "train",
+    combinations: str = "seen",
+    count: int = 48,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Writes a sheet of the first ``count`` scenes with their captions as a picture; returns what
+    they are and their captions.
+
+    Raises ``UserError`` for a name that is no picture's, for more than ``SHEET_ROWS`` scenes, and
+    for what ``Scenes`` refuses.
+    """
+    out = Path(out)
+    check_picture(out)
+    if count > SHEET_ROWS:
+        raise UserError(f"scenes: a sheet has at most {SHEET_ROWS} scenes, got {count}; ask for fewer.")
+    # ``Scenes`` refuses any other text.
+    data = Scenes(count, digits, cast(Part, part), cast(Combinations, combinations), seed)
+    captions = data.captions(torch.arange(count))
+    with output(out):
+        write_captioned(out, data.take(torch.arange(count)), captions, data.low, data.high)
+    said = {"digits": digits, "part": part, "combinations": combinations, "seed": seed}
+    return {"sheet": str(out), "scenes": count, "shape": list(data.shape), **said, "captions": captions}
 
 
 def announce(data: Dataset | None, listener: Listener, record: Path | None = None) -> None:

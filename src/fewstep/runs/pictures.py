@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,39 @@ def write_samples(
     write_picture(
         path, scatter_png(samples, low, high, data) if samples.ndim == 2 else _grid(samples, low, high, columns)
     )
+
+
+def write_captioned(
+    path: Path, samples: Tensor, captions: Sequence[str], low: float, high: float, columns: int = 6
+) -> None:
+    """Writes images (N, C, H, W) with values in [low, high] as a grid of enlarged tiles, each with
+    its caption below it, in as many lines as it takes; an empty caption is shown as "(empty)".
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    check_picture(path)
+    gap, size, line = 8, 13, 16
+    zoom = max(1, 160 // samples.shape[-1])
+    tall, wide = samples.shape[-2] * zoom, samples.shape[-1] * zoom
+    font = ImageFont.load_default(size)
+    texts = [_broken(text or "(empty)", wide, font.getlength) for text in captions]
+    lines = max(len(text) for text in texts)
+    rows = math.ceil(len(texts) / columns)
+    canvas = Image.new(
+        "RGB", (columns * (wide + gap) + gap, rows * (tall + lines * line + 2 * gap) + gap), (255, 255, 255)
+    )
+    pen = ImageDraw.Draw(canvas)
+    pixels = ((samples.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    for index, text in enumerate(texts):
+        left, top = gap + index % columns * (wide + gap), gap + index // columns * (tall + lines * line + 2 * gap)
+        tile = Image.fromarray(pixels[index].contiguous().numpy()).resize((wide, tall), Image.Resampling.NEAREST)
+        canvas.paste(tile, (left, top))
+        for number, words in enumerate(text):
+            pen.text((left, top + tall + 2 + number * line), words, fill=(0, 0, 0), font=font)
+    stream = io.BytesIO()
+    canvas.save(stream, format="PNG")
+    write_picture(path, stream.getvalue())
 
 
 def check_picture(path: Path) -> str:
@@ -80,6 +113,18 @@ def write_array(path: Path, samples: Tensor) -> None:
     stream = io.BytesIO()
     np.savez_compressed(stream, samples=samples.numpy())
     write_bytes(path, stream.getvalue())
+
+
+def _broken(text: str, width: float, length: Callable[[str], float]) -> list[str]:
+    """The text in lines of at most ``width``, broken at spaces."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and length(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _grid(samples: Tensor, low: float, high: float, columns: int) -> bytes:
