@@ -22,7 +22,8 @@ import torch
 
 from fewstep.data.scenes import Scenes
 from fewstep.data.scenes.placing import Combinations
-from fewstep.metrics.prompts import ROWS, prompt_accuracy
+from fewstep.metrics.prompts import prompt_accuracy
+from fewstep.metrics.prompts.accuracy import ROWS
 from fewstep.networks import Reader
 from fewstep.networks.kinds.store import load_network
 from fewstep.random import Key

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fewstep.data import digits
 from fewstep.data.scenes import Scenes, SceneWords, caption, parse, scene_prompts
-from fewstep.data.scenes.drawing import _enlarged, drawn
+from fewstep.data.scenes.drawing import _enlarged, pictured
 from fewstep.data.scenes.placing import (
     HALF,
     LARGEST,
@@ -284,7 +284,7 @@ def test_jitter_leaves_no_digit_in_the_mean_picture():
     scenes = Scenes(30_000, 1, combinations="all")
     found = scenes.arrangement(torch.arange(30_000))
     chosen = (found.digits[:, 0] == 7) & (found.colours[:, 0] == 0) & (found.place == 4)
-    pictures = drawn(found[chosen]) - found.tone[chosen][:, None, None, None]
+    pictures = pictured(found[chosen]) - found.tone[chosen][:, None, None, None]
     assert int(chosen.sum()) > 40
     assert float((pictures - pictures.mean(0)).square().mean() / pictures.square().mean()) > 0.3
 

@@ -9,7 +9,9 @@ from torch.nn import functional
 
 from fewstep.data.scenes import Scenes, parse, scene_prompts
 from fewstep.errors import UserError
-from fewstep.metrics.prompts import ROWS, prompt_accuracy
+from fewstep.metrics.prompts import prompt_accuracy
+from fewstep.metrics.prompts.accuracy import ROWS
+from fewstep.networks import ImageReader
 
 COUNT = 2 * ROWS + 137
 both = pytest.mark.parametrize("number", [1, 2])
@@ -49,6 +51,26 @@ def test_what_is_read_right_is_right(number):
     kinds = {1: ["digit", "colour", "place"], 2: ["digit", "colour", "relation"]}[number]
     accuracy = prompt_accuracy(Told(data), data.take(torch.arange(COUNT)), full_prompts(data))
     assert accuracy == dict.fromkeys(["all", *kinds], 1.0)
+
+
+@both
+def test_on_real_pictures_it_is_the_networks_own_accuracy(number):
+    data, index = Scenes(COUNT, number, "test", "all"), torch.arange(COUNT)
+    torch.manual_seed(1)
+    reader, pictures = ImageReader(dict(data.values), width=8, features=8), data.take(index)
+    with torch.no_grad():
+        told = [reader(block) for block in pictures.split(ROWS)]
+    right = {
+        name: torch.cat([logits[name].argmax(1) for logits in told]) == value
+        for name, value in data.attributes(index).items()
+        if name != "size"
+    }
+    accuracy = prompt_accuracy(reader, pictures, full_prompts(data))
+    assert accuracy["all"] == float(torch.stack(list(right.values())).all(dim=0).double().mean())
+    for kind, value in accuracy.items():
+        if kind != "all":
+            own = [hits for name, hits in right.items() if name.startswith(kind)]
+            assert value == float(torch.stack(own).all(dim=0).double().mean())
 
 
 @pytest.mark.parametrize(("number", "name"), [(number, name) for number in (1, 2) for name in Scenes(1, number).values])

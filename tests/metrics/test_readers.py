@@ -16,7 +16,7 @@ from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.networks import ImageClassifier, ImageReader, Reader, build, describe
 from fewstep.networks.kinds.store import load_network, save_network
-from fewstep.objectives import Classification, Reading
+from fewstep.objectives import AttributeReading, Classification
 from fewstep.random import Key
 from fewstep.recipes import config, load_recipe
 from fewstep.recipes.building.parts import build_settings
@@ -118,7 +118,7 @@ def test_a_reader_that_knows_nothing_loses_the_logarithms_of_the_values():
         head.bias.data.zero_()
     context = {"digit": torch.arange(6), "colour": torch.arange(6)}
     state = State(torch.zeros(6, 1, 8, 8), torch.zeros(6), Condition(context=context), torch.zeros(6, 1, 8, 8))
-    loss = Reading(reader)(Step(Key(0), 6), state)
+    loss = AttributeReading(reader)(Step(Key(0), 6), state)
     assert float(loss.total.detach()) == pytest.approx(math.log(10) + math.log(8))
     assert float(loss.terms["digit"]) == pytest.approx(math.log(10))
     assert float(loss.terms["colour"]) == pytest.approx(math.log(8))
@@ -130,7 +130,8 @@ def test_reading_one_attribute_is_classification_bit_for_bit():
     labels, x = torch.arange(10), torch.randn(10, 1, 8, 8)
     state = State(x, torch.zeros(10), Condition(labels, {"digit": labels}), x)
     ours, theirs = (
-        objective(Step(Key(0), 10), state) for objective in (Reading(reader, 0.0), Classification(classifier, 0.0))
+        objective(Step(Key(0), 10), state)
+        for objective in (AttributeReading(reader, 0.0), Classification(classifier, 0.0))
     )
     assert torch.equal(ours.total, theirs.total)
     ours.total.backward()
@@ -145,7 +146,7 @@ def test_what_is_read_is_noised():
     state = step.state(Attributed(data))
     noisy = state.x0 + 0.3 * Step(Key(4, "pretrain", 2), 6).noise_like("reader-noise", state.x0)
     expected = functional.cross_entropy(reader(noisy)["digit"], state.condition.context["digit"])
-    assert torch.equal(Reading(reader, 0.3)(step, state).total, expected)
+    assert torch.equal(AttributeReading(reader, 0.3)(step, state).total, expected)
 
 
 def test_attributed_states_are_clean_samples_with_their_attributes_whoever_draws_them():

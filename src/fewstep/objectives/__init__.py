@@ -1,6 +1,6 @@
 """Objectives: the learning signal, and the only place that runs the student with a gradient."""
 
-from fewstep.objectives.classification import Classification, Reading
+from fewstep.objectives.classification import AttributeReading, Classification
 from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
 from fewstep.objectives.flow import VelocityRegression, straightness
 from fewstep.objectives.games.adversarial import (
@@ -52,6 +52,7 @@ __all__ = [
     "L1",
     "AdversarialCritic",
     "AdversarialGenerator",
+    "AttributeReading",
     "Balanced",
     "Classification",
     "Clean",
@@ -94,7 +95,6 @@ __all__ = [
     "ProgressiveDistillation",
     "PseudoHuber",
     "RatioWeight",
-    "Reading",
     "Reduction",
     "ReverseKL",
     "RootMeanSquare",

@@ -30,7 +30,7 @@ class Classification(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Reading(Objective):
+class AttributeReading(Objective):
     """Trains ``reader`` ((B, *D) -> logits by attribute, each (B, K)) to tell the attributes of
     clean data, slightly noised: x0 + ``noise_std`` eps.
 

@@ -24,7 +24,7 @@ from fewstep.data.scenes.vocabulary import COLOURS
 _CELLS, _SHARPNESS = 8, -0.75
 
 
-def drawn(scenes: Arrangement) -> Tensor:
+def pictured(scenes: Arrangement) -> Tensor:
     """The pictures of scenes, (n, 3, SIDE, SIDE) float32 in [-1, 1]."""
     pictures = scenes.tone[:, None, None, None].expand(-1, 3, SIDE, SIDE)
     for which in range(scenes.digits.shape[1]):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.data.dataset import Described
 from fewstep.data.digits import digits as shipped_digits
-from fewstep.data.scenes.drawing import drawn
+from fewstep.data.scenes.drawing import pictured
 from fewstep.data.scenes.placing import (
     HALF,
     SAID_LARGE,
@@ -77,7 +77,7 @@ class Scenes(Described):
         return (3, SIDE, SIDE)
 
     def take(self, index: Tensor) -> Tensor:
-        return drawn(self.arrangement(index))
+        return pictured(self.arrangement(index))
 
     @cached_property
     def identity(self) -> str:

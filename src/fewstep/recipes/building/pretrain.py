@@ -14,6 +14,7 @@ from fewstep.networks import build
 from fewstep.objectives import (
     AdversarialCritic,
     AdversarialGenerator,
+    AttributeReading,
     Classification,
     Clean,
     CleanCritic,
@@ -21,7 +22,6 @@ from fewstep.objectives import (
     GANLoss,
     Hinge,
     NonSaturating,
-    Reading,
     Shifted,
     View,
 )
@@ -99,7 +99,7 @@ def _alone(
         return Term(Classification(model, method.noise_std), _clean(data), name="classification")
     if isinstance(method, ReadingPretraining):
         assert isinstance(data, Described)
-        return Term(Reading(model, method.noise_std), Attributed(data), name="reading")
+        return Term(AttributeReading(model, method.noise_std), Attributed(data), name="reading")
     assert isinstance(model, NetworkDenoiser)
     states = ForwardDiffusion(data, model.schedule, method.times, method.label_dropout)
     return Term(Denoising(model, method.weighting), states, name="denoising")
