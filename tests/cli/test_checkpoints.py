@@ -16,7 +16,8 @@ from cli_kit import small_recipe
 from fewstep.command.entry import main
 from fewstep.errors import UserError
 from fewstep.runs import distill, list_checkpoints, prune_checkpoints
-from fewstep.system.files import in_use, locked, read_metadata, read_tensors, verify_tensors, write_tensors
+from fewstep.system.files import read_metadata, read_tensors, verify_tensors, write_tensors
+from fewstep.system.locks import in_use, locked
 from fewstep.training.saving.checkpoint import Checkpoints, set_aside_in
 
 STEPS = [40, 36, 32, 28, 24, 20, 18, 16, 12, 8, 4]
