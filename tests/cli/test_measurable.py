@@ -76,7 +76,8 @@ def test_options_have_the_bounds_of_the_recipes_keys(command):
 
 
 def test_evaluate_takes_a_number_of_samples(run):
-    assert "(7 samples a draw" in called("evaluate", run, "--samples", "7", "--draws", "1").stdout
+    printed = called("evaluate", run, "--samples", "7", "--draws", "1").stdout
+    assert "7 samples a draw, 1 draw" in printed.splitlines()
     refused = called("evaluate", run, "--samples", "1")
     assert refused.returncode == 2
     assert "--samples" in refused.stderr

@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.command.tables import (
-    checkpoints_table,
-    comparison_table,
-    evaluation_table,
-    findings_table,
-    images_table,
-    inspection_table,
-    matrix_table,
-    measurement_table,
-    plan_table,
-    shift_table,
-)
+from fewstep.command.tables.comparisons import comparison_table
+from fewstep.command.tables.contents import checkpoints_table, findings_table, images_table, inspection_table
+from fewstep.command.tables.evaluations import measurement_table, quality_table
+from fewstep.command.tables.prospects import matrix_table, plan_table
+from fewstep.command.tables.shifts import shift_table
 from fewstep.errors import all_without_secrets
 
 if TYPE_CHECKING:
@@ -258,7 +251,7 @@ def evaluate(
 
     result = measure(run, teacher_steps, student_steps, draws, _listeners(), guidance, samples)
     write_run_report(run)
-    typer.echo(json.dumps(result) if as_json else evaluation_table(result))
+    typer.echo(json.dumps(result) if as_json else quality_table(result))
 
 
 @app.command()
