@@ -1,18 +1,21 @@
-"""Data sets: shipped, made on the spot, or images from a zip or a folder."""
+"""Data sets: shipped, made on the spot, or images from a zip or a folder; and prompts."""
 
 from fewstep.data.dataset import Dataset, InMemory, SampleSpace, Subset
 from fewstep.data.digits import digits
 from fewstep.data.images import Images, open_images
 from fewstep.data.mixture import random_mixture, ring_mixture
+from fewstep.data.prompts import Prompts, read_prompts
 
 __all__ = [
     "Dataset",
     "Images",
     "InMemory",
+    "Prompts",
     "SampleSpace",
     "Subset",
     "digits",
     "open_images",
     "random_mixture",
+    "read_prompts",
     "ring_mixture",
 ]

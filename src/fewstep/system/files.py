@@ -146,7 +146,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     Raises ``UserError`` naming the file when it is missing, cut short, altered, or not one of ours.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
         header = stream.metadata() or {}
     return tensors, _verified(Path(path), tensors, header)
@@ -157,7 +157,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
     The header must be whole and the file as long as it says; a flipped byte is not found.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         return _metadata(Path(path), stream.metadata() or {})[0]
 
 
@@ -165,7 +165,7 @@ def verify_tensors(path: Path) -> dict[str, Any]:
     """The metadata that ``read_tensors`` gives, the checksum compared with one tensor in memory at
     a time. Raises as ``read_tensors`` does.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         return _verified(Path(path), _OneByOne(stream), stream.metadata() or {})
 
 
@@ -173,7 +173,7 @@ def check_finite(path: Path) -> None:
     """Raises ``NotFinite`` for a safetensors file with a value that is not finite, ``UserError``
     for one that cannot be read; one tensor is in memory at a time.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         for name, value in _OneByOne(stream).items():
             if first_not_finite([(name, value)]):
                 raise NotFinite(
@@ -199,8 +199,12 @@ class _OneByOne(Mapping[str, torch.Tensor]):
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open safetensors file; what cannot be read of it, then or later, is a ``UserError``."""
+def opened_tensors(path: Path) -> Iterator[Any]:
+    """An open safetensors file, of which tensors and parts of them are read when they are asked
+    for. Nothing is compared with the checksum.
+
+    What cannot be read of it, then or inside the context, is a ``UserError``.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
