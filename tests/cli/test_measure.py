@@ -14,13 +14,13 @@ import yaml
 from cli_kit import fewstep
 
 from fewstep.command.tables import measurement_table
-from fewstep.data import digits
+from fewstep.data import digit_images
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, Reference, load_reference, save_reference
 from fewstep.metrics.features import FeatureSpace
 from fewstep.networks import Classifier, ImageClassifier, build
-from fewstep.networks.kinds.store import load_network, save_network
+from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.random import Key
 from fewstep.recipes import config, load_recipe, shipped_text
 from fewstep.recipes.building.parts import build_evaluator, build_features
@@ -100,7 +100,7 @@ def test_it_finds_what_evaluate_finds(run, alone):
 def test_stored_statistics_serve_as_the_data(run, alone, tmp_path):
     path = write_reference(run, tmp_path / "digits.safetensors")
     stored = load_reference(path)
-    own = FeatureStatistics.of(digit_features().features(digits().take(torch.arange(1797))))
+    own = FeatureStatistics.of(digit_features().features(digit_images().take(torch.arange(1797))))
     assert stored.statistics.count == 1797
     assert stored.space == "digits-features"
     torch.testing.assert_close(stored.statistics.covariance, own.covariance, rtol=1e-9, atol=1e-9)
@@ -216,7 +216,7 @@ def _saved(path: Path, **changes: object) -> Path:
 
 def test_a_trained_classifier_is_a_feature_space_and_judges(tmp_path):
     path = _saved(tmp_path / "model.safetensors")
-    data = digits()
+    data = digit_images()
     choice = config.ClassifierFeatures(kind="classifier", path=str(path))
     space = build_space(choice, data)
     network = freeze(load_network(path))
@@ -242,8 +242,8 @@ def test_a_trained_classifier_is_a_feature_space_and_judges(tmp_path):
 
 def test_a_classifier_of_other_classes_does_not_judge(tmp_path):
     choice = config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "model.safetensors", classes=4)))
-    assert not build_space(choice, digits()).labelled
-    assert build_evaluator(config.Evaluation(features=choice, samples=50), digits()).classifier is None
+    assert not build_space(choice, digit_images()).labelled
+    assert build_evaluator(config.Evaluation(features=choice, samples=50), digit_images()).classifier is None
 
 
 def test_files_that_are_no_fitting_classifier_are_refused(tmp_path):
@@ -258,7 +258,7 @@ def test_files_that_are_no_fitting_classifier_are_refused(tmp_path):
     ]
     for path, sentence in cases:
         with pytest.raises(UserError, match=sentence):
-            build_space(config.ClassifierFeatures(kind="classifier", path=str(path)), digits())
+            build_space(config.ClassifierFeatures(kind="classifier", path=str(path)), digit_images())
     with pytest.raises(UserError, match="has no classifier"):
         FeatureSpace("plain", lambda x: x).classify(torch.zeros(1))
 

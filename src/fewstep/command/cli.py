@@ -210,7 +210,7 @@ def sample(
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.pictures import check_array, check_picture, write_array, write_samples
+    from fewstep.runs.sample_files import check_array, check_picture, write_array, write_samples
     from fewstep.system.caches import output
 
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
@@ -369,16 +369,16 @@ def compare(
 
     Example: fewstep compare runs/digits-disback runs/digits-diff-instruct
     """
-    from fewstep.report import Curve, plot_curves
+    from fewstep.report import DistanceCurve, plot_curves
     from fewstep.runs import compare as look
-    from fewstep.runs.pictures import check_picture
+    from fewstep.runs.sample_files import check_picture
     from fewstep.system.caches import output
 
     check_picture(out)
     comparison = look(runs, level)
     for note in comparison.notes:
         typer.echo(note, err=True)
-    curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
+    curves = [DistanceCurve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
     with output(out):
         plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
     typer.echo(json.dumps(comparison.as_json()) if as_json else f"{comparison_table(comparison.as_json())}\n{out}")
@@ -515,7 +515,7 @@ def data_zip(
 
     Example: fewstep data zip photos photos64.zip --size 64
     """
-    from fewstep.runs.data import make_zip
+    from fewstep.runs.image_sets import make_zip
 
     described = make_zip(source, out, size)
     typer.echo(json.dumps(described) if as_json else images_table(described))
@@ -547,7 +547,7 @@ def data_emoji(
 
     Example: fewstep data emoji emoji32.zip --size 32
     """
-    from fewstep.runs.data import make_emoji
+    from fewstep.runs.image_sets import make_emoji
 
     described = make_emoji(out, size, font, names)
     typer.echo(json.dumps(described) if as_json else images_table(described))
@@ -563,7 +563,7 @@ def data_show(
 
     Example: fewstep data show emoji32.zip --out sheet.png
     """
-    from fewstep.runs.data import describe_images
+    from fewstep.runs.image_sets import describe_images
 
     described = describe_images(source, out)
     typer.echo(json.dumps(described) if as_json else images_table(described))

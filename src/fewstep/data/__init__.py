@@ -1,9 +1,9 @@
 """Data sets: shipped, made on the spot, or images from a zip or a folder."""
 
 from fewstep.data.dataset import Dataset, InMemory, SampleSpace, Subset
-from fewstep.data.digits import digits
+from fewstep.data.digits import digit_images
 from fewstep.data.images import Images, open_images
-from fewstep.data.mixture import random_mixture, ring_mixture
+from fewstep.data.toy_mixtures import random_mixture, ring_mixture
 
 __all__ = [
     "Dataset",
@@ -11,7 +11,7 @@ __all__ = [
     "InMemory",
     "SampleSpace",
     "Subset",
-    "digits",
+    "digit_images",
     "open_images",
     "random_mixture",
     "ring_mixture",

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from fewstep.data import random_mixture
-from fewstep.denoisers.lora import load_adapter
+from fewstep.denoisers.stored_adapter import load_adapter
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.doctor.inspect import inspect
 from fewstep.doctor.provenance import check_record
 from fewstep.doctor.records import check_log, check_records
 from fewstep.errors import UserError
 from fewstep.keeping.checkpoints import CheckpointFile, Listing, list_checkpoints
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.planning.plan import sketch
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, config
 from fewstep.runs.sampler import load

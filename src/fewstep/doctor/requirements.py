@@ -19,11 +19,11 @@ from fewstep.denoisers import load_model
 from fewstep.doctor.environment import EXTRAS, version_of
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
-from fewstep.networks.kinds.store import load_network
+from fewstep.networks.kinds.network_files import load_network
 from fewstep.planning.plan import sketch
 from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import check_parts
-from fewstep.recipes.building.teachers import remarks_on
+from fewstep.recipes.building.frozen_teachers import remarks_on
 from fewstep.system.locations import absolute, folder_or_id, is_address
 from fewstep.zoo.download import cached_file, local_file
 
@@ -36,10 +36,10 @@ def check_recipe(source: Path | str) -> list[Finding]:
         recipe = load_recipe(source)
     except UserError as error:
         return [refused(source, error)]
-    return [_parts(recipe, str(source)), *needs(recipe)]
+    return [_parts(recipe, str(source)), *_needs(recipe)]
 
 
-def needs(recipe: Recipe) -> list[Finding]:
+def _needs(recipe: Recipe) -> list[Finding]:
     """The findings of all that a recipe names besides itself."""
     found = [*_data(recipe.data), *_features(recipe.evaluation.features)]
     if isinstance(recipe, DistillRecipe):

@@ -18,9 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
-from fewstep.keeping.identity import kept_as_known, paths_of, placed_alike, spread_alike, spread_like, with_steps
 from fewstep.keeping.origins import moved
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_identity import (
+    kept_as_known,
+    paths_of,
+    placed_alike,
+    spread_alike,
+    spread_like,
+    with_steps_and_layout,
+)
 from fewstep.recipes import PretrainRecipe, Recipe, dump, load_recipe
 from fewstep.recipes.reading.places import anchored
 from fewstep.recipes.reading.source import validate
@@ -36,7 +43,7 @@ _LEFT = re.compile(r"lock|written\.jsonl|\..+\.\d+-\d+-\d+\.aside")
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+def held_for_run(folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
     """The folder for this run alone, with its ledger; raises ``UserError``, having written nothing,
     where it is no run's.
     """
@@ -154,7 +161,7 @@ def _continued(
             f"{saved.training.steps}; it can only be raised."
         )
     planned = saved.training.laid_out_for or saved.training.steps
-    as_planned = with_steps(saved, planned, None)
+    as_planned = with_steps_and_layout(saved, planned, None)
     same = placed_alike(spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"])), saved)
     if as_planned not in (same, recipe):
         key = _first_difference(same.model_dump(), as_planned.model_dump())
@@ -162,7 +169,7 @@ def _continued(
             f"--resume: the run in {folder.path} has another recipe ('{key}' "
             f"differs{paths_of(key, as_planned, same)}); only 'training.steps' may be raised."
         )
-    return with_steps(saved, steps, planned if steps > planned else None)
+    return with_steps_and_layout(saved, steps, planned if steps > planned else None)
 
 
 def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.condition import NO_CLASS, Condition
 from fewstep.errors import UserError
 from fewstep.networks.attention import attend
-from fewstep.networks.base import DenoisingNetwork
+from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Given
 

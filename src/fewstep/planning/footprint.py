@@ -42,7 +42,7 @@ class Footprint:
     inside: int
 
 
-class Kept:
+class KeptBytes:
     """Bytes that autograd keeps alive while it is open: ``now``, and at the ``peak``.
 
     Storages count once; those of ``weights`` not at all.
@@ -55,7 +55,7 @@ class Kept:
         self._counts: dict[int, int] = {}
         self._hooks = saved_tensors_hooks(self._pack, _Held.unpack)
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> KeptBytes:
         self._hooks.__enter__()
         return self
 
@@ -84,7 +84,7 @@ class Kept:
 class _Held:
     """A saved tensor, which tells when it is let go of."""
 
-    def __init__(self, by: Kept, value: Tensor):
+    def __init__(self, by: KeptBytes, value: Tensor):
         self.by = by
         self.value = value
         self.storage = _storage(value)
@@ -114,7 +114,7 @@ def operations_counted() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
 
 
-def measure(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
+def measure_footprint(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
     """The footprint of a network on the meta device; ``forward(rows)`` runs it on so many samples
     there and returns what it emits.
     """
@@ -156,7 +156,7 @@ def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> tu
         for block in _blocks(network)
         for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))
     ]
-    with Kept(network) as kept, torch.enable_grad():
+    with KeptBytes(network) as kept, torch.enable_grad():
         # Held until its size is read.
         emitted = forward(rows)
         now = kept.now

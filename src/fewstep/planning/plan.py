@@ -46,7 +46,7 @@ from fewstep.planning.memory import state_bytes
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, prior_of, rehearse
 from fewstep.recipes import DistillRecipe, config, load_recipe
 from fewstep.recipes.building.distillation import build_context, check_parts, recompute
-from fewstep.recipes.building.teachers import sketched_teacher
+from fewstep.recipes.building.frozen_teachers import sketched_teacher
 from fewstep.recipes.kit.backtracking import open_end, walk_of
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods import Built
@@ -136,7 +136,7 @@ class _Measured:
     operations: int
 
 
-def plan(
+def plan_on_gpus(
     recipe: DistillRecipe,
     name: str,
     gpus: int = 1,
@@ -227,13 +227,16 @@ def plan_recipe(
     tflops: float = 312.0,
     reached: float = 0.3,
 ) -> Plan:
-    """``plan`` of a shipped recipe or a YAML file. Raises ``UserError`` for one that pretrains."""
+    """``plan_on_gpus`` of a shipped recipe or a YAML file.
+
+    Raises ``UserError`` for one that pretrains.
+    """
     recipe = load_recipe(source, overrides)
     if not isinstance(recipe, DistillRecipe):
         raise UserError(
             f"{source}: is a recipe for 'fewstep pretrain', which has one network; plans are for 'fewstep distill'."
         )
-    return plan(recipe, str(source), gpus, memory_gb, tflops, reached)
+    return plan_on_gpus(recipe, str(source), gpus, memory_gb, tflops, reached)
 
 
 def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from fewstep.networks.edm import SETTINGS
 from fewstep.recipes import config
-from fewstep.recipes.building.teachers import pretrained_model
-from fewstep.recipes.config.base import fields_of, is_section, saved
-from fewstep.recipes.reading.source import validate, with_steps
+from fewstep.recipes.building.frozen_teachers import pretrained_model
+from fewstep.recipes.config.section import fields_of, is_section, saved
+from fewstep.recipes.reading.source import scaled_to_steps, validate
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.values import Costly
 
@@ -48,7 +48,7 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
         values["data"] = {"kind": "waves", "shape": [3, SIDE, SIDE], "classes": CLASSES if _labelled(recipe) else 0}
     features = {"kind": "fourier", "count": 4, "bandwidth": 10.0} if not own else values["evaluation"]["features"]
     values["evaluation"] |= {"features": features, "samples": 8, "draws": 1, "every": 1_000_000, "teacher_steps": [2]}
-    made = with_steps(validate(values, "the recipe's twin"), steps)
+    made = scaled_to_steps(validate(values, "the recipe's twin"), steps)
     assert isinstance(made, type(recipe))
     return made
 

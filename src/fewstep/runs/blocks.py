@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.gathered import Gathered, Gatherer, spaced
 from fewstep.metrics.inception_score import ClassScores
 from fewstep.metrics.moments import Moments

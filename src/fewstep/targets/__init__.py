@@ -3,7 +3,7 @@
 from fewstep.targets.backtracked import Backtracked
 from fewstep.targets.hook import Hook, decides
 from fewstep.targets.path import DegradationPath
-from fewstep.targets.probes import Probes
+from fewstep.targets.path_probes import Probes
 from fewstep.targets.record import ByDistance, EverySteps, RecordByDistance, RecordEvery, Recording, RecordRule
 from fewstep.targets.reflected import ReflectedTarget
 from fewstep.targets.switch import Every, Plateau, SwitchAtPlateau, SwitchEvery, Switching, SwitchRule

@@ -58,7 +58,7 @@ class Init:
                 nn.init.uniform_(parameter, -bound, bound)
 
 
-class Linear(nn.Linear):
+class DrawnLinear(nn.Linear):
     """``nn.Linear`` (B, inputs) -> (B, outputs), drawn by ``init``."""
 
     def __init__(self, inputs: int, outputs: int, init: Init, bias: bool = True):
@@ -202,7 +202,7 @@ class UNetBlock(nn.Module):
         self.heads = heads
         self.norm0 = group_norm(inputs, style.eps)
         self.conv0 = Conv(inputs, outputs, 3, style.init, resample, style.taps)
-        self.affine = Linear(embedding, 2 * outputs if style.adaptive_scale else outputs, style.init)
+        self.affine = DrawnLinear(embedding, 2 * outputs if style.adaptive_scale else outputs, style.init)
         self.norm1 = group_norm(outputs, style.eps)
         self.conv1 = Conv(outputs, outputs, 3, style.last)
         self.skip: nn.Module | None = None

@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.metrics.features import FeatureSpace, fourier_features, placed
 from fewstep.metrics.inception import inception_space
 from fewstep.networks import Classifier
-from fewstep.networks.kinds.store import load_network
+from fewstep.networks.kinds.network_files import load_network
 from fewstep.recipes import config
 from fewstep.recipes.given import given_features
 from fewstep.system.locations import absolute

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, copy_of, device_of, load_model
-from fewstep.denoisers.base import Model
-from fewstep.denoisers.store import describe_model
+from fewstep.denoisers.denoiser import Model
+from fewstep.denoisers.model_files import describe_model
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.errors import UserError
 from fewstep.networks import GeneratorNetwork, add_adapter, build

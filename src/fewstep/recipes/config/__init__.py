@@ -23,8 +23,7 @@ from fewstep.recipes.config.axes import (
     TargetChoice,
     UsualStates,
 )
-from fewstep.recipes.config.base import ByName, Kinds, Names, Section, Seed
-from fewstep.recipes.config.data import (
+from fewstep.recipes.config.data_sets import (
     DataChoice,
     DigitsData,
     GivenData,
@@ -52,16 +51,8 @@ from fewstep.recipes.config.run import (
     InceptionFeatures,
     Training,
 )
-from fewstep.recipes.config.teachers import (
-    ConsistencyModelsTeacher,
-    DiffusersTeacher,
-    FileTeacher,
-    NvidiaTeacher,
-    ShippedTeacher,
-    TeacherChoice,
-    UntrainedTeacher,
-)
-from fewstep.recipes.config.values import (
+from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
+from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
     DistanceChoice,
     GridName,
@@ -72,6 +63,15 @@ from fewstep.recipes.config.values import (
     SamplerChoice,
     SolverChoice,
     TimesChoice,
+)
+from fewstep.recipes.config.teachers import (
+    ConsistencyModelsTeacher,
+    DiffusersTeacher,
+    FileTeacher,
+    NvidiaTeacher,
+    ShippedTeacher,
+    TeacherChoice,
+    UntrainedTeacher,
 )
 
 __all__ = [

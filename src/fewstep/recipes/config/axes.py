@@ -11,9 +11,9 @@ from pydantic import Field, create_model, model_validator
 
 from fewstep.networks import GeneratorNetwork
 from fewstep.networks.kinds.registry import Kind, kinds
-from fewstep.recipes.config.base import Choice, Kinds, Section, Seed, WeightsPath, fields_of, kind_of_section
 from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, section_of
-from fewstep.recipes.config.values import OptimizerChoice
+from fewstep.recipes.config.section import Choice, Kinds, Section, Seed, WeightsPath, fields_of, kind_of_section
+from fewstep.recipes.config.shared_choices import OptimizerChoice
 from fewstep.targets import Recording, Switching
 from fewstep.training import Adam
 from fewstep.values import Costly, Count, Few, Fraction, Later, Positive

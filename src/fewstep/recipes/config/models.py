@@ -17,7 +17,7 @@ from torch import nn
 
 from fewstep.networks import Classifier, DenoisingNetwork, GeneratorNetwork, ImageCritic
 from fewstep.networks.kinds.registry import Kind, kinds
-from fewstep.recipes.config.base import Choice, Kinds, Section
+from fewstep.recipes.config.section import Choice, Kinds, Section
 from fewstep.schedule import Schedule
 from fewstep.values import Positive
 

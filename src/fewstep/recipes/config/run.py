@@ -8,8 +8,8 @@ from pydantic import Field
 
 from fewstep.denoisers import HalfLife
 from fewstep.denoisers.average import Decay
-from fewstep.recipes.config.base import Kinds, Names, Section, Seed, WeightsPath
-from fewstep.recipes.config.values import SamplerChoice
+from fewstep.recipes.config.section import Kinds, Names, Section, Seed, WeightsPath
+from fewstep.recipes.config.shared_choices import SamplerChoice
 from fewstep.values import Count, Few, Positive
 
 

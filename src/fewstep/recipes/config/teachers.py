@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.networks.edm import SETTINGS
-from fewstep.recipes.config.base import Names, Section, Seed, WeightsPath
 from fewstep.recipes.config.models import DenoiserModel
+from fewstep.recipes.config.section import Names, Section, Seed, WeightsPath
 
 
 class ShippedTeacher(Section):

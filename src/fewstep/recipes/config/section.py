@@ -89,7 +89,7 @@ class Names:
     ``weights``: a file or folder of them; ``shipped``: weights in this package, by name; ``data``:
     images, a data set or shards; ``recipe``: another recipe. A value may be an address, or an id of
     ``hub`` where that is given. By this mark paths are found (``recipes.reading.places``), and what
-    a checksum is taken of (``recipes.building.origins``). ``file``: the name of what ships, where
+    a checksum is taken of (``recipes.building.checksums``). ``file``: the name of what ships, where
     it is not the value.
     """
 

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.data import Dataset, digits, open_images, random_mixture
+from fewstep.data import Dataset, digit_images, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.data.conversion.convert import huggingface, webdataset
-from fewstep.data.mixture import sampled
 from fewstep.data.synthetic import waves
+from fewstep.data.toy_mixtures import sampled
 from fewstep.errors import UserError
-from fewstep.recipes.config.base import Names, Section, Seed
+from fewstep.recipes.config.section import Names, Section, Seed
 from fewstep.recipes.given import given_data
 from fewstep.schedule import KarrasVE
 from fewstep.system.caches import cache_folder
@@ -38,7 +38,7 @@ class DigitsData(_Data):
     kind: Literal["digits"]
 
     def open(self) -> Dataset:
-        return digits()
+        return digit_images()
 
 
 class MixtureData(_Data):
