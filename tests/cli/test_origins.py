@@ -22,7 +22,7 @@ from fewstep.errors import UserError
 from fewstep.keeping.run_identity import run_of
 from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.recipes import config, shipped_text
-from fewstep.recipes.building.students import build_generator
+from fewstep.recipes.config.models import build_generator
 from fewstep.recipes.reading.places import named_in
 from fewstep.runs import RunFolder, compare, distill, measure_many, write_reference
 from fewstep.system.files import read_tensors, write_tensors

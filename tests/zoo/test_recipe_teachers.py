@@ -20,7 +20,7 @@ from fewstep.planning.plan import plan_recipe
 from fewstep.prediction import EDM
 from fewstep.recipes import config, load_recipe
 from fewstep.recipes.building.checksums import digest_of_named
-from fewstep.recipes.building.frozen_teachers import build_teacher, remarks_on, sketched_teacher
+from fewstep.recipes.building.frozen_teachers import build_teacher, sketched_teacher
 from fewstep.recipes.reading.places import named_in
 from fewstep.recipes.reading.source import validate
 from fewstep.runs import distill
@@ -167,7 +167,7 @@ def test_a_diffusers_section_says_variant_subfolder_and_classes(tmp_path):
         for choice in (teacher_of(section), teacher_of({**section, "classes": 10}), chosen)
     ]
     assert digests[0] == digests[1] != digests[2]
-    assert any("clip_sample" in remark for remark in remarks_on(chosen))
+    assert any("clip_sample" in remark for remark in chosen.remarks())
     for key, value in (("subfolder", "../elsewhere"), ("subfolder", "/etc"), ("variant", "a/b"), ("classes", 0)):
         with pytest.raises(UserError, match=rf"teacher\.{key}"):
             teacher_of({**section, key: value})

@@ -13,7 +13,7 @@ from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
 from fewstep.keeping.origins import read_record
 from fewstep.keeping.run_folder import RunFolder
-from fewstep.recipes import Recipe, config
+from fewstep.recipes import Recipe
 from fewstep.recipes.building.checksums import digest_of_named, origins_of
 from fewstep.recipes.reading.places import Named, named_in
 from fewstep.system.locations import is_address, is_hub_id
@@ -44,7 +44,7 @@ def check_record(folder: RunFolder, recipe: Recipe | None) -> Iterator[Finding]:
             now[named.key] = digest_of_named(named) or ""
         except UserError as error:
             yield _missing(folder, named.key, error)
-    if isinstance(recipe.data, (config.DigitsData, config.MixtureData, config.WavesData, config.ImagesData)):
+    if recipe.data is not None and recipe.data.is_local:
         try:
             now |= origins_of(recipe, (DATA,))
         except UserError as error:

@@ -17,7 +17,7 @@ from fewstep.denoisers.model_files import describe_model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import FeatureSpace
-from fewstep.recipes.building.students import first_difference
+from fewstep.recipes.config.section import first_difference
 from fewstep.recipes.given import give_data, give_features
 from fewstep.system.locations import absolute
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from fewstep.keeping.run_identity import (
     with_steps_and_layout,
 )
 from fewstep.recipes import PretrainRecipe, Recipe, dump, load_recipe
+from fewstep.recipes.config.section import first_difference
 from fewstep.recipes.reading.places import anchored
 from fewstep.recipes.reading.source import validate
 from fewstep.system import distributed
@@ -164,21 +165,9 @@ def _continued(
     as_planned = with_steps_and_layout(saved, planned, None)
     same = placed_alike(spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"])), saved)
     if as_planned not in (same, recipe):
-        key = _first_difference(same.model_dump(), as_planned.model_dump())
+        key = first_difference(same.model_dump(), as_planned.model_dump()) or ""
         raise UserError(
             f"--resume: the run in {folder.path} has another recipe ('{key}' "
             f"differs{paths_of(key, as_planned, same)}); only 'training.steps' may be raised."
         )
     return with_steps_and_layout(saved, steps, planned if steps > planned else None)
-
-
-def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    for key in [*a, *(k for k in b if k not in a)]:
-        if a.get(key) != b.get(key):
-            inner, other = a.get(key), b.get(key)
-            return (
-                f"{key}.{_first_difference(inner, other)}"
-                if isinstance(inner, dict) and isinstance(other, dict)
-                else key
-            )
-    return ""

@@ -25,7 +25,6 @@ from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.distillation import Distillation, build_distillation
-from fewstep.recipes.building.frozen_teachers import remarks_on
 from fewstep.recipes.building.parts import build_evaluator, build_settings
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
 from fewstep.recipes.config import LowRankStudent
@@ -82,7 +81,7 @@ def distill(
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), heard)
         write_recipe(folder, recipe)
         announce(parts.data, heard, folder.passed_over)
-        for remark in remarks_on(recipe.teacher):
+        for remark in recipe.teacher.remarks():
             heard.say(remark)
         if parts.data is None:
             heard.say(WITHOUT_DATA)

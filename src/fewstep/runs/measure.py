@@ -27,7 +27,6 @@ from fewstep.metrics.reference import Reference, load_reference, save_reference
 from fewstep.random import Key
 from fewstep.recipes.building.checksums import origins_of
 from fewstep.recipes.building.parts import data_of
-from fewstep.recipes.building.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
 from fewstep.runs.evaluate import chosen
 from fewstep.runs.image_sets import announce, said_of
@@ -65,7 +64,7 @@ def measure_many(
     data = data_of(recipe.data)
     announce(data, listener)
     sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
-    space = build_space(recipe.evaluation.features, sampler.space if data is None else data)
+    space = recipe.evaluation.features.space(sampler.space if data is None else data)
     steps = sampler.usual_steps if steps is None else steps
     origins = measured_origins(folder, recipe, data, listener.say)
     stored = None if reference is None else _stored(reference, space, sampler.space, origins["digests"])
@@ -120,7 +119,7 @@ def write_reference(
     with output(path):
         save_reference(
             Path(path),
-            Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins),
+            Reference(gathered.moments.statistics(), recipe.evaluation.features.space(data).name, origins),
         )
     return Path(path)
 

@@ -20,10 +20,9 @@ from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.building.parts import build_features, data_of, fitting_grid
-from fewstep.recipes.building.students import build_student
+from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.kit.state_sources import build_threshold
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
 from fewstep.recipes.recipe import DistillRecipe
@@ -132,7 +131,7 @@ def build_context(
             "'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher."
         )
     space = space_of(recipe.teacher, original) if data is None else data.space
-    threshold = build_threshold(recipe.reflected, max(abs(space.low), abs(space.high)))
+    threshold = recipe.reflected.threshold(max(abs(space.low), abs(space.high)))
     student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
     return Context(
         method=method,
@@ -157,10 +156,7 @@ def build_context(
 
 def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
     """Whose estimates are thresholded."""
-    choice = recipe.reflected
-    return (
-        () if isinstance(choice, config.NotReflected) else choice.on or _usual_roles(recipe.method, recipe.student.kind)
-    )
+    return recipe.reflected.roles(_usual_roles(recipe.method, recipe.student.kind))
 
 
 def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:

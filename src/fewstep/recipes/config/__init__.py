@@ -4,13 +4,9 @@ choice, told apart by ``kind``.
 
 from fewstep.recipes.config.axes import (
     BacktrackedTarget,
-    CopyStudent,
     DDILStates,
     FixedTarget,
     ForwardStates,
-    GeneratorStudent,
-    LowRankStudent,
-    NetworkStudent,
     NotReflected,
     PerBatchStates,
     PriorStates,
@@ -18,8 +14,8 @@ from fewstep.recipes.config.axes import (
     Role,
     RolloutStates,
     StatesChoice,
+    StateSources,
     StaticReflected,
-    StudentChoice,
     TargetChoice,
     UsualStates,
 )
@@ -33,6 +29,13 @@ from fewstep.recipes.config.data_sets import (
     WavesData,
     WebDatasetData,
 )
+from fewstep.recipes.config.feature_spaces import (
+    ClassifierFeatures,
+    FeaturesChoice,
+    FourierFeatures,
+    GivenFeatures,
+    InceptionFeatures,
+)
 from fewstep.recipes.config.models import (
     ClassifierModel,
     CriticChoice,
@@ -41,16 +44,7 @@ from fewstep.recipes.config.models import (
     GeneratorModel,
     NetworkSection,
 )
-from fewstep.recipes.config.run import (
-    ClassifierFeatures,
-    Distributed,
-    Evaluation,
-    FeaturesChoice,
-    FourierFeatures,
-    GivenFeatures,
-    InceptionFeatures,
-    Training,
-)
+from fewstep.recipes.config.run import Distributed, Evaluation, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
@@ -63,6 +57,13 @@ from fewstep.recipes.config.shared_choices import (
     SamplerChoice,
     SolverChoice,
     TimesChoice,
+)
+from fewstep.recipes.config.students import (
+    CopyStudent,
+    GeneratorStudent,
+    LowRankStudent,
+    NetworkStudent,
+    StudentChoice,
 )
 from fewstep.recipes.config.teachers import (
     ConsistencyModelsTeacher,
@@ -127,6 +128,7 @@ __all__ = [
     "Seed",
     "ShippedTeacher",
     "SolverChoice",
+    "StateSources",
     "StatesChoice",
     "StaticReflected",
     "StudentChoice",

@@ -272,6 +272,19 @@ def _said(field: SectionField, value: Any) -> Any:
     return saved(value) if by_name is None else by_name.name_of(value)
 
 
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The dotted key at which two nested descriptions first differ, None where they do not."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            inner = first_difference(a, b)
+            if inner is not None:
+                return f"{key}.{inner}"
+        elif a != b or (key in one) != (key in other):
+            return key
+    return None
+
+
 def kind_of_section(section: type[Any]) -> str | None:
     """The one kind that a section is of, None for a section without one."""
     field = fields_of(section).get("kind")

@@ -170,7 +170,7 @@ class ProgressiveMethod(Method):
         """The lengths of each round's parts, in proportion."""
         if self.rounds is not None:
             return self.rounds
-        first = context.states.first_part if isinstance(context.states, config.DDILStates) else 0.6
+        first = context.states.first_part
         return [[first, 1 - first] if self.parts == 2 else [1.0]] * rounds
 
     def _halved(self) -> Iterator[int]:
