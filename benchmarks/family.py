@@ -115,7 +115,7 @@ def cost(folder: Path) -> dict[str, Any]:
     """Steps and evaluations from the run's log, milliseconds a step (the median between log lines),
     and the bytes of weights, gradients, optimizers and averages.
     """
-    from fewstep.planning.memory import state_bytes
+    from fewstep.planning.footprint import state_bytes
     from fewstep.recipes.building.distillation import build_distillation
     from fewstep.runs import RunFolder
     from fewstep.training.reporting.log import read_log

@@ -14,8 +14,7 @@ import torch
 from image_kit import picture, png, zipped
 
 from fewstep.data import Dataset, InMemory, digit_images, open_images, random_mixture
-from fewstep.data.synthetic import waves
-from fewstep.data.toy_mixtures import sampled
+from fewstep.data.synthetic import sampled, waves
 from fewstep.schedule import KarrasVE
 
 

@@ -18,8 +18,7 @@ from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep.networks.attention import attend, differentiates_forward
-from fewstep.networks.norm import GroupNorm
+from fewstep.networks.kernels import GroupNorm, attend, differentiates_forward
 from fewstep.planning.footprint import KeptBytes
 
 SHAPES = ((2, 3, 7, 4), (1, 1, 40, 24), (2, 1, 1, 4))

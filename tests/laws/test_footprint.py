@@ -8,7 +8,7 @@ from torch import nn
 
 from fewstep.condition import Condition
 from fewstep.networks import build
-from fewstep.networks.attention import attend
+from fewstep.networks.kernels import attend
 from fewstep.planning.footprint import KeptBytes, bytes_of, measure_footprint
 
 NETWORKS = {

@@ -3,7 +3,7 @@
 from fewstep.data.dataset import Dataset, InMemory, SampleSpace, Subset
 from fewstep.data.digits import digit_images
 from fewstep.data.images import Images, open_images
-from fewstep.data.toy_mixtures import random_mixture, ring_mixture
+from fewstep.data.synthetic import random_mixture, ring_mixture
 
 __all__ = [
     "Dataset",

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fewstep import cost
 from fewstep.condition import Condition, as_condition
+from fewstep.denoisers.ddim import ddim_between
 from fewstep.denoisers.network import NetworkDenoiser, _Networked
-from fewstep.denoisers.transition import ddim_between
 from fewstep.denoisers.wrappers import _Wrapper
 from fewstep.networks.grow import grown
 from fewstep.schedule import as_time

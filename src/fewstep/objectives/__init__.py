@@ -17,9 +17,8 @@ from fewstep.objectives.games.adversarial import (
     View,
 )
 from fewstep.objectives.games.balanced import Balanced
-from fewstep.objectives.imitation import Imitation
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare, loss_of
-from fewstep.objectives.regression import EndpointRegression
+from fewstep.objectives.regression import EndpointRegression, Imitation
 from fewstep.objectives.scores.density_ratio import (
     Divergence,
     ForwardKL,

@@ -41,8 +41,7 @@ from fewstep.data import Dataset, InMemory
 from fewstep.errors import UserError
 from fewstep.metrics.features import fourier_features
 from fewstep.networks import find_kind
-from fewstep.planning.footprint import bytes_of
-from fewstep.planning.memory import state_bytes
+from fewstep.planning.footprint import bytes_of, state_bytes
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, prior_of, rehearse
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_context, check_parts, recompute

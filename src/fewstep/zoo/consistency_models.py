@@ -93,7 +93,8 @@ def load_as(
     with torch.random.fork_rng(devices=[]):
         network = build(description)
     load_strictly(network, tensors, str(path))
-    shape = (network.enc[_first(description)].in_channels, description["img_resolution"], description["img_resolution"])  # type: ignore[index, union-attr]
+    channels = network.enc[_first(description)].in_channels  # type: ignore[index, union-attr]
+    shape = (channels, description["img_resolution"], description["img_resolution"])
     return freeze(
         NetworkDenoiser(network, KarrasVE(), prediction, EDMInputs(SIGMA_DATA, 1000.0), shape, description["classes"])
     )

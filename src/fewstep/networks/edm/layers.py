@@ -10,7 +10,7 @@ of sum 1, times 4 when doubling, so that a constant image stays one. The modulat
 s) + b (adaptive scale, ADM) or norm1(h + b) (DDPM++, NCSN++).
 
 Forward-mode differentiation (``torch.func.jvp``) and second derivatives go through all of it
-(``networks/attention.py``, ``networks/norm.py``). Layers are torch's own linear and convolutional
+(``networks/kernels.py``). Layers are torch's own linear and convolutional
 ones, so that a low-rank adapter finds them. Parameters have the names of NVIDIA's EDM release.
 """
 
@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, silu
 
 from fewstep.errors import UserError
-from fewstep.networks.attention import attend
-from fewstep.networks.norm import GroupNorm
+from fewstep.networks.kernels import GroupNorm, attend
 
 Resampling = Literal["up", "down"]
 

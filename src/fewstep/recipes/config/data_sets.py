@@ -13,8 +13,7 @@ from pydantic import Field, model_validator
 from fewstep.data import Dataset, digit_images, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.data.conversion.convert import huggingface, webdataset
-from fewstep.data.synthetic import waves
-from fewstep.data.toy_mixtures import sampled
+from fewstep.data.synthetic import sampled, waves
 from fewstep.errors import UserError
 from fewstep.recipes.config.section import Names, Section, Seed
 from fewstep.recipes.given import given_data
