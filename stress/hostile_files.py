@@ -408,7 +408,8 @@ def run_folder(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tu
             else chance.choice(("[" * 100_000, "null", "[]", "1", '"a"', "9" * 5000))
         )
     elif path.suffix == ".jsonl" and chance.random() < 0.8:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        # A ledger begins each line anew, so that a torn one before it stays one.
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
         what = mutate(lines, chance)
         odd = [json.dumps(line) for line in lines] + [
             chance.choice(

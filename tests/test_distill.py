@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.command.tables import evaluation_table
+from fewstep.command.tables.evaluations import quality_table
 from fewstep.random import Key
 from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation
@@ -55,7 +55,7 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
     assert mismatch["assessed_norm"]["mean"] > mismatch["training_norm"]["mean"] > 0
     assert mismatch["assessed_norm"]["deviation"] > 0
     assert [len(each["mean"]) for each in mismatch["norms"].values()] == [len(mismatch["levels"])] * 2
-    table = evaluation_table(result).splitlines()
+    table = quality_table(result).splitlines()
     (shown,) = [line for line in table if line.startswith("on the student's samples")]
     assert f"{mismatch['assessed_mean']:.3f}" in shown
     assert f"{mismatch['assessed_norm']['mean']:.3g} +- {mismatch['assessed_norm']['deviation']:.2g}" in shown

@@ -13,7 +13,7 @@ import torch
 import yaml
 from cli_kit import fewstep
 
-from fewstep.command.tables import measurement_table
+from fewstep.command.tables.evaluations import measurement_table
 from fewstep.data import digit_images
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError

@@ -505,7 +505,7 @@ def test_the_commands_make_and_show(tmp_path):
     shown = CliRunner().invoke(app, ["data", "show", str(tmp_path / "set.zip"), "--out", str(tmp_path / "sheet.png")])
     assert shown.stdout.splitlines() == [
         f"{tmp_path / 'set.zip'}: 1 images of 4 x 4, RGB, 1 classes",
-        "        1 one",
+        "  1  one",
         str(tmp_path / "sheet.png"),
     ]
     for name in ("zip", "emoji", "show"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from image_kit import picture, png, zipped
 
-from fewstep.command.tables import images_table
+from fewstep.command.tables.contents import images_table
 from fewstep.data import Images, open_images
 from fewstep.data.labels import class_number
 from fewstep.data.tree import EMPTY, HIDDEN, LINK, NOWHERE, SUFFIX, natural

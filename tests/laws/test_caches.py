@@ -16,7 +16,7 @@ import pytest
 
 from fewstep.errors import UserError
 from fewstep.system.caches import address_marks, cache_folder, content_digest, content_digests, held_cache
-from fewstep.system.files import locked
+from fewstep.system.locks import locked
 
 OLD_NS = 1_700_000_000_000_000_000
 

@@ -30,8 +30,9 @@ from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.runs.sampler import load
 from fewstep.schedule import KarrasVE
 from fewstep.states.pairs import check_pairs
-from fewstep.system.files import check_finite, in_use, read_tensors
+from fewstep.system.files import check_finite, read_tensors
 from fewstep.system.ledger import NAME, is_ledger, is_set_aside
+from fewstep.system.locks import in_use
 from fewstep.targets import DegradationPath
 from fewstep.training.actions import MakePairs
 from fewstep.training.reporting.log import read_log

@@ -33,8 +33,9 @@ from fewstep.recipes.config.section import first_difference
 from fewstep.recipes.reading.places import anchored
 from fewstep.recipes.reading.source import validate
 from fewstep.system import distributed
-from fewstep.system.files import locked, write_text
+from fewstep.system.files import write_text
 from fewstep.system.ledger import NAME, is_ledger, keeping, noted_in
+from fewstep.system.locks import locked
 from fewstep.training.reporting.log import is_own_line, read_log
 from fewstep.training.saving.checkpoint import Checkpoints, is_checkpoint
 

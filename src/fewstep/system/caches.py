@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.system.files import in_use, locked, write_alone
+from fewstep.system.files import write_alone
 from fewstep.system.ledger import NAME, file_digest, keeping_file, print_sentence
+from fewstep.system.locks import in_use, locked
 
 # A file that changed so lately may change again without another time of change: clocks of file
 # systems are coarse.
@@ -89,7 +90,7 @@ def address_marks(url: str) -> dict[str, str] | None:
 
 @contextlib.contextmanager
 def held_cache(folder: Path) -> Iterator[None]:
-    """Holds a folder of the cache as ``files.locked`` does, having waited for another process that
+    """Holds a folder of the cache as ``locks.locked`` does, having waited for another process that
     holds it.
     """
     with contextlib.ExitStack() as stack:

@@ -34,7 +34,7 @@ from fewstep.random import Key
 from fewstep.resumable import find_resumable
 from fewstep.states import Step
 from fewstep.system import distributed
-from fewstep.system.files import locked
+from fewstep.system.locks import locked
 from fewstep.targets import decides
 from fewstep.training.ahead import Ahead
 from fewstep.training.layout import Sharded, build_layout
