@@ -65,7 +65,7 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
 
 
 def test_monitors_see_collapse_and_saturation():
-    data = fs.data.digits()
+    data = fs.data.digit_images()
     prior = Prior(fs.zoo.digits().schedule, (1, 8, 8), 0.03, classes=10)
     step = Step(Key(0), 256)
 
@@ -99,7 +99,7 @@ def test_an_even_handed_error_at_the_ends_of_the_range_is_no_saturation(shift):
     """49 of 100 of the digits' pixels stand at -1 and 9 at 1: noise of a tenth of the range puts a
     sixth of all outside, evenly. What is moved outwards is another matter.
     """
-    data = fs.data.digits()
+    data = fs.data.digit_images()
     step = Step(Key(0), 256)
 
     @dataclass(frozen=True, eq=False)

@@ -21,13 +21,13 @@ from fewstep.command.tables.evaluations import quality_table
 from fewstep.command.tables.shifts import shift_table
 from fewstep.denoisers import Guided, Rescheduled
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics import manifold_scores
 from fewstep.metrics.mismatch import assessed_mismatch
 from fewstep.random import Key
 from fewstep.recipes import shipped_text
+from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
-from fewstep.recipes.building.teachers import build_teacher
 from fewstep.report import write_run_report
 from fewstep.runs import distill, evaluate, load, load_guided
 from fewstep.runs.sampler import guided_samplers

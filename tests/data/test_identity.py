@@ -13,9 +13,8 @@ import pytest
 import torch
 from image_kit import picture, png, zipped
 
-from fewstep.data import Dataset, InMemory, digits, open_images, random_mixture
-from fewstep.data.mixture import sampled
-from fewstep.data.synthetic import waves
+from fewstep.data import Dataset, InMemory, digit_images, open_images, random_mixture
+from fewstep.data.synthetic import sampled, waves
 from fewstep.schedule import KarrasVE
 
 
@@ -33,7 +32,7 @@ def _folder(path: Path) -> Path:
 
 def _made() -> list[Dataset]:
     mixture = random_mixture(KarrasVE(), 3)
-    return [digits(), waves((1, 4, 4), 2, 6), sampled(mixture, 20), digits().subset(torch.arange(5))]
+    return [digit_images(), waves((1, 4, 4), 2, 6), sampled(mixture, 20), digit_images().subset(torch.arange(5))]
 
 
 def test_an_identity_is_a_digest_and_the_same_when_made_again():

@@ -20,7 +20,7 @@ from fewstep.data import Images, open_images
 from fewstep.data.labels import class_number
 from fewstep.data.tree import EMPTY, HIDDEN, LINK, NOWHERE, SUFFIX, natural
 from fewstep.errors import UserError
-from fewstep.runs.data import describe_images, make_zip
+from fewstep.runs.image_sets import describe_images, make_zip
 
 
 def _tree(path: Path, names: list[str]) -> Path:

@@ -18,9 +18,8 @@ from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep.networks.attention import attend, differentiates_forward
-from fewstep.networks.norm import GroupNorm
-from fewstep.planning.footprint import Kept
+from fewstep.networks.kernels import GroupNorm, attend, differentiates_forward
+from fewstep.planning.footprint import KeptBytes
 
 SHAPES = ((2, 3, 7, 4), (1, 1, 40, 24), (2, 1, 1, 4))
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -126,11 +125,11 @@ def test_derivatives_of_derivatives_agree_in_every_order() -> None:
 
 def test_no_matrix_of_weights_is_kept() -> None:
     q, k, v = parts((1, 2, 64, 4))
-    with Kept() as kept:
+    with KeptBytes() as kept:
         attended = attend(q, k, v)
         assert kept.peak < 8 * 2 * 64 * 64
     assert attended.requires_grad
-    with Kept() as kept:
+    with KeptBytes() as kept:
         attended = by_hand(q, k, v)
         assert kept.peak >= 8 * 2 * 64 * 64
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewstep import cost
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, GaussianMixture, StableTargetField, copy_of, freeze
+from fewstep.denoisers.denoiser import frozen
 from fewstep.errors import UserError
 from fewstep.objectives import (
     Delta,
@@ -33,7 +34,6 @@ from fewstep.objectives import (
     ScoreMatching,
     SDSWeight,
 )
-from fewstep.objectives.frozen import frozen
 from fewstep.objectives.scores.fakes import as_fake
 from fewstep.objectives.scores.matching import relative_gap
 from fewstep.random import Key
@@ -59,7 +59,7 @@ class _Affine(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         made = self.mean + self.scale * x.double()
-        cost.report(made)
+        cost.count_evaluations(made)
         return made if condition.labels is None else made + self.shift * condition.labels[:, None]
 
     def denoiser(self, schedule: Schedule) -> GaussianMixture:

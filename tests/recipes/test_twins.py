@@ -16,8 +16,8 @@ from fewstep.errors import UserError
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.frozen_teachers import pretrained_model
 from fewstep.recipes.building.pretrain import build_pretraining
-from fewstep.recipes.building.teachers import pretrained_model
 from fewstep.recipes.config import DigitsData, MixtureData
 from fewstep.runs.sampler import StudentSampler
 from fewstep.training import Trainer

@@ -22,7 +22,7 @@ from fewstep.planning import plan_recipe
 from fewstep.prediction import EDM
 from fewstep.recipes import DistillRecipe, config, load_recipe, shipped_text
 from fewstep.recipes.building.distillation import build_distillation
-from fewstep.recipes.building.teachers import build_teacher, space_of
+from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.reading.source import validate
 from fewstep.report import write_run_report
 from fewstep.runs import compare, distill, evaluate, load, measure_many, write_reference

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition, as_condition
-from fewstep.denoisers.base import Denoiser
+from fewstep.denoisers.ddim import ddim_between
+from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.threshold import StaticThreshold, Threshold
-from fewstep.denoisers.transition import ddim_between
 from fewstep.errors import UserError
 from fewstep.schedule import Schedule, as_time, expand
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fewstep.condition import NO_CLASS, Condition
 from fewstep.errors import UserError
-from fewstep.networks.attention import attend
-from fewstep.networks.base import DenoisingNetwork
+from fewstep.networks.interfaces import DenoisingNetwork
+from fewstep.networks.kernels import attend
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Given
 

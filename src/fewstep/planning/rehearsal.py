@@ -18,7 +18,7 @@ from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
-from fewstep.planning.footprint import Footprint, Kept, measure
+from fewstep.planning.footprint import Footprint, KeptBytes, measure_footprint
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import Distillation, build_distillation
@@ -90,10 +90,10 @@ def _counted(recipe: DistillRecipe) -> tuple[dict[str, float], dict[str, float],
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = build_distillation(recipe, folder)
-        one = largest_kept(parts.student, parts.prior, parts.teacher)
+        one = _largest_kept(parts.student, parts.prior, parts.teacher)
         begin = _begun(parts)
         trainer = Trainer(folder / "run", parts.stages, parts.average, build_settings(recipe.training))
-        with Kept(
+        with KeptBytes(
             parts.teacher,
             parts.student,
             parts.average,
@@ -130,7 +130,7 @@ def _by_stage(log: list[dict[str, Any]], parts: Distillation, batch: int) -> dic
     return counts
 
 
-def largest_kept(student: Denoiser | Generator, prior: Prior, teacher: NetworkDenoiser) -> int:
+def _largest_kept(student: Denoiser | Generator, prior: Prior, teacher: NetworkDenoiser) -> int:
     """Bytes a sample that a forward of the student keeps, or of the teacher's trained copies where
     that is more, as beside a generator.
     """
@@ -176,4 +176,4 @@ def _footprint(model: Denoiser | Generator, prior: Prior) -> Footprint:
         emitted: Tensor = sketch(x, times, condition)
         return emitted
 
-    return measure(sketch, forward)
+    return measure_footprint(sketch, forward)

@@ -13,13 +13,13 @@ import torch
 
 from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
-from fewstep.runs.pictures import write_samples
+from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.system.files import write_text
 from fewstep.system.ledger import keeping

@@ -15,11 +15,11 @@ from fewstep.condition import Condition
 from fewstep.data import SampleSpace
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
 from fewstep.recipes.building.device import DeviceName, resolve_device
+from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.building.parts import data_of
-from fewstep.recipes.building.teachers import build_teacher, space_of
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling

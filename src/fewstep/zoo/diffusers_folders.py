@@ -25,7 +25,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.system.locations import folder_or_id
-from fewstep.zoo.nvidia.machine import shown
+from fewstep.zoo.nvidia.machine import shown_foreign
 
 NETWORK, EMA = "unet", "unet_ema"
 """The usual sub-folder of the network, and that of its average in older repositories."""
@@ -42,7 +42,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The files of one network's tensors: a file, or an ``index`` and its shards.
 
     ``places``: for each tensor the shard that holds it, None without an index.
@@ -58,7 +58,7 @@ class Pipeline:
     """The files that are read, and ``remarks``: sentences on what was chosen among several."""
 
     config: Path
-    weights: Weights
+    weights: WeightFiles
     scheduler: Path
     remarks: tuple[str, ...] = ()
 
@@ -90,7 +90,7 @@ def find_pipeline(
     return Pipeline(config, weights, scheduler, (*chosen, *remarks))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_configuration(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ``UserError`` naming the file that holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -190,7 +190,7 @@ def _variants(inner: Path) -> list[str]:
     return sorted({match.group(1) for match in matched if match})
 
 
-def _weights(inner: Path, variant: str | None) -> tuple[Weights, tuple[str, ...]]:
+def _weights(inner: Path, variant: str | None) -> tuple[WeightFiles, tuple[str, ...]]:
     """The files of a variant, and what is to be said of the choice."""
     there = _variants(inner)
     if _has_weights(inner, variant):
@@ -220,25 +220,25 @@ def _weights(inner: Path, variant: str | None) -> tuple[Weights, tuple[str, ...]
     )
 
 
-def _of_variant(inner: Path, variant: str | None) -> tuple[Weights, tuple[str, ...]]:
+def _of_variant(inner: Path, variant: str | None) -> tuple[WeightFiles, tuple[str, ...]]:
     whole, index = (inner / name for name in _names(variant))
     if not index.is_file():
-        return Weights((whole,)), ()
+        return WeightFiles((whole,)), ()
     # As diffusers does.
     said = f"{inner}: has both {whole.name} and {index.name}; the shards of the index are taken."
     return _sharded(index), (said,) if whole.is_file() else ()
 
 
-def _sharded(index: Path) -> Weights:
+def _sharded(index: Path) -> WeightFiles:
     """The shards that an index names."""
-    places = read_json(index).get("weight_map")
+    places = read_configuration(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{index}: has no 'weight_map' from tensors to files; {CORRECT}.")
     for name, shard in places.items():
         if not isinstance(shard, str) or _SHARD.fullmatch(shard) is None:
             raise UserError(
-                f"{index}: places tensor {shown(name)} in {shown(shard)}, which is no name of a safetensors "
-                f"file in the same folder; {CORRECT}."
+                f"{index}: places tensor {shown_foreign(name)} in {shown_foreign(shard)}, which is no name of a "
+                f"safetensors file in the same folder; {CORRECT}."
             )
     files = tuple(index.parent / shard for shard in sorted(set(places.values())))
     missing = next((path for path in files if not path.is_file()), None)
@@ -246,4 +246,4 @@ def _sharded(index: Path) -> Weights:
         raise UserError(
             f"{missing}: there is no such file, which {index.name} names; get the missing shard from its source."
         )
-    return Weights(files, index, places)
+    return WeightFiles(files, index, places)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.networks.kinds.store import load_strictly
-from fewstep.zoo.diffusers_folders import Pipeline, Weights, find_pipeline, read_json
+from fewstep.networks.kinds.network_files import load_strictly
+from fewstep.zoo.diffusers_folders import Pipeline, WeightFiles, find_pipeline, read_configuration
 from fewstep.zoo.diffusers_schedulers import about, ignored_by, meaning_of
-from fewstep.zoo.nvidia.machine import shown
-from fewstep.zoo.nvidia.modules import flag, real, whole, wholes, word, words
+from fewstep.zoo.nvidia.machine import shown_foreign
+from fewstep.zoo.nvidia.modules import flag, real, whole_number, whole_numbers, word, words
 
 # Attention's layers had other names in the first releases of diffusers.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -90,7 +90,7 @@ def load(
     known, weights that do not fit, and when diffusers is missing.
     """
     pipeline = find_pipeline(source, revision, variant, subfolder)
-    schedule, prediction, inputs = meaning_of(read_json(pipeline.scheduler), pipeline.scheduler)
+    schedule, prediction, inputs = meaning_of(read_configuration(pipeline.scheduler), pipeline.scheduler)
     arguments, classes = _network(pipeline, classes)
     network = _built(arguments, classes, pipeline.config)
     load_strictly(network, _tensors(pipeline.weights), str(pipeline.weights.index or pipeline.weights.files[0]))
@@ -119,7 +119,7 @@ def remarks_of(
     Raises what ``load`` raises for a configuration; weights are not read.
     """
     pipeline = find_pipeline(source, revision, variant, subfolder)
-    scheduler = read_json(pipeline.scheduler)
+    scheduler = read_configuration(pipeline.scheduler)
     meaning_of(scheduler, pipeline.scheduler)
     _network(pipeline, classes)
     return (*pipeline.remarks, *ignored_by(scheduler, pipeline.scheduler))
@@ -135,11 +135,11 @@ def _built(arguments: dict[str, Any], classes: int, path: Path) -> nn.Module:
 
 def _network(pipeline: Pipeline, classes: int | None) -> tuple[dict[str, Any], int]:
     """The arguments of ``UNet2DModel``, each checked before it is believed, and the classes."""
-    config = read_json(pipeline.config)
+    config = read_configuration(pipeline.config)
     with about(pipeline.config):
         if config.get("_class_name") != "UNet2DModel":
             raise UserError(
-                f"is the configuration of a {shown(config.get('_class_name'))}; only UNet2DModel is read here."
+                f"is the configuration of a {shown_foreign(config.get('_class_name'))}; only UNet2DModel is read here."
             )
         arguments = {name: value for name, value in config.items() if not name.startswith("_")}
         for name in arguments:
@@ -164,7 +164,7 @@ def _check(arguments: dict[str, Any], name: str) -> None:
     if arguments[name] is None and name in _NULLABLE:
         return
     if name in _WHOLE:
-        whole(arguments, name, *_WHOLE[name])
+        whole_number(arguments, name, *_WHOLE[name])
     elif name in _REALS:
         real(arguments, name, *_REALS[name])
     elif name in _FLAGS:
@@ -172,7 +172,7 @@ def _check(arguments: dict[str, Any], name: str) -> None:
     elif name in _TEXTS:
         word(arguments, name)
     elif name == "block_out_channels":
-        wholes(arguments, name, 1, _MOST)
+        whole_numbers(arguments, name, 1, _MOST)
     elif name in ("down_block_types", "up_block_types"):
         words(arguments, name)
 
@@ -181,7 +181,7 @@ def _shape(arguments: dict[str, Any]) -> tuple[int, ...]:
     """That of one sample."""
     size = arguments.get("sample_size")
     given = {"sample_size": size if isinstance(size, list) else [size, size]}
-    sides = wholes(given, "sample_size", 1, _LARGEST)
+    sides = whole_numbers(given, "sample_size", 1, _LARGEST)
     if len(sides) != 2:
         raise UserError(f"has {len(sides)} numbers for sample_size, which must be a number or two of them.")
     levels = len(arguments.get("block_out_channels", range(4)))
@@ -199,7 +199,7 @@ def _shape(arguments: dict[str, Any]) -> tuple[int, ...]:
     return (channels, *sides)
 
 
-def _tensors(weights: Weights) -> dict[str, Tensor]:
+def _tensors(weights: WeightFiles) -> dict[str, Tensor]:
     """The state dict of ``DiffusersUNet``, in float32; each tensor from where the index has it."""
     found: dict[str, Tensor] = {}
     for path in weights.files:
@@ -209,13 +209,13 @@ def _tensors(weights: Weights) -> dict[str, Tensor]:
             stray = min(named ^ tensors.keys(), default=None)
             if stray is not None:
                 raise UserError(
-                    f"{path}: tensor {shown(stray)} is not where {weights.index} places it; get the shards "
+                    f"{path}: tensor {shown_foreign(stray)} is not where {weights.index} places it; get the shards "
                     "and their index from one source."
                 )
         for name, value in tensors.items():
             if not value.is_floating_point():
                 raise UserError(
-                    f"{path}: tensor {shown(name)} is {value.dtype}; only weights of a floating type are "
+                    f"{path}: tensor {shown_foreign(name)} is {value.dtype}; only weights of a floating type are "
                     "read, take those that were not quantised."
                 )
             found[f"unet.{_renamed(name)}"] = value.float()

@@ -26,7 +26,7 @@ from fewstep.errors import UserError
 from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V, Velocity
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
 from fewstep.zoo.diffusers_folders import CORRECT
-from fewstep.zoo.nvidia.modules import flag, real, whole, word
+from fewstep.zoo.nvidia.modules import flag, real, whole_number, word
 
 Meaning = tuple[Schedule, Prediction, Inputs]
 
@@ -162,7 +162,7 @@ def _levels(config: dict[str, Any]) -> KarrasVE:
 
 
 def _steps(config: dict[str, Any]) -> int:
-    return whole(_having(config, "num_train_timesteps"), "num_train_timesteps", 2, _MOST_STEPS)
+    return whole_number(_having(config, "num_train_timesteps"), "num_train_timesteps", 2, _MOST_STEPS)
 
 
 def _chosen(config: dict[str, Any], predictions: Mapping[str, Prediction], where: str) -> Prediction:

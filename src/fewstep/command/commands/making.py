@@ -135,7 +135,7 @@ def sample_run(
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.pictures import check_array, check_picture, write_array, write_samples
+    from fewstep.runs.sample_files import check_array, check_picture, write_array, write_samples
     from fewstep.system.caches import output
 
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))

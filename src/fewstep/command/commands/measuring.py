@@ -158,16 +158,16 @@ def compare_runs(
 
     Example: fewstep compare runs/digits-disback runs/digits-diff-instruct
     """
-    from fewstep.report import Curve, plot_curves
+    from fewstep.report import DistanceCurve, plot_curves
     from fewstep.runs import compare
-    from fewstep.runs.pictures import check_picture
+    from fewstep.runs.sample_files import check_picture
     from fewstep.system.caches import output
 
     check_picture(out)
     comparison = compare(runs, level)
     for note in comparison.notes:
         typer.echo(note, err=True)
-    curves = [Curve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
+    curves = [DistanceCurve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]
     with output(out):
         plot_curves(curves, out, {f"{run.name}: level": run.level for run in comparison.runs})
     typer.echo(json.dumps(comparison.as_json()) if as_json else f"{comparison_table(comparison.as_json())}\n{out}")

@@ -16,11 +16,11 @@ def matrix_table(name: str | None, as_json: bool) -> str:
     a recipe without axes.
     """
     from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
-    from fewstep.recipes.legality import columns, row
+    from fewstep.recipes.legality import columns, matrix_row
 
     names = shipped_names() if name is None else [name]
     loaded = [(each, load_recipe(each)) for each in names]
-    rows = [row(each, recipe.method) for each, recipe in loaded if isinstance(recipe, DistillRecipe)]
+    rows = [matrix_row(each, recipe.method) for each, recipe in loaded if isinstance(recipe, DistillRecipe)]
     if not rows:
         raise UserError(
             f"{name}: is a recipe for 'fewstep pretrain', which has no axes; give one for 'fewstep distill'."

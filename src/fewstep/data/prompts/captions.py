@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fewstep.data.folder import Folder
+from fewstep.data.image_folder import Folder
 from fewstep.data.prompts.columns import Columns, kind_of_value
 from fewstep.data.prompts.formats import FORMATS, check_size, lines_of, readable
 from fewstep.data.tree import PassedOver, is_hidden

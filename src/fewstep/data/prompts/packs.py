@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fewstep.data.prompts.formats import readable
 from fewstep.errors import UserError
-from fewstep.system.caches import held
+from fewstep.system.caches import held_cache
 from fewstep.system.files import read_metadata, verify_tensors, write_tensors
 
 _KIND, _VERSION = "prompt embeddings", 1
@@ -133,7 +133,7 @@ class Index:
         Raises ``UserError`` for another layout than that of the folder, and where nothing can be
         written.
         """
-        with held(self.folder):
+        with held_cache(self.folder):
             self.look()
             fresh = [row for row, prompt in enumerate(header.prompts) if prompt not in self.found]
             if self.layout not in (None, header.layout):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.recipes.config.base import SectionField, fields_of, is_section, kind_of_section, replaced, saved
+from fewstep.recipes.config.section import SectionField, fields_of, is_section, kind_of_section, replaced, saved
 from fewstep.recipes.reading.yaml_text import DEEPEST, parsed
 from fewstep.recipes.recipe import TASKS, DistillRecipe, PretrainRecipe, Recipe
 from fewstep.values import Share

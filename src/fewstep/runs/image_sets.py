@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from fewstep.data import Dataset, Images, open_images
-from fewstep.data.conversion.convert import Record, write_records
+from fewstep.data.conversion.convert import ImageRecord, write_records
 from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
 from fewstep.data.images import open_source
 from fewstep.data.labels import read_labels
 from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
-from fewstep.runs.pictures import check_picture, write_samples
+from fewstep.runs.sample_files import check_picture, write_samples
 from fewstep.system.caches import output
 from fewstep.system.files import write_text
 from fewstep.training import Listener
@@ -32,9 +32,9 @@ def make_zip(source: Path | str, out: Path | str, size: int | None = None) -> di
     files = open_source(Path(source))
     found = read_labels(files)
 
-    def records() -> Iterator[Record]:
+    def records() -> Iterator[ImageRecord]:
         for index, name in enumerate(files.names):
-            yield Record(
+            yield ImageRecord(
                 files.read(name), None if found.numbers is None else found.numbers[index], f"{files.path}: '{name}'"
             )
 

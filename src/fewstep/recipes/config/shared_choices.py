@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from fewstep.metrics.features import Features
 from fewstep.objectives import DenoisingWeight, Distance, MatchingWeight, Perceptual
-from fewstep.recipes.config.base import ByName, Choice, Kinds, Section
+from fewstep.recipes.config.section import ByName, Choice, Kinds, Section
 from fewstep.solvers import DPM2M, RULES, Churn, Rule
 from fewstep.solvers.sampling import GRIDS
 from fewstep.times import Grid, TimeDistribution

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.training.reporting.log import read_log
 
 OVER_BOUND = "mismatch_over_bound"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.networks.kinds.bounds import at_most
-from fewstep.networks.kinds.build import build, describe
+from fewstep.networks.kinds.build import build, describe_network
 from fewstep.networks.kinds.registry import find_kind, kind_named
 from fewstep.system import distributed
 from fewstep.system.files import read_tensors, write_tensors
@@ -27,7 +27,7 @@ whoever lacks it.
 def save_network(path: Path, network: nn.Module) -> str:
     """Writes a network that ``build`` made; returns the file's digest."""
     return write_tensors(
-        path, network.state_dict(), {"format": FORMAT, "network": describe(network), **module_of(network)}
+        path, network.state_dict(), {"format": FORMAT, "network": describe_network(network), **module_of(network)}
     )
 
 

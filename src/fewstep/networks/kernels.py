@@ -1,4 +1,5 @@
-r"""Attention by torch's fused kernels, with the derivatives that they lack.
+r"""Attention by torch's fused kernels, with the derivatives that they lack, and group norm by
+torch's own kernel, on input that it can differentiate both ways.
 
     attended = softmax(q k^T / sqrt c) v,    for each head of c channels.
 
@@ -19,9 +20,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import group_norm, scaled_dot_product_attention
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -108,3 +109,17 @@ class _Twice(torch.autograd.Function):
         gradients = (logits @ k, logits.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ wanted)
         # Zeros, since the kernel runs in any case, and that of cuDNN reads what is not there.
         return *(value.to(gradient.dtype) for value in gradients), torch.zeros_like(gradient)
+
+
+class GroupNorm(nn.GroupNorm):
+    """(B, channels, ...) -> the same: each group to mean 0 and variance 1, then a factor and an
+    offset a channel.
+
+    Computed in float32 at least.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        # Forwards, torch differentiates it for contiguous input only.
+        return group_norm(x.to(wide).contiguous(), self.num_groups, weight, bias, self.eps).to(x.dtype)

@@ -89,7 +89,7 @@ class Names:
     ``weights``: a file or folder of them; ``shipped``: weights in this package, by name; ``data``:
     images, a data set or shards; ``recipe``: another recipe. A value may be an address, or an id of
     ``hub`` where that is given. By this mark paths are found (``recipes.reading.places``), and what
-    a checksum is taken of (``recipes.building.origins``). ``file``: the name of what ships, where
+    a checksum is taken of (``recipes.building.checksums``). ``file``: the name of what ships, where
     it is not the value.
     """
 
@@ -270,6 +270,19 @@ def saved(section: Any) -> Any:
 def _said(field: SectionField, value: Any) -> Any:
     by_name = next((mark for mark in field.marks if isinstance(mark, ByName)), None)
     return saved(value) if by_name is None else by_name.name_of(value)
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The dotted key at which two nested descriptions first differ, None where they do not."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            inner = first_difference(a, b)
+            if inner is not None:
+                return f"{key}.{inner}"
+        elif a != b or (key in one) != (key in other):
+            return key
+    return None
 
 
 def kind_of_section(section: type[Any]) -> str | None:

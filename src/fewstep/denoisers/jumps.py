@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fewstep import cost
 from fewstep.condition import Condition, as_condition
+from fewstep.denoisers.ddim import ddim_between
 from fewstep.denoisers.network import NetworkDenoiser, _Networked
-from fewstep.denoisers.transition import ddim_between
 from fewstep.denoisers.wrappers import _Wrapper
 from fewstep.networks.grow import grown
 from fewstep.schedule import as_time
@@ -52,7 +52,7 @@ class TrajectoryDenoiser(_Networked):
         fed, label = self._fed(x, t)
         _, end_label = self.inputs.scale_and_label(self._schedule, s.clamp(min=self._schedule.t_min))
         emitted = self.network(fed, label, as_condition(condition), end_label.to(x.device, x.dtype))
-        cost.report(emitted)
+        cost.count_evaluations(emitted)
         return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)
 
     def jump(

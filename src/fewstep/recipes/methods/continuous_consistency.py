@@ -13,9 +13,9 @@ import torch
 from fewstep.errors import UserError
 from fewstep.objectives import ContinuousConsistency, LogWeight
 from fewstep.recipes import config
-from fewstep.recipes.kit.axes import Transitions, build_states, teacher_transition
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
+from fewstep.recipes.kit.state_sources import Transitions, build_states, teacher_transition
+from fewstep.recipes.methods.method import Built, Example, Method, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion
 from fewstep.targets import Fixed

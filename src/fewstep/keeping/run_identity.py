@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from fewstep.recipes import Recipe, config
-from fewstep.recipes.reading.places import Named, anchored, named_in, renamed
+from fewstep.recipes.reading.places import Named, anchored, named_in, with_names
 from fewstep.system.locations import same_place
 
 OUTSIDE = frozenset({"teacher", "data", "evaluation"})
@@ -21,7 +21,7 @@ def run_of(recipe: Recipe) -> str:
     """A short hash of the recipe less what a resumed run may change (steps, device, portions,
     processes), and less the sections that name files, which may have been moved.
     """
-    plain = with_steps(spread_alike(recipe), 1, None).model_dump(mode="json", exclude=set(OUTSIDE))
+    plain = with_steps_and_layout(spread_alike(recipe), 1, None).model_dump(mode="json", exclude=set(OUTSIDE))
     return hashlib.sha256(to_json(_as_first_spelled(plain))).hexdigest()[:16]
 
 
@@ -78,7 +78,7 @@ def spread_alike(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": training, "distributed": config.Distributed()})
 
 
-def with_steps(recipe: Recipe, steps: int, laid_out_for: int | None) -> Recipe:
+def with_steps_and_layout(recipe: Recipe, steps: int, laid_out_for: int | None) -> Recipe:
     """The recipe with another number of steps; ``laid_out_for``: what the shares of its stages were
     made for, where that differs.
     """
@@ -98,7 +98,7 @@ def placed_alike(recipe: Recipe, saved: Recipe) -> Recipe:
         is_path = named.mark.what in ("weights", "data") and named.value is not None and other is not None
         return other if is_path and same_place(str(named.value), str(other)) else named.value
 
-    return renamed(recipe, value_of)
+    return with_names(recipe, value_of)
 
 
 def kept_as_known(recipe: Recipe, saved: Recipe) -> Recipe:
@@ -112,7 +112,7 @@ def kept_as_known(recipe: Recipe, saved: Recipe) -> Recipe:
     def value_of(named: Named) -> str | None:
         return named.value if named.key.partition(".")[0] in OUTSIDE else known.get(named.key, named.value)
 
-    return renamed(anchored(recipe, OUTSIDE), value_of)
+    return with_names(anchored(recipe, OUTSIDE), value_of)
 
 
 def paths_of(key: str, saved: Recipe, now: Recipe) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.denoisers.base import Model
+from fewstep.denoisers.denoiser import Model
 from fewstep.errors import UserError
-from fewstep.networks.kinds.store import FORMAT
+from fewstep.networks.kinds.network_files import FORMAT
 from fewstep.networks.lora import Adapter, apply_adapter, fold_adapter
 from fewstep.system.files import read_tensors, write_tensors
 

@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from fewstep.condition import Condition
-from fewstep.denoisers.base import Denoiser
+from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.generator import Generator
 from fewstep.denoisers.inputs import Inputs
+from fewstep.denoisers.jumps import TrajectoryDenoiser
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.threshold import Threshold
-from fewstep.denoisers.trajectory import TrajectoryDenoiser
 from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
 from fewstep.errors import UserError
-from fewstep.networks import build, describe
+from fewstep.networks import build, describe_network
 from fewstep.networks.diffusers_unet import DiffusersUNet
 from fewstep.networks.kinds.bounds import at_most
-from fewstep.networks.kinds.store import FORMAT, MODULE, load_strictly, module_of, room_for
+from fewstep.networks.kinds.network_files import FORMAT, MODULE, load_strictly, module_of, room_for
 from fewstep.prediction import Prediction
 from fewstep.schedule import Schedule
 from fewstep.system.files import read_tensors, write_tensors
@@ -59,10 +59,15 @@ def _parts_of(model: nn.Module) -> dict[str, Any]:
                 ("inputs", model.inputs),
             )
         }
-        return {"network": describe(model.network), **values, "shape": list(model.shape), "classes": model.classes}
+        return {
+            "network": describe_network(model.network),
+            **values,
+            "shape": list(model.shape),
+            "classes": model.classes,
+        }
     if isinstance(model, Generator):
         return {
-            "network": describe(model.network),
+            "network": describe_network(model.network),
             "latent_shape": list(model.latent_shape),
             "shape": list(model.shape),
             "classes": model.classes,
@@ -167,7 +172,7 @@ def _emitted(model: Generator | NetworkDenoiser | TrajectoryDenoiser) -> tuple[i
     small = sum(value.numel() for value in network.parameters()) <= _SMALL or isinstance(network, DiffusersUNet)
     device = "cpu" if small else "meta"
     with torch.device(device):
-        network = network if small else build(describe(network))
+        network = network if small else build(describe_network(network))
         x = torch.zeros(1, *(model.latent_shape if isinstance(model, Generator) else model.shape))
         condition = Condition(
             labels=(torch.zeros(1, dtype=torch.int64) if small else torch.zeros(1, model.classes))

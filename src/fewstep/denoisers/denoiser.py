@@ -1,10 +1,12 @@
-"""What a denoiser is."""
+"""What a denoiser is, and how models are copied, frozen, and frozen for a while."""
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -60,3 +62,28 @@ def copy_of(model: Model) -> Model:
 def freeze(model: Model) -> Model:
     """The same model, in evaluation mode and with gradients to its parameters turned off."""
     return model.requires_grad_(False).eval()
+
+
+class HasParameters(Protocol):
+    """A module, or what wraps one."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
+
+
+@contextlib.contextmanager
+def frozen(*models: HasParameters) -> Iterator[None]:
+    """Inside, what these models compute carries a gradient to their inputs and none to their
+    parameters; on leaving, each parameter is as it was.
+
+    What was computed inside stays so: its backward, later, reaches no parameter.
+    """
+    before = [(value, value.requires_grad) for model in models for value in model.parameters()]
+    try:
+        for value, _ in before:
+            value.requires_grad_(False)
+        yield
+    finally:
+        # A parameter that two models share is listed twice, both times as it was.
+        for value, required in before:
+            value.requires_grad_(required)

@@ -18,7 +18,7 @@ from fewstep.recipes import config
 from fewstep.recipes.building.parts import fitting_grid
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import divided, drawn, extended, planned
-from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
+from fewstep.recipes.methods.method import Built, Example, Method, Traits, student_phase
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import HEUN, FlowMap, Rescaled, Solver
 from fewstep.solvers.sampling import Sampling

@@ -20,7 +20,7 @@ from fewstep.recipes.reading.places import Named, named_in
 from fewstep.recipes.recipe import Recipe
 from fewstep.system.caches import content_digest
 from fewstep.system.locations import absolute, is_address
-from fewstep.training.saving.origins import DATA
+from fewstep.training.saving.origin_checks import DATA
 from fewstep.zoo import diffusers_models
 from fewstep.zoo.download import local_file
 
@@ -32,13 +32,13 @@ def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Da
     """
     chosen = set(type(recipe).model_fields if sections is None else sections)
     named = [each for each in named_in(recipe) if each.key.partition(".")[0] in chosen]
-    found = {each.key: digest for each in named if (digest := digest_of(each)) is not None}
+    found = {each.key: digest for each in named if (digest := digest_of_named(each)) is not None}
     if DATA in chosen and recipe.data is not None:
         found[DATA] = (recipe.data.open() if data is None else data).identity
     return dict(sorted(found.items()))
 
 
-def digest_of(named: Named) -> str | None:
+def digest_of_named(named: Named) -> str | None:
     """The checksum of what a field names; None where it names nothing, and for data, which is more
     than its files.
     """

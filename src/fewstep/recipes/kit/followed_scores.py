@@ -15,16 +15,16 @@ from pydantic import Field
 from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser, copy_of
-from fewstep.networks import add_adapter, build, describe
+from fewstep.networks import add_adapter, build, describe_network
 from fewstep.networks.lora import fold_adapter
 from fewstep.objectives import EDMWeight, ScoreMatching
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import AdversarialChoice, Adversary, build_adversary
-from fewstep.recipes.kit.axes import trajectory_states
 from fewstep.recipes.kit.backtracking import build_target
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.methods.base import Built, Method, Traits, student_phase, trained
+from fewstep.recipes.kit.state_sources import trajectory_states
+from fewstep.recipes.methods.method import Built, Method, Traits, student_phase, trained
 from fewstep.states import States
 from fewstep.targets import Target
 from fewstep.times import LogNormalTimes, TimeDistribution
@@ -122,7 +122,7 @@ class LearnedFake(_TrainedFake):
         model = context.original
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.training.seed)
-            network = build(describe(model.network)).to(context.building_device)
+            network = build(describe_network(model.network)).to(context.building_device)
         return NetworkDenoiser(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
 
 
@@ -143,7 +143,7 @@ class LowRankFake(_TrainedFake):
         degraded = copy_of(context.original)
         recorded_by = replace(learning, fake=degraded)
         score, phase = Learned(context.reflected(network, "fake")), self._phase(learning, states, adapter)
-        return FakeParts(score, degraded, recorded_by, learning, phase, base_of(network))
+        return FakeParts(score, degraded, recorded_by, learning, phase, _base_of(network))
 
 
 class DeltaFake(Fake):
@@ -266,7 +266,7 @@ def several_steps(traits: Traits) -> Traits:
     )
 
 
-def base_of(adapted: NetworkDenoiser) -> NetworkDenoiser:
+def _base_of(adapted: NetworkDenoiser) -> NetworkDenoiser:
     """A denoiser with a fresh adapter, without that adapter but with the same parameters: what is
     written into it is written into the other's base.
     """

@@ -32,7 +32,7 @@ def _page(run: Run) -> str:
         summary=story.summary(run),
         tiles=story.tiles(run),
         facts=story.facts(run),
-        evaluation=measured.evaluation_table(run),
+        evaluation=measured.evaluated_table(run),
         mismatch=measured.mismatch_rows(run),
         reading=measured.reading_of_table(run),
         shift=measured.shift_tables(run),

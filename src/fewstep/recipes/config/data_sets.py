@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import abc
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.data import Dataset, digits, open_images, random_mixture
+from fewstep.data import Dataset, digit_images, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.data.conversion.convert import huggingface, webdataset
-from fewstep.data.mixture import sampled
-from fewstep.data.synthetic import waves
+from fewstep.data.synthetic import sampled, waves
 from fewstep.errors import UserError
-from fewstep.recipes.config.base import Names, Section, Seed
+from fewstep.recipes.config.section import Names, Section, Seed
 from fewstep.recipes.given import given_data
 from fewstep.schedule import KarrasVE
 from fewstep.system.caches import cache_folder
@@ -27,25 +26,51 @@ _MOST_VALUES = 2**24
 
 
 class _Data(Section, abc.ABC):
+    at_hand: ClassVar[bool] = False
+    """Whether it ships or is made on the spot, so that opening it needs nothing."""
+    is_local: ClassVar[bool] = False
+    """Whether opening it fetches and writes nothing."""
+    is_small: ClassVar[bool] = False
+    """Whether networks for it are as small as a rehearsal wants them."""
+
     @abc.abstractmethod
     def open(self) -> Dataset:
         """The data set; one of another library is turned into a zip in the cache folder first,
         once.
         """
 
+    def announced(self) -> tuple[tuple[int, ...], int]:
+        """Shape and classes, read from the section where it says them, from the data where not."""
+        found = self.open()
+        return found.shape, found.classes
 
-class DigitsData(_Data):
+    @property
+    def may_have_classes(self) -> bool:
+        """Whether nothing in the section says that there are none."""
+        return True
+
+
+class _AtHand(_Data, abc.ABC):
+    at_hand: ClassVar[bool] = True
+    is_local: ClassVar[bool] = True
+
+
+class DigitsData(_AtHand):
+    is_small: ClassVar[bool] = True
+
     kind: Literal["digits"]
 
     def open(self) -> Dataset:
-        return digits()
+        return digit_images()
 
 
-class MixtureData(_Data):
+class MixtureData(_AtHand):
     """``components`` round Gaussians with means uniform in a square (App.
 
     E.2); ``samples`` of them stand for the data set.
     """
+
+    is_small: ClassVar[bool] = True
 
     kind: Literal["random-mixture"]
     components: Few = 10
@@ -76,6 +101,8 @@ class ImagesData(_ImageSet):
     planned without the images.
     """
 
+    is_local: ClassVar[bool] = True
+
     kind: Literal["images"]
     path: Annotated[str, Names("data")]
     labels: bool = True
@@ -88,6 +115,15 @@ class ImagesData(_ImageSet):
             remedy = "use the set that the recipe is for, or correct 'data.classes'."
             raise UserError(f"{self.path}: has {images.classes} classes, 'data.classes' says {self.classes}; {remedy}")
         return images
+
+    def announced(self) -> tuple[tuple[int, ...], int]:
+        if self.size is None or self.classes is None:
+            return super().announced()
+        return (self.channels, self.size, self.size), self.classes
+
+    @property
+    def may_have_classes(self) -> bool:
+        return self.labels and self.classes != 0
 
 
 class HuggingFaceData(_ImageSet):
@@ -133,7 +169,7 @@ class GivenData(_Data):
         return given_data(self.name)
 
 
-class WavesData(_Data):
+class WavesData(_AtHand):
     """Made-up images (channels, height, width), for rehearsals; see ``fewstep.data.synthetic``."""
 
     kind: Literal["waves"]

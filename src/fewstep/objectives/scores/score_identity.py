@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from fewstep.denoisers import Denoiser
-from fewstep.objectives.frozen import frozen
+from fewstep.denoisers.denoiser import frozen
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.objectives.scores.matching import Compared, DMDWeight, MatchingWeight, relative_gap
 from fewstep.schedule import expand

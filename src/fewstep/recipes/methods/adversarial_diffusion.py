@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar, Literal
 from fewstep.objectives import DistributionMatching, ExponentialWeight, MatchingWeight, SDSWeight
 from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import AdversarialChoice, TeacherTrunk
-from fewstep.recipes.kit.axes import Transitions, build_states, started_states, teacher_transition
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.kit.scores import Followed, FollowsScores
-from fewstep.recipes.methods.base import Example, Traits
+from fewstep.recipes.kit.followed_scores import Followed, FollowsScores
+from fewstep.recipes.kit.state_sources import Transitions, build_states, started_states, teacher_transition
+from fewstep.recipes.methods.method import Example, Traits
 from fewstep.states import States
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term

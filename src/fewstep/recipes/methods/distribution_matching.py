@@ -25,9 +25,9 @@ from fewstep.objectives import DistributionMatching, DMDWeight, EndpointRegressi
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import fitting_grid
 from fewstep.recipes.kit.adversaries import AdversarialChoice
-from fewstep.recipes.kit.scores import FakeChoice, Followed, FollowsScores, LearnedFake, several_steps
+from fewstep.recipes.kit.followed_scores import FakeChoice, Followed, FollowsScores, LearnedFake, several_steps
 from fewstep.recipes.kit.shares import drawn, planned
-from fewstep.recipes.methods.base import Example, Traits
+from fewstep.recipes.methods.method import Example, Traits
 from fewstep.solvers import HEUN, Solver
 from fewstep.states import Pairs
 from fewstep.times import LogNormalTimes

@@ -1,5 +1,5 @@
-"""From the recipe's axes to parts: states along trajectories, and thresholds (DDIL, Algorithms 1 to
-3 and Sec. 4.2).
+"""From a recipe's choice of states to their sources: data, pure noise, and trajectories (DDIL,
+Algorithms 1 to 3).
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fewstep.denoisers import Denoiser
-from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, Threshold
 from fewstep.errors import UserError
 from fewstep.recipes import config
+from fewstep.recipes.config.axes import Stops
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import planned
 from fewstep.solvers import FlowMap, Solver
@@ -59,18 +59,6 @@ class Transitions:
         return self.diffused()
 
 
-def build_threshold(choice: config.ReflectedChoice, bound: float) -> Threshold | None:
-    """The threshold of a recipe, ``bound`` unless it names one."""
-    if isinstance(choice, config.NotReflected):
-        return None
-    bound = bound if choice.bound is None else choice.bound
-    return (
-        StaticThreshold(bound)
-        if isinstance(choice, config.StaticReflected)
-        else DynamicThreshold(bound, choice.percentile)
-    )
-
-
 def forward_states(context: Context, times: tuple[float, ...]) -> States:
     """Forward diffusion of the data to the given times, 0 left out."""
     return context.method.guided(
@@ -94,32 +82,60 @@ def build_states(
     part, whose weights move from the one to the other over its ``length`` (the whole run unless
     given).
     """
-    choice = context.states
-    if isinstance(choice, config.UsualStates):
-        return usual
-    if isinstance(choice, config.PriorStates):
-        return context.method.guided(context.prior)
-    if isinstance(choice, config.ForwardStates):
-        return transitions.data
-    if choice.stops == "any" and not transitions.anywhere:
-        kind = context.method.kind
-        raise UserError(
-            f"'method.kind: {kind}' and 'states.stops: any' cannot be combined: its steps begin at the "
-            "times of its grid and nowhere else; "
-            "use 'all', or shares of the trajectory such as [0.5]."
-        )
-    if choice.stops == "any":
+    length = length or planned(context.training)
+    return context.states.chosen(_Sources(context, usual, transitions, part, length))
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The answers to ``config.StateSources``."""
+
+    context: Context
+    usual_states: States
+    transitions: Transitions
+    part: int | None
+    length: int
+
+    def usual(self) -> States:
+        return self.usual_states
+
+    def prior(self) -> States:
+        return _prior(self.context)
+
+    def forward(self) -> States:
+        return self.transitions.data
+
+    def rollout(self, choice: config.RolloutStates, /) -> States:
+        transitions = self._stopped(choice.stops)
+        return _rollout(self.context, transitions.student, transitions, choice.stops)
+
+    def per_batch(self, choice: config.PerBatchStates, /) -> States:
+        return _per_batch(self.context, choice, self._stopped(choice.stops))
+
+    def aggregated(self, choice: config.DDILStates, /) -> States:
+        return _aggregated(self.context, choice, self._stopped(choice.stops), self.part, self.length)
+
+    def _stopped(self, stops: Stops) -> Transitions:
+        """The jumps of trajectories that stop there.
+
+        Raises ``UserError`` where the method takes no states from there.
+        """
+        if stops != "any":
+            return self.transitions
+        context, transitions = self.context, self.transitions
+        if not transitions.anywhere:
+            kind = context.method.kind
+            raise UserError(
+                f"'method.kind: {kind}' and 'states.stops: any' cannot be combined: its steps begin at the "
+                "times of its grid and nowhere else; "
+                "use 'all', or shares of the trajectory such as [0.5]."
+            )
         # Alg. 1 draws T_s first, for data and trajectories alike.
         anytime = UniformTimes(high=transitions.times[0])
-        transitions = replace(
+        return replace(
             transitions,
             diffused=lambda: context.method.guided(ForwardDiffusion(context.data, context.schedule, anytime)),
         )
-    if isinstance(choice, config.RolloutStates):
-        return _rollout(context, transitions.student, transitions)
-    if isinstance(choice, config.PerBatchStates):
-        return _per_batch(context, choice, transitions)
-    return _aggregated(context, choice, transitions, part, length or planned(context.training))
 
 
 def trajectory_states(context: Context, steps: int) -> States:
@@ -139,7 +155,7 @@ def trajectory_states(context: Context, steps: int) -> States:
         whole=True,
         anywhere=True,
     )
-    return build_states(context, _rollout(context, context.student_map, transitions), transitions)
+    return build_states(context, _rollout(context, context.student_map, transitions, "all"), transitions)
 
 
 def teacher_transition(teacher: Denoiser, steps: int, context: Context) -> FlowMap:
@@ -154,12 +170,7 @@ def stops_at(shares: Sequence[float], steps: int) -> tuple[int, ...]:
     return tuple(sorted({min(round(share * steps), steps - 1) for share in shares}))
 
 
-def _rollout(context: Context, flow_map: FlowMap, transitions: Transitions) -> States:
-    stops = (
-        "all"
-        if isinstance(context.states, (config.UsualStates, config.PriorStates, config.ForwardStates))
-        else context.states.stops
-    )
+def _rollout(context: Context, flow_map: FlowMap, transitions: Transitions, stops: Stops) -> States:
     prior, times = _prior(context), transitions.times[:-1]
     if stops == "any":
         return OpenRollout(flow_map, prior, times, context.schedule, UniformTimes(high=times[0]))
@@ -172,12 +183,12 @@ def _rollout(context: Context, flow_map: FlowMap, transitions: Transitions) -> S
 def _per_batch(context: Context, choice: config.PerBatchStates, transitions: Transitions) -> States:
     sources: dict[str, States] = {
         "data": transitions.data,
-        "student": _rollout(context, transitions.student, transitions),
+        "student": _rollout(context, transitions.student, transitions, choice.stops),
     }
     weights = {"data": choice.data, "student": choice.student}
     if choice.teacher > 0:
         sources["teacher"], weights["teacher"] = (
-            _rollout(context, transitions.teacher, replace(transitions, grids={})),
+            _rollout(context, transitions.teacher, replace(transitions, grids={}), choice.stops),
             choice.teacher,
         )
     return PerBatch(sources, Constant(weights))
@@ -192,18 +203,18 @@ def _aggregated(
         _moving(choice.collected, choice.later_collected, part, steps),
     )
     if transitions.grids:
-        trajectories = _rollout(context, transitions.student, transitions)
+        trajectories = _rollout(context, transitions.student, transitions, choice.stops)
     elif transitions.whole:
         sources = {
-            "student": _rollout(context, transitions.student, transitions),
-            "teacher": _rollout(context, transitions.teacher, transitions),
+            "student": _rollout(context, transitions.student, transitions, choice.stops),
+            "teacher": _rollout(context, transitions.teacher, transitions, choice.stops),
         }
         trajectories = PerBatch(sources, _named(student, "student", "teacher"))
     else:
         alternate = Alternate(
             {"student": transitions.student, "teacher": transitions.teacher}, _named(student, "student", "teacher")
         )
-        trajectories = _rollout(context, alternate, transitions)
+        trajectories = _rollout(context, alternate, transitions, choice.stops)
     kept = Dagger(trajectories, choice.capacity, choice.collect, choice.keep, choice.every, choice.of_each)
     return Mixture({"data": transitions.data, "collected": kept}, _named(collected, "collected", "data"))
 
