@@ -4,7 +4,7 @@ from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
 from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critics.critic import FeatureHead, ProjectedCritic
 from fewstep.networks.critics.image_critic import ImageCritic
-from fewstep.networks.diffusers_unet import DiffusersUNet
+from fewstep.networks.diffusers import DiffusersTextUNet, DiffusersUNet
 from fewstep.networks.edm import DhariwalUNet, SongUNet
 from fewstep.networks.fastgan import FastGAN, SkipExcitation
 from fewstep.networks.grow import grown
@@ -20,6 +20,7 @@ __all__ = [
     "Classifier",
     "DenoisingNetwork",
     "DhariwalUNet",
+    "DiffusersTextUNet",
     "DiffusersUNet",
     "DigitClassifier",
     "FastGAN",
