@@ -242,8 +242,8 @@ class ZeroSNRVP(DiscreteVP):
         return torch.where(lost > 0, rate / whole, rate)
 
     def _lost(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """The share that t has lost of the signal of t = 1 / N; log alpha of t = 1 / N; and the share
-        that ``DiscreteVP`` has lost at t = 1.
+        """The share that t has lost of the signal of t = 1 / N; log alpha of t = 1 / N; and the
+        share that ``DiscreteVP`` has lost at t = 1.
         """
         log_alpha = self._log_alpha(t)
         knots = self._log_alphas.to(log_alpha.device)

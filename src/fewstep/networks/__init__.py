@@ -1,10 +1,11 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
 from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
+from fewstep.networks.codec import Codec
 from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critics.critic import FeatureHead, ProjectedCritic
 from fewstep.networks.critics.image_critic import ImageCritic
-from fewstep.networks.diffusers import DiffusersTextUNet, DiffusersUNet
+from fewstep.networks.diffusers import AutoencoderCodec, DiffusersTextUNet, DiffusersUNet
 from fewstep.networks.edm import DhariwalUNet, SongUNet
 from fewstep.networks.fastgan import FastGAN, SkipExcitation
 from fewstep.networks.grow import grown
@@ -17,7 +18,9 @@ from fewstep.networks.unet import SmallUNet
 
 __all__ = [
     "Adapter",
+    "AutoencoderCodec",
     "Classifier",
+    "Codec",
     "DenoisingNetwork",
     "DhariwalUNet",
     "DiffusersTextUNet",

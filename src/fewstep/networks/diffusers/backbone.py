@@ -92,18 +92,9 @@ def made(kind: str, name: str, config: Mapping[str, Any]) -> Any:
     missing, for an argument that the class does not know, for a time embedding that does not take
     every noise label, and for a network without a middle block.
     """
-    try:
-        import diffusers
-        from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-    except ImportError as error:
-        raise UserError(f"the network kind '{kind}' needs diffusers: pip install 'fewstep[diffusers]'.") from error
-    cls: Any = {"UNet2DModel": diffusers.UNet2DModel, "UNet2DConditionModel": diffusers.UNet2DConditionModel}[name]
-    unknown = sorted(set(config) - set(inspect.signature(cls.__init__).parameters) - {"self"})
-    if unknown:
-        raise UserError(
-            f"network '{kind}': {name} of the installed diffusers takes no '{unknown[0]}'; install the version "
-            "that wrote the configuration, or a newer one."
-        )
+    cls = class_of(f"network '{kind}'", name, config)
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
     if config.get("time_embedding_type", "positional") != "positional":
         # A learned embedding knows whole steps only; Fourier features take the logarithm of a
         # label, which may be 0 here.
@@ -123,6 +114,30 @@ def made(kind: str, name: str, config: Mapping[str, Any]) -> Any:
             if type(norm) is nn.LayerNorm:
                 setattr(part, place, LayerNorm.like(norm))
     return unet
+
+
+def class_of(whose: str, name: str, config: Mapping[str, Any]) -> Any:
+    """diffusers' class of that name, which takes every argument of the configuration.
+
+    ``whose``: what sentences begin with. Raises ``UserError`` when diffusers is missing, and for an
+    argument that the class does not know.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError(f"{whose}: needs diffusers: pip install 'fewstep[diffusers]'.") from error
+    cls: Any = {
+        "UNet2DModel": diffusers.UNet2DModel,
+        "UNet2DConditionModel": diffusers.UNet2DConditionModel,
+        "AutoencoderKL": diffusers.AutoencoderKL,
+    }[name]
+    unknown = sorted(set(config) - set(inspect.signature(cls.__init__).parameters) - {"self"})
+    if unknown:
+        raise UserError(
+            f"{whose}: {name} of the installed diffusers takes no '{unknown[0]}'; install the version "
+            "that wrote the configuration, or a newer one."
+        )
+    return cls
 
 
 def other_attention(unet: Any) -> str | None:
