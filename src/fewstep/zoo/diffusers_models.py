@@ -11,19 +11,19 @@ label -1 of ours ("no class") is then the last embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.networks.kinds.store import load_strictly
-from fewstep.zoo.diffusers_folders import Pipeline, Weights, find_pipeline, read_json
+from fewstep.zoo.diffusers_folders import Pipeline, find_pipeline
 from fewstep.zoo.diffusers_schedulers import about, ignored_by, meaning_of
+from fewstep.zoo.diffusers_weights import read_json, read_weights
 from fewstep.zoo.nvidia.machine import shown
 from fewstep.zoo.nvidia.modules import flag, real, whole, wholes, word, words
 
@@ -93,7 +93,8 @@ def load(
     schedule, prediction, inputs = meaning_of(read_json(pipeline.scheduler), pipeline.scheduler)
     arguments, classes = _network(pipeline, classes)
     network = _built(arguments, classes, pipeline.config)
-    load_strictly(network, _tensors(pipeline.weights), str(pipeline.weights.index or pipeline.weights.files[0]))
+    tensors = {f"unet.{_renamed(name)}": value for name, value in read_weights(pipeline.weights).items()}
+    load_strictly(network, tensors, pipeline.weights.name)
     return freeze(NetworkDenoiser(network, schedule, prediction, inputs, _shape(arguments), classes))
 
 
@@ -197,39 +198,6 @@ def _shape(arguments: dict[str, Any]) -> tuple[int, ...]:
             "variance that a network learnt is not read here."
         )
     return (channels, *sides)
-
-
-def _tensors(weights: Weights) -> dict[str, Tensor]:
-    """The state dict of ``DiffusersUNet``, in float32; each tensor from where the index has it."""
-    found: dict[str, Tensor] = {}
-    for path in weights.files:
-        tensors = _read(path)
-        if weights.places is not None:
-            named = {name for name, shard in weights.places.items() if shard == path.name}
-            stray = min(named ^ tensors.keys(), default=None)
-            if stray is not None:
-                raise UserError(
-                    f"{path}: tensor {shown(stray)} is not where {weights.index} places it; get the shards "
-                    "and their index from one source."
-                )
-        for name, value in tensors.items():
-            if not value.is_floating_point():
-                raise UserError(
-                    f"{path}: tensor {shown(name)} is {value.dtype}; only weights of a floating type are "
-                    "read, take those that were not quantised."
-                )
-            found[f"unet.{_renamed(name)}"] = value.float()
-    return found
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is not a readable safetensors file ({error}); it may have been cut short.") from error
 
 
 def _renamed(name: str) -> str:

@@ -27,7 +27,7 @@ from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
 from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V, Velocity
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ZeroSNRVP
-from fewstep.zoo.diffusers_folders import CORRECT
+from fewstep.zoo.diffusers_weights import CORRECT
 from fewstep.zoo.nvidia.modules import flag, real, whole, word
 
 Meaning = tuple[Schedule, Prediction, Inputs]
