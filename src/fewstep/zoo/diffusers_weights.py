@@ -22,6 +22,8 @@ from fewstep.zoo.nvidia.machine import shown
 
 CORRECT = "correct the file, or get it from its source again"
 
+# Attention's layers had other names in the first releases of diffusers.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
 
 
@@ -171,6 +173,13 @@ def read_weights(weights: Weights, without: Collection[str] = ()) -> dict[str, T
                 )
             found[name] = value.float()
     return found
+
+
+def current_name(name: str) -> str:
+    """A tensor's name as diffusers writes it today."""
+    layer, _, kind = name.rpartition(".")
+    head, _, last = layer.rpartition(".")
+    return f"{head}.{_OLD_NAMES[last]}.{kind}" if ".attentions." in f".{name}" and last in _OLD_NAMES else name
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
