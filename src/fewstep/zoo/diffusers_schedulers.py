@@ -49,7 +49,7 @@ _CLIPPING = {
 
 
 @contextlib.contextmanager
-def about(path: Path) -> Iterator[None]:
+def about(path: object) -> Iterator[None]:
     """Puts the file's name before what is wrong in it, and what to do behind."""
     try:
         yield
