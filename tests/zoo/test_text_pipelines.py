@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,14 @@ def test_a_stored_denoiser_is_read_again_bit_for_bit(name: str, folders, tmp_pat
     assert torch.equal(again(noise(), t, given), ours.denoiser(noise(), t, given))
     save_model(tmp_path / "again.safetensors", again)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_the_page_shows_what_works(folders) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
+    match = re.search(r"## Text to image, from Python.*?```python\n(.*?)```", page, re.DOTALL)
+    assert match is not None
+    code = match.group(1).replace('"runs/stable-diffusion", variant="fp16"', repr(str(folders / "sd15")))
+    names: dict[str, Any] = {}
+    exec(compile(code, "teachers.md", "exec"), names)
+    assert names["pictures"].shape == (1, 3, SIDE * FACTOR, SIDE * FACTOR)
+    assert names["text"]["text"].shape == (1, LENGTH, 12)
