@@ -87,8 +87,8 @@ def test_a_bias_is_added_to_the_logits(shape: tuple[int, ...]) -> None:
     expected = torch.einsum("bhqk,bhkc->bhqc", torch.softmax(logits, -1), v)
     torch.testing.assert_close(attend(q, k, v, bias), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(computed_forwards(q, k, v, bias), expected, rtol=1e-12, atol=1e-12)
-    assert gradcheck(attend, (q, k, v, bias))
-    assert gradgradcheck(attend, (q, k, v, bias))
+    assert gradcheck(attend, (q, k, v, bias), fast_mode=True)
+    assert gradgradcheck(attend, (q, k, v, bias), fast_mode=True)
     if shape[2] > 1:
         few = torch.zeros_like(bias)
         few[..., 1:] = -1e4

@@ -214,6 +214,54 @@ def test_the_gradient_has_a_gradient(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+PUBLISHED: dict[str, tuple[dict[str, Any], int, dict[str, tuple[int, ...]]]] = {
+    "Stable Diffusion 1.5": (
+        {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768},
+        859_520_964,
+        {"text": (1, 768)},
+    ),
+    "Stable Diffusion 2.1": (
+        {
+            "sample_size": 96,
+            "attention_head_dim": [5, 10, 20, 20],
+            "cross_attention_dim": 1024,
+            "use_linear_projection": True,
+            "upcast_attention": True,
+        },
+        865_910_724,
+        {"text": (1, 1024)},
+    ),
+    "SDXL": (
+        {
+            "sample_size": 128,
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "upcast_attention": None,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        2_567_463_684,
+        {"text": (1, 2048), "pooled": (1280,), "time_ids": (6,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_have_their_numbers_of_parameters(name: str) -> None:
+    config, parameters, shapes = PUBLISHED[name]
+    with torch.device("meta"):
+        network = build({"kind": "diffusers-text-unet", "config": config})
+    assert sum(value.numel() for value in network.parameters()) == parameters
+    assert isinstance(network, DiffusersTextUNet)
+    assert network.context_shapes == shapes
+
+
 # Files
 
 

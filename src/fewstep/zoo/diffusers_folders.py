@@ -71,7 +71,7 @@ def _root(source: str, revision: str | None, variant: str | None, subfolder: str
     if os.path.isabs(found):
         return Path(found)
     root = snapshot(source, revision, "*.json")
-    revision = commit_of(root) or revision
+    revision = snapshot_commit(root) or revision
     inner, _ = _network_folder(root, subfolder)
     prefix = f"{'' if inner == root else inner.relative_to(root).as_posix() + '/'}{_STEM}"
     if variant is not None:
@@ -102,7 +102,7 @@ def snapshot(source: str, revision: str | None, *patterns: str) -> Path:
         ) from error
 
 
-def commit_of(root: Path) -> str | None:
+def snapshot_commit(root: Path) -> str | None:
     """The commit of a snapshot, by which what is fetched next is of the same one, also if another
     becomes the newest meanwhile; None where the folder's name does not say it.
     """

@@ -21,13 +21,13 @@ from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.networks.kinds.store import load_strictly
+from fewstep.zoo.diffusers_configurations import MOST, Expected, arguments_in, shape_of
 from fewstep.zoo.diffusers_folders import Pipeline, find_pipeline
 from fewstep.zoo.diffusers_schedulers import about, ignored_by, meaning_of
-from fewstep.zoo.diffusers_settings import MOST, Settings, arguments_in, shape_of
 from fewstep.zoo.diffusers_weights import current_name, read_json, read_weights
 from fewstep.zoo.nvidia.machine import shown
 
-_SETTINGS = Settings(
+_SETTINGS = Expected(
     whole={
         "in_channels": (1, 64),
         "out_channels": (1, 64),

@@ -14,7 +14,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.system.locations import folder_or_id
-from fewstep.zoo.diffusers_folders import commit_of, snapshot
+from fewstep.zoo.diffusers_folders import snapshot, snapshot_commit
 from fewstep.zoo.diffusers_weights import CORRECT, Weights, find_weights, has_weights, read_json
 from fewstep.zoo.nvidia.machine import shown
 
@@ -39,7 +39,7 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Kind:
+class PipelineKind:
     """A class of pipelines that is read: its ``parts`` with weights, its ``tokenizers``, and the
     guidance scale that diffusers takes where none is given.
     """
@@ -50,9 +50,9 @@ class Kind:
     pooled: bool
 
 
-KINDS: Mapping[str, Kind] = {
-    "StableDiffusionPipeline": Kind(("unet", "vae", "text_encoder"), ("tokenizer",), 7.5, pooled=False),
-    "StableDiffusionXLPipeline": Kind(
+KINDS: Mapping[str, PipelineKind] = {
+    "StableDiffusionPipeline": PipelineKind(("unet", "vae", "text_encoder"), ("tokenizer",), 7.5, pooled=False),
+    "StableDiffusionXLPipeline": PipelineKind(
         ("unet", "vae", "text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2"), 5.0, pooled=True
     ),
 }
@@ -65,7 +65,7 @@ class Found:
     """
 
     root: Path
-    kind: Kind
+    kind: PipelineKind
     index: Mapping[str, Any]
     weights: Mapping[str, Weights]
     remarks: tuple[str, ...] = field(default=())
@@ -94,11 +94,11 @@ def find(source: str | Path, revision: str | None, variant: str | None) -> Found
     local = folder_or_id(str(source), "models")
     root = Path(local) if os.path.isabs(local) else snapshot(str(source), revision, "*.json", "*/merges.txt")
     index = _index(root)
-    kind = kind_of(index.get("_class_name"), root / INDEX)
+    kind = pipeline_kind(index.get("_class_name"), root / INDEX)
     for part in (*kind.parts, *kind.tokenizers):
         _check_part(index, part, root)
     if not os.path.isabs(local):
-        root = _fetched(str(source), commit_of(root) or revision, variant, root, kind)
+        root = _fetched(str(source), snapshot_commit(root) or revision, variant, root, kind)
     if not (root / SCHEDULER).is_file():
         raise UserError(
             f"{root / SCHEDULER}: is missing, and says what the network emits; add the scheduler that the network was "
@@ -117,7 +117,7 @@ def find(source: str | Path, revision: str | None, variant: str | None) -> Found
     return Found(root, kind, index, weights, tuple(remarks))
 
 
-def kind_of(name: object, where: object) -> Kind:
+def pipeline_kind(name: object, where: object) -> PipelineKind:
     """The kind of a pipeline by its class' name. Raises ``UserError`` for one that is not read."""
     if not isinstance(name, str) or name not in KINDS:
         raise UserError(
@@ -127,7 +127,7 @@ def kind_of(name: object, where: object) -> Kind:
     return KINDS[name]
 
 
-def zeros_for_empty(index: Mapping[str, Any], kind: Kind, where: object) -> bool:
+def zeros_for_empty(index: Mapping[str, Any], kind: PipelineKind, where: object) -> bool:
     """Whether the pipeline takes zeros for the empty prompt, as SDXL's does unless it says
     otherwise.
     """
@@ -182,7 +182,7 @@ def _variant_of(part: str, root: Path, variant: str | None) -> str | None:
     return variant if variant is not None and has_weights(root / part, _STEMS[part], variant) else None
 
 
-def _fetched(source: str, revision: str | None, variant: str | None, root: Path, kind: Kind) -> Path:
+def _fetched(source: str, revision: str | None, variant: str | None, root: Path, kind: PipelineKind) -> Path:
     """The hub's snapshot with the weights of all parts."""
 
     def wanted(part: str, *ends: str) -> list[str]:

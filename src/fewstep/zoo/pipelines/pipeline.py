@@ -22,8 +22,8 @@ from fewstep.errors import UserError
 from fewstep.networks import AutoencoderCodec, Codec
 from fewstep.zoo.diffusers_schedulers import ignored_by, meaning_of
 from fewstep.zoo.diffusers_weights import read_json, read_weights
-from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, Kind, find, kind_of, zeros_for_empty
-from fewstep.zoo.pipelines.parts import NO_WEIGHTS, Tensors, codec, text_model, text_unet
+from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, PipelineKind, find, pipeline_kind, zeros_for_empty
+from fewstep.zoo.pipelines.rebuilding import NO_WEIGHTS, Tensors, codec, text_model, text_unet
 from fewstep.zoo.pipelines.text_encoder import TextEncoder, Tower, conditions_of
 from fewstep.zoo.pipelines.tokens import read_tokenizer
 
@@ -98,7 +98,7 @@ def from_pipeline(pipe: Any) -> TextPipeline:
     name = type(pipe).__name__
     if type(pipe) not in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline):
         name = f"{type(pipe).__module__}.{name}"
-    kind = kind_of(name, "what was given")
+    kind = pipeline_kind(name, "what was given")
     held: Mapping[str, Any] = pipe.components
     lacking = next((part for part in (*kind.parts, *kind.tokenizers, "scheduler") if held.get(part) is None), None)
     if lacking is not None:
@@ -118,7 +118,7 @@ def time_ids(height: int, width: int) -> Tensor:
 
 
 def _assembled(
-    kind: Kind,
+    kind: PipelineKind,
     parts: Mapping[str, _Part],
     tokenizers: Mapping[str, Any],
     scheduler: tuple[dict[str, Any], Any],

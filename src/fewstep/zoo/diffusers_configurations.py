@@ -20,7 +20,7 @@ _DEEPEST = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class Expected:
     """What each entry of a configuration must be.
 
     ``numbers``: whole numbers within bounds, or lists of such, also nested. ``factors``: lists of

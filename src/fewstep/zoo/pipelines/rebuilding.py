@@ -18,8 +18,8 @@ from fewstep.errors import UserError
 from fewstep.networks import AutoencoderCodec, DiffusersTextUNet, build
 from fewstep.networks.kinds.bounds import Undrawn, at_most
 from fewstep.networks.kinds.store import load_strictly, room_for
+from fewstep.zoo.diffusers_configurations import MOST, Expected, arguments_in, shape_of, sides_of
 from fewstep.zoo.diffusers_schedulers import about
-from fewstep.zoo.diffusers_settings import MOST, Settings, arguments_in, shape_of, sides_of
 from fewstep.zoo.diffusers_weights import CORRECT, current_name
 
 Made = TypeVar("Made", bound=nn.Module)
@@ -29,7 +29,7 @@ Tensors = Callable[[], Mapping[str, Tensor]]
 NO_WEIGHTS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
 """Tensors of older text encoders that are no weights."""
 
-_UNET = Settings(
+_UNET = Expected(
     whole={
         "in_channels": (1, 256),
         "out_channels": (1, 256),
@@ -96,7 +96,7 @@ _UNET = Settings(
         )
     ),
 )
-_VAE = Settings(
+_VAE = Expected(
     whole={
         "in_channels": (1, 64),
         "out_channels": (1, 64),
@@ -113,7 +113,7 @@ _VAE = Settings(
     words=("down_block_types", "up_block_types"),
     nullable=frozenset(("shift_factor", "latents_mean", "latents_std")),
 )
-_TEXT = Settings(
+_TEXT = Expected(
     whole={
         "vocab_size": (1, MOST),
         "hidden_size": (1, MOST),
