@@ -20,7 +20,7 @@ from fewstep.data import InMemory
 from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.resumable import find_resumable
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
+from fewstep.schedule import DiscreteVP, KarrasVE, Schedule
 from fewstep.solvers import EULER, HEUN, FlowMap, Renoise, Solver, solve
 from fewstep.states import (
     Alternate,
@@ -77,7 +77,7 @@ def _same(ours: State, theirs: State, without: tuple[str, ...] = ()) -> None:
 
 
 def _first(schedule: Schedule) -> float:
-    return 0.97 if isinstance(schedule, RectifiedFlow) else schedule.t_max
+    return 0.97 if float(schedule.alpha(schedule.t_max)) == 0 else schedule.t_max
 
 
 # Times

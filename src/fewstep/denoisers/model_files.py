@@ -23,8 +23,8 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.threshold import Threshold
 from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
 from fewstep.errors import UserError
-from fewstep.networks import build, describe_network
-from fewstep.networks.diffusers_unet import DiffusersUNet
+from fewstep.networks import DiffusersUNet, build, describe_network
+from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.kinds.bounds import at_most
 from fewstep.networks.kinds.network_files import FORMAT, MODULE, load_strictly, module_of, room_for
 from fewstep.prediction import Prediction
@@ -168,9 +168,10 @@ def _emitted(model: Generator | NetworkDenoiser | TrajectoryDenoiser) -> tuple[i
     """The shape of what the model makes of one sample of the shape that it should take."""
     network = model.network
     # To begin with the meta device takes torch a second, which large networks take anyway. Class
-    # ids have no values there, and diffusers' networks take nothing else.
+    # ids have no values there, and diffusers' class-conditional networks take nothing else.
     small = sum(value.numel() for value in network.parameters()) <= _SMALL or isinstance(network, DiffusersUNet)
     device = "cpu" if small else "meta"
+    asked = network.context_shapes if isinstance(network, DenoisingNetwork) else {}
     with torch.device(device):
         network = network if small else build(describe_network(network))
         x = torch.zeros(1, *(model.latent_shape if isinstance(model, Generator) else model.shape))
@@ -178,6 +179,7 @@ def _emitted(model: Generator | NetworkDenoiser | TrajectoryDenoiser) -> tuple[i
             labels=(torch.zeros(1, dtype=torch.int64) if small else torch.zeros(1, model.classes))
             if model.classes
             else None,
+            context={name: torch.zeros(1, *shape) for name, shape in asked.items()},
             guidance=torch.zeros(1),
         )
     if isinstance(model, Generator):

@@ -1,9 +1,10 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
+from fewstep.networks.codec import Codec
 from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critics.critic import FeatureHead, ProjectedCritic
 from fewstep.networks.critics.image_critic import ImageCritic
-from fewstep.networks.diffusers_unet import DiffusersUNet
+from fewstep.networks.diffusers import AutoencoderCodec, DiffusersTextUNet, DiffusersUNet
 from fewstep.networks.edm import DhariwalUNet, SongUNet
 from fewstep.networks.fastgan import FastGAN, SkipExcitation
 from fewstep.networks.grow import grown
@@ -17,9 +18,12 @@ from fewstep.networks.small_unet import SmallUNet
 
 __all__ = [
     "Adapter",
+    "AutoencoderCodec",
     "Classifier",
+    "Codec",
     "DenoisingNetwork",
     "DhariwalUNet",
+    "DiffusersTextUNet",
     "DiffusersUNet",
     "DigitClassifier",
     "FastGAN",

@@ -37,8 +37,8 @@ from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.networks.embedding import one_hot
 from fewstep.networks.interfaces import GeneratorNetwork
-from fewstep.networks.kernels import GroupNorm
 from fewstep.networks.kinds.registry import register
+from fewstep.networks.norm import GroupNorm
 from fewstep.values import Count, Given
 
 CHANNELS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5}

@@ -5,6 +5,8 @@ rely.
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -37,7 +39,9 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     ``features``, ``leave`` the last layer. ``recompute`` (False) asks a network of many blocks to
     forget each block's activations and to compute them again in the backward pass (gradient
     checkpointing): less memory, one more forward pass, and the same values and gradients bit for
-    bit. Networks too small to gain by it ignore it. ``entries`` are the methods besides ``forward``
+    bit. Networks too small to gain by it ignore it. ``context_shapes`` are the tensors that it asks
+    of a condition's context, by name with the shape of one sample's, in which 1 stands for a number
+    of tokens. ``entries`` are the methods besides ``forward``
     that are called from outside and run layers; they and ``forward`` do not call one another, since
     a sharded network gathers its weights on entering and lets them go on leaving.
     """
@@ -47,6 +51,7 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     bottleneck: int
     leave: nn.Linear | nn.Conv2d
     recompute: bool = False
+    context_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
     @abc.abstractmethod
     def forward(self, x: Tensor, noise_label: Tensor, condition: Condition, end_label: Tensor | None = None) -> Tensor:

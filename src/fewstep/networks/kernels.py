@@ -1,7 +1,6 @@
-r"""Attention by torch's fused kernels, with the derivatives that they lack, and group norm by
-torch's own kernel, on input that it can differentiate both ways.
+r"""Attention by torch's fused kernels, with the derivatives that they lack.
 
-    attended = softmax(q k^T / sqrt c) v,    for each head of c channels.
+    attended = softmax(q k^T / sqrt c + bias) v,    for each head of c channels.
 
 The fused kernels hold no matrix of weights, and differentiate once, backwards. Two more derivatives
 are asked for:
@@ -20,20 +19,23 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.functional import group_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Queries, keys and values (B, heads, positions, c) -> (B, heads, positions, c).
 
-    The sums are taken in float32 at least. A head's channels must lie side by side in memory, or
-    torch takes a slow kernel.
+    ``bias``: what is added to the logits (B, heads, positions of q, positions of k), in q's type
+    and of any shape that broadcasts; a constant, which gets no gradient. The sums are taken in
+    float32 at least. A head's channels must lie side by side in memory, or torch takes a slow
+    kernel.
     """
     if differentiates_forward():
-        return _formula(q, k, v)
-    return _Twice.apply(q, k, v, _kernel(*_Once.apply(q, k, v)))
+        return _formula(q, k, v, bias)
+    once_q, once_k, once_v = _Once.apply(q, k, v)
+    return _Twice.apply(q, k, v, bias, _kernel(once_q, once_k, once_v, bias))
 
 
 def differentiates_forward() -> bool:
@@ -45,22 +47,23 @@ def differentiates_forward() -> bool:
     return forward_ad._current_level >= 0
 
 
-def _weights(q: Tensor, k: Tensor) -> Tensor:
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     """(B, heads, positions, positions), each row of sum 1."""
-    return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
+    logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    return torch.softmax(logits if bias is None else logits + bias, dim=-1)
 
 
-def _formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _formula(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
-    return (_weights(q.to(wide), k.to(wide)) @ v.to(wide)).to(q.dtype)
+    return (_weights(q.to(wide), k.to(wide), bias) @ v.to(wide)).to(q.dtype)
 
 
-def _kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     if q.is_meta:
         # Of sizes alone torch makes the formula, which keeps a matrix of weights that no kernel
-        # keeps.
+        # keeps. A bias changes no size.
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
-    return scaled_dot_product_attention(q, k, v)
+    return scaled_dot_product_attention(q, k, v, bias)
 
 
 class _Once(torch.autograd.Function):
@@ -82,7 +85,7 @@ class _Once(torch.autograd.Function):
 
 
 class _Twice(torch.autograd.Function):
-    """(q, k, v, attended) -> attended.
+    """(q, k, v, bias, attended) -> attended.
 
     A gradient that is recorded goes to q, k and v by the formula.
     """
@@ -90,36 +93,23 @@ class _Twice(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> Tensor:
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, attended: Tensor) -> Tensor:
         return attended.view_as(attended)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
+        ctx.save_for_backward(*inputs[:4])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
-            return None, None, None, gradient
+            return None, None, None, None, gradient
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        q, k, v, wanted = (value.to(wide) for value in (*ctx.saved_tensors, gradient))
-        weights = _weights(q, k)
+        *parts, bias = ctx.saved_tensors
+        q, k, v, wanted = (value.to(wide) for value in (*parts, gradient))
+        weights = _weights(q, k, bias)
         moved = wanted @ v.transpose(-2, -1)
         logits = weights * (moved - (weights * moved).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
         gradients = (logits @ k, logits.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ wanted)
         # Zeros, since the kernel runs in any case, and that of cuDNN reads what is not there.
-        return *(value.to(gradient.dtype) for value in gradients), torch.zeros_like(gradient)
-
-
-class GroupNorm(nn.GroupNorm):
-    """(B, channels, ...) -> the same: each group to mean 0 and variance 1, then a factor and an
-    offset a channel.
-
-    Computed in float32 at least.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        # Forwards, torch differentiates it for contiguous input only.
-        return group_norm(x.to(wide).contiguous(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return *(value.to(gradient.dtype) for value in gradients), None, torch.zeros_like(gradient)

@@ -14,8 +14,9 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from fewstep.condition import Condition
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
 from fewstep.networks.interfaces import DenoisingNetwork
-from fewstep.networks.kernels import GroupNorm, attend
+from fewstep.networks.kernels import attend
 from fewstep.networks.kinds.registry import register
+from fewstep.networks.norm import GroupNorm
 from fewstep.values import Count
 
 

@@ -12,8 +12,8 @@ import annotated_types as at
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.networks.kernels import GroupNorm
 from fewstep.networks.kinds.registry import register
+from fewstep.networks.norm import GroupNorm
 from fewstep.values import Count
 
 

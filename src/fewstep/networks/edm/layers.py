@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, silu
 
 from fewstep.errors import UserError
-from fewstep.networks.kernels import GroupNorm, attend
+from fewstep.networks.kernels import attend
+from fewstep.networks.norm import GroupNorm
 
 Resampling = Literal["up", "down"]
 
