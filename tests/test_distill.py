@@ -11,6 +11,7 @@ import torch
 
 import fewstep as fs
 from fewstep.command.tables.evaluations import quality_table
+from fewstep.conditions import Classes
 from fewstep.random import Key
 from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation
@@ -66,7 +67,7 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
 
 def test_monitors_see_collapse_and_saturation():
     data = fs.data.digit_images()
-    prior = Prior(fs.zoo.digits().schedule, (1, 8, 8), 0.03, classes=10)
+    prior = Prior(fs.zoo.digits().schedule, (1, 8, 8), 0.03, conditions=Classes(10))
     step = Step(Key(0), 256)
 
     class Student(torch.nn.Module):

@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import fewstep as fs
+from fewstep.conditions import Classes
 from fewstep.data.synthetic import sampled
 from fewstep.metrics.quality import Evaluator
 from fewstep.prediction import score_of
@@ -67,7 +68,7 @@ def test_the_feature_network_knows_the_digits():
 def test_the_teachers_samples_are_of_their_class_and_nearer_the_data_than_its_halves_are():
     data, features = fs.data.digit_images(), fs.zoo.digit_features()
     evaluator = Evaluator(data, features.features, features, samples=1500)
-    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid())
+    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid(), Classes(10))
     quality = evaluator.measure(lambda key, n, labels: sampler.draw(key, n, labels, 15).clamp(-1, 1), draws=1)
     assert quality.accuracy is not None
     assert quality.accuracy >= 0.97
@@ -75,8 +76,8 @@ def test_the_teachers_samples_are_of_their_class_and_nearer_the_data_than_its_ha
 
 
 def test_guidance_sharpens_the_classes():
-    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid())
-    guided = TeacherSampler(-1.0, 1.0, fs.denoisers.Guided(fs.zoo.digits(), 3.0), DPM2M, RhoGrid())
+    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid(), Classes(10))
+    guided = TeacherSampler(-1.0, 1.0, fs.denoisers.Guided(fs.zoo.digits(), 3.0), DPM2M, RhoGrid(), Classes(10))
     labels, classifier = torch.arange(300) % 10, fs.zoo.digit_features()
 
     def confidence(draw) -> float:

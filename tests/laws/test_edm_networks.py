@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
 from fewstep.networks import adapter_of, add_adapter, build, describe_network, grown
@@ -323,7 +325,9 @@ def test_labels_and_augmentations_are_heard_and_none_is_zero(case: str) -> None:
     network = network_of(case)
     x, level, condition = arguments_of(case)
     nothing = network(x, level, Condition())
-    assert torch.equal(nothing, network(x, level, condition.null()))
+    silent = Classes(3).null(Condition(condition.labels))
+    zeros = {name: torch.zeros_like(value) for name, value in condition.context.items()}
+    assert torch.equal(nothing, network(x, level, replace(silent, context=zeros)))
     for other in (Condition(condition.labels), Condition(context=condition.context)):
         moved = (network(x, level, other) - nothing).detach().abs().flatten(1).amax(1)
         assert float(moved[0]) > 1e-2

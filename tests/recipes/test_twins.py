@@ -46,7 +46,7 @@ def test_a_twin_trains_resumes_and_samples(name, tmp_path):
     trained = resumed.average.average
     assert any(not torch.equal(a, b) for a, b in zip(before, trained.state_dict().values(), strict=True))
     samples = StudentSampler(-1.0, 1.0, trained, parts.prior, parts.sampling)(
-        3, classes=None if parts.prior.classes == 0 else 1
+        3, classes=None if parts.prior.conditions.count == 0 else 1
     )
     assert samples.shape == (3, 3, 16, 16)
     assert torch.isfinite(samples).all()

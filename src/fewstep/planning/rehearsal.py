@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
 from fewstep.errors import UserError
@@ -144,7 +145,7 @@ def as_trained(teacher: NetworkDenoiser) -> NetworkDenoiser:
 
 def prior_of(teacher: NetworkDenoiser) -> Prior:
     """Noise at the teacher's highest level."""
-    return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, classes=teacher.classes)
+    return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, conditions=Classes(teacher.classes))
 
 
 def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
@@ -154,7 +155,7 @@ def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
     """
     sizes = tuple((name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters())
     recomputed = any(module.recompute for module in model.modules() if isinstance(module, DenoisingNetwork))
-    key = (str(model), sizes, recomputed, prior.shape, prior.classes)
+    key = (str(model), sizes, recomputed, prior.shape, prior.conditions.count)
     if key not in _measured:
         _measured[key] = _footprint(model, prior)
     return _measured[key]
@@ -169,7 +170,7 @@ def _footprint(model: Denoiser | Generator, prior: Prior) -> Footprint:
     def forward(rows: int) -> Tensor:
         with torch.device("meta"):
             # Class probabilities: on the meta device ids have no values to be checked.
-            labels = torch.zeros(rows, prior.classes) if prior.classes else None
+            labels = torch.zeros(rows, prior.conditions.count) if prior.conditions.count else None
             x = torch.zeros(rows, *prior.shape)
             condition = Condition(labels=labels, guidance=torch.zeros(rows))
         times = torch.full((rows,), prior.time, dtype=torch.float64)

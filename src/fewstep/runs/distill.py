@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.conditions import Classes
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
 from fewstep.errors import all_without_secrets
@@ -159,7 +160,7 @@ def _trainer(
     folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
 ) -> Trainer:
     evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.space)
-    evaluator = replace(evaluator, conditional=bool(parts.prior.classes))
+    evaluator = replace(evaluator, conditional=bool(parts.prior.conditions.count))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
@@ -205,13 +206,13 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> 
     """Samples on noise that is the same for every picture of every run; points over the data's."""
     plane = parts.space.shape == (2,)
     rows = 2000 if plane else PICTURE_ROWS
-    samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), parts.sampling.steps)
+    samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, sampler.classes), parts.sampling.steps)
     data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
     write_samples(path, samples, parts.space.low, parts.space.high, data=data)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
-    samples = sampler.draw(Key(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), parts.sampling.steps)
+    samples = sampler.draw(Key(0, "picture"), 1000, labels_for(1000, None, sampler.classes), parts.sampling.steps)
     panels: list[tuple[str, Denoiser, Tensor, str]] = []
     if parts.data is not None:
         panels.append(("teacher's score, training data", parts.teacher, parts.data.take(parts.data.head(1000)), DATA))
@@ -266,4 +267,4 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
     grid, steps = solver.grid, (recipe.evaluation.teacher_steps or [35])[0]
-    return TeacherSampler(low, high, model, solver.rule, grid, solver.churn), steps
+    return TeacherSampler(low, high, model, solver.rule, grid, Classes(model.classes), solver.churn), steps

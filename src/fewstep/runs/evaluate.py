@@ -143,7 +143,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     order = key.permutation("subset", len(data))[:rows]
     subset = data.subset(order)
     training = training_mismatch(teacher, subset, key)
-    labels = subset.labels if student.prior.classes else None
+    labels = subset.labels if student.prior.conditions.count else None
     assessed = assessed_mismatch(teacher, student.draw(key, rows, labels, student.usual_steps), labels, key)
     assessed_mean, training_mean = comparable_means(assessed, training)
     norms = dict(

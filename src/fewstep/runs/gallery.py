@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fewstep.conditions import Classes
 from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.keeping.run_folder import RunFolder
@@ -76,7 +77,9 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     if len(teacher.shape) != 3:
         return
     own = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
-    sampler = TeacherSampler(-1.0, 1.0, teacher, evaluation.solver.rule, evaluation.solver.grid)
+    sampler = TeacherSampler(
+        -1.0, 1.0, teacher, evaluation.solver.rule, evaluation.solver.grid, Classes(teacher.classes)
+    )
     rows = []
     try:
         for node in range(path.last + 1):

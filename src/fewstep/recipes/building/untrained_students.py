@@ -4,6 +4,7 @@ denoiser around another network, or a generator on latents; and where its sample
 
 from __future__ import annotations
 
+from fewstep.conditions import Classes
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.errors import UserError
@@ -43,4 +44,4 @@ def build_student(
 
 def generator_prior(generator: Generator, schedule: Schedule) -> Prior:
     """Unit noise of the latent's shape; the schedule only lends it a time."""
-    return Prior(schedule, generator.latent_shape, schedule.t_max, scale=1.0, classes=generator.classes)
+    return Prior(schedule, generator.latent_shape, schedule.t_max, scale=1.0, conditions=Classes(generator.classes))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 from torch import nn
 
+from fewstep.conditions import Classes
 from fewstep.denoisers import Averaged, Denoiser, NetworkDenoiser
 from fewstep.objectives import PseudoHuber, ScoreMatching
 from fewstep.recipes import config
@@ -107,7 +108,9 @@ class Method(config.Section, abc.ABC):
     def prior(self, student: Denoiser, first_sigma: float) -> Prior:
         """Where samples of a denoising student start: noise at level ``first_sigma``."""
         schedule = student.schedule
-        return Prior(schedule, student.shape, float(schedule.time_at_sigma(first_sigma)), classes=student.classes)
+        return Prior(
+            schedule, student.shape, float(schedule.time_at_sigma(first_sigma)), conditions=Classes(student.classes)
+        )
 
     def guided(self, states: States) -> States:
         """The states with a guidance scale, for methods whose students take one."""

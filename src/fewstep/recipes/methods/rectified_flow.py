@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from fewstep.conditions import Classes
 from fewstep.denoisers import Denoiser, Rescheduled
 from fewstep.objectives import EndpointRegression, SquaredL2, VelocityRegression
 from fewstep.recipes import config
@@ -83,7 +84,7 @@ class RectifiedFlowMethod(Method):
 
     def prior(self, student: Denoiser, first_sigma: float) -> Prior:
         # A flow starts where no signal is left.
-        return Prior(student.schedule, student.shape, 1.0, 1.0, student.classes)
+        return Prior(student.schedule, student.shape, 1.0, 1.0, Classes(student.classes))
 
     def build(self, context: Context) -> Built:
         distils = self.distil > 0
