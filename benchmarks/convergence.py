@@ -223,13 +223,13 @@ def show(study: str, rows: Sequence[dict[str, Any]], options: argparse.Namespace
 
 def plot(study: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The median curve over the seeds of each method; seeds are measured at the same steps."""
-    from fewstep.report import Curve, plot_curves
+    from fewstep.report import DistanceCurve, plot_curves
 
     curves = []
     for row in rows:
         evaluations = row["curves"][0]["evaluations"]
         medians = [statistics.median(values) for values in zip(*(curve["fd"] for curve in row["curves"]), strict=True)]
-        curves.append(Curve(row["method"], range(len(medians)), evaluations, medians))
+        curves.append(DistanceCurve(row["method"], range(len(medians)), evaluations, medians))
     plot_curves(curves, path, {"Diff-Instruct, last quarter": statistics.median(rows[0]["level"])})
 
 

@@ -163,10 +163,10 @@ def study_of(name: str, options: argparse.Namespace) -> Study:
 
 def teacher_network() -> dict[str, Any]:
     """The recipe's word for the shipped digits teacher's network."""
-    from fewstep.networks import describe
+    from fewstep.networks import describe_network
     from fewstep.zoo import shipped_denoiser
 
-    described = describe(shipped_denoiser("digits").network)
+    described = describe_network(shipped_denoiser("digits").network)
     return {key: described[key] for key in ("kind", "channels", "width", "depth", "embedding", "patch")}
 
 
@@ -309,7 +309,7 @@ def by_level(run: Run) -> dict[str, list[float]]:
 
         from fewstep.metrics import assessed_mismatch
         from fewstep.random import Key
-        from fewstep.recipes.building.teachers import build_teacher
+        from fewstep.recipes.building.frozen_teachers import build_teacher
         from fewstep.runs import RunFolder, load
         from fewstep.runs.sampler import labels_for
 

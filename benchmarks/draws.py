@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from fewstep.random import Key
-from fewstep.system.normals import WORDS_A_BLOCK, blocks_of
+from fewstep.system.normals import WORDS_A_BLOCK, blocks_a_sample
 from paired import gain
 
 SHAPES = ("32x3x64x64", "16x3x256x256", "32x3x256x256")
@@ -64,7 +64,7 @@ def of_shape(name: str, pairs: int) -> dict[str, Any]:
     ways: dict[str, Callable[[Key], object]] = {
         "before": lambda key: key.lasting("noise", shape),
         "now": lambda key: key.normal("noise", shape),
-        "words": lambda key: np.random.Philox(key=key.step).random_raw(rows * blocks_of(size) * WORDS_A_BLOCK),
+        "words": lambda key: np.random.Philox(key=key.step).random_raw(rows * blocks_a_sample(size) * WORDS_A_BLOCK),
         "randn": lambda key: torch.randn(shape),
     }
     taken: dict[str, list[float]] = {way: [] for way in ways}

@@ -115,7 +115,7 @@ def cost(folder: Path) -> dict[str, Any]:
     """Steps and evaluations from the run's log, milliseconds a step (the median between log lines),
     and the bytes of weights, gradients, optimizers and averages.
     """
-    from fewstep.planning.memory import state_bytes
+    from fewstep.planning.footprint import state_bytes
     from fewstep.recipes.building.distillation import build_distillation
     from fewstep.runs import RunFolder
     from fewstep.training.reporting.log import read_log
@@ -138,8 +138,8 @@ def cost(folder: Path) -> dict[str, Any]:
 def solvers() -> dict[str, Any]:
     """The teacher by network evaluations: the best of rules, first levels and grids, and each."""
     from fewstep.recipes import DistillRecipe, load_recipe
+    from fewstep.recipes.building.frozen_teachers import build_teacher
     from fewstep.recipes.building.parts import build_evaluator
-    from fewstep.recipes.building.teachers import build_teacher
 
     recipe = load_recipe("digits-cd")
     assert isinstance(recipe, DistillRecipe)

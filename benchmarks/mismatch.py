@@ -32,7 +32,7 @@ from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.states import Step
-from fewstep.studies.mismatch import Track, mismatch_track
+from fewstep.studies.mismatch_track import Track, mismatch_track
 from runner import Job, options_of, run_all
 
 ROWS = 1000

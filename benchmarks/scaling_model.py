@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.planning.cluster import Cluster
-from fewstep.planning.scaling import Estimate, Layout, Load, estimate, load_of
+from fewstep.planning.scaling import ClusterLayout, Estimate, Load, estimate, load_of
 from fewstep.recipes import DistillRecipe, load_recipe
 
 GIB = 2**30
@@ -45,12 +45,14 @@ def ways(gpus: int) -> list[tuple[str, int]]:
     return [("ddp", 1), ("fsdp", 1), *(("fsdp", gpus // group) for group in (8, 64) if gpus > group)]
 
 
-def best(load: Load, cluster: Cluster, way: tuple[str, int], batch: int) -> tuple[Layout, Estimate]:
+def best(load: Load, cluster: Cluster, way: tuple[str, int], batch: int) -> tuple[ClusterLayout, Estimate]:
     """The fastest way to take ``batch`` samples a GPU that fits: with or without computing again,
     in so many micro-batches; where none fits, the one that takes the least memory.
     """
     mode, copies = way
-    layouts = (Layout(mode, batch, count, again, copies) for again in (False, True) for count in micro_batches(batch))
+    layouts = (
+        ClusterLayout(mode, batch, count, again, copies) for again in (False, True) for count in micro_batches(batch)
+    )
     tried = [(layout, estimate(load, cluster, layout)) for layout in layouts]
     fitting = [pair for pair in tried if pair[1].fits]
     return min(fitting, key=lambda pair: pair[1].seconds) if fitting else min(tried, key=lambda pair: pair[1].memory)

@@ -22,10 +22,10 @@ import torch
 
 from fewstep.data.scenes import Scenes
 from fewstep.data.scenes.placing import Combinations
-from fewstep.metrics.prompts import prompt_accuracy
-from fewstep.metrics.prompts.accuracy import ROWS
+from fewstep.metrics.prompted import prompt_accuracy
+from fewstep.metrics.prompted.accuracy import ROWS
 from fewstep.networks import Reader
-from fewstep.networks.kinds.store import load_network
+from fewstep.networks.kinds.network_files import load_network
 from fewstep.random import Key
 from runner import Job, options_of, run_all
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
+from fewstep.conditions import Classes
 from fewstep.training import Stage
 
 BATCH = 64
@@ -65,7 +66,7 @@ def by_hand(teacher: fs.denoisers.NetworkDenoiser) -> Callable[[int], None]:
 def ours(teacher: fs.denoisers.NetworkDenoiser, folder: Path) -> Callable[[int], None]:
     """The same steps by the trainer, logging every 20 steps."""
     student, fake = fs.denoisers.copy_of(teacher), fs.denoisers.copy_of(teacher)
-    prior = fs.states.Prior(teacher.schedule, teacher.shape, 2.5 / 80, classes=10)
+    prior = fs.states.Prior(teacher.schedule, teacher.shape, 2.5 / 80, conditions=Classes(10))
     times = fs.times.LogNormalTimes(-0.4, 1.2)
     target = fs.targets.Fixed(teacher)
     match = fs.objectives.DistributionMatching(student, fake, target, times, fs.objectives.DiffInstructWeight())

@@ -21,6 +21,7 @@ from faults_life import Ended, Life
 from fewstep.recipes import shipped_text
 from fewstep.runs import list_checkpoints
 from fewstep.system.files import read_metadata, read_tensors
+from fewstep.system.ledger import NAME as LEDGER
 
 EVERY = 5
 # What is another at every run (times), and what no command reads again.
@@ -193,8 +194,9 @@ def _files(run: Path) -> dict[str, Path]:
 
 
 def _content(path: Path) -> Any:
-    """A file's bytes; a log's lines without the seconds; of a checkpoint in shards the tensors and
-    what describes them, since DCP writes its entries in any order.
+    """A file's bytes; of a ledger each file's last line; a log's lines without the seconds; of a
+    checkpoint in shards the tensors and what describes them, since DCP writes its entries in any
+    order.
     """
     content = path.read_bytes()
     if path.name.startswith("shard-"):
@@ -213,9 +215,12 @@ def _content(path: Path) -> Any:
     if path.suffix != ".jsonl":
         return content
     try:
-        entries = [json.loads(line) for line in content.splitlines()]
+        entries = [json.loads(line) for line in content.splitlines() if line]
+        if path.name == LEDGER:
+            # A line a content that was about to be written: a run that was ended has more of them.
+            return {entry["file"]: entry for entry in entries if entry["file"] not in IGNORED}
         return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         return content
 
 

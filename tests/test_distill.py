@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.command.tables import evaluation_table
+from fewstep.command.tables.evaluations import quality_table
+from fewstep.conditions import Classes
 from fewstep.random import Key
 from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation
@@ -55,7 +56,7 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
     assert mismatch["assessed_norm"]["mean"] > mismatch["training_norm"]["mean"] > 0
     assert mismatch["assessed_norm"]["deviation"] > 0
     assert [len(each["mean"]) for each in mismatch["norms"].values()] == [len(mismatch["levels"])] * 2
-    table = evaluation_table(result).splitlines()
+    table = quality_table(result).splitlines()
     (shown,) = [line for line in table if line.startswith("on the student's samples")]
     assert f"{mismatch['assessed_mean']:.3f}" in shown
     assert f"{mismatch['assessed_norm']['mean']:.3g} +- {mismatch['assessed_norm']['deviation']:.2g}" in shown
@@ -65,8 +66,8 @@ def test_evaluate_gives_both_readings_of_the_mismatch_degree(tmp_path):
 
 
 def test_monitors_see_collapse_and_saturation():
-    data = fs.data.digits()
-    prior = Prior(fs.zoo.digits().schedule, (1, 8, 8), 0.03, classes=10)
+    data = fs.data.digit_images()
+    prior = Prior(fs.zoo.digits().schedule, (1, 8, 8), 0.03, conditions=Classes(10))
     step = Step(Key(0), 256)
 
     class Student(torch.nn.Module):
@@ -99,7 +100,7 @@ def test_an_even_handed_error_at_the_ends_of_the_range_is_no_saturation(shift):
     """49 of 100 of the digits' pixels stand at -1 and 9 at 1: noise of a tenth of the range puts a
     sixth of all outside, evenly. What is moved outwards is another matter.
     """
-    data = fs.data.digits()
+    data = fs.data.digit_images()
     step = Step(Key(0), 256)
 
     @dataclass(frozen=True, eq=False)

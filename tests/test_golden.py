@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fewstep.denoisers import load_model
-from fewstep.keeping.identity import run_of
+from fewstep.keeping.run_identity import run_of
 from fewstep.random import GENERATOR, Key
 from fewstep.recipes import load_recipe
 from fewstep.runs import distill, evaluate, load

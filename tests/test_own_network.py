@@ -20,7 +20,7 @@ from fewstep.data import InMemory
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, load_model, save_model
 from fewstep.errors import UserError
 from fewstep.metrics.features import FeatureSpace
-from fewstep.networks import DenoisingNetwork, build, describe
+from fewstep.networks import DenoisingNetwork, build, describe_network
 from fewstep.networks.kinds.registry import register
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe
@@ -115,7 +115,7 @@ def test_a_network_of_ones_own_is_distilled_saved_and_loaded(made) -> None:
     model, _ = load_model(made / "student.safetensors")
     assert isinstance(model, NetworkDenoiser)
     assert isinstance(model.network, Convolutions)
-    assert describe(model.network) == {"kind": "tests-convolutions", "width": 12, "classes": 2}
+    assert describe_network(model.network) == {"kind": "tests-convolutions", "width": 12, "classes": 2}
 
 
 def test_the_teacher_that_was_handed_over_is_kept_in_the_folder(made) -> None:
@@ -190,7 +190,7 @@ def test_a_recipe_names_it() -> None:
 
 def test_a_name_that_another_class_has_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"network 'small-unet': is the name of fewstep\.networks\.unet\.SmallUNet already"
+        UserError, match=r"network 'small-unet': is the name of fewstep\.networks\.small_unet\.SmallUNet already"
     ):
         register("small-unet")(Convolutions)
     with pytest.raises(UserError, match=r"takes '\*\*more', which a recipe cannot name"):

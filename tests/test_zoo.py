@@ -11,7 +11,8 @@ import torch
 from sklearn.datasets import load_digits
 
 import fewstep as fs
-from fewstep.data.mixture import sampled
+from fewstep.conditions import Classes
+from fewstep.data.synthetic import sampled
 from fewstep.metrics.quality import Evaluator
 from fewstep.prediction import score_of
 from fewstep.random import Key
@@ -27,7 +28,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def test_the_digits_are_scikit_learns():
-    ours, theirs = fs.data.digits(), load_digits()
+    ours, theirs = fs.data.digit_images(), load_digits()
     assert torch.equal((ours.samples[:, 0] + 1) * 8, torch.from_numpy(theirs.images).float())
     assert torch.equal(ours.labels, torch.from_numpy(theirs.target))
     assert float(ours.samples.min()) == -1
@@ -47,25 +48,27 @@ def test_the_weights_are_small_and_each_has_a_line_in_the_card():
 
 
 def test_each_shipped_model_is_what_its_recipe_builds():
-    from fewstep.denoisers.store import describe_model
-    from fewstep.networks import describe
+    from fewstep.denoisers.model_files import describe_model
+    from fewstep.networks import describe_network
     from fewstep.recipes import load_recipe
     from fewstep.recipes.building.pretrain import build_pretraining
 
     for name, model in (("digits-teacher", fs.zoo.digits()), ("mixture2d-teacher", fs.zoo.mixture2d())):
         assert describe_model(build_pretraining(load_recipe(name)).model) == describe_model(model)
-    assert describe(build_pretraining(load_recipe("digits-features")).model) == describe(fs.zoo.digit_features())
+    assert describe_network(build_pretraining(load_recipe("digits-features")).model) == describe_network(
+        fs.zoo.digit_features()
+    )
 
 
 def test_the_feature_network_knows_the_digits():
-    data = fs.data.digits()
+    data = fs.data.digit_images()
     assert float((fs.zoo.digit_features()(data.samples).argmax(1) == data.labels).double().mean()) >= 0.995
 
 
 def test_the_teachers_samples_are_of_their_class_and_nearer_the_data_than_its_halves_are():
-    data, features = fs.data.digits(), fs.zoo.digit_features()
+    data, features = fs.data.digit_images(), fs.zoo.digit_features()
     evaluator = Evaluator(data, features.features, features, samples=1500)
-    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid())
+    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid(), Classes(10))
     quality = evaluator.measure(lambda key, n, labels: sampler.draw(key, n, labels, 15).clamp(-1, 1), draws=1)
     assert quality.accuracy is not None
     assert quality.accuracy >= 0.97
@@ -73,8 +76,8 @@ def test_the_teachers_samples_are_of_their_class_and_nearer_the_data_than_its_ha
 
 
 def test_guidance_sharpens_the_classes():
-    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid())
-    guided = TeacherSampler(-1.0, 1.0, fs.denoisers.Guided(fs.zoo.digits(), 3.0), DPM2M, RhoGrid())
+    sampler = TeacherSampler(-1.0, 1.0, fs.zoo.digits(), DPM2M, RhoGrid(), Classes(10))
+    guided = TeacherSampler(-1.0, 1.0, fs.denoisers.Guided(fs.zoo.digits(), 3.0), DPM2M, RhoGrid(), Classes(10))
     labels, classifier = torch.arange(300) % 10, fs.zoo.digit_features()
 
     def confidence(draw) -> float:

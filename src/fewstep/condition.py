@@ -8,7 +8,7 @@ labels (Karras et al. 2022, App. F).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,15 +43,6 @@ class Condition:
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
         return self._map(lambda value: value.to(device))
-
-    def null(self) -> Condition:
-        """The unconditional counterpart: labels -1 (or zero probabilities), context zero, the same
-        guidance scale.
-        """
-        labels = self.labels
-        if labels is not None:
-            labels = torch.full_like(labels, NO_CLASS) if labels.dtype == torch.int64 else torch.zeros_like(labels)
-        return replace(self, labels=labels, context={k: torch.zeros_like(v) for k, v in self.context.items()})
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:

@@ -46,7 +46,7 @@ def unmetered() -> Iterator[None]:
         _open[:] = hidden
 
 
-def report(emitted: Tensor) -> None:
+def count_evaluations(emitted: Tensor) -> None:
     """Called by models with what their network emitted (B, ...)."""
     for meter in _open:
         meter.evaluations += len(emitted) * (3 if emitted.requires_grad else 1)

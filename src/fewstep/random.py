@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fewstep.system.normals import WORDS_A_BLOCK, blocks_of, normals
+from fewstep.system.normals import WORDS_A_BLOCK, blocks_a_sample, normals
 
 # The number of the definition of ``Key.normal``, which a checkpoint holds: another one draws other
 # noise at the same place. 1: as ``Key.lasting``. 2: a word for two normals, in float32.
@@ -55,7 +55,7 @@ class Key:
         batch.
         """
         rows, size = shape[0], math.prod(shape[1:])
-        words = self._philox(purpose, start * blocks_of(size))
+        words = self._philox(purpose, start * blocks_a_sample(size))
         return torch.from_numpy(normals(words.random_raw, rows, size)).reshape(*shape)
 
     def lasting(self, purpose: str, shape: Sequence[int], start: int = 0) -> torch.Tensor:

@@ -8,6 +8,7 @@ process seen as variance exploding.
 - ``KarrasVE``: alpha(t) 1; sigma(t) sigma_max t (Karras et al. 2022).
 - ``DiscreteVP``: alpha(t) sqrt of the running product of 1 - beta; sigma(t) sqrt(1 - alpha^2) (Ho
   et al. 2020); index i is t = (i + 1) / N.
+- ``ZeroSNRVP``: the same with alpha rescaled so that alpha(1) = 0 (Lin et al. 2024).
 - ``RectifiedFlow``: alpha(t) 1 - t; sigma(t) t (Liu et al. 2022).
 
 Every function takes t as a tensor of any shape (or a number) and answers in float64 of the same
@@ -203,11 +204,57 @@ class DiscreteVP(Schedule):
         return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
 
     def time_of(self, log_snr: Tensor | float) -> Tensor:
-        # alpha^2 = sigmoid(log_snr); then the inverse of a decreasing piecewise linear function.
-        log_alpha = -0.5 * torch.nn.functional.softplus(-as_time(log_snr))
+        # alpha^2 = sigmoid(log_snr)
+        return self._time_at(-0.5 * torch.nn.functional.softplus(-as_time(log_snr)))
+
+    def _time_at(self, log_alpha: Tensor) -> Tensor:
+        """The inverse of ``_log_alpha``, a decreasing piecewise linear function."""
         knots = self._log_alphas.to(log_alpha.device)
         cell = (torch.searchsorted(-knots, -log_alpha.contiguous()) - 1).clamp(0, self.steps - 1)
         return (cell + (log_alpha - knots[cell]) / (knots[cell + 1] - knots[cell])) / self.steps
+
+
+@dataclass(frozen=True)
+class ZeroSNRVP(DiscreteVP):
+    """``DiscreteVP`` whose last step has no signal: from t = 1 / N on, alpha is moved and scaled so
+    that it keeps its first value and ends at 0 (Lin et al. 2024, Alg. 1).
+
+    Below t = 1 / N, where there is no published index, it is ``DiscreteVP``'s.
+    """
+
+    kind: Literal["zero-snr-vp"] = field(default="zero-snr-vp", kw_only=True)  # type: ignore[assignment]
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        lost, first, _ = self._lost(t)
+        return torch.where(lost > 0, torch.exp(first) * (1.0 - lost), super().alpha(t))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        lost, first, _ = self._lost(t)
+        # 1 - alpha^2 = (1 - alpha) (1 + alpha), with no difference of near numbers.
+        square = (torch.exp(first) * lost - torch.expm1(first)) * (1.0 + self.alpha(t))
+        return torch.where(lost > 0, torch.sqrt(square), super().sigma(t))
+
+    def alpha_rate(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        lost, _, whole = self._lost(t)
+        knots, cell = self._log_alphas.to(t.device), self._cell(t)
+        rate = super().alpha(t) * (knots[cell + 1] - knots[cell]) * self.steps
+        return torch.where(lost > 0, rate / whole, rate)
+
+    def _lost(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """The share that t has lost of the signal of t = 1 / N; log alpha of t = 1 / N; and the
+        share that ``DiscreteVP`` has lost at t = 1.
+        """
+        log_alpha = self._log_alpha(t)
+        knots = self._log_alphas.to(log_alpha.device)
+        whole = -torch.expm1(knots[-1] - knots[1])
+        return -torch.expm1(log_alpha - knots[1]) / whole, knots[1], whole
+
+    def _time_at(self, log_alpha: Tensor) -> Tensor:
+        _, first, whole = self._lost(1.0)
+        first, whole = first.to(log_alpha.device), whole.to(log_alpha.device)
+        plain = first + torch.log1p(torch.expm1(log_alpha - first) * whole)
+        return super()._time_at(torch.where(log_alpha < first, plain, log_alpha))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Later:
     """Marks a setting that earlier versions did not have.
 
     A recipe says it only where it has not its default. A run is known by what its recipe says
-    (``keeping.identity``), so a run of an earlier version keeps its name.
+    (``keeping.run_identity``), so a run of an earlier version keeps its name.
     """
 
 

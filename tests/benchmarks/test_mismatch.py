@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench_kit import started
 
-from fewstep.studies.mismatch import mismatch_over_training, mismatch_track
+from fewstep.studies.mismatch_track import mismatch_over_training, mismatch_track
 
 TINY = ("--set", "training.batch=8", "--set", "evaluation.samples=60", "--set", "evaluation.every=1000000")
 

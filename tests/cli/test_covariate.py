@@ -17,16 +17,17 @@ import yaml
 from cli_kit import small_recipe
 
 from fewstep.command.entry import main
-from fewstep.command.tables import evaluation_table, shift_table
+from fewstep.command.tables.evaluations import quality_table
+from fewstep.command.tables.shifts import shift_table
 from fewstep.denoisers import Guided, Rescheduled
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics import manifold_scores
 from fewstep.metrics.mismatch import assessed_mismatch
 from fewstep.random import Key
 from fewstep.recipes import shipped_text
+from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
-from fewstep.recipes.building.teachers import build_teacher
 from fewstep.report import write_run_report
 from fewstep.runs import distill, evaluate, load, load_guided
 from fewstep.runs.sampler import guided_samplers
@@ -271,8 +272,9 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
     assert [found["student"]["2"][name] for name in BREADTH[:4]] == pytest.approx(
         [expected.precision, expected.recall, expected.density, expected.coverage]
     )
-    table = evaluation_table(found)
-    assert f"{found['student']['2']['recall']:.3f} {found['student']['2']['diversity']:>10.3f}" in table
+    table = quality_table(found)
+    (line,) = [each for each in table.splitlines() if each.startswith("student, 2 steps ")]
+    assert line.split()[-4:-2] == [f"{found['student']['2'][name]:.3f}" for name in ("recall", "diversity")]
     assert "2 draws" in table
 
 
@@ -313,7 +315,7 @@ def test_guidance_scales_are_measured_of_teacher_and_student(guided, halved, com
         lambda key, n, labels: student.draw(key, n, labels, 2).clamp(-1, 1), 1
     )
     assert found["guidance"]["2.5"]["student"]["2"]["fd"] == expected.fd
-    assert "student, 2 steps, guided by 2.5" in evaluation_table(found)
+    assert "student, 2 steps, guided by 2.5" in quality_table(found)
     assert "Student, 2 steps, guided by 2.5" in write_run_report(guided).read_text()
     with pytest.raises(UserError, match="guidance needs a teacher with classes"):
         evaluate(halved, draws=1, guidance=[2.0])

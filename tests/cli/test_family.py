@@ -23,8 +23,8 @@ from fewstep.denoisers import copy_of, load_adapter, load_model
 from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names, shipped_text
-from fewstep.recipes.building.teachers import build_teacher
-from fewstep.recipes.legality import columns, row
+from fewstep.recipes.building.frozen_teachers import build_teacher
+from fewstep.recipes.legality import columns, matrix_row
 from fewstep.runs import distill, load_teacher
 
 
@@ -74,7 +74,7 @@ def test_the_printed_matrix_is_the_rule():
     printed = {line.split()[0]: line.split()[1:] for line in lines}
     recipes = {name: load_recipe(name) for name in shipped_names()}
     assert printed == {
-        name: ["yes" if cell is None else "-" for cell in row(name, recipe.method).cells.values()]
+        name: ["yes" if cell is None else "-" for cell in matrix_row(name, recipe.method).cells.values()]
         for name, recipe in recipes.items()
         if isinstance(recipe, DistillRecipe)
     }
@@ -85,7 +85,7 @@ def test_the_matrix_of_one_recipe_says_why_not_and_json_holds_the_same(tmp_path)
     path = small("digits-dmd2-4step", {"method": {"steps": 1}}, tmp_path / "mine.yaml")
     recipe = load_recipe(path)
     assert isinstance(recipe, DistillRecipe)
-    cells = row(str(path), recipe.method).cells
+    cells = matrix_row(str(path), recipe.method).cells
     assert [line.removeprefix("- ") for line in inside("recipes", "--matrix", path).splitlines()[2:]] == [
         cell for cell in cells.values() if cell is not None
     ]

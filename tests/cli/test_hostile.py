@@ -26,8 +26,8 @@ from fewstep.errors import LONGEST, UserError, all_without_secrets, one_line, wi
 from fewstep.metrics.frechet import features_of
 from fewstep.networks import build
 from fewstep.networks.kinds.bounds import at_most, machine_numbers
+from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.networks.kinds.registry import kinds
-from fewstep.networks.kinds.store import load_network, save_network
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe, shipped_names, shipped_text
 from fewstep.report import write_run_report

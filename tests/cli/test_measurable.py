@@ -12,7 +12,7 @@ import torch
 from cli_kit import called, small_recipe
 from pydantic import TypeAdapter, ValidationError
 
-from fewstep.command import cli
+from fewstep.command.cli import app
 from fewstep.data import InMemory
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, TimestepInputs, save_model
 from fewstep.errors import UserError
@@ -56,7 +56,8 @@ def taken(key: str, value: int) -> bool:
 
 @pytest.mark.parametrize("command", ["evaluate", "measure", "shift", "sample"])
 def test_options_have_the_bounds_of_the_recipes_keys(command):
-    hints = typing.get_type_hints(getattr(cli, command), include_extras=True)
+    (function,) = [each.callback for each in app.registered_commands if each.name == command]
+    hints = typing.get_type_hints(function, include_extras=True)
     options = {
         name: hint.__metadata__[0] for name, hint in hints.items() if typing.get_origin(hint) is typing.Annotated
     }
@@ -76,7 +77,8 @@ def test_options_have_the_bounds_of_the_recipes_keys(command):
 
 
 def test_evaluate_takes_a_number_of_samples(run):
-    assert "(7 samples a draw" in called("evaluate", run, "--samples", "7", "--draws", "1").stdout
+    printed = called("evaluate", run, "--samples", "7", "--draws", "1").stdout
+    assert "7 samples a draw, 1 draw" in printed.splitlines()
     refused = called("evaluate", run, "--samples", "1")
     assert refused.returncode == 2
     assert "--samples" in refused.stderr

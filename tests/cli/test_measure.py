@@ -13,19 +13,18 @@ import torch
 import yaml
 from cli_kit import fewstep
 
-from fewstep.command.tables import measurement_table
-from fewstep.data import digits
+from fewstep.command.tables.evaluations import measurement_table
+from fewstep.data import digit_images
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, Reference, load_reference, save_reference
 from fewstep.metrics.features import FeatureSpace
 from fewstep.networks import Classifier, ImageClassifier, build
-from fewstep.networks.kinds.store import load_network, save_network
+from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.random import Key
 from fewstep.recipes import config, load_recipe, shipped_text
 from fewstep.recipes.building.parts import build_evaluator, build_features
 from fewstep.recipes.building.pretrain import build_pretraining
-from fewstep.recipes.building.spaces import build_space
 from fewstep.runs import RunFolder, Workers, distill, load, load_teacher, measure_many, write_reference
 from fewstep.runs.sampler import BATCH
 from fewstep.system.caches import content_digest
@@ -100,7 +99,7 @@ def test_it_finds_what_evaluate_finds(run, alone):
 def test_stored_statistics_serve_as_the_data(run, alone, tmp_path):
     path = write_reference(run, tmp_path / "digits.safetensors")
     stored = load_reference(path)
-    own = FeatureStatistics.of(digit_features().features(digits().take(torch.arange(1797))))
+    own = FeatureStatistics.of(digit_features().features(digit_images().take(torch.arange(1797))))
     assert stored.statistics.count == 1797
     assert stored.space == "digits-features"
     torch.testing.assert_close(stored.statistics.covariance, own.covariance, rtol=1e-9, atol=1e-9)
@@ -216,9 +215,9 @@ def _saved(path: Path, **changes: object) -> Path:
 
 def test_a_trained_classifier_is_a_feature_space_and_judges(tmp_path):
     path = _saved(tmp_path / "model.safetensors")
-    data = digits()
+    data = digit_images()
     choice = config.ClassifierFeatures(kind="classifier", path=str(path))
-    space = build_space(choice, data)
+    space = choice.space(data)
     network = freeze(load_network(path))
     assert isinstance(network, Classifier)
     images = data.take(torch.arange(7))
@@ -230,20 +229,16 @@ def test_a_trained_classifier_is_a_feature_space_and_judges(tmp_path):
     found = evaluator.measure(lambda key, n, labels: data.take(torch.arange(n)), 1)
     labels = data.proportional_labels(50)
     assert found.accuracy == float((network(data.take(torch.arange(50))).argmax(1) == labels).double().mean())
-    same = build_space(
-        config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "again.safetensors"))), data
-    )
-    other = build_space(
-        config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "other.safetensors", features=24))),
-        data,
-    )
+    again, wider = _saved(tmp_path / "again.safetensors"), _saved(tmp_path / "other.safetensors", features=24)
+    same = config.ClassifierFeatures(kind="classifier", path=str(again)).space(data)
+    other = config.ClassifierFeatures(kind="classifier", path=str(wider)).space(data)
     assert space.name == same.name != other.name
 
 
 def test_a_classifier_of_other_classes_does_not_judge(tmp_path):
     choice = config.ClassifierFeatures(kind="classifier", path=str(_saved(tmp_path / "model.safetensors", classes=4)))
-    assert not build_space(choice, digits()).labelled
-    assert build_evaluator(config.Evaluation(features=choice, samples=50), digits()).classifier is None
+    assert not choice.space(digit_images()).labelled
+    assert build_evaluator(config.Evaluation(features=choice, samples=50), digit_images()).classifier is None
 
 
 def test_files_that_are_no_fitting_classifier_are_refused(tmp_path):
@@ -258,7 +253,7 @@ def test_files_that_are_no_fitting_classifier_are_refused(tmp_path):
     ]
     for path, sentence in cases:
         with pytest.raises(UserError, match=sentence):
-            build_space(config.ClassifierFeatures(kind="classifier", path=str(path)), digits())
+            config.ClassifierFeatures(kind="classifier", path=str(path)).space(digit_images())
     with pytest.raises(UserError, match="has no classifier"):
         FeatureSpace("plain", lambda x: x).classify(torch.zeros(1))
 

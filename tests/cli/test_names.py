@@ -19,7 +19,7 @@ from fewstep.command import entry
 from fewstep.command.cli import app
 from fewstep.errors import UserError
 from fewstep.recipes import config, dump, load_recipe
-from fewstep.runs.pictures import write_array, write_samples
+from fewstep.runs.sample_files import write_array, write_samples
 from fewstep.system.files import append_line, read_tensors, verify_tensors, write_tensors, write_text
 
 SOURCES = Path(entry.__file__).parent
@@ -85,7 +85,7 @@ def test_classes_of_any_name_are_shown_under_locale_c(tmp_path):
     command = [sys.executable, "-m", "fewstep", "data", "show", str(tmp_path / "set.zip")]
     found = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert (found.returncode, found.stderr) == (0, b"")
-    assert b"1 caf" in found.stdout
+    assert b"  1  caf" in found.stdout
 
 
 def test_no_text_is_read_or_written_in_the_locales_coding():

@@ -19,10 +19,10 @@ from pydantic import TypeAdapter
 from fewstep.denoisers import save_model
 from fewstep.doctor import examine
 from fewstep.errors import UserError
-from fewstep.keeping.identity import run_of
-from fewstep.networks.kinds.store import load_network, save_network
+from fewstep.keeping.run_identity import run_of
+from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.recipes import config, shipped_text
-from fewstep.recipes.building.students import build_generator
+from fewstep.recipes.config.models import build_generator
 from fewstep.recipes.reading.places import named_in
 from fewstep.runs import RunFolder, compare, distill, measure_many, write_reference
 from fewstep.system.files import read_tensors, write_tensors

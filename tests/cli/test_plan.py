@@ -13,8 +13,7 @@ from fewstep.command.entry import main
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
 from fewstep.planning import plan_recipe
-from fewstep.planning.footprint import bytes_of
-from fewstep.planning.memory import state_bytes
+from fewstep.planning.footprint import bytes_of, state_bytes
 from fewstep.planning.plan import FRAGMENTATION, GIB, WORKSPACE
 from fewstep.planning.rehearsal import Rehearsal
 from fewstep.planning.twin import twin

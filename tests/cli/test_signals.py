@@ -18,7 +18,8 @@ import pytest
 from cli_kit import ENVIRONMENT, small_recipe
 
 from fewstep.runs.blocks import _begin
-from fewstep.system.ending import SIGNALS
+from fewstep.system import ending
+from fewstep.system.ending import SIGNALS, Ended, ended_by_signals
 from fewstep.training.saving.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
@@ -179,3 +180,26 @@ def test_a_run_saves_when_its_terminal_is_closed(tmp_path):
         os.close(ours)
     assert process.wait(120) == 128 + signal.SIGHUP
     assert len(Checkpoints(run / "checkpoints").paths()) == 1
+
+
+def _imported_while_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, body: str) -> None:
+    (tmp_path / f"{name}.py").write_text(f"import os, time\nos.kill(os.getpid(), {number})\n{body}\ndone = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with ended_by_signals():
+        __import__(name)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_import_is_awaited_before_a_command_ends(tmp_path, monkeypatch, number):
+    """An extension that is being imported may answer an exception by ending the process itself."""
+    name = f"imported_while_ended_{number}"
+    with pytest.raises((Ended, KeyboardInterrupt)):
+        _imported_while_ended(tmp_path, monkeypatch, name, number, "")
+    assert sys.modules[name].done
+
+
+def test_an_import_without_end_is_not_awaited(tmp_path, monkeypatch):
+    monkeypatch.setattr(ending, "_PATIENCE", 0.2)
+    with pytest.raises(Ended):
+        _imported_while_ended(tmp_path, monkeypatch, "imported_without_end", signal.SIGTERM, "time.sleep(30)")

@@ -25,7 +25,7 @@ from PIL import Image
 from fewstep.command.cli import app
 from fewstep.data import open_images
 from fewstep.data.conversion.convert import (
-    Record,
+    ImageRecord,
     cached,
     from_rows,
     from_shards,
@@ -38,8 +38,8 @@ from fewstep.data.conversion.shards import expanded
 from fewstep.data.tree import HIDDEN, PassedOver
 from fewstep.errors import UserError
 from fewstep.recipes import config
-from fewstep.runs.data import describe_images, make_zip
-from fewstep.runs.pictures import write_samples
+from fewstep.runs.image_sets import describe_images, make_zip
+from fewstep.runs.sample_files import write_samples
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_rows_and_shards_give_the_same_images_as_files(tmp_path):
             r"the class is b'dog', not a whole number",
         ),
         (
-            lambda: [Record(png(picture(0)), None, "a"), Record(png(picture(0, 5, 4)), None, "b")],
+            lambda: [ImageRecord(png(picture(0)), None, "a"), ImageRecord(png(picture(0, 5, 4)), None, "b")],
             r"b: has 4 x 5 pixels, the first image 4 x 4; give a size",
         ),
     ],
@@ -113,7 +113,7 @@ def test_what_cannot_be_converted_is_one_sentence_and_leaves_nothing(records, se
 def _writer(made: list[Path]):
     def write(path: Path) -> PassedOver:
         made.append(path)
-        write_records(path, [Record(png(picture(len(made))), None, "x")], None)
+        write_records(path, [ImageRecord(png(picture(len(made))), None, "x")], None)
         return PassedOver.of({HIDDEN: [".x"]})
 
     return write
@@ -198,7 +198,7 @@ def test_two_processes_make_one_set_once(tmp_path):
             def write(path: Path, number: int = number) -> PassedOver:
                 (tmp_path / f"written-{number}").touch()
                 time.sleep(0.5)
-                write_records(path, [Record(png(picture(5)), None, "x")], None)
+                write_records(path, [ImageRecord(png(picture(5)), None, "x")], None)
                 return PassedOver()
 
             os._exit(
@@ -472,7 +472,7 @@ def test_a_sheet_shows_each_image_in_its_colours(tmp_path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     write_records(
         tmp_path / "set.zip",
-        [Record(png(np.full((40, 40, 3), colour, dtype=np.uint8)), None, "x") for colour in colours],
+        [ImageRecord(png(np.full((40, 40, 3), colour, dtype=np.uint8)), None, "x") for colour in colours],
         None,
     )
     assert describe_images(tmp_path / "set.zip", tmp_path / "sheet.png")["sheet"] == str(tmp_path / "sheet.png")
@@ -505,7 +505,7 @@ def test_the_commands_make_and_show(tmp_path):
     shown = CliRunner().invoke(app, ["data", "show", str(tmp_path / "set.zip"), "--out", str(tmp_path / "sheet.png")])
     assert shown.stdout.splitlines() == [
         f"{tmp_path / 'set.zip'}: 1 images of 4 x 4, RGB, 1 classes",
-        "        1 one",
+        "  1  one",
         str(tmp_path / "sheet.png"),
     ]
     for name in ("zip", "emoji", "scenes", "show"):

@@ -9,7 +9,7 @@ import torch
 from image_kit import picture
 from PIL import Image
 
-from fewstep.data import Dataset, InMemory, digits, open_images
+from fewstep.data import Dataset, InMemory, digit_images, open_images
 from fewstep.data.archive import write_archive
 from fewstep.metrics.frechet import FeatureStatistics, features_of, frechet_distance
 from fewstep.metrics.quality import Evaluator
@@ -104,4 +104,4 @@ def test_the_head_of_a_set_in_the_order_of_its_classes_has_all_of_them(tmp_path)
     images = open_images(tmp_path / "sorted.zip")
     assert images.labels[images.head(8)].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert images.head(100).tolist() == list(range(40))
-    assert digits().head(5).tolist() == [0, 1, 2, 3, 4]
+    assert digit_images().head(5).tolist() == [0, 1, 2, 3, 4]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fewstep.data import open_images
-from fewstep.data.emoji import FONT, NAMES, Emoji, drawn_by, fitted, read_emoji, write_emoji
+from fewstep.data.emoji import FONT, NAMES, Emoji, drawn_by, read_emoji, squared_on_white, write_emoji
 from fewstep.errors import UserError
 
 LISTED = """\
@@ -92,7 +92,7 @@ def test_pictures_that_are_missing_or_there_already_are_left_out(emoji, tmp_path
 
 def test_a_picture_is_resized_over_white():
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 51))
-    assert np.unique(np.asarray(fitted(half, 2))).tolist() == [204]
+    assert np.unique(np.asarray(squared_on_white(half, 2))).tolist() == [204]
 
 
 def test_missing_files_name_their_package(tmp_path):

@@ -13,10 +13,9 @@ import pytest
 import torch
 from image_kit import picture, png, zipped
 
-from fewstep.data import Dataset, InMemory, digits, open_images, random_mixture
-from fewstep.data.mixture import sampled
+from fewstep.data import Dataset, InMemory, digit_images, open_images, random_mixture
 from fewstep.data.scenes import Scenes
-from fewstep.data.synthetic import waves
+from fewstep.data.synthetic import sampled, waves
 from fewstep.schedule import KarrasVE
 
 
@@ -34,7 +33,7 @@ def _folder(path: Path) -> Path:
 
 def _made() -> list[Dataset]:
     mixture = random_mixture(KarrasVE(), 3)
-    made = [digits(), waves((1, 4, 4), 2, 6), sampled(mixture, 20), digits().subset(torch.arange(5))]
+    made = [digit_images(), waves((1, 4, 4), 2, 6), sampled(mixture, 20), digit_images().subset(torch.arange(5))]
     scenes = [
         Scenes(9),
         Scenes(8),

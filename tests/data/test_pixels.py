@@ -12,7 +12,7 @@ import pytest
 from image_kit import claiming, picture, png
 from PIL import Image, ImageCms, PngImagePlugin
 
-from fewstep.data.pixels import MAX_PIXELS, _orientation, decode, encode
+from fewstep.data.pixels import MAX_PIXELS, _orientation, decode, encode, over_white
 from fewstep.errors import UserError
 
 
@@ -205,3 +205,17 @@ def test_a_phones_48_megapixels_are_read_and_a_bomb_is_not():
         decode(claiming(8200, 8200), "x")
     with pytest.raises(UserError, match=r"x: has pixels of kind 'F', not 8 or 16 bits a channel"):
         decode(b"Pf 1 1 -1.0\n" + struct.pack("<f", 0.5), "x")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_a_tall_picture_over_white_is_that_of_the_whole(mode):
+    """Bands of a picture are put over white one after another."""
+    chance = np.random.default_rng(0)
+    whole = Image.fromarray(chance.integers(0, 256, (600, 3, 4), dtype=np.uint8), "RGBA")
+    picture = whole.quantize(20).convert(mode) if mode in ("P", "PA") else whole.convert(mode)
+    if mode == "P":
+        picture.info["transparency"] = 3
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    white.alpha_composite(layer)
+    assert np.array_equal(np.asarray(over_white(picture)), np.asarray(white.convert("RGB")))

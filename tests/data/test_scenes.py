@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fewstep.data import digits
+from fewstep.data import digit_images
 from fewstep.data.scenes import Scenes, SceneWords, caption, parse, scene_prompts
 from fewstep.data.scenes.drawing import _enlarged, pictured
 from fewstep.data.scenes.placing import (
@@ -186,10 +186,10 @@ def test_the_parts_share_no_handwriting():
     for indices, counts in parts.values():
         for digit in range(10):
             own = indices[digit, : counts[digit]]
-            assert bool((digits().labels[own] == digit).all())
+            assert bool((digit_images().labels[own] == digit).all())
             assert bool((indices[digit, counts[digit] :] == -1).all())
     # No digit is in the file twice, so that none is in both parts under two numbers.
-    assert len(torch.unique(digits().samples.flatten(1), dim=0)) == 1797
+    assert len(torch.unique(digit_images().samples.flatten(1), dim=0)) == 1797
 
 
 @both
@@ -198,7 +198,7 @@ def test_scenes_are_written_by_their_parts_hand_and_show_their_digits(number, pa
     scenes = Scenes(2000, number, part).arrangement(torch.arange(2000))
     own = handwriting(part)[0]
     assert set(scenes.writings.flatten().tolist()) <= set(own.flatten().tolist()) - {-1}
-    assert torch.equal(digits().labels[scenes.writings], scenes.digits)
+    assert torch.equal(digit_images().labels[scenes.writings], scenes.digits)
     assert torch.equal(torch.unique(scenes.digits), torch.arange(10))
     assert torch.equal(torch.unique(scenes.colours), torch.arange(8))
 
@@ -290,7 +290,7 @@ def test_jitter_leaves_no_digit_in_the_mean_picture():
 
 
 def test_enlarging_is_torchs_bicubic():
-    ink = (digits().samples[:20, 0] + 1) / 2
+    ink = (digit_images().samples[:20, 0] + 1) / 2
     for size in range(13, 25):
         ours = _enlarged(ink, torch.full((20,), size), torch.full((20,), 32 - size), torch.full((20,), 3))
         theirs = functional.interpolate(ink[:, None], size=(size, size), mode="bicubic")[:, 0].clamp(0, 1)

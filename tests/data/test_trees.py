@@ -15,12 +15,12 @@ import pytest
 import torch
 from image_kit import picture, png, zipped
 
-from fewstep.command.tables import images_table
+from fewstep.command.tables.contents import images_table
 from fewstep.data import Images, open_images
 from fewstep.data.labels import class_number
 from fewstep.data.tree import EMPTY, HIDDEN, LINK, NOWHERE, SUFFIX, natural
 from fewstep.errors import UserError
-from fewstep.runs.data import describe_images, make_zip
+from fewstep.runs.image_sets import describe_images, make_zip
 
 
 def _tree(path: Path, names: list[str]) -> Path:

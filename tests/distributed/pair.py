@@ -32,7 +32,8 @@ from fewstep.recipes.building.parts import build_settings
 from fewstep.runs import distill, evaluate
 from fewstep.runs.sampler import StudentSampler
 from fewstep.system import distributed
-from fewstep.system.files import locked, write_text
+from fewstep.system.files import write_text
+from fewstep.system.locks import locked
 from fewstep.targets import RecordByDistance, SwitchAtPlateau
 from fewstep.training import Trainer
 from fewstep.training.dealing import deal
@@ -278,7 +279,7 @@ def _refuse() -> None:
 
 def _other_process(folder: Path) -> None:
     script = (
-        f"from fewstep.system.files import locked\nfrom pathlib import Path\nwith locked(Path({str(folder)!r})): pass"
+        f"from fewstep.system.locks import locked\nfrom pathlib import Path\nwith locked(Path({str(folder)!r})): pass"
     )
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     raise UserError(failed.stderr.strip().splitlines()[-1])

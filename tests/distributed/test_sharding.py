@@ -17,8 +17,8 @@ from fewstep.denoisers.inputs import EDMInputs
 from fewstep.denoisers.threshold import StaticThreshold
 from fewstep.errors import UserError
 from fewstep.networks import FeatureHead, add_adapter, build
-from fewstep.networks.base import DenoisingNetwork
-from fewstep.networks.kinds.store import load_strictly
+from fewstep.networks.interfaces import DenoisingNetwork
+from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe
 from fewstep.runs.gallery import write_path_picture

@@ -12,9 +12,9 @@ import pytest
 
 from fewstep.errors import UserError
 from fewstep.planning.cluster import Cluster
-from fewstep.planning.plan import Plan, plan, sketch
+from fewstep.planning.plan import Plan, plan_on_gpus, sketch
 from fewstep.planning.rehearsal import Rehearsal
-from fewstep.planning.scaling import Block, Layout, Load, blocks_of, estimate, load_of, memory_of
+from fewstep.planning.scaling import Block, ClusterLayout, Load, blocks_in_order, estimate, load_of, memory_of
 from fewstep.planning.timeline import Stretch, Task, bounds, pass_through, played
 from fewstep.recipes import DistillRecipe, load_recipe
 
@@ -138,10 +138,10 @@ def test_sharding_exchanges_half_as_much_again_in_one_precision():
     bf16 the gathers are half as long, and it is the same.
     """
     load, cluster = replace(LOAD, untrained=0.0, networks=0), Cluster(64, **FREE)
-    ddp, fsdp = (estimate(load, cluster, Layout(mode, 1)).exchanging for mode in ("ddp", "fsdp"))
+    ddp, fsdp = (estimate(load, cluster, ClusterLayout(mode, 1)).exchanging for mode in ("ddp", "fsdp"))
     assert fsdp == pytest.approx(ddp)
     four = replace(load, blocks=tuple(Block(2 * block.parameters, block.operations) for block in load.blocks))
-    gathers = (estimate(four, cluster, Layout("fsdp", 1)).exchanging - fsdp) / 2
+    gathers = (estimate(four, cluster, ClusterLayout("fsdp", 1)).exchanging - fsdp) / 2
     assert fsdp + gathers == pytest.approx(1.5 * ddp)
 
 
@@ -153,7 +153,7 @@ def test_one_gpu_exchanges_nothing(mode):
     """Its step is its operations over its rate, and what optimizers move; but for the latter
     nothing is lost.
     """
-    found = estimate(LOAD, Cluster(1), Layout(mode, 6, recompute=False))
+    found = estimate(LOAD, Cluster(1), ClusterLayout(mode, 6, recompute=False))
     moved = 61e6 * (2 * 28 + 12) / Cluster(1).memory_rate
     assert found.exchanging == 0
     assert found.seconds == found.computing == pytest.approx(6 * 4e11 * (2 * 3 + 2) / Cluster(1).operations + moved)
@@ -163,7 +163,9 @@ def test_one_gpu_exchanges_nothing(mode):
 def test_copies_within_one_gpu_each_are_what_replicas_exchange():
     """HSDP with a copy on every GPU is DDP: nothing is gathered, gradients are reduced."""
     cluster = Cluster(8, **FREE)
-    ddp, hsdp = (estimate(LOAD, cluster, layout) for layout in (Layout("ddp", 4), Layout("fsdp", 4, replicas=8)))
+    ddp, hsdp = (
+        estimate(LOAD, cluster, layout) for layout in (ClusterLayout("ddp", 4), ClusterLayout("fsdp", 4, replicas=8))
+    )
     assert hsdp.seconds == pytest.approx(ddp.seconds)
     assert hsdp.memory == ddp.memory
 
@@ -171,8 +173,8 @@ def test_copies_within_one_gpu_each_are_what_replicas_exchange():
 def test_one_copy_a_node_gathers_inside_and_reduces_between():
     """Cards count for the gradients' shards alone: an eighth of them, twice."""
     cluster, load = Cluster(64, **FREE), replace(LOAD, networks=0)
-    hsdp = estimate(load, cluster, Layout("fsdp", 4, replicas=8))
-    inside = estimate(load, Cluster(8, **FREE), Layout("fsdp", 4))
+    hsdp = estimate(load, cluster, ClusterLayout("fsdp", 4, replicas=8))
+    inside = estimate(load, Cluster(8, **FREE), ClusterLayout("fsdp", 4))
     assert hsdp.memory == inside.memory
     assert hsdp.exchanging - inside.exchanging == pytest.approx(
         load.trained * 2 * (7 / 8) * 4 * 61e6 / 8 / cluster.between
@@ -181,7 +183,7 @@ def test_one_copy_a_node_gathers_inside_and_reduces_between():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_slower_links_never_help_and_free_ones_leave_computing(mode):
-    layout = Layout(mode, 2)
+    layout = ClusterLayout(mode, 2)
     fast, slow = (estimate(LOAD, Cluster(64, inside=rate, between=rate), layout) for rate in (1e12, 1e9))
     assert fast.seconds < slow.seconds
     assert slow.efficiency < 0.1
@@ -195,7 +197,9 @@ def test_accumulation_exchanges_gradients_once():
     """
     cluster = Cluster(64, **FREE)
     for mode, exchanged in (("ddp", 1.0), ("fsdp", None)):
-        one, four = (estimate(replace(LOAD, networks=0), cluster, Layout(mode, count, count)) for count in (1, 4))
+        one, four = (
+            estimate(replace(LOAD, networks=0), cluster, ClusterLayout(mode, count, count)) for count in (1, 4)
+        )
         if exchanged is not None:
             assert four.exchanging == pytest.approx(one.exchanging)
         else:
@@ -205,7 +209,9 @@ def test_accumulation_exchanges_gradients_once():
 
 def test_computing_again_is_a_forward_pass_more():
     plain, again = (
-        estimate(replace(LOAD, untrained=0.0), Cluster(1, memory_rate=1e30), Layout("ddp", 2, recompute=on)).seconds
+        estimate(
+            replace(LOAD, untrained=0.0), Cluster(1, memory_rate=1e30), ClusterLayout("ddp", 2, recompute=on)
+        ).seconds
         for on in (False, True)
     )
     assert again == pytest.approx(4 / 3 * plain)
@@ -224,7 +230,7 @@ def _counted(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[DistillRecipe,
     monkeypatch.setattr("fewstep.planning.plan.rehearse", lambda _: Rehearsal(Eight(), {}, 1.0, 0.8))
     recipe = load_recipe(name)
     assert isinstance(recipe, DistillRecipe)
-    return recipe, plan(recipe, name, 8)
+    return recipe, plan_on_gpus(recipe, name, 8)
 
 
 def test_memory_is_what_plan_says(monkeypatch):
@@ -237,7 +243,9 @@ def test_memory_is_what_plan_says(monkeypatch):
     for setting in found.settings:
         if setting.precision == "bf16":
             mode = "fsdp" if setting.mode == "fsdp2" else "ddp"
-            ours = memory_of(load, Cluster(setting.gpus), Layout(mode, setting.batch, recompute=setting.recompute))
+            ours = memory_of(
+                load, Cluster(setting.gpus), ClusterLayout(mode, setting.batch, recompute=setting.recompute)
+            )
             assert ours == pytest.approx(setting.memory, rel=1e-6)
             compared += 1
     assert compared == 2 * (1 + 2 * 3)
@@ -261,17 +269,17 @@ def test_blocks_of_a_wrapped_network_are_the_networks(tmp_path):
     recipe = load_recipe("digits-diff-instruct")
     assert isinstance(recipe, DistillRecipe)
     teacher = sketch(recipe, tmp_path)[0].original
-    assert sum(block.parameters for block in blocks_of(teacher)) == sum(
+    assert sum(block.parameters for block in blocks_in_order(teacher)) == sum(
         parameter.numel() for parameter in teacher.parameters()
     )
-    assert all(block.parameters >= 0 and block.operations >= 0 for block in blocks_of(teacher))
+    assert all(block.parameters >= 0 and block.operations >= 0 for block in blocks_in_order(teacher))
 
 
 def test_accumulated_gradients_of_a_sharded_network_are_held_whole():
     cluster = Cluster(64)
-    one, two = (memory_of(LOAD, cluster, Layout("fsdp", 2 * count, count)) for count in (1, 2))
+    one, two = (memory_of(LOAD, cluster, ClusterLayout("fsdp", 2 * count, count)) for count in (1, 2))
     assert two - one == pytest.approx(1.1 * LOAD.weights, abs=2)
-    one, two = (memory_of(LOAD, cluster, Layout("ddp", 2 * count, count)) for count in (1, 2))
+    one, two = (memory_of(LOAD, cluster, ClusterLayout("ddp", 2 * count, count)) for count in (1, 2))
     assert one == two
 
 
@@ -301,10 +309,10 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     with pytest.raises(UserError, match="full nodes"):
         Cluster(12)
     with pytest.raises(UserError, match="a layout is 'ddp', or 'fsdp' with replicas"):
-        Layout("zero", 4)
+        ClusterLayout("zero", 4)
     with pytest.raises(UserError, match="cannot be taken in 3 micro-batches"):
-        Layout("ddp", 4, 3)
+        ClusterLayout("ddp", 4, 3)
     with pytest.raises(UserError, match="or 'fsdp' with replicas"):
-        Layout("ddp", 4, replicas=2)
+        ClusterLayout("ddp", 4, replicas=2)
     with pytest.raises(UserError, match="3 replicas do not divide 64 GPUs"):
-        memory_of(LOAD, Cluster(64), Layout("fsdp", 4, replicas=3))
+        memory_of(LOAD, Cluster(64), ClusterLayout("fsdp", 4, replicas=3))

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from fewstep.denoisers import EDMInputs, GaussianMixture, NetworkDenoiser
 from fewstep.networks import build
 from fewstep.prediction import EDM, X0, Epsilon, Prediction, Score, V, Velocity
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ZeroSNRVP
 
 SCHEDULES: dict[str, Schedule] = {
     "karras-ve": KarrasVE(),
     "vp-linear": DiscreteVP("linear"),
     "vp-scaled-linear": DiscreteVP("scaled_linear", beta_start=0.00085, beta_end=0.012),
     "vp-cosine": DiscreteVP("cosine"),
+    "vp-zero-snr": ZeroSNRVP("scaled_linear", beta_start=0.00085, beta_end=0.012),
     "flow": RectifiedFlow(),
 }
 PREDICTIONS: dict[str, Prediction] = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewstep import cost
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.denoisers import GaussianMixture, freeze
 from fewstep.errors import UserError
 from fewstep.objectives import (
@@ -258,7 +259,7 @@ def test_heads_are_averaged(loss: GANLoss) -> None:
 def test_what_a_critic_sees_is_noised_with_shared_levels_and_noise_of_its_own(schedule: Schedule) -> None:
     rows, times = 9, UniformTimes(0.1, 0.9)
     critic, student = _Critic(_nothing), _Same(0.5, 2.0)
-    step, prior = Step(Key(0), rows), Prior(schedule, (2,), 0.9, scale=1.0, classes=3)
+    step, prior = Step(Key(0), rows), Prior(schedule, (2,), 0.9, scale=1.0, conditions=Classes(3))
     AdversarialCritic(critic, student, _Data(), NonSaturating(), Noised(schedule, times))(step, step.state(prior))
     (real, t, real_condition), (fake, s, fake_condition) = critic.seen
     made = step.sample(student, step.state(prior))

@@ -1,4 +1,4 @@
-"""Laws of attention and group norm: they are their formulas, with all derivatives.
+"""Laws of attention, group norm and layer norm: they are their formulas, with all derivatives.
 
 torch's fused kernels compute them wherever these have the derivative that is asked for.
 """
@@ -18,9 +18,9 @@ from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep.networks.attention import attend, differentiates_forward
-from fewstep.networks.norm import GroupNorm
-from fewstep.planning.footprint import Kept
+from fewstep.networks.kernels import attend, differentiates_forward
+from fewstep.networks.norm import GroupNorm, LayerNorm
+from fewstep.planning.footprint import KeptBytes
 
 SHAPES = ((2, 3, 7, 4), (1, 1, 40, 24), (2, 1, 1, 4))
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -78,6 +78,23 @@ def test_attention_is_its_formula(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(computed_forwards(*arguments), expected, rtol=1e-12, atol=1e-12)
 
 
+@every_shape
+def test_a_bias_is_added_to_the_logits(shape: tuple[int, ...]) -> None:
+    """With all derivatives; minus infinity, or little less, takes a key away."""
+    q, k, v = parts(shape)
+    bias = normals(shape[0], 1, 1, shape[2], seed=5)
+    logits = torch.einsum("bhqc,bhkc->bhqk", q, k) / math.sqrt(shape[-1]) + bias
+    expected = torch.einsum("bhqk,bhkc->bhqc", torch.softmax(logits, -1), v)
+    torch.testing.assert_close(attend(q, k, v, bias), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(computed_forwards(q, k, v, bias), expected, rtol=1e-12, atol=1e-12)
+    assert gradcheck(attend, (q, k, v, bias), fast_mode=True)
+    assert gradgradcheck(attend, (q, k, v, bias), fast_mode=True)
+    if shape[2] > 1:
+        few = torch.zeros_like(bias)
+        few[..., 1:] = -1e4
+        torch.testing.assert_close(attend(q, k, v, few), attend(q, k[:, :, :1], v[:, :, :1]), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_attention_of_shorter_types_is_weighed_in_float32(dtype: torch.dtype) -> None:
     q, k, v = (normals(1, 1, 16, 8, seed=seed).to(dtype) for seed in range(3))
@@ -126,11 +143,11 @@ def test_derivatives_of_derivatives_agree_in_every_order() -> None:
 
 def test_no_matrix_of_weights_is_kept() -> None:
     q, k, v = parts((1, 2, 64, 4))
-    with Kept() as kept:
+    with KeptBytes() as kept:
         attended = attend(q, k, v)
         assert kept.peak < 8 * 2 * 64 * 64
     assert attended.requires_grad
-    with Kept() as kept:
+    with KeptBytes() as kept:
         attended = by_hand(q, k, v)
         assert kept.peak >= 8 * 2 * 64 * 64
 
@@ -215,3 +232,29 @@ def test_group_norm_has_first_and_second_derivatives_both_ways_in_every_layout(l
     norm = GroupNorm(2, 4).double()
     assert gradcheck(norm, (x,), check_forward_ad=True, fast_mode=True)
     assert gradgradcheck(norm, (x,), check_fwd_over_rev=True, fast_mode=True)
+
+
+# Layer norm
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(3, 6), (2, 5, 4)], ids=str)
+def test_layer_norm_is_torchs_with_a_gradient_of_the_derivative_forwards(shape: tuple[int, ...], affine: bool) -> None:
+    plain = torch.nn.LayerNorm(shape[-1], elementwise_affine=affine).double()
+    for seed, value in enumerate(plain.parameters()):
+        value.data = normals(*value.shape, seed=seed)
+    ours = LayerNorm.like(plain)
+    assert dict(ours.named_parameters()).keys() == dict(plain.named_parameters()).keys()
+    x, tangent, direction = (normals(*shape, seed=seed) for seed in range(3))
+    assert torch.equal(ours(x), plain(x))
+    value, forward = torch.func.jvp(ours, (x,), (tangent,))
+    torch.testing.assert_close(value, plain(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(forward, torch.func.jvp(plain, (x,), (tangent,))[1], rtol=1e-12, atol=1e-12)
+
+    def loss(x: Tensor) -> Tensor:
+        return torch.func.jvp(ours, (x,), (tangent,))[1].sin().sum()
+
+    (slope,) = grad(loss(x.requires_grad_()), x)
+    h = 1e-6
+    expected = (loss(x + h * direction) - loss(x - h * direction)) / (2 * h)
+    torch.testing.assert_close((slope * direction).sum(), expected, rtol=1e-6, atol=1e-8)

@@ -15,8 +15,8 @@ from typing import ClassVar
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.system.caches import address_marks, cache_folder, content_digest, content_digests, held
-from fewstep.system.files import locked
+from fewstep.system.caches import address_marks, cache_folder, content_digest, content_digests, held_cache
+from fewstep.system.locks import locked
 
 OLD_NS = 1_700_000_000_000_000_000
 
@@ -167,7 +167,7 @@ def test_who_finds_a_folder_held_waits(tmp_path: Path) -> None:
         os._exit(0)
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
-    with held(tmp_path / "entry"):
+    with held_cache(tmp_path / "entry"):
         order.append((tmp_path / "done").exists())
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert order == [True]

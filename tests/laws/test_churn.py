@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fewstep import cost
+from fewstep.conditions import Classes
 from fewstep.denoisers import GaussianMixture
 from fewstep.errors import UserError
 from fewstep.random import Key
@@ -117,7 +118,9 @@ def test_noise_is_a_function_of_place_and_sample(rule: Rule) -> None:
 @pytest.mark.parametrize(("steps", "evaluations"), [(6, 11), (8, 15), (40, 79), (256, 511)])
 def test_it_takes_the_evaluations_that_the_papers_tables_have(steps: int, evaluations: int) -> None:
     denoiser = tiny_denoiser()
-    sampler = TeacherSampler(-1.0, 1.0, denoiser, HEUN, RhoGrid(), Churn(amount=40.0, low=0.05, high=50.0, noise=1.003))
+    sampler = TeacherSampler(
+        -1.0, 1.0, denoiser, HEUN, RhoGrid(), Classes(), Churn(amount=40.0, low=0.05, high=50.0, noise=1.003)
+    )
     with cost.metered() as meter:
         sampler(3, steps=steps)
     assert meter.evaluations == 3 * evaluations == 3 * HEUN.evaluations(steps)
@@ -136,10 +139,13 @@ def test_networks_are_not_called_above_their_highest_level_nor_pure_noise_noised
 
 
 def test_a_teachers_samples_do_not_depend_on_how_many_are_drawn() -> None:
-    sampler = TeacherSampler(-9.0, 9.0, three_gaussians(KarrasVE()), HEUN, RhoGrid(), Churn(amount=5.0, from_steps=4))
+    mixture = three_gaussians(KarrasVE())
+    sampler = TeacherSampler(
+        -9.0, 9.0, mixture, HEUN, RhoGrid(), Classes(mixture.classes), Churn(amount=5.0, from_steps=4)
+    )
     torch.testing.assert_close(sampler(6, 1, 0, 5)[:2], sampler(2, 1, 0, 5))
     torch.testing.assert_close(sampler.draw(PLACE, 5, None, 5)[3:], sampler.draw(PLACE, 2, None, 5, 3))
-    plain = TeacherSampler(-9.0, 9.0, sampler.denoiser, HEUN, RhoGrid())
+    plain = TeacherSampler(-9.0, 9.0, sampler.denoiser, HEUN, RhoGrid(), Classes(mixture.classes))
     assert torch.equal(sampler(3, steps=3), plain(3, steps=3))
     assert not torch.equal(sampler(3, steps=4), plain(3, steps=4))
 

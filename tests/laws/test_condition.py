@@ -4,12 +4,17 @@ not there stays absent.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from law_kit import normals
 from torch import Tensor
 
 from fewstep.condition import NO_CLASS, Condition, as_condition
+from fewstep.conditions import Classes
+from fewstep.errors import UserError
+from fewstep.random import Key
 
 ROWS = 6
 CONDITIONS: dict[str, Condition] = {
@@ -65,7 +70,8 @@ def test_indexing_takes_every_field_alike(condition: Condition, index: slice | T
 
 @every_condition
 def test_null_drops_what_is_conditioned_on_and_keeps_the_scale(condition: Condition) -> None:
-    null = condition.null()
+    condition, owner = replace(condition, context={}), Classes(3)
+    null = owner.null(condition)
     assert _parts(null).keys() == _parts(condition).keys()
     for name, value in _parts(null).items():
         before = _parts(condition)[name]
@@ -76,8 +82,26 @@ def test_null_drops_what_is_conditioned_on_and_keeps_the_scale(condition: Condit
             assert bool((value == NO_CLASS).all())
         else:
             assert bool((value == 0).all())
-    assert _same(null.null(), null)
-    assert _same(condition[:2].null(), null[:2])
+    assert _same(owner.null(null), null)
+    assert _same(owner.null(condition[:2]), null[:2])
+
+
+def test_labels_alone_do_not_say_what_a_context_is_without() -> None:
+    with pytest.raises(UserError, match=r"holds text, .*give Guided the conditions' owner"):
+        Classes(3).null(Condition(context={"text": torch.zeros(2, 4)}))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_the_conditions_of_a_set_are_drawn_by_place(count: int) -> None:
+    owner, key = Classes(count), Key(3, "stage", 7)
+    drawn = owner.draw(key, 40)
+    assert _same(owner.draw(key, 15, 25), drawn[25:])
+    if count == 0:
+        assert _parts(drawn) == {}
+    else:
+        assert drawn.labels is not None
+        assert set(drawn.labels.tolist()) <= set(range(count))
+        assert _same(owner.of(drawn.labels), drawn)
 
 
 @every_condition
@@ -100,7 +124,7 @@ def test_whatever_a_denoiser_accepts_becomes_a_condition() -> None:
     [
         Condition(),
         Condition()[:3],
-        Condition().null(),
+        Classes().null(Condition()),
         Condition().to("cpu"),
         Condition.cat([Condition(), Condition()]),
     ],

@@ -28,7 +28,7 @@ from fewstep.objectives import (
     UnitWeight,
     loss_of,
 )
-from fewstep.objectives.trajectories.continuous import TrigFlow
+from fewstep.objectives.trajectories.continuous_time import TrigFlow
 from fewstep.prediction import EDM
 from fewstep.random import Key
 from fewstep.schedule import DiscreteVP, KarrasVE, Schedule

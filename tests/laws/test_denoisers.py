@@ -34,7 +34,7 @@ from fewstep.denoisers import (
 )
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.networks.kinds.store import load_strictly
+from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.prediction import EDM, Epsilon, V, score_of
 from fewstep.random import Key
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fewstep import objectives, states
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.data.dataset import InMemory
 from fewstep.denoisers import (
     Averaged,
@@ -119,7 +120,7 @@ class Scene:
 
     @property
     def prior(self) -> Prior:
-        return Prior(SCHEDULE, (2,), 1.0, classes=2)
+        return Prior(SCHEDULE, (2,), 1.0, conditions=Classes(2))
 
     @property
     def forward(self) -> ForwardDiffusion:
@@ -502,7 +503,7 @@ def test_a_student_is_sampled_on_its_device_and_its_samples_come_back(tmp_path):
             -1, 1, Scene(device, tmp_path).teacher(), Scene(device, tmp_path).prior, Sampling("renoise", steps=3)
         )
 
-    teacher = TeacherSampler(-1, 1, Scene(CPU, tmp_path).teacher(), HEUN, RhoGrid())
+    teacher = TeacherSampler(-1, 1, Scene(CPU, tmp_path).teacher(), HEUN, RhoGrid(), Classes(2))
     expected = [sampler(CPU)(5), teacher(5, steps=4)]
     with Card():
         assert _equal(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
-from fewstep.networks import adapter_of, add_adapter, build, describe, grown
+from fewstep.networks import adapter_of, add_adapter, build, describe_network, grown
 from fewstep.networks.edm import SETTINGS
-from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding
-from fewstep.networks.edm.layers import Conv, DownConv, Init, Linear, Resample, group_norm
+from fewstep.networks.edm.layers import Conv, DownConv, DrawnLinear, Init, Resample, group_norm
+from fewstep.networks.edm.noise_label import FourierEmbedding, PositionalEmbedding
 from fewstep.networks.edm.unet import UNet
-from fewstep.networks.kinds.store import load_network, load_strictly, save_network
+from fewstep.networks.kinds.network_files import load_network, load_strictly, save_network
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = 2
@@ -276,8 +278,8 @@ def test_layers_are_drawn_by_the_releases_rules() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         conv = Conv(64, 32, 3, Init("xavier-uniform", 2.0))
-        linear = Linear(400, 300, Init("kaiming-uniform", math.sqrt(1 / 3), math.sqrt(1 / 3)))
-        normal = Linear(100, 4000, Init("kaiming-normal", math.sqrt(100)), bias=False)
+        linear = DrawnLinear(400, 300, Init("kaiming-uniform", math.sqrt(1 / 3), math.sqrt(1 / 3)))
+        normal = DrawnLinear(100, 4000, Init("kaiming-normal", math.sqrt(100)), bias=False)
     bound = 2 * math.sqrt(6 / (9 * (64 + 32)))
     assert 0.999 * bound < float(conv.weight.detach().abs().max()) <= bound
     assert float(conv.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
@@ -323,7 +325,9 @@ def test_labels_and_augmentations_are_heard_and_none_is_zero(case: str) -> None:
     network = network_of(case)
     x, level, condition = arguments_of(case)
     nothing = network(x, level, Condition())
-    assert torch.equal(nothing, network(x, level, condition.null()))
+    silent = Classes(3).null(Condition(condition.labels))
+    zeros = {name: torch.zeros_like(value) for name, value in condition.context.items()}
+    assert torch.equal(nothing, network(x, level, replace(silent, context=zeros)))
     for other in (Condition(condition.labels), Condition(context=condition.context)):
         moved = (network(x, level, other) - nothing).detach().abs().flatten(1).amax(1)
         assert float(moved[0]) > 1e-2
@@ -359,7 +363,7 @@ def test_networks_come_back_from_their_files_and_carry_adapters(case: str, tmp_p
     network, arguments = network_of(case), arguments_of(case)
     save_network(tmp_path / "network.safetensors", network)
     loaded = load_network(tmp_path / "network.safetensors")
-    assert describe(loaded) == describe(network)
+    assert describe_network(loaded) == describe_network(network)
     assert torch.equal(loaded(*arguments), network(*arguments))
     add_adapter(loaded, rank=1, seed=1)
     layers = [path for path, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]

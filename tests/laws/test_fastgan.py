@@ -16,7 +16,7 @@ from fewstep.denoisers import Averaged, Generator, HalfLife, copy_of, load_model
 from fewstep.errors import UserError
 from fewstep.networks import FastGAN, ImageCritic, SkipExcitation, build
 from fewstep.networks.fastgan import excitations
-from fewstep.networks.kinds.store import load_network, save_network
+from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.objectives import Clean, CleanCritic, NonSaturating, Shifted
 from fewstep.objectives.games.adversarial import AdversarialCritic, gradient_penalty
 from fewstep.random import Key

@@ -17,7 +17,8 @@ from law_kit import normals
 from safetensors.torch import save_file
 
 from fewstep.errors import NotFinite, UserError
-from fewstep.system.files import digest_of, locked, read_tensors, write_bytes, write_tensors, write_text
+from fewstep.system.files import digest_of, read_tensors, write_bytes, write_tensors, write_text
+from fewstep.system.locks import locked
 
 TENSORS = {
     "weight": normals(3, 4, dtype=torch.float32),
@@ -256,9 +257,9 @@ def test_a_process_killed_while_writing_leaves_the_old_file_and_no_lock(tmp_path
         """
         import os, signal, sys
         from pathlib import Path
-        from fewstep.system import files
+        from fewstep.system import files, locks
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        with files.locked(Path(sys.argv[1]).parent):
+        with locks.locked(Path(sys.argv[1]).parent):
             files.write_text(Path(sys.argv[1]), "new")
         """,
         path,
@@ -317,56 +318,3 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
         stop.set()
         writer.join()
     assert _names(tmp_path) == {"a"}
-
-
-# Locks
-
-
-def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with locked(folder), locked(folder):
-        done = _python(
-            """
-            import sys
-            from pathlib import Path
-            from fewstep.errors import NotFinite, UserError
-            from fewstep.system.files import locked
-            for folder in map(Path, sys.argv[1:]):
-                try:
-                    with locked(folder):
-                        print("held")
-                except UserError as error:
-                    print(error)
-            """,
-            folder,
-            tmp_path / "other",
-        )
-    assert done.returncode == 0, done.stderr
-    refused, held = done.stdout.splitlines()
-    assert "another fewstep process" in refused
-    assert str(folder) in refused
-    assert held == "held"
-
-
-def test_a_lock_is_let_go_after_an_error_and_refused_to_other_threads(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), locked(tmp_path):
-        raise ZeroDivisionError
-    outcome: list[str] = []
-
-    def other() -> None:
-        try:
-            with locked(tmp_path):
-                outcome.append("held")
-        except UserError:
-            outcome.append("refused")
-
-    for expected in ("refused", "held"):
-        thread = threading.Thread(target=other)
-        if expected == "refused":
-            with locked(tmp_path):
-                thread.start()
-                thread.join()
-        else:
-            thread.start()
-            thread.join()
-        assert outcome[-1] == expected

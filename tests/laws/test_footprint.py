@@ -8,8 +8,8 @@ from torch import nn
 
 from fewstep.condition import Condition
 from fewstep.networks import build
-from fewstep.networks.attention import attend
-from fewstep.planning.footprint import Kept, bytes_of, measure
+from fewstep.networks.kernels import attend
+from fewstep.planning.footprint import KeptBytes, bytes_of, measure_footprint
 
 NETWORKS = {
     "unet": ({"kind": "small-unet", "channels": 1, "width": 8, "depth": 2, "classes": 3}, (1, 8, 8)),
@@ -27,11 +27,11 @@ def test_what_is_kept_without_computing_is_what_is_kept(name):
     description, shape = NETWORKS[name]
     with torch.device("meta"):
         network = build(description)
-        found = measure(network, lambda rows: call(network, shape, rows))
+        found = measure_footprint(network, lambda rows: call(network, shape, rows))
     real = build(description)
     kept = []
     for rows in (3, 5):
-        with Kept(real) as watched:
+        with KeptBytes(real) as watched:
             emitted = call(real, shape, rows)
             kept.append(watched.now)
         assert watched.peak == watched.now
@@ -48,7 +48,7 @@ def test_counts_by_hand():
     """
     with torch.device("meta"):
         network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
-        found = measure(network, lambda rows: network(torch.zeros(rows, 3)))
+        found = measure_footprint(network, lambda rows: network(torch.zeros(rows, 3)))
     assert found.operations == 2 * (3 * 5 + 5 * 4)
     assert found.kept == 4 * (3 + 5)
     assert found.parameters == 3 * 5 + 5 + 5 * 4 + 4
@@ -59,13 +59,13 @@ def test_frozen_weights_want_no_gradient():
     with torch.device("meta"):
         network = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4)).requires_grad_(False)
         network[1].requires_grad_(True)
-        found = measure(network, lambda rows: network(torch.zeros(rows, 3)))
+        found = measure_footprint(network, lambda rows: network(torch.zeros(rows, 3)))
     assert (found.trained, found.kept) == (5 * 4 + 4, 4 * 5)
 
 
 def test_the_peak_is_of_what_is_alive_together():
     layer = nn.Linear(2, 3)
-    with Kept(layer) as kept:
+    with KeptBytes(layer) as kept:
         for _ in range(4):
             layer(torch.zeros(7, 2)).sum().backward()
         one = kept.peak
@@ -77,7 +77,7 @@ def test_the_peak_is_of_what_is_alive_together():
 
 def test_a_tensor_that_is_saved_twice_counts_once():
     x = torch.ones(5, requires_grad=True)
-    with Kept() as kept:
+    with KeptBytes() as kept:
         product = x * x
         assert kept.now == 5 * 4
         del product
@@ -87,14 +87,14 @@ def test_a_tensor_that_is_saved_twice_counts_once():
 def test_attentions_operations_are_those_of_its_two_products():
     with torch.device("meta"):
         q = torch.zeros(2, 3, 16, 8)
-        found = measure(nn.Identity(), lambda rows: attend(q[:rows], q[:rows], q[:rows]))
+        found = measure_footprint(nn.Identity(), lambda rows: attend(q[:rows], q[:rows], q[:rows]))
     assert found.operations == 2 * (2 * 3 * 16 * 16 * 8)
 
 
 def test_a_derivative_keeps_nothing_after_its_backward_pass():
     """Forward-mode differentiation has the graph of the derivative as well, which goes with it."""
     layer, x = nn.Sequential(nn.Linear(2, 3), nn.SiLU(), nn.Linear(3, 2)), torch.ones(7, 2)
-    with Kept(layer) as kept:
+    with KeptBytes(layer) as kept:
         peaks = []
         for _ in range(3):
             estimate, slope = torch.func.jvp(layer, (x,), (torch.ones_like(x),))

@@ -37,6 +37,13 @@ DIFFUSERS = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }
+TEXT = {
+    **DIFFUSERS,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 6,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+}
 
 # Name -> (description, the shape of a sample, what besides the sample it takes). A "fixed level" is
 # not differentiated: diffusers rounds it to float32, which differences of 1e-4 see.
@@ -50,6 +57,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "small-unet, patches": ({**SMALL, "channels": 3, "patch": 2}, (3, 8, 8), ("level", "condition")),
     "residual-mlp": ({"kind": "residual-mlp", "width": 16, "depth": 2, "classes": 3}, (2,), ("level", "condition")),
     "diffusers": ({"kind": "diffusers-unet2d", "config": DIFFUSERS}, (3, 8, 8), ("fixed level", "condition")),
+    "text": ({"kind": "diffusers-text-unet", "config": TEXT}, (4, 8, 8), ("fixed level", "text")),
     "latent-mlp": ({"kind": "latent-mlp", "width": 16}, (2,), ("condition",)),
     "fastgan": ({"kind": "fastgan", "latent": 8, "resolution": 8, "width": 4}, (8,), ("condition",)),
     "digit-classifier": ({"kind": "digit-classifier", "width": 4, "features": 8}, (1, 8, 8), ()),
@@ -62,7 +70,7 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 
 def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
     """A network in float64, it as a function of sample and noise label, and these two."""
-    if name == "diffusers":
+    if name in ("diffusers", "text"):
         pytest.importorskip("diffusers")
     description, shape, takes = NETWORKS[name]
     network = randomised(build(description)).double().requires_grad_(False)
@@ -70,6 +78,9 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...
     fixed: list[Any] = [level] if "fixed level" in takes else []
     if "condition" in takes:
         fixed.append(Condition(torch.tensor([1, -1]) if description.get("classes") else None))
+    if "text" in takes:
+        mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+        fixed.append(Condition(context={"text": normals(2, 5, 6, seed=7), "mask": mask}))
     inputs = (normals(2, *shape, seed=1), level) if "level" in takes else (normals(2, *shape, seed=1),)
     return network, lambda *inputs: network(*inputs, *fixed), inputs
 
@@ -129,7 +140,7 @@ def test_the_derivative_forwards_has_a_gradient_at_the_weights(name: str) -> Non
     torch.testing.assert_close(found, (values[0] - values[1]) / 2, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ncsn++", "adm", "small-unet", "diffusers", "image-classifier"])
+@pytest.mark.parametrize("name", ["ncsn++", "adm", "small-unet", "diffusers", "text", "image-classifier"])
 def test_images_may_have_their_channels_last(name: str) -> None:
     _, function, (x, *level) = case(name)
     tangent = normals(*x.shape, seed=2)
@@ -140,7 +151,7 @@ def test_images_may_have_their_channels_last(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ncsn++", "adm", "small-unet", "diffusers"])
+@pytest.mark.parametrize("name", ["ncsn++", "adm", "small-unet", "diffusers", "text"])
 def test_the_gradient_has_a_gradient(name: str) -> None:
     """As R1 on a network's features asks for."""
     _, function, (x, *level) = case(name)

@@ -24,11 +24,11 @@ from fewstep.networks import (
     ResidualMLP,
     SmallUNet,
     build,
-    describe,
+    describe_network,
     grown,
 )
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot
-from fewstep.networks.kinds.store import load_network, save_network
+from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.schedule import KarrasVE
 
 DESCRIPTIONS = {
@@ -97,7 +97,7 @@ def test_a_grown_network_keeps_its_weights_and_is_silent(kind: str, changes: dic
     state = torch.get_rng_state()
     new = grown(old, **changes)
     assert torch.equal(torch.get_rng_state(), state)
-    assert describe(new) == {**describe(old), **changes}
+    assert describe_network(new) == {**describe_network(old), **changes}
     fresh = set(new.state_dict()) - set(old.state_dict())
     assert len(fresh) == 2 * len(changes)
     assert all(key.startswith("side.") for key in fresh)
@@ -371,8 +371,8 @@ def test_a_description_is_spelled_out_and_rebuilds_the_network(kind: str) -> Non
     argument existed describe the same network as new ones.
     """
     short = DESCRIPTIONS[kind]
-    full = describe(build(short))
+    full = describe_network(build(short))
     assert full.items() >= short.items()
     assert set(full) > set(short)
-    assert describe(build(full)) == full
+    assert describe_network(build(full)) == full
     assert json.loads(json.dumps(full)) == full

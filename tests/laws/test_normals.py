@@ -11,7 +11,7 @@ import pytest
 from normal_kit import normals_of, radii_and_turns
 from numpy.typing import NDArray
 
-from fewstep.system.normals import TILE, blocks_of, normals
+from fewstep.system.normals import TILE, blocks_a_sample, normals
 
 Words = NDArray[np.uint64]
 # Both ends of the words, and the places where a step of the arithmetic changes its branch or loses
@@ -30,7 +30,7 @@ def made_of(words: Words) -> NDArray[np.float32]:
         return padded[given - count : given].copy()
 
     found = normals(following, 1, 2 * len(words))[0]
-    assert given == len(padded) == 4 * blocks_of(2 * len(words))
+    assert given == len(padded) == 4 * blocks_a_sample(2 * len(words))
     return found
 
 
@@ -109,7 +109,7 @@ def test_a_normal_is_a_function_of_its_word(length: int) -> None:
 
 @pytest.mark.parametrize("size", range(1, 20))
 def test_an_odd_sample_leaves_out_its_last_sine(size: int) -> None:
-    words = drawn(4 * blocks_of(size))
+    words = drawn(4 * blocks_a_sample(size))
     whole = made_of(words[: -(-size // 2)])
     found = normals(lambda count: words[:count].copy(), 1, size)
     assert np.array_equal(found[0], whole[:size])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewstep import cost
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.denoisers import Denoiser, GaussianMixture, NetworkDenoiser, StableTargetField, copy_of, freeze
 from fewstep.objectives import (
     Compared,
@@ -124,7 +125,7 @@ def test_two_copies_of_a_network_agree_exactly() -> None:
     student, fake = copy_of(teacher), copy_of(teacher)
     objective = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), DMDWeight())
     step = Step(Key(0), 16)
-    loss = objective(step, step.state(Prior(teacher.schedule, (2,), 0.1, classes=3)))
+    loss = objective(step, step.state(Prior(teacher.schedule, (2,), 0.1, conditions=Classes(3))))
     gradients = torch.autograd.grad(loss.total, list(student.parameters()))
     assert all(bool((value == 0).all()) for value in gradients)
     assert float(loss.terms["gap"]) == float(loss.terms["gradient"]) == 0.0
@@ -436,7 +437,7 @@ def test_a_step_runs_every_network_once_for_each_thing(weight: MatchingWeight) -
 
     for name, model in (("student", student), ("fake", fake), ("teacher", teacher)):
         watch(name, model)
-    prior = Prior(KarrasVE(), (2,), 0.1, classes=3)
+    prior = Prior(KarrasVE(), (2,), 0.1, conditions=Classes(3))
     matching = DistributionMatching(student, fake, Fixed(teacher), LogNormalTimes(), weight)
     scores = ScoreMatching(fake, student, LogNormalTimes(), EDMWeight())
     step = Step(Key(0), rows)

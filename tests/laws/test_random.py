@@ -19,7 +19,7 @@ import torch
 from normal_kit import normals_of
 from torch import Tensor
 
-from fewstep.data.mixture import random_mixture, sampled
+from fewstep.data.synthetic import random_mixture, sampled
 from fewstep.metrics.features import fourier_features
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE

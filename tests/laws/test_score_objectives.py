@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fewstep import cost
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.denoisers import Denoiser, GaussianMixture, StableTargetField, copy_of, freeze
+from fewstep.denoisers.denoiser import frozen
 from fewstep.errors import UserError
 from fewstep.objectives import (
     Delta,
@@ -33,7 +35,6 @@ from fewstep.objectives import (
     ScoreMatching,
     SDSWeight,
 )
-from fewstep.objectives.frozen import frozen
 from fewstep.objectives.scores.fakes import as_fake
 from fewstep.objectives.scores.matching import relative_gap
 from fewstep.random import Key
@@ -59,7 +60,7 @@ class _Affine(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         made = self.mean + self.scale * x.double()
-        cost.report(made)
+        cost.count_evaluations(made)
         return made if condition.labels is None else made + self.shift * condition.labels[:, None]
 
     def denoiser(self, schedule: Schedule) -> GaussianMixture:
@@ -94,7 +95,7 @@ class _Watching(Target):
 
 
 def _prior(schedule: Schedule, classes: int = 0) -> Prior:
-    return Prior(schedule, (2,), 0.9, scale=1.0, classes=classes)
+    return Prior(schedule, (2,), 0.9, scale=1.0, conditions=Classes(classes))
 
 
 def _gradients(objective: Objective, student: _Affine, prior: Prior, batches: int, rows: int) -> Tensor:
@@ -446,7 +447,7 @@ def test_the_identity_trains_the_student_and_nobody_else() -> None:
         tiny_denoiser(classes=3, seed=1),
         freeze(tiny_denoiser(classes=3, seed=2)),
     )
-    prior, step = Prior(KarrasVE(), (2,), 0.1, classes=3), Step(Key(0), rows)
+    prior, step = Prior(KarrasVE(), (2,), 0.1, conditions=Classes(3)), Step(Key(0), rows)
     with cost.metered() as meter:
         ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())(step, step.state(prior)).total.backward()
     assert all(value.grad is not None for value in student.parameters() if value is not student.network.leave.bias)
@@ -465,7 +466,7 @@ def test_the_identity_is_exactly_zero_where_the_networks_agree() -> None:
     student, fake = copy_of(teacher), copy_of(teacher)
     step = Step(Key(0), 16)
     loss = ScoreIdentity(student, fake, Fixed(teacher), LogNormalTimes())(
-        step, step.state(Prior(teacher.schedule, (2,), 0.1, classes=3))
+        step, step.state(Prior(teacher.schedule, (2,), 0.1, conditions=Classes(3)))
     )
     assert float(loss.total.detach()) == 0.0
     assert all(float(value.abs().max()) < 1e-7 for value in torch.autograd.grad(loss.total, list(student.parameters())))

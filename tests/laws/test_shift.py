@@ -14,6 +14,7 @@ from law_kit import SCHEDULES, normals, three_gaussians, tiny_denoiser
 from torch import Tensor
 
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.data import InMemory
 from fewstep.denoisers import GaussianMixture
 from fewstep.errors import UserError
@@ -88,7 +89,11 @@ def _relay(schedule: Schedule, steps: int = 4, ratio: int = 3) -> Relay:
         schedule, torch.ones(2), torch.tensor([[1.0, 0.3], [-0.5, 0.8]]), torch.tensor([0.3, 0.5]), torch.arange(2)
     )
     return Relay(
-        three_gaussians(schedule), Solver(student, 1), Prior(schedule, (2,), float(times[0]), classes=2), times, fine
+        three_gaussians(schedule),
+        Solver(student, 1),
+        Prior(schedule, (2,), float(times[0]), conditions=Classes(2)),
+        times,
+        fine,
     )
 
 
@@ -171,7 +176,7 @@ def test_a_consistency_student_alone_is_its_sampler_bit_for_bit(steps: int) -> N
     """Its noise is bound to the place and to the samples' indices."""
     schedule, model = KarrasVE(), tiny_denoiser(classes=2)
     times, fine = _grids(schedule, steps, 2)
-    prior = Prior(schedule, (2,), float(times[0]), classes=2)
+    prior = Prior(schedule, (2,), float(times[0]), conditions=Classes(2))
     relay = Relay(three_gaussians(schedule), Renoise(model, schedule, Key(99, "elsewhere"), 7), prior, times, fine)
     labels = torch.arange(700) % 2
     expected = StudentSampler(-9.0, 9.0, model, prior).draw(PLACE, 700, labels, steps)

@@ -10,6 +10,7 @@ from law_kit import SCHEDULES, normals, tiny_denoiser
 
 from fewstep import cost
 from fewstep.condition import NO_CLASS
+from fewstep.conditions import Classes
 from fewstep.data import InMemory
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
@@ -22,7 +23,7 @@ DATA = InMemory(normals(50, 2, dtype=torch.float32), torch.arange(50) % 3, 3)
 
 def _sources(schedule: Schedule) -> list[States]:
     return [
-        Prior(schedule, (1, 2, 3), 0.4, classes=4),
+        Prior(schedule, (1, 2, 3), 0.4, conditions=Classes(4)),
         Prior(schedule, (2,), 0.9),
         ForwardDiffusion(DATA, schedule, UniformTimes(), 0.3),
     ]
@@ -61,7 +62,7 @@ def test_prior_is_scaled_noise_with_a_label(schedule: Schedule) -> None:
 
 
 def test_prior_classes_are_uniform() -> None:
-    labels = Step(Key(0), 30_000).state(Prior(KarrasVE(), (2,), 0.4, classes=3)).condition.labels
+    labels = Step(Key(0), 30_000).state(Prior(KarrasVE(), (2,), 0.4, conditions=Classes(3))).condition.labels
     torch.testing.assert_close(
         torch.bincount(labels, minlength=3).double() / 30_000,
         torch.full((3,), 1 / 3, dtype=torch.float64),

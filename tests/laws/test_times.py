@@ -36,7 +36,7 @@ MIDPOINTS = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
 
 
 def _first(schedule: Schedule) -> float:
-    return 0.97 if isinstance(schedule, RectifiedFlow) else schedule.t_max
+    return 0.97 if float(schedule.alpha(schedule.t_max)) == 0 else schedule.t_max
 
 
 @every_schedule

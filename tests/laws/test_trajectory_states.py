@@ -16,11 +16,12 @@ from law_kit import SCHEDULES, normals, one_gaussian, three_gaussians, tiny_deno
 from torch import Tensor
 
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.data import InMemory
 from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.resumable import find_resumable
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
+from fewstep.schedule import DiscreteVP, KarrasVE, Schedule
 from fewstep.solvers import EULER, HEUN, FlowMap, Renoise, Solver, solve
 from fewstep.states import (
     Alternate,
@@ -57,7 +58,7 @@ PLACE = Key(3, "stage", 5)
 
 
 def _prior(schedule: Schedule = VE, classes: int = 3) -> Prior:
-    return Prior(schedule, (2,), 1.0, classes=classes)
+    return Prior(schedule, (2,), 1.0, conditions=Classes(classes))
 
 
 def _data() -> ForwardDiffusion:
@@ -77,7 +78,7 @@ def _same(ours: State, theirs: State, without: tuple[str, ...] = ()) -> None:
 
 
 def _first(schedule: Schedule) -> float:
-    return 0.97 if isinstance(schedule, RectifiedFlow) else schedule.t_max
+    return 0.97 if float(schedule.alpha(schedule.t_max)) == 0 else schedule.t_max
 
 
 # Times
@@ -578,7 +579,7 @@ def test_sources_with_other_fields_or_shapes_are_refused() -> None:
     for other, field in (
         (_prior(classes=0), "labels"),
         (WithGuidance(_prior(), 1, 2), "guidance"),
-        (Prior(VE, (3,), 1.0, classes=3), "x"),
+        (Prior(VE, (3,), 1.0, conditions=Classes(3)), "x"),
     ):
         with pytest.raises(UserError, match=f"the sources 'a' and 'b' differ in {field};"):
             Step(PLACE, 4).state(Mixture({"a": _prior(), "b": other}, both))
@@ -669,7 +670,7 @@ def test_a_process_draws_its_rows_of_the_global_batch(tmp_path: Path, index: int
             Mixture(sources, weights),
             PerBatch(sources, weights),
             sources["student"],
-            Rollout(mixed, Prior(VE, (2,), 1.0, classes=2), TIMES),
+            Rollout(mixed, Prior(VE, (2,), 1.0, conditions=Classes(2)), TIMES),
             RandomRollout(_student(), _prior(), {2: (1.0, 0.1, 0.0), 3: (1.0, 0.3, 0.1, 0.0)}),
             WithGuidance(_data(), 2, 14),
             Pairs(tmp_path / "pairs.safetensors", VE, 1.0),
@@ -857,7 +858,7 @@ def test_impossible_buffers_are_refused() -> None:
 
 
 def test_started_states_are_the_priors_at_its_time_and_the_sources_elsewhere() -> None:
-    prior = Prior(SCHEDULES["karras-ve"], (2,), 0.03, classes=2)
+    prior = Prior(SCHEDULES["karras-ve"], (2,), 0.03, conditions=Classes(2))
     data = InMemory(normals(40, 2, dtype=torch.float32) + 5.0, torch.arange(40) % 2, 2, -9.0, 9.0)
     source = ForwardDiffusion(data, prior.schedule, GridTimes((0.03, 0.01, 0.001)))
     step = Step(Key(0, "started", 3), 300)

@@ -20,7 +20,7 @@ from fewstep.denoisers.threshold import StaticThreshold, StraightThrough, Thresh
 from fewstep.errors import UserError
 from fewstep.objectives import DenoisingWeight, Distance, Divergence, MatchingWeight
 from fewstep.prediction import Prediction
-from fewstep.recipes.config.base import Kinds, saved
+from fewstep.recipes.config.section import Kinds, saved
 from fewstep.schedule import DiscreteVP, KarrasVE, Schedule
 from fewstep.targets import Recording, SwitchEvery, Switching
 from fewstep.times import Grid, LogNormalTimes, TimeDistribution

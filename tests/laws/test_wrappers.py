@@ -28,9 +28,9 @@ from fewstep.denoisers import (
     load_model,
     save_model,
 )
-from fewstep.denoisers.store import describe_model, model_from
+from fewstep.denoisers.jumps import TrajectoryDenoiser
+from fewstep.denoisers.model_files import describe_model, model_from
 from fewstep.denoisers.threshold import Threshold
-from fewstep.denoisers.trajectory import TrajectoryDenoiser
 from fewstep.denoisers.wrappers import Boundary
 from fewstep.errors import UserError
 from fewstep.networks import FeatureHead, build

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from fewstep.data.scenes import Scenes, parse, scene_prompts
 from fewstep.errors import UserError
-from fewstep.metrics.prompts import prompt_accuracy
-from fewstep.metrics.prompts.accuracy import ROWS
+from fewstep.metrics.prompted import prompt_accuracy
+from fewstep.metrics.prompted.accuracy import ROWS
 from fewstep.networks import ImageReader
 
 COUNT = 2 * ROWS + 137

@@ -11,17 +11,16 @@ import torch
 from torch.nn import functional
 
 from fewstep.condition import Condition
-from fewstep.data import Described, digits
+from fewstep.data import Described, digit_images
 from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
-from fewstep.networks import ImageClassifier, ImageReader, Reader, build, describe
-from fewstep.networks.kinds.store import load_network, save_network
+from fewstep.networks import ImageClassifier, ImageReader, Reader, build, describe_network
+from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.objectives import AttributeReading, Classification
 from fewstep.random import Key
 from fewstep.recipes import config, load_recipe
 from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.building.pretrain import build_pretraining
-from fewstep.recipes.building.spaces import build_space
 from fewstep.states import Attributed, State, Step
 from fewstep.system.files import read_tensors
 from fewstep.training import Trainer
@@ -48,13 +47,13 @@ class Classes(Described):
     shape = (1, 8, 8)
 
     def __len__(self) -> int:
-        return len(digits())
+        return len(digit_images())
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
-        return digits().take(index)
+        return digit_images().take(index)
 
     def attributes(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"digit": digits().labels[index]}
+        return {"digit": digit_images().labels[index]}
 
 
 def reader_of(**attributes: int) -> ImageReader:
@@ -86,7 +85,7 @@ def test_a_file_rebuilds_a_reader_whatever_the_order_of_its_attributes(tmp_path)
     assert isinstance(again, Reader)
     told = again(pictures)
     assert all(torch.equal(logits, told[name]) for name, logits in reader(pictures).items())
-    assert describe(build(describe(reader))) == describe(reader)
+    assert describe_network(build(describe_network(reader))) == describe_network(reader)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +220,7 @@ def test_a_reader_is_a_feature_space_that_judges_no_classes(tmp_path):
     torch.manual_seed(0)
     reader = ImageReader(dict(data.values), width=8, features=12)
     save_network(tmp_path / "model.safetensors", reader)
-    space = build_space(config.ClassifierFeatures(kind="classifier", path=str(tmp_path / "model.safetensors")), data)
+    space = config.ClassifierFeatures(kind="classifier", path=str(tmp_path / "model.safetensors")).space(data)
     pictures = data.take(torch.arange(4))
     assert torch.equal(space.extract(pictures), reader.features(pictures))
     assert not space.labelled

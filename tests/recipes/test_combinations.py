@@ -29,15 +29,15 @@ from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.config import Section
-from fewstep.recipes.config.base import fields_of, is_section, saved
+from fewstep.recipes.config.section import fields_of, is_section, saved
 from fewstep.recipes.legality import (
     ROLES,
     STATES,
     check,
     columns,
     families,
+    matrix_row,
     role_refusal,
-    row,
     states_refusal,
     student_refusal,
     target_refusal,
@@ -336,7 +336,7 @@ def test_a_cell_of_the_matrix_is_what_the_choice_alone_is_told(name):
     but for its column.
     """
     method = method_of({**VARIANTS, **ON_DIGITS}[name])
-    cells = row("any", method).cells
+    cells = matrix_row("any", method).cells
     assert tuple(cells) == columns()
     for column, cell in cells.items():
         axis, value = column.split()

@@ -26,7 +26,7 @@ from test_methods import contents, lines_of, same, same_student
 from torch.nn.functional import softplus
 
 from fewstep.denoisers import Generator, NetworkDenoiser, load_model, save_model
-from fewstep.denoisers.store import describe_model
+from fewstep.denoisers.model_files import describe_model
 from fewstep.errors import UserError
 from fewstep.networks import FastGAN
 from fewstep.random import Key

@@ -24,7 +24,7 @@ from test_combinations import (
 from fewstep.errors import UserError
 from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation
-from fewstep.recipes.legality import ROLES, check, row, student_refusal
+from fewstep.recipes.legality import ROLES, check, matrix_row, student_refusal
 
 ALL = {**VARIANTS, **ON_DIGITS}
 SHAPE = re.compile(r"'([a-z.]+): ([a-z0-9-]+)' and '([a-z.]+): ([a-z0-9-]+)' cannot be combined: ([^;:]+); ([^;]+)\.")
@@ -35,7 +35,7 @@ def cells() -> list[tuple[str, str, str]]:
     return [
         (name, column, sentence)
         for name, values in ALL.items()
-        for column, sentence in row(name, method_of(values)).cells.items()
+        for column, sentence in matrix_row(name, method_of(values)).cells.items()
         if sentence is not None
     ]
 
@@ -126,7 +126,9 @@ def test_the_matrix_as_the_family_is_understood(name, columns):
     not, one-step students have none.
     """
     found = [
-        column.split()[1] for column, sentence in row(name, load_recipe(name).method).cells.items() if sentence is None
+        column.split()[1]
+        for column, sentence in matrix_row(name, load_recipe(name).method).cells.items()
+        if sentence is None
     ]
     assert found == columns.split()
 

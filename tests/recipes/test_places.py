@@ -16,9 +16,9 @@ from pydantic import BaseModel
 
 from fewstep.errors import UserError
 from fewstep.recipes import DistillRecipe, PretrainRecipe, load_recipe
-from fewstep.recipes.building.origins import digest_of
+from fewstep.recipes.building.checksums import digest_of_named
 from fewstep.recipes.config import HuggingFaceData, Names
-from fewstep.recipes.config.base import fields_of
+from fewstep.recipes.config.section import fields_of
 from fewstep.recipes.reading.places import named_in
 from fewstep.system.locations import absolute, folder_or_id, is_hub_id, same_place
 
@@ -62,7 +62,7 @@ def test_every_text_of_a_recipe_that_leads_out_of_it_is_marked():
 def test_what_ships_is_named_by_its_weights(recipe):
     """The teacher's, the feature space's, and the critic's that reads that network's layers."""
     settings = ["method.adversarial={kind: classifier-features}"] if recipe == "digits-add" else []
-    named = {each.key: digest_of(each) for each in named_in(load_recipe(recipe, settings))}
+    named = {each.key: digest_of_named(each) for each in named_in(load_recipe(recipe, settings))}
     assert all(digest is not None and len(digest) == 64 for digest in named.values())
     assert {"teacher.name", "evaluation.features.kind"} <= set(named)
     if settings:

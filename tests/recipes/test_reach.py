@@ -10,7 +10,7 @@ from test_combinations import LEARNED, MATCHING, OPTIMIZER, fitted, tiny, withou
 
 from fewstep.doctor import examine
 from fewstep.errors import UserError
-from fewstep.planning.plan import plan
+from fewstep.planning.plan import plan_on_gpus
 from fewstep.planning.rehearsal import Rehearsal
 from fewstep.recipes import DistillRecipe, config, dump, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import build_distillation
@@ -92,7 +92,7 @@ def test_a_run_that_would_end_before_its_teacher_is_refused_with_the_steps_that_
     ):
         build_distillation(recipe, tmp_path)
     with pytest.raises(UserError, match="10201 or more"):
-        plan(recipe, name)
+        plan_on_gpus(recipe, name)
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     assert any(
         finding.level == "problem" and "10201 or more" in finding.sentence + finding.remedy
@@ -127,7 +127,7 @@ def test_a_measured_run_that_ends_before_its_teacher_says_so_everywhere(tmp_path
     monkeypatch.setattr(
         "fewstep.planning.plan.rehearse", lambda _: Rehearsal({"record": 8.0, "distill": 8.0}, {}, 1.0, 1.0)
     )
-    assert any("8 to 204" in note for note in plan(recipe, "test").notes)
+    assert any("8 to 204" in note for note in plan_on_gpus(recipe, "test").notes)
     watcher = Silent()
     folder = distill(path, out=tmp_path / "run", listeners=[watcher])
     assert any(

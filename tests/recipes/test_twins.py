@@ -16,19 +16,14 @@ from fewstep.errors import UserError
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.building.frozen_teachers import pretrained_model
 from fewstep.recipes.building.pretrain import build_pretraining
-from fewstep.recipes.building.teachers import pretrained_model
-from fewstep.recipes.config import DigitsData, MixtureData, ScenesData
 from fewstep.runs.sampler import StudentSampler
 from fewstep.training import Trainer
 from interrupt_kit import Interrupted, Interrupter
 
 RECIPES = {name: load_recipe(name) for name in shipped_names()}
-LARGE = {
-    name: recipe
-    for name, recipe in RECIPES.items()
-    if not isinstance(recipe.data, (DigitsData, MixtureData, ScenesData))
-}
+LARGE = {name: recipe for name, recipe in RECIPES.items() if recipe.data is None or not recipe.data.is_small}
 DISTILLED = [name for name, recipe in LARGE.items() if isinstance(recipe, DistillRecipe)]
 PRETRAINED = [name for name, recipe in LARGE.items() if not isinstance(recipe, DistillRecipe)]
 
@@ -50,7 +45,7 @@ def test_a_twin_trains_resumes_and_samples(name, tmp_path):
     trained = resumed.average.average
     assert any(not torch.equal(a, b) for a, b in zip(before, trained.state_dict().values(), strict=True))
     samples = StudentSampler(-1.0, 1.0, trained, parts.prior, parts.sampling)(
-        3, classes=None if parts.prior.classes == 0 else 1
+        3, classes=None if parts.prior.conditions.count == 0 else 1
     )
     assert samples.shape == (3, 3, 16, 16)
     assert torch.isfinite(samples).all()

@@ -12,7 +12,7 @@ import torch
 import yaml
 from test_combinations import without_syncing
 
-from fewstep.command.tables import evaluation_table, measurement_table
+from fewstep.command.tables.evaluations import measurement_table, quality_table
 from fewstep.data import SampleSpace
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, save_model
 from fewstep.doctor import examine, has_problem
@@ -22,7 +22,7 @@ from fewstep.planning import plan_recipe
 from fewstep.prediction import EDM
 from fewstep.recipes import DistillRecipe, config, load_recipe, shipped_text
 from fewstep.recipes.building.distillation import build_distillation
-from fewstep.recipes.building.teachers import build_teacher, space_of
+from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.reading.source import validate
 from fewstep.report import write_run_report
 from fewstep.runs import compare, distill, evaluate, load, measure_many, write_reference
@@ -82,7 +82,7 @@ def test_a_run_without_data_goes_the_whole_way(name, tmp_path):
     assert "mismatch" not in found
     labelled = name.startswith("digits")
     assert ("accuracy" in found["student"]["1"]) == ("accuracy" in many) == ("is" in many) == labelled
-    assert "left out: " in evaluation_table(found)
+    assert "left out: " in quality_table(found)
     assert "left out: " in measurement_table(many)
     assert json.loads((folder / "evaluation.json").read_text())["left_out"] == found["left_out"]
     student, teacher = load(folder), load_teacher(folder)

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from fewstep.errors import UserError
-from fewstep.report import Curve, plot_curves, write_comparison_report
+from fewstep.report import DistanceCurve, plot_curves, write_comparison_report
 
 LEVELS = {"teacher, 35 steps": 3.2, "halves of the data": 1.9}
 
 
-def curve(name: str, rate: float, floor: float) -> Curve:
+def curve(name: str, rate: float, floor: float) -> DistanceCurve:
     steps = range(0, 2001, 100)
-    return Curve(
+    return DistanceCurve(
         name, list(steps), [640 * step for step in steps], [floor + 90 * math.exp(-rate * step / 300) for step in steps]
     )
 
@@ -88,14 +88,14 @@ def test_columns_choose_and_order(tmp_path: Path) -> None:
 
 
 def test_points_that_a_log_axis_cannot_hold_are_left_out(tmp_path: Path) -> None:
-    odd = Curve("odd", [0, 1, 2, 3], [0, 10, 20, 30], [math.nan, 5.0, math.inf, 0.0])
+    odd = DistanceCurve("odd", [0, 1, 2, 3], [0, 10, 20, 30], [math.nan, 5.0, math.inf, 0.0])
     assert odd.points() == ((10.0, 5.0),)
     assert plot_curves([odd], tmp_path / "odd.png").is_file()
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
-        plot_curves([Curve("empty", [], [], [])], tmp_path / "empty.png")
+        plot_curves([DistanceCurve("empty", [], [], [])], tmp_path / "empty.png")
     assert not (tmp_path / "empty.png").exists()
     page = Tags(write_comparison_report([], [], tmp_path / "empty.html").read_text())
     assert "None of the runs took distances" in page.text
@@ -103,7 +103,7 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
 
 def test_curves_have_equal_lengths() -> None:
     with pytest.raises(UserError, match="'short'"):
-        Curve("short", [0, 1], [0], [1.0, 2.0])
+        DistanceCurve("short", [0, 1], [0], [1.0, 2.0])
 
 
 def test_levels_that_are_close_or_impossible(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.conditions import Classes
 from fewstep.data import InMemory
 from fewstep.data.images import open_images
 from fewstep.denoisers import NetworkDenoiser, copy_of
@@ -47,7 +48,7 @@ from fewstep.training.reporting.log import read_log
 from interrupt_kit import Interrupted, Interrupter
 
 SCHEDULE = KarrasVE()
-PRIOR = Prior(SCHEDULE, (3, 8, 8), 2.5 / 80, classes=4)
+PRIOR = Prior(SCHEDULE, (3, 8, 8), 2.5 / 80, conditions=Classes(4))
 PLACE = Key(3, "stage", 5)
 
 

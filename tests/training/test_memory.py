@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.planning.memory import state_bytes
+from fewstep.planning.footprint import state_bytes
 
 
 def parameters(model) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.planning.memory import state_bytes
+from fewstep.planning.footprint import state_bytes
 from fewstep.recipes import load_recipe
 from fewstep.training import SGD, Adam
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import Averaged, HalfLife
 from fewstep.objectives import Balanced, Loss, Objective, loss_of
-from fewstep.planning.memory import state_bytes
+from fewstep.planning.footprint import state_bytes
 from fewstep.system.files import read_tensors
 from fewstep.training import SGD, Adam, Phase, Stage, Term, Trainer
 from fewstep.training.phase import named_networks

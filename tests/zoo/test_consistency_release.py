@@ -20,7 +20,7 @@ from fewstep.networks import build
 from fewstep.prediction import EDM, Consistency, Prediction
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.zoo import consistency_models
-from fewstep.zoo.consistency_models import NETWORKS, load_as, load_student, load_teacher
+from fewstep.zoo.consistency_models import NETWORKS, load_as, load_edm_teacher, load_student
 
 WIDTH = 128
 
@@ -209,7 +209,7 @@ def test_other_files_and_names_are_refused(tmp_path):
         match="no network 'celeba' in the consistency models' release; it must be one of imagenet64, "
         "lsun-bedroom256, lsun-cat256",
     ):
-        load_teacher(path, "celeba")
+        load_edm_teacher(path, "celeba")
     with pytest.raises(UserError, match=r"release\.pt: there is no such file"):
         load_student(path, "imagenet64")
     torch.save(tensors, path)

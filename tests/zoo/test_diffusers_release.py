@@ -181,11 +181,6 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
         ),
         (
             SCHEDULER,
-            {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
-            "rescaled betas are not read here",
-        ),
-        (
-            SCHEDULER,
             {"rescale_betas_zero_snr": "false"},
             "has 'false' for rescale_betas_zero_snr, which must be true or false",
         ),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.zoo.nvidia import machine
-from fewstep.zoo.nvidia.machine import LEVELS, Record
+from fewstep.zoo.nvidia.machine import LEVELS, ForeignObject
 from fewstep.zoo.nvidia.modules import tensors_of
 from fewstep.zoo.nvidia.pickles import read_pickle
 
@@ -104,7 +104,7 @@ def test_a_releases_tensors_and_values_are_read_bit_for_bit(tmp_path, protocol):
         ),
     )
     record = content["ema"]
-    assert isinstance(record, Record)
+    assert isinstance(record, ForeignObject)
     assert (record.name, record.state["sigma_data"], record.state["sigma_max"]) == ("EDMPrecond", 0.5, float("inf"))
     assert content["other"] == [1, 2.5, None, True, {"a": (b"b", "c")}]
     inner = record.state["_modules"]["model"]
@@ -428,12 +428,12 @@ def test_a_version_of_persistence_that_is_not_known_is_refused(tmp_path):
 
 
 def test_a_module_that_contains_itself_is_refused():
-    loop = Record("Loop", (), {"_parameters": {}, "_buffers": {}, "_modules": {}})
+    loop = ForeignObject("Loop", (), {"_parameters": {}, "_buffers": {}, "_modules": {}})
     loop.state["_modules"]["again"] = loop
     with pytest.raises(UserError, match="contain one another"):
         tensors_of(loop)
     with pytest.raises(UserError, match="a float for the tensor 'weight'"):
-        tensors_of(Record("X", (), {"_parameters": {"weight": 1.0}, "_buffers": {}, "_modules": {}}))
+        tensors_of(ForeignObject("X", (), {"_parameters": {"weight": 1.0}, "_buffers": {}, "_modules": {}}))
 
 
 def test_the_kit_writes_what_pytorch_reads():

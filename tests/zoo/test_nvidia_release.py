@@ -22,8 +22,9 @@ from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
 from fewstep.prediction import Prediction, ScaledScore
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
+from fewstep.system.ledger import file_digest
 from fewstep.zoo import nvidia
-from fewstep.zoo.download import file_digest, local_file
+from fewstep.zoo.download import local_file
 
 WRAPPERS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 

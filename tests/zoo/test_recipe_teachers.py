@@ -19,8 +19,8 @@ from fewstep.errors import UserError
 from fewstep.planning.plan import plan_recipe
 from fewstep.prediction import EDM
 from fewstep.recipes import config, load_recipe
-from fewstep.recipes.building.origins import digest_of
-from fewstep.recipes.building.teachers import build_teacher, remarks_on, sketched_teacher
+from fewstep.recipes.building.checksums import digest_of_named
+from fewstep.recipes.building.frozen_teachers import build_teacher, sketched_teacher
 from fewstep.recipes.reading.places import named_in
 from fewstep.recipes.reading.source import validate
 from fewstep.runs import distill
@@ -163,11 +163,11 @@ def test_a_diffusers_section_says_variant_subfolder_and_classes(tmp_path):
     assert sketched_teacher(chosen, None).classes == 10
     # The checksum is of what the keys choose.
     digests = [
-        digest_of(next(named_in(choice)))
+        digest_of_named(next(named_in(choice)))
         for choice in (teacher_of(section), teacher_of({**section, "classes": 10}), chosen)
     ]
     assert digests[0] == digests[1] != digests[2]
-    assert any("clip_sample" in remark for remark in remarks_on(chosen))
+    assert any("clip_sample" in remark for remark in chosen.remarks())
     for key, value in (("subfolder", "../elsewhere"), ("subfolder", "/etc"), ("variant", "a/b"), ("classes", 0)):
         with pytest.raises(UserError, match=rf"teacher\.{key}"):
             teacher_of({**section, key: value})

@@ -168,7 +168,7 @@ def _folders(names: Iterable[str]) -> set[str]:
     return found
 
 
-def read_json(source: Source, name: str) -> Any:
+def read_labels_json(source: Source, name: str) -> Any:
     """The value of a JSON file of the source, which may have a megabyte and a kilobyte an image:
     what JSON makes of a text takes many times its length in memory.
     """

@@ -16,7 +16,7 @@ import torch
 from fewstep.data.dataset import InMemory
 
 
-def digits() -> InMemory:
+def digit_images() -> InMemory:
     """All 1,797 digits as (N, 1, 8, 8) in [-1, 1], 10 classes."""
     with (
         resources.files("fewstep.data").joinpath("digits.npz").open("rb") as stream,

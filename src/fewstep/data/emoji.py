@@ -108,7 +108,7 @@ def drawn_by(font: Path = FONT) -> Draw:
     return draw
 
 
-def distinct(emoji: Iterable[Emoji], draw: Draw) -> Iterator[tuple[Emoji, Picture]]:
+def _distinct(emoji: Iterable[Emoji], draw: Draw) -> Iterator[tuple[Emoji, Picture]]:
     """Each emoji with its picture; those without one, and those whose picture was there before, are
     left out.
     """
@@ -121,7 +121,7 @@ def distinct(emoji: Iterable[Emoji], draw: Draw) -> Iterator[tuple[Emoji, Pictur
             yield each, picture
 
 
-def fitted(picture: Picture, size: int) -> Picture:
+def squared_on_white(picture: Picture, size: int) -> Picture:
     """The picture centred on a white square, resized to ``size`` pixels a side."""
     from PIL import Image
 
@@ -140,7 +140,7 @@ def write_emoji(path: Path, size: int, emoji: Iterable[Emoji], draw: Draw) -> in
     """
     listed = list(emoji)
     groups = list(dict.fromkeys(each.group for each in listed))
-    found = [(each, fitted(picture, size)) for each, picture in distinct(listed, draw)]
+    found = [(each, squared_on_white(picture, size)) for each, picture in _distinct(listed, draw)]
     side = {"licences": LICENCES, "emoji": [[each.text, each.name, each.subgroup] for each, _ in found]}
     return write_archive(
         path, ((picture, groups.index(each.group)) for each, picture in found), groups, {"names.json": side}

@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep.data.archive import Archive, Source
 from fewstep.data.conversion.convert import Converted
 from fewstep.data.dataset import Dataset
-from fewstep.data.folder import Folder
+from fewstep.data.image_folder import Folder
 from fewstep.data.labels import Labels, read_labels
 from fewstep.data.pixels import SUFFIXES, decode, pixels_of, reading_rules, squared
 from fewstep.data.tree import PassedOver

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fewstep.data.archive import MOST_CLASSES, Source, read_json
+from fewstep.data.archive import MOST_CLASSES, Source, read_labels_json
 from fewstep.data.tree import EMPTY, METADATA, PassedOver, natural
 from fewstep.errors import UserError
 
@@ -60,7 +60,7 @@ def read_labels(source: Source) -> Labels:
     Raises ``UserError`` naming the entry that is wrong.
     """
     if source.has(source.tree.root + METADATA):
-        return _described(source, read_json(source, source.tree.root + METADATA))
+        return _described(source, read_labels_json(source, source.tree.root + METADATA))
     parts = source.tree.parts
     if all(len(each) == 1 for each in parts) or all(_EDM.fullmatch("/".join(each)) for each in parts):
         return Labels(None)

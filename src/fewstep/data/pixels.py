@@ -46,6 +46,8 @@ _DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I"})
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _MOST_PROFILE = 2**24
+# Rows of a picture that are laid over white at a time.
+_BAND = 256
 _SAME_LEVELS = 2
 _ORIENTATION = 0x0112
 
@@ -251,10 +253,15 @@ def over_white(picture: Picture) -> Picture:
     # A picture converted to its own mode would be copied.
     if not picture.has_transparency_data:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
-    layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-    white.alpha_composite(layer)
-    return white.convert("RGB")
+    width, height = picture.size
+    shown = Image.new("RGB", picture.size)
+    # In bands: whole, the layers of a large picture would be three pictures beside it.
+    for top in range(0, height, _BAND):
+        band = picture.crop((0, top, width, min(top + _BAND, height)))
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        white.alpha_composite(band if band.mode == "RGBA" else band.convert("RGBA"))
+        shown.paste(white.convert("RGB"), (0, top))
+    return shown
 
 
 def squared(picture: Picture, size: int) -> Picture:

@@ -26,6 +26,6 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor | None = None, condition: Condition | Tensor | None = None) -> Tensor:
         emitted = self.network(z, as_condition(condition))
-        cost.report(emitted)
+        cost.count_evaluations(emitted)
         # As a denoiser's: in the latent's type, also under autocast.
         return emitted.to(z.dtype)

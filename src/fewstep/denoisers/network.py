@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fewstep import cost
 from fewstep.condition import Condition, as_condition
-from fewstep.denoisers.base import Denoiser
+from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
-from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.grow import grown
+from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.prediction import Prediction
 from fewstep.schedule import Schedule, as_time, expand
 
@@ -71,7 +71,7 @@ class NetworkDenoiser(_Networked):
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         t = as_time(t).expand(len(x))
         emitted = self.network(*self._fed(x, t), as_condition(condition))
-        cost.report(emitted)
+        cost.count_evaluations(emitted)
         # Under autocast the network emits a shorter type; the sum with x stays in x's.
         return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)
 
@@ -87,7 +87,7 @@ class NetworkDenoiser(_Networked):
                 "that derives from DenoisingNetwork."
             )
         found = self.network.features(*self._fed(x, as_time(t).expand(len(x))), as_condition(condition))
-        cost.report(found)
+        cost.count_evaluations(found)
         return found.to(x.dtype)
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition, as_condition
-from fewstep.denoisers.base import Denoiser
+from fewstep.conditions import LABELS, Conditions
+from fewstep.denoisers.ddim import ddim_between
+from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.threshold import StaticThreshold, Threshold
-from fewstep.denoisers.transition import ddim_between
 from fewstep.errors import UserError
 from fewstep.schedule import Schedule, as_time, expand
 
@@ -37,13 +38,14 @@ class Guided(_Wrapper):
     """Classifier-free guidance (Ho and Salimans 2022): null + w (conditional - null); w = 1 is the
     conditional estimate.
 
-    ``scale`` is a number, or None to read w (B,) from the condition's ``guidance``. Two evaluations
-    a call, in one batch.
+    ``scale`` is a number, or None to read w (B,) from the condition's ``guidance``. ``conditions``
+    says what the unconditional condition is. Two evaluations a call, in one batch.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float | None = None):
+    def __init__(self, denoiser: Denoiser, scale: float | None = None, conditions: Conditions = LABELS):
         super().__init__(denoiser)
         self.scale = scale
+        self.conditions = conditions
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         condition = as_condition(condition)
@@ -56,9 +58,10 @@ class Guided(_Wrapper):
         else:
             raise UserError("guidance without a scale: give Guided a number, or the condition a guidance scale.")
         t = as_time(t).expand(len(x))
-        both = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), Condition.cat([condition, condition.null()]))
-        conditional, null = both.chunk(2)
-        return null + scale * (conditional - null)
+        null = self.conditions.null(condition)
+        both = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), Condition.cat([condition, null]))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
 
 
 class Rescheduled(_Wrapper):

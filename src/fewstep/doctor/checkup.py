@@ -17,21 +17,22 @@ from typing import Any
 import torch
 
 from fewstep.data import random_mixture
-from fewstep.denoisers.lora import load_adapter
+from fewstep.denoisers.stored_adapter import load_adapter
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.doctor.inspect import inspect
 from fewstep.doctor.provenance import check_record
 from fewstep.doctor.records import check_log, check_records
 from fewstep.errors import UserError
 from fewstep.keeping.checkpoints import CheckpointFile, Listing, list_checkpoints
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.planning.plan import sketch
-from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe, config
+from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.runs.sampler import load
 from fewstep.schedule import KarrasVE
 from fewstep.states.pairs import check_pairs
-from fewstep.system.files import check_finite, in_use, read_tensors
+from fewstep.system.files import check_finite, read_tensors
 from fewstep.system.ledger import NAME, is_ledger, is_set_aside
+from fewstep.system.locks import in_use
 from fewstep.targets import DegradationPath
 from fewstep.training.actions import MakePairs
 from fewstep.training.reporting.log import read_log
@@ -107,10 +108,8 @@ def check_path(folder: Path, needed: bool = True) -> Iterator[Finding]:
 
 def _has_recorded(recipe: Recipe | None, newest: CheckpointFile | None) -> bool:
     """Whether the run is past the recording of a path."""
-    target = recipe.target if isinstance(recipe, DistillRecipe) else None
-    return (
-        isinstance(target, config.BacktrackedTarget) and target.nodes > 1 and newest is not None and newest.stage != 0
-    )
+    target = recipe.target.backtracked if isinstance(recipe, DistillRecipe) else None
+    return target is not None and target.nodes > 1 and newest is not None and newest.stage != 0
 
 
 def _pairs(folder: RunFolder) -> Iterator[Finding]:
@@ -142,7 +141,7 @@ def _pairs_in_use(folder: RunFolder, recipe: DistillRecipe, newest: CheckpointFi
 
 def _short_of_teacher(folder: RunFolder, recipe: DistillRecipe, resume: str) -> Iterator[Finding]:
     """Whether a backtracked run that has ended was ever trained against its teacher."""
-    if not isinstance(recipe.target, config.BacktrackedTarget) or not folder.student.is_file():
+    if recipe.target.backtracked is None or not folder.student.is_file():
         return
     try:
         nodes = [entry["target_node"] for entry in read_log(folder.log) if "target_node" in entry]
@@ -168,7 +167,7 @@ def _results(folder: RunFolder, recipe: Recipe | None, resume: str) -> Iterator[
         yield _checked(folder.model, inspect, "is a model that can be loaded.", again)
     if folder.adapter.is_file():
         yield _checked(folder.adapter, load_adapter, "is an adapter that can be loaded.", again)
-    elif isinstance(recipe, DistillRecipe) and isinstance(recipe.student, config.LowRankStudent) and ended:
+    elif isinstance(recipe, DistillRecipe) and recipe.student.leaves_adapter and ended:
         yield problem(folder.adapter, "there is no such file, though the student is one.", again)
     result = folder.student if isinstance(recipe, DistillRecipe) else folder.model
     if recipe is None or result.is_file():

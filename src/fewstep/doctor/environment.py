@@ -17,7 +17,7 @@ from fewstep.doctor.findings import Finding, note, ok, problem
 from fewstep.system.caches import cache_folder
 
 EXTRAS = {
-    "diffusers": ("diffusers",),
+    "diffusers": ("diffusers", "transformers"),
     "data": ("datasets", "webdataset"),
     "metrics": ("torch-fidelity",),
     "tensorboard": ("tensorboard",),

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.denoisers.lora import load_adapter
+from fewstep.denoisers.stored_adapter import load_adapter
 from fewstep.doctor.checkup import check_path, check_run
 from fewstep.doctor.environment import check_environment
 from fewstep.doctor.findings import Finding, ok, problem, refused
 from fewstep.doctor.inspect import inspect
 from fewstep.doctor.requirements import check_recipe
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.recipes import shipped_names
 from fewstep.system.files import check_finite, verify_tensors
 from fewstep.system.locations import is_address

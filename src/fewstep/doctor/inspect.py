@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.denoisers import Generator, load_model
-from fewstep.denoisers.store import describe_model
+from fewstep.denoisers.model_files import describe_model
 from fewstep.errors import UserError
-from fewstep.networks import describe
-from fewstep.networks.kinds.store import load_network
+from fewstep.networks import describe_network
+from fewstep.networks.kinds.network_files import load_network
 from fewstep.system.files import read_tensors
+from fewstep.system.ledger import file_digest
 from fewstep.zoo import nvidia
-from fewstep.zoo.download import file_digest, local_file
+from fewstep.zoo.download import local_file
 
 
 def inspect(source: str | Path) -> dict[str, Any]:
@@ -46,8 +47,8 @@ def _ours(path: Path) -> dict[str, Any]:
     if "network" in metadata:
         network = load_network(path)
         return {
-            "kind": describe(network)["kind"],
-            "network": describe(network),
+            "kind": describe_network(network)["kind"],
+            "network": describe_network(network),
             "parameters": sum(p.numel() for p in network.parameters()),
         }
     model, extra = load_model(path)

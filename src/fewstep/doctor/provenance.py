@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
 from fewstep.keeping.origins import read_record
-from fewstep.recipes import Recipe, config
-from fewstep.recipes.building.origins import digest_of, origins_of
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.recipes import Recipe
+from fewstep.recipes.building.checksums import digest_of_named, origins_of
 from fewstep.recipes.reading.places import Named, named_in
 from fewstep.system.locations import is_address, is_hub_id
-from fewstep.training.saving.origins import DATA, Origins, difference
+from fewstep.training.saving.origin_checks import DATA, Origins, difference
 from fewstep.zoo.download import cached_file
 
 
@@ -41,11 +41,10 @@ def check_record(folder: RunFolder, recipe: Recipe | None) -> Iterator[Finding]:
     now: dict[str, str] = {}
     for named in (each for each in named_in(recipe) if each.key in record.digests and _is_at_hand(each)):
         try:
-            now[named.key] = digest_of(named) or ""
+            now[named.key] = digest_of_named(named) or ""
         except UserError as error:
             yield _missing(folder, named.key, error)
-    made = (config.DigitsData, config.MixtureData, config.ScenesData, config.WavesData)
-    if isinstance(recipe.data, (*made, config.ImagesData)):
+    if recipe.data is not None and recipe.data.is_local:
         try:
             now |= origins_of(recipe, (DATA,))
         except UserError as error:

@@ -21,7 +21,7 @@ from fewstep.data.pixels import decode
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
 from fewstep.keeping.checkpoints import Listing
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.system.ledger import is_set_aside
 from fewstep.training.reporting.log import read_line
 from fewstep.training.saving.checkpoint import look_at

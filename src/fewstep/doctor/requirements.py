@@ -19,11 +19,11 @@ from fewstep.denoisers import load_model
 from fewstep.doctor.environment import EXTRAS, version_of
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
-from fewstep.networks.kinds.store import load_network
+from fewstep.networks.kinds.network_files import load_network
 from fewstep.planning.plan import sketch
 from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import check_parts
-from fewstep.recipes.building.teachers import remarks_on
+from fewstep.recipes.reading.places import named_in
 from fewstep.system.locations import absolute, folder_or_id, is_address
 from fewstep.zoo.download import cached_file, local_file
 
@@ -36,10 +36,10 @@ def check_recipe(source: Path | str) -> list[Finding]:
         recipe = load_recipe(source)
     except UserError as error:
         return [refused(source, error)]
-    return [_parts(recipe, str(source)), *needs(recipe)]
+    return [_parts(recipe, str(source)), *_needs(recipe)]
 
 
-def needs(recipe: Recipe) -> list[Finding]:
+def _needs(recipe: Recipe) -> list[Finding]:
     """The findings of all that a recipe names besides itself."""
     found = [*_data(recipe.data), *_features(recipe.evaluation.features)]
     if isinstance(recipe, DistillRecipe):
@@ -92,7 +92,7 @@ def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding
     try:
         found = folder_or_id(choice.path, "models")
         if Path(found).is_absolute():
-            remarks = remarks_on(choice)
+            remarks = choice.remarks()
             yield ok(key, f"{found} is there, with a configuration and a scheduler that are known.")
             yield from (note(key, remark) for remark in remarks)
             return
@@ -105,8 +105,9 @@ def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding
 
 
 def _start(choice: config.StudentChoice) -> Iterator[Finding]:
-    if isinstance(choice, (config.NetworkStudent, config.GeneratorStudent)) and choice.start is not None:
-        yield _stored("student.start", choice.start, lambda path: load_model(path)[0])
+    for named in named_in(choice, "student."):
+        if named.key == "student.start" and named.value is not None:
+            yield _stored(named.key, named.value, lambda path: load_model(path)[0])
 
 
 def _data(choice: config.DataChoice | None) -> Iterator[Finding]:

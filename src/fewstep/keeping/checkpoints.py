@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fewstep.errors import NotFinite, UserError
-from fewstep.keeping.folder import RunFolder
-from fewstep.keeping.identity import run_of
-from fewstep.system.files import locked
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_identity import run_of
+from fewstep.system.locks import locked
 from fewstep.training.reporting.log import read_log
 from fewstep.training.saving.checkpoint import (
     Checkpoints,

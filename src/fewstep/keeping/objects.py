@@ -13,11 +13,11 @@ from torch import nn
 
 from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser, load_model, save_model
-from fewstep.denoisers.store import describe_model
+from fewstep.denoisers.model_files import describe_model
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import FeatureSpace
-from fewstep.recipes.building.students import first_difference
+from fewstep.recipes.config.section import first_difference
 from fewstep.recipes.given import give_data, give_features
 from fewstep.system.locations import absolute
 

@@ -13,16 +13,16 @@ from typing import Any
 
 from fewstep.data import Dataset
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
-from fewstep.keeping.identity import OUTSIDE
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_identity import OUTSIDE
 from fewstep.recipes import Recipe
-from fewstep.recipes.building.origins import digest_of, origins_of
-from fewstep.recipes.reading.places import Named, named_in, renamed
+from fewstep.recipes.building.checksums import digest_of_named, origins_of
+from fewstep.recipes.reading.places import Named, named_in, with_names
 from fewstep.system import distributed
 from fewstep.system.files import write_text
 from fewstep.system.locations import same_place
 from fewstep.training.saving.checkpoint import Checkpoints
-from fewstep.training.saving.origins import DATA, Origins, difference, exchanged
+from fewstep.training.saving.origin_checks import DATA, Origins, difference, exchanged
 
 MEASURED = OUTSIDE
 """The sections by which measurements are decided."""
@@ -32,7 +32,7 @@ _REMEDY = "restore it from a copy, or delete it: the run then goes on, and what 
 
 
 @dataclass(frozen=True)
-class Record:
+class OriginsRecord:
     """``digests`` by the recipe's keys; ``changed``: keys whose content changed while the run went
     on.
 
@@ -44,7 +44,7 @@ class Record:
     unknown: tuple[str, ...] = ()
 
 
-def read_record(folder: RunFolder) -> Record | None:
+def read_record(folder: RunFolder) -> OriginsRecord | None:
     """The record of a run; None for a run that was made before there were any.
 
     Raises ``UserError`` for a damaged file.
@@ -60,7 +60,7 @@ def read_record(folder: RunFolder) -> Record | None:
         changed, unknown = (tuple(str(key) for key in values[name]) for name in ("changed", "unknown"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path.absolute()}: cannot be read as checksums ({error}); {_REMEDY}.") from error
-    return Record(digests, changed, unknown)
+    return OriginsRecord(digests, changed, unknown)
 
 
 def settle_origins(
@@ -78,20 +78,20 @@ def settle_origins(
     def settle() -> dict[str, str]:
         now = origins_of(recipe, sections, data)
         began = resume and bool(Checkpoints(folder.checkpoints).paths())
-        record = _gone_on(folder, read_record(folder) or Record(), now) if began else Record(now)
+        record = _gone_on(folder, read_record(folder) or OriginsRecord(), now) if began else OriginsRecord(now)
         write_text(folder.origins, json.dumps(asdict(record), indent=2) + "\n")
         return now
 
     return distributed.together(settle)
 
 
-def _gone_on(folder: RunFolder, before: Record, now: Origins) -> Record:
+def _gone_on(folder: RunFolder, before: OriginsRecord, now: Origins) -> OriginsRecord:
     changed = exchanged(before.digests, now)
     for key in (key for key in changed if key != DATA):
         what = f"the run in {folder.path} was made with another '{key}' ({difference(key, before.digests, now)})"
         raise UserError(f"--resume: {what}; put it back as it was, or start a new run with --out.")
     unknown = sorted({*before.unknown, *(now.keys() - before.digests.keys())})
-    return Record(now, tuple(sorted({*before.changed, *changed})), tuple(unknown))
+    return OriginsRecord(now, tuple(sorted({*before.changed, *changed})), tuple(unknown))
 
 
 def moved(folder: RunFolder, saved: Recipe, now: Recipe) -> Recipe:
@@ -114,11 +114,11 @@ def moved(folder: RunFolder, saved: Recipe, now: Recipe) -> Recipe:
             if named.mark.what == "data":
                 same = DATA in known and origins_of(now, (DATA,)) == {DATA: known[DATA]}
                 return other.value if same else named.value
-            if digest_of(other) == known.get(named.key, ""):
+            if digest_of_named(other) == known.get(named.key, ""):
                 return other.value
         return named.value
 
-    return renamed(saved, value_of)
+    return with_names(saved, value_of)
 
 
 def measured_origins(
@@ -130,7 +130,7 @@ def measured_origins(
     any more.
     """
     now = distributed.together(lambda: origins_of(recipe, MEASURED, data))
-    record = read_record(folder) or Record()
+    record = read_record(folder) or OriginsRecord()
     changed = exchanged(record.digests, now)
     for key in changed:
         what = f"what '{key}' names was exchanged since the run was trained ({difference(key, record.digests, now)})"

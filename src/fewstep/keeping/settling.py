@@ -13,20 +13,29 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
-from fewstep.keeping.identity import kept_as_known, paths_of, placed_alike, spread_alike, spread_like, with_steps
 from fewstep.keeping.origins import moved
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_identity import (
+    kept_as_known,
+    paths_of,
+    placed_alike,
+    spread_alike,
+    spread_like,
+    with_steps_and_layout,
+)
 from fewstep.recipes import PretrainRecipe, Recipe, dump, load_recipe
+from fewstep.recipes.config.section import first_difference
 from fewstep.recipes.reading.places import anchored
 from fewstep.recipes.reading.source import validate
 from fewstep.system import distributed
-from fewstep.system.files import locked, write_text
+from fewstep.system.files import write_text
 from fewstep.system.ledger import NAME, is_ledger, keeping, noted_in
+from fewstep.system.locks import locked
 from fewstep.training.reporting.log import is_own_line, read_log
 from fewstep.training.saving.checkpoint import Checkpoints, is_checkpoint
 
@@ -36,7 +45,7 @@ _LEFT = re.compile(r"lock|written\.jsonl|\..+\.\d+-\d+-\d+\.aside")
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+def held_for_run(folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
     """The folder for this run alone, with its ledger; raises ``UserError``, having written nothing,
     where it is no run's.
     """
@@ -154,24 +163,12 @@ def _continued(
             f"{saved.training.steps}; it can only be raised."
         )
     planned = saved.training.laid_out_for or saved.training.steps
-    as_planned = with_steps(saved, planned, None)
+    as_planned = with_steps_and_layout(saved, planned, None)
     same = placed_alike(spread_alike(load_recipe(source, [*overrides, f"training.steps={planned}"])), saved)
     if as_planned not in (same, recipe):
-        key = _first_difference(same.model_dump(), as_planned.model_dump())
+        key = first_difference(same.model_dump(), as_planned.model_dump()) or ""
         raise UserError(
             f"--resume: the run in {folder.path} has another recipe ('{key}' "
             f"differs{paths_of(key, as_planned, same)}); only 'training.steps' may be raised."
         )
-    return with_steps(saved, steps, planned if steps > planned else None)
-
-
-def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    for key in [*a, *(k for k in b if k not in a)]:
-        if a.get(key) != b.get(key):
-            inner, other = a.get(key), b.get(key)
-            return (
-                f"{key}.{_first_difference(inner, other)}"
-                if isinstance(inner, dict) and isinstance(other, dict)
-                else key
-            )
-    return ""
+    return with_steps_and_layout(saved, steps, planned if steps > planned else None)

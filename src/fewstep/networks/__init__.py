@@ -1,30 +1,35 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
-from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
+from fewstep.networks.codec import Codec
 from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critics.critic import FeatureHead, ProjectedCritic
 from fewstep.networks.critics.image_critic import ImageCritic
 from fewstep.networks.critics.reader import ImageReader, Reader
-from fewstep.networks.diffusers_unet import DiffusersUNet
+from fewstep.networks.diffusers import AutoencoderCodec, DiffusersTextUNet, DiffusersUNet
 from fewstep.networks.edm import DhariwalUNet, SongUNet
 from fewstep.networks.fastgan import FastGAN, SkipExcitation
 from fewstep.networks.grow import grown
-from fewstep.networks.kinds.build import build, describe
+from fewstep.networks.interfaces import DenoisingNetwork, FeatureNetwork, GeneratorNetwork
+from fewstep.networks.kinds.build import build, describe_network
 from fewstep.networks.kinds.registry import find_kind, register
 from fewstep.networks.kinds.registry import register as register_network
 from fewstep.networks.lora import Adapter, adapter_of, add_adapter, apply_adapter
 from fewstep.networks.mlp import LatentMLP, ResidualMLP
-from fewstep.networks.unet import SmallUNet
+from fewstep.networks.small_unet import SmallUNet
 
 __all__ = [
     "Adapter",
+    "AutoencoderCodec",
     "Classifier",
+    "Codec",
     "DenoisingNetwork",
     "DhariwalUNet",
+    "DiffusersTextUNet",
     "DiffusersUNet",
     "DigitClassifier",
     "FastGAN",
     "FeatureHead",
+    "FeatureNetwork",
     "GeneratorNetwork",
     "ImageClassifier",
     "ImageCritic",
@@ -40,7 +45,7 @@ __all__ = [
     "add_adapter",
     "apply_adapter",
     "build",
-    "describe",
+    "describe_network",
     "find_kind",
     "grown",
     "register",

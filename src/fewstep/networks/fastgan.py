@@ -35,8 +35,8 @@ from torch.nn import functional
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
-from fewstep.networks.base import GeneratorNetwork
 from fewstep.networks.embedding import one_hot
+from fewstep.networks.interfaces import GeneratorNetwork
 from fewstep.networks.kinds.registry import register
 from fewstep.networks.norm import GroupNorm
 from fewstep.values import Count, Given

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.networks.kinds.build import build, describe
+from fewstep.networks.kinds.build import build, describe_network
 
 BRANCHES = ("guidance", "end")
 
@@ -31,7 +31,7 @@ def grown(network: nn.Module, **changes: bool) -> nn.Module:
             f"grown: '{other[0]}' cannot be added to trained weights, since it would not start silent; only "
             f"{', '.join(BRANCHES)} can."
         )
-    description = {**describe(network), **changes}
+    description = {**describe_network(network), **changes}
     with torch.random.fork_rng(devices=[]):
         fresh = build(description)
     sample = next(network.parameters())

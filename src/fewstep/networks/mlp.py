@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
-from fewstep.networks.base import DenoisingNetwork, GeneratorNetwork
 from fewstep.networks.embedding import NoiseEmbedding, SideLabels, one_hot, start_at_zero
+from fewstep.networks.interfaces import DenoisingNetwork, GeneratorNetwork
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Count, Given
 

@@ -17,9 +17,8 @@ from fewstep.objectives.games.adversarial import (
     View,
 )
 from fewstep.objectives.games.balanced import Balanced
-from fewstep.objectives.imitation import Imitation
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare, loss_of
-from fewstep.objectives.regression import EndpointRegression
+from fewstep.objectives.regression import EndpointRegression, Imitation
 from fewstep.objectives.scores.density_ratio import (
     Divergence,
     ForwardKL,
@@ -30,7 +29,6 @@ from fewstep.objectives.scores.density_ratio import (
     SquaredHellinger,
 )
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
-from fewstep.objectives.scores.identity import ScoreIdentity
 from fewstep.objectives.scores.matching import (
     Compared,
     DiffInstructWeight,
@@ -41,12 +39,13 @@ from fewstep.objectives.scores.matching import (
     PlainWeight,
     SDSWeight,
 )
+from fewstep.objectives.scores.score_identity import ScoreIdentity
 from fewstep.objectives.scores.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
-from fewstep.objectives.trajectories.consistency import ConsistencyDistillation, UnitWeight
-from fewstep.objectives.trajectories.continuous import ContinuousConsistency, LogWeight, TrigFlow
+from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation, UnitWeight
+from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
 from fewstep.objectives.trajectories.ladder import Ladder
-from fewstep.objectives.trajectories.progressive import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
-from fewstep.objectives.trajectories.trajectory import InverseConsistency, SoftConsistency
+from fewstep.objectives.trajectories.progressive_distillation import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
+from fewstep.objectives.trajectories.soft_consistency import InverseConsistency, SoftConsistency
 
 __all__ = [
     "L1",

@@ -1,16 +1,12 @@
 r"""How far two batches of samples are apart: one number a sample, for every objective that compares
 samples.
 
-=================
-============================================================================================================================
-``SquaredL2``      mean over dimensions of (a - b)^2
-``L1``             mean over dimensions of |a - b|
-``PseudoHuber``    sqrt(sum (a - b)^2 + c^2) - c, a smooth norm: its gradient is bounded (Song and
-Dhariwal 2023, Eq. 7)
-``Perceptual``     mean over features of (phi(a) - phi(b))^2, phi a frozen network (LPIPS without
-its learned weights; Zhang et al. 2018)
-=================
-============================================================================================================================
+- ``SquaredL2``: mean over dimensions of (a - b)^2;
+- ``L1``: mean over dimensions of |a - b|;
+- ``PseudoHuber``: sqrt(sum (a - b)^2 + c^2) - c, a smooth norm: its gradient is bounded (Song and
+  Dhariwal 2023, Eq. 7);
+- ``Perceptual``: mean over features of (phi(a) - phi(b))^2, phi a frozen network (LPIPS without its
+  learned weights; Zhang et al. 2018).
 """
 
 from __future__ import annotations

@@ -10,17 +10,22 @@ not, so that a network of any size is measured in a second and no memory.
 
 The first two are exact (a test compares them with a real pass); elementwise operations are a few
 per cent of the third.
+
+Besides: what a run's state takes (``state_bytes``), weights of all networks, gradients, optimizers
+and averages, on top of which activations come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from fewstep.training.phase import Stage, named_networks
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Footprint:
     inside: int
 
 
-class Kept:
+class KeptBytes:
     """Bytes that autograd keeps alive while it is open: ``now``, and at the ``peak``.
 
     Storages count once; those of ``weights`` not at all.
@@ -55,7 +60,7 @@ class Kept:
         self._counts: dict[int, int] = {}
         self._hooks = saved_tensors_hooks(self._pack, _Held.unpack)
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> KeptBytes:
         self._hooks.__enter__()
         return self
 
@@ -84,7 +89,7 @@ class Kept:
 class _Held:
     """A saved tensor, which tells when it is let go of."""
 
-    def __init__(self, by: Kept, value: Tensor):
+    def __init__(self, by: KeptBytes, value: Tensor):
         self.by = by
         self.value = value
         self.storage = _storage(value)
@@ -114,7 +119,7 @@ def operations_counted() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
 
 
-def measure(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
+def measure_footprint(network: nn.Module, forward: Callable[[int], Tensor]) -> Footprint:
     """The footprint of a network on the meta device; ``forward(rows)`` runs it on so many samples
     there and returns what it emits.
     """
@@ -156,7 +161,7 @@ def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> tu
         for block in _blocks(network)
         for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))
     ]
-    with Kept(network) as kept, torch.enable_grad():
+    with KeptBytes(network) as kept, torch.enable_grad():
         # Held until its size is read.
         emitted = forward(rows)
         now = kept.now
@@ -177,3 +182,27 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     for child in children:
         found += child.children() if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else [child]
     return found
+
+
+def state_bytes(stages: Sequence[Stage], *frozen: nn.Module) -> int:
+    """The bytes that the largest stage holds: every network that any stage writes and the
+    ``frozen`` ones once, and for what the stage trains a gradient and its optimizer's moments.
+    """
+    weights = _bytes(
+        {id(p): p for network in [*named_networks(stages).values(), *frozen] for p in _tensors(network)}.values()
+    )
+    return weights + max(_bytes_to_train(stage) for stage in stages)
+
+
+def _bytes_to_train(stage: Stage) -> int:
+    copies = {id(p): (1 + phase.optimizer.moments, p) for phase in stage.phases for p in phase.trained.parameters()}
+    return sum(count * _bytes([parameter]) for count, parameter in copies.values())
+
+
+def _tensors(network: nn.Module) -> Iterable[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -41,12 +41,11 @@ from fewstep.data import Dataset, InMemory
 from fewstep.errors import UserError
 from fewstep.metrics.features import fourier_features
 from fewstep.networks import find_kind
-from fewstep.planning.footprint import bytes_of
-from fewstep.planning.memory import state_bytes
+from fewstep.planning.footprint import bytes_of, state_bytes
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, prior_of, rehearse
-from fewstep.recipes import DistillRecipe, config, load_recipe
+from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_context, check_parts, recompute
-from fewstep.recipes.building.teachers import sketched_teacher
+from fewstep.recipes.building.frozen_teachers import sketched_teacher
 from fewstep.recipes.kit.backtracking import open_end, walk_of
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods import Built
@@ -136,7 +135,7 @@ class _Measured:
     operations: int
 
 
-def plan(
+def plan_on_gpus(
     recipe: DistillRecipe,
     name: str,
     gpus: int = 1,
@@ -162,7 +161,8 @@ def plan(
         )
     check_parts(recipe)
     context, built = sketch(recipe, Path("plan"))
-    slot = bytes_of(context.original) if isinstance(recipe.target, config.BacktrackedTarget) else 0
+    target = recipe.target.backtracked
+    slot = 0 if target is None else bytes_of(context.original)
     steps = _steps(recipe, built)
     open_ended = open_end(recipe.target, recipe.method.student_every, recipe.training.steps)
     measured = _measured(recipe, context, built, steps, slot)
@@ -179,9 +179,7 @@ def plan(
         kept=measured.kept[False],
         largest=measured.largest,
         graphs=measured.rehearsal.graphs,
-        path_bytes=(recipe.target.nodes - 1) * bytes_of(context.original)
-        if isinstance(recipe.target, config.BacktrackedTarget)
-        else 0,
+        path_bytes=0 if target is None else (target.nodes - 1) * bytes_of(context.original),
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values()) + _moments(built),
         settings=settings,
         cheapest=min(fitting, key=lambda setting: (setting.hours * setting.gpus, setting.gpus)) if fitting else None,
@@ -227,13 +225,16 @@ def plan_recipe(
     tflops: float = 312.0,
     reached: float = 0.3,
 ) -> Plan:
-    """``plan`` of a shipped recipe or a YAML file. Raises ``UserError`` for one that pretrains."""
+    """``plan_on_gpus`` of a shipped recipe or a YAML file.
+
+    Raises ``UserError`` for one that pretrains.
+    """
     recipe = load_recipe(source, overrides)
     if not isinstance(recipe, DistillRecipe):
         raise UserError(
             f"{source}: is a recipe for 'fewstep pretrain', which has one network; plans are for 'fewstep distill'."
         )
-    return plan(recipe, str(source), gpus, memory_gb, tflops, reached)
+    return plan_on_gpus(recipe, str(source), gpus, memory_gb, tflops, reached)
 
 
 def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
@@ -246,9 +247,9 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     blank: Dataset | None = None
     if recipe.data is not None:
         blank = (
-            InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes)
-            if _is_large(recipe)
-            else recipe.data.open()
+            recipe.data.open()
+            if recipe.data.at_hand
+            else InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes)
         )
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or
     # at least no larger than the run's.
@@ -260,11 +261,6 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
         for phase in stage.phases:
             phase.trained.requires_grad_(True)
     return context, built
-
-
-def _is_large(recipe: DistillRecipe) -> bool:
-    """Whether the data is one that need not be at hand, the teacher telling its shape."""
-    return not isinstance(recipe.data, (config.DigitsData, config.MixtureData, config.ScenesData, config.WavesData))
 
 
 def _evaluations(built: Built, steps: dict[str, int], batch: int, rehearsal: Rehearsal) -> float:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
+from fewstep.conditions import Classes
 from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
-from fewstep.planning.footprint import Footprint, Kept, measure
+from fewstep.planning.footprint import Footprint, KeptBytes, measure_footprint
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import Distillation, build_distillation
@@ -90,10 +91,10 @@ def _counted(recipe: DistillRecipe) -> tuple[dict[str, float], dict[str, float],
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = build_distillation(recipe, folder)
-        one = largest_kept(parts.student, parts.prior, parts.teacher)
+        one = _largest_kept(parts.student, parts.prior, parts.teacher)
         begin = _begun(parts)
         trainer = Trainer(folder / "run", parts.stages, parts.average, build_settings(recipe.training))
-        with Kept(
+        with KeptBytes(
             parts.teacher,
             parts.student,
             parts.average,
@@ -130,7 +131,7 @@ def _by_stage(log: list[dict[str, Any]], parts: Distillation, batch: int) -> dic
     return counts
 
 
-def largest_kept(student: Denoiser | Generator, prior: Prior, teacher: NetworkDenoiser) -> int:
+def _largest_kept(student: Denoiser | Generator, prior: Prior, teacher: NetworkDenoiser) -> int:
     """Bytes a sample that a forward of the student keeps, or of the teacher's trained copies where
     that is more, as beside a generator.
     """
@@ -144,7 +145,7 @@ def as_trained(teacher: NetworkDenoiser) -> NetworkDenoiser:
 
 def prior_of(teacher: NetworkDenoiser) -> Prior:
     """Noise at the teacher's highest level."""
-    return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, classes=teacher.classes)
+    return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, conditions=Classes(teacher.classes))
 
 
 def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
@@ -154,7 +155,7 @@ def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
     """
     sizes = tuple((name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters())
     recomputed = any(module.recompute for module in model.modules() if isinstance(module, DenoisingNetwork))
-    key = (str(model), sizes, recomputed, prior.shape, prior.classes)
+    key = (str(model), sizes, recomputed, prior.shape, prior.conditions.count)
     if key not in _measured:
         _measured[key] = _footprint(model, prior)
     return _measured[key]
@@ -169,11 +170,11 @@ def _footprint(model: Denoiser | Generator, prior: Prior) -> Footprint:
     def forward(rows: int) -> Tensor:
         with torch.device("meta"):
             # Class probabilities: on the meta device ids have no values to be checked.
-            labels = torch.zeros(rows, prior.classes) if prior.classes else None
+            labels = torch.zeros(rows, prior.conditions.count) if prior.conditions.count else None
             x = torch.zeros(rows, *prior.shape)
             condition = Condition(labels=labels, guidance=torch.zeros(rows))
         times = torch.full((rows,), prior.time, dtype=torch.float64)
         emitted: Tensor = sketch(x, times, condition)
         return emitted
 
-    return measure(sketch, forward)
+    return measure_footprint(sketch, forward)

@@ -37,7 +37,7 @@ from fewstep.denoisers import NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.planning.cluster import Cluster
 from fewstep.planning.footprint import operations_counted
-from fewstep.planning.plan import FRAGMENTATION, WORKSPACE, plan, sketch
+from fewstep.planning.plan import FRAGMENTATION, WORKSPACE, plan_on_gpus, sketch
 from fewstep.planning.timeline import Stretch, pass_through, played
 from fewstep.recipes import DistillRecipe
 from fewstep.training.layout import blocks, units
@@ -94,7 +94,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ClusterLayout:
     """``mode`` and ``replicas`` as in a recipe, with ``batch`` samples a GPU and step in
     ``accumulate`` micro-batches; ``recompute``: activations are computed again.
 
@@ -157,11 +157,11 @@ class Estimate:
 def load_of(recipe: DistillRecipe, name: str) -> Load:
     """What a recipe asks for, in bf16, its step being the mean over its stages.
 
-    Raises ``UserError`` as ``plan`` does.
+    Raises ``UserError`` as ``plan_on_gpus`` does.
     """
     # In one portion: a layout has its own.
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"accumulate": 1})})
-    found = plan(recipe, name, 1)
+    found = plan_on_gpus(recipe, name, 1)
     context, built = sketch(recipe, Path("plan"))
     steps = sum(found.steps.values())
     trained = (
@@ -170,7 +170,7 @@ def load_of(recipe: DistillRecipe, name: str) -> Load:
     evaluations = found.evaluations / (steps * found.batch)
     by_way = {(setting.precision, setting.recompute): setting for setting in found.settings}
     return Load(
-        blocks=blocks_of(context.original),
+        blocks=blocks_in_order(context.original),
         trained=trained,
         untrained=max(0.0, evaluations - 3 * trained),
         networks=max(len(stage.phases) for stage in built.stages),
@@ -186,7 +186,7 @@ def load_of(recipe: DistillRecipe, name: str) -> Load:
     )
 
 
-def blocks_of(denoiser: NetworkDenoiser) -> tuple[Block, ...]:
+def blocks_in_order(denoiser: NetworkDenoiser) -> tuple[Block, ...]:
     """The blocks of a denoiser on the meta device in the order in which they run, and as a last one
     what is beside them.
     """
@@ -219,7 +219,7 @@ def blocks_of(denoiser: NetworkDenoiser) -> tuple[Block, ...]:
     return (*found, rest)
 
 
-def estimate(load: Load, cluster: Cluster, layout: Layout) -> Estimate:
+def estimate(load: Load, cluster: Cluster, layout: ClusterLayout) -> Estimate:
     """The model's figures. A cluster of one GPU exchanges nothing, whatever the layout."""
     memory = memory_of(load, cluster, layout)
     seconds, computing, exchanging = _step(load, cluster, layout)
@@ -240,7 +240,7 @@ def estimate(load: Load, cluster: Cluster, layout: Layout) -> Estimate:
     )
 
 
-def memory_of(load: Load, cluster: Cluster, layout: Layout) -> int:
+def memory_of(load: Load, cluster: Cluster, layout: ClusterLayout) -> int:
     """Bytes a GPU; as ``plan`` has them, and accumulated gradients."""
     shards = layout.shards(cluster)
     state = load.state if shards == 1 else math.ceil(load.state / shards) + 2 * load.largest
@@ -249,7 +249,7 @@ def memory_of(load: Load, cluster: Cluster, layout: Layout) -> int:
     return int(FRAGMENTATION * (state + whole + load.activations[layout.recompute] * rows)) + WORKSPACE
 
 
-def stretches(found: Sequence[Block], cluster: Cluster, layout: Layout, last: bool) -> list[Stretch]:
+def _stretches(found: Sequence[Block], cluster: Cluster, layout: ClusterLayout, last: bool) -> list[Stretch]:
     """The seconds of each block with a micro-batch; gradients are exchanged with the ``last`` one
     only.
     """
@@ -265,11 +265,11 @@ def stretches(found: Sequence[Block], cluster: Cluster, layout: Layout, last: bo
     return [stretch(block) for block in found]
 
 
-def _step(load: Load, cluster: Cluster, layout: Layout) -> tuple[float, float, float]:
+def _step(load: Load, cluster: Cluster, layout: ClusterLayout) -> tuple[float, float, float]:
     """Seconds of a step, of its computing and of its exchanges."""
     seconds = computing = exchanging = 0.0
     for last, count in ((False, layout.accumulate - 1), (True, 1)):
-        parts = stretches(load.blocks, cluster, layout, last)
+        parts = _stretches(load.blocks, cluster, layout, last)
         for trained, passes in ((True, load.trained), (False, load.untrained)):
             tasks = pass_through(parts, trained)
             seconds += count * passes * played(tasks)
@@ -280,7 +280,7 @@ def _step(load: Load, cluster: Cluster, layout: Layout) -> tuple[float, float, f
     return seconds + stepping + small, computing + stepping, exchanging + small
 
 
-def _exchanged(cluster: Cluster, layout: Layout, size: float) -> float:
+def _exchanged(cluster: Cluster, layout: ClusterLayout, size: float) -> float:
     """Seconds until gradients of ``size`` bytes are where the optimizers want them."""
     if layout.mode == "ddp":
         return cluster.reduced(size)

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fewstep.networks.edm import SETTINGS
 from fewstep.recipes import config
-from fewstep.recipes.building.teachers import pretrained_model
-from fewstep.recipes.config.base import fields_of, is_section, saved
-from fewstep.recipes.reading.source import validate, with_steps
+from fewstep.recipes.building.frozen_teachers import pretrained_model
+from fewstep.recipes.config.section import fields_of, is_section, saved
+from fewstep.recipes.reading.source import scaled_to_steps, validate
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.values import Costly
 
@@ -31,9 +30,7 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
     samples each.
     """
     values = recipe.model_dump(mode="json")
-    own = isinstance(recipe.data, (config.DigitsData, config.MixtureData, config.ScenesData)) or (
-        recipe.data is None and _is_shipped(recipe)
-    )
+    own = _has_small_teacher(recipe) if recipe.data is None else recipe.data.is_small
     values["method"], values["training"] = small(recipe.method), _training(values["training"], batch)
     if isinstance(recipe, DistillRecipe):
         values["states"] = small(recipe.states)
@@ -49,7 +46,7 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
         values["data"] = {"kind": "waves", "shape": [3, SIDE, SIDE], "classes": CLASSES if _labelled(recipe) else 0}
     features = {"kind": "fourier", "count": 4, "bandwidth": 10.0} if not own else values["evaluation"]["features"]
     values["evaluation"] |= {"features": features, "samples": 8, "draws": 1, "every": 1_000_000, "teacher_steps": [2]}
-    made = with_steps(validate(values, "the recipe's twin"), steps)
+    made = scaled_to_steps(validate(values, "the recipe's twin"), steps)
     assert isinstance(made, type(recipe))
     return made
 
@@ -74,13 +71,13 @@ def tiny(network: Mapping[str, Any]) -> dict[str, Any]:
     return {key: sizes.get(key, value) for key, value in network.items()}
 
 
-def _is_shipped(recipe: Recipe) -> bool:
-    return isinstance(recipe, DistillRecipe) and isinstance(recipe.teacher, config.ShippedTeacher)
+def _has_small_teacher(recipe: Recipe) -> bool:
+    return isinstance(recipe, DistillRecipe) and recipe.teacher.is_small
 
 
 def _teacher_network(teacher: config.TeacherChoice) -> dict[str, Any]:
-    if isinstance(teacher, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
-        return tiny(SETTINGS[teacher.network])
+    if teacher.published is not None:
+        return tiny(teacher.published)
     model = pretrained_model(teacher)
     if model is not None:
         return tiny(model.network.model_dump(mode="json"))
@@ -92,11 +89,10 @@ def _labelled(recipe: Recipe) -> bool:
     """Whether the twin's data has classes: where the published teacher has, and where nothing says
     that there are none.
     """
-    if isinstance(recipe, DistillRecipe) and isinstance(
-        recipe.teacher, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)
-    ):
-        return recipe.teacher.classes > 0
-    return not isinstance(recipe.data, config.ImagesData) or (recipe.data.labels and recipe.data.classes != 0)
+    published = recipe.teacher.published if isinstance(recipe, DistillRecipe) else None
+    if published is not None:
+        return bool(published["classes"] > 0)
+    return recipe.data is None or recipe.data.may_have_classes
 
 
 def _student(student: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 from fewstep.networks import GeneratorNetwork
 from fewstep.networks.kinds.registry import kinds
 from fewstep.recipes import config
-from fewstep.recipes.methods.base import Method
+from fewstep.recipes.methods.method import Method
 
 STATES = ("prior", "forward", "rollout", "ddil", "per-batch")
 _DENOISERS = {"copy": "copy", "network": "copy", "lora": "lora"}
@@ -122,7 +122,7 @@ def check(method: Method, student: str, target: str, states: str, roles: Sequenc
 
 
 @dataclass(frozen=True)
-class Row:
+class MatrixRow:
     """What one recipe's method goes with: ``cells`` by column, None where it does, else the
     refusal.
     """
@@ -141,7 +141,7 @@ def columns() -> tuple[str, ...]:
     )
 
 
-def row(name: str, method: Method) -> Row:
+def matrix_row(name: str, method: Method) -> MatrixRow:
     """The method against every choice of every axis, one at a time, by the rule that recipes are
     checked with.
     """
@@ -149,7 +149,7 @@ def row(name: str, method: Method) -> Row:
     cells["target backtracked"] = target_refusal(method, "backtracked")
     cells |= {f"student {kind}": student_refusal(method, kind) for kind in families()}
     cells |= {f"reflected {role}": role_refusal(method, role) for role in ROLES}
-    return Row(name, cells)
+    return MatrixRow(name, cells)
 
 
 def _name(method: Method) -> str:

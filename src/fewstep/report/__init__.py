@@ -3,7 +3,7 @@
 Files that explain themselves, without a server, a network or a script.
 """
 
-from fewstep.report.comparison import Curve, plot_curves, write_comparison_report
-from fewstep.report.run import write_run_report
+from fewstep.report.comparison import DistanceCurve, plot_curves, write_comparison_report
+from fewstep.report.run_report import write_run_report
 
-__all__ = ["Curve", "plot_curves", "write_comparison_report", "write_run_report"]
+__all__ = ["DistanceCurve", "plot_curves", "write_comparison_report", "write_run_report"]

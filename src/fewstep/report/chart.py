@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fewstep.report.scale import Scale, fitted
+from fewstep.report.scale import Scale, scale_holding
 from fewstep.report.words import compact, number
 
 _LETTER = 7.4
@@ -134,14 +134,14 @@ class Drawing:
         )
 
 
-def pool(length: int, most: int = _MOST_POINTS) -> int:
+def _pool(length: int, most: int = _MOST_POINTS) -> int:
     """How many neighbours make one point, so that at most ``most`` points remain."""
     return max(1, -(-length // most))
 
 
-def thinned(points: tuple[tuple[float, float], ...], most: int = _MOST_POINTS) -> tuple[tuple[float, float], ...]:
+def _thinned(points: tuple[tuple[float, float], ...], most: int = _MOST_POINTS) -> tuple[tuple[float, float], ...]:
     """At most ``most`` points, each the mean of its neighbours'."""
-    size = pool(len(points), most)
+    size = _pool(len(points), most)
     if size <= 1:
         return points
     groups = [points[i : i + size] for i in range(0, len(points), size)]
@@ -156,7 +156,7 @@ def draw(chart: Chart) -> Drawing:
         + [mark.x for mark in chart.marks]
         + [end for band in chart.bands for end in (band.low, band.high)]
     )
-    y_scale = fitted([y for _, y in points] + [level.y for level in chart.levels], chart.log)
+    y_scale = scale_holding([y for _, y in points] + [level.y for level in chart.levels], chart.log)
     width, height = chart.size
     y_values = y_scale.ticks(5 if height > 200 else 4)
     left = 14 + _LETTER * max((len(compact(value)) for value in y_values), default=1)
@@ -180,7 +180,7 @@ def draw(chart: Chart) -> Drawing:
             for band in chart.bands
         ),
         levels=frame.levels(chart.levels),
-        pooled=max(pool(len(series.points)) for series in chart.series),
+        pooled=max(_pool(len(series.points)) for series in chart.series),
         text=_in_words(chart),
     )
 
@@ -203,7 +203,7 @@ class _Frame:
         return _short(self.bottom - (self.bottom - self.top) * self.y_scale.at(value))
 
     def line(self, series: Series, index: int) -> Line:
-        points = thinned(series.points)
+        points = _thinned(series.points)
         dots = (
             [
                 Placed(self.x(x), self.y(y), hint=f"{series.name} {number(y)} at {compact(round(x, 1))}")

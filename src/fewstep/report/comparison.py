@@ -18,7 +18,7 @@ from fewstep.report.chart import Chart, Drawing, Level, Series, draw
 from fewstep.report.page import render
 from fewstep.report.scale import LEAST
 from fewstep.report.words import compact, is_number, number
-from fewstep.runs.pictures import write_picture
+from fewstep.runs.sample_files import write_picture
 from fewstep.system.caches import output
 from fewstep.system.files import write_text
 
@@ -30,7 +30,7 @@ _SOFT = "#57606a"
 
 
 @dataclass(frozen=True)
-class Curve:
+class DistanceCurve:
     """A run's Frechet distances ``fd`` at its ``steps``, after so many network ``evaluations`` of
     one sample; the three are equally long.
     """
@@ -56,7 +56,7 @@ class Curve:
         )
 
 
-def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float] | None = None) -> Path:
+def plot_curves(curves: Sequence[DistanceCurve], path: Path, levels: Mapping[str, float] | None = None) -> Path:
     """Draws the curves into the picture ``path``, with a dashed line for each of ``levels`` (what
     it is: a distance), and returns the path.
 
@@ -92,7 +92,7 @@ def plot_curves(curves: Sequence[Curve], path: Path, levels: Mapping[str, float]
 
 
 def write_comparison_report(
-    curves: Sequence[Curve],
+    curves: Sequence[DistanceCurve],
     rows: Sequence[Mapping[str, Any]],
     path: Path,
     *,
@@ -123,7 +123,7 @@ def write_comparison_report(
     return Path(path)
 
 
-def _drawing(curves: Sequence[Curve], levels: Mapping[str, float]) -> Drawing | None:
+def _drawing(curves: Sequence[DistanceCurve], levels: Mapping[str, float]) -> Drawing | None:
     series = tuple(Series(curve.name, curve.points()) for curve in curves if curve.points())
     lines = tuple(Level(level, f"{name}: {number(level)}") for name, level in levels.items())
     return (
@@ -137,7 +137,7 @@ def _drawing(curves: Sequence[Curve], levels: Mapping[str, float]) -> Drawing | 
     )
 
 
-def _require_points(curves: Sequence[Curve]) -> None:
+def _require_points(curves: Sequence[DistanceCurve]) -> None:
     if not any(curve.points() for curve in curves):
         raise UserError(
             "nothing to compare: no run has a positive Frechet distance; let the runs take distances while they train."

@@ -133,7 +133,7 @@ def _other_reading(name: str) -> tuple[str, str, float | None]:
     return name.replace("_", " ").capitalize(), "", None
 
 
-def marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
+def _marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
     """The target's switches along an axis; where it has none, the stages of a run that has
     several.
     """
@@ -151,7 +151,7 @@ def marks_over(history: History, axis: Axis) -> tuple[Mark, ...]:
     )
 
 
-def bands_over(history: History, axis: Axis) -> tuple[Band, ...]:
+def _bands_over(history: History, axis: Axis) -> tuple[Band, ...]:
     """The recording stage along an axis."""
     index = 0 if axis == "step" else 1
     return tuple(
@@ -175,7 +175,7 @@ def _chart(
         return []
     values = [y for line in series for _, y in line.points] + [level.y for level in levels]
     log = may_be_log and wants_log(values)
-    marks, bands = marks_over(history, axis), bands_over(history, axis)
+    marks, bands = _marks_over(history, axis), _bands_over(history, axis)
     if size == _SMALL:
         marks, bands = (), ()
     return [draw(Chart(title, _LABEL[axis], series, marks, bands, levels, log, size, note))]

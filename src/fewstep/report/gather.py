@@ -17,7 +17,7 @@ from fewstep.errors import UserError, all_without_secrets, without_secrets
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.reading.source import read_values
 from fewstep.report.history import History
-from fewstep.report.pictures import Picture, evenly, read_picture
+from fewstep.report.page import Picture, evenly, read_picture
 from fewstep.system.ledger import is_set_aside
 from fewstep.training.reporting.log import read_log
 

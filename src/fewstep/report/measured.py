@@ -14,7 +14,7 @@ _SHARED = (("fd", "Frechet distance"), ("accuracy", "Class accuracy"), ("recall"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table: ``name``, ``cells`` as texts, and a ``role`` for its looks."""
 
     name: str
@@ -28,7 +28,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 def title(row: Evaluated) -> str:
@@ -43,7 +43,7 @@ def distance(row: Evaluated) -> str:
     return with_spread(row.figures.get("fd"), row.figures.get("fd_spread"))
 
 
-def evaluation_table(run: Run) -> Table | None:
+def evaluated_table(run: Run) -> Table | None:
     """The table of ``evaluation.json``, the halves of the data last for reference; columns of
     breadth only where it was measured. None without figures.
     """
@@ -58,7 +58,7 @@ def evaluation_table(run: Run) -> Table | None:
         "ms an image",
     )
     rows = [
-        Row(
+        TableRow(
             title(row),
             (
                 distance(row),
@@ -71,7 +71,7 @@ def evaluation_table(run: Run) -> Table | None:
     ]
     if is_number(run.reference.get("halves_fd")):
         rows.append(
-            Row(
+            TableRow(
                 "Two halves of the data",
                 (number(run.reference["halves_fd"]), *[ABSENT] * (len(columns) - 2)),
                 "reference",
@@ -155,7 +155,9 @@ def _shared(rows: Any, setting: str, name: str, levels: Mapping[float, str]) -> 
     if not _objects(rows):
         return None
     columns = [(key, label) for key, label in _SHARED if any(is_number(row.get(key)) for row in rows)]
-    shown = tuple(Row(_named(row.get(setting), levels), tuple(_cell(row, key) for key, _ in columns)) for row in rows)
+    shown = tuple(
+        TableRow(_named(row.get(setting), levels), tuple(_cell(row, key) for key, _ in columns)) for row in rows
+    )
     return Table(name, (name, *(label for _, label in columns)), shown)
 
 
@@ -168,9 +170,10 @@ def _sensitivity(found: Any, levels: Mapping[float, str]) -> Table | None:
     if len(columns) != 3 or len({len(column) for column in columns}) != 1:
         return None
     rows = [
-        Row(_named(time, levels), (number(once), number(spared))) for time, once, spared in zip(*columns, strict=True)
+        TableRow(_named(time, levels), (number(once), number(spared)))
+        for time, once, spared in zip(*columns, strict=True)
     ]
-    rows.append(Row("Student throughout", (number(found.get("student")), ABSENT)))
+    rows.append(TableRow("Student throughout", (number(found.get("student")), ABSENT)))
     return Table(
         "Distance from the teacher's sample",
         ("Step from sigma / alpha", "Student in this step only", "Teacher in this step only"),

@@ -39,7 +39,7 @@ class Scale:
         return [value for value in _linear_ticks(self.low, self.high, most) if value > 0]
 
 
-def fitted(values: Sequence[float], log: bool = False, pad: float = 0.06) -> Scale:
+def scale_holding(values: Sequence[float], log: bool = False, pad: float = 0.06) -> Scale:
     """A scale that holds all values (at least one), with room at both ends; a linear one reaches
     down to 0 when that is near.
     """

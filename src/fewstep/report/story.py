@@ -127,14 +127,14 @@ def tiles(run: Run) -> list[Tile]:
     if not students:
         checked = _checked(run.history)
         shown.insert(0, Tile("Student, newest check", number(checked[-1][1]) if checked else "–", "Frechet distance"))
-    spent = total(stages)
+    spent = _all_stages(stages)
     taken = "" if spent.seconds is None else f" in {duration(spent.seconds)}"
     shown.append(Tile("Cost", number(spent.evaluations), f"network evaluations, {count(spent.steps, 'step')}{taken}"))
     shown.append(Tile("Health", state.word, state.sentence, state.mood))
     return shown
 
 
-def total(stages: tuple[StageCost, ...]) -> StageCost:
+def _all_stages(stages: tuple[StageCost, ...]) -> StageCost:
     """All stages as one."""
     seconds = [stage.seconds for stage in stages if stage.seconds is not None]
     return StageCost("all", (0, 0), stages[-1].last if stages else (0, 0), sum(seconds) if seconds else None)
@@ -142,7 +142,7 @@ def total(stages: tuple[StageCost, ...]) -> StageCost:
 
 def costs(stages: tuple[StageCost, ...]) -> list[CostRow]:
     """A row a stage, and the sum where there are several."""
-    whole = total(stages)
+    whole = _all_stages(stages)
     return [_cost(stage, whole.evaluations) for stage in (*stages, *([whole] if len(stages) > 1 else []))]
 
 

@@ -1,7 +1,7 @@
 """What one does with a run."""
 
 from fewstep.keeping.checkpoints import list_checkpoints, prune_checkpoints
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.runs.blocks import Workers
 from fewstep.runs.compare import Comparison, compare
 from fewstep.runs.distill import distill, pretrain

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.gathered import Gathered, Gatherer, spaced
 from fewstep.metrics.inception_score import ClassScores
 from fewstep.metrics.moments import Moments
@@ -34,7 +34,6 @@ from fewstep.metrics.quality import labels_of
 from fewstep.random import Key
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.parts import data_of
-from fewstep.recipes.building.spaces import build_space
 from fewstep.runs.sampler import BATCH, load, load_teacher
 from fewstep.system.imports import import_named, named
 from fewstep.training import Listener
@@ -136,7 +135,7 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     sampler = None if job.source == "data" else load_teacher(job.run) if job.source == "teacher" else load(job.run)
     look = data if data is not None else load(job.run).space if sampler is None else sampler.space
     gatherer = Gatherer(
-        build_space(recipe.evaluation.features, look, resolve_device("auto")), job.count, min(SPLITS, job.count), seed
+        recipe.evaluation.features.space(look, resolve_device("auto")), job.count, min(SPLITS, job.count), seed
     )
     if sampler is None:
         assert data is not None

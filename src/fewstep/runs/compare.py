@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.runs.speed import published_speed_up, speed_ups
 from fewstep.runs.yardstick import check_comparable
 from fewstep.training.reporting.log import read_log

@@ -9,31 +9,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.conditions import Classes
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
 from fewstep.errors import all_without_secrets
-from fewstep.keeping.folder import RunFolder
-from fewstep.keeping.identity import run_of
 from fewstep.keeping.objects import Objects
 from fewstep.keeping.origins import settle_origins
-from fewstep.keeping.settling import held, settle, write_recipe
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_identity import run_of
+from fewstep.keeping.settling import held_for_run, settle, write_recipe
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
-from fewstep.networks.kinds.store import load_strictly, save_network
+from fewstep.networks.kinds.network_files import load_strictly, save_network
 from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.building.parts import build_evaluator, build_settings
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
-from fewstep.recipes.building.teachers import remarks_on
 from fewstep.recipes.config import LowRankStudent
 from fewstep.recipes.reading.places import without_folders
-from fewstep.runs.data import announce
 from fewstep.runs.gallery import write_path_picture
-from fewstep.runs.pictures import write_samples
+from fewstep.runs.image_sets import announce
 from fewstep.runs.plane import DATA, GENERATED, write_directions
+from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
@@ -69,7 +69,7 @@ def distill(
     ``training.steps`` alone may be raised. ``listeners`` are told how it goes.
     """
     folder = _folder(source, out)
-    with distributed.joined(), held(folder, _heard(listeners).say):
+    with distributed.joined(), held_for_run(folder, _heard(listeners).say):
         heard = _heard(listeners)
         resume = resume or restarted()
         given = Objects(teacher, data, features)
@@ -82,7 +82,7 @@ def distill(
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), heard)
         write_recipe(folder, recipe)
         announce(parts.data, heard, folder.passed_over)
-        for remark in remarks_on(recipe.teacher):
+        for remark in recipe.teacher.remarks():
             heard.say(remark)
         if parts.data is None:
             heard.say(WITHOUT_DATA)
@@ -109,7 +109,7 @@ def pretrain(
 ) -> Path:
     """Runs a pretraining recipe; its folder's ``model.safetensors`` is the averaged model."""
     folder = _folder(source, out)
-    with distributed.joined(), held(folder, _heard(listeners).say):
+    with distributed.joined(), held_for_run(folder, _heard(listeners).say):
         heard = _heard(listeners)
         resume = resume or restarted()
         recipe = settle(folder, source, overrides, resume, PretrainRecipe)
@@ -160,7 +160,7 @@ def _trainer(
     folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
 ) -> Trainer:
     evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.space)
-    evaluator = replace(evaluator, conditional=bool(parts.prior.classes))
+    evaluator = replace(evaluator, conditional=bool(parts.prior.conditions.count))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
@@ -206,13 +206,13 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> 
     """Samples on noise that is the same for every picture of every run; points over the data's."""
     plane = parts.space.shape == (2,)
     rows = 2000 if plane else PICTURE_ROWS
-    samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, parts.prior.classes), parts.sampling.steps)
+    samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, sampler.classes), parts.sampling.steps)
     data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
     write_samples(path, samples, parts.space.low, parts.space.high, data=data)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
-    samples = sampler.draw(Key(0, "picture"), 1000, labels_for(1000, None, parts.prior.classes), parts.sampling.steps)
+    samples = sampler.draw(Key(0, "picture"), 1000, labels_for(1000, None, sampler.classes), parts.sampling.steps)
     panels: list[tuple[str, Denoiser, Tensor, str]] = []
     if parts.data is not None:
         panels.append(("teacher's score, training data", parts.teacher, parts.data.take(parts.data.head(1000)), DATA))
@@ -267,4 +267,4 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
     grid, steps = solver.grid, (recipe.evaluation.teacher_steps or [35])[0]
-    return TeacherSampler(low, high, model, solver.rule, grid, solver.churn), steps
+    return TeacherSampler(low, high, model, solver.rule, grid, Classes(model.classes), solver.churn), steps

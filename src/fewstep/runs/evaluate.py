@@ -17,8 +17,8 @@ from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
 from fewstep.keeping.origins import measured_origins
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.metrics.quality import Evaluator
@@ -26,8 +26,8 @@ from fewstep.random import Key
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import build_evaluator, data_of
 from fewstep.recipes.given import give
-from fewstep.runs.data import announce, said_of
 from fewstep.runs.gallery import write_worst
+from fewstep.runs.image_sets import announce, said_of
 from fewstep.runs.sampler import Sampler, StudentSampler, guided_samplers, load, load_teacher
 from fewstep.system import distributed
 from fewstep.training import Listener
@@ -143,7 +143,7 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     order = key.permutation("subset", len(data))[:rows]
     subset = data.subset(order)
     training = training_mismatch(teacher, subset, key)
-    labels = subset.labels if student.prior.classes else None
+    labels = subset.labels if student.prior.conditions.count else None
     assessed = assessed_mismatch(teacher, student.draw(key, rows, labels, student.usual_steps), labels, key)
     assessed_mean, training_mean = comparable_means(assessed, training)
     norms = dict(

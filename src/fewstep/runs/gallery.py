@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
+from fewstep.conditions import Classes
 from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
-from fewstep.runs.pictures import write_samples
+from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.system.files import write_text
 from fewstep.system.ledger import keeping
@@ -76,7 +77,9 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     if len(teacher.shape) != 3:
         return
     own = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
-    sampler = TeacherSampler(-1.0, 1.0, teacher, evaluation.solver.rule, evaluation.solver.grid)
+    sampler = TeacherSampler(
+        -1.0, 1.0, teacher, evaluation.solver.rule, evaluation.solver.grid, Classes(teacher.classes)
+    )
     rows = []
     try:
         for node in range(path.last + 1):

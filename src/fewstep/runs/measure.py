@@ -14,8 +14,8 @@ import torch
 
 from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
 from fewstep.keeping.origins import measured_origins
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.diversity import relative_diversity
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import frechet_distance
@@ -25,17 +25,16 @@ from fewstep.metrics.manifold import manifold_scores
 from fewstep.metrics.quality import BREADTH_ROWS, NEIGHBOURHOODS
 from fewstep.metrics.reference import Reference, load_reference, save_reference
 from fewstep.random import Key
-from fewstep.recipes.building.origins import origins_of
+from fewstep.recipes.building.checksums import origins_of
 from fewstep.recipes.building.parts import data_of
-from fewstep.recipes.building.spaces import build_space
 from fewstep.runs.blocks import Crew, Job, Workers
-from fewstep.runs.data import announce, said_of
 from fewstep.runs.evaluate import chosen
+from fewstep.runs.image_sets import announce, said_of
 from fewstep.runs.sampler import Sampler, load, load_teacher
 from fewstep.system.caches import content_digest, output
 from fewstep.training import Listener
 from fewstep.training.listeners import Several
-from fewstep.training.saving.origins import DATA, Origins, difference, exchanged
+from fewstep.training.saving.origin_checks import DATA, Origins, difference, exchanged
 
 METRICS = ("fd", "kid", "is", "breadth", "accuracy")
 KERNEL_SUBSET = 1000
@@ -65,7 +64,7 @@ def measure_many(
     data = data_of(recipe.data)
     announce(data, listener)
     sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
-    space = build_space(recipe.evaluation.features, sampler.space if data is None else data)
+    space = recipe.evaluation.features.space(sampler.space if data is None else data)
     steps = sampler.usual_steps if steps is None else steps
     origins = measured_origins(folder, recipe, data, listener.say)
     stored = None if reference is None else _stored(reference, space, sampler.space, origins["digests"])
@@ -120,7 +119,7 @@ def write_reference(
     with output(path):
         save_reference(
             Path(path),
-            Reference(gathered.moments.statistics(), build_space(recipe.evaluation.features, data).name, origins),
+            Reference(gathered.moments.statistics(), recipe.evaluation.features.space(data).name, origins),
         )
     return Path(path)
 

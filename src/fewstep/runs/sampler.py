@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition
+from fewstep.conditions import Classes, Conditions
 from fewstep.data import SampleSpace
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
 from fewstep.recipes.building.device import DeviceName, resolve_device
+from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.building.parts import data_of
-from fewstep.recipes.building.teachers import build_teacher, space_of
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
@@ -96,7 +96,7 @@ class StudentSampler(Sampler):
 
     @property
     def classes(self) -> int:
-        return self.prior.classes
+        return self.prior.conditions.count
 
     @property
     def usual_steps(self) -> int:
@@ -137,6 +137,7 @@ class TeacherSampler(Sampler):
     denoiser: Denoiser
     rule: Rule
     grid: Grid
+    conditions: Conditions
     churn: Churn = NO_CHURN
 
     @property
@@ -145,7 +146,7 @@ class TeacherSampler(Sampler):
 
     @property
     def classes(self) -> int:
-        return self.denoiser.classes
+        return self.conditions.count
 
     @property
     def usual_steps(self) -> int:
@@ -159,7 +160,8 @@ class TeacherSampler(Sampler):
         def block(first: int) -> Tensor:
             rows = min(BATCH, n - first)
             noise = key.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
-            condition = Condition(labels=None if labels is None else labels[first : first + rows]).to(device)
+            part = None if labels is None else labels[first : first + rows]
+            condition = self.conditions.of(part).to(device)
             return solve_with_churn(
                 self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, key, start + first, condition
             ).cpu()
@@ -210,7 +212,7 @@ def load(run: Path | str, guidance: float | None = None, device: DeviceName = "a
         # A generator has no schedule; any serves for a prior of given scale.
         schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
         shape = model.latent_shape if isinstance(model, Generator) else model.shape
-        start = Prior(schedule, shape, time, scale, model.classes)
+        start = Prior(schedule, shape, time, scale, Classes(model.classes))
         sampling = Sampling(**extra["sampling"])
         if isinstance(model, Denoiser) and not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
             raise ValueError(f"a first time of {time}")
@@ -246,7 +248,8 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
         if not teacher.classes:
             raise UserError("guidance needs a teacher with classes; this one has none.")
         teacher = Guided(teacher, guidance)
-    return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, solver.churn)
+    conditions = Classes(teacher.classes)
+    return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, conditions, solver.churn)
 
 
 def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:

@@ -12,7 +12,7 @@ MULTIPLES = (1.0, 1.1, 1.25, 1.5, 2.0)
 """Of the slower run's own level, where no levels are given."""
 
 
-class Curve(Protocol):
+class Convergence(Protocol):
     """What is asked of a run: where it ends, and when it reaches a level."""
 
     @property
@@ -34,14 +34,14 @@ class SpeedUp:
     evaluations: float | None
 
 
-def speed_ups(one: Curve, other: Curve, levels: Sequence[float] = ()) -> list[SpeedUp]:
+def speed_ups(one: Convergence, other: Convergence, levels: Sequence[float] = ()) -> list[SpeedUp]:
     """Of ``one`` over ``other``, at the levels given, or at ``MULTIPLES`` of the other's own
     level.
     """
     return [_at(one, other, level) for level in levels or [multiple * other.level for multiple in MULTIPLES]]
 
 
-def _at(one: Curve, other: Curve, level: float) -> SpeedUp:
+def _at(one: Convergence, other: Convergence, level: float) -> SpeedUp:
     ours, theirs = one.reaches(level), other.reaches(level)
     if ours is None or theirs is None:
         return SpeedUp(level, None, None)

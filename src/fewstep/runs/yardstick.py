@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
-from fewstep.keeping.origins import Record, read_record
+from fewstep.keeping.origins import OriginsRecord, read_record
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.recipes import Recipe
-from fewstep.recipes.reading.places import named_in, renamed
-from fewstep.training.saving.origins import DATA, difference, exchanged
+from fewstep.recipes.reading.places import named_in, with_names
+from fewstep.training.saving.origin_checks import DATA, difference, exchanged
 
 _FEATURES = "evaluation.features"
 
@@ -29,7 +29,7 @@ def check_comparable(folders: Sequence[RunFolder]) -> Iterator[str]:
         _check_pair(first, other)
 
 
-def _unknown(folder: RunFolder, recipe: Recipe, record: Record | None) -> Iterator[str]:
+def _unknown(folder: RunFolder, recipe: Recipe, record: OriginsRecord | None) -> Iterator[str]:
     """What a run's record leaves open.
 
     Raises ``UserError`` where it says that the run's own figures are of two data sets.
@@ -46,7 +46,9 @@ def _unknown(folder: RunFolder, recipe: Recipe, record: Record | None) -> Iterat
         yield f"{folder.path}: {what}, so that it is not sure to have been measured as the other runs were."
 
 
-def _check_pair(one: tuple[RunFolder, Recipe, Record | None], other: tuple[RunFolder, Recipe, Record | None]) -> None:
+def _check_pair(
+    one: tuple[RunFolder, Recipe, OriginsRecord | None], other: tuple[RunFolder, Recipe, OriginsRecord | None]
+) -> None:
     (here, recipe, record), (there, recipe_there, record_there) = one, other
     where = f"{here.path} and {there.path} cannot be compared"
     if _settings(recipe) != _settings(recipe_there):
@@ -66,4 +68,4 @@ def _check_pair(one: tuple[RunFolder, Recipe, Record | None], other: tuple[RunFo
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """What decides the features besides the files that are named."""
     features = recipe.evaluation.features
-    return renamed(features, lambda named: named.value if named.mark.what == "shipped" else None).model_dump()
+    return with_names(features, lambda named: named.value if named.mark.what == "shipped" else None).model_dump()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
+from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.schedule import Schedule, as_time
 from fewstep.solvers.rule import EULER, Rule, solve
@@ -80,3 +81,30 @@ class Renoise(FlowMap):
 
     def at(self, key: Key, start: int = 0) -> Renoise:
         return replace(self, key=key, start=start)
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaled(FlowMap):
+    """A flow map of one schedule as that of another, where both start from pure noise: what couples
+    a flow's noise with a teacher's samples.
+
+    Takes unit noise at t = 1 to t = 0 by taking ``scale`` times it through ``flow_map`` from
+    ``time`` (KarrasVE: sigma_max, 1). Raises ``UserError`` for any other jump.
+    """
+
+    flow_map: FlowMap
+    scale: float
+    time: float
+
+    def at(self, key: Key, start: int = 0) -> Rescaled:
+        """The same, its map bound to a place."""
+        return replace(self, flow_map=self.flow_map.at(key, start))
+
+    def __call__(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None
+    ) -> Tensor:
+        if float(t) != 1 or float(s) != 0:
+            raise UserError(
+                f"a rescaled flow map goes from t = 1 to t = 0 only, not from {float(t):g} to {float(s):g}."
+            )
+        return self.flow_map(self.scale * x, self.time, 0.0, condition)

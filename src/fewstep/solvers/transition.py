@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
-from fewstep.denoisers.transition import ddim_between, x0_of_transition
+from fewstep.denoisers.ddim import ddim_between, x0_of_transition
 from fewstep.errors import UserError
 from fewstep.schedule import as_time, expand
 from fewstep.solvers.rule import Rule

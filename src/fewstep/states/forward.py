@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fewstep.condition import NO_CLASS, Condition
+from fewstep.conditions import LABELS, Conditions
 from fewstep.data import Dataset, Described
 from fewstep.schedule import Schedule
 from fewstep.states.prior import Prior
@@ -19,14 +20,16 @@ from fewstep.times import TimeDistribution
 class ForwardDiffusion(States):
     """x_t = alpha x_0 + sigma eps, x_0 drawn from ``data`` with replacement, t from ``times``.
 
-    Each label is dropped (set to -1) with probability ``label_dropout`` in [0, 1], so that the
-    network also learns the unconditional estimate which guidance needs.
+    Each sample's condition, which is ``conditions``' of its label, becomes the unconditional one
+    with probability ``label_dropout`` in [0, 1], so that the network also learns the unconditional
+    estimate which guidance needs.
     """
 
     data: Dataset
     schedule: Schedule
     times: TimeDistribution
     label_dropout: float = 0.0
+    conditions: Conditions = LABELS
 
     @property
     def ahead(self) -> bool:
@@ -41,7 +44,7 @@ class ForwardDiffusion(States):
         if self.data.labels is not None:
             dropped = step.key.uniform("label-dropout", step.rows, step.start) < self.label_dropout
             labels = torch.where(dropped, NO_CLASS, self.data.labels[index])
-        return State(self.schedule.add_noise(x0, t, noise), t, Condition(labels=labels).to(step.device), x0, noise)
+        return State(self.schedule.add_noise(x0, t, noise), t, self.conditions.of(labels).to(step.device), x0, noise)
 
 
 @dataclass(frozen=True)

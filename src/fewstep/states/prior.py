@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
+from fewstep.conditions import LABELS, Conditions
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.states.state import State, States
@@ -16,7 +17,7 @@ from fewstep.states.step import Step
 
 @dataclass(frozen=True)
 class Prior(States):
-    """x = scale z, z ~ N(0, I), labelled ``time``; classes uniform in [0, classes), none for 0.
+    """x = scale z, z ~ N(0, I), labelled ``time``; its conditions are uniform over ``conditions``.
 
     ``scale`` defaults to sigma(time) for variance exploding and to 1 otherwise (EDM students: sigma
     z; SDXL students: unit noise labelled t = 0.4).
@@ -26,7 +27,7 @@ class Prior(States):
     shape: tuple[int, ...]
     time: float
     scale: float | None = None
-    classes: int = 0
+    conditions: Conditions = LABELS
 
     @property
     def std(self) -> float:
@@ -40,13 +41,16 @@ class Prior(States):
         return True
 
     def draw(self, step: Step) -> State:
-        labels = step.key.integers("prior-class", step.rows, self.classes, step.start) if self.classes else None
-        return self.at(step.key, "prior", step.rows, labels, step.start).to(step.device)
+        condition = self.conditions.draw(step.key, step.rows, step.start)
+        return self._with(condition, step.key, "prior", step.rows, step.start).to(step.device)
 
-    def at(self, key: Key, purpose: str, rows: int, labels: Tensor | None, start: int = 0) -> State:
-        """States with the given classes (rows,) or None, from the noise of a place and purpose, on
-        the CPU.
+    def at(self, key: Key, purpose: str, rows: int, numbers: Tensor | None, start: int = 0) -> State:
+        """States with the conditions of the given ``numbers`` (rows,) or None, from the noise of a
+        place and purpose, on the CPU.
         """
+        return self._with(self.conditions.of(numbers), key, purpose, rows, start)
+
+    def _with(self, condition: Condition, key: Key, purpose: str, rows: int, start: int) -> State:
         noise = key.normal(purpose, (rows, *self.shape), start)
         times = torch.full((rows,), float(self.time), dtype=torch.float64)
-        return State(self.std * noise, times, Condition(labels=labels), noise=noise)
+        return State(self.std * noise, times, condition, noise=noise)

@@ -138,8 +138,8 @@ class Step:
         """
         with unmetered(), torch.enable_grad():
             estimate, derivative = torch.func.jvp(lambda x, t: model(x, t, condition), (x, t), tangents)[:2]
-        cost.report(estimate)
-        cost.report(derivative.detach())
+        cost.count_evaluations(estimate)
+        cost.count_evaluations(derivative.detach())
         return estimate, derivative.detach()
 
     def forget_graphs(self) -> None:

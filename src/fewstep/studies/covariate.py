@@ -16,16 +16,25 @@ from typing import Any
 
 from fewstep.denoisers import Denoiser, Generator, Guided, Rescheduled, device_of
 from fewstep.errors import UserError
-from fewstep.keeping.folder import RunFolder
 from fewstep.keeping.origins import measured_origins
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Key
+from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
-from fewstep.recipes.building.teachers import build_teacher
-from fewstep.runs.data import announce
+from fewstep.runs.image_sets import announce
 from fewstep.runs.sampler import StudentSampler, load
 from fewstep.studies.sensitivity import step_sensitivity
-from fewstep.studies.shift import PROBABILITIES, Relay, Selection, ShiftRow, Stochastic, StudentFirst, TeacherFirst, row
+from fewstep.studies.shift import (
+    PROBABILITIES,
+    Relay,
+    Selection,
+    ShiftRow,
+    Stochastic,
+    StudentFirst,
+    TeacherFirst,
+    shift_row,
+)
 from fewstep.training import Listener
 from fewstep.training.listeners import Several
 
@@ -111,7 +120,7 @@ def _tables(relay: Relay, evaluator: Evaluator, draws: int, listener: Listener) 
 
     def measured(selection: Selection, setting: float, note: str) -> ShiftRow:
         nonlocal done
-        found = row(relay, evaluator, selection, setting, draws)
+        found = shift_row(relay, evaluator, selection, setting, draws)
         done += 1
         listener.step(done, note)
         return found

@@ -202,7 +202,7 @@ class ShiftRow:
     diversity: float | None
 
 
-def row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float, draws: int = 1) -> ShiftRow:
+def shift_row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float, draws: int = 1) -> ShiftRow:
     """The quality of one selection's samples, clamped to the data's range."""
     sampler, data = mixed_sampler(relay, selection), evaluator.data
     assert data is not None
@@ -215,7 +215,9 @@ def mixing(
     relay: Relay, evaluator: Evaluator, probabilities: Sequence[float] = PROBABILITIES, draws: int = 1
 ) -> tuple[ShiftRow, ...]:
     """A row for each probability of the teacher."""
-    return tuple(row(relay, evaluator, Stochastic(probability), probability, draws) for probability in probabilities)
+    return tuple(
+        shift_row(relay, evaluator, Stochastic(probability), probability, draws) for probability in probabilities
+    )
 
 
 def teacher_then_student(relay: Relay, evaluator: Evaluator, draws: int = 1) -> tuple[ShiftRow, ...]:
@@ -223,7 +225,7 @@ def teacher_then_student(relay: Relay, evaluator: Evaluator, draws: int = 1) -> 
     alone, the last (t = 0) the teacher.
     """
     return tuple(
-        row(relay, evaluator, TeacherFirst(index), float(time), draws) for index, time in enumerate(relay.times)
+        shift_row(relay, evaluator, TeacherFirst(index), float(time), draws) for index, time in enumerate(relay.times)
     )
 
 
@@ -232,5 +234,5 @@ def student_then_teacher(relay: Relay, evaluator: Evaluator, draws: int = 1) -> 
     teacher alone, the last (t = 0) the student.
     """
     return tuple(
-        row(relay, evaluator, StudentFirst(index), float(time), draws) for index, time in enumerate(relay.times)
+        shift_row(relay, evaluator, StudentFirst(index), float(time), draws) for index, time in enumerate(relay.times)
     )

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.system.files import in_use, locked, write_alone
-from fewstep.system.ledger import NAME, keeping_file, print_sentence
+from fewstep.system.files import write_alone
+from fewstep.system.ledger import NAME, file_digest, keeping_file, print_sentence
+from fewstep.system.locks import in_use, locked
 
 # A file that changed so lately may change again without another time of change: clocks of file
 # systems are coarse.
@@ -88,8 +89,8 @@ def address_marks(url: str) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a folder of the cache as ``files.locked`` does, having waited for another process that
+def held_cache(folder: Path) -> Iterator[None]:
+    """Holds a folder of the cache as ``locks.locked`` does, having waited for another process that
     holds it.
     """
     with contextlib.ExitStack() as stack:
@@ -172,8 +173,7 @@ def _marks(path: Path) -> list[int | str]:
 
 def _digest(path: Path, before: list[int | str]) -> tuple[str, bool]:
     """The SHA-256 of a file, and whether what was seen of it before will tell a later change."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_digest(path)
     after = _marks(path)
     return digest, after == before and time.time_ns() - int(after[1]) > _SETTLED_NS
 

@@ -13,9 +13,11 @@ import os
 import signal
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
+_PATIENCE, _PAUSE = 5.0, 0.05
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -61,10 +63,19 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], N
 
 def ended_by_signals() -> contextlib.AbstractContextManager[None]:
     """Inside, each of ``SIGNALS`` raises ``Ended``, and SIGINT a ``KeyboardInterrupt``, where
-    Python would.
-    """
+    Python would; but for an import, whose end is awaited for ``_PATIENCE`` seconds.
 
-    def end(number: int, _frame: FrameType | None) -> None:
+    An exception that comes to an extension while it is being imported may end the process by C++'s
+    own means, with an abort and pages of frames.
+    """
+    first: dict[int, float] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if _imports(frame) and time.monotonic() - first.setdefault(number, time.monotonic()) < _PATIENCE:
+            again = threading.Timer(_PAUSE, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         if number == signal.SIGINT:
             raise _Interrupted
         raise Ended(number)
@@ -72,6 +83,15 @@ def ended_by_signals() -> contextlib.AbstractContextManager[None]:
     return handled(
         (*SIGNALS, signal.SIGINT) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else SIGNALS, end
     )
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether Python is importing a module."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leave_a_lost_terminal() -> None:

@@ -34,7 +34,6 @@ from fewstep.system.finite import first_not_finite
 from fewstep.system.ledger import ledger_of
 
 _KEY = "fewstep"
-_held: dict[Path, int] = {}
 
 
 @contextlib.contextmanager
@@ -147,7 +146,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     Raises ``UserError`` naming the file when it is missing, cut short, altered, or not one of ours.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
         header = stream.metadata() or {}
     return tensors, _verified(Path(path), tensors, header)
@@ -158,7 +157,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
     The header must be whole and the file as long as it says; a flipped byte is not found.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         return _metadata(Path(path), stream.metadata() or {})[0]
 
 
@@ -166,7 +165,7 @@ def verify_tensors(path: Path) -> dict[str, Any]:
     """The metadata that ``read_tensors`` gives, the checksum compared with one tensor in memory at
     a time. Raises as ``read_tensors`` does.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         return _verified(Path(path), _OneByOne(stream), stream.metadata() or {})
 
 
@@ -174,7 +173,7 @@ def check_finite(path: Path) -> None:
     """Raises ``NotFinite`` for a safetensors file with a value that is not finite, ``UserError``
     for one that cannot be read; one tensor is in memory at a time.
     """
-    with _opened(Path(path)) as stream:
+    with opened_tensors(Path(path)) as stream:
         for name, value in _OneByOne(stream).items():
             if first_not_finite([(name, value)]):
                 raise NotFinite(
@@ -200,8 +199,12 @@ class _OneByOne(Mapping[str, torch.Tensor]):
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open safetensors file; what cannot be read of it, then or later, is a ``UserError``."""
+def opened_tensors(path: Path) -> Iterator[Any]:
+    """An open safetensors file, of which tensors and parts of them are read when they are asked
+    for. Nothing is compared with the checksum.
+
+    What cannot be read of it, then or inside the context, is a ``UserError``.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -253,73 +256,6 @@ def digest_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) 
         sha.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
         sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process: a second process gets a ``UserError``.
-
-    The lock is the kernel's (flock), so it goes with the process however that ends; the file
-    ``lock`` that stays behind means nothing. A thread that holds a folder may lock it again.
-    """
-    with contextlib.ExitStack() as held:
-
-        def hold() -> None:
-            held.enter_context(_locked(folder))
-
-        distributed.together(hold)
-        yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    import fcntl
-
-    folder = Path(folder).absolute()
-    if _held.get(folder) == threading.get_ident():
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = open(folder / "lock", "ab")  # noqa: SIM115 (held for as long as the context)
-    except OSError as error:
-        raise UserError(why_not_written(folder / "lock", error)) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: another fewstep process is working in this folder; wait for it or stop it."
-            ) from error
-        _held[folder] = threading.get_ident()
-        try:
-            yield
-        finally:
-            del _held[folder]
-
-
-def in_use(folder: Path) -> bool:
-    """Whether someone holds the folder by ``locked``, on this machine or on another that shares it.
-
-    Nothing is written; raises ``UserError`` when its lock cannot be read.
-    """
-    import fcntl
-
-    path = Path(folder) / "lock"
-    try:
-        with open(path, "rb") as stream:
-            # Shared, so that two who ask do not see each other. It is held for as long as the call
-            # takes.
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); put an empty file in its place."
-        ) from error
-    return False
 
 
 def sync_folder(folder: Path) -> None:

@@ -112,7 +112,7 @@ class Ledger:
         """Notes that ``aside``, a whole file, is to become ``path``; what stands there and is not
         known gets another name.
         """
-        digest = _digest(aside)
+        digest = file_digest(aside)
         known = list(_lines_of(self._path))
         if os.path.lexists(path) and not self._is(path, digest):
             if not self._knows(path, known):
@@ -127,10 +127,10 @@ class Ledger:
 
     @staticmethod
     def _is(path: Path, digest: str) -> bool:
-        return path.is_file() and not path.is_symlink() and _digest(path) == digest
+        return path.is_file() and not path.is_symlink() and file_digest(path) == digest
 
     def _knows(self, path: Path, known: Sequence[Mapping[str, str]]) -> bool:
-        return path.is_file() and not path.is_symlink() and self._line(path, _digest(path)) in known
+        return path.is_file() and not path.is_symlink() and self._line(path, file_digest(path)) in known
 
     def _add(self, path: Path, digest: str) -> None:
         line = json.dumps(self._line(path, digest))
@@ -184,6 +184,7 @@ def _lines_of(path: Path) -> Iterator[dict[str, str]]:
                 yield entry
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -49,7 +49,7 @@ _LOG = [_single(-2 * value) for value in (0.412963728644, 0.666522237003, 2.0000
 _TAN = list(map(_single, (-0.0301324947395, -0.0508318577132, -0.134939443509, -0.557730677418, 0.785398133782)))
 
 
-def blocks_of(size: int) -> int:
+def blocks_a_sample(size: int) -> int:
     """How many blocks of four words a sample of ``size`` normals takes."""
     return -(-size // (2 * WORDS_A_BLOCK))
 
@@ -61,7 +61,7 @@ def normals(words: Callable[[int], NDArray[np.uint64]], rows: int, size: int) ->
     of a row is cosines, the second sines of the same pairs.
     """
     values = np.empty((rows, size), np.float32)
-    pairs, a_row = -(-size // 2), WORDS_A_BLOCK * blocks_of(size)
+    pairs, a_row = -(-size // 2), WORDS_A_BLOCK * blocks_a_sample(size)
     at_once = max(1, TILE // max(1, a_row))
     room = np.empty((5, min(TILE, rows * a_row)), np.float32)
     for top in range(0, rows, at_once):

@@ -3,11 +3,10 @@
 from fewstep.targets.backtracked import Backtracked
 from fewstep.targets.hook import Hook, decides
 from fewstep.targets.path import DegradationPath
-from fewstep.targets.probes import Probes
+from fewstep.targets.path_probes import Probes
 from fewstep.targets.record import ByDistance, EverySteps, RecordByDistance, RecordEvery, Recording, RecordRule
-from fewstep.targets.reflected import ReflectedTarget
 from fewstep.targets.switch import Every, Plateau, SwitchAtPlateau, SwitchEvery, Switching, SwitchRule
-from fewstep.targets.target import Fixed, Target
+from fewstep.targets.target import Fixed, ReflectedTarget, Target
 
 __all__ = [
     "Backtracked",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
-from fewstep.networks.kinds.store import load_strictly
+from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.resumable import Resumable
 from fewstep.stopping import StopRule
 from fewstep.system.files import digest_of, read_tensors, write_tensors, write_text

@@ -1,4 +1,4 @@
-"""What a target is, and the one that never changes."""
+"""What a target is, the one that never changes, and thresholds on any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewstep.denoisers import Denoiser
+from fewstep.denoisers import Denoiser, Reflected
+from fewstep.denoisers.threshold import Threshold
 
 
 class Target(abc.ABC):
@@ -37,3 +38,20 @@ class Fixed(Target):
 
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
         return
+
+
+@dataclass(frozen=True, eq=False)
+class ReflectedTarget(Target):
+    """``Reflected`` around the denoiser in force of ``target`` (Lou and Ermon 2023; DDIL, Sec.
+    4.1).
+    """
+
+    target: Target
+    threshold: Threshold
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return Reflected(self.target.denoiser, self.threshold)
+
+    def observe(self, log_snr: Tensor, gap: Tensor) -> None:
+        self.target.observe(log_snr, gap)

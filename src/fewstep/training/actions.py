@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.cost import unmetered
 from fewstep.denoisers import Denoiser
-from fewstep.networks.kinds.store import load_strictly
+from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.random import Key
 from fewstep.solvers import FlowMap
 from fewstep.states import Prior, State, Step

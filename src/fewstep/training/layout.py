@@ -37,7 +37,7 @@ from torch import nn
 
 from fewstep.denoisers import Averaged, Denoiser, FrozenTrunk, Generator
 from fewstep.errors import UserError
-from fewstep.networks.base import DenoisingNetwork
+from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.lora import Adapter
 from fewstep.objectives.games.adversarial import CleanCritic
 from fewstep.system import distributed

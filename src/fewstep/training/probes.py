@@ -26,7 +26,7 @@ class Probe:
     measure: Callable[[int], Mapping[str, float]]
 
 
-class Probes:
+class ProbeRounds:
     """Takes ``probes`` when they are due, and writes what they find into ``journal``; ``say`` is
     told what monitors warn of.
     """

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.system import distributed
-from fewstep.training.saving.origins import Origins
+from fewstep.training.saving.origin_checks import Origins
 
 
 @dataclass(frozen=True)

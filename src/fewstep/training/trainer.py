@@ -34,18 +34,18 @@ from fewstep.random import Key
 from fewstep.resumable import find_resumable
 from fewstep.states import Step
 from fewstep.system import distributed
-from fewstep.system.files import locked
+from fewstep.system.locks import locked
 from fewstep.targets import decides
 from fewstep.training.ahead import Ahead
 from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.listeners.listener import Listener, Several
 from fewstep.training.monitors import Monitor
 from fewstep.training.phase import Phase, Stage, all_modules, build_optimizers, computes_in_full, named_networks
-from fewstep.training.probes import Probe, Probes
+from fewstep.training.probes import Probe, ProbeRounds
 from fewstep.training.reporting.inbox import Inbox
 from fewstep.training.reporting.journal import Journal, noted
 from fewstep.training.saving.saver import Saver
-from fewstep.training.saving.snapshots import Kept, Optimizers, Snapshots
+from fewstep.training.saving.snapshots import CheckpointContent, Optimizers, Snapshots
 from fewstep.training.settings import Progress, Settings
 from fewstep.training.signals import StopRequest, stop_requests
 from fewstep.training.turns import Turns
@@ -87,9 +87,9 @@ class Trainer:
         kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")
         self._saver = Saver(self.folder / "checkpoints", self.settings.keep, self.settings.run, kind)
         self._journal = Journal(self.folder / "metrics.jsonl", self.listener)
-        kept = Kept(self.stages, self.networks, self._stateful, self._journal)
+        kept = CheckpointContent(self.stages, self.networks, self._stateful, self._journal)
         self._snapshots = Snapshots(kept, self._saver, self.settings, self.listener.say)
-        self._probes = Probes(probes, self._journal, self.listener.say, self.settings.seed, self._device)
+        self._probes = ProbeRounds(probes, self._journal, self.listener.say, self.settings.seed, self._device)
         self._inbox = Inbox(self._journal, self._snapshots.way_back, self._turns.to_blame)
         self._ahead = Ahead(self.settings, self._device)
         self._optimizers: Optimizers = {}

@@ -2,7 +2,7 @@
 recipe that made it), and readers of foreign weights, which run no code of a file's.
 """
 
-from fewstep.zoo import consistency_models, diffusers_models, nvidia
+from fewstep.zoo import consistency_models, diffusers_models, nvidia, pipelines
 from fewstep.zoo.shipped import SHIPPED_DENOISERS, digit_features, digits, mixture2d, shipped_denoiser
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "digits",
     "mixture2d",
     "nvidia",
+    "pipelines",
     "shipped_denoiser",
 ]

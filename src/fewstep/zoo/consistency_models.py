@@ -29,12 +29,12 @@ from torch import Tensor
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.networks.edm.settings import SETTINGS
-from fewstep.networks.kinds.store import check_strictly, load_strictly
+from fewstep.networks.edm.released import SETTINGS
+from fewstep.networks.kinds.network_files import check_strictly, load_strictly
 from fewstep.prediction import EDM, Consistency, Prediction
 from fewstep.schedule import KarrasVE
 from fewstep.zoo.download import local_file
-from fewstep.zoo.nvidia.machine import shown
+from fewstep.zoo.nvidia.machine import shown_foreign
 
 SIGMA_DATA = 0.5
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
@@ -65,7 +65,7 @@ class _Module:
     attention: bool = False
 
 
-def load_teacher(source: str | Path, name: str, sha256: str | None = None) -> NetworkDenoiser:
+def load_edm_teacher(source: str | Path, name: str, sha256: str | None = None) -> NetworkDenoiser:
     """The frozen EDM teacher in a ``.pt`` at a path or an https URL (see ``local_file``), such as
     ``edm_bedroom256_ema.pt``; ``name`` is one of ``NETWORKS``.
 
@@ -87,19 +87,20 @@ def load_as(
     are normalised in other groups there).
     """
     path = local_file(source, sha256)
-    tensors = renamed(_state_dict(path), description, str(path))
+    tensors = _under_our_names(_state_dict(path), description, str(path))
     with torch.device("meta"):
         check_strictly(build(description), tensors, str(path))
     with torch.random.fork_rng(devices=[]):
         network = build(description)
     load_strictly(network, tensors, str(path))
-    shape = (network.enc[_first(description)].in_channels, description["img_resolution"], description["img_resolution"])  # type: ignore[index, union-attr]
+    channels = network.enc[_first(description)].in_channels  # type: ignore[index, union-attr]
+    shape = (channels, description["img_resolution"], description["img_resolution"])
     return freeze(
         NetworkDenoiser(network, KarrasVE(), prediction, EDMInputs(SIGMA_DATA, 1000.0), shape, description["classes"])
     )
 
 
-def renamed(tensors: Mapping[str, Tensor], description: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def _under_our_names(tensors: Mapping[str, Tensor], description: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The release's state dict under the names of the ``dhariwal-unet`` of ``description``, in
     float32, with the fixed filters of ours added.
 
@@ -151,7 +152,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     other = next((name for name, value in content.items() if not value.is_floating_point()), None)
     if other is not None:
         raise UserError(
-            f"{path}: tensor {shown(other)} is {content[other].dtype}; only weights of a floating type are "
+            f"{path}: tensor {shown_foreign(other)} is {content[other].dtype}; only weights of a floating type are "
             "read, as the release's are."
         )
     return content

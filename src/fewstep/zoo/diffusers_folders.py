@@ -5,52 +5,27 @@ network emits.
   given; ``unet``; ``unet_ema``; the folder itself.
 - its configuration: where it is looked for, the first that is there ``config.json`` in the
   network's folder.
-- its weights: where it is looked for, the first that is there the shards of an index; one file; the
-  only variant of either.
+- its weights: see ``diffusers_weights``.
 - the scheduler: where it is looked for, the first that is there
   ``scheduler/scheduler_config.json``; ``scheduler_config.json``.
-
-Only safetensors are read. A shard's name comes from a file of others, so that it must be a plain
-name.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.system.locations import folder_or_id
-from fewstep.zoo.nvidia.machine import shown
+from fewstep.zoo.diffusers_weights import WeightFiles, find_weights, has_weights
 
 NETWORK, EMA = "unet", "unet_ema"
 """The usual sub-folder of the network, and that of its average in older repositories."""
 
-CORRECT = "correct the file, or get it from its source again"
-
 _STEM = "diffusion_pytorch_model"
-_INDEX = f"{_STEM}.safetensors.index"
-# A shard of a variant is no variant: "fp16-00001-of-00002".
-_VARIANT = re.compile(rf"{_STEM}\.((?!.*-\d+-of-\d+)[A-Za-z0-9_-]+)\.safetensors")
-_INDEX_VARIANT = re.compile(rf"{re.escape(_INDEX)}\.([A-Za-z0-9_-]+)\.json")
-_SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
 _COMMIT = re.compile("[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The files of one network's tensors: a file, or an ``index`` and its shards.
-
-    ``places``: for each tensor the shard that holds it, None without an index.
-    """
-
-    files: tuple[Path, ...]
-    index: Path | None = None
-    places: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +33,7 @@ class Pipeline:
     """The files that are read, and ``remarks``: sentences on what was chosen among several."""
 
     config: Path
-    weights: Weights
+    weights: WeightFiles
     scheduler: Path
     remarks: tuple[str, ...] = ()
 
@@ -86,19 +61,8 @@ def find_pipeline(
             f"{config}: is missing; the folder must hold a pipeline that diffusers saved, or 'teacher.path' "
             "must name another."
         )
-    weights, remarks = _weights(inner, variant)
+    weights, remarks = find_weights(inner, _STEM, variant, "teacher.variant")
     return Pipeline(config, weights, scheduler, (*chosen, *remarks))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ``UserError`` naming the file that holds something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is missing or not JSON; get the folder from its source again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no JSON object, as a configuration is; get the folder from its source again.")
-    return content
 
 
 def _root(source: str, revision: str | None, variant: str | None, subfolder: str | None) -> Path:
@@ -106,18 +70,21 @@ def _root(source: str, revision: str | None, variant: str | None, subfolder: str
     found = folder_or_id(source, "models")
     if os.path.isabs(found):
         return Path(found)
-    root = _snapshot(source, revision, "*.json")
-    # What follows is of the same commit, also if another becomes the newest meanwhile.
-    revision = root.name if _COMMIT.fullmatch(root.name) else revision
+    root = snapshot(source, revision, "*.json")
+    revision = snapshot_commit(root) or revision
     inner, _ = _network_folder(root, subfolder)
     prefix = f"{'' if inner == root else inner.relative_to(root).as_posix() + '/'}{_STEM}"
     if variant is not None:
-        return _snapshot(source, revision, f"{prefix}*.{variant}*.safetensors")
-    root = _snapshot(source, revision, f"{prefix}.safetensors", f"{prefix}-?????-of-?????.safetensors")
-    return root if _has_weights(inner, None) else _snapshot(source, revision, f"{prefix}*.safetensors")
+        return snapshot(source, revision, f"{prefix}*.{variant}*.safetensors")
+    root = snapshot(source, revision, f"{prefix}.safetensors", f"{prefix}-?????-of-?????.safetensors")
+    return root if has_weights(inner, _STEM, None) else snapshot(source, revision, f"{prefix}*.safetensors")
 
 
-def _snapshot(source: str, revision: str | None, *patterns: str) -> Path:
+def snapshot(source: str, revision: str | None, *patterns: str) -> Path:
+    """The folder of an id of the hub, in which at least the files of these patterns are.
+
+    Raises ``UserError`` when it cannot be fetched.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -133,6 +100,13 @@ def _snapshot(source: str, revision: str | None, *patterns: str) -> Path:
             f"{source}: could not be fetched from the hub ({reason}); check the id and the revision, or "
             "give a local folder."
         ) from error
+
+
+def snapshot_commit(root: Path) -> str | None:
+    """The commit of a snapshot, by which what is fetched next is of the same one, also if another
+    becomes the newest meanwhile; None where the folder's name does not say it.
+    """
+    return root.name if _COMMIT.fullmatch(root.name) else None
 
 
 def _network_folder(root: Path, subfolder: str | None) -> tuple[Path, tuple[str, ...]]:
@@ -171,79 +145,3 @@ def _scheduler(root: Path) -> Path:
             "give the whole pipeline's folder, or add the scheduler that the network was trained with."
         )
     return found
-
-
-def _names(variant: str | None) -> tuple[str, str]:
-    """The names of a single file and of an index."""
-    if variant is None:
-        return f"{_STEM}.safetensors", f"{_INDEX}.json"
-    return f"{_STEM}.{variant}.safetensors", f"{_INDEX}.{variant}.json"
-
-
-def _has_weights(inner: Path, variant: str | None) -> bool:
-    return any((inner / name).is_file() for name in _names(variant))
-
-
-def _variants(inner: Path) -> list[str]:
-    """The variants of which there are weights or an index."""
-    matched = (pattern.fullmatch(path.name) for path in inner.iterdir() for pattern in (_VARIANT, _INDEX_VARIANT))
-    return sorted({match.group(1) for match in matched if match})
-
-
-def _weights(inner: Path, variant: str | None) -> tuple[Weights, tuple[str, ...]]:
-    """The files of a variant, and what is to be said of the choice."""
-    there = _variants(inner)
-    if _has_weights(inner, variant):
-        return _of_variant(inner, variant)
-    if variant is not None:
-        listed = ", ".join(there) or "none"
-        raise UserError(
-            f"{inner}: has no safetensors weights of the variant '{variant}' (variants there: {listed}); "
-            "set 'teacher.variant' to a variant that is there, or leave it out for the usual weights."
-        )
-    if len(there) > 1:
-        raise UserError(
-            f"{inner}: has its weights in the variants {', '.join(there)} only; set 'teacher.variant' to "
-            "the variant that is meant."
-        )
-    if there:
-        weights, remarks = _of_variant(inner, there[0])
-        return weights, (
-            f"{inner}: has its weights in the variant '{there[0]}' only, which is taken and computed in float32.",
-            *remarks,
-        )
-    what = "there is no such file"
-    if any(path.suffix in (".bin", ".pt", ".ckpt") for path in inner.iterdir()):
-        what = "there is no such file; pickled weights (.bin) are there and are not read, since a pickle is a program"
-    raise UserError(
-        f"{inner / _names(None)[0]}: {what}; save the model with diffusers' save_pretrained, which writes safetensors."
-    )
-
-
-def _of_variant(inner: Path, variant: str | None) -> tuple[Weights, tuple[str, ...]]:
-    whole, index = (inner / name for name in _names(variant))
-    if not index.is_file():
-        return Weights((whole,)), ()
-    # As diffusers does.
-    said = f"{inner}: has both {whole.name} and {index.name}; the shards of the index are taken."
-    return _sharded(index), (said,) if whole.is_file() else ()
-
-
-def _sharded(index: Path) -> Weights:
-    """The shards that an index names."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise UserError(f"{index}: has no 'weight_map' from tensors to files; {CORRECT}.")
-    for name, shard in places.items():
-        if not isinstance(shard, str) or _SHARD.fullmatch(shard) is None:
-            raise UserError(
-                f"{index}: places tensor {shown(name)} in {shown(shard)}, which is no name of a safetensors "
-                f"file in the same folder; {CORRECT}."
-            )
-    files = tuple(index.parent / shard for shard in sorted(set(places.values())))
-    missing = next((path for path in files if not path.is_file()), None)
-    if missing is not None:
-        raise UserError(
-            f"{missing}: there is no such file, which {index.name} names; get the missing shard from its source."
-        )
-    return Weights(files, index, places)

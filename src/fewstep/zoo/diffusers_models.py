@@ -11,65 +11,64 @@ label -1 of ours ("no class") is then the last embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.networks.kinds.store import load_strictly
-from fewstep.zoo.diffusers_folders import Pipeline, Weights, find_pipeline, read_json
+from fewstep.networks.kinds.network_files import load_strictly
+from fewstep.zoo.diffusers_configurations import MOST, Expected, arguments_in, shape_of
+from fewstep.zoo.diffusers_folders import Pipeline, find_pipeline
 from fewstep.zoo.diffusers_schedulers import about, ignored_by, meaning_of
-from fewstep.zoo.nvidia.machine import shown
-from fewstep.zoo.nvidia.modules import flag, real, whole, wholes, word, words
+from fewstep.zoo.diffusers_weights import current_name, read_configuration, read_weights
+from fewstep.zoo.nvidia.machine import shown_foreign
 
-# Attention's layers had other names in the first releases of diffusers.
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_LARGEST = 4096
-_MOST = 1_000_000
-_WHOLE = {
-    "in_channels": (1, 64),
-    "out_channels": (1, 64),
-    "layers_per_block": (1, 64),
-    "norm_num_groups": (1, _MOST),
-    "downsample_padding": (0, 16),
-    "attention_head_dim": (1, _MOST),
-    "attn_norm_num_groups": (1, _MOST),
-    "time_embedding_dim": (1, _MOST),
-    "num_class_embeds": (1, _MOST),
-    "num_train_timesteps": (1, _MOST),
-}
-_REALS = {
-    "freq_shift": (-1e6, 1e6),
-    "dropout": (0.0, 1.0),
-    "norm_eps": (0.0, 1.0),
-    "mid_block_scale_factor": (1e-6, 1e6),
-}
-_FLAGS = ("center_input_sample", "flip_sin_to_cos", "add_attention")
-_TEXTS = (
-    "time_embedding_type",
-    "mid_block_type",
-    "downsample_type",
-    "upsample_type",
-    "act_fn",
-    "resnet_time_scale_shift",
-    "class_embed_type",
-)
-_NULLABLE = frozenset(
-    (
-        *(
+_SETTINGS = Expected(
+    whole={
+        "in_channels": (1, 64),
+        "out_channels": (1, 64),
+        "layers_per_block": (1, 64),
+        "norm_num_groups": (1, MOST),
+        "downsample_padding": (0, 16),
+        "attention_head_dim": (1, MOST),
+        "attn_norm_num_groups": (1, MOST),
+        "time_embedding_dim": (1, MOST),
+        "num_class_embeds": (1, MOST),
+        "num_train_timesteps": (1, MOST),
+    },
+    wholes={"block_out_channels": (1, MOST)},
+    reals={
+        "freq_shift": (-1e6, 1e6),
+        "dropout": (0.0, 1.0),
+        "norm_eps": (0.0, 1.0),
+        "mid_block_scale_factor": (1e-6, 1e6),
+    },
+    flags=("center_input_sample", "flip_sin_to_cos", "add_attention"),
+    texts=(
+        "time_embedding_type",
+        "mid_block_type",
+        "downsample_type",
+        "upsample_type",
+        "act_fn",
+        "resnet_time_scale_shift",
+        "class_embed_type",
+    ),
+    words=("down_block_types", "up_block_types"),
+    nullable=frozenset(
+        (
             "attention_head_dim",
             "attn_norm_num_groups",
             "time_embedding_dim",
             "num_class_embeds",
             "num_train_timesteps",
-        ),
-        *("mid_block_type", "class_embed_type"),
-    )
+            "mid_block_type",
+            "class_embed_type",
+        )
+    ),
 )
 
 
@@ -90,11 +89,12 @@ def load(
     known, weights that do not fit, and when diffusers is missing.
     """
     pipeline = find_pipeline(source, revision, variant, subfolder)
-    schedule, prediction, inputs = meaning_of(read_json(pipeline.scheduler), pipeline.scheduler)
+    schedule, prediction, inputs = meaning_of(read_configuration(pipeline.scheduler), pipeline.scheduler)
     arguments, classes = _network(pipeline, classes)
     network = _built(arguments, classes, pipeline.config)
-    load_strictly(network, _tensors(pipeline.weights), str(pipeline.weights.index or pipeline.weights.files[0]))
-    return freeze(NetworkDenoiser(network, schedule, prediction, inputs, _shape(arguments), classes))
+    tensors = {f"unet.{current_name(name)}": value for name, value in read_weights(pipeline.weights).items()}
+    load_strictly(network, tensors, pipeline.weights.name)
+    return freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape_of(arguments, 3), classes))
 
 
 def files_of(
@@ -119,7 +119,7 @@ def remarks_of(
     Raises what ``load`` raises for a configuration; weights are not read.
     """
     pipeline = find_pipeline(source, revision, variant, subfolder)
-    scheduler = read_json(pipeline.scheduler)
+    scheduler = read_configuration(pipeline.scheduler)
     meaning_of(scheduler, pipeline.scheduler)
     _network(pipeline, classes)
     return (*pipeline.remarks, *ignored_by(scheduler, pipeline.scheduler))
@@ -135,16 +135,15 @@ def _built(arguments: dict[str, Any], classes: int, path: Path) -> nn.Module:
 
 def _network(pipeline: Pipeline, classes: int | None) -> tuple[dict[str, Any], int]:
     """The arguments of ``UNet2DModel``, each checked before it is believed, and the classes."""
-    config = read_json(pipeline.config)
+    config = read_configuration(pipeline.config)
     with about(pipeline.config):
         if config.get("_class_name") != "UNet2DModel":
             raise UserError(
-                f"is the configuration of a {shown(config.get('_class_name'))}; only UNet2DModel is read here."
+                f"is the configuration of a {shown_foreign(config.get('_class_name'))}; only UNet2DModel is read here."
             )
-        arguments = {name: value for name, value in config.items() if not name.startswith("_")}
-        for name in arguments:
-            _check(arguments, name)
-        _shape(arguments)
+        arguments = arguments_in(config)
+        _SETTINGS.check(arguments)
+        shape_of(arguments, 3)
         embeddings = arguments.get("num_class_embeds") or 0
     if classes is None or classes == embeddings:
         return arguments, embeddings
@@ -155,84 +154,3 @@ def _network(pipeline: Pipeline, classes: int | None) -> tuple[dict[str, Any], i
             "there are embeddings, or set it to one fewer where the last is 'no class'."
         )
     return arguments, classes
-
-
-def _check(arguments: dict[str, Any], name: str) -> None:
-    """Raises ``UserError`` for a value that would be read wrongly, or break the network when it is
-    called.
-    """
-    if arguments[name] is None and name in _NULLABLE:
-        return
-    if name in _WHOLE:
-        whole(arguments, name, *_WHOLE[name])
-    elif name in _REALS:
-        real(arguments, name, *_REALS[name])
-    elif name in _FLAGS:
-        flag(arguments, name, False)
-    elif name in _TEXTS:
-        word(arguments, name)
-    elif name == "block_out_channels":
-        wholes(arguments, name, 1, _MOST)
-    elif name in ("down_block_types", "up_block_types"):
-        words(arguments, name)
-
-
-def _shape(arguments: dict[str, Any]) -> tuple[int, ...]:
-    """That of one sample."""
-    size = arguments.get("sample_size")
-    given = {"sample_size": size if isinstance(size, list) else [size, size]}
-    sides = wholes(given, "sample_size", 1, _LARGEST)
-    if len(sides) != 2:
-        raise UserError(f"has {len(sides)} numbers for sample_size, which must be a number or two of them.")
-    levels = len(arguments.get("block_out_channels", range(4)))
-    if any(side % 2 ** (levels - 1) for side in sides):
-        raise UserError(
-            f"has {sides[0]} x {sides[1]} for sample_size, which {levels} block_out_channels halve "
-            f"{levels - 1} times: it must be a multiple of {2 ** (levels - 1)}."
-        )
-    channels, emitted = arguments.get("in_channels", 3), arguments.get("out_channels", 3)
-    if channels != emitted:
-        raise UserError(
-            f"has {emitted} for out_channels and {channels} for in_channels, which must be equal: a "
-            "variance that a network learnt is not read here."
-        )
-    return (channels, *sides)
-
-
-def _tensors(weights: Weights) -> dict[str, Tensor]:
-    """The state dict of ``DiffusersUNet``, in float32; each tensor from where the index has it."""
-    found: dict[str, Tensor] = {}
-    for path in weights.files:
-        tensors = _read(path)
-        if weights.places is not None:
-            named = {name for name, shard in weights.places.items() if shard == path.name}
-            stray = min(named ^ tensors.keys(), default=None)
-            if stray is not None:
-                raise UserError(
-                    f"{path}: tensor {shown(stray)} is not where {weights.index} places it; get the shards "
-                    "and their index from one source."
-                )
-        for name, value in tensors.items():
-            if not value.is_floating_point():
-                raise UserError(
-                    f"{path}: tensor {shown(name)} is {value.dtype}; only weights of a floating type are "
-                    "read, take those that were not quantised."
-                )
-            found[f"unet.{_renamed(name)}"] = value.float()
-    return found
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is not a readable safetensors file ({error}); it may have been cut short.") from error
-
-
-def _renamed(name: str) -> str:
-    layer, _, kind = name.rpartition(".")
-    head, _, last = layer.rpartition(".")
-    return f"{head}.{_OLD_NAMES[last]}.{kind}" if ".attentions." in f".{name}" and last in _OLD_NAMES else name

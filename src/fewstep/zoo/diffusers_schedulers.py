@@ -1,7 +1,9 @@
 """diffusers' scheduler files: what a network emits and is fed, by their class and their numbers.
 
-- ``DDPMScheduler``, ``DDIMScheduler`` and their kin: schedule ``DiscreteVP`` of its betas;
-  prediction ``Epsilon``, ``X0`` or ``V``; inputs ``TimestepInputs``: index i.
+- ``DDPMScheduler``, ``DDIMScheduler`` and their kin, also those that sample in sigma / alpha
+  (``EulerDiscreteScheduler``): schedule ``DiscreteVP`` of its betas, with
+  ``rescale_betas_zero_snr`` ``ZeroSNRVP``; prediction ``Epsilon``, ``X0`` or ``V``; inputs
+  ``TimestepInputs``: index i.
 - ``DPMSolverMultistep-`` with ``use_flow_sigmas``: schedule ``RectifiedFlow``; prediction
   ``Velocity`` or ``X0``; inputs ``TimestepInputs``: N t.
 - ``EDMEulerScheduler``, ``EDMDPMSolverMultistep-``: schedule ``KarrasVE(sigma_min, sigma_max)``;
@@ -24,9 +26,9 @@ from fewstep.denoisers import EDMInputs, TimestepInputs
 from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
 from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V, Velocity
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule
-from fewstep.zoo.diffusers_folders import CORRECT
-from fewstep.zoo.nvidia.modules import flag, real, whole, word
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ZeroSNRVP
+from fewstep.zoo.diffusers_weights import CORRECT
+from fewstep.zoo.nvidia.modules import flag, real, whole_number, word
 
 Meaning = tuple[Schedule, Prediction, Inputs]
 
@@ -38,15 +40,16 @@ _LOWEST, _HIGHEST = 1e-6, 1e6
 # Below it an estimate is a difference of numbers that float32 cannot tell apart.
 _LEAST_SIGNAL = 1e-7
 _CLIPPING = {
-    "DDPMScheduler": "clip_sample",
-    "DDIMScheduler": "clip_sample",
-    "CMStochasticIterativeScheduler": "clip_denoised",
+    "DDPMScheduler": ("clip_sample", True),
+    "DDIMScheduler": ("clip_sample", True),
+    "CMStochasticIterativeScheduler": ("clip_denoised", True),
+    **dict.fromkeys(("HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler"), ("clip_sample", False)),
 }
-"""Flags that are on where they are left out."""
+"""Flags by which a scheduler clips, and what they are where they are left out."""
 
 
 @contextlib.contextmanager
-def about(path: Path) -> Iterator[None]:
+def about(path: object) -> Iterator[None]:
     """Puts the file's name before what is wrong in it, and what to do behind."""
     try:
         yield
@@ -87,7 +90,7 @@ def ignored_by(config: dict[str, Any], path: Path) -> tuple[str, ...]:
 def _left_out(config: dict[str, Any]) -> list[str]:
     """The keys by which a scheduler changes estimates of x0."""
     clipping = _CLIPPING.get(str(config.get("_class_name")))
-    on = [clipping] if clipping is not None and flag(config, clipping, True) else []
+    on = [clipping[0]] if clipping is not None and flag(config, *clipping) else []
     return [*on, "thresholding"] if flag(config, "thresholding", False) else on
 
 
@@ -116,20 +119,18 @@ def _betas(config: dict[str, Any]) -> DiscreteVP:
             "has trained_betas, a table of its own in the place of beta_schedule, which is not read here "
             "(it must be null)"
         )
-    if flag(config, "rescale_betas_zero_snr", False):
-        kind = config.get("prediction_type", "epsilon")
-        why = (
-            "no signal is left at the last step, where noise tells no x0 apart"
-            if kind == "epsilon"
-            else "rescaled betas are not read here"
+    rescaled = flag(config, "rescale_betas_zero_snr", False)
+    if rescaled and config.get("prediction_type", "epsilon") == "epsilon":
+        raise UserError(
+            "has true for rescale_betas_zero_snr with prediction_type 'epsilon': no signal is left at the last step, "
+            "where noise tells no x0 apart (it must be false)"
         )
-        raise UserError(f"has true for rescale_betas_zero_snr with prediction_type '{kind}': {why} (it must be false)")
     start, end = (real(_having(config, name), name, 0.0, 1.0) for name in ("beta_start", "beta_end"))
     if not 0 < start <= end < 1:
         raise UserError(
             f"has {start} for beta_start and {end} for beta_end, where 0 < beta_start <= beta_end < 1 must hold"
         )
-    return DiscreteVP(_BETAS[betas], steps, start, end)  # type: ignore[arg-type]
+    return (ZeroSNRVP if rescaled else DiscreteVP)(_BETAS[betas], steps, start, end)  # type: ignore[arg-type]
 
 
 def _flow(config: dict[str, Any]) -> Meaning:
@@ -162,7 +163,7 @@ def _levels(config: dict[str, Any]) -> KarrasVE:
 
 
 def _steps(config: dict[str, Any]) -> int:
-    return whole(_having(config, "num_train_timesteps"), "num_train_timesteps", 2, _MOST_STEPS)
+    return whole_number(_having(config, "num_train_timesteps"), "num_train_timesteps", 2, _MOST_STEPS)
 
 
 def _chosen(config: dict[str, Any], predictions: Mapping[str, Prediction], where: str) -> Prediction:
@@ -181,6 +182,8 @@ def _having(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 _SCHEDULERS: Mapping[str, Callable[[dict[str, Any]], Meaning]] = {
     **dict.fromkeys(("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), _vp),
+    **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"), _vp),
+    **dict.fromkeys(("HeunDiscreteScheduler", "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler"), _vp),
     **dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), _edm),
     "CMStochasticIterativeScheduler": _consistency,
 }

@@ -18,6 +18,7 @@ import torch
 from fewstep.errors import UserError
 from fewstep.system.caches import address_marks, cache_folder, content_digest
 from fewstep.system.files import write_alone
+from fewstep.system.ledger import file_digest
 from fewstep.system.locations import absolute, is_address
 
 
@@ -39,12 +40,6 @@ def local_file(source: str | Path, sha256: str | None = None) -> Path:
             "fetch it again, or correct the digest."
         )
     return path
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cached_file(url: str, sha256: str | None = None) -> Path:

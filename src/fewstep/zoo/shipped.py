@@ -7,7 +7,7 @@ from importlib import resources
 from fewstep.denoisers import NetworkDenoiser, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.networks import DigitClassifier
-from fewstep.networks.kinds.store import load_network
+from fewstep.networks.kinds.network_files import load_network
 
 SHIPPED_DENOISERS = ("digits", "mixture2d")
 SHIPPED_RANGES = {"digits": (-1.0, 1.0), "mixture2d": (-4.417694091796875, 4.417694091796875)}

@@ -33,7 +33,7 @@ from fewstep.data.pixels import SUFFIXES, decode, reading_rules, squared
 from fewstep.data.tree import HIDDEN, PassedOver, is_hidden
 from fewstep.errors import UserError
 from fewstep.system import distributed
-from fewstep.system.caches import address_marks, content_digest, held
+from fewstep.system.caches import address_marks, content_digest, held_cache
 from fewstep.system.files import write_alone
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Converted(NamedTuple):
         return self._replace(remarks=(*self.remarks, sentence))
 
 
-class Record(NamedTuple):
+class ImageRecord(NamedTuple):
     """An image file's bytes, its class, and what to call it in errors."""
 
     content: bytes
@@ -72,7 +72,7 @@ CONVERSION = 2
 ABOUT = "about.json"
 
 
-def write_records(path: Path, records: Iterable[Record], size: int | None, classes: Sequence[str] = ()) -> int:
+def write_records(path: Path, records: Iterable[ImageRecord], size: int | None, classes: Sequence[str] = ()) -> int:
     """Writes records as an EDM zip, each as the centred square of ``size`` pixels, or as it is;
     returns how many.
 
@@ -82,7 +82,7 @@ def write_records(path: Path, records: Iterable[Record], size: int | None, class
     return write_archive(path, _pictures(records, size), classes)
 
 
-def _pictures(records: Iterable[Record], size: int | None) -> Iterator[tuple[Picture, int | None]]:
+def _pictures(records: Iterable[ImageRecord], size: int | None) -> Iterator[tuple[Picture, int | None]]:
     first: tuple[int, int] | None = None
     for record in records:
         picture = decode(record.content, record.where)
@@ -144,7 +144,7 @@ def _entry(
     about = _whole(path)
     if about is not None:
         return [], about
-    with held(path.parent):
+    with held_cache(path.parent):
         about = _whole(path)
         if about is not None:
             return [], about
@@ -188,7 +188,7 @@ def _short(content: Any) -> str:
     )
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]], image: str, label: str | None, where: str) -> Iterator[Record]:
+def from_rows(rows: Iterable[Mapping[str, Any]], image: str, label: str | None, where: str) -> Iterator[ImageRecord]:
     """Records of rows whose column ``image`` holds {"bytes", "path"}, as the datasets library gives
     images undecoded, and whose ``label`` is a number from 0.
     """
@@ -207,10 +207,10 @@ def from_rows(rows: Iterable[Mapping[str, Any]], image: str, label: str | None, 
                 content = Path(path).read_bytes()
             case _:
                 raise UserError(f"{place}: column '{image}' holds no image; set 'data.image' to the column that does.")
-        yield Record(content, None if label is None else _class(row[label], place), place)
+        yield ImageRecord(content, None if label is None else _class(row[label], place), place)
 
 
-def from_shards(samples: Iterable[Mapping[str, Any]], label: str | None, where: str) -> Iterator[Record]:
+def from_shards(samples: Iterable[Mapping[str, Any]], label: str | None, where: str) -> Iterator[ImageRecord]:
     """Records of WebDataset's undecoded samples: bytes by extension.
 
     Each has one image; its class is the number in the file of extension ``label``.
@@ -224,7 +224,7 @@ def from_shards(samples: Iterable[Mapping[str, Any]], label: str | None, where: 
             raise UserError(
                 f"{place} has no '.{label}'; set 'data.label' to the extension that holds the class, or to null."
             )
-        yield Record(sample[images[0]], None if label is None else _class(sample[label], place), place)
+        yield ImageRecord(sample[images[0]], None if label is None else _class(sample[label], place), place)
 
 
 def _class(value: Any, where: str) -> int:

@@ -17,7 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
-from fewstep.data.digits import digits
+from fewstep.data.digits import digit_images
 from fewstep.data.scenes.placing import LARGEST, SIDE, Arrangement
 from fewstep.data.scenes.vocabulary import COLOURS
 
@@ -81,7 +81,7 @@ def _cubic(distance: float) -> float:
 @functools.cache
 def _ink() -> Tensor:
     """How much ink each cell of the shipped digits has, (N, 8, 8) in [0, 1]."""
-    return (digits().samples[:, 0] + 1) / 2
+    return (digit_images().samples[:, 0] + 1) / 2
 
 
 @functools.cache

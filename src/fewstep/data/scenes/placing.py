@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.data.digits import digits
+from fewstep.data.digits import digit_images
 from fewstep.data.scenes.vocabulary import (
     BESIDE,
     BOTTOM,
@@ -119,7 +119,7 @@ def handwriting(part: Part) -> tuple[Tensor, Tensor]:
 
     A fifth of each class is for tests, the rest for training. The parts share no digit.
     """
-    labels, key = digits().labels, Key(0, "scenes-handwriting")
+    labels, key = digit_images().labels, Key(0, "scenes-handwriting")
     assert labels is not None
     rows = []
     for digit in range(len(DIGITS)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.dataset import Described
-from fewstep.data.digits import digits as shipped_digits
+from fewstep.data.digits import digit_images
 from fewstep.data.scenes.drawing import pictured
 from fewstep.data.scenes.placing import (
     HALF,
@@ -82,7 +82,7 @@ class Scenes(Described):
     @cached_property
     def identity(self) -> str:
         said = {"digits": self.digits, "part": self.part, "combinations": self.combinations, "seed": self.seed}
-        made = {"kind": "scenes", "rules": RULES, "of": shipped_digits().identity, "count": self.count}
+        made = {"kind": "scenes", "rules": RULES, "of": digit_images().identity, "count": self.count}
         return digest_of({}, {**made, **said})
 
     @property

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition, as_condition
-from fewstep.denoisers.base import Denoiser
+from fewstep.denoisers.denoiser import Denoiser
 from fewstep.errors import UserError
 from fewstep.schedule import Schedule, as_time, expand
 

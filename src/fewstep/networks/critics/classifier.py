@@ -10,30 +10,28 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.networks.critics.trunk import ImageTrunk, TrunkWidth
+from fewstep.networks.interfaces import FeatureNetwork
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Count
 
 
-class Classifier(nn.Module, abc.ABC):
+class Classifier(FeatureNetwork):
     """(B, *shape) -> logits (B, classes): ``head`` of ``features``.
 
     ``stage_channels`` are the channels of what ``stages`` gives.
     """
 
-    shape: tuple[int, ...]
-    classes: int
     stage_channels: tuple[int, ...]
     head: nn.Linear
-
-    @abc.abstractmethod
-    def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer, (B, features)."""
 
     @abc.abstractmethod
     def stages(self, x: Tensor) -> list[Tensor]:
         """The activations that end each stage, (B, C, H, W), finest first, and last the features
         (B, features).
         """
+
+    def class_head(self) -> nn.Module:
+        return self.head
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -4,28 +4,23 @@ picture.
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.networks.critics.trunk import ImageTrunk, TrunkWidth
+from fewstep.networks.interfaces import FeatureNetwork
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Count
 
 
-class Reader(nn.Module, abc.ABC):
+class Reader(FeatureNetwork):
     """(B, *shape) -> the logits of each attribute by its name, each (B, its number of values): one
     linear head an attribute on ``features``.
     """
 
-    shape: tuple[int, ...]
     heads: nn.ModuleDict
-
-    @abc.abstractmethod
-    def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer, (B, features)."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.features(x)

@@ -3,7 +3,7 @@ ADM.
 """
 
 from fewstep.networks.edm.dhariwal import DhariwalUNet
-from fewstep.networks.edm.settings import SETTINGS
+from fewstep.networks.edm.released import SETTINGS
 from fewstep.networks.edm.song import SongUNet
 
 __all__ = ["SETTINGS", "DhariwalUNet", "SongUNet"]

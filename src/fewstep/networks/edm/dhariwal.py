@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from fewstep.condition import Condition
-from fewstep.networks.edm.embedding import PositionalEmbedding, augmentation
-from fewstep.networks.edm.layers import BlockStyle, Conv, Init, Linear, UNetBlock, group_norm
+from fewstep.networks.edm.layers import BlockStyle, Conv, DrawnLinear, Init, UNetBlock, group_norm
+from fewstep.networks.edm.noise_label import PositionalEmbedding, augmentation
 from fewstep.networks.edm.unet import Entry, UNet, last_of, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
 from fewstep.networks.kinds.registry import register
@@ -84,11 +84,11 @@ class DhariwalUNet(UNet):
             )
 
         self.map_noise = PositionalEmbedding(model_channels)
-        self.map_augment = Linear(augment_dim, model_channels, _ZERO, bias=False) if augment_dim else None
-        self.map_layer0 = Linear(model_channels, wide, _INIT)
-        self.map_layer1 = Linear(wide, wide, _INIT)
+        self.map_augment = DrawnLinear(augment_dim, model_channels, _ZERO, bias=False) if augment_dim else None
+        self.map_layer0 = DrawnLinear(model_channels, wide, _INIT)
+        self.map_layer1 = DrawnLinear(wide, wide, _INIT)
         self.map_label = (
-            Linear(classes, wide, Init("kaiming-normal", math.sqrt(classes)), bias=False) if classes else None
+            DrawnLinear(classes, wide, Init("kaiming-normal", math.sqrt(classes)), bias=False) if classes else None
         )
         self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, widths[0], 3, _INIT)})
         self.enc.update({entry.name: block(entry) for entry in plan.encoder()})

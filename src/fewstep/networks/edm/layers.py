@@ -10,7 +10,7 @@ of sum 1, times 4 when doubling, so that a constant image stays one. The modulat
 s) + b (adaptive scale, ADM) or norm1(h + b) (DDPM++, NCSN++).
 
 Forward-mode differentiation (``torch.func.jvp``) and second derivatives go through all of it
-(``networks/attention.py``, ``networks/norm.py``). Layers are torch's own linear and convolutional
+(``networks/kernels.py``). Layers are torch's own linear and convolutional
 ones, so that a low-rank adapter finds them. Parameters have the names of NVIDIA's EDM release.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, silu
 
 from fewstep.errors import UserError
-from fewstep.networks.attention import attend
+from fewstep.networks.kernels import attend
 from fewstep.networks.norm import GroupNorm
 
 Resampling = Literal["up", "down"]
@@ -58,7 +58,7 @@ class Init:
                 nn.init.uniform_(parameter, -bound, bound)
 
 
-class Linear(nn.Linear):
+class DrawnLinear(nn.Linear):
     """``nn.Linear`` (B, inputs) -> (B, outputs), drawn by ``init``."""
 
     def __init__(self, inputs: int, outputs: int, init: Init, bias: bool = True):
@@ -202,7 +202,7 @@ class UNetBlock(nn.Module):
         self.heads = heads
         self.norm0 = group_norm(inputs, style.eps)
         self.conv0 = Conv(inputs, outputs, 3, style.init, resample, style.taps)
-        self.affine = Linear(embedding, 2 * outputs if style.adaptive_scale else outputs, style.init)
+        self.affine = DrawnLinear(embedding, 2 * outputs if style.adaptive_scale else outputs, style.init)
         self.norm1 = group_norm(outputs, style.eps)
         self.conv1 = Conv(outputs, outputs, 3, style.last)
         self.skip: nn.Module | None = None

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from fewstep.condition import Condition
-from fewstep.networks.edm.embedding import FourierEmbedding, PositionalEmbedding, augmentation
-from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, Init, Linear, Resample, UNetBlock, group_norm
+from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, DrawnLinear, Init, Resample, UNetBlock, group_norm
+from fewstep.networks.edm.noise_label import FourierEmbedding, PositionalEmbedding, augmentation
 from fewstep.networks.edm.unet import Entry, UNet, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
 from fewstep.networks.kinds.registry import register
@@ -99,10 +99,10 @@ class SongUNet(UNet):
         self.map_noise = (
             PositionalEmbedding(waves, endpoint=True) if embedding_type == "positional" else FourierEmbedding(waves)
         )
-        self.map_label = Linear(classes, waves, _INIT) if classes else None
-        self.map_augment = Linear(augment_dim, waves, _INIT, bias=False) if augment_dim else None
-        self.map_layer0 = Linear(waves, wide, _INIT)
-        self.map_layer1 = Linear(wide, wide, _INIT)
+        self.map_label = DrawnLinear(classes, waves, _INIT) if classes else None
+        self.map_augment = DrawnLinear(augment_dim, waves, _INIT, bias=False) if augment_dim else None
+        self.map_layer0 = DrawnLinear(waves, wide, _INIT)
+        self.map_layer1 = DrawnLinear(wide, wide, _INIT)
         self.enc = nn.ModuleDict(
             {f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, model_channels, 3, _INIT)}
         )

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
-from fewstep.networks.base import DenoisingNetwork
 from fewstep.networks.edm.layers import Resampling, UNetBlock
+from fewstep.networks.interfaces import DenoisingNetwork
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """The levels of a U-Net: their ``resolutions`` and channels (``widths``), ``blocks`` a level in
     the encoder (one more in the decoder), ``stem`` channels after the first convolution.
     """
@@ -98,7 +98,7 @@ class Plan:
 
 def plan_of(
     img_resolution: int, stem: int, widths: Sequence[int], num_blocks: int, attn_resolutions: Sequence[int]
-) -> Plan:
+) -> BlockPlan:
     """A plan, checked.
 
     Raises ``UserError`` for no levels or blocks, a resolution that cannot be halved so often, and
@@ -122,7 +122,7 @@ def plan_of(
             f"attn_resolutions names {missing[0]}, which does not occur: the levels have resolutions "
             f"{', '.join(map(str, resolutions))}."
         )
-    return Plan(resolutions, tuple(widths), stem, num_blocks, tuple(attn_resolutions))
+    return BlockPlan(resolutions, tuple(widths), stem, num_blocks, tuple(attn_resolutions))
 
 
 class UNet(DenoisingNetwork, abc.ABC):

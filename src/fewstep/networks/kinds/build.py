@@ -72,7 +72,7 @@ def _built(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     return cls(**arguments)
 
 
-def describe(network: nn.Module) -> dict[str, Any]:
+def describe_network(network: nn.Module) -> dict[str, Any]:
     """The description from which ``build`` makes the network, with the arguments that were left
     out; lists for tuples, since JSON knows no tuples.
 

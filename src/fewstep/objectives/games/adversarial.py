@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.condition import Condition
+from fewstep.denoisers.denoiser import frozen
 from fewstep.errors import UserError
-from fewstep.objectives.frozen import frozen
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.schedule import Schedule
 from fewstep.states import State, States, Step

@@ -18,10 +18,9 @@ from fewstep.metrics.features import Features
 from fewstep.networks import DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
+from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.building.parts import build_features, data_of, fitting_grid
-from fewstep.recipes.building.students import build_student
-from fewstep.recipes.building.teachers import build_teacher, space_of
-from fewstep.recipes.kit.axes import build_threshold
+from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.legality import check, is_generator
@@ -132,7 +131,7 @@ def build_context(
             "'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher."
         )
     space = space_of(recipe.teacher, original) if data is None else data.space
-    threshold = build_threshold(recipe.reflected, max(abs(space.low), abs(space.high)))
+    threshold = recipe.reflected.threshold(max(abs(space.low), abs(space.high)))
     student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
     return Context(
         method=method,
@@ -157,10 +156,7 @@ def build_context(
 
 def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
     """Whose estimates are thresholded."""
-    choice = recipe.reflected
-    return (
-        () if isinstance(choice, config.NotReflected) else choice.on or _usual_roles(recipe.method, recipe.student.kind)
-    )
+    return recipe.reflected.roles(_usual_roles(recipe.method, recipe.student.kind))
 
 
 def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
@@ -178,7 +174,7 @@ def _usual_roles(method: Method, student: str) -> Sequence[config.Role]:
 def _monitor(context: Context, built: Built, target: Backtracked | None) -> Monitor:
     rows = 256
     data, clip = context.found, context.method.optimizer.clip
-    samples = generated(context.student.model, context.prior, context.sampling)
+    samples = _generated(context.student.model, context.prior, context.sampling)
     checks: list[Check] = []
     # A collection grows when it is drawn from, which a monitor must not make it do.
     if built.fake is not None and built.states is not None and not find_resumable(built.states):
@@ -205,7 +201,7 @@ def _against_saturation(context: Context) -> str:
     return f"{' or '.join(turns)} helps" if turns else ""
 
 
-def generated(student: Denoiser | Generator, prior: Prior, sampling: Sampling) -> States:
+def _generated(student: Denoiser | Generator, prior: Prior, sampling: Sampling) -> States:
     """The student's samples, made as it is meant to make them."""
     schedule = student.schedule if isinstance(student, Denoiser) else prior.schedule
     start: States = prior if sampling.guidance is None else WithGuidance(prior, sampling.guidance, sampling.guidance)

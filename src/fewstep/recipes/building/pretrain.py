@@ -25,10 +25,9 @@ from fewstep.objectives import (
     Shifted,
     View,
 )
-from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
-from fewstep.recipes.building.parts import build_model, fitting_grid
-from fewstep.recipes.building.students import build_generator, generator_prior
+from fewstep.recipes.building.parts import fitting_grid
+from fewstep.recipes.building.untrained_students import generator_prior
 from fewstep.recipes.recipe import (
     ClassificationPretraining,
     DenoisingPretraining,
@@ -71,11 +70,10 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
+    model = recipe.model.build(data, recipe.training.seed).to(device)
     if isinstance(method, GANPretraining):
-        assert isinstance(recipe.model, config.GeneratorModel)
-        generator = build_generator(
-            recipe.model.network, data.shape, data.classes, recipe.training.seed, "model.network.kind"
-        ).to(device)
+        generator = model
+        assert isinstance(generator, Generator)
         prior = generator_prior(generator, KarrasVE())
         return Pretraining(
             generator,
@@ -83,8 +81,6 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
             [Stage("pretrain", recipe.training.steps, _game(method, generator, prior, data, recipe.training.seed))],
             prior,
         )
-    assert not isinstance(recipe.model, config.GeneratorModel)
-    model = build_model(recipe.model, data, recipe.training.seed).to(device)
     if isinstance(model, NetworkDenoiser):
         fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver")
     phase = Phase("model", model, [_alone(method, model, data)], method.optimizer)

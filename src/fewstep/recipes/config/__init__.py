@@ -4,13 +4,9 @@ choice, told apart by ``kind``.
 
 from fewstep.recipes.config.axes import (
     BacktrackedTarget,
-    CopyStudent,
     DDILStates,
     FixedTarget,
     ForwardStates,
-    GeneratorStudent,
-    LowRankStudent,
-    NetworkStudent,
     NotReflected,
     PerBatchStates,
     PriorStates,
@@ -18,13 +14,12 @@ from fewstep.recipes.config.axes import (
     Role,
     RolloutStates,
     StatesChoice,
+    StateSources,
     StaticReflected,
-    StudentChoice,
     TargetChoice,
     UsualStates,
 )
-from fewstep.recipes.config.base import ByName, Kinds, Names, Section, Seed
-from fewstep.recipes.config.data import (
+from fewstep.recipes.config.data_sets import (
     DataChoice,
     DigitsData,
     GivenData,
@@ -35,6 +30,13 @@ from fewstep.recipes.config.data import (
     WavesData,
     WebDatasetData,
 )
+from fewstep.recipes.config.feature_spaces import (
+    ClassifierFeatures,
+    FeaturesChoice,
+    FourierFeatures,
+    GivenFeatures,
+    InceptionFeatures,
+)
 from fewstep.recipes.config.models import (
     ClassifierModel,
     CriticChoice,
@@ -44,26 +46,9 @@ from fewstep.recipes.config.models import (
     NetworkSection,
     ReaderModel,
 )
-from fewstep.recipes.config.run import (
-    ClassifierFeatures,
-    Distributed,
-    Evaluation,
-    FeaturesChoice,
-    FourierFeatures,
-    GivenFeatures,
-    InceptionFeatures,
-    Training,
-)
-from fewstep.recipes.config.teachers import (
-    ConsistencyModelsTeacher,
-    DiffusersTeacher,
-    FileTeacher,
-    NvidiaTeacher,
-    ShippedTeacher,
-    TeacherChoice,
-    UntrainedTeacher,
-)
-from fewstep.recipes.config.values import (
+from fewstep.recipes.config.run import Distributed, Evaluation, Training
+from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
+from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
     DistanceChoice,
     GridName,
@@ -74,6 +59,22 @@ from fewstep.recipes.config.values import (
     SamplerChoice,
     SolverChoice,
     TimesChoice,
+)
+from fewstep.recipes.config.students import (
+    CopyStudent,
+    GeneratorStudent,
+    LowRankStudent,
+    NetworkStudent,
+    StudentChoice,
+)
+from fewstep.recipes.config.teachers import (
+    ConsistencyModelsTeacher,
+    DiffusersTeacher,
+    FileTeacher,
+    NvidiaTeacher,
+    ShippedTeacher,
+    TeacherChoice,
+    UntrainedTeacher,
 )
 
 __all__ = [
@@ -131,6 +132,7 @@ __all__ = [
     "Seed",
     "ShippedTeacher",
     "SolverChoice",
+    "StateSources",
     "StatesChoice",
     "StaticReflected",
     "StudentChoice",

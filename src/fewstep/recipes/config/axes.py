@@ -1,104 +1,29 @@
-"""The axes of a distillation: teacher, student, target, states, thresholds."""
+"""The axes of a distillation beside teacher and student: target, states, thresholds."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import abc
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Protocol
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, model_validator
 
-from fewstep.networks import GeneratorNetwork
-from fewstep.networks.kinds.registry import Kind, kinds
-from fewstep.recipes.config.base import Choice, Kinds, Section, Seed, WeightsPath, fields_of, kind_of_section
-from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, section_of
-from fewstep.recipes.config.values import OptimizerChoice
+from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, Threshold
+from fewstep.recipes.config.section import Kinds, Section
+from fewstep.recipes.config.shared_choices import OptimizerChoice
+from fewstep.states import States
 from fewstep.targets import Recording, Switching
 from fewstep.training import Adam
 from fewstep.values import Costly, Count, Few, Fraction, Later, Positive
 
 
-class CopyStudent(Section):
-    """A copy of the teacher.
-
-    ``first_sigma``: the noise level sigma / alpha at which its samples start.
-    """
-
-    kind: Literal["copy"]
-    first_sigma: Positive = 2.5
-
-
-class LowRankStudent(Section):
-    """The teacher with a low-rank adapter (LoRA), which alone is trained."""
-
-    kind: Literal["lora"]
-    rank: Few = 8
-    scale: Positive = 1.0
-    first_sigma: Positive = 2.5
-    seed: Seed = 0
-
-
-class NetworkStudent(Section):
-    """A denoiser around another network than the teacher's, fed as the teacher is.
-
-    ``start``: a file of such a denoiser, null for random weights of ``seed``.
-    """
-
-    kind: Literal["network"]
-    network: DenoisingChoice
-    start: WeightsPath | None = None
-    first_sigma: Positive = 2.5
-    seed: Seed = 0
-
-
-class GeneratorStudent(NetworkSection):
-    """A generator on latents, which knows no noise levels (App.
-
-    A.2 and E.2): any registered ``GeneratorNetwork``.
-
-    ``seed``: of its weights. ``start``: a file of such a generator, null for random weights; the
-    model of a pretraining by GAN is such a file.
-    """
-
-    if TYPE_CHECKING:
-        # Fields that ``_generator_student`` adds last, after those of the network.
-        seed: int
-        start: str | None
-
-
-@functools.cache
-def _generator_student(kind: Kind) -> type[GeneratorStudent]:
-    more: dict[str, Any] = {"seed": (Seed, 0), "start": (WeightsPath | None, None)}
-    network = section_of(kind)
-    fields = {
-        name: (field.annotation, ... if field.default is dataclasses.MISSING else field.default)
-        for name, field in fields_of(network).items()
-    }
-    made: type[GeneratorStudent] = create_model(
-        f"{kind.cls.__name__}Student", __base__=GeneratorStudent, **fields, **more
-    )  # type: ignore[call-overload]
-    return made
-
-
-class StudentKinds(Choice):
-    """The kinds of students: denoisers, and any registered generator."""
-
-    def options(self, base: Any) -> Mapping[str, type[Any]]:
-        denoisers = {
-            str(kind_of_section(section)): section for section in (CopyStudent, LowRankStudent, NetworkStudent)
-        }
-        return {
-            **denoisers,
-            **{name: _generator_student(kind) for name, kind in kinds(GeneratorNetwork).items() if kind.in_recipes},
-        }
-
-
-StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | GeneratorStudent, StudentKinds()]
-
-
 class FixedTarget(Section):
     kind: Literal["fixed"]
+
+    @property
+    def backtracked(self) -> BacktrackedTarget | None:
+        """The section of a target that walks back a path; None, since this one stays."""
+        return None
 
 
 class BacktrackedTarget(Section):
@@ -110,26 +35,67 @@ class BacktrackedTarget(Section):
     switch: Annotated[Switching, Kinds()]
     optimizer: OptimizerChoice = Adam()
 
+    @property
+    def backtracked(self) -> BacktrackedTarget | None:
+        """The section of a target that walks back a path: this one."""
+        return self
+
 
 TargetChoice = Annotated[FixedTarget | BacktrackedTarget, Field(discriminator="kind")]
 
 
-class UsualStates(Section):
+class StateSources(Protocol):
+    """The states that a method can be trained on in one run, one call a choice."""
+
+    def usual(self) -> States: ...
+
+    def prior(self) -> States: ...
+
+    def forward(self) -> States: ...
+
+    def rollout(self, choice: RolloutStates, /) -> States: ...
+
+    def aggregated(self, choice: DDILStates, /) -> States: ...
+
+    def per_batch(self, choice: PerBatchStates, /) -> States: ...
+
+
+class _States(Section, abc.ABC):
+    @abc.abstractmethod
+    def chosen(self, sources: StateSources) -> States:
+        """Those of the ``sources`` that this section names."""
+
+
+class _Undivided(_States, abc.ABC):
+    first_part: ClassVar[float] = 0.6
+    """The share of the first of two parts of a stage; see ``DDILStates``, whose default it is."""
+
+
+class UsualStates(_Undivided):
     """What the method is trained on in its paper."""
 
     kind: Literal["usual"]
 
+    def chosen(self, sources: StateSources) -> States:
+        return sources.usual()
 
-class PriorStates(Section):
+
+class PriorStates(_Undivided):
     """Pure noise: one-step students."""
 
     kind: Literal["prior"]
 
+    def chosen(self, sources: StateSources) -> States:
+        return sources.prior()
 
-class ForwardStates(Section):
+
+class ForwardStates(_Undivided):
     """Forward diffusion of data, at the student's times."""
 
     kind: Literal["forward"]
+
+    def chosen(self, sources: StateSources) -> States:
+        return sources.forward()
 
 
 Stops = (
@@ -141,14 +107,17 @@ for pure noise, 0.5 for half of the way).
 """
 
 
-class RolloutStates(Section):
+class RolloutStates(_Undivided):
     """The student's own backward trajectory (DMD2's backward simulation)."""
 
     kind: Literal["rollout"]
     stops: Annotated[Stops, Later()] = "all"
 
+    def chosen(self, sources: StateSources) -> States:
+        return sources.rollout(self)
 
-class DDILStates(Section):
+
+class DDILStates(_States):
     """DDIL's aggregated data set (Alg. 2 and 3): ``collected`` of the states come from a bounded
     collection of trajectories in which a transition is the student's with probability ``student``
     (methods whose trajectories are the student's alone do not use it); the rest is forward
@@ -164,13 +133,16 @@ class DDILStates(Section):
     student: Fraction = 0.15
     later_collected: Fraction = 0.5
     later_student: Fraction = 0.8
-    first_part: float = Field(0.6, gt=0, lt=1)
+    first_part: float = Field(_Undivided.first_part, gt=0, lt=1)
     capacity: Annotated[Count, Costly(16)] = 4096
     collect: Annotated[int, Field(ge=1, le=65_536), Costly(4)] = 16
     keep: Literal["reservoir", "ring"] = "ring"
     every: Annotated[Count, Later()] = 1
     of_each: Annotated[Literal["one", "all"], Later()] = "one"
     stops: Annotated[Stops, Later()] = "all"
+
+    def chosen(self, sources: StateSources) -> States:
+        return sources.aggregated(self)
 
     @model_validator(mode="after")
     def _holds_what_it_collects(self) -> DDILStates:
@@ -182,7 +154,7 @@ class DDILStates(Section):
         return self
 
 
-class PerBatchStates(Section):
+class PerBatchStates(_Undivided):
     """DDIL's Algorithm 1 as printed: one source for a whole batch, of data, the teacher's
     trajectory and the student's, with these weights.
     """
@@ -192,6 +164,9 @@ class PerBatchStates(Section):
     teacher: float = Field(0.0, ge=0)
     student: float = Field(0.5, ge=0)
     stops: Annotated[Stops, Later()] = "all"
+
+    def chosen(self, sources: StateSources) -> States:
+        return sources.per_batch(self)
 
     @model_validator(mode="after")
     def _has_a_source(self) -> PerBatchStates:
@@ -210,11 +185,27 @@ StatesChoice = Annotated[
 Role = Literal["teacher", "target", "fake", "student"]
 
 
-class NotReflected(Section):
+class _Reflected(Section, abc.ABC):
+    @abc.abstractmethod
+    def threshold(self, bound: float) -> Threshold | None:
+        """The threshold, at ``bound`` unless the section names one; None for none."""
+
+    @abc.abstractmethod
+    def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
+        """Whose estimates are thresholded, the ``usual`` ones unless the section names them."""
+
+
+class NotReflected(_Reflected):
     kind: Literal["none"]
 
+    def threshold(self, bound: float) -> None:
+        return None
 
-class StaticReflected(Section):
+    def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
+        return ()
+
+
+class StaticReflected(_Reflected):
     """Estimates clamped to [-bound, bound] (the data's range unless given).
 
     ``on``: whose, those that DDIL thresholds for the method unless given.
@@ -224,8 +215,14 @@ class StaticReflected(Section):
     bound: Positive | None = None
     on: list[Role] | None = None
 
+    def threshold(self, bound: float) -> Threshold:
+        return StaticThreshold(bound if self.bound is None else self.bound)
 
-class DynamicReflected(Section):
+    def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
+        return self.on or usual
+
+
+class DynamicReflected(_Reflected):
     """Clamped at each sample's own percentile of absolute values where that is beyond the bound,
     and scaled back (Saharia et al. 2022).
     """
@@ -234,6 +231,12 @@ class DynamicReflected(Section):
     bound: Positive | None = None
     percentile: float = Field(0.995, gt=0, le=1)
     on: list[Role] | None = None
+
+    def threshold(self, bound: float) -> Threshold:
+        return DynamicThreshold(bound if self.bound is None else self.bound, self.percentile)
+
+    def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
+        return self.on or usual
 
 
 ReflectedChoice = Annotated[NotReflected | StaticReflected | DynamicReflected, Field(discriminator="kind")]

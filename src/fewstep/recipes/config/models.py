@@ -12,12 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import create_model
 from torch import nn
 
-from fewstep.networks import Classifier, DenoisingNetwork, GeneratorNetwork, ImageCritic, Reader
-from fewstep.networks.kinds.registry import Kind, kinds
-from fewstep.recipes.config.base import Choice, Kinds, Section
+from fewstep.condition import Condition
+from fewstep.data import Dataset, Described
+from fewstep.denoisers import EDMInputs, Generator, NetworkDenoiser, TimestepInputs
+from fewstep.errors import UserError
+from fewstep.networks import Classifier, DenoisingNetwork, GeneratorNetwork, ImageCritic, Reader, build
+from fewstep.networks.kinds.registry import Kind, arguments_of, kinds
+from fewstep.prediction import Prediction
+from fewstep.recipes.config.section import Choice, Kinds, Section
 from fewstep.schedule import Schedule
 from fewstep.values import Positive
 
@@ -75,6 +81,54 @@ GeneratorChoice = Annotated[NetworkSection, NetworkOf(GeneratorNetwork)]
 CriticChoice = Annotated[NetworkSection, NetworkOf(ImageCritic, "image-critic")]
 
 
+def build_network(choice: NetworkSection, seed: int, **given: Any) -> nn.Module:
+    """A fresh network, its initial weights a function of ``seed``; ``given``: ``classes`` or what
+    else whoever builds it gives.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(choice.description(**given))
+
+
+def check_takes(choice: NetworkSection, key: str, shape: tuple[int, ...], classes: int) -> None:
+    """Raises ``UserError``, naming the recipe's ``key``, for a denoising network that does not make
+    samples of ``shape`` from such; tried where it costs nothing, on the meta device.
+    """
+    with torch.device("meta"):
+        network = build(choice.description(classes=classes))
+        x, condition = torch.zeros(1, *shape), Condition(labels=torch.zeros(1, classes) if classes else None)
+        try:
+            emitted = tuple(network(x, torch.zeros(1), condition).shape[1:])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"'{key}: {choice.kind}' does not take samples of shape {shape} ({reason}); change its "
+                "sizes or its kind, or the data's."
+            ) from error
+    if emitted != shape:
+        raise UserError(
+            f"'{key}: {choice.kind}' makes samples of shape {emitted} from samples of shape {shape}; change "
+            "its sizes or its kind, or the data's."
+        )
+
+
+def build_generator(choice: NetworkSection, shape: tuple[int, ...], classes: int, seed: int, key: str) -> Generator:
+    """A fresh generator of samples of ``shape``, its weights a function of ``seed``.
+
+    Raises ``UserError``, naming the recipe's ``key``, for a shape that this kind does not make.
+    """
+    cls = kinds(GeneratorNetwork)[choice.kind].cls
+    assert issubclass(cls, GeneratorNetwork)
+    try:
+        sizes = cls.sizes_for(shape)
+    except UserError as error:
+        raise UserError(f"'{key}: {choice.kind}' {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(choice.description(**sizes, classes=classes))
+    return Generator(network, (arguments_of(network)["latent"],), shape, classes)
+
+
 class PredictionChoice(Section):
     kind: Literal["x0", "eps", "score", "v", "velocity", "edm"] = "edm"
 
@@ -86,6 +140,27 @@ class DenoiserModel(Section):
     prediction: PredictionChoice = PredictionChoice()
     sigma_data: Positive = 0.5
 
+    def build(self, data: Dataset, seed: int) -> NetworkDenoiser:
+        """A fresh denoiser of the data's shape and classes, its weights a function of ``seed``."""
+        return self.denoiser(data.shape, data.classes, seed)
+
+    def denoiser(self, shape: tuple[int, ...], classes: int, seed: int) -> NetworkDenoiser:
+        """A fresh denoiser of samples of ``shape``.
+
+        Raises ``UserError`` for a network that does not take them.
+        """
+        check_takes(self.network, "model.network.kind", shape, classes)
+        return self.around(build_network(self.network, seed, classes=classes), shape, classes)
+
+    def around(self, network: nn.Module, shape: tuple[int, ...], classes: int) -> NetworkDenoiser:
+        """The denoiser that this section makes of its network."""
+        edm = {"sigma_data": self.sigma_data} if self.prediction.kind == "edm" else {}
+        prediction = Prediction.from_description({"kind": self.prediction.kind, **edm})
+        # EDM's inputs need a finite sigma / alpha, which a flow does not have at t = 1.
+        finite = float(self.schedule.alpha(self.schedule.t_max)) > 0
+        inputs = EDMInputs(self.sigma_data) if finite else TimestepInputs(offset=0.0)
+        return NetworkDenoiser(network, self.schedule, prediction, inputs, shape, classes)
+
 
 class GeneratorModel(Section):
     """A generator on latents, which knows no noise levels."""
@@ -93,10 +168,18 @@ class GeneratorModel(Section):
     kind: Literal["generator"]
     network: GeneratorChoice
 
+    def build(self, data: Dataset, seed: int) -> Generator:
+        """A fresh generator of the data's shape and classes, its weights a function of ``seed``."""
+        return build_generator(self.network, data.shape, data.classes, seed, "model.network.kind")
+
 
 class ClassifierModel(Section):
     kind: Literal["classifier"]
     network: ClassifierChoice
+
+    def build(self, data: Dataset, seed: int) -> nn.Module:
+        """A fresh classifier of the data's classes, its weights a function of ``seed``."""
+        return build_network(self.network, seed, classes=data.classes)
 
 
 class ReaderModel(Section):
@@ -104,3 +187,15 @@ class ReaderModel(Section):
 
     kind: Literal["reader"]
     network: ReaderChoice
+
+    def build(self, data: Dataset, seed: int) -> nn.Module:
+        """A fresh reader of the data's attributes, its weights a function of ``seed``.
+
+        Raises ``UserError`` for data without attributes.
+        """
+        if not isinstance(data, Described):
+            raise UserError(
+                "'model.kind: reader' learns the attributes of samples, which this data has not; set "
+                "'data.kind: scenes', or train a classifier."
+            )
+        return build_network(self.network, seed, attributes=dict(data.values))

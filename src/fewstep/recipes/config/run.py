@@ -8,9 +8,10 @@ from pydantic import Field
 
 from fewstep.denoisers import HalfLife
 from fewstep.denoisers.average import Decay
-from fewstep.recipes.config.base import Kinds, Names, Section, Seed, WeightsPath
-from fewstep.recipes.config.values import SamplerChoice
-from fewstep.values import Count, Few, Positive
+from fewstep.recipes.config.feature_spaces import FeaturesChoice
+from fewstep.recipes.config.section import Kinds, Section, Seed
+from fewstep.recipes.config.shared_choices import SamplerChoice
+from fewstep.values import Count, Few
 
 
 class Training(Section):
@@ -49,49 +50,6 @@ class Distributed(Section):
     mode: Literal["ddp", "fsdp"] = "ddp"
     replicas: Few = 1
     checkpoints: Literal["file", "shards", "background"] | None = None
-
-
-class DigitFeatures(Section):
-    kind: Annotated[Literal["digits-features"], Names("shipped")]
-
-
-class FourierFeatures(Section):
-    kind: Literal["fourier"]
-    count: int = Field(64, ge=1, le=65_536)
-    bandwidth: Positive = 1.0
-    seed: Seed = 0
-
-
-class ClassifierFeatures(Section):
-    """``path``: a network file that ``fewstep pretrain`` wrote for a classifier or a reader; its
-    last hidden layer is the space. A classifier judges classes.
-    """
-
-    kind: Literal["classifier"]
-    path: WeightsPath
-
-
-class InceptionFeatures(Section):
-    """Inception's 2,048 features, in which published distances are; needs the ``metrics`` extra.
-
-    ``weights``: torch-fidelity's file, downloaded once unless given.
-    """
-
-    kind: Literal["inception"]
-    weights: WeightsPath | None = None
-
-
-class GivenFeatures(Section):
-    """A feature space of the caller's own, by its name (``recipes.given``)."""
-
-    kind: Literal["given"]
-    name: str = Field(min_length=1)
-
-
-FeaturesChoice = Annotated[
-    DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures | GivenFeatures,
-    Field(discriminator="kind"),
-]
 
 
 class Evaluation(Section):

@@ -1,23 +1,94 @@
-"""Teachers a recipe may name: shipped, made by ``fewstep pretrain``, or published by others."""
+"""Teachers a recipe may name: shipped, made by ``fewstep pretrain``, or published by others; each
+makes its own frozen denoiser.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, field_validator
 
+from fewstep.data import Dataset
 from fewstep.data.archive import MOST_CLASSES
+from fewstep.denoisers import EDMInputs, NetworkDenoiser, freeze, load_model
+from fewstep.errors import UserError
+from fewstep.networks import build
 from fewstep.networks.edm import SETTINGS
-from fewstep.recipes.config.base import Names, Section, Seed, WeightsPath
+from fewstep.prediction import EDM
 from fewstep.recipes.config.models import DenoiserModel
+from fewstep.recipes.config.section import Names, Section, Seed, WeightsPath, kind_of_section
+from fewstep.schedule import KarrasVE
+from fewstep.system.files import read_tensors
+from fewstep.system.locations import absolute
+from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
+from fewstep.zoo.shipped import SHIPPED_RANGES
+
+SIGMA_DATA = 0.5
+"""Of every published EDM network."""
 
 
-class ShippedTeacher(Section):
+class _Teacher(Section, abc.ABC):
+    is_small: ClassVar[bool] = False
+    """Whether its network is as small as a rehearsal wants it."""
+    last_may_be_none: ClassVar[bool] = False
+    """Whether its last class may be meant as "no class"."""
+
+    @abc.abstractmethod
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        """The frozen denoiser; ``data`` gives shape and classes to one that has none of its own."""
+
+    def sketch(self) -> NetworkDenoiser | None:
+        """The same on the meta device, where the section says enough for it; None for others."""
+        return None
+
+    @property
+    def published(self) -> Mapping[str, Any] | None:
+        """The description of a published network, by its name; None for others."""
+        return None
+
+    @property
+    def random_model(self) -> DenoiserModel | None:
+        """The model of a network with random weights; None for others."""
+        return None
+
+    @property
+    def maker(self) -> str | None:
+        """The recipe that makes its file, where that is not there; None for others."""
+        return None
+
+    def sample_range(self) -> tuple[float, float]:
+        """The range of its samples, for those that are no images.
+
+        Raises ``UserError`` where nothing says it.
+        """
+        raise UserError(
+            f"'teacher.kind: {kind_of_section(type(self))}' does not say in which range its samples are, and "
+            "the recipe has no 'data' section; add one."
+        )
+
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what was chosen among its files, and on what of them is left out."""
+        return ()
+
+
+class ShippedTeacher(_Teacher):
+    is_small: ClassVar[bool] = True
+
     kind: Literal["shipped"]
     name: Annotated[Literal["digits", "mixture2d"], Names("shipped")]
 
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        return shipped_denoiser(self.name)
 
-class FileTeacher(Section):
+    def sample_range(self) -> tuple[float, float]:
+        return SHIPPED_RANGES[self.name]
+
+
+class FileTeacher(_Teacher):
     """A model file that ``fewstep pretrain`` wrote; ``recipe``: the one that makes it, so that a
     run can be planned without the file.
     """
@@ -26,8 +97,42 @@ class FileTeacher(Section):
     path: WeightsPath
     recipe: Annotated[str, Names("recipe")] | None = None
 
+    @property
+    def maker(self) -> str | None:
+        return None if Path(absolute(self.path)).is_file() else self.recipe
 
-class UntrainedTeacher(Section):
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        path = Path(absolute(self.path))
+        if self.maker is not None:
+            raise UserError(
+                f"{path}: there is no such file; make it by 'fewstep pretrain {self.recipe}', or correct "
+                "'teacher.path'."
+            )
+        loaded, _ = load_model(path)
+        if not isinstance(loaded, NetworkDenoiser):
+            raise UserError(
+                f"{self.path}: holds a {type(loaded).__name__.lower()}; a teacher must be a denoiser around one "
+                "network."
+            )
+        return freeze(loaded)
+
+    def sample_range(self) -> tuple[float, float]:
+        if not Path(self.path).is_file():
+            return super().sample_range()
+        stated = read_tensors(Path(self.path))[1].get("range")
+        if (
+            isinstance(stated, list)
+            and len(stated) == 2
+            and all(isinstance(value, int | float) for value in stated)
+            and stated[0] < stated[1]
+        ):
+            return float(stated[0]), float(stated[1])
+        raise UserError(
+            f"{self.path}: does not say in which range its samples are, and the recipe has no 'data' section; add one."
+        )
+
+
+class UntrainedTeacher(_Teacher):
     """A network with random weights, a function of ``seed``: for rehearsals and for counting what a
     run takes.
     """
@@ -36,8 +141,17 @@ class UntrainedTeacher(Section):
     model: DenoiserModel
     seed: Seed = 0
 
+    @property
+    def random_model(self) -> DenoiserModel | None:
+        return self.model
 
-class _Published(Section):
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        if data is None:
+            raise shapeless()
+        return freeze(self.model.denoiser(data.shape, data.classes, self.seed))
+
+
+class _Published(_Teacher, abc.ABC):
     """``path``: a file, or an https address to be kept in the cache folder, whose content must have
     the SHA-256 ``sha256`` if one is given. ``network``: which of the published networks it holds,
     and ``classes`` how many classes it knows: so that a run can be planned without the file, which
@@ -63,11 +177,42 @@ class _Published(Section):
         """What ``networks.kinds.build`` makes the network of."""
         return {**SETTINGS[self.network], "classes": self.classes}
 
+    @property
+    def published(self) -> Mapping[str, Any] | None:
+        return self.description
+
+    def sketch(self) -> NetworkDenoiser | None:
+        with torch.device("meta"):
+            network = build(self.description)
+        side = self.description["img_resolution"]
+        return freeze(
+            NetworkDenoiser(network, KarrasVE(), EDM(SIGMA_DATA), EDMInputs(SIGMA_DATA), (3, side, side), self.classes)
+        )
+
 
 class NvidiaTeacher(_Published):
     """A network of NVIDIA's EDM release (Karras et al. 2022), a ``.pkl``."""
 
     kind: Literal["nvidia"]
+
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        teacher = nvidia.load(self.path, sha256=self.sha256)
+        self._check(teacher)
+        return teacher
+
+    def _check(self, teacher: NetworkDenoiser) -> None:
+        """A file that holds another network than the recipe says would make its plan wrong."""
+        with torch.device("meta"):
+            expected = {name: value.shape for name, value in build(self.description).state_dict().items()}
+        found = {name: value.shape for name, value in teacher.network.state_dict().items()}
+        different = next(
+            (name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)), None
+        )
+        if different is not None:
+            raise UserError(
+                f"{self.path}: is not the network '{self.network}' with {self.classes} classes "
+                f"('{different}' differs); set 'teacher.network' and 'teacher.classes' to what the file holds."
+            )
 
 
 class ConsistencyModelsTeacher(_Published):
@@ -75,8 +220,13 @@ class ConsistencyModelsTeacher(_Published):
 
     kind: Literal["consistency-models"]
 
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        # A state dict tells nothing of its network: it is read as the one that the recipe names,
+        # strictly.
+        return consistency_models.load_as(self.path, self.description, EDM(SIGMA_DATA), self.sha256)
 
-class DiffusersTeacher(Section):
+
+class DiffusersTeacher(_Teacher):
     """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub
     at a ``revision``.
 
@@ -86,6 +236,8 @@ class DiffusersTeacher(Section):
     embedding that of "no class".
     """
 
+    last_may_be_none: ClassVar[bool] = True
+
     kind: Literal["diffusers"]
     path: Annotated[str, Names("weights", hub="models")]
     revision: str | None = None
@@ -93,8 +245,22 @@ class DiffusersTeacher(Section):
     subfolder: str | None = Field(None, pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     classes: int | None = Field(None, ge=1, le=MOST_CLASSES)
 
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        return diffusers_models.load(self.path, self.revision, self.variant, self.subfolder, self.classes)
+
+    def remarks(self) -> tuple[str, ...]:
+        return diffusers_models.remarks_of(self.path, self.revision, self.variant, self.subfolder, self.classes)
+
 
 TeacherChoice = Annotated[
     ShippedTeacher | FileTeacher | UntrainedTeacher | NvidiaTeacher | ConsistencyModelsTeacher | DiffusersTeacher,
     Field(discriminator="kind"),
 ]
+
+
+def shapeless() -> UserError:
+    """The error of an untrained teacher in a recipe without data."""
+    return UserError(
+        "'teacher.kind: untrained' takes its shape and classes from data, and the recipe has no 'data' "
+        "section; add one, or use another teacher."
+    )

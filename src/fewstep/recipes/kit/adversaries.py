@@ -26,9 +26,9 @@ from fewstep.objectives.games.adversarial import (
     View,
 )
 from fewstep.recipes import config
-from fewstep.recipes.kit.axes import forward_states
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.methods.base import trained
+from fewstep.recipes.kit.state_sources import forward_states
+from fewstep.recipes.methods.method import trained
 from fewstep.states import States
 from fewstep.times import LogNormalTimes
 from fewstep.training import Adam, Phase, Term
@@ -66,7 +66,7 @@ class TeacherTrunk(_Adversary):
     optimizer: config.OptimizerChoice = Adam()
 
 
-class ClassifierFeatures(_Adversary):
+class ClassifierTrunk(_Adversary):
     """Heads on the layers of the frozen classifier of digits, in a phase of their own, on clean
     samples (projected GAN). The Frechet distance is measured in that network's features: a student
     trained so looks better there than it is.
@@ -76,7 +76,7 @@ class ClassifierFeatures(_Adversary):
     optimizer: config.OptimizerChoice = Adam()
 
 
-AdversarialChoice = Annotated[FakeTrunk | TeacherTrunk | ClassifierFeatures, Field(discriminator="kind")]
+AdversarialChoice = Annotated[FakeTrunk | TeacherTrunk | ClassifierTrunk, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
     classes = context.original.classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.training.seed)
-        if isinstance(choice, ClassifierFeatures):
+        if isinstance(choice, ClassifierTrunk):
             if context.space.shape != (1, 8, 8):
                 raise UserError(
                     "'method.adversarial.kind: classifier-features' reads 8x8 digits; use 'teacher-trunk' "

@@ -71,10 +71,10 @@ def build_target(
     node into ``start``, the fake score, unless that is None. ``learned``: whether the method has a
     learned fake score.
     """
-    choice, steps = context.target, context.training.steps
-    if isinstance(choice, config.FixedTarget):
+    choice, steps = context.target.backtracked, context.training.steps
+    if choice is None:
         return TargetParts(Fixed(context.teacher), [], [], steps, None, None)
-    check_switch(choice, learned)
+    check_switch(context.target, learned)
     path = DegradationPath(
         context.folder / "path",
         context.original,
@@ -130,12 +130,13 @@ def walk_of(choice: config.TargetChoice, student_every: int) -> Walk | None:
     ``student_every``: the steps of the run for one update of the student, in which switches are
     counted.
     """
-    if isinstance(choice, config.FixedTarget) or choice.nodes == 1:
+    target = choice.backtracked
+    if target is None or target.nodes == 1:
         return None
-    planned = choice.nodes - 1
-    record = choice.record.bounds(planned)
-    fewest, most = choice.switch.updates(choice.nodes - 2)
-    if choice.record.measures:
+    planned = target.nodes - 1
+    record = target.record.bounds(planned)
+    fewest, most = target.switch.updates(target.nodes - 2)
+    if target.record.measures:
         # A path that is measured may end at its first node, after which the target is the teacher.
         return Walk(record, (0, student_every * sum(most)), 0.0)
     rounding = planned * _unrounded(record[0] // planned) + student_every * sum(map(_unrounded, fewest))
@@ -146,7 +147,7 @@ def check_switch(choice: config.TargetChoice, learned: bool) -> None:
     """Raises ``UserError`` for a switch rule that watches a learned fake score, of a method without
     such a score.
     """
-    if not learned and isinstance(choice, config.BacktrackedTarget) and choice.switch.measures:
+    if not learned and _measures_switches(choice):
         raise UserError(
             "'target.switch.kind: plateau' watches the gap between the target and a fake score that is "
             "learned, which this method has not; use 'target.switch.kind: every'."
@@ -179,9 +180,9 @@ def open_end(choice: config.TargetChoice, student_every: int, steps: int) -> str
     steps reaches the teacher; nothing where it surely does in these steps.
     """
     walk = walk_of(choice, student_every)
-    if walk is None or walk.most <= steps or isinstance(choice, config.FixedTarget):
+    if walk is None or walk.most <= steps:
         return ""
-    if choice.switch.measures:
+    if _measures_switches(choice):
         return (
             "the run may end before its target is the teacher: recording and walking back the path take "
             f"{walk.least:,} to {walk.most:,} of its steps, by what is measured."
@@ -222,10 +223,16 @@ class Reach(Check):
 
 def reach_check(choice: config.TargetChoice, student_every: int, steps: int, target: Backtracked | None) -> list[Check]:
     """The check of a target whose switches are measured; others reach the teacher by themselves."""
-    if target is None or isinstance(choice, config.FixedTarget) or not choice.switch.measures:
+    section = choice.backtracked
+    if target is None or section is None or not section.switch.measures:
         return []
-    (least,), _ = choice.switch.updates(1)
+    (least,), _ = section.switch.updates(1)
     return [Reach(target, least, student_every, steps)]
+
+
+def _measures_switches(choice: config.TargetChoice) -> bool:
+    """Whether the target moves by what is measured."""
+    return choice.backtracked is not None and choice.backtracked.switch.measures
 
 
 def _unrounded(share: int) -> float:

@@ -21,7 +21,7 @@ from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 
 if TYPE_CHECKING:
-    from fewstep.recipes.methods.base import Method
+    from fewstep.recipes.methods.method import Method
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from fewstep.recipes.config.base import Choice, kind_of_section
-from fewstep.recipes.methods.adversarial import AdversarialDiffusionMethod
-from fewstep.recipes.methods.base import Built, Method, Traits
+from fewstep.recipes.config.section import Choice, kind_of_section
+from fewstep.recipes.methods.adversarial_diffusion import AdversarialDiffusionMethod
 from fewstep.recipes.methods.consistency import ConsistencyMethod
-from fewstep.recipes.methods.continuous import ContinuousMethod
+from fewstep.recipes.methods.continuous_consistency import ContinuousMethod
+from fewstep.recipes.methods.distribution_matching import DistributionMatchingMethod
 from fewstep.recipes.methods.f_distill import FDistillMethod
-from fewstep.recipes.methods.flow import RectifiedFlowMethod
-from fewstep.recipes.methods.identity import IdentityMethod
 from fewstep.recipes.methods.knowledge import KnowledgeMethod
-from fewstep.recipes.methods.matching import DistributionMatchingMethod
+from fewstep.recipes.methods.method import Built, Method, Traits
 from fewstep.recipes.methods.progressive import ProgressiveMethod
+from fewstep.recipes.methods.rectified_flow import RectifiedFlowMethod
+from fewstep.recipes.methods.sid import IdentityMethod
 from fewstep.recipes.methods.trajectory import TrajectoryMethod
 
 

@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 
 from fewstep.denoisers import Averaged, Boundary, Denoiser, Guided, HalfLife, NetworkDenoiser, grown_denoiser
 from fewstep.objectives import ConsistencyDistillation, Ladder
-from fewstep.recipes.kit.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.methods.base import Built, Example, GridMethod, Traits, student_phase
+from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.methods.method import Built, Example, GridMethod, Traits, student_phase
 from fewstep.recipes.methods.progressive import GuidanceRange
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance

@@ -12,8 +12,8 @@ from pydantic import Field
 from fewstep.objectives import DistributionMatching, Divergence, DMDWeight, JensenShannon, RatioWeight
 from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import FakeTrunk, TeacherTrunk
-from fewstep.recipes.kit.scores import Followed, FollowsScores, LearnedFake, several_steps
-from fewstep.recipes.methods.base import Example, Traits
+from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, several_steps
+from fewstep.recipes.methods.method import Example, Traits
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
 from fewstep.values import Few

@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 from fewstep.objectives import EndpointRegression, SquaredL2
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import fitting_grid
-from fewstep.recipes.kit.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import drawn, planned
-from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
+from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.methods.method import Built, Example, Method, Traits, student_phase
 from fewstep.solvers import HEUN, Solver
 from fewstep.states import Pairs
 from fewstep.training import Stage, Term

@@ -14,13 +14,13 @@ from pydantic import Field, model_validator
 from fewstep.denoisers import Denoiser, Guided, NetworkDenoiser, copy_of, freeze, grown_denoiser
 from fewstep.objectives import Imitation, ProgressiveDistillation
 from fewstep.objectives.scores.score_matching import DenoisingWeight
-from fewstep.objectives.trajectories.progressive import SNRPlusOne, TruncatedSNR
+from fewstep.objectives.trajectories.progressive_distillation import SNRPlusOne, TruncatedSNR
 from fewstep.prediction import Prediction
 from fewstep.recipes import config
-from fewstep.recipes.kit.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import divided, extended, planned
-from fewstep.recipes.methods.base import Built, Example, Method, Traits, student_phase
+from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.methods.method import Built, Example, Method, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
@@ -162,15 +162,15 @@ class ProgressiveMethod(Method):
                 if first
                 else [Copy(context.average.average, slot), Copy(context.average.average, context.student.model)]
             )
-            effective_traits = teacher if first else context.reflected(slot, "teacher")
-            stages += self._round(context, effective_traits, steps, divided(length, split), begin)
+            its_teacher = teacher if first else context.reflected(slot, "teacher")
+            stages += self._round(context, its_teacher, steps, divided(length, split), begin)
         return Built(extended(stages, context.training))
 
     def _parts(self, context: Context, rounds: int) -> list[list[float]]:
         """The lengths of each round's parts, in proportion."""
         if self.rounds is not None:
             return self.rounds
-        first = context.states.first_part if isinstance(context.states, config.DDILStates) else 0.6
+        first = context.states.first_part
         return [[first, 1 - first] if self.parts == 2 else [1.0]] * rounds
 
     def _halved(self) -> Iterator[int]:

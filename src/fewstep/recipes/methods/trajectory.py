@@ -14,9 +14,9 @@ from fewstep.networks import DenoisingNetwork
 from fewstep.objectives import Balanced, Denoising, EDMWeight, InverseConsistency, Objective, SoftConsistency
 from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import AdversarialChoice, build_adversary
-from fewstep.recipes.kit.axes import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.kit.context import Context
-from fewstep.recipes.methods.base import Built, Example, GridMethod, Traits, student_phase
+from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.methods.method import Built, Example, GridMethod, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import ForwardDiffusion
 from fewstep.targets import Fixed

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.recipes.config.base import SectionField, fields_of, is_section, kind_of_section, replaced, saved
-from fewstep.recipes.reading.yaml_text import parsed
+from fewstep.recipes.config.section import SectionField, fields_of, is_section, kind_of_section, replaced, saved
+from fewstep.recipes.reading.yaml_text import DEEPEST, parsed
 from fewstep.recipes.recipe import TASKS, DistillRecipe, PretrainRecipe, Recipe
 from fewstep.values import Share
 
@@ -22,6 +22,11 @@ def read_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: must be of the form section.key=value, for example --set training.steps=40.")
+    if key.count(".") >= DEEPEST:
+        raise UserError(
+            f"--set {text:.40}...: the key names sections more than {DEEPEST} deep, and no recipe has so many; "
+            "shorten it."
+        )
     try:
         return key, parsed(value)
     except ValueError as error:

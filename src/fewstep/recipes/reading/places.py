@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from fewstep.recipes.config import Names, WebDatasetData
-from fewstep.recipes.config.base import fields_of, is_section
+from fewstep.recipes.config.section import fields_of, is_section
 from fewstep.system.locations import absolute, is_address, is_hub_id
 
 AnySection = TypeVar("AnySection", bound=BaseModel)
@@ -43,11 +43,13 @@ def named_in(section: BaseModel, prefix: str = "") -> Iterator[Named]:
                 yield Named(key, value, mark, section)
 
 
-def renamed(section: AnySection, value_of: Callable[[Named], str | None], prefix: str = "") -> AnySection:
+def with_names(section: AnySection, value_of: Callable[[Named], str | None], prefix: str = "") -> AnySection:
     """The section with the values that ``value_of`` gives to what it names."""
     inner = {name: getattr(section, name) for name in type(section).model_fields}
     sections = {name: value for name, value in inner.items() if isinstance(value, BaseModel)}
-    changed: dict[str, Any] = {name: renamed(value, value_of, f"{prefix}{name}.") for name, value in sections.items()}
+    changed: dict[str, Any] = {
+        name: with_names(value, value_of, f"{prefix}{name}.") for name, value in sections.items()
+    }
     for named in named_in(section, prefix):
         if named.owner is section:
             changed[named.key.removeprefix(prefix)] = value_of(named)
@@ -65,7 +67,7 @@ def anchored(recipe: AnySection, sections: Collection[str] | None = None) -> Any
         chosen = sections is None or named.key.partition(".")[0] in sections
         return _placed(named) if chosen else named.value
 
-    return renamed(recipe, value_of)
+    return with_names(recipe, value_of)
 
 
 def _placed(named: Named) -> str | None:
@@ -86,7 +88,7 @@ def without_folders(section: AnySection) -> AnySection:
     """The section with the last part of each path alone, for files that are passed on to other
     machines.
     """
-    return renamed(
+    return with_names(
         section, lambda named: Path(named.value).name if named.value and os.path.isabs(named.value) else named.value
     )
 

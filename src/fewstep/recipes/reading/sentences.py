@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fewstep.recipes.config.base import SectionField, fields_of, kind_of_section
+from fewstep.recipes.config.section import SectionField, fields_of, kind_of_section
 
 
 def sentence_of(
@@ -60,7 +60,7 @@ def sentence_of(
     if kind in sentences:
         return f"{source}: {sentences[kind]()}"
     message = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{source}: '{dotted}' is {shown(_given_at(values, keys, problem['input']))}: {message}."
+    return f"{source}: '{dotted}' is {shown_value(_given_at(values, keys, problem['input']))}: {message}."
 
 
 def _given_at(values: Any, keys: Sequence[str], otherwise: Any) -> Any:
@@ -84,7 +84,7 @@ class _Short(reprlib.Repr):
         return repr(value) if abs(value) < 10**40 else f"a whole number of {value.bit_length()} bits"
 
 
-def shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     return _Short().repr(value)
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fewstep.errors import UserError
 from fewstep.recipes.reading.overrides import assign, read_override, scaled, spell_out
 from fewstep.recipes.reading.places import anchored, is_recipe_file
-from fewstep.recipes.reading.sentences import sentence_of, shown
+from fewstep.recipes.reading.sentences import sentence_of, shown_value
 from fewstep.recipes.reading.yaml_text import MAX_BYTES, parsed
 from fewstep.recipes.recipe import TASKS, Recipe
 from fewstep.system.locations import absolute
@@ -73,14 +73,14 @@ def validate(values: Any, where: str, given: Mapping[str, Any] | None = None) ->
         raise UserError(f"{where}: a recipe is a mapping of sections, got {type(values).__name__}.")
     task = values.get("task")
     if not isinstance(task, str) or task not in TASKS:
-        raise UserError(f"{where}: 'task' must be one of {', '.join(TASKS)}, got {shown(task)}.")
+        raise UserError(f"{where}: 'task' must be one of {', '.join(TASKS)}, got {shown_value(task)}.")
     try:
         return TASKS[task].of(values)
     except ValidationError as error:
         raise UserError(sentence_of(error, TASKS[task], where, given or {}, values)) from error
 
 
-def with_steps(recipe: Recipe, steps: int) -> Recipe:
+def scaled_to_steps(recipe: Recipe, steps: int) -> Recipe:
     """The recipe for ``steps`` steps, the shares of its stages and nodes in their proportions."""
     longer = scaled(recipe, steps / recipe.training.steps, set())
     return longer.model_copy(update={"training": longer.training.model_copy(update={"steps": steps})})

@@ -62,7 +62,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|T
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)|[-+]?([0-9]*\.[0-9]+|[0-9]+\.[0-9]*)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)|"
+        r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.[0-9]*)|"
+        r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     ),
     list("-+0123456789."),
 )

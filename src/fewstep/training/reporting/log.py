@@ -35,7 +35,7 @@ class Log:
         """
 
         def check() -> None:
-            if not holds_no_step(self.path):
+            if not _holds_no_step(self.path):
                 raise UserError(
                     f"{self.path}: is the log of a run already, or somebody's own; go on with the run "
                     "(resume), or choose another folder."
@@ -86,7 +86,7 @@ class Log:
         self.lines += 1
 
 
-def holds_no_step(path: Path) -> bool:
+def _holds_no_step(path: Path) -> bool:
     """Whether a log is absent, empty, or has nothing but what was measured before the first
     step.
     """

@@ -257,12 +257,12 @@ def check_values(path: Path, first: int = 0, every: int = 1) -> None:
 
 def _opened(path: Path) -> tuple[Checkpoint | None, str]:
     try:
-        return open_checkpoint(path), ""
+        return _open_checkpoint(path), ""
     except UserError as error:
         return None, str(error)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def _open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a file or a folder, its checksums compared; raises ``UserError`` when it is
     not whole.
     """

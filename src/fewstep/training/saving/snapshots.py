@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.networks.kinds.store import load_strictly
+from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.random import GENERATOR
 from fewstep.resumable import Resumable
 from fewstep.system import distributed
@@ -19,7 +19,7 @@ from fewstep.training.phase import Stage, build_optimizers
 from fewstep.training.reporting.divergence import WayBack
 from fewstep.training.reporting.journal import Journal
 from fewstep.training.saving.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from fewstep.training.saving.origins import check_origins
+from fewstep.training.saving.origin_checks import check_origins
 from fewstep.training.saving.saver import Saver
 from fewstep.training.settings import Progress, Settings
 
@@ -27,7 +27,7 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CheckpointContent:
     """What a checkpoint is of: the ``stages``, the ``networks`` that they write, what the
     ``stateful`` remember, and the ``journal``.
     """
@@ -51,7 +51,7 @@ class Snapshots:
     all methods.
     """
 
-    def __init__(self, kept: Kept, saver: Saver, settings: Settings, say: Callable[[str], None]):
+    def __init__(self, kept: CheckpointContent, saver: Saver, settings: Settings, say: Callable[[str], None]):
         self.way_back = WayBack(saver)
         self._kept = kept
         self._saver = saver

@@ -38,7 +38,7 @@ class Name:
 
 
 @dataclass(eq=False)
-class Record:
+class ForeignObject:
     """What is left of an object: its class' name, the arguments it was made from, and its state,
     None until the file gives it.
     """
@@ -48,7 +48,7 @@ class Record:
     state: Any = None
 
 
-def shown(value: object) -> str:
+def shown_foreign(value: object) -> str:
     """A foreign value for an error's sentence: short, and in printable ASCII."""
     text = ascii(value) if isinstance(value, str | int | float) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:60]}..."
@@ -83,7 +83,7 @@ class Machine:
                     )
                 _HANDLERS[name](self, argument)
         except ValueError as error:
-            raise UserError(f"is no whole pickle ({shown(str(error))}); it may have been cut short.") from error
+            raise UserError(f"is no whole pickle ({shown_foreign(str(error))}); it may have been cut short.") from error
         if len(self._stack) != 1 or self._marks:
             raise UserError(
                 f"is a malformed pickle: it leaves {len(self._stack)} values and {len(self._marks)} open "
@@ -166,7 +166,7 @@ class Machine:
         text = f"{module}.{attribute}"
         if text not in self._builders:
             raise UserError(
-                f"names {shown(text)}, which no network needs; nothing of it was run; get the file from its "
+                f"names {shown_foreign(text)}, which no network needs; nothing of it was run; get the file from its "
                 "source again."
             )
         self._stack.append(Name(text))
@@ -186,14 +186,12 @@ class Machine:
     def _build(self, _: Any) -> None:
         state = self._pop()
         target = self._pop()
-        if not isinstance(target, Record):
-            raise UserError(
-                "sets the state of "
-                f"{f'the name {shown(target.text)}' if isinstance(target, Name) else f'a {type(target).__name__}'}, "
-                "which has none."
-            )
+        if not isinstance(target, ForeignObject):
+            is_name = isinstance(target, Name)
+            what = f"the name {shown_foreign(target.text)}" if is_name else f"a {type(target).__name__}"
+            raise UserError(f"sets the state of {what}, which has none.")
         if target.state is not None:
-            raise UserError(f"sets the state of a {shown(target.name)} twice.")
+            raise UserError(f"sets the state of a {shown_foreign(target.name)} twice.")
         target.state = state
         self._stack.append(target)
 
@@ -253,13 +251,13 @@ def _check_levels(value: Any) -> None:
     for _ in range(LEVELS):
         below: list[Any] = []
         for item in level:
-            if isinstance(item, list | tuple | dict | Record) and id(item) not in seen:
+            if isinstance(item, list | tuple | dict | ForeignObject) and id(item) not in seen:
                 seen[id(item)] = item
                 below.extend(
                     item.values()
                     if isinstance(item, dict)
                     else (item.state, *item.arguments)
-                    if isinstance(item, Record)
+                    if isinstance(item, ForeignObject)
                     else item
                 )
         if not below:

@@ -3,9 +3,9 @@ imported or called.
 
 Such a pickle holds, for each module, the source text of its class, to be executed on loading
 (``torch_utils.persistence``), and the module's state. Here the source is dropped and the state
-kept: a ``Record`` with the class' name and a dictionary of what the module's attributes were, in
-which ``_parameters``, ``_buffers`` and ``_modules`` are those of ``torch.nn.Module``. What the
-names mean is the caller's business (``nvidia``). The table below is all that a file may name.
+kept: a ``ForeignObject`` with the class' name and a dictionary of what the module's attributes
+were, in which ``_parameters``, ``_buffers`` and ``_modules`` are those of ``torch.nn.Module``. What
+the names mean is the caller's business (``nvidia``). The table below is all that a file may name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fewstep.errors import UserError
-from fewstep.zoo.nvidia.machine import Builder, Machine, Record, shown, texts
+from fewstep.zoo.nvidia.machine import Builder, ForeignObject, Machine, shown_foreign, texts
 from fewstep.zoo.nvidia.storages import Storages, parameter
 
 _PERSISTENCE = 6
@@ -67,7 +67,7 @@ def _builders(storages: Storages) -> dict[str, Builder]:
     }
 
 
-def _persistent(arguments: tuple[Any, ...]) -> Record:
+def _persistent(arguments: tuple[Any, ...]) -> ForeignObject:
     """A module from its description: type, version, source (dropped), class name, state."""
     about = arguments[0] if len(arguments) == 1 else None
     if (
@@ -79,10 +79,10 @@ def _persistent(arguments: tuple[Any, ...]) -> Record:
         raise UserError("has a module whose description lacks its class or its state.")
     if about.get("version") != _PERSISTENCE:
         raise UserError(
-            f"was written by version {shown(about.get('version'))} of torch_utils.persistence; only version "
+            f"was written by version {shown_foreign(about.get('version'))} of torch_utils.persistence; only version "
             f"{_PERSISTENCE}, that of EDM's release, is known."
         )
-    return Record(about["class_name"], (), about["state"])
+    return ForeignObject(about["class_name"], (), about["state"])
 
 
 def _empty_dictionary(arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -97,16 +97,16 @@ def _set(arguments: tuple[Any, ...]) -> set[str]:
     return texts(arguments[0])
 
 
-def _dtype(arguments: tuple[Any, ...]) -> Record:
+def _dtype(arguments: tuple[Any, ...]) -> ForeignObject:
     if not arguments or type(arguments[0]) is not str or arguments[0] not in _SCALARS:
         raise UserError(f"has a NumPy scalar of a type other than {', '.join(_SCALARS)}.")
-    return Record("numpy.dtype", (arguments[0],))
+    return ForeignObject("numpy.dtype", (arguments[0],))
 
 
 def _scalar(arguments: tuple[Any, ...]) -> float | int:
     """A NumPy scalar from its type and bytes; the type's state is (3, byte order, ...)."""
     kind, content = arguments if len(arguments) == 2 else (None, None)
-    if not isinstance(kind, Record) or kind.name != "numpy.dtype" or type(content) is not bytes:
+    if not isinstance(kind, ForeignObject) or kind.name != "numpy.dtype" or type(content) is not bytes:
         raise UserError("has a NumPy scalar that is not made of a type and bytes.")
     order = kind.state[1] if type(kind.state) is tuple and len(kind.state) > 1 else None
     form = _SCALARS[kind.arguments[0]]
@@ -116,9 +116,9 @@ def _scalar(arguments: tuple[Any, ...]) -> float | int:
 
 
 def _container(name: str) -> Builder:
-    def make(arguments: tuple[Any, ...]) -> Record:
+    def make(arguments: tuple[Any, ...]) -> ForeignObject:
         if arguments:
             raise UserError(f"makes a {name} from arguments, where networks make an empty one.")
-        return Record(name)
+        return ForeignObject(name)
 
     return make

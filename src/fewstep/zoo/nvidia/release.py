@@ -35,12 +35,13 @@ from fewstep.denoisers import EDMInputs, IDDPMInputs, NetworkDenoiser, VEInputs,
 from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.networks.kinds.store import check_strictly, load_strictly
+from fewstep.networks.kinds.network_files import check_strictly, load_strictly
 from fewstep.prediction import EDM, Epsilon, Prediction, ScaledScore
 from fewstep.schedule import KarrasVE
-from fewstep.zoo.download import file_digest, local_file
-from fewstep.zoo.nvidia.machine import Record, shown
-from fewstep.zoo.nvidia.modules import arguments_of, child, real, tensors_of, whole, wholes, word
+from fewstep.system.ledger import file_digest
+from fewstep.zoo.download import local_file
+from fewstep.zoo.nvidia.machine import ForeignObject, shown_foreign
+from fewstep.zoo.nvidia.modules import child, keywords_of, real, tensors_of, whole_number, whole_numbers, word
 from fewstep.zoo.nvidia.pickles import read_pickle
 
 _KINDS = {"SongUNet": "song-unet", "DhariwalUNet": "dhariwal-unet"}
@@ -134,30 +135,30 @@ def _about(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from error
 
 
-def _network(content: Any, key: str) -> Record:
+def _network(content: Any, key: str) -> ForeignObject:
     """The preconditioning under ``key``."""
-    if type(content) is not dict or not isinstance(content.get(key), Record):
+    if type(content) is not dict or not isinstance(content.get(key), ForeignObject):
         names = (
-            ", ".join(shown(name) for name, value in content.items() if isinstance(value, Record))
+            ", ".join(shown_foreign(name) for name, value in content.items() if isinstance(value, ForeignObject))
             if type(content) is dict
             else ""
         )
         raise UserError(f"holds no network '{key}'; it holds {names or 'none at all'}.")
     wrapper = content[key]
     if wrapper.name not in _PRECONDITIONINGS:
-        raise UserError(f"holds a {shown(wrapper.name)}, which is none of {', '.join(_PRECONDITIONINGS)}.")
+        raise UserError(f"holds a {shown_foreign(wrapper.name)}, which is none of {', '.join(_PRECONDITIONINGS)}.")
     return wrapper
 
 
-def _inner(wrapper: Record) -> Record:
+def _inner(wrapper: ForeignObject) -> ForeignObject:
     """The U-Net inside a preconditioning."""
     inner = child(wrapper, "model")
     if inner.name not in _KINDS:
-        raise UserError(f"holds a network {shown(inner.name)}, which is none of {', '.join(_KINDS)}.")
+        raise UserError(f"holds a network {shown_foreign(inner.name)}, which is none of {', '.join(_KINDS)}.")
     return inner
 
 
-def _denoiser(wrapper: Record) -> NetworkDenoiser:
+def _denoiser(wrapper: ForeignObject) -> NetworkDenoiser:
     """Our denoiser from the records."""
     schedule, prediction, inputs = _PRECONDITIONINGS[wrapper.name](wrapper.state)
     inner = _inner(wrapper)
@@ -183,21 +184,21 @@ def _denoiser(wrapper: Record) -> NetworkDenoiser:
     return freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape, description["classes"]))
 
 
-def _description(inner: Record) -> dict[str, Any]:
+def _description(inner: ForeignObject) -> dict[str, Any]:
     """What ``build`` needs, from the arguments that the file's network was made from."""
-    given = arguments_of(inner)
+    given = keywords_of(inner)
     unknown = sorted(set(given) - {*_WHOLE, *_LISTS, *_SHARES, *_WORDS})
     if unknown:
-        raise UserError(f"has a {inner.name} made with {shown(unknown[0])}, which the release's does not take.")
+        raise UserError(f"has a {inner.name} made with {shown_foreign(unknown[0])}, which the release's does not take.")
     found: dict[str, Any] = {
-        name: whole(given, name, *_WHOLE[name])
+        name: whole_number(given, name, *_WHOLE[name])
         for name in ("img_resolution", "in_channels", "out_channels", "label_dim")
     }
     for name in given:
         if name in _WHOLE:
-            found[name] = whole(given, name, *_WHOLE[name])
+            found[name] = whole_number(given, name, *_WHOLE[name])
         elif name in _LISTS:
-            found[name] = wholes(given, name, *_LISTS[name])
+            found[name] = whole_numbers(given, name, *_LISTS[name])
         elif name in _SHARES:
             found[name] = real(given, name, 0.0, 1.0)
         else:
@@ -226,7 +227,7 @@ def _edm(state: dict[str, Any]) -> Preconditioning:
 
 def _vp(state: dict[str, Any]) -> Preconditioning:
     inputs = VPInputs(
-        real(state, "beta_d", 1e-6, 1000.0), real(state, "beta_min", 0.0, 100.0), whole(state, "M", 2, 100_000)
+        real(state, "beta_d", 1e-6, 1000.0), real(state, "beta_min", 0.0, 100.0), whole_number(state, "M", 2, 100_000)
     )
     low, high = inputs.level(real(state, "epsilon_t", 1e-12, 1.0)), inputs.level(1.0)
     if high > _HIGHEST_LEVEL:
@@ -246,12 +247,14 @@ def _ve(state: dict[str, Any]) -> Preconditioning:
 
 
 def _iddpm(state: dict[str, Any]) -> Preconditioning:
-    inputs = IDDPMInputs(real(state, "C_1", 1e-6, 1.0), real(state, "C_2", 1e-6, 1.0), whole(state, "M", 2, 10_000))
+    inputs = IDDPMInputs(
+        real(state, "C_1", 1e-6, 1.0), real(state, "C_2", 1e-6, 1.0), whole_number(state, "M", 2, 10_000)
+    )
     # The highest of its levels is 20,291; its samplers in the release begin at 81.
     return KarrasVE(float(inputs.levels[-2]), min(float(inputs.levels[0]), 81.0)), Epsilon(), inputs
 
 
-def _check_levels(wrapper: Record, inputs: Inputs) -> None:
+def _check_levels(wrapper: ForeignObject, inputs: Inputs) -> None:
     """iDDPM's noise levels are in its file as well; they must be the ones of its constants."""
     assert isinstance(inputs, IDDPMInputs)
     stored = wrapper.state["_buffers"].get("u")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.zoo.nvidia.machine import Machine, Name, shown
+from fewstep.zoo.nvidia.machine import Machine, Name, shown_foreign
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _TYPES = {
@@ -85,7 +85,7 @@ class Storages:
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if elements else 0
         if elements > span or offset + span > storage.count:
             raise UserError(
-                f"has a tensor of {shown(elements)} elements that does not fit into its storage of "
+                f"has a tensor of {shown_foreign(elements)} elements that does not fit into its storage of "
                 f"{storage.count}; get the file from its source again."
             )
         size = storage.dtype.itemsize
@@ -122,7 +122,7 @@ def _storage_from(payload: bytes) -> Storage:
         or struct.unpack("<q", content[:8])[0] != storage.count
     ):
         raise UserError(
-            f"has a storage that claims {shown(storage.count)} elements and holds {len(content)} bytes; it "
+            f"has a storage that claims {shown_foreign(storage.count)} elements and holds {len(content)} bytes; it "
             "may have been cut short."
         )
     return Storage(storage.dtype, storage.count, content[8:])

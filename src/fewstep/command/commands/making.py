@@ -1,0 +1,152 @@
+"""Commands that make a student: recipes, training, samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.command.arguments import (
+    MOST_STEPS,
+    JsonOption,
+    OutOption,
+    RecipeArgument,
+    ResumeOption,
+    RunArgument,
+    SetOption,
+    ThreadsOption,
+    TrackOption,
+    listeners,
+    use_threads,
+)
+from fewstep.command.tables.prospects import matrix_table
+
+group = typer.Typer()
+
+
+@group.command(name="recipes")
+def print_recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Print what goes with what; with a name, also why not.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists the recipes that ship, prints one, or shows which states, targets, students and
+    thresholds each method goes with.
+
+    Example: fewstep recipes digits-disback > mine.yaml
+    """
+    from fewstep.recipes.reading.source import shipped_names, shipped_text
+
+    if matrix:
+        typer.echo(matrix_table(name, as_json))
+        return
+    if name is not None:
+        typer.echo(shipped_text(name), nl=False)
+        return
+    for each in shipped_names():
+        typer.echo(f"{each:<32}{shipped_text(each).splitlines()[0].removeprefix('# ')}")
+
+
+@group.command(name="pretrain")
+def pretrain_recipe(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    threads: ThreadsOption = None,
+    track: TrackOption = [],  # noqa: B006
+) -> None:
+    """Trains a teacher or a feature network from scratch.
+
+    Example: fewstep pretrain digits-teacher --set training.steps=200 --out runs/my-teacher
+    """
+    use_threads(threads)
+    from fewstep.runs import pretrain
+
+    folder = pretrain(recipe, settings, out, resume, listeners(track))
+    typer.echo(f"{folder}/model.safetensors")
+
+
+@group.command(name="distill")
+def distill_recipe(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    threads: ThreadsOption = None,
+    track: TrackOption = [],  # noqa: B006
+) -> None:
+    """Distils a teacher into a few-step student.
+
+    Example: fewstep distill digits-disback --set training.steps=400 --out runs/quick
+    """
+    use_threads(threads)
+    from fewstep.report import write_run_report
+    from fewstep.runs import distill
+
+    folder = distill(recipe, settings, out, resume, listeners(track))
+    write_run_report(folder)
+    typer.echo(
+        f"{folder}: student.safetensors, samples/final.png and report.html are there; 'fewstep evaluate "
+        f"{folder}' measures them."
+    )
+
+
+@group.command(name="sample")
+def sample_run(
+    run: RunArgument,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", min=1, max=MOST_STEPS, help="Steps; 1 for the student and 35 for the teacher unless given."
+        ),
+    ] = None,
+    class_id: Annotated[
+        int | None, typer.Option("--class", min=0, help="One class for all samples; all classes in turn unless given.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Sample i of a seed is always the same.")] = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 80,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            min=0,
+            help="Classifier-free guidance of the teacher, or the scale for a student that was conditioned on it.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.png",
+            help="The picture, .png, .jpg, .webp or .bmp; RUN/samples/sample.png unless given.",
+        ),
+    ] = None,
+    npz: Annotated[
+        Path | None, typer.Option("--npz", metavar="FILE.npz", help="Also write the samples as an array.")
+    ] = None,
+) -> None:
+    """Draws samples into a PNG grid, and optionally an .npz.
+
+    Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
+    """
+    from fewstep.runs import load_guided, load_teacher
+    from fewstep.runs.sample_files import check_array, check_picture, write_array, write_samples
+    from fewstep.system.caches import output
+
+    picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
+    check_picture(picture)
+    if npz is not None:
+        check_array(npz)
+    sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
+    samples = sampler(n, seed, class_id, steps)
+    with output(picture):
+        write_samples(picture, samples, sampler.low, sampler.high)
+    if npz is not None:
+        with output(npz):
+            write_array(npz, samples)
+    typer.echo(str(picture))

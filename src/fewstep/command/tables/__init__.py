@@ -1,0 +1,1 @@
+"""What commands print: results as small tables of plain text, one room a kind of result."""

@@ -1,0 +1,60 @@
+"""What ``compare`` found: which run needs how much to reach which level."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from fewstep.command.grid import grid, left, right
+from fewstep.command.tables.figures import shown_factor
+from fewstep.errors import one_line
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    """A line a run, and below a line a level at which one is sooner than another."""
+    rows = [
+        [
+            one_line(name),
+            f"{entry['level']:.2f}",
+            str(entry["steps"]),
+            str(entry["evaluations"]),
+            "; ".join(_reached(other, found) for other, found in entry["reaches"].items()),
+        ]
+        for name, entry in comparison.items()
+    ]
+    headings = [*left("run"), *right("level", "steps", "evaluations"), *left("reaches")]
+    return "\n".join([grid(headings, rows), *_speed_ups(comparison)])
+
+
+def _reached(other: str, found: dict[str, Any] | None) -> str:
+    needed = "never" if found is None else f"{found['steps']} steps, {found['evaluations']} evaluations"
+    return f"{one_line(other)}: {needed}"
+
+
+def _speed_ups(comparison: dict[str, Any]) -> list[str]:
+    """How many times sooner each run reaches fixed levels than the others; beside it what the paper
+    says of such a pair.
+    """
+    pairs = [
+        (name, other, found, entry.get("published", {}).get(other))
+        for name, entry in comparison.items()
+        for other, found in entry.get("speed_up", {}).items()
+    ]
+    titled = []
+    for name, other, found, published in pairs:
+        # Of a pair the faster run has the rows; both where it depends on the level.
+        rows = [
+            ["", f"{each['level']:.4g}", shown_factor(each["steps"]), shown_factor(each["evaluations"])]
+            for each in found
+            if each["evaluations"] is not None and (each["evaluations"] > 1 or published is not None)
+        ]
+        if rows:
+            says = "" if published is None else f" (the paper's Fig. 1: {published:g} times, in iterations)"
+            titled.append((f"{one_line(name)} than {one_line(other)}{says}", rows))
+    if not titled:
+        return []
+    headings = [*left("sooner than"), *right("at level", "in steps", "in evaluations")]
+    heading, *lines = grid(headings, [row for _, rows in titled for row in rows]).split("\n")
+    # A title is longer than the column that it would widen.
+    left_over = iter(lines)
+    return [heading, *(line for title, rows in titled for line in (title, *islice(left_over, len(rows))))]

@@ -1,0 +1,89 @@
+"""What a denoiser is, and how models are copied, frozen, and frozen for a while."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.schedule import Schedule
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Denoiser(nn.Module, abc.ABC):
+    """E[x_0 given x_t]: called as ``denoiser(x (B, *D), t (B,) or (), condition) -> x0 (B, *D)``.
+
+    The condition is a ``Condition``, a bare label tensor, or None. A denoiser never turns gradients
+    off: score identity and adversarial losses differentiate through frozen networks; the caller
+    decides.
+    """
+
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> Schedule:
+        """The forward process whose x_t it takes."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape *D of one sample."""
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> int:
+        """How many classes it can be conditioned on; 0 for none."""
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        """See the class's docstring."""
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are, and so where it wants its inputs; the CPU for one that has
+    none.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def copy_of(model: Model) -> Model:
+    """An independent trainable copy, with equal weights."""
+    return copy.deepcopy(model).requires_grad_(True)
+
+
+def freeze(model: Model) -> Model:
+    """The same model, in evaluation mode and with gradients to its parameters turned off."""
+    return model.requires_grad_(False).eval()
+
+
+class HasParameters(Protocol):
+    """A module, or what wraps one."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
+
+
+@contextlib.contextmanager
+def frozen(*models: HasParameters) -> Iterator[None]:
+    """Inside, what these models compute carries a gradient to their inputs and none to their
+    parameters; on leaving, each parameter is as it was.
+
+    What was computed inside stays so: its backward, later, reaches no parameter.
+    """
+    before = [(value, value.requires_grad) for model in models for value in model.parameters()]
+    try:
+        for value, _ in before:
+            value.requires_grad_(False)
+        yield
+    finally:
+        # A parameter that two models share is listed twice, both times as it was.
+        for value, required in before:
+            value.requires_grad_(required)

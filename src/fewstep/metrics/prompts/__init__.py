@@ -1,5 +1,0 @@
-"""What is measured of pictures and the prompts that they were asked for by."""
-
-from fewstep.metrics.prompts.accuracy import prompt_accuracy
-
-__all__ = ["prompt_accuracy"]

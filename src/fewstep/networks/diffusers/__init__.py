@@ -1,0 +1,7 @@
+"""Networks and codecs around diffusers' classes, which are imported when one is built."""
+
+from fewstep.networks.diffusers.autoencoder import AutoencoderCodec
+from fewstep.networks.diffusers.text_unet import DiffusersTextUNet
+from fewstep.networks.diffusers.unet2d import DiffusersUNet
+
+__all__ = ["AutoencoderCodec", "DiffusersTextUNet", "DiffusersUNet"]

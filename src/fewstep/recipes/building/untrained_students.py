@@ -1,0 +1,47 @@
+"""Builds a recipe's student as it is before training: a copy of the teacher, an adapter on it, a
+denoiser around another network, or a generator on latents; and where its samples start.
+"""
+
+from __future__ import annotations
+
+from fewstep.conditions import Classes
+from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
+from fewstep.denoisers.threshold import StraightThrough, Threshold
+from fewstep.errors import UserError
+from fewstep.recipes import config
+from fewstep.recipes.config.models import build_generator
+from fewstep.recipes.config.students import started
+from fewstep.recipes.kit.context import Student
+from fewstep.recipes.methods import Method
+from fewstep.schedule import Schedule
+from fewstep.states import Prior
+
+
+def build_student(
+    choice: config.StudentChoice, method: Method, teacher: NetworkDenoiser, threshold: Threshold | None
+) -> tuple[Student, Prior]:
+    """The student, on the teacher's device, and its prior; ``threshold``: of its own estimates,
+    None for none.
+
+    Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
+    """
+    if isinstance(choice, config.GeneratorStudent):
+        generator = build_generator(choice, teacher.shape, teacher.classes, choice.seed, "student.kind")
+        return Student(started(generator, choice.start).to(device_of(teacher))), generator_prior(
+            generator, teacher.schedule
+        )
+    own, trainable = choice.denoiser(teacher)
+    network = method.grown(own)
+    student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
+    time = float(teacher.schedule.time_at_sigma(choice.first_sigma))
+    # The way from a noise level to its time and back is exact up to rounding.
+    if not teacher.schedule.t_min * (1 - 1e-9) <= time <= teacher.schedule.t_max * (1 + 1e-9):
+        raise UserError(
+            f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for."
+        )
+    return Student(student, trainable), method.prior(student, choice.first_sigma)
+
+
+def generator_prior(generator: Generator, schedule: Schedule) -> Prior:
+    """Unit noise of the latent's shape; the schedule only lends it a time."""
+    return Prior(schedule, generator.latent_shape, schedule.t_max, scale=1.0, conditions=Classes(generator.classes))

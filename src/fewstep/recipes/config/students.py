@@ -1,0 +1,161 @@
+"""Students a recipe may name: copies of the teacher, adapters on it, denoisers around other
+networks, and generators on latents.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import create_model
+from torch import nn
+
+from fewstep.denoisers import NetworkDenoiser, copy_of, device_of, load_model
+from fewstep.denoisers.denoiser import Model
+from fewstep.denoisers.model_files import describe_model
+from fewstep.errors import UserError
+from fewstep.networks import GeneratorNetwork, add_adapter
+from fewstep.networks.kinds.registry import Kind, kinds
+from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, build_network, check_takes, section_of
+from fewstep.recipes.config.section import (
+    Choice,
+    Section,
+    Seed,
+    WeightsPath,
+    fields_of,
+    first_difference,
+    kind_of_section,
+)
+from fewstep.system.locations import absolute
+from fewstep.values import Few, Positive
+
+
+class _DenoisingStudent(Section, abc.ABC):
+    leaves_adapter: ClassVar[bool] = False
+    """Whether a run leaves its adapter in a file of its own."""
+
+    @abc.abstractmethod
+    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
+        """The student as it is before training, on the teacher's device, and the part of it that is
+        trained, None for all.
+
+        Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
+        """
+
+
+class CopyStudent(_DenoisingStudent):
+    """A copy of the teacher.
+
+    ``first_sigma``: the noise level sigma / alpha at which its samples start.
+    """
+
+    kind: Literal["copy"]
+    first_sigma: Positive = 2.5
+
+    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
+        return copy_of(teacher), None
+
+
+class LowRankStudent(_DenoisingStudent):
+    """The teacher with a low-rank adapter (LoRA), which alone is trained."""
+
+    leaves_adapter: ClassVar[bool] = True
+
+    kind: Literal["lora"]
+    rank: Few = 8
+    scale: Positive = 1.0
+    first_sigma: Positive = 2.5
+    seed: Seed = 0
+
+    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
+        own = copy_of(teacher)
+        return own, add_adapter(own, self.rank, self.scale, self.seed)
+
+
+class NetworkStudent(_DenoisingStudent):
+    """A denoiser around another network than the teacher's, fed as the teacher is.
+
+    ``start``: a file of such a denoiser, null for random weights of ``seed``.
+    """
+
+    kind: Literal["network"]
+    network: DenoisingChoice
+    start: WeightsPath | None = None
+    first_sigma: Positive = 2.5
+    seed: Seed = 0
+
+    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
+        check_takes(self.network, "student.network.kind", teacher.shape, teacher.classes)
+        network = build_network(self.network, self.seed, classes=teacher.classes)
+        own = NetworkDenoiser(
+            network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes
+        )
+        return started(own, self.start).to(device_of(teacher)), None
+
+
+class GeneratorStudent(NetworkSection):
+    """A generator on latents, which knows no noise levels (App.
+
+    A.2 and E.2): any registered ``GeneratorNetwork``.
+
+    ``seed``: of its weights. ``start``: a file of such a generator, null for random weights; the
+    model of a pretraining by GAN is such a file.
+    """
+
+    leaves_adapter: ClassVar[bool] = False
+
+    if TYPE_CHECKING:
+        # Fields that ``_generator_student`` adds last, after those of the network.
+        seed: int
+        start: str | None
+
+
+@functools.cache
+def _generator_student(kind: Kind) -> type[GeneratorStudent]:
+    more: dict[str, Any] = {"seed": (Seed, 0), "start": (WeightsPath | None, None)}
+    network = section_of(kind)
+    fields = {
+        name: (field.annotation, ... if field.default is dataclasses.MISSING else field.default)
+        for name, field in fields_of(network).items()
+    }
+    made: type[GeneratorStudent] = create_model(
+        f"{kind.cls.__name__}Student", __base__=GeneratorStudent, **fields, **more
+    )  # type: ignore[call-overload]
+    return made
+
+
+class StudentKinds(Choice):
+    """The kinds of students: denoisers, and any registered generator."""
+
+    def options(self, base: Any) -> Mapping[str, type[Any]]:
+        denoisers = {
+            str(kind_of_section(section)): section for section in (CopyStudent, LowRankStudent, NetworkStudent)
+        }
+        return {
+            **denoisers,
+            **{name: _generator_student(kind) for name, kind in kinds(GeneratorNetwork).items() if kind.in_recipes},
+        }
+
+
+StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | GeneratorStudent, StudentKinds()]
+
+
+def started(model: Model, start: str | None) -> Model:
+    """The model, with the weights of a file if one is given, which must hold a model of the very
+    same description.
+    """
+    if start is None:
+        return model
+    loaded, _ = load_model(Path(absolute(start)))
+    key = first_difference(describe_model(loaded), describe_model(model))
+    if key is not None:
+        raise UserError(
+            f"{start}: holds another model than the recipe's student ('{key}' differs); set 'student' as "
+            "the file was made, or 'student.start' to null."
+        )
+    assert isinstance(loaded, type(model))
+    return loaded

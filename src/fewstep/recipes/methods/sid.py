@@ -1,0 +1,53 @@
+"""Score identity distillation (SiD, Zhou et al. 2024): distribution matching by the Fisher
+divergence, its gradient taken through both networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fewstep.objectives import DMDWeight, ScoreIdentity
+from fewstep.objectives.scores.fakes import Learned
+from fewstep.recipes import config
+from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, several_steps
+from fewstep.recipes.methods.method import Example, Traits
+from fewstep.times import LogNormalTimes
+from fewstep.training import Term
+from fewstep.values import Few
+
+
+class IdentityMethod(FollowsScores):
+    """``alpha``: of Eq. 23; the paper uses 1 and 1.2. ``steps``: the student's."""
+
+    kind: Literal["sid"]
+    alpha: float = Field(1.2, ge=0)
+    weighting: config.MatchingWeighting = DMDWeight()
+    times: config.TimesChoice = LogNormalTimes()
+    fake: LearnedFake = LearnedFake(kind="learned")
+    steps: Few = 1
+
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"prior"}), True, frozenset({"copy", "lora", "generator"}), ("teacher", "fake", "student")
+    )
+    examples: ClassVar[Mapping[str, Example]] = {
+        "": Example({}),
+        "2 steps": Example({"steps": 2}),
+        "images": Example({}, on_digits=True),
+    }
+
+    @property
+    def effective_traits(self) -> Traits:
+        return self.traits if self.steps == 1 else several_steps(self.traits)
+
+    @property
+    def own_score(self) -> LearnedFake:
+        return self.fake
+
+    def terms(self, followed: Followed) -> Sequence[Term]:
+        assert isinstance(followed.fake, Learned)
+        fake = followed.fake.denoiser
+        objective = ScoreIdentity(followed.student, fake, followed.target, self.times, self.alpha, self.weighting)
+        return [Term(objective, followed.states, name="identity")]

@@ -1,0 +1,6 @@
+"""Text-to-image models that diffusers saved, as teachers: denoiser, codec and text encoders."""
+
+from fewstep.zoo.pipelines.pipeline import TextPipeline, from_pipeline, load_pipeline, time_ids
+from fewstep.zoo.pipelines.text_encoder import TextEncoder
+
+__all__ = ["TextEncoder", "TextPipeline", "from_pipeline", "load_pipeline", "time_ids"]
