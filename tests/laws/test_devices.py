@@ -19,6 +19,7 @@ from fewstep import objectives, states
 from fewstep.condition import Condition
 from fewstep.conditions import Classes
 from fewstep.data.dataset import InMemory
+from fewstep.data.scenes import Scenes
 from fewstep.denoisers import (
     Averaged,
     Boundary,
@@ -43,7 +44,7 @@ from fewstep.denoisers import (
 from fewstep.metrics.diversity import spread
 from fewstep.metrics.features import fourier_features, placed
 from fewstep.metrics.mismatch import assessed_mismatch
-from fewstep.networks import build
+from fewstep.networks import ImageReader, build
 from fewstep.networks.critics.critic import FeatureHead
 from fewstep.networks.lora import add_adapter
 from fewstep.prediction import Velocity
@@ -56,6 +57,7 @@ from fewstep.solvers.rule import DPM2M, Rule
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import (
     Alternate,
+    Attributed,
     Constant,
     Dagger,
     ForwardDiffusion,
@@ -82,6 +84,7 @@ from fewstep.training.reporting.reports import Report, Soundness
 CPU = torch.device("cpu")
 TIMES = (1.0, 0.5, 0.2, 0.1)
 SCHEDULE = KarrasVE()
+SCENES = Scenes(20, 2)
 DATA = InMemory(normals(12, 2, dtype=torch.float32), torch.arange(12) % 2, 2)
 ROWS = 6
 
@@ -172,8 +175,15 @@ STATES: dict[str, Callable[[Scene], States]] = {
     ),
     "per batch": lambda s: PerBatch({"data": s.forward, "own": _rollout(s)}, Constant({"data": 0.5, "own": 0.5})),
     "reservoir": lambda s: Dagger(_rollout(s), 8, 5, "reservoir"),
+    "attributed": lambda s: Attributed(SCENES),
     "ring": lambda s: Dagger(WithGuidance(_rollout(s), 1.0, 2.0), 8, 5, "ring"),
 }
+
+
+def _reader(s: Scene) -> nn.Module:
+    reader = ImageReader(dict(SCENES.values), width=8, features=8)
+    randomised(reader, 4)
+    return s.placed(reader)
 
 
 def _adversary(s: Scene, critic: nn.Module, view: objectives.View, real: bool) -> objectives.Objective:
@@ -298,6 +308,7 @@ OBJECTIVES: dict[str, Case] = {
         ForwardDiffusion(DATA, RectifiedFlow(), GridTimes((1.0,))),
     ),
     "classification": lambda s: (objectives.Classification(_flat(s)), ForwardDiffusion(DATA, SCHEDULE, UniformTimes())),
+    "reading": lambda s: (objectives.AttributeReading(_reader(s)), Attributed(SCENES)),
 }
 
 

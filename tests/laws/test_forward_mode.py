@@ -46,7 +46,8 @@ TEXT = {
 }
 
 # Name -> (description, the shape of a sample, what besides the sample it takes). A "fixed level" is
-# not differentiated: diffusers rounds it to float32, which differences of 1e-4 see.
+# not differentiated: diffusers rounds it to float32, which differences of 1e-4 see. What is
+# "joined" gives several outputs by name.
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "ddpm++": (SONG, (3, 8, 8), ("level", "condition")),
     "ncsn++": (NCSNPP, (3, 8, 8), ("level", "condition")),
@@ -62,6 +63,11 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "fastgan": ({"kind": "fastgan", "latent": 8, "resolution": 8, "width": 4}, (8,), ("condition",)),
     "digit-classifier": ({"kind": "digit-classifier", "width": 4, "features": 8}, (1, 8, 8), ()),
     "image-classifier": ({"kind": "image-classifier", "classes": 3, "size": 8, "width": 8}, (3, 8, 8), ()),
+    "image-reader": (
+        {"kind": "image-reader", "attributes": {"digit": 3, "place": 2}, "size": 8, "width": 8},
+        (3, 8, 8),
+        ("joined",),
+    ),
     "feature-head": ({"kind": "feature-head", "channels": 8, "classes": 3}, (8, 4, 4), ("condition",)),
     "image-critic": ({"kind": "image-critic", "resolution": 8, "width": 4, "classes": 3}, (3, 8, 8), ("condition",)),
 }
@@ -82,6 +88,8 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...
         mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
         fixed.append(Condition(context={"text": normals(2, 5, 6, seed=7), "mask": mask}))
     inputs = (normals(2, *shape, seed=1), level) if "level" in takes else (normals(2, *shape, seed=1),)
+    if "joined" in takes:
+        return network, lambda *inputs: torch.cat(list(network(*inputs).values()), dim=1), inputs
     return network, lambda *inputs: network(*inputs, *fixed), inputs
 
 
