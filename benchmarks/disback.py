@@ -433,7 +433,8 @@ def draw(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
                     levels.fill_between([each["level"] for each in by], *bounds, alpha=0.15, color=colours[row["arm"]])
         for panel in (distance, mismatch):
             panel.set_yscale("log")
-            panel.set_xlabel("network evaluations of one sample")
+            panel.set_xlabel("thousands of network evaluations of one sample")
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
         levels.set_xscale("log")
         levels.axhline(0, color="black", linewidth=0.6)
         distance.set_title(f"{cell}: Frechet distance", fontsize=9)

@@ -14,6 +14,7 @@ from bench_kit import imported, started
 SMALL = ("--set", "evaluation.samples=200", "--set", "training.batch=8", "--jobs", "2")
 
 
+@pytest.mark.slow
 def test_the_plane_is_compared_at_equal_evaluations_and_goes_on_where_it_was(tmp_path: Path) -> None:
     cell = "mean -1.2, constant rate"
     settings = [

@@ -15,6 +15,7 @@ from fewstep.studies.mismatch_track import mismatch_over_training, mismatch_trac
 TINY = ("--set", "training.batch=8", "--set", "evaluation.samples=60", "--set", "evaluation.every=1000000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "steps", "points"), [("plane", 40, 5), ("digits", 8, 2)])
 def test_both_curves_are_drawn_and_a_second_start_repeats_nothing(
     data: str, steps: int, points: int, tmp_path: Path

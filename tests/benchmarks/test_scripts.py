@@ -37,7 +37,19 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 WITH_OUT = ("faults",)
 # More than 40 seconds of an idle core, or whole processes that are started and ended.
-SLOW = ("ddil", "ddil, overhead", "family", "fastgan", "faults", "hostile", "scaling_model", "throughput")
+SLOW = (
+    "convergence",
+    "ddil",
+    "ddil, overhead",
+    "family",
+    "fastgan",
+    "faults",
+    "hostile",
+    "inversion",
+    "overlap",
+    "scaling_model",
+    "throughput",
+)
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)
 # Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study

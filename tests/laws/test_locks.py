@@ -202,3 +202,14 @@ def test_a_lock_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(UserError, match=r"lock: cannot be read \(Is a directory\); put an empty file in its place"):
         in_use(tmp_path)
+
+
+def test_a_folder_below_a_file_is_held_by_nobody_and_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    assert not in_use(tmp_path / "file" / "run")
+    with (
+        pytest.raises(UserError, match=r"could not be written: .*choose another folder"),
+        locked(tmp_path / "file/run"),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "somebody's"

@@ -74,7 +74,7 @@ def in_use(folder: Path) -> bool:
             # write it, and takes it from others who ask. A shared lock needs a file that can be
             # read, and two who ask do not see each other. It is held for as long as the call takes.
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except BlockingIOError:
         return True
