@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.training import Stage
 
 BATCH = 64

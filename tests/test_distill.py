@@ -11,7 +11,7 @@ import torch
 
 import fewstep as fs
 from fewstep.command.tables.evaluations import quality_table
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.random import Key
 from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation

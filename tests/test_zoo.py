@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import fewstep as fs
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.data.synthetic import sampled
 from fewstep.metrics.quality import Evaluator
 from fewstep.prediction import score_of

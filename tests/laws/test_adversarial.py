@@ -14,8 +14,7 @@ from law_kit import SCHEDULES, normals, tiny_denoiser
 from torch import Tensor, nn
 
 from fewstep import cost
-from fewstep.condition import Condition
-from fewstep.conditions import Classes
+from fewstep.condition import Classes, Condition
 from fewstep.denoisers import GaussianMixture, freeze
 from fewstep.errors import UserError
 from fewstep.objectives import (

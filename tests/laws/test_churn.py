@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fewstep import cost
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.denoisers import GaussianMixture
 from fewstep.errors import UserError
 from fewstep.random import Key

@@ -11,8 +11,7 @@ import torch
 from law_kit import normals
 from torch import Tensor
 
-from fewstep.condition import NO_CLASS, Condition, as_condition
-from fewstep.conditions import Classes
+from fewstep.condition import NO_CLASS, Classes, Condition, as_condition
 from fewstep.errors import UserError
 from fewstep.random import Key
 

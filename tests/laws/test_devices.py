@@ -16,8 +16,7 @@ from law_kit import normals, randomised, three_gaussians, tiny_denoiser
 from torch import Tensor, nn
 
 from fewstep import objectives, states
-from fewstep.condition import Condition
-from fewstep.conditions import Classes
+from fewstep.condition import Classes, Condition
 from fewstep.data.dataset import InMemory
 from fewstep.data.scenes import Scenes
 from fewstep.denoisers import (

@@ -21,8 +21,7 @@ from law_kit import normals
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
-from fewstep.condition import Condition
-from fewstep.conditions import Classes
+from fewstep.condition import Classes, Condition
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
 from fewstep.networks import adapter_of, add_adapter, build, describe_network, grown

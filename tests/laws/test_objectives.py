@@ -14,8 +14,7 @@ from law_kit import SCHEDULES, normals, one_gaussian, tiny_denoiser
 from torch import Tensor, nn
 
 from fewstep import cost
-from fewstep.condition import Condition
-from fewstep.conditions import Classes
+from fewstep.condition import Classes, Condition
 from fewstep.denoisers import Denoiser, GaussianMixture, NetworkDenoiser, StableTargetField, copy_of, freeze
 from fewstep.objectives import (
     Compared,

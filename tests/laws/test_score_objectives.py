@@ -13,8 +13,7 @@ from law_kit import SCHEDULES, normals, one_gaussian, tiny_denoiser
 from torch import Tensor, nn
 
 from fewstep import cost
-from fewstep.condition import Condition
-from fewstep.conditions import Classes
+from fewstep.condition import Classes, Condition
 from fewstep.denoisers import Denoiser, GaussianMixture, StableTargetField, copy_of, freeze
 from fewstep.denoisers.denoiser import frozen
 from fewstep.errors import UserError

@@ -9,8 +9,7 @@ import torch
 from law_kit import SCHEDULES, normals, tiny_denoiser
 
 from fewstep import cost
-from fewstep.condition import NO_CLASS
-from fewstep.conditions import Classes
+from fewstep.condition import NO_CLASS, Classes
 from fewstep.data import InMemory
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule

@@ -15,8 +15,7 @@ import torch
 from law_kit import SCHEDULES, normals, one_gaussian, three_gaussians, tiny_denoiser
 from torch import Tensor
 
-from fewstep.condition import Condition
-from fewstep.conditions import Classes
+from fewstep.condition import Classes, Condition
 from fewstep.data import InMemory
 from fewstep.errors import UserError
 from fewstep.random import Key

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.data import InMemory
 from fewstep.data.images import open_images
 from fewstep.denoisers import NetworkDenoiser, copy_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition, as_condition
-from fewstep.conditions import LABELS, Conditions
+from fewstep.condition import LABELS, Condition, Conditions, as_condition
 from fewstep.denoisers.ddim import ddim_between
 from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.threshold import StaticThreshold, Threshold

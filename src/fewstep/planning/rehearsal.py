@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition
-from fewstep.conditions import Classes
+from fewstep.condition import Classes, Condition
 from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
 from fewstep.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
 from fewstep.errors import all_without_secrets

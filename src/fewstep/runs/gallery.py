@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.keeping.run_folder import RunFolder

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fewstep.condition import NO_CLASS, Condition
-from fewstep.conditions import LABELS, Conditions
+from fewstep.condition import LABELS, NO_CLASS, Condition, Conditions
 from fewstep.data import Dataset, Described
 from fewstep.schedule import Schedule
 from fewstep.states.prior import Prior

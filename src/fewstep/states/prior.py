@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition
-from fewstep.conditions import LABELS, Conditions
+from fewstep.condition import LABELS, Condition, Conditions
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.states.state import State, States

@@ -4,7 +4,7 @@ denoiser around another network, or a generator on latents; and where its sample
 
 from __future__ import annotations
 
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.errors import UserError

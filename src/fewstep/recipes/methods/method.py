@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.denoisers import Averaged, Denoiser, NetworkDenoiser
 from fewstep.objectives import PseudoHuber, ScoreMatching
 from fewstep.recipes import config

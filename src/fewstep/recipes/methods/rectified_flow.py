@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.conditions import Classes
+from fewstep.condition import Classes
 from fewstep.denoisers import Denoiser, Rescheduled
 from fewstep.objectives import EndpointRegression, SquaredL2, VelocityRegression
 from fewstep.recipes import config
