@@ -16,13 +16,14 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
-    """The signals that end a process do so: under ``nohup``, which ignores SIGHUP, a test's
-    processes would ignore it too.
+    """The signals that end a process do so: under ``nohup``, which ignores SIGHUP, and in the
+    background of a shell, which ignores SIGINT, a test's processes would ignore them too.
     """
     before = {
         number: signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     }
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -54,7 +54,7 @@ class Spoilt(torch.nn.Module):
 
 
 def test_a_spoilt_sample_is_shown_first(tmp_path: Path) -> None:
-    student = StudentSampler(-1.0, 1.0, Spoilt(), Prior(KarrasVE(), (1, 8, 8), 1.0, 1.0, 0))
+    student = StudentSampler(-1.0, 1.0, Spoilt(), Prior(KarrasVE(), (1, 8, 8), 1.0, 1.0))
     data = InMemory(torch.zeros(30, 1, 8, 8), None, 0)
     found = write_worst(RunFolder(tmp_path), student, data, lambda x: x.flatten(1), 0, lambda _: None)
     assert found["indices"][:2] == [7, 507]

@@ -119,7 +119,7 @@ def test_where_all_is_cached_nothing_is_held_or_written(cache: Path, monkeypatch
     def refused(*_: Any) -> None:
         raise AssertionError("the folder is held")
 
-    monkeypatch.setattr(packs, "held", refused)
+    monkeypatch.setattr(packs, "held_cache", refused)
     monkeypatch.setattr(packs, "write_tensors", refused)
     assert len(cached(cache, texts_of(3))) == 3
 

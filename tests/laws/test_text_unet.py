@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fewstep import cost
 from fewstep.condition import Condition
-from fewstep.denoisers import NetworkDenoiser, TimestepInputs, copy_of, load_model, save_model
-from fewstep.denoisers import store as denoiser_store
+from fewstep.denoisers import NetworkDenoiser, TimestepInputs, copy_of, load_model, model_files, save_model
 from fewstep.errors import UserError
 from fewstep.networks import DiffusersTextUNet, build, grown
 from fewstep.networks.diffusers.text_unet import guidance_waves
@@ -278,7 +277,7 @@ def test_a_stored_denoiser_is_read_again_bit_for_bit(tmp_path, name: str) -> Non
 
 
 def test_a_large_one_is_tried_on_the_meta_device(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(denoiser_store, "_SMALL", 10)
+    monkeypatch.setattr(model_files, "_SMALL", 10)
     denoiser = NetworkDenoiser(network_of("xl"), DiscreteVP(), Epsilon(), TimestepInputs(), (4, 8, 8))
     save_model(tmp_path / "model.safetensors", denoiser)
     load_model(tmp_path / "model.safetensors")
