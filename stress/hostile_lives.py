@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from fewstep.errors import UserError
 from fewstep.system.files import read_tensors
 from hostile_files import damage, forge, picture
 from hostile_values import Stock
@@ -87,10 +88,14 @@ def _spoilt_checkpoint(folder: Path, chance: random.Random) -> str:
     """Damage to one checkpoint or to all, or values that are not finite in a file that is whole."""
     files = sorted((folder / "checkpoints").glob("step-*.safetensors"))
     for file in files if chance.random() < 0.4 else files[-1:]:
+        try:
+            tensors, metadata = read_tensors(file)
+        except UserError:
+            # Something of somebody's own stands under this name.
+            continue
         if chance.random() < 0.5:
             damage(file, chance)
             continue
-        tensors, metadata = read_tensors(file)
         name = chance.choice([name for name, value in tensors.items() if value.is_floating_point() and value.numel()])
         tensors[name].view(-1)[0] = float("nan")
         forge(file, tensors, metadata)
