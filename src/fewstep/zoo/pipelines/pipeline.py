@@ -132,7 +132,7 @@ def _assembled(
     vae = codec(*_given(parts["vae"]))
     towers = [
         Tower(tokenizers[name], text_model(part.endswith("_2"), *_given(parts[part])), str(parts[part].where))
-        for name, part in zip(kind.tokenizers, TEXT_ENCODERS, strict=False)
+        for name, part in zip(kind.tokenizers, TEXT_ENCODERS[: len(kind.tokenizers)], strict=True)
     ]
     encoder = TextEncoder(towers, zeros)
     _check_together(network.context_shapes, shape, encoder, vae, unet.where)
