@@ -109,6 +109,12 @@ class Conditions(abc.ABC):
         that a sample is asked to be.
         """
 
+    @abc.abstractmethod
+    def sketch(self, rows: int) -> Condition:
+        """A condition of ``rows`` samples whose tensors have the right shapes and no meaning, on
+        torch's default device, which may be the meta device.
+        """
+
     def draw(self, key: Key, rows: int, start: int = 0) -> Condition:
         """Conditions of ``rows`` samples, uniform over the set: a function of the place."""
         return self.of(key.integers("prior-class", rows, self.count, start) if self.count else None)
@@ -130,6 +136,10 @@ class Classes(Conditions):
 
     def of(self, numbers: Tensor | None) -> Condition:
         return Condition(labels=numbers)
+
+    def sketch(self, rows: int) -> Condition:
+        # Probabilities: ids on the meta device have no values to be checked.
+        return Condition(labels=torch.zeros(rows, self.number) if self.number else None)
 
     def null(self, condition: Condition) -> Condition:
         if condition.context:

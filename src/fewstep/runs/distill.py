@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,6 @@ from fewstep.system.launch import restarted
 from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
 from fewstep.training.listeners import Several
 
-PICTURE_ROWS = 80
 WITHOUT_DATA = (
     "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
 )
@@ -93,8 +93,8 @@ def distill(
         _save(folder, recipe, student, parts, plain)
         if parts.path is not None and parts.path.last:
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
-        sampler = StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
-        _write_picture(folder.samples / "final.png", sampler, parts)
+        sampler = _sampler(recipe, parts, student)
+        _write_picture(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
         if parts.space.shape == (2,):
             _write_directions(folder, sampler, parts)
     return folder.path
@@ -159,22 +159,25 @@ def _heard(listeners: Sequence[Listener]) -> Listener:
 def _trainer(
     folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
 ) -> Trainer:
-    evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.space)
+    evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.pictured)
     evaluator = replace(evaluator, conditional=bool(parts.prior.conditions.count))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
         assert isinstance(student, (Denoiser, Generator))
-        return StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
+        return _sampler(recipe, parts, student)
 
     def measure(_step: int) -> Mapping[str, float]:
         return _quality(
-            evaluator, lambda key, n, labels: sampler().draw(key, n, labels, parts.sampling.steps), parts.space, 1
+            evaluator,
+            lambda key, n, labels: sampler().pictured.draw(key, n, labels, parts.sampling.steps),
+            parts.pictured,
+            1,
         )
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
-        _write_picture(folder.samples / name, sampler(), parts)
+        _write_picture(folder.samples / name, sampler(), parts, recipe.evaluation.pictures)
         heard.picture(step, folder.samples / name)
         return {"file": f"samples/{name}"}
 
@@ -202,13 +205,20 @@ def _quality(
     return {name: value for name, value in (("fd", quality.fd), ("accuracy", quality.accuracy)) if value is not None}
 
 
-def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> None:
+def _sampler(recipe: DistillRecipe, parts: Distillation, student: Denoiser | Generator) -> StudentSampler:
+    """A student of the run."""
+    space, batch = parts.space, recipe.evaluation.batch
+    return StudentSampler(space.low, space.high, student, parts.prior, parts.sampling, parts.codec, batch)
+
+
+def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation, pictures: int) -> None:
     """Samples on noise that is the same for every picture of every run; points over the data's."""
     plane = parts.space.shape == (2,)
-    rows = 2000 if plane else PICTURE_ROWS
-    samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, sampler.classes), parts.sampling.steps)
+    rows = 2000 if plane else pictures
+    labels = labels_for(rows, None, sampler.classes)
+    samples = sampler.pictured.draw(Key(0, "picture"), rows, labels, parts.sampling.steps)
     data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
-    write_samples(path, samples, parts.space.low, parts.space.high, data=data)
+    write_samples(path, samples, parts.pictured.low, parts.pictured.high, data=data)
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
@@ -252,7 +262,7 @@ def _how_it_samples(prior: Prior, space: SampleSpace, sampling: Sampling) -> dic
     """What a few-step model's file says besides the model; ``runs.load`` reads it."""
     return {
         "prior": {"time": prior.time, "scale": prior.std},
-        "range": [space.low, space.high],
+        "range": [space.low, space.high] if math.isfinite(space.low) else None,
         "sampling": sampling.describe(),
     }
 

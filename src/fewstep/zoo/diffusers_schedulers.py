@@ -73,7 +73,7 @@ def meaning_of(config: dict[str, Any], path: Path) -> Meaning:
     return schedule, prediction, inputs
 
 
-def ignored_by(config: dict[str, Any], path: Path) -> tuple[str, ...]:
+def ignored_by(config: dict[str, Any], path: object) -> tuple[str, ...]:
     """Sentences on what a scheduler does to estimates of x0 that a denoiser here does not."""
     with about(path):
         on = _left_out(config)

@@ -13,6 +13,29 @@ from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.errors import UserError
 
 
+@dataclass(frozen=True)
+class Unembedded(Conditions):
+    """``number`` prompts whose embeddings are not there: conditions of the right ``shapes``, rows
+    by name, and of zeros alone. For what only needs sizes.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    number: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.number
+
+    def of(self, numbers: Tensor | None) -> Condition:
+        return self.sketch(1 if numbers is None else len(numbers))
+
+    def null(self, condition: Condition) -> Condition:
+        return condition
+
+    def sketch(self, rows: int) -> Condition:
+        return Condition(context={name: torch.zeros(rows, *shape) for name, shape in self.shapes.items()})
+
+
 @dataclass(frozen=True, eq=False)
 class PromptConditions(Conditions):
     """The embedded ``prompts`` by number; the unconditional condition is the encoder's null prompt.
@@ -49,6 +72,10 @@ class PromptConditions(Conditions):
             value[silent] = self.prompts.null[name].to(value.dtype)
         sizes = {name: value.expand(len(numbers), *value.shape[1:]) for name, value in self.sizes.items()}
         return Condition(numbers, {**rows, **sizes})
+
+    def sketch(self, rows: int) -> Condition:
+        sizes = {name: tuple(value.shape[1:]) for name, value in self.sizes.items()}
+        return Unembedded({**self.prompts.shapes, **sizes}, len(self.prompts)).sketch(rows)
 
     def null(self, condition: Condition) -> Condition:
         context = dict(condition.context)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,29 +12,29 @@ from fewstep.errors import NotFinite, UserError
 from fewstep.system.finite import first_not_finite
 
 
-class PromptEncoder(abc.ABC):
-    """Text encoders of one model, with their tokenizers.
+class PromptEncoder(Protocol):
+    """Text encoders of one model, with their tokenizers."""
 
-    ``identity``: hexadecimal digits over all that decides the embeddings: weights, tokenizers, the
-    limit, which layer is taken. ``length``: the most tokens that it reads of a prompt.
-    """
+    @property
+    def identity(self) -> str:
+        """Hexadecimal digits over all that decides the embeddings: weights, tokenizers, the limit,
+        which layer is taken.
+        """
 
-    identity: str
-    length: int
+    @property
+    def length(self) -> int:
+        """The most tokens that it reads of a prompt."""
 
-    @abc.abstractmethod
     def tokens(self, prompt: str) -> int:
         """How many tokens a prompt has before it is cut, counted as ``length`` counts them."""
 
-    @abc.abstractmethod
-    def __call__(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+    def __call__(self, prompts: Sequence[str], /) -> Mapping[str, Tensor]:
         """Named tensors (B, ...) of B prompts, such as ``text`` (B, L, D) and ``pooled`` (B, P).
 
         A prompt of more than ``length`` tokens is cut. Names, types and shapes behind B are the
         same at each call.
         """
 
-    @abc.abstractmethod
     def null(self) -> Mapping[str, Tensor]:
         """The same tensors of the unconditional prompt, one row each: (1, ...)."""
 

@@ -16,13 +16,16 @@ from pathlib import Path
 from fewstep.data import Dataset
 from fewstep.metrics.inception import weights_file
 from fewstep.recipes import config
+from fewstep.recipes.config.teachers import TeacherSection
 from fewstep.recipes.reading.places import Named, named_in
-from fewstep.recipes.recipe import Recipe
+from fewstep.recipes.recipe import DistillRecipe, Recipe
 from fewstep.system.caches import content_digest
 from fewstep.system.locations import absolute, is_address
 from fewstep.training.saving.origin_checks import DATA
-from fewstep.zoo import diffusers_models
 from fewstep.zoo.download import local_file
+
+PROMPTS = "prompts"
+"""The key of the prompts among a run's origins."""
 
 
 def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Dataset | None = None) -> dict[str, str]:
@@ -35,6 +38,8 @@ def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Da
     found = {each.key: digest for each in named if (digest := digest_of_named(each)) is not None}
     if DATA in chosen and recipe.data is not None:
         found[DATA] = (recipe.data.open() if data is None else data).identity
+    if PROMPTS in chosen and isinstance(recipe, DistillRecipe) and recipe.prompts is not None:
+        found[PROMPTS] = recipe.prompts.read().identity
     return dict(sorted(found.items()))
 
 
@@ -52,9 +57,8 @@ def digest_of_named(named: Named) -> str | None:
         return content_digest(weights_file(named.value))
     if named.value is None:
         return None
-    if isinstance(named.owner, config.DiffusersTeacher):
-        owner = named.owner
-        return _of_files(diffusers_models.files_of(named.value, owner.revision, owner.variant, owner.subfolder))
+    if isinstance(named.owner, TeacherSection) and (files := named.owner.files()):
+        return _of_files(files)
     # One address may have served several files; the recipe says which.
     sha256 = named.owner.model_dump().get("sha256")
     return content_digest(local_file(named.value, sha256) if is_address(named.value) else absolute(named.value))

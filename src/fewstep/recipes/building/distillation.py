@@ -15,10 +15,10 @@ from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
-from fewstep.networks import DenoisingNetwork
+from fewstep.networks import Codec, DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
-from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
+from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
 from fewstep.recipes.building.parts import build_features, data_of, fitting_grid
 from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_reach, check_switch, reach_check
@@ -39,7 +39,8 @@ class Distillation:
     """The parts of a distillation run.
 
     ``fake``, ``path`` and the backtracked ``target`` where there are any; ``average`` follows the
-    student and is the run's result.
+    student and is the run's result. ``space``: what the networks' samples look like; ``codec``
+    makes pictures of them where they are latents, which look like ``pictured``.
     """
 
     teacher: NetworkDenoiser
@@ -49,11 +50,13 @@ class Distillation:
     sampling: Sampling
     data: Dataset | None
     space: SampleSpace
+    pictured: SampleSpace
     stages: list[Stage]
     monitor: Monitor
     fake: Denoiser | None
     path: DegradationPath | None
     target: Backtracked | None = None
+    codec: Codec | None = None
 
 
 def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False) -> Distillation:
@@ -66,12 +69,10 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     """
     check_parts(recipe, begun)
     data, device = data_of(recipe.data), resolve_device(recipe.training.device)
-    teacher = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device))
-    features = build_features(
-        recipe.evaluation.features, space_of(recipe.teacher, teacher) if data is None else data.space, device
-    )
+    teacher = open_teacher(recipe, data, building_device(recipe.distributed, device))
+    features = build_features(recipe.evaluation.features, teacher.pictured, device)
     if not begun:
-        fitting_grid(recipe.evaluation.solver, teacher.schedule, "evaluation.solver")
+        fitting_grid(recipe.evaluation.solver, teacher.denoiser.schedule, "evaluation.solver")
     context = build_context(recipe, folder, data, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
@@ -87,11 +88,13 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
         context.sampling,
         data,
         context.space,
+        teacher.pictured,
         built.stages,
         monitor,
         fake,
         built.path,
         target,
+        teacher.codec,
     )
 
 
@@ -117,22 +120,23 @@ def build_context(
     recipe: DistillRecipe,
     folder: Path,
     data: Dataset | None,
-    original: NetworkDenoiser,
+    opened: Teacher,
     features: Features,
     device: torch.device,
 ) -> Context:
-    """What the method's builder is given: ``original`` is the frozen teacher, ``data`` None for a
-    recipe without data, ``features`` the space of perceptual distances; the run works on the device
-    ``device``.
+    """What the method's builder is given: ``data`` is None for a recipe without data, ``features``
+    the space of perceptual distances; the run works on the device ``device``.
     """
-    method, roles = recipe.method, _roles(recipe)
-    if method.sampling.guidance is not None and not original.classes:
+    method, roles, original = recipe.method, _roles(recipe), opened.denoiser
+    if method.sampling.guidance is not None and not opened.conditions.count:
         raise UserError(
-            "'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher."
+            "'method.guidance' needs a teacher with classes or prompts to be guided to; leave it out, or use another "
+            "teacher."
         )
-    space = space_of(recipe.teacher, original) if data is None else data.space
-    threshold = recipe.reflected.threshold(max(abs(space.low), abs(space.high)))
-    student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
+    threshold = recipe.reflected.threshold(max(abs(opened.space.low), abs(opened.space.high)))
+    student, prior = build_student(
+        recipe.student, method, original, opened.conditions, threshold if "student" in roles else None
+    )
     return Context(
         method=method,
         target=recipe.target,
@@ -140,10 +144,11 @@ def build_context(
         training=recipe.training,
         folder=folder,
         found=data,
-        space=space,
+        space=opened.space,
         features=features,
         original=original,
         teacher=original if threshold is None or "teacher" not in roles else Reflected(original, threshold),
+        conditions=opened.conditions,
         student=student,
         prior=prior,
         sampling=method.sampling,

@@ -4,7 +4,9 @@ denoiser around another network, or a generator on latents; and where its sample
 
 from __future__ import annotations
 
-from fewstep.condition import Classes
+from dataclasses import replace
+
+from fewstep.condition import Classes, Conditions
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.errors import UserError
@@ -18,9 +20,15 @@ from fewstep.states import Prior
 
 
 def build_student(
-    choice: config.StudentChoice, method: Method, teacher: NetworkDenoiser, threshold: Threshold | None
+    choice: config.StudentChoice,
+    method: Method,
+    teacher: NetworkDenoiser,
+    conditions: Conditions,
+    threshold: Threshold | None,
 ) -> tuple[Student, Prior]:
-    """The student, on the teacher's device, and its prior; ``threshold``: of its own estimates,
+    """The student, on the teacher's device, and its prior.
+
+    ``conditions``: what the teacher is asked for; ``threshold``: of the student's own estimates,
     None for none.
 
     Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
@@ -39,7 +47,7 @@ def build_student(
         raise UserError(
             f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for."
         )
-    return Student(student, trainable), method.prior(student, choice.first_sigma)
+    return Student(student, trainable), replace(method.prior(student, choice.first_sigma), conditions=conditions)
 
 
 def generator_prior(generator: Generator, schedule: Schedule) -> Prior:

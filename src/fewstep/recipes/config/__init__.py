@@ -46,6 +46,7 @@ from fewstep.recipes.config.models import (
     NetworkSection,
     ReaderModel,
 )
+from fewstep.recipes.config.prompts import FilePrompts, ListedPrompts, PromptsChoice, ScenePrompts
 from fewstep.recipes.config.run import Distributed, Evaluation, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
@@ -72,6 +73,7 @@ from fewstep.recipes.config.teachers import (
     DiffusersTeacher,
     FileTeacher,
     NvidiaTeacher,
+    PipelineTeacher,
     ShippedTeacher,
     TeacherChoice,
     UntrainedTeacher,
@@ -96,6 +98,7 @@ __all__ = [
     "Distributed",
     "Evaluation",
     "FeaturesChoice",
+    "FilePrompts",
     "FileTeacher",
     "FixedTarget",
     "ForwardStates",
@@ -109,6 +112,7 @@ __all__ = [
     "ImagesData",
     "InceptionFeatures",
     "Kinds",
+    "ListedPrompts",
     "LowRankStudent",
     "MatchingWeighting",
     "MixtureData",
@@ -120,13 +124,16 @@ __all__ = [
     "OptimizerChoice",
     "PerBatchStates",
     "PerceptualDistance",
+    "PipelineTeacher",
     "PriorStates",
+    "PromptsChoice",
     "ReaderModel",
     "ReflectedChoice",
     "Role",
     "RolloutStates",
     "RuleName",
     "SamplerChoice",
+    "ScenePrompts",
     "ScenesData",
     "Section",
     "Seed",

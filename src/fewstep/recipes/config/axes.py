@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, Threshold
+from fewstep.errors import UserError
 from fewstep.recipes.config.section import Kinds, Section
 from fewstep.recipes.config.shared_choices import OptimizerChoice
 from fewstep.states import States
@@ -216,7 +218,7 @@ class StaticReflected(_Reflected):
     on: list[Role] | None = None
 
     def threshold(self, bound: float) -> Threshold:
-        return StaticThreshold(bound if self.bound is None else self.bound)
+        return StaticThreshold(_bound(self.bound, bound))
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
         return self.on or usual
@@ -233,10 +235,22 @@ class DynamicReflected(_Reflected):
     on: list[Role] | None = None
 
     def threshold(self, bound: float) -> Threshold:
-        return DynamicThreshold(bound if self.bound is None else self.bound, self.percentile)
+        return DynamicThreshold(_bound(self.bound, bound), self.percentile)
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
         return self.on or usual
+
+
+def _bound(said: float | None, of_space: float) -> float:
+    """The bound that is said, or that of the space in which samples are.
+
+    Raises ``UserError`` where neither is there.
+    """
+    if said is None and math.isinf(of_space):
+        raise UserError(
+            "'reflected' takes its bound from the range of samples, and latents have no range; set 'reflected.bound'."
+        )
+    return of_space if said is None else said
 
 
 ReflectedChoice = Annotated[NotReflected | StaticReflected | DynamicReflected, Field(discriminator="kind")]

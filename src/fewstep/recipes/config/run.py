@@ -11,7 +11,7 @@ from fewstep.denoisers.average import Decay
 from fewstep.recipes.config.feature_spaces import FeaturesChoice
 from fewstep.recipes.config.section import Kinds, Section, Seed
 from fewstep.recipes.config.shared_choices import SamplerChoice
-from fewstep.values import Count, Few
+from fewstep.values import Count, Few, Later
 
 
 class Training(Section):
@@ -54,7 +54,8 @@ class Distributed(Section):
 
 class Evaluation(Section):
     """``every``: steps between quick measurements (one draw) of the student while it trains;
-    ``samples`` a draw.
+    ``samples`` a draw. ``batch``: of samples that are made at a time. ``pictures``: of samples that
+    are shown.
     """
 
     features: FeaturesChoice
@@ -65,3 +66,5 @@ class Evaluation(Section):
     teacher_steps: list[Few] = Field([35, 1], max_length=100)
     student_steps: list[Few] = Field([1], max_length=100)
     solver: SamplerChoice = SamplerChoice()
+    batch: Annotated[int, Field(ge=1, le=500), Later()] = 500
+    pictures: Annotated[int, Field(ge=1, le=1000), Later()] = 80

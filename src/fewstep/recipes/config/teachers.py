@@ -25,13 +25,14 @@ from fewstep.schedule import KarrasVE
 from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
+from fewstep.zoo.pipelines import OpenedPipeline, open_pipeline
 from fewstep.zoo.shipped import SHIPPED_RANGES
 
 SIGMA_DATA = 0.5
 """Of every published EDM network."""
 
 
-class _Teacher(Section, abc.ABC):
+class TeacherSection(Section, abc.ABC):
     is_small: ClassVar[bool] = False
     """Whether its network is as small as a rehearsal wants it."""
     last_may_be_none: ClassVar[bool] = False
@@ -43,6 +44,10 @@ class _Teacher(Section, abc.ABC):
 
     def sketch(self) -> NetworkDenoiser | None:
         """The same on the meta device, where the section says enough for it; None for others."""
+        return None
+
+    def text_model(self) -> OpenedPipeline | None:
+        """The text-to-image model that the teacher is a part of; None for others."""
         return None
 
     @property
@@ -74,8 +79,14 @@ class _Teacher(Section, abc.ABC):
         """Sentences on what was chosen among its files, and on what of them is left out."""
         return ()
 
+    def files(self) -> Mapping[str, Path]:
+        """What is read of a folder, by names that do not say where the folder is; nothing of a
+        single file.
+        """
+        return {}
 
-class ShippedTeacher(_Teacher):
+
+class ShippedTeacher(TeacherSection):
     is_small: ClassVar[bool] = True
 
     kind: Literal["shipped"]
@@ -88,7 +99,7 @@ class ShippedTeacher(_Teacher):
         return SHIPPED_RANGES[self.name]
 
 
-class FileTeacher(_Teacher):
+class FileTeacher(TeacherSection):
     """A model file that ``fewstep pretrain`` wrote; ``recipe``: the one that makes it, so that a
     run can be planned without the file.
     """
@@ -132,7 +143,7 @@ class FileTeacher(_Teacher):
         )
 
 
-class UntrainedTeacher(_Teacher):
+class UntrainedTeacher(TeacherSection):
     """A network with random weights, a function of ``seed``: for rehearsals and for counting what a
     run takes.
     """
@@ -151,7 +162,7 @@ class UntrainedTeacher(_Teacher):
         return freeze(self.model.denoiser(data.shape, data.classes, self.seed))
 
 
-class _Published(_Teacher, abc.ABC):
+class _Published(TeacherSection, abc.ABC):
     """``path``: a file, or an https address to be kept in the cache folder, whose content must have
     the SHA-256 ``sha256`` if one is given. ``network``: which of the published networks it holds,
     and ``classes`` how many classes it knows: so that a run can be planned without the file, which
@@ -226,7 +237,7 @@ class ConsistencyModelsTeacher(_Published):
         return consistency_models.load_as(self.path, self.description, EDM(SIGMA_DATA), self.sha256)
 
 
-class DiffusersTeacher(_Teacher):
+class DiffusersTeacher(TeacherSection):
     """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub
     at a ``revision``.
 
@@ -248,12 +259,50 @@ class DiffusersTeacher(_Teacher):
     def load(self, data: Dataset | None) -> NetworkDenoiser:
         return diffusers_models.load(self.path, self.revision, self.variant, self.subfolder, self.classes)
 
+    def files(self) -> Mapping[str, Path]:
+        return diffusers_models.files_of(self.path, self.revision, self.variant, self.subfolder)
+
     def remarks(self) -> tuple[str, ...]:
         return diffusers_models.remarks_of(self.path, self.revision, self.variant, self.subfolder, self.classes)
 
 
+class PipelineTeacher(TeacherSection):
+    """A text-to-image model, as diffusers saves a pipeline of Stable Diffusion 1, 2 or SDXL: a
+    folder, or an id of the hub at a ``revision``.
+
+    ``variant``: of the weights, such as ``fp16``; a part that has none of it is read from its usual
+    ones.
+    """
+
+    kind: Literal["pipeline"]
+    path: Annotated[str, Names("weights", hub="models")]
+    revision: str | None = None
+    variant: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
+
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        return self.text_model().denoiser()
+
+    def sketch(self) -> NetworkDenoiser:
+        return self.text_model().sketch()
+
+    def text_model(self) -> OpenedPipeline:
+        return open_pipeline(self.path, self.revision, self.variant)
+
+    def files(self) -> Mapping[str, Path]:
+        return self.text_model().files
+
+    def remarks(self) -> tuple[str, ...]:
+        return self.text_model().remarks
+
+
 TeacherChoice = Annotated[
-    ShippedTeacher | FileTeacher | UntrainedTeacher | NvidiaTeacher | ConsistencyModelsTeacher | DiffusersTeacher,
+    ShippedTeacher
+    | FileTeacher
+    | UntrainedTeacher
+    | NvidiaTeacher
+    | ConsistencyModelsTeacher
+    | DiffusersTeacher
+    | PipelineTeacher,
     Field(discriminator="kind"),
 ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import Threshold
@@ -37,7 +38,8 @@ class Student:
 @dataclass(frozen=True, eq=False)
 class Context:
     """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same,
-    thresholded where the recipe says so. Both frozen.
+    thresholded where the recipe says so. Both frozen. ``conditions``: what its samples may be asked
+    to be.
 
     ``space``: what samples look like; ``found``: the recipe's data, None where it has none
     (``data`` is for what cannot do without). ``prior`` is where the student's samples start,
@@ -55,6 +57,7 @@ class Context:
     features: Features
     original: NetworkDenoiser
     teacher: Denoiser
+    conditions: Conditions
     student: Student
     prior: Prior
     sampling: Sampling

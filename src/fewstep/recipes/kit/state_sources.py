@@ -62,7 +62,12 @@ class Transitions:
 def forward_states(context: Context, times: tuple[float, ...]) -> States:
     """Forward diffusion of the data to the given times, 0 left out."""
     return context.method.guided(
-        ForwardDiffusion(context.data, context.schedule, GridTimes(tuple(t for t in times if t > 0)))
+        ForwardDiffusion(
+            context.data,
+            context.schedule,
+            GridTimes(tuple(t for t in times if t > 0)),
+            conditions=context.conditions,
+        )
     )
 
 
@@ -134,7 +139,9 @@ class _Sources:
         anytime = UniformTimes(high=transitions.times[0])
         return replace(
             transitions,
-            diffused=lambda: context.method.guided(ForwardDiffusion(context.data, context.schedule, anytime)),
+            diffused=lambda: context.method.guided(
+                ForwardDiffusion(context.data, context.schedule, anytime, conditions=context.conditions)
+            ),
         )
 
 

@@ -113,7 +113,7 @@ class TrajectoryMethod(GridMethod):
             )
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
-            data = ForwardDiffusion(context.data, context.schedule, self.denoising.times)
+            data = ForwardDiffusion(context.data, context.schedule, self.denoising.times, conditions=context.conditions)
             terms.append(Term(Denoising(student, self.denoising.weighting), data, self.denoising.weight, "denoising"))
         if self.inversion > 0:
             upwards = InverseConsistency(

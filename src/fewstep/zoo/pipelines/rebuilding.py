@@ -8,7 +8,8 @@ are in their network, so that no more than one network is held twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -141,12 +142,18 @@ def text_unet(
 
     Raises ``UserError`` naming what is wrong.
     """
-    with about(where):
-        arguments = arguments_in(config)
-        _UNET.check(arguments)
-        shape = shape_of(arguments, 4)
+    arguments, shape = _unet_arguments(config, where)
     named = {f"unet.{current_name(name)}": value for name, value in tensors().items()}
     network = _filled(lambda: build({"kind": "diffusers-text-unet", "config": arguments}), named, where, source)
+    assert isinstance(network, DiffusersTextUNet)
+    return network, shape
+
+
+def text_unet_sketch(config: Mapping[str, Any], where: object) -> tuple[DiffusersTextUNet, tuple[int, ...]]:
+    """The same on the meta device, without tensors."""
+    arguments, shape = _unet_arguments(config, where)
+    with _sentences(where), torch.device("meta"):
+        network = build({"kind": "diffusers-text-unet", "config": arguments})
     assert isinstance(network, DiffusersTextUNet)
     return network, shape
 
@@ -196,17 +203,36 @@ def _filled(
     called: Callable[[str], str] = str,
 ) -> Made:
     """What is made, with the tensors by the names that ``called`` gives to its own."""
+    with (
+        _sentences(where),
+        torch.random.fork_rng(devices=[]),
+        Undrawn(),
+        at_most(room_for(tensors), "the file"),
+    ):
+        made = make()
+    names = {called(name): name for name in made.state_dict()}
+    load_strictly(made, {names.get(name, name): value for name, value in tensors.items()}, source)
+    return made
+
+
+def _unet_arguments(config: Mapping[str, Any], where: object) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The arguments of the denoiser's network, and the shape of one sample."""
+    with about(where):
+        arguments = arguments_in(config)
+        _UNET.check(arguments)
+        return arguments, shape_of(arguments, 4)
+
+
+@contextlib.contextmanager
+def _sentences(where: object) -> Iterator[None]:
+    """What goes wrong while a network is built, as a sentence."""
     try:
-        with torch.random.fork_rng(devices=[]), Undrawn(), at_most(room_for(tensors), "the file"):
-            made = make()
+        yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{where}: is no network that can be built ({reason}); correct its values.") from error
-    names = {called(name): name for name in made.state_dict()}
-    load_strictly(made, {names.get(name, name): value for name, value in tensors.items()}, source)
-    return made
 
 
 def _bare(name: str) -> str:

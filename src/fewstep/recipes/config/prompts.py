@@ -1,0 +1,87 @@
+"""Prompts that a recipe may name: what a text-to-image student is trained to draw."""
+
+from __future__ import annotations
+
+import abc
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fewstep.data.prompts import Prompts, read_prompts
+from fewstep.data.prompts.fill import TooLong
+from fewstep.data.scenes import scene_prompts
+from fewstep.recipes.config.section import Names, Section
+from fewstep.system.locations import absolute
+from fewstep.values import Few
+
+MOST_LISTED = 10_000
+
+
+class _Prompts(Section, abc.ABC):
+    """``too_long``: whether prompts of more tokens than the text encoder reads are cut, or
+    refused.
+    """
+
+    too_long: TooLong = "cut"
+
+    @abc.abstractmethod
+    def read(self) -> Prompts:
+        """The prompts in their order.
+
+        Raises ``UserError``, naming the place, for what is no prompt, and where there is none.
+        """
+
+
+class ListedPrompts(_Prompts):
+    """``texts``: the prompts themselves."""
+
+    kind: Literal["list"]
+    texts: list[str] = Field(min_length=1, max_length=MOST_LISTED)
+
+    def read(self) -> Prompts:
+        return read_prompts(self.texts)
+
+
+class FilePrompts(_Prompts):
+    """A file at ``path`` (.txt, .csv, .jsonl, .json or .parquet), or a folder of images with
+    captions.
+
+    ``column``: the column, or key, of the prompts; null for the first of ``prompt``, ``caption``
+    and ``text`` that is there.
+    """
+
+    kind: Literal["file"]
+    path: Annotated[str, Names("data")]
+    column: str | None = Field(None, min_length=1)
+
+    def read(self) -> Prompts:
+        return read_prompts(absolute(self.path), self.column)
+
+
+class ScenePrompts(_Prompts):
+    """A prompt for each combination of one or two ``digits`` of the scenes, in the shortest
+    phrasing that says all of it: those that are held out, or those that are not.
+    """
+
+    kind: Literal["scenes"]
+    digits: Literal[1, 2] = 1
+    held_out: bool = False
+
+    def read(self) -> Prompts:
+        return read_prompts(scene_prompts(self.digits, self.held_out))
+
+
+class MadeUpPrompts(_Prompts):
+    """``count`` prompts of made-up words, for rehearsals."""
+
+    kind: Literal["made-up"]
+    count: Few = 4
+
+    def read(self) -> Prompts:
+        return read_prompts([f"prompt {number}" for number in range(1, self.count + 1)])
+
+
+PromptsChoice = Annotated[
+    ListedPrompts | FilePrompts | ScenePrompts | MadeUpPrompts,
+    Field(discriminator="kind"),
+]
