@@ -99,6 +99,11 @@ class Conditions(abc.ABC):
     def count(self) -> int:
         """How many conditions there are."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """What the conditions are called, by number; empty where they have no names."""
+        return ()
+
     @abc.abstractmethod
     def of(self, numbers: Tensor | None) -> Condition:
         """The conditions of ``numbers`` (B,) int64, on the CPU; None where there are none."""

@@ -7,11 +7,14 @@ on: every command finds it there. Data and feature spaces stay the caller's (``r
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from fewstep.data import Dataset
+from fewstep.data.prompts import read_prompts
 from fewstep.denoisers import NetworkDenoiser, load_model, save_model
 from fewstep.denoisers.model_files import describe_model
 from fewstep.errors import UserError
@@ -29,13 +32,14 @@ class Objects:
     teacher: nn.Module | None = None
     data: Dataset | None = None
     features: FeatureSpace | None = None
+    prompts: Sequence[str] | None = None
 
     def overrides(self, folder: RunFolder) -> list[str]:
         """What the recipe of a run in ``folder`` says of them, as overrides.
 
         Raises ``UserError`` for a teacher that no file could hold.
         """
-        said: dict[str, dict[str, str]] = {}
+        said: dict[str, dict[str, Any]] = {}
         if self.teacher is not None:
             if not isinstance(self.teacher, NetworkDenoiser):
                 raise UserError(
@@ -49,6 +53,8 @@ class Objects:
             said["data"] = {"kind": "given", "name": give_data(self.data)}
         if self.features is not None:
             said["evaluation.features"] = {"kind": "given", "name": give_features(self.features)}
+        if self.prompts is not None:
+            said["prompts"] = {"kind": "list", "texts": list(read_prompts(list(self.prompts)).texts)}
         return [f"{key}={json.dumps(value)}" for key, value in said.items()]
 
     def keep_teacher(self, folder: RunFolder) -> None:

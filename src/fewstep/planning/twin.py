@@ -3,7 +3,7 @@
 It runs through the same stages, phases, states and objectives as the recipe, in seconds on any
 machine and without the recipe's files: a rehearsal counts on it what a step of each stage takes,
 and a test sees that a recipe for many GPUs trains, resumes and samples. What it makes means
-nothing. Recipes on digits, on scenes and in the plane are small as they are: they keep teacher and
+nothing. The teacher of a recipe with prompts is the text-to-image model that ships. Recipes on digits, on scenes and in the plane are small as they are: they keep teacher and
 data.
 """
 
@@ -22,6 +22,9 @@ from fewstep.values import Costly
 SIDE = 16
 CLASSES = 3
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, PretrainRecipe)
+_TEXT_TEACHER = {"kind": "shipped", "name": "scenes"}
+"""Small as it is."""
+_PROMPTS = ["a red seven at the left", "a blue three", "a green zero in the middle", "an orange one at the top"]
 _EDM = {"schedule": {"kind": "karras-ve"}, "prediction": {"kind": "edm"}}
 
 
@@ -35,14 +38,18 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
     if isinstance(recipe, DistillRecipe):
         values["states"] = small(recipe.states)
         values["student"] = _student(values["student"])
-        if not own:
+        if recipe.prompts is not None:
+            values["teacher"], values["prompts"] = dict(_TEXT_TEACHER), {"kind": "list", "texts": _PROMPTS}
+        elif not own:
             values["teacher"] = {
                 "kind": "untrained",
                 "model": {"kind": "denoiser", "network": _teacher_network(recipe.teacher), **_EDM},
             }
     elif not own:
         values["model"]["network"] = tiny(values["model"]["network"])
-    if not own:
+    if isinstance(recipe, DistillRecipe) and recipe.prompts is not None:
+        values["data"] = None if recipe.data is None else {"kind": "waves", "shape": [3, 32, 32], "classes": 0}
+    elif not own:
         values["data"] = {"kind": "waves", "shape": [3, SIDE, SIDE], "classes": CLASSES if _labelled(recipe) else 0}
     features = {"kind": "fourier", "count": 4, "bandwidth": 10.0} if not own else values["evaluation"]["features"]
     values["evaluation"] |= {"features": features, "samples": 8, "draws": 1, "every": 1_000_000, "teacher_steps": [2]}

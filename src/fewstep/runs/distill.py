@@ -58,12 +58,14 @@ def distill(
     teacher: nn.Module | None = None,
     data: Dataset | None = None,
     features: FeatureSpace | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Path:
     """Runs a distillation recipe (a shipped name or a YAML file) and returns its run folder.
 
     ``teacher`` (a ``NetworkDenoiser`` around a registered network), ``data`` and ``features`` take
     the place of what the recipe names. The teacher is kept in the folder; data and features are to
-    be given again where the run is resumed or measured in another process.
+    be given again where the run is resumed or measured in another process. ``prompts``: what the
+    student of a text-to-image teacher is trained to draw, in the place of the recipe's.
 
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on;
     ``training.steps`` alone may be raised. ``listeners`` are told how it goes.
@@ -72,7 +74,7 @@ def distill(
     with distributed.joined(), held_for_run(folder, _heard(listeners).say):
         heard = _heard(listeners)
         resume = resume or restarted()
-        given = Objects(teacher, data, features)
+        given = Objects(teacher, data, features, prompts)
         recipe = settle(folder, source, [*overrides, *given.overrides(folder)], resume, DistillRecipe)
         given.keep_teacher(folder)
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path, begun=folder.checkpoints.is_dir()))
@@ -92,7 +94,8 @@ def distill(
             heard.say(parts.target.short)
         _save(folder, recipe, student, parts, plain)
         if parts.path is not None and parts.path.last:
-            write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
+            conditions = parts.prior.conditions
+            write_path_picture(folder.samples, parts.path, parts.teacher, conditions, parts.codec, recipe.evaluation)
         sampler = _sampler(recipe, parts, student)
         _write_picture(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
         if parts.space.shape == (2,):

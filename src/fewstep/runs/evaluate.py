@@ -82,7 +82,7 @@ def evaluate(
     )
     draws = choice.draws
     student, teacher = load(folder.path), load_teacher(folder.path)
-    evaluator = build_evaluator(choice, data_of(recipe.data), device_of(student.model), student.space)
+    evaluator = build_evaluator(choice, data_of(recipe.data), device_of(student.model), student.pictured.space)
     listener = Several(listeners)
     announce(evaluator.data, listener)
     result: dict[str, Any] = {
@@ -91,8 +91,8 @@ def evaluate(
         "origins": measured_origins(folder, recipe, evaluator.data, listener.say),
     }
     teacher_steps = choice.teacher_steps
-    jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
-    jobs += [_Job("student", student, steps, result["student"]) for steps in choice.student_steps]
+    jobs = [_Job("teacher", teacher.pictured, steps, result["teacher"]) for steps in teacher_steps]
+    jobs += [_Job("student", student.pictured, steps, result["student"]) for steps in choice.student_steps]
     no_halves = evaluator.why_no_halves()
     result["reference"] = {
         **({} if no_halves else {"halves_fd": evaluator.halves()}),
@@ -106,7 +106,7 @@ def evaluate(
             result["guidance"][scale] = {name: {} for name in samplers}
             for name, sampler in samplers.items():
                 steps = max(teacher_steps, default=teacher.usual_steps) if name == "teacher" else student.usual_steps
-                jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
+                jobs.append(_Job(f"{name} guided by {scale}", sampler.pictured, steps, result["guidance"][scale][name]))
     _work_off(jobs, evaluator, draws, listener)
     result.update(said_of(evaluator.data))
     for job in jobs:

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from fewstep.condition import Classes
+from fewstep.condition import Conditions
 from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
+from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
 from fewstep.runs.sample_files import write_samples
@@ -42,7 +43,8 @@ def write_worst(
     Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
     labels = data.proportional_labels(ROWS) if student.classes else None
-    samples = student.draw(Key(seed, "worst"), ROWS, labels, student.usual_steps).clamp(student.low, student.high)
+    shown_by = student.pictured
+    samples = shown_by.draw(Key(seed, "worst"), ROWS, labels, student.usual_steps).clamp(shown_by.low, shown_by.high)
     some = data.subset(torch.arange(min(len(data), MOST_DATA)) * len(data) // min(len(data), MOST_DATA))
     real = torch.cat([features(block).cpu() for block in some.blocks()])
     found = farthest(real, features_of(samples, features).cpu(), SHOWN)
@@ -51,8 +53,8 @@ def write_worst(
         write_samples(
             folder.samples / "worst.png",
             shown,
-            student.low,
-            student.high,
+            shown_by.low,
+            shown_by.high,
             data=some.take(torch.arange(len(some))) if shown.ndim == 2 else None,
         )
     return {
@@ -67,9 +69,16 @@ def write_worst(
 STEPS = 18
 
 
-def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDenoiser, evaluation: Evaluation) -> None:
+def write_path_picture(
+    folder: Path,
+    path: DegradationPath,
+    teacher: NetworkDenoiser,
+    conditions: Conditions,
+    codec: Codec | None,
+    evaluation: Evaluation,
+) -> None:
     """Writes ``path.png``, a row of samples a node from the same noise, and ``path.json`` with the
-    rows' names; images only.
+    rows' names; images only. ``codec``: makes pictures of latents, None where samples are pictures.
 
     The frozen ``teacher`` is every node in turn, and itself again at the end: one that is sharded
     cannot be copied.
@@ -77,18 +86,16 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     if len(teacher.shape) != 3:
         return
     own = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    solver, batch = evaluation.solver, evaluation.batch
     sampler = TeacherSampler(
-        -1.0, 1.0, teacher, evaluation.solver.rule, evaluation.solver.grid, Classes(teacher.classes)
-    )
+        -1.0, 1.0, teacher, solver.rule, solver.grid, conditions, codec=codec, batch=batch
+    ).pictured
+    labels = labels_for(10, None, sampler.classes)
     rows = []
     try:
         for node in range(path.last + 1):
             path.load(node, teacher)
-            rows.append(
-                sampler.draw(
-                    Key(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS
-                )
-            )
+            rows.append(sampler.draw(Key(0, "path"), 10, labels, STEPS))
     finally:
         teacher.load_state_dict(own)
     write_samples(folder / "path.png", torch.cat(rows), -1.0, 1.0, columns=10)

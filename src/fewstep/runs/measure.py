@@ -63,7 +63,7 @@ def measure_many(
     chosen(recipe.evaluation, samples=samples, teacher_steps=None if steps is None else [steps])
     data = data_of(recipe.data)
     announce(data, listener)
-    sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
+    sampler = (load_teacher(folder.path) if model == "teacher" else load(folder.path)).pictured
     space = recipe.evaluation.features.space(sampler.space if data is None else data)
     steps = sampler.usual_steps if steps is None else steps
     origins = measured_origins(folder, recipe, data, listener.say)

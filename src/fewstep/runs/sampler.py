@@ -17,10 +17,12 @@ from fewstep.data import SampleSpace
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
+from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.recipes.building.device import DeviceName, resolve_device
-from fewstep.recipes.building.frozen_teachers import open_around, open_teacher, with_prompts
+from fewstep.recipes.building.frozen_teachers import open_around, open_teacher, pictures_of, with_prompts
 from fewstep.recipes.building.parts import data_of
+from fewstep.recipes.building.prompting import asked_of
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
@@ -73,6 +75,11 @@ class Sampler(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def names(self) -> Sequence[str]:
+        """What its classes are called, such as prompts; empty where they have no names."""
+
+    @property
+    @abc.abstractmethod
     def usual_steps(self) -> int:
         """The steps taken unless told otherwise."""
 
@@ -109,6 +116,10 @@ class StudentSampler(Sampler):
     @property
     def classes(self) -> int:
         return self.prior.conditions.count
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.prior.conditions.names
 
     @property
     def usual_steps(self) -> int:
@@ -167,6 +178,10 @@ class TeacherSampler(Sampler):
         return self.conditions.count
 
     @property
+    def names(self) -> Sequence[str]:
+        return self.conditions.names
+
+    @property
     def usual_steps(self) -> int:
         return 35
 
@@ -201,6 +216,10 @@ class Decoded(Sampler):
     @property
     def classes(self) -> int:
         return self.latents.classes
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.latents.names
 
     @property
     def usual_steps(self) -> int:

@@ -108,7 +108,17 @@ def sample_run(
         int | None, typer.Option("--class", min=0, help="One class for all samples; all classes in turn unless given.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Sample i of a seed is always the same.")] = 0,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 80,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="How many: 80 unless given, and of each prompt that is given 1.")
+    ] = None,
+    prompt: Annotated[
+        list[str],
+        typer.Option("--prompt", help="What to draw, of a text-to-image model; may be repeated."),
+    ] = [],  # noqa: B006
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="The same from a .txt, .csv, .jsonl, .json or .parquet file."),
+    ] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
     guidance: Annotated[
         float | None,
@@ -135,17 +145,24 @@ def sample_run(
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.sample_files import check_array, check_picture, write_array, write_samples
+    from fewstep.runs.prompted import drawn, prompts_said, write_drawn
+    from fewstep.runs.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
 
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     check_picture(picture)
     if npz is not None:
         check_array(npz)
-    sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
-    samples = sampler(n, seed, class_id, steps)
+    said = prompts_said(prompt, prompts)
+    own = (
+        load_teacher(run, 1.0 if guidance is None else guidance, prompts=said)
+        if teacher
+        else load_guided(run, guidance, said)
+    )
+    sampler = own.pictured
+    samples, numbers = drawn(sampler, said, n, seed, class_id, steps)
     with output(picture):
-        write_samples(picture, samples, sampler.low, sampler.high)
+        write_drawn(picture, samples, numbers, sampler)
     if npz is not None:
         with output(npz):
             write_array(npz, samples)

@@ -60,6 +60,11 @@ class PromptConditions(Conditions):
     def count(self) -> int:
         return len(self.prompts)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The prompts."""
+        return self.prompts.texts
+
     def of(self, numbers: Tensor | None) -> Condition:
         """The conditions of ``numbers`` (B,) int64 from -1 to ``count`` - 1, on the CPU; raises
         ``UserError`` for others, and for None.

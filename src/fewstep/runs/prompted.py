@@ -1,0 +1,58 @@
+"""Prompts that a command is given, and pictures with their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.data.prompts import read_prompts
+from fewstep.errors import UserError
+from fewstep.runs.sample_files import write_captioned, write_samples
+from fewstep.runs.sampler import Sampler
+
+USUAL = 80
+"""Samples of a command that is given neither their number nor prompts."""
+
+
+def prompts_said(prompts: Sequence[str], file: Path | None) -> list[str] | None:
+    """The prompts of a command line, None for none.
+
+    Raises ``UserError`` for both a prompt and a file, and for what ``read_prompts`` refuses.
+    """
+    if prompts and file is not None:
+        raise UserError("--prompt and --prompts: give prompts themselves or a file of them, not both.")
+    if not prompts and file is None:
+        return None
+    return list(read_prompts(list(prompts) if file is None else file).texts)
+
+
+def drawn(
+    sampler: Sampler, prompts: Sequence[str] | None, n: int | None, seed: int, class_id: int | None, steps: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Samples, and the number of each one's condition: ``n`` of each prompt that was given (one
+    unless said), else ``n`` in all, of the classes in turn or all of ``class_id``.
+
+    Raises ``UserError`` for a class beside prompts.
+    """
+    if prompts is not None:
+        if class_id is not None:
+            raise UserError("--class: this model draws what prompts say; leave the class out.")
+        numbers = torch.arange(len(prompts)).repeat_interleave(1 if n is None else n)
+        return sampler(len(numbers), seed, numbers, steps), numbers
+    count = USUAL if n is None else n
+    in_turn = torch.arange(count) % sampler.classes if sampler.classes and class_id is None else None
+    return sampler(count, seed, class_id, steps), in_turn
+
+
+def write_drawn(path: Path, samples: Tensor, numbers: Tensor | None, sampler: Sampler) -> None:
+    """Writes samples as ``write_samples`` does, each with its prompt below it where its condition
+    has one.
+    """
+    if not sampler.names or numbers is None:
+        write_samples(path, samples, sampler.low, sampler.high)
+        return
+    captions = [sampler.names[number] for number in numbers.tolist()]
+    write_captioned(path, samples, captions, sampler.low, sampler.high)
