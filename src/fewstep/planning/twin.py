@@ -3,8 +3,8 @@
 It runs through the same stages, phases, states and objectives as the recipe, in seconds on any
 machine and without the recipe's files: a rehearsal counts on it what a step of each stage takes,
 and a test sees that a recipe for many GPUs trains, resumes and samples. What it makes means
-nothing. The teacher of a recipe with prompts is the text-to-image model that ships. Recipes on digits, on scenes and in the plane are small as they are: they keep teacher and
-data.
+nothing. Recipes on digits, on scenes and in the plane are small as they are: they keep teacher and
+data. A recipe with prompts gets the text-to-image model that ships.
 """
 
 from __future__ import annotations

@@ -1,0 +1,249 @@
+"""Recipes whose teacher is told prompts: they train on prompts alone, in latents, resume byte for
+byte, are sampled by prompts and measured on pictures; and what does not go together refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_combinations import without_syncing
+
+from fewstep.condition import Condition
+from fewstep.errors import UserError
+from fewstep.random import Key
+from fewstep.recipes import DistillRecipe
+from fewstep.recipes.building.distillation import build_distillation
+from fewstep.recipes.reading.source import validate
+from fewstep.runs import distill, evaluate, load, load_teacher
+from fewstep.training import Listener
+from fewstep.zoo.pipelines import OpenedPipeline, TextEncoder, load_pipeline, time_ids
+from pipeline_kit import FACTOR, LENGTH, SIDE, pipeline
+
+__all__ = ["without_syncing"]
+pytestmark = pytest.mark.usefixtures("without_syncing")
+
+PROMPTS = ["a red seven", "blue", "a red red seven"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pipelines")
+    for name in ("sd15", "sdxl"):
+        pipeline(name, root / f"{name}-tokenizers").save_pretrained(root / name)
+    return {name: root / name for name in ("sd15", "sdxl")}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+
+
+def values(teacher: Path, **sections: Any) -> dict[str, Any]:
+    times = {"kind": "uniform", "low": 0.02, "high": 0.98}
+    return {
+        "task": "distill",
+        "teacher": {"kind": "pipeline", "path": str(teacher)},
+        "prompts": {"kind": "list", "texts": PROMPTS},
+        "student": {"kind": "copy"},
+        "method": {"kind": "distribution-matching", "times": times, "fake": {"kind": "learned", "times": times}},
+        "target": {
+            "kind": "backtracked",
+            "nodes": 3,
+            "record": {"kind": "every", "steps": 2},
+            "switch": {"kind": "every", "steps": 2},
+        },
+        "training": {"steps": 12, "batch": 2, "log_every": 1, "checkpoint_every": 5},
+        "evaluation": {
+            "features": {"kind": "fourier", "count": 4},
+            "samples": 4,
+            "draws": 1,
+            "every": 100,
+            "pictures": 2,
+            "teacher_steps": [2],
+            "solver": {"rule": "euler", "grid": "uniform"},
+        },
+        **sections,
+    }
+
+
+def recipe(teacher: Path, **sections: Any) -> DistillRecipe:
+    return validated(values(teacher, **sections))
+
+
+def validated(plain: dict[str, Any]) -> DistillRecipe:
+    made = validate(plain, "test")
+    assert isinstance(made, DistillRecipe)
+    return made
+
+
+def written(path: Path, teacher: Path, **sections: Any) -> Path:
+    path.write_text("# test\n" + json.dumps(values(teacher, **sections)))
+    return path
+
+
+class Leaves(Listener):
+    """Interrupts a run at a step."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def step(self, step: int, note: str) -> None:
+        if step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("student", ["copy", "lora"])
+def test_is_distilled_from_prompts_alone(name: str, student: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    run = distill(written(tmp_path / "r.yaml", folders[name], student={"kind": student}), out=tmp_path / "run")
+    sampler = load(run)
+    assert list(sampler.names) == PROMPTS
+    latents, pictures = sampler(4), sampler.pictured(4)
+    side = SIDE * FACTOR
+    assert latents.shape == (4, 4, SIDE, SIDE)
+    assert pictures.shape == (4, 3, side, side)
+    codec = load_pipeline(folders[name]).codec
+    assert torch.allclose(pictures, codec.decode(latents), atol=1e-5)
+    assert {"final.png", "path.png"} <= {path.name for path in (run / "samples").iterdir()}
+    # Its file says that samples have no range, so that none is cut off.
+    assert (sampler.space.low, sampler.space.high) == (-torch.inf, torch.inf)
+
+
+def test_the_condition_is_what_the_pipeline_makes_of_prompts(folders: dict[str, Path], tmp_path: Path) -> None:
+    parts = build_distillation(recipe(folders["sdxl"]), tmp_path)
+    prior = parts.prior.at(Key(0), "x", 3, torch.tensor([2, 0, 1]))
+    encoder = load_pipeline(folders["sdxl"]).encoder
+    told = encoder([PROMPTS[2], PROMPTS[0], PROMPTS[1]])
+    for name, value in told.items():
+        assert torch.allclose(prior.condition.context[name], value, atol=1e-5), name
+    side = SIDE * FACTOR
+    assert torch.equal(prior.condition.context["time_ids"], time_ids(side, side).expand(3, 6))
+    null = parts.prior.conditions.null(prior.condition)
+    assert torch.equal(null.context["text"], torch.zeros(3, LENGTH, 32))
+    assert torch.equal(null.context["time_ids"], prior.condition.context["time_ids"])
+
+
+def test_each_step_takes_no_pass_of_the_text_encoder(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    forward = TextEncoder.forward
+
+    def counted(self: TextEncoder, prompts: Any) -> Any:
+        passes.append(len(prompts))
+        return forward(self, prompts)
+
+    monkeypatch.setattr(TextEncoder, "forward", counted)
+    file = written(tmp_path / "r.yaml", folders["sd15"])
+    distill(file, out=tmp_path / "run")
+    assert sum(passes) == len(PROMPTS) + 1
+    passes.clear()
+    distill(file, ["training.steps=30"], out=tmp_path / "longer")
+    assert passes == []
+
+
+def test_the_text_encoder_is_let_go(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[TextEncoder]] = []
+    encoder = OpenedPipeline.encoder
+
+    def remembered(self: OpenedPipeline) -> TextEncoder:
+        found = encoder(self)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(OpenedPipeline, "encoder", remembered)
+    parts = build_distillation(recipe(folders["sd15"]), tmp_path)
+    assert parts.prior.conditions.count == len(PROMPTS)
+    assert [each() for each in made] == [None]
+
+
+def test_a_resumed_run_is_byte_equal(folders: dict[str, Path], tmp_path: Path) -> None:
+    file = written(tmp_path / "r.yaml", folders["sdxl"])
+    whole = distill(file, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        distill(file, out=tmp_path / "left", listeners=[Leaves(7)])
+    again = distill(file, out=tmp_path / "left", resume=True)
+    assert (whole / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
+    assert (whole / "samples" / "final.png").read_bytes() == (again / "samples" / "final.png").read_bytes()
+
+
+def test_other_prompts_are_drawn_by_the_same_student(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run")
+    usual, other = load(run), load(run, prompts=["a d e", PROMPTS[1]])
+    assert list(other.names) == ["a d e", PROMPTS[1]]
+    assert torch.allclose(usual(1, classes=1), other(1, classes=1), atol=1e-6)
+    assert not torch.allclose(usual(1, classes=1), other(1, classes=0), atol=1e-4)
+    guided, plain = (load_teacher(run, scale, prompts=["a d e"]) for scale in (3.0, 1.0))
+    ours = load_pipeline(folders["sd15"])
+    x, t = torch.randn(2, 4, SIDE, SIDE), torch.tensor([0.7, 0.4], dtype=torch.float64)
+    told, null = (Condition(context=dict(made)) for made in (ours.encoder(["a d e"] * 2), ours.encoder(["", ""])))
+    with torch.no_grad():
+        cond, uncond = ours.denoiser(x, t, told), ours.denoiser(x, t, null)
+        found = guided.denoiser(x, t, guided.conditions.of(torch.zeros(2, dtype=torch.int64)))
+    assert torch.allclose(found, uncond + 3.0 * (cond - uncond), atol=1e-4)
+    assert plain.classes == 1
+
+
+def test_is_measured_on_pictures(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run")
+    found = evaluate(run)
+    assert (found["student"]["1"]["nfe"], found["teacher"]["2"]["nfe"]) == (1, 2)
+    assert json.loads((run / "evaluation.json").read_text())["left_out"]["fd"]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no prompts": ({"prompts": None}, "the recipe has no 'prompts' section"),
+    "empty file": ({"prompts": {"kind": "file", "path": "none.txt"}}, "there is no such file"),
+    "too long": (
+        {"prompts": {"kind": "list", "texts": ["a red seven at the left"], "too_long": "refuse"}},
+        "12 tokens",
+    ),
+    "range": ({"reflected": {"kind": "static"}}, "set 'reflected.bound'"),
+    "no teacher of prompts": ({"teacher": {"kind": "shipped", "name": "mixture2d"}}, "leave 'prompts' out"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_go_together_is_refused(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    sections, sentence = REFUSED[case]
+    with pytest.raises(UserError, match=sentence):
+        build_distillation(validated({**values(folders["sd15"]), **sections}), tmp_path)
+
+
+def test_exchanged_prompts_are_another_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    said = {"kind": "file", "path": str(prompts)}
+    file = written(tmp_path / "r.yaml", folders["sd15"], prompts=said)
+    with pytest.raises(KeyboardInterrupt):
+        distill(file, out=tmp_path / "run", listeners=[Leaves(7)])
+    prompts.write_text("something else")
+    with pytest.raises(UserError, match="made with another 'prompts'"):
+        distill(file, out=tmp_path / "run", resume=True)
+
+
+def test_prompts_are_handed_over(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run", prompts=["one", " two "])
+    assert list(load(run).names) == ["one", "two"]
+
+
+def test_a_student_alone_says_what_it_lacks(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run")
+    with pytest.raises(UserError, match="give the folder of the run"):
+        load(run / "student.safetensors")
+
+
+def test_a_teacher_of_prompts_is_sketched_without_weights(folders: dict[str, Path]) -> None:
+    from fewstep.recipes.building.frozen_teachers import sketched
+
+    found = sketched(recipe(folders["sdxl"]))
+    assert all(parameter.is_meta for parameter in found.denoiser.parameters())
+    network: Any = found.denoiser.network
+    with torch.device("meta"):
+        condition, x = found.conditions.sketch(2), torch.zeros(2, *found.denoiser.shape)
+        assert network(x, torch.zeros(2), condition).shape == x.shape
