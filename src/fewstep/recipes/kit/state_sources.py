@@ -61,14 +61,13 @@ class Transitions:
 
 def forward_states(context: Context, times: tuple[float, ...]) -> States:
     """Forward diffusion of the data to the given times, 0 left out."""
-    return context.method.guided(
-        ForwardDiffusion(
-            context.data,
-            context.schedule,
-            GridTimes(tuple(t for t in times if t > 0)),
-            conditions=context.conditions,
-        )
-    )
+    return context.method.guided(diffused(context, times))
+
+
+def diffused(context: Context, times: tuple[float, ...]) -> States:
+    """The same, of students that take a guidance scale as well without one."""
+    grid = GridTimes(tuple(t for t in times if t > 0))
+    return ForwardDiffusion(context.data, context.schedule, grid, conditions=context.conditions)
 
 
 def started_states(context: Context, times: tuple[float, ...]) -> States:
