@@ -348,7 +348,7 @@ def test_a_student_may_learn_its_prediction_before_its_guidance(tmp_path):
         guidance = term.states.draw(step).condition.guidance
         assert guidance is not None
         scales.append((float(guidance.min()), float(guidance.max())))
-        teachers.append(type(term.objective.target.denoiser))
+        teachers.append(type(term.objective.teacher.denoiser))
     assert scales[0] == (1.0, 1.0)
     assert 2.0 <= scales[1][0] < scales[1][1] <= 3.0
     assert teachers == [NetworkDenoiser, Guided]
