@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from image_kit import picture, png
 
-from fewstep.data.prompts import Prompts, captions, formats, read, read_prompts
+from fewstep.data.prompts import Prompts, captions, formats, read, read_hub_prompts, read_prompts
 from fewstep.errors import UserError
 
 TEXTS = ("a red fox", 'a "blue" box, open', "ein Mädchen 🦊", "a red fox")
@@ -460,3 +460,47 @@ def test_metadata_above_a_gibibyte_is_refused(tmp_path: Path, monkeypatch: pytes
     (folder / "metadata.csv").unlink()
     with pytest.raises(UserError, match=r"has neither metadata\.jsonl nor metadata\.csv"):
         read_prompts(folder, column="text")
+
+
+class HubRows(dict):
+    """Columns as the datasets library gives them."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self)
+
+
+def test_prompts_of_the_hub_are_a_column_of_a_commit(monkeypatch):
+    asked, library = [], types.ModuleType("datasets")
+
+    def load(name, split, revision):
+        asked.append((name, split, revision))
+        return HubRows({"id": [1, 2, 3], "text": ["a fox", " ", "a hen"], "caption": ["x", "y", "z"]})
+
+    library.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("fewstep.data.prompts.hub.commit_of", lambda name, revision: revision or "c" * 40)
+    found = read_hub_prompts("owner/set", "test")
+    assert found.texts == ("x", "y", "z")
+    assert any("'caption' is read" in remark for remark in found.remarks)
+    assert any("c" * 40 in remark for remark in found.remarks)
+    chosen = read_hub_prompts("owner/set", "test", "text", "d" * 40)
+    assert chosen.texts == ("a fox", "a hen")
+    assert chosen.where(1) == "row 3"
+    assert not any("commit" in remark for remark in chosen.remarks)
+    assert asked == [("owner/set", "test", "c" * 40), ("owner/set", "test", "d" * 40)]
+    with pytest.raises(UserError, match=r"data set 'owner/set', split 'train': has no column 'none'"):
+        read_hub_prompts("owner/set", column="none")
+
+
+def test_a_data_set_that_cannot_be_loaded_is_named(monkeypatch):
+    library = types.ModuleType("datasets")
+
+    def load(name, split, revision):
+        raise FileNotFoundError("no such set")
+
+    library.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("fewstep.data.prompts.hub.commit_of", lambda name, revision: None)
+    with pytest.raises(UserError, match=r"'owner/set', split 'train': cannot be loaded \(no such set\)"):
+        read_hub_prompts("owner/set")

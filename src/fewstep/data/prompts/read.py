@@ -88,11 +88,11 @@ def read_prompts(source: str | Path | Sequence[str], column: str | None = None) 
     """
     if not isinstance(source, (str, Path)):
         _without_columns(_LISTED, column)
-        return _collected(enumerate(source, 1), _LISTED, "prompt", [])
+        return collected(enumerate(source, 1), _LISTED, "prompt", [])
     path, remarks = Path(source).expanduser(), list[str]()
     columns = Columns(column, remarks.append)
     if os.path.isdir(path):
-        return _collected(captions_of(path, columns), str(path), "image", remarks)
+        return collected(captions_of(path, columns), str(path), "image", remarks)
     if not os.path.isfile(path):
         raise UserError(
             f"{path}: there is no such file or folder; check the path, or give prompts themselves as a list: "
@@ -106,11 +106,15 @@ def read_prompts(source: str | Path | Sequence[str], column: str | None = None) 
         _without_columns(str(path), column)
     check_size(path, MOST_BYTES, "divide it")
     texts = ((number, values[0]) for number, values in found.rows(path, columns))
-    return _collected(texts, str(path), found.unit, remarks)
+    return collected(texts, str(path), found.unit, remarks)
 
 
-def _collected(found: Iterable[tuple[int | str, Any]], source: str, unit: str, remarks: list[str]) -> Prompts:
-    """The prompts among values with their places; ``remarks`` are complete when all are read."""
+def collected(found: Iterable[tuple[int | str, Any]], source: str, unit: str, remarks: list[str]) -> Prompts:
+    """The prompts among values with their places, each a number in ``unit``s of ``source`` or a
+    name; ``remarks`` are complete when all are read.
+
+    Raises ``UserError`` for a value that is no prompt, and where there is none.
+    """
     texts: list[str] = []
     numbers, names = array("q"), list[str]()
     first: dict[str, int | str] = {}

@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.data.prompts import Prompts, read_prompts
+from fewstep.data.prompts import Prompts, read_hub_prompts, read_prompts
 from fewstep.data.prompts.fill import TooLong
 from fewstep.data.scenes import scene_prompts
 from fewstep.recipes.config.section import Names, Section
 from fewstep.system.locations import absolute
-from fewstep.values import Few
 
 MOST_LISTED = 10_000
 
@@ -58,6 +57,22 @@ class FilePrompts(_Prompts):
         return read_prompts(absolute(self.path), self.column)
 
 
+class HuggingFacePrompts(_Prompts):
+    """A data set ``name`` of the Hugging Face hub, or a folder that its library reads, by its
+    ``split`` and ``column`` (null for the first of ``prompt``, ``caption`` and ``text`` that is
+    there). ``revision``: of the hub's set, null for the newest.
+    """
+
+    kind: Literal["huggingface"]
+    name: Annotated[str, Names("data", hub="data sets")]
+    split: str = "train"
+    column: str | None = Field(None, min_length=1)
+    revision: str | None = None
+
+    def read(self) -> Prompts:
+        return read_hub_prompts(self.name, self.split, self.column, self.revision)
+
+
 class ScenePrompts(_Prompts):
     """A prompt for each combination of one or two ``digits`` of the scenes, in the shortest
     phrasing that says all of it: those that are held out, or those that are not.
@@ -71,17 +86,7 @@ class ScenePrompts(_Prompts):
         return read_prompts(scene_prompts(self.digits, self.held_out))
 
 
-class MadeUpPrompts(_Prompts):
-    """``count`` prompts of made-up words, for rehearsals."""
-
-    kind: Literal["made-up"]
-    count: Few = 4
-
-    def read(self) -> Prompts:
-        return read_prompts([f"prompt {number}" for number in range(1, self.count + 1)])
-
-
 PromptsChoice = Annotated[
-    ListedPrompts | FilePrompts | ScenePrompts | MadeUpPrompts,
+    ListedPrompts | FilePrompts | HuggingFacePrompts | ScenePrompts,
     Field(discriminator="kind"),
 ]
