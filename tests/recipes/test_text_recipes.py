@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_combinations import without_syncing
 
+from fewstep.command.cli import app
 from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.random import Key
@@ -38,9 +41,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("sd15", "sdxl")}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(scope="module")
+def ended(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has ended, for what only looks at it."""
+    folder = tmp_path_factory.mktemp("ended")
+    return distill(written(folder / "r.yaml", folders["sd15"]), out=folder / "run")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def values(teacher: Path, **sections: Any) -> dict[str, Any]:
@@ -132,6 +144,7 @@ def test_each_step_takes_no_pass_of_the_text_encoder(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     forward = TextEncoder.forward
 
     def counted(self: TextEncoder, prompts: Any) -> Any:
@@ -172,13 +185,12 @@ def test_a_resumed_run_is_byte_equal(folders: dict[str, Path], tmp_path: Path) -
     assert (whole / "samples" / "final.png").read_bytes() == (again / "samples" / "final.png").read_bytes()
 
 
-def test_other_prompts_are_drawn_by_the_same_student(folders: dict[str, Path], tmp_path: Path) -> None:
-    run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run")
-    usual, other = load(run), load(run, prompts=["a d e", PROMPTS[1]])
+def test_other_prompts_are_drawn_by_the_same_student(folders: dict[str, Path], ended: Path) -> None:
+    usual, other = load(ended), load(ended, prompts=["a d e", PROMPTS[1]])
     assert list(other.names) == ["a d e", PROMPTS[1]]
     assert torch.allclose(usual(1, classes=1), other(1, classes=1), atol=1e-6)
     assert not torch.allclose(usual(1, classes=1), other(1, classes=0), atol=1e-4)
-    guided, plain = (load_teacher(run, scale, prompts=["a d e"]) for scale in (3.0, 1.0))
+    guided, plain = (load_teacher(ended, scale, prompts=["a d e"]) for scale in (3.0, 1.0))
     ours = load_pipeline(folders["sd15"])
     x, t = torch.randn(2, 4, SIDE, SIDE), torch.tensor([0.7, 0.4], dtype=torch.float64)
     told, null = (Condition(context=dict(made)) for made in (ours.encoder(["a d e"] * 2), ours.encoder(["", ""])))
@@ -189,11 +201,10 @@ def test_other_prompts_are_drawn_by_the_same_student(folders: dict[str, Path], t
     assert plain.classes == 1
 
 
-def test_is_measured_on_pictures(folders: dict[str, Path], tmp_path: Path) -> None:
-    run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run")
-    found = evaluate(run)
+def test_is_measured_on_pictures(ended: Path) -> None:
+    found = evaluate(ended)
     assert (found["student"]["1"]["nfe"], found["teacher"]["2"]["nfe"]) == (1, 2)
-    assert json.loads((run / "evaluation.json").read_text())["left_out"]["fd"]
+    assert json.loads((ended / "evaluation.json").read_text())["left_out"]["fd"]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -232,10 +243,9 @@ def test_prompts_are_handed_over(folders: dict[str, Path], tmp_path: Path) -> No
     assert list(load(run).names) == ["one", "two"]
 
 
-def test_a_student_alone_says_what_it_lacks(folders: dict[str, Path], tmp_path: Path) -> None:
-    run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run")
+def test_a_student_alone_says_what_it_lacks(ended: Path) -> None:
     with pytest.raises(UserError, match="give the folder of the run"):
-        load(run / "student.safetensors")
+        load(ended / "student.safetensors")
 
 
 def test_a_teacher_of_prompts_is_sketched_without_weights(folders: dict[str, Path]) -> None:
@@ -247,3 +257,40 @@ def test_a_teacher_of_prompts_is_sketched_without_weights(folders: dict[str, Pat
     with torch.device("meta"):
         condition, x = found.conditions.sketch(2), torch.zeros(2, *found.denoiser.shape)
         assert network(x, torch.zeros(2), condition).shape == x.shape
+
+
+def test_prompts_are_sampled_from_the_command_line(ended: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a d e\nblue\n")
+
+    def sampled(*arguments: str) -> Any:
+        array = tmp_path / "array.npz"
+        app(["sample", str(ended), *arguments, "--npz", str(array)], standalone_mode=False)
+        with np.load(array) as file:
+            return torch.from_numpy(file["samples"])
+
+    side = SIDE * FACTOR
+    four = sampled("--prompt", "blue", "-n", "4", "--seed", "3")
+    assert four.shape == (4, 3, side, side)
+    assert torch.equal(four, load(ended, prompts=["blue"]).pictured(4, seed=3, classes=0))
+    assert len(sampled("--prompts", str(prompts))) == 2
+    assert len(sampled("-n", "5")) == 5
+    both = sampled("--prompts", str(prompts), "--compare", "--guidance", "3")
+    assert both.shape == (2, 3, 2 * side + 1, side)
+    numbers = torch.arange(2)
+    assert torch.equal(both[:, :, side + 1 :], load(ended, prompts=["a d e", "blue"]).pictured(2, classes=numbers))
+    teacher = load_teacher(ended, 3.0, prompts=["a d e", "blue"]).pictured
+    assert torch.equal(both[:, :, :side], teacher(2, classes=numbers, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--prompt", "blue", "--class", "1"], "leave the class out"),
+        (["--prompt", "blue", "--prompts", "x.txt"], "not both"),
+        (["--compare", "--teacher"], "leave one of them out"),
+    ],
+)
+def test_options_that_contradict_one_another_are_refused(arguments: list[str], sentence: str, ended: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        app(["sample", str(ended), *arguments], standalone_mode=False)

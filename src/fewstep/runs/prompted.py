@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.random import Key
 from fewstep.runs.sample_files import write_captioned, write_samples
-from fewstep.runs.sampler import Sampler
+from fewstep.runs.sampler import Sampler, load, load_teacher
 
 USUAL = 80
 """Samples of a command that is given neither their number nor prompts."""
@@ -45,6 +48,52 @@ def drawn(
     count = USUAL if n is None else n
     in_turn = torch.arange(count) % sampler.classes if sampler.classes and class_id is None else None
     return sampler(count, seed, class_id, steps), in_turn
+
+
+@dataclass(frozen=True, eq=False)
+class BesideTeacher(Sampler):
+    """Pictures (C, 2 H + 1, W): the ``teacher``'s in ``teacher_steps`` above the ``student``'s from
+    the same seed and condition, and a line between them.
+    """
+
+    student: Sampler
+    teacher: Sampler
+    teacher_steps: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        channels, height, width = self.student.shape
+        return channels, 2 * height + 1, width
+
+    @property
+    def classes(self) -> int:
+        return self.student.classes
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.student.names
+
+    @property
+    def usual_steps(self) -> int:
+        return self.student.usual_steps
+
+    def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
+        above = self.teacher.draw(key, n, labels, self.teacher_steps, start)
+        below = self.student.draw(key, n, labels, steps, start)
+        return torch.cat([above, torch.full_like(above[:, :, :1], self.high), below], dim=2)
+
+
+def beside_teacher(run: Path, guidance: float, prompts: Sequence[str] | None) -> Sampler:
+    """A run's student below its teacher, guided by a scale, in the first of the steps at which the
+    recipe measures it.
+
+    Raises ``UserError`` for samples that are no pictures.
+    """
+    student, teacher = load(run, prompts=prompts).pictured, load_teacher(run, guidance, prompts=prompts).pictured
+    if len(student.shape) != 3:
+        raise UserError("--compare: sets pictures side by side, and these samples are points; leave it out.")
+    measured = RunFolder(run).read_distill_recipe().evaluation.teacher_steps
+    return BesideTeacher(student.low, student.high, student, teacher, measured[0] if measured else teacher.usual_steps)
 
 
 def write_drawn(path: Path, samples: Tensor, numbers: Tensor | None, sampler: Sampler) -> None:

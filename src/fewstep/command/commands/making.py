@@ -120,6 +120,9 @@ def sample_run(
         typer.Option("--prompts", metavar="FILE", help="The same from a .txt, .csv, .jsonl, .json or .parquet file."),
     ] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The teacher's picture above the student's, from the same seed.")
+    ] = False,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -144,8 +147,9 @@ def sample_run(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
+    from fewstep.errors import UserError
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.prompted import drawn, prompts_said, write_drawn
+    from fewstep.runs.prompted import beside_teacher, drawn, prompts_said, write_drawn
     from fewstep.runs.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
 
@@ -154,12 +158,13 @@ def sample_run(
     if npz is not None:
         check_array(npz)
     said = prompts_said(prompt, prompts)
-    own = (
-        load_teacher(run, 1.0 if guidance is None else guidance, prompts=said)
-        if teacher
-        else load_guided(run, guidance, said)
-    )
-    sampler = own.pictured
+    if compare and teacher:
+        raise UserError("--compare and --teacher: --compare shows both; leave one of them out.")
+    scale = 1.0 if guidance is None else guidance
+    if compare:
+        sampler = beside_teacher(run, scale, said)
+    else:
+        sampler = (load_teacher(run, scale, prompts=said) if teacher else load_guided(run, guidance, said)).pictured
     samples, numbers = drawn(sampler, said, n, seed, class_id, steps)
     with output(picture):
         write_drawn(picture, samples, numbers, sampler)
