@@ -213,7 +213,9 @@ def load(run: Path | str, guidance: float | None = None, device: DeviceName = "a
         schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
         shape = model.latent_shape if isinstance(model, Generator) else model.shape
         start = Prior(schedule, shape, time, scale, Classes(model.classes))
-        sampling = Sampling(**extra["sampling"])
+        sampling = Sampling.from_description(extra["sampling"])
+        if sampling.held and sampling.held[0] != time:
+            raise ValueError(f"times from {sampling.held[0]}, and samples that start at {time}")
         if isinstance(model, Denoiser) and not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
             raise ValueError(f"a first time of {time}")
     except (KeyError, TypeError, ValueError) as error:

@@ -71,7 +71,7 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
         recipe.evaluation.features, space_of(recipe.teacher, teacher) if data is None else data.space, device
     )
     if not begun:
-        fitting_grid(recipe.evaluation.solver, teacher.schedule, "evaluation.solver")
+        fitting_grid(recipe.evaluation.solver, teacher.schedule, "evaluation.solver", recipe.evaluation.teacher_steps)
     context = build_context(recipe, folder, data, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)

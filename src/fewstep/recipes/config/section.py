@@ -119,8 +119,12 @@ class Choice(abc.ABC):
         return f"one of {expected}"
 
     def __get_pydantic_core_schema__(self, base: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        to_plain = core_schema.plain_serializer_function_ser_schema(saved)
+        to_plain = core_schema.plain_serializer_function_ser_schema(self.said)
         return core_schema.no_info_plain_validator_function(functools.partial(self.read, base), serialization=to_plain)
+
+    def said(self, section: Any) -> Any:
+        """A section as a recipe's file has it."""
+        return saved(section)
 
     def read(self, base: Any, given: Any) -> Any:
         """The section of plain values; raises pydantic's errors."""

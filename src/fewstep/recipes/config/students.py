@@ -9,9 +9,9 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import create_model
+from pydantic import create_model, model_validator
 from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser, copy_of, device_of, load_model
@@ -30,13 +30,57 @@ from fewstep.recipes.config.section import (
     first_difference,
     kind_of_section,
 )
+from fewstep.schedule import Schedule
 from fewstep.system.locations import absolute
-from fewstep.values import Few, Positive
+from fewstep.values import Few, Later, Positive
 
 
 class _DenoisingStudent(Section, abc.ABC):
+    """Of both levels at which samples may start, exactly one is said: ``first_sigma``, the noise
+    level sigma / alpha, or ``first_timestep``, of the teacher's discrete schedule.
+    """
+
+    if TYPE_CHECKING:
+        # Declared by each kind, whose fields have an order that runs are known by.
+        first_sigma: float | None
+
     leaves_adapter: ClassVar[bool] = False
     """Whether a run leaves its adapter in a file of its own."""
+    first_timestep: Annotated[int | None, Later()] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _timestep_for_sigma(cls, values: Any) -> Any:
+        said = isinstance(values, Mapping) and values.get("first_timestep") is not None
+        return {"first_sigma": None, **values} if said else values
+
+    @model_validator(mode="after")
+    def _says_one_level(self) -> Self:
+        if (self.first_sigma is None) == (self.first_timestep is None):
+            both = "are both said" if self.first_timestep is not None else "are both null"
+            raise ValueError(f"'first_sigma' and 'first_timestep' {both}; say one of them, and set the other to null")
+        return self
+
+    def first_time(self, schedule: Schedule) -> float:
+        """The time at which samples start, of the teacher's schedule.
+
+        Raises ``UserError`` for a timestep that the schedule has not, and for a noise level that
+        the teacher was not trained for.
+        """
+        if self.first_timestep is not None:
+            try:
+                return schedule.time_at_timestep(self.first_timestep)
+            except UserError as error:
+                raise UserError(f"'student.first_timestep' does not fit the teacher: {error}") from error
+        assert self.first_sigma is not None
+        time = float(schedule.time_at_sigma(self.first_sigma))
+        # The way from a noise level to its time and back is exact up to rounding.
+        if not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
+            raise UserError(
+                f"'student.first_sigma' is {self.first_sigma}, outside the noise levels that the teacher was trained "
+                "for."
+            )
+        return time
 
     @abc.abstractmethod
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
@@ -48,13 +92,10 @@ class _DenoisingStudent(Section, abc.ABC):
 
 
 class CopyStudent(_DenoisingStudent):
-    """A copy of the teacher.
-
-    ``first_sigma``: the noise level sigma / alpha at which its samples start.
-    """
+    """A copy of the teacher."""
 
     kind: Literal["copy"]
-    first_sigma: Positive = 2.5
+    first_sigma: Positive | None = 2.5
 
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
         return copy_of(teacher), None
@@ -68,7 +109,7 @@ class LowRankStudent(_DenoisingStudent):
     kind: Literal["lora"]
     rank: Few = 8
     scale: Positive = 1.0
-    first_sigma: Positive = 2.5
+    first_sigma: Positive | None = 2.5
     seed: Seed = 0
 
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
@@ -85,7 +126,7 @@ class NetworkStudent(_DenoisingStudent):
     kind: Literal["network"]
     network: DenoisingChoice
     start: WeightsPath | None = None
-    first_sigma: Positive = 2.5
+    first_sigma: Positive | None = 2.5
     seed: Seed = 0
 
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:

@@ -25,12 +25,13 @@ from fewstep.recipes.kit.backtracking import build_target
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.state_sources import trajectory_states
 from fewstep.recipes.methods.method import Built, Method, Traits, student_phase, trained
+from fewstep.solvers.sampling import Sampling
 from fewstep.states import States
 from fewstep.targets import Target
-from fewstep.times import LogNormalTimes, TimeDistribution
+from fewstep.times import LogNormalTimes, RhoGrid, TimeDistribution
 from fewstep.training import Adam, Phase, Stage, Term
 from fewstep.training.actions import Action
-from fewstep.values import Costly, Few, Positive
+from fewstep.values import Costly, Few, Later, Positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,12 +194,14 @@ class FollowsScores(Method, abc.ABC):
     the ``terms``, and all else follows.
 
     Each field is read here and declared in the method, whose fields have an order that its runs are
-    known by.
+    known by, but for the later ``grid``, of the times of several steps.
     """
 
     if TYPE_CHECKING:
         times: config.TimesChoice
         steps: Few
+
+    grid: Annotated[config.GridName, Later()] = RhoGrid()
 
     @property
     def own_score(self) -> Fake:
@@ -227,6 +230,10 @@ class FollowsScores(Method, abc.ABC):
     @property
     def steps_of_student(self) -> int:
         return self.steps
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(grid=self.grid, steps=self.steps)
 
     @property
     def learns_fake(self) -> bool:
