@@ -35,7 +35,7 @@ from fewstep.times import Grid
 from fewstep.values import Contradiction, Few, name_of
 
 MOST_TIMESTEPS = 10_000
-_Timestep = Annotated[int, bounds.Interval(ge=0, lt=100_000)]
+Timestep = Annotated[int, bounds.Interval(ge=0, lt=100_000)]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class DiscreteGrid(Grid, abc.ABC):
 
         Raises ``UserError`` where the grid has no such steps.
         """
+
+    @property
+    def named(self) -> tuple[int, ...]:
+        """The timesteps that it names; none where it has a rule."""
+        return ()
 
     def knots(self, known: int) -> tuple[int, ...]:
         """Falling counts, timesteps + 1, between which points are evenly spaced; the last is 0."""
@@ -104,12 +109,16 @@ class TimestepsGrid(DiscreteGrid):
     """The timesteps ``at``, falling."""
 
     kind: Literal["timesteps"] = field(default="timesteps", kw_only=True)
-    at: Annotated[tuple[_Timestep, ...], bounds.Len(1, MOST_TIMESTEPS)]
+    at: Annotated[tuple[Timestep, ...], bounds.Len(1, MOST_TIMESTEPS)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(a <= b for a, b in pairwise(self.at)):
             raise Contradiction(f"TimestepsGrid: 'at' must fall, got {_listed(self.at)}.")
+
+    @property
+    def named(self) -> tuple[int, ...]:
+        return self.at
 
     def knots(self, known: int) -> tuple[int, ...]:
         listed = tuple(timestep + 1 for timestep in self.at)

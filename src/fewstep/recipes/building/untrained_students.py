@@ -9,7 +9,7 @@ from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.recipes import config
 from fewstep.recipes.config.models import build_generator
-from fewstep.recipes.config.students import started
+from fewstep.recipes.config.starts import started
 from fewstep.recipes.kit.context import Student
 from fewstep.recipes.methods import Method
 from fewstep.schedule import Schedule

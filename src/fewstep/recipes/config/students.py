@@ -8,15 +8,12 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import create_model, model_validator
 from torch import nn
 
-from fewstep.denoisers import NetworkDenoiser, copy_of, device_of, load_model
-from fewstep.denoisers.denoiser import Model
-from fewstep.denoisers.model_files import describe_model
+from fewstep.denoisers import NetworkDenoiser, copy_of, device_of
 from fewstep.errors import UserError
 from fewstep.networks import GeneratorNetwork, add_adapter
 from fewstep.networks.kinds.registry import Kind, kinds
@@ -25,13 +22,12 @@ from fewstep.recipes.config.section import (
     Choice,
     Section,
     Seed,
-    WeightsPath,
     fields_of,
-    first_difference,
     kind_of_section,
 )
+from fewstep.recipes.config.starts import ModelPath, started
 from fewstep.schedule import Schedule
-from fewstep.system.locations import absolute
+from fewstep.timesteps import Timestep
 from fewstep.values import Few, Later, Positive
 
 
@@ -46,7 +42,7 @@ class _DenoisingStudent(Section, abc.ABC):
 
     leaves_adapter: ClassVar[bool] = False
     """Whether a run leaves its adapter in a file of its own."""
-    first_timestep: Annotated[int | None, Later()] = None
+    first_timestep: Annotated[Timestep | None, Later()] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -92,13 +88,19 @@ class _DenoisingStudent(Section, abc.ABC):
 
 
 class CopyStudent(_DenoisingStudent):
-    """A copy of the teacher."""
+    """A copy of the teacher.
+
+    ``start``: a file of a model that was made from the same teacher, or a run's folder, from whose
+    weights it begins; null for the teacher's.
+    """
 
     kind: Literal["copy"]
     first_sigma: Positive | None = 2.5
+    start: Annotated[ModelPath | None, Later()] = None
 
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
-        return copy_of(teacher), None
+        remedy = "use one that was made from this teacher, or set 'student.start' to null"
+        return started(copy_of(teacher), self.start, remedy), None
 
 
 class LowRankStudent(_DenoisingStudent):
@@ -120,12 +122,13 @@ class LowRankStudent(_DenoisingStudent):
 class NetworkStudent(_DenoisingStudent):
     """A denoiser around another network than the teacher's, fed as the teacher is.
 
-    ``start``: a file of such a denoiser, null for random weights of ``seed``.
+    ``start``: a file of such a denoiser, or the folder of a run that made one; null for random
+    weights of ``seed``.
     """
 
     kind: Literal["network"]
     network: DenoisingChoice
-    start: WeightsPath | None = None
+    start: ModelPath | None = None
     first_sigma: Positive | None = 2.5
     seed: Seed = 0
 
@@ -143,8 +146,8 @@ class GeneratorStudent(NetworkSection):
 
     A.2 and E.2): any registered ``GeneratorNetwork``.
 
-    ``seed``: of its weights. ``start``: a file of such a generator, null for random weights; the
-    model of a pretraining by GAN is such a file.
+    ``seed``: of its weights. ``start``: a file of such a generator, or the folder of a run that
+    made one, null for random weights; a pretraining by GAN makes one.
     """
 
     leaves_adapter: ClassVar[bool] = False
@@ -157,7 +160,7 @@ class GeneratorStudent(NetworkSection):
 
 @functools.cache
 def _generator_student(kind: Kind) -> type[GeneratorStudent]:
-    more: dict[str, Any] = {"seed": (Seed, 0), "start": (WeightsPath | None, None)}
+    more: dict[str, Any] = {"seed": (Seed, 0), "start": (ModelPath | None, None)}
     network = section_of(kind)
     fields = {
         name: (field.annotation, ... if field.default is dataclasses.MISSING else field.default)
@@ -183,20 +186,3 @@ class StudentKinds(Choice):
 
 
 StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | GeneratorStudent, StudentKinds()]
-
-
-def started(model: Model, start: str | None) -> Model:
-    """The model, with the weights of a file if one is given, which must hold a model of the very
-    same description.
-    """
-    if start is None:
-        return model
-    loaded, _ = load_model(Path(absolute(start)))
-    key = first_difference(describe_model(loaded), describe_model(model))
-    if key is not None:
-        raise UserError(
-            f"{start}: holds another model than the recipe's student ('{key}' differs); set 'student' as "
-            "the file was made, or 'student.start' to null."
-        )
-    assert isinstance(loaded, type(model))
-    return loaded

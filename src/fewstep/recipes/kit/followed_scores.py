@@ -20,6 +20,7 @@ from fewstep.networks.lora import fold_adapter
 from fewstep.objectives import EDMWeight, ScoreMatching
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.recipes import config
+from fewstep.recipes.config.starts import FakePath, begun_fake
 from fewstep.recipes.kit.adversaries import AdversarialChoice, Adversary, build_adversary
 from fewstep.recipes.kit.backtracking import build_target
 from fewstep.recipes.kit.context import Context
@@ -102,24 +103,30 @@ class _TrainedFake(Fake, abc.ABC):
 
 
 class LearnedFake(_TrainedFake):
-    """A denoiser of the student's distribution, from the teacher or from random weights."""
+    """A denoiser of the student's distribution.
+
+    ``start``: from the teacher's weights, from ``random`` ones, or from those in a file: of a model
+    that was made from the same teacher, of a checkpoint's fake score, or of that of the newest
+    checkpoint in a run's folder.
+    """
 
     kind: Literal["learned"]
-    start: Literal["teacher", "random"] = "teacher"
+    start: FakePath = "teacher"
 
     def parts(self, context: Context, states: States, times: TimeDistribution) -> FakeParts:
         network = self._network(context)
         learning = self._learning(network, context)
         score, phase = Learned(context.reflected(network, "fake")), self._phase(learning, states)
-        if self.start == "teacher":
-            # It starts as the teacher, and is degraded itself.
+        if self.start != "random":
+            # It starts as a degraded path does, and is degraded itself.
             return FakeParts(score, network, learning, learning, phase, network)
         degraded = copy_of(context.original)
         return FakeParts(score, degraded, replace(learning, fake=degraded), learning, phase)
 
     def _network(self, context: Context) -> NetworkDenoiser:
-        if self.start == "teacher":
-            return copy_of(context.original)
+        if self.start != "random":
+            own = copy_of(context.original)
+            return own if self.start == "teacher" else begun_fake(own, self.start)
         model = context.original
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.training.seed)
