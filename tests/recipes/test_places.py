@@ -78,6 +78,7 @@ def test_paths_are_absolute_once_a_recipe_is_read(tmp_path, monkeypatch):
     assert named == {
         "teacher.path": str(tmp_path / "home" / "model.safetensors"),
         "teacher.recipe": str(tmp_path / "mine" / "teacher.yaml"),
+        "student.start": None,
         "data.path": str(tmp_path.parent / "sets" / "emoji.zip"),
         "evaluation.features.path": str(tmp_path / "runs" / "emoji32-features" / "model.safetensors"),
     }
