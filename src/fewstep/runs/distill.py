@@ -266,7 +266,7 @@ def _how_it_samples(prior: Prior, space: SampleSpace, sampling: Sampling) -> dic
     return {
         "prior": {"time": prior.time, "scale": prior.std},
         "range": [space.low, space.high] if math.isfinite(space.low) else None,
-        "sampling": sampling.describe(),
+        "sampling": sampling.holding(prior.schedule, prior.time).describe(),
     }
 
 

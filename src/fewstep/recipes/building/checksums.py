@@ -61,7 +61,8 @@ def digest_of_named(named: Named) -> str | None:
         return _of_files(files)
     # One address may have served several files; the recipe says which.
     sha256 = named.owner.model_dump().get("sha256")
-    return content_digest(local_file(named.value, sha256) if is_address(named.value) else absolute(named.value))
+    path = local_file(named.value, sha256) if is_address(named.value) else Path(absolute(named.value))
+    return content_digest(path if named.mark.within is None else named.mark.within(path))
 
 
 def _of_files(files: Mapping[str, Path]) -> str:

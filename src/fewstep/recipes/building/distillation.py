@@ -72,7 +72,8 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     teacher = open_teacher(recipe, data, building_device(recipe.distributed, device))
     features = build_features(recipe.evaluation.features, teacher.pictured, device)
     if not begun:
-        fitting_grid(recipe.evaluation.solver, teacher.denoiser.schedule, "evaluation.solver")
+        schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps
+        fitting_grid(recipe.evaluation.solver, schedule, "evaluation.solver", steps)
     context = build_context(recipe, folder, data, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)

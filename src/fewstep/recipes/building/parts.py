@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,14 +18,17 @@ from fewstep.training.settings import Settings
 from fewstep.values import name_of
 
 
-def fitting_grid(choice: config.SolverChoice, schedule: Schedule, key: str, first: float | None = None) -> Grid:
-    """The grid of a solver that a recipe names under ``key``.
+def fitting_grid(
+    choice: config.SolverChoice, schedule: Schedule, key: str, steps: Sequence[int], first: float | None = None
+) -> Grid:
+    """The grid of a solver that a recipe names under ``key``, which takes each number of ``steps``.
 
-    Raises ``UserError`` where it cannot start at time ``first``, where the teacher's noise does
-    unless given: before anything is trained.
+    Raises ``UserError`` where it cannot take them from time ``first``, where the teacher's noise
+    starts unless given: before anything is trained.
     """
     try:
-        choice.grid.times(schedule, 2, first)
+        for count in steps or (1,):
+            choice.grid.times(schedule, count, first)
     except UserError as error:
         raise UserError(f"'{key}.grid: {name_of(choice.grid)}' does not fit the teacher's schedule: {error}") from error
     return choice.grid

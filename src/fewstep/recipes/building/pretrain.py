@@ -82,7 +82,7 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
             prior,
         )
     if isinstance(model, NetworkDenoiser):
-        fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver")
+        fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver", recipe.evaluation.teacher_steps)
     phase = Phase("model", model, [_alone(method, model, data)], method.optimizer)
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
 

@@ -9,10 +9,9 @@ from dataclasses import replace
 from fewstep.condition import Classes, Conditions
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
-from fewstep.errors import UserError
 from fewstep.recipes import config
 from fewstep.recipes.config.models import build_generator
-from fewstep.recipes.config.students import started
+from fewstep.recipes.config.starts import started
 from fewstep.recipes.kit.context import Student
 from fewstep.recipes.methods import Method
 from fewstep.schedule import Schedule
@@ -41,13 +40,8 @@ def build_student(
     own, trainable = choice.denoiser(teacher)
     network = method.grown(own)
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
-    time = float(teacher.schedule.time_at_sigma(choice.first_sigma))
-    # The way from a noise level to its time and back is exact up to rounding.
-    if not teacher.schedule.t_min * (1 - 1e-9) <= time <= teacher.schedule.t_max * (1 + 1e-9):
-        raise UserError(
-            f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for."
-        )
-    return Student(student, trainable), replace(method.prior(student, choice.first_sigma), conditions=conditions)
+    prior = method.prior(student, choice.first_time(teacher.schedule))
+    return Student(student, trainable), replace(prior, conditions=conditions)
 
 
 def generator_prior(generator: Generator, schedule: Schedule) -> Prior:

@@ -106,8 +106,15 @@ class Context:
         return self.sampling.flow_map(self.student.model, self.schedule)
 
     def student_times(self, steps: int | None = None) -> tuple[float, ...]:
-        """The student's times, from the prior's down to 0."""
-        return tuple(self.sampling.times(self.schedule, self.prior.time, steps).tolist())
+        """The student's times, from the prior's down to 0.
+
+        Raises ``UserError`` where its grid has no such steps.
+        """
+        try:
+            return tuple(self.sampling.times(self.schedule, self.prior.time, steps).tolist())
+        except UserError as error:
+            key = "method.grid" if "grid" in type(self.method).model_fields else "method"
+            raise UserError(f"'{key}' does not fit the student's first level and steps: {error}") from error
 
     def reflected(self, denoiser: Denoiser, role: config.Role) -> Denoiser:
         """The denoiser, thresholded if the recipe says so of its role."""

@@ -14,7 +14,6 @@ from fewstep.recipes.config.axes import Stops
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import planned
 from fewstep.solvers import FlowMap, Solver
-from fewstep.solvers.sampling import GRIDS
 from fewstep.states import (
     Alternate,
     Constant,
@@ -166,7 +165,7 @@ def trajectory_states(context: Context, steps: int) -> States:
 
 def teacher_transition(teacher: Denoiser, steps: int, context: Context) -> FlowMap:
     """A transition of the student as ``steps`` DDIM steps of the teacher on the finer grid."""
-    return Solver(teacher, steps, grid=GRIDS[context.sampling.grid])
+    return Solver(teacher, steps, grid=context.sampling.grid)
 
 
 def stops_at(shares: Sequence[float], steps: int) -> tuple[int, ...]:

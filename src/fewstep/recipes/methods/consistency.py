@@ -23,7 +23,7 @@ from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
 from fewstep.training import Stage, Term
-from fewstep.values import Few, name_of
+from fewstep.values import Few
 
 
 class ConsistencyMethod(GridMethod):
@@ -102,7 +102,7 @@ class ConsistencyMethod(GridMethod):
     def sampling(self) -> Sampling:
         guidance = None if self.guidance is None else self.guidance.sample_at
         return Sampling(
-            "ddim" if self.intervals > 1 else "renoise", name_of(self.grid), self.steps_of_student, guidance=guidance
+            "ddim" if self.intervals > 1 else "renoise", self.grid, self.steps_of_student, guidance=guidance
         )
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:

@@ -59,7 +59,7 @@ class ContinuousMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("renoise", name_of(self.grid), self.steps)
+        return Sampling("renoise", self.grid, self.steps)
 
     def build(self, context: Context) -> Built:
         student, times = context.denoising_student, context.student_times()

@@ -32,7 +32,7 @@ from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
 from fewstep.times import RhoGrid
 from fewstep.training import Copy, Stage, Term
-from fewstep.values import Later, Positive, name_of
+from fewstep.values import Later, Positive
 
 
 class GuidanceRange(config.Section):
@@ -149,7 +149,7 @@ class ProgressiveMethod(Method):
     def sampling(self) -> Sampling:
         return Sampling(
             "ddim",
-            name_of(self.grid),
+            self.grid,
             self.steps,
             guidance=None if self.guidance is None else self.guidance.sample_at,
             rule=self.sample_with,
