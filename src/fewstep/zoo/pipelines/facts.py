@@ -1,7 +1,5 @@
-"""``fewstep.json``, by which an exported folder says what it is: how its student is sampled, and the
-SHA-256 of each of its files.
-
-Of each but the card, which is there to be edited by whoever publishes the folder.
+"""``fewstep.json``, by which an exported folder says what it is: how its student is sampled, and
+the SHA-256 of each of its files but the card, which is there to be edited by whoever publishes it.
 """
 
 from __future__ import annotations

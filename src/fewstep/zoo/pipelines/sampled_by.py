@@ -4,7 +4,7 @@ r"""How diffusers' pipelines sample a student: by which scheduler, and called wi
 |---|---|---|
 | ``renoise``, or in one step | ``LCMScheduler`` | ``timesteps`` |
 | ``ddim`` | ``DDIMScheduler``, trailing | ``num_inference_steps`` |
-| ``renoise``, with the boundary of a consistency model | ``TCDScheduler`` | ``timesteps``, ``eta`` 1 |
+| ``renoise``, from a ``Boundary`` | ``TCDScheduler`` | ``timesteps``, ``eta`` 1 |
 
 - ``LCMScheduler`` noises the estimate of x_0 to the next timestep. Its own boundary, c_skip x +
   c_out x_0 with c_skip = 1 / (1 + (2 s i)^2) at timestep i, is moved out of the way by its
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -132,10 +133,8 @@ def _chosen(
         return diffusers.LCMScheduler(**free, timestep_scaling=_NO_BOUNDARY), asked
     scheduler = diffusers.DDIMScheduler(**common, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
-    stride = count // steps
-    if scheduler.timesteps.tolist() != list(timesteps) or any(
-        before - after != stride for before, after in zip(timesteps, timesteps[1:], strict=False)
-    ):
+    strides = {before - after for before, after in pairwise(timesteps)}
+    if scheduler.timesteps.tolist() != list(timesteps) or strides != {count // steps}:
         raise UserError(
             f"the student jumps along the timesteps {', '.join(map(str, timesteps))}, and DDIMScheduler along "
             f"{', '.join(map(str, scheduler.timesteps.tolist()))}; take a student of that grid."
