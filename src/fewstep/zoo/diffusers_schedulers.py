@@ -81,7 +81,12 @@ def settings_of(schedule: Schedule, prediction: Prediction, inputs: Inputs) -> d
     Raises ``UserError`` for what such schedulers have no words for.
     """
     said = next((name for name, kind in _VP.items() if kind == prediction), None)
-    if type(schedule) not in (DiscreteVP, ZeroSNRVP) or said is None or inputs != TimestepInputs(float(schedule.steps)):
+    if (
+        not isinstance(schedule, DiscreteVP)
+        or type(schedule) not in (DiscreteVP, ZeroSNRVP)
+        or inputs != TimestepInputs(float(schedule.steps))
+        or said is None
+    ):
         raise UserError(
             f"schedule '{kind_of(type(schedule))}' with prediction '{kind_of(type(prediction))}' and inputs "
             f"'{kind_of(type(inputs))}' is none of diffusers' variance preserving ones, which alone are written so "

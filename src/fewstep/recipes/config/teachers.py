@@ -25,6 +25,7 @@ from fewstep.schedule import KarrasVE
 from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
+from fewstep.zoo.pipelines import PipelinePlace
 from fewstep.zoo.shipped import SHIPPED_RANGES
 
 SIGMA_DATA = 0.5
@@ -43,6 +44,11 @@ class _Teacher(Section, abc.ABC):
 
     def sketch(self) -> NetworkDenoiser | None:
         """The same on the meta device, where the section says enough for it; None for others."""
+        return None
+
+    @property
+    def pipeline(self) -> PipelinePlace | None:
+        """Where the text-to-image model is that the teacher is a part of; None for others."""
         return None
 
     @property

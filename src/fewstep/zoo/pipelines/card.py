@@ -20,8 +20,8 @@ tags:
 
 # {name}
 
-A student of {steps}, distilled from {teacher} by fewstep {version} (method `{method}`{run}). Each picture takes {steps}
-of a network of {parameters:,} parameters, without classifier-free guidance{guidance}.
+A student of {steps}, distilled from {teacher} by fewstep {version} (method `{method}`{run}). A picture takes
+{evaluations} of its U-Net of {parameters:,} parameters, and no second pass for guidance{guidance}.
 
 One call samples it. Start Python beside this folder, or give `from_pretrained` the folder's path:
 
@@ -29,8 +29,8 @@ One call samples it. Start Python beside this folder, or give `from_pretrained` 
 {code}
 ```
 
-- The network is called at {timesteps}, for which it was made. Other times, other numbers of steps and other schedulers
-  are not what was trained; what diffusers says of timesteps that are not the scheduler's own can be passed over.
+- The network is called at {timesteps}, for which it was trained; other times, numbers of steps and schedulers are
+  others than it knows. What diffusers says of a first timestep that is not the last one of all can be passed over.
 - The U-Net's weights are {dtype}. Text encoders, tokenizers and VAE are the teacher's files, byte for byte; what
   licence the teacher has holds for them, and may hold for the student.
 - `fewstep.json` has the same facts for programs, and the SHA-256 of each file; `fewstep doctor` compares them.
@@ -79,7 +79,8 @@ class Card:
         return _CARD.format(
             base=f"base_model: {self.teacher}\n" if self.on_hub else "",
             name=_plain(self.name),
-            steps=f"{steps} step{'s' if steps > 1 else ''}",
+            steps=_counted(steps, "step"),
+            evaluations=_counted(steps, "evaluation"),
             teacher=f"[{self.teacher}](https://huggingface.co/{self.teacher})"
             if self.on_hub
             else f"`{_plain(self.teacher)}`",
@@ -89,7 +90,7 @@ class Card:
             parameters=self.parameters,
             guidance=""
             if self.guidance is None
-            else f"; the scale is an input of the network, and {self.guidance:g} unless another is given",
+            else ": the guidance scale is one of its inputs, for which it was trained",
             timesteps=f"timestep{'s' if steps > 1 else ''} {listed}",
             dtype=self.dtype,
             code=self.code,
@@ -105,6 +106,10 @@ class Card:
             prompt=ascii(self.prompt),
             arguments="\n".join(f"    {name}={value!r}," for name, value in self.arguments.items()),
         )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def _plain(text: str) -> str:

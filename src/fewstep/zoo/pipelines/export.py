@@ -149,7 +149,7 @@ def _unet(denoiser: NetworkDenoiser, dtype: torch.dtype) -> Any:
     _, height, width = denoiser.shape
     config = {name: value for name, value in held.unet.config.items() if not name.startswith("_")}
     with torch.device("meta"):
-        network = diffusers.UNet2DConditionModel(
+        network: Any = diffusers.UNet2DConditionModel(
             **{**config, "sample_size": height if height == width else [height, width]}
         )
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in held.unet.state_dict().items()}
@@ -172,6 +172,10 @@ def _write_network(network: Any, folder: Path) -> None:
         raise UserError(
             f"{folder}: could not be written ({error}); free some space, or choose another folder."
         ) from error
+    # safetensors lets nobody else read what it writes.
+    usual = (folder / "config.json").stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(usual)
 
 
 def _check_fits(denoiser: NetworkDenoiser, found: Found) -> None:

@@ -131,7 +131,7 @@ def _chosen(
                 "the student is called at timestep 0, from where LCMScheduler returns its input; take fewer steps."
             )
         return diffusers.LCMScheduler(**free, timestep_scaling=_NO_BOUNDARY), asked
-    scheduler = diffusers.DDIMScheduler(**common, timestep_spacing="trailing")
+    scheduler: Any = diffusers.DDIMScheduler(**common, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
     strides = {before - after for before, after in pairwise(timesteps)}
     if scheduler.timesteps.tolist() != list(timesteps) or strides != {count // steps}:
