@@ -22,6 +22,7 @@ COMMANDS = [
     "pretrain",
     "distill",
     "sample",
+    "export",
     "evaluate",
     "measure",
     "shift",

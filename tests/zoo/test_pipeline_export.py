@@ -19,12 +19,18 @@ from pipeline_kit import FACTOR, PROMPTS, SCHEDULE, SIDE, condition, noise, pipe
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fewstep.denoisers import Boundary, NetworkDenoiser, Reflected, TimestepInputs, copy_of
+import fewstep as fs
+from fewstep.command.commands.making import export_run
+from fewstep.denoisers import Boundary, NetworkDenoiser, Reflected, TimestepInputs, copy_of, save_model
 from fewstep.doctor import examine, has_problem
 from fewstep.errors import NotFinite, UserError
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_identity import run_of
 from fewstep.networks.lora import add_adapter
 from fewstep.prediction import V, Velocity
 from fewstep.random import Key
+from fewstep.recipes import shipped_text
+from fewstep.recipes.config.teachers import ShippedTeacher
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers.sampling import Sampling
 from fewstep.zoo import digits
@@ -324,6 +330,31 @@ def test_a_student_of_another_size_says_its_own(teachers, tmp_path) -> None:
     odd = NetworkDenoiser(student.network, student.schedule, student.prediction, student.inputs, (4, 8, 10))
     with pytest.raises(UserError, match=r"pictures of 16 x 20 pixels, and diffusers' pipelines make multiples of 8"):
         export_pipeline(replace(source, student=odd), tmp_path / "odd")
+
+
+def test_a_run_is_exported_by_the_command(teachers, tmp_path, monkeypatch, capsys) -> None:
+    run, case = tmp_path / "run", CASES["guided"]
+    run.mkdir()
+    (run / "recipe.yaml").write_text(shipped_text("digits-disback"))
+    how = {"prior": {"time": 1.0, "scale": 1.0}, "range": [-4.0, 4.0]}
+    # Two steps from the end are not timesteps on any grid yet; one is.
+    one = replace(case, timesteps=(999,), sampling=Sampling(grid="uniform", guidance=4.0))
+    save_model(run / "student.safetensors", student_of(teachers, case), {**how, "sampling": one.sampling.describe()})
+    with pytest.raises(UserError, match=r"its teacher \('teacher.kind: shipped'\) is no text-to-image pipeline"):
+        export_run(run, tmp_path / "out")
+    place = PipelinePlace(str(teachers / case.teacher))
+    monkeypatch.setattr(ShippedTeacher, "pipeline", place)
+    export_run(run, tmp_path / "out")
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: README.md has the call that samples it.\n"
+    facts = read_facts(tmp_path / "out")
+    assert (facts["run"], facts["method"]) == (run_of(RunFolder(run).read_recipe()), "distribution-matching")
+    found = run_cards(tmp_path, ["out"])["out"]
+    torch.testing.assert_close(found["pictures"], our_pictures(teachers, one), rtol=0, atol=1e-5)
+    fs.export(run, tmp_path / "short", "bf16")
+    assert read_facts(tmp_path / "short")["dtype"] == "bf16"
+    (run / "student.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no student\.safetensors; the run may not have ended"):
+        export_run(run, tmp_path / "other")
 
 
 # What is refused
