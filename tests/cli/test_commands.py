@@ -231,6 +231,8 @@ def test_bad_input_is_one_sentence(run, tmp_path):
         ("sample", str(tmp_path)): "has no student.safetensors",
         ("sample", str(run), "--class", "10"): "classes must be in [0, 9]",
         ("sample", str(run), "--guidance", "2"): "only the teacher can be guided",
+        ("export", str(run), "out"): "its teacher ('teacher.kind: shipped') is no text-to-image pipeline",
+        ("export", str(tmp_path), "out"): "is not a run folder",
         ("evaluate", str(tmp_path)): "is not a run folder",
         ("report", str(tmp_path / "nowhere")): "nowhere",
         ("compare", str(run)): "at least two",
