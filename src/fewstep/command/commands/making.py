@@ -1,4 +1,4 @@
-"""Commands that make a student: recipes, training, samples."""
+"""Commands that make a student: recipes, training, samples, and its folder for others."""
 
 from __future__ import annotations
 
@@ -172,3 +172,21 @@ def sample_run(
         with output(npz):
             write_array(npz, samples)
     typer.echo(str(picture))
+
+
+@group.command(name="export")
+def export_run(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to be made, new or empty.")],
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="fp32|fp16|bf16", help="The type of the U-Net's weights.")
+    ] = "fp32",
+) -> None:
+    """Writes the student of a text-to-image run as a folder that diffusers opens, with a card that
+    says how to sample it.
+
+    Example: fewstep export runs/sd15-disback exports/sd15-one-step --dtype fp16
+    """
+    from fewstep.runs import export
+
+    typer.echo(f"{export(run, out, dtype)}: README.md has the call that samples it.")

@@ -25,7 +25,7 @@ from fewstep.schedule import KarrasVE
 from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
-from fewstep.zoo.pipelines import OpenedPipeline, open_pipeline
+from fewstep.zoo.pipelines import OpenedPipeline, PipelinePlace, open_pipeline
 from fewstep.zoo.shipped import SHIPPED_RANGES
 
 SIGMA_DATA = 0.5
@@ -46,9 +46,15 @@ class TeacherSection(Section, abc.ABC):
         """The same on the meta device, where the section says enough for it; None for others."""
         return None
 
-    def text_model(self) -> OpenedPipeline | None:
-        """The text-to-image model that the teacher is a part of; None for others."""
+    @property
+    def pipeline(self) -> PipelinePlace | None:
+        """Where the text-to-image model is that the teacher is a part of; None for others."""
         return None
+
+    def text_model(self) -> OpenedPipeline | None:
+        """That model; None for others."""
+        place = self.pipeline
+        return None if place is None else open_pipeline(place.source, place.revision, place.variant)
 
     @property
     def published(self) -> Mapping[str, Any] | None:
@@ -279,20 +285,24 @@ class PipelineTeacher(TeacherSection):
     revision: str | None = None
     variant: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
 
-    def load(self, data: Dataset | None) -> NetworkDenoiser:
-        return self.text_model().denoiser()
-
-    def sketch(self) -> NetworkDenoiser:
-        return self.text_model().sketch()
-
-    def text_model(self) -> OpenedPipeline:
+    def _opened(self) -> OpenedPipeline:
         return open_pipeline(self.path, self.revision, self.variant)
 
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        return self._opened().denoiser()
+
+    def sketch(self) -> NetworkDenoiser:
+        return self._opened().sketch()
+
+    @property
+    def pipeline(self) -> PipelinePlace:
+        return PipelinePlace(self.path, self.revision, self.variant)
+
     def files(self) -> Mapping[str, Path]:
-        return self.text_model().files
+        return self._opened().files
 
     def remarks(self) -> tuple[str, ...]:
-        return self.text_model().remarks
+        return self._opened().remarks
 
 
 TeacherChoice = Annotated[

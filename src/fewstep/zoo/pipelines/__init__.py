@@ -1,5 +1,8 @@
-"""Text-to-image models that diffusers saved, as teachers: denoiser, codec and text encoders."""
+"""Text-to-image models that diffusers saved, as teachers: denoiser, codec and text encoders; and
+students of theirs as folders that diffusers samples.
+"""
 
+from fewstep.zoo.pipelines.export import ExportSource, PipelinePlace, export_pipeline
 from fewstep.zoo.pipelines.pipeline import (
     OpenedPipeline,
     TextPipeline,
@@ -11,9 +14,12 @@ from fewstep.zoo.pipelines.pipeline import (
 from fewstep.zoo.pipelines.text_encoder import TextEncoder
 
 __all__ = [
+    "ExportSource",
     "OpenedPipeline",
+    "PipelinePlace",
     "TextEncoder",
     "TextPipeline",
+    "export_pipeline",
     "from_pipeline",
     "load_pipeline",
     "open_pipeline",
