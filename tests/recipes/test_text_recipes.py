@@ -294,3 +294,30 @@ def test_prompts_are_sampled_from_the_command_line(ended: Path, tmp_path: Path) 
 def test_options_that_contradict_one_another_are_refused(arguments: list[str], sentence: str, ended: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         app(["sample", str(ended), *arguments], standalone_mode=False)
+
+
+def test_a_pipeline_in_memory_is_a_teacher(folders: dict[str, Path], tmp_path: Path) -> None:
+    file = written(tmp_path / "r.yaml", tmp_path / "none")
+    pipe = pipeline("sdxl", tmp_path / "tokenizers")
+    with pytest.raises(KeyboardInterrupt):
+        distill(file, out=tmp_path / "run", teacher=pipe, listeners=[Leaves(7)])
+    # The teacher is kept in the folder, so that the run goes on, also without the object.
+    run = distill(file, out=tmp_path / "run", teacher=pipe, resume=True)
+    plain = distill(written(tmp_path / "plain.yaml", folders["sdxl"]), out=tmp_path / "plain")
+    assert (run / "student.safetensors").read_bytes() == (plain / "student.safetensors").read_bytes()
+    assert load(run).pictured(1).shape == (1, 3, SIDE * FACTOR, SIDE * FACTOR)
+    other = pipeline("sdxl", tmp_path / "others")
+    with torch.no_grad():
+        other.unet.conv_out.bias.add_(1)
+    with pytest.raises(UserError, match="is another one than the run in"):
+        distill(file, out=tmp_path / "run", teacher=other, resume=True)
+
+
+def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
+    import diffusers
+
+    file = written(tmp_path / "r.yaml", tmp_path / "none")
+    with pytest.raises(UserError, match="is a Linear; wrap your network"):
+        distill(file, out=tmp_path / "run", teacher=torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match=r"diffusers\..*DDIMScheduler"):
+        distill(file, out=tmp_path / "run", teacher=diffusers.DDIMScheduler())

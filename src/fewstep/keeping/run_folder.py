@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "teacher.safetensors"
 
     @property
+    def pipeline(self) -> Path:
+        """The same, of a run that was given a pipeline of diffusers'."""
+        return self.path / "teacher"
+
+    @property
     def adapter(self) -> Path:
         """The low-rank adapter of a student that is one, alone."""
         return self.path / "adapter.safetensors"

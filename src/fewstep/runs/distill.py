@@ -55,16 +55,17 @@ def distill(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
     *,
-    teacher: nn.Module | None = None,
+    teacher: Any = None,
     data: Dataset | None = None,
     features: FeatureSpace | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Path:
     """Runs a distillation recipe (a shipped name or a YAML file) and returns its run folder.
 
-    ``teacher`` (a ``NetworkDenoiser`` around a registered network), ``data`` and ``features`` take
-    the place of what the recipe names. The teacher is kept in the folder; data and features are to
-    be given again where the run is resumed or measured in another process. ``prompts``: what the
+    ``teacher`` (a ``NetworkDenoiser`` around a registered network, or a pipeline of diffusers'),
+    ``data`` and ``features`` take the place of what the recipe names. The teacher is kept in the
+    folder; data and features are to be given again where the run is resumed or measured in another
+    process. ``prompts``: what the
     student of a text-to-image teacher is trained to draw, in the place of the recipe's.
 
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on;
