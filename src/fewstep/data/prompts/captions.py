@@ -16,9 +16,10 @@ from typing import Any
 
 from fewstep.data.image_folder import Folder
 from fewstep.data.prompts.columns import Columns, kind_of_value
-from fewstep.data.prompts.formats import FORMATS, check_size, lines_of, readable
+from fewstep.data.prompts.formats import FORMATS, check_size, lines_of
 from fewstep.data.tree import PassedOver, is_hidden
 from fewstep.errors import UserError
+from fewstep.system.files import readable
 
 FILE_NAME = "file_name"
 _ROWS = ("metadata.jsonl", "metadata.csv")

@@ -10,7 +10,6 @@ one prompt, and a comma outside quotes would cut a prompt short.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import re
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from fewstep.data.prompts.columns import Columns, columns_there, kind_of_value
 from fewstep.errors import UserError
+from fewstep.system.files import readable
 
 MOST_LINE = 2**24
 MOST_JSON = 2**27
@@ -61,16 +61,6 @@ def lines_of(path: Path, most: int = MOST_LINE) -> Iterator[tuple[int, str]]:
                     f"character {wrong.start() + 1} of the line); save the file as UTF-8."
                 )
             yield number, line
-
-
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Around the reading of a file: an ``OSError`` becomes a ``UserError`` that names the file."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"{path}: cannot be read ({why}); check the path and its permissions.") from error
 
 
 def check_size(path: Path, most: int, remedy: str) -> None:
