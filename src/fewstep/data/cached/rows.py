@@ -49,20 +49,23 @@ class PackRows(Inert):
     def __reduce__(self) -> tuple[type[PackRows], tuple[Path, tuple[str, ...], RowsLayout]]:
         return PackRows, (self.folder, self.names, self.layout)
 
-    def take(self, packs: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """The rows (n, ...) by name at numbers of packs (n,) and rows in them (n,), int64.
+    def take(self, packs: Tensor, rows: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The rows (n, ...) by name at numbers of packs (n,) and rows in them (n,), int64; of all
+        names, or of those that are given.
 
         Raises ``UserError`` for a pack that is gone or damaged.
         """
+        layout = self.layout.rows
         taken = {
-            name: torch.empty(len(packs), *shape, dtype=dtype) for name, (dtype, shape) in self.layout.rows.items()
+            name: torch.empty(len(packs), *layout[name][1], dtype=layout[name][0])
+            for name in (layout if names is None else names)
         }
         # A pack at a time, however the index is ordered.
         numbers, places = packs.tolist(), rows.tolist()
         for position in torch.argsort(packs, stable=True).tolist():
-            row = places[position]
-            for name, tensor in self._tensors(numbers[position]).items():
-                taken[name][position] = tensor[row : row + 1][0]
+            row, tensors = places[position], self._tensors(numbers[position])
+            for name, values in taken.items():
+                values[position] = tensors[name][row : row + 1][0]
         return taken
 
     def _tensors(self, number: int) -> dict[str, Any]:
@@ -112,10 +115,10 @@ class CachedRows(Inert):
         """Some of the rows."""
         return CachedRows(self.packs, self.pack[rows], self.row[rows])
 
-    def take(self, index: Tensor) -> dict[str, Tensor]:
+    def take(self, index: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The rows (n, ...) by name, on the CPU and in the type they are kept in, at ``index`` (n,)
-        int64 in [0, N); an index may repeat.
+        int64 in [0, N), of all names or of those that are given; an index may repeat.
 
         Raises ``UserError`` for a pack that is gone or damaged since the rows were found.
         """
-        return self.packs.take(self.pack[index], self.row[index])
+        return self.packs.take(self.pack[index], self.row[index], names)

@@ -43,7 +43,8 @@ class Prompts(Inert):
 
     ``remarks``: sentences of what was passed over, and of prompts that are there more than once.
     ``source``: what to call the prompts in a sentence. ``places``: where each text is, its number
-    in ``unit``s (lines, rows) from 1 or the name of its image; empty where that is its index.
+    in ``unit``s (lines, rows) from 1 or the name of its image; empty where that is its index. Where
+    ``unit`` is empty, a place says itself what it is.
     """
 
     texts: tuple[str, ...]
@@ -172,6 +173,8 @@ def _checked(value: Any, source: str, place: int | str, unit: str) -> str:
 
 
 def _place(place: int | str, unit: str) -> str:
+    if not unit:
+        return str(place)
     return f"{unit} {place}" if isinstance(place, int) else f"{unit} '{place}'"
 
 
