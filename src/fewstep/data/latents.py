@@ -98,8 +98,8 @@ def latents_of(
     passed over and said, and its latents are made again.
 
     Raises ``UserError`` for samples that the codec does not take, such as pictures with a side that
-    is no multiple of its factor, for pictures that cannot be read, and where nothing can be
-    written; ``NotFinite`` for latents with values that are not finite. Both name the picture.
+    is no multiple of its factor, and where nothing can be written; for a picture that cannot be
+    read, and for latents with values that are not finite, naming the picture.
     """
     shape = _shape(data, codec)
     if rows is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fewstep.errors import NotFinite, UserError
+from fewstep.errors import UserError
 
 Called = Callable[[int], str]
 """What to call the sample of a row in a sentence."""
@@ -138,7 +138,7 @@ def _check_finite(values: Tensor, what: str, start: int, called: Called = _SAMPL
     if values.is_meta or bool(values.isfinite().all()):
         return
     row = int((~values.isfinite()).flatten(1).any(1).nonzero()[0, 0])
-    raise NotFinite(
+    raise UserError(
         f"codec: {what} are not finite numbers in {called(start + row)}; look for where they come from, as a model "
         "that has diverged, or take another sample."
     )
