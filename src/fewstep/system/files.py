@@ -199,7 +199,7 @@ class _OneByOne(Mapping[str, torch.Tensor]):
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: object) -> Iterator[None]:
     """Around the reading of a file: an ``OSError`` becomes a ``UserError`` that names the file."""
     try:
         yield
