@@ -120,6 +120,12 @@ class Conditions(abc.ABC):
         torch's default device, which may be the meta device.
         """
 
+    def sized(self, condition: Condition, sizes: Callable[[], Tensor]) -> Condition:
+        """The condition of real pictures, whose ``sizes`` (B, 6) are asked for where conditions
+        hold a picture's sizes (``Dataset.sizes``); as it is where they do not.
+        """
+        return condition
+
     def draw(self, key: Key, rows: int, start: int = 0) -> Condition:
         """Conditions of ``rows`` samples, uniform over the set: a function of the place."""
         return self.of(key.integers("prior-class", rows, self.count, start) if self.count else None)

@@ -1,5 +1,6 @@
 """Data sets: shipped, made on the spot, or images from a zip or a folder; and prompts."""
 
+from fewstep.data.caption_numbers import Captioned, captioned
 from fewstep.data.dataset import Dataset, Described, InMemory, SampleSpace, Subset
 from fewstep.data.digits import digit_images
 from fewstep.data.images import Images, open_images
@@ -7,6 +8,7 @@ from fewstep.data.prompts import Prompts, read_prompts
 from fewstep.data.synthetic import random_mixture, ring_mixture
 
 __all__ = [
+    "Captioned",
     "Dataset",
     "Described",
     "Images",
@@ -14,6 +16,7 @@ __all__ = [
     "Prompts",
     "SampleSpace",
     "Subset",
+    "captioned",
     "digit_images",
     "open_images",
     "random_mixture",

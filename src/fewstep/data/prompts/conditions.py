@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from fewstep.condition import NO_CLASS, Condition, Conditions
 from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.errors import UserError
+
+TIME_IDS = "time_ids"
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class PromptConditions(Conditions):
     """The embedded ``prompts`` by number; the unconditional condition is the encoder's null prompt.
 
     ``sizes``: rows (1, ...) by name that every condition has besides, also the unconditional one,
-    such as SDXL's ``time_ids`` (1, 6). A condition holds its prompt's number as its label, so that
-    what keeps labels keeps prompts. Raises ``UserError`` for a name that prompts and sizes share,
-    and for no prompts.
+    such as SDXL's ``time_ids`` (1, 6): those of generated pictures, which ``sized`` replaces. A
+    condition holds its prompt's number as its label, so that what keeps labels keeps prompts.
+    Raises ``UserError`` for a name that prompts and sizes share, and for no prompts.
     """
 
     prompts: EmbeddedPrompts
@@ -81,6 +83,15 @@ class PromptConditions(Conditions):
     def sketch(self, rows: int) -> Condition:
         sizes = {name: tuple(value.shape[1:]) for name, value in self.sizes.items()}
         return Unembedded({**self.prompts.shapes, **sizes}, len(self.prompts)).sketch(rows)
+
+    def sized(self, condition: Condition, sizes: Callable[[], Tensor]) -> Condition:
+        """The condition with the pictures' own ``sizes`` as its ``time_ids``, where conditions
+        have these; as it is where they do not.
+        """
+        if TIME_IDS not in self.sizes:
+            return condition
+        own = sizes().to(condition.context[TIME_IDS])
+        return replace(condition, context={**condition.context, TIME_IDS: own})
 
     def null(self, condition: Condition) -> Condition:
         context = dict(condition.context)
