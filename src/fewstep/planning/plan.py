@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or
     # at least no larger than the run's.
     context = build_context(
-        recipe, folder, blank, opened, fourier_features(math.prod(teacher.shape), 1), torch.device("meta")
+        recipe, folder, replace(opened, data=blank), fourier_features(math.prod(teacher.shape), 1), torch.device("meta")
     )
     built = recipe.method.build(context)
     for stage in built.stages:

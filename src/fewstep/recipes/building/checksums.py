@@ -39,7 +39,8 @@ def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Da
     if DATA in chosen and recipe.data is not None:
         found[DATA] = (recipe.data.open() if data is None else data).identity
     if PROMPTS in chosen and isinstance(recipe, DistillRecipe) and recipe.prompts is not None:
-        found[PROMPTS] = recipe.prompts.read().identity
+        digest = recipe.prompts.digest()
+        found |= {} if digest is None else {PROMPTS: digest}
     return dict(sorted(found.items()))
 
 

@@ -39,8 +39,9 @@ class Distillation:
     """The parts of a distillation run.
 
     ``fake``, ``path`` and the backtracked ``target`` where there are any; ``average`` follows the
-    student and is the run's result. ``space``: what the networks' samples look like; ``codec``
-    makes pictures of them where they are latents, which look like ``pictured``.
+    student and is the run's result. ``data``: as the recipe names it. ``space``: what the networks'
+    samples look like; ``codec`` makes pictures of them where they are latents, which look like
+    ``pictured``.
     """
 
     teacher: NetworkDenoiser
@@ -74,7 +75,7 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     if not begun:
         schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps
         fitting_grid(recipe.evaluation.solver, schedule, "evaluation.solver", steps)
-    context = build_context(recipe, folder, data, teacher, features, device)
+    context = build_context(recipe, folder, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
@@ -120,13 +121,12 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
 def build_context(
     recipe: DistillRecipe,
     folder: Path,
-    data: Dataset | None,
     opened: Teacher,
     features: Features,
     device: torch.device,
 ) -> Context:
-    """What the method's builder is given: ``data`` is None for a recipe without data, ``features``
-    the space of perceptual distances; the run works on the device ``device``.
+    """What the method's builder is given: ``features`` is the space of perceptual distances; the
+    run works on the device ``device``.
     """
     method, roles, original = recipe.method, _roles(recipe), opened.denoiser
     if method.sampling.guidance is not None and not opened.conditions.count:
@@ -134,7 +134,7 @@ def build_context(
             "'method.guidance' needs a teacher with classes or prompts to be guided to; leave it out, or use another "
             "teacher."
         )
-    threshold = recipe.reflected.threshold(max(abs(opened.space.low), abs(opened.space.high)))
+    threshold = recipe.reflected.threshold(opened.bound)
     student, prior = build_student(
         recipe.student, method, original, opened.conditions, threshold if "student" in roles else None
     )
@@ -144,7 +144,7 @@ def build_context(
         states=recipe.states,
         training=recipe.training,
         folder=folder,
-        found=data,
+        found=opened.data,
         space=opened.space,
         features=features,
         original=original,

@@ -13,6 +13,7 @@ import torch
 
 from fewstep.condition import Classes, Conditions
 from fewstep.data import Dataset, SampleSpace
+from fewstep.data.latents import bounds_of, latents_of
 from fewstep.data.prompts import Unembedded
 from fewstep.denoisers import Denoiser, NetworkDenoiser, freeze
 from fewstep.errors import UserError
@@ -33,13 +34,25 @@ class Teacher:
     """A frozen teacher.
 
     ``conditions``: what its samples may be asked to be. ``space``: what they look like. ``codec``:
-    makes pictures of them where they are latents; None where they are pictures or points.
+    makes pictures of them where they are latents; None where they are pictures or points. ``data``:
+    the recipe's data as samples of that space; None where there is no data.
     """
 
     denoiser: NetworkDenoiser
     conditions: Conditions
     space: SampleSpace
     codec: Codec | None = None
+    data: Dataset | None = None
+
+    def bound(self) -> float:
+        """The largest absolute value that samples have: that of their range, and of latents, which
+        have no range, the one that nearly all values of the data are within; infinite where nothing
+        says it.
+        """
+        found = (self.space.low, self.space.high)
+        if math.isinf(self.space.low) and self.data is not None:
+            found = bounds_of(self.data)
+        return max(map(abs, found))
 
     @property
     def pictured(self) -> SampleSpace:
@@ -58,17 +71,30 @@ def open_teacher(recipe: DistillRecipe, data: Dataset | None, device: torch.devi
         _check_no_prompts(recipe)
         denoiser = build_teacher(recipe.teacher, data)
         space = space_of(recipe.teacher, denoiser) if data is None else data.space
-        return Teacher(denoiser.to(device), Classes(denoiser.classes), space)
-    return _of_text(text, prompts_of(recipe), device)
+        return Teacher(denoiser.to(device), Classes(denoiser.classes), space, data=data)
+    return _of_text(text, prompts_of(recipe), data, device)
 
 
-def _of_text(text: OpenedPipeline, choice: config.PromptsChoice, device: torch.device) -> Teacher:
+def _of_text(
+    text: OpenedPipeline, choice: config.PromptsChoice, pictures: Dataset | None, device: torch.device
+) -> Teacher:
+    codec = text.codec().to(device)
+    listed, data = choice.beside(None if pictures is None else latents_of(pictures, codec))
     # The encoder is let go before the network is read.
-    prompts = embedded(text, choice.read(), choice.too_long, device)
-    denoiser, codec = text.denoiser(), text.codec()
+    prompts = embedded(text, listed, choice.too_long, device)
+    denoiser = text.denoiser()
+    _check_shape(denoiser, data)
     text.check_together(denoiser, {name: shape[-1] for name, shape in prompts.shapes.items()}, codec.channels)
     conditions = prompt_conditions(prompts, denoiser, codec.factor)
-    return Teacher(denoiser.to(device), conditions, latent_space(denoiser), codec.to(device))
+    return Teacher(denoiser.to(device), conditions, latent_space(denoiser), codec, data)
+
+
+def _check_shape(denoiser: NetworkDenoiser, data: Dataset | None) -> None:
+    if data is not None and data.shape != denoiser.shape:
+        raise UserError(
+            f"the teacher makes latents of shape {denoiser.shape}, and those of the data's pictures have the shape "
+            f"{data.shape}; set 'data.size' to the side of the teacher's pictures."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
@@ -189,7 +189,7 @@ Role = Literal["teacher", "target", "fake", "student"]
 
 class _Reflected(Section, abc.ABC):
     @abc.abstractmethod
-    def threshold(self, bound: float) -> Threshold | None:
+    def threshold(self, bound: Callable[[], float]) -> Threshold | None:
         """The threshold, at ``bound`` unless the section names one; None for none."""
 
     @abc.abstractmethod
@@ -200,7 +200,7 @@ class _Reflected(Section, abc.ABC):
 class NotReflected(_Reflected):
     kind: Literal["none"]
 
-    def threshold(self, bound: float) -> None:
+    def threshold(self, bound: Callable[[], float]) -> None:
         return None
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
@@ -217,7 +217,7 @@ class StaticReflected(_Reflected):
     bound: Positive | None = None
     on: list[Role] | None = None
 
-    def threshold(self, bound: float) -> Threshold:
+    def threshold(self, bound: Callable[[], float]) -> Threshold:
         return StaticThreshold(_bound(self.bound, bound))
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
@@ -234,23 +234,27 @@ class DynamicReflected(_Reflected):
     percentile: float = Field(0.995, gt=0, le=1)
     on: list[Role] | None = None
 
-    def threshold(self, bound: float) -> Threshold:
+    def threshold(self, bound: Callable[[], float]) -> Threshold:
         return DynamicThreshold(_bound(self.bound, bound), self.percentile)
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
         return self.on or usual
 
 
-def _bound(said: float | None, of_space: float) -> float:
-    """The bound that is said, or that of the space in which samples are.
+def _bound(said: float | None, of_samples: Callable[[], float]) -> float:
+    """The bound that is said, or that of the samples.
 
     Raises ``UserError`` where neither is there.
     """
-    if said is None and math.isinf(of_space):
+    if said is not None:
+        return said
+    found = of_samples()
+    if math.isinf(found):
         raise UserError(
-            "'reflected' takes its bound from the range of samples, and latents have no range; set 'reflected.bound'."
+            "'reflected' takes its bound from the range of samples, and latents have none where there is no data; set "
+            "'reflected.bound'."
         )
-    return of_space if said is None else said
+    return found
 
 
 ReflectedChoice = Annotated[NotReflected | StaticReflected | DynamicReflected, Field(discriminator="kind")]

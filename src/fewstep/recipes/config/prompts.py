@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fewstep.data import Dataset
+from fewstep.data.caption_numbers import captioned
 from fewstep.data.prompts import Prompts, read_hub_prompts, read_prompts
 from fewstep.data.prompts.fill import TooLong
 from fewstep.data.scenes import scene_prompts
+from fewstep.errors import UserError
 from fewstep.recipes.config.section import Names, Section
 from fewstep.system.locations import absolute
 
@@ -29,6 +32,17 @@ class _Prompts(Section, abc.ABC):
 
         Raises ``UserError``, naming the place, for what is no prompt, and where there is none.
         """
+
+    def beside(self, data: Dataset | None) -> tuple[Prompts, Dataset | None]:
+        """The prompts, and the recipe's data as it is trained on beside them.
+
+        Raises what ``read`` raises.
+        """
+        return self.read(), data
+
+    def digest(self) -> str | None:
+        """The identity of the prompts, None where it is that of the data."""
+        return self.read().identity
 
 
 class ListedPrompts(_Prompts):
@@ -86,7 +100,25 @@ class ScenePrompts(_Prompts):
         return read_prompts(scene_prompts(self.digits, self.held_out))
 
 
+class CaptionPrompts(_Prompts):
+    """The captions of the recipe's data, each sample of which is then conditioned on its own."""
+
+    kind: Literal["captions"]
+
+    def read(self) -> Prompts:
+        raise UserError(
+            "'prompts.kind: captions' takes the captions of the recipe's data, and there is no data; add a 'data' "
+            "section, or give prompts of another kind."
+        )
+
+    def beside(self, data: Dataset | None) -> tuple[Prompts, Dataset | None]:
+        return (self.read(), None) if data is None else captioned(data)
+
+    def digest(self) -> None:
+        return None
+
+
 PromptsChoice = Annotated[
-    ListedPrompts | FilePrompts | HuggingFacePrompts | ScenePrompts,
+    ListedPrompts | FilePrompts | HuggingFacePrompts | ScenePrompts | CaptionPrompts,
     Field(discriminator="kind"),
 ]
