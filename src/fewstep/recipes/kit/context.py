@@ -78,8 +78,8 @@ class Context:
             )
         if self.found.numbers is None and self.conditions.names:
             raise UserError(
-                f"'method.kind: {self.method.model_dump()['kind']}' with these states and terms is trained on data, and "
-                "must know what each sample shows; set 'prompts.kind: captions', or leave out what needs data."
+                f"'method.kind: {self.method.model_dump()['kind']}' with these states and terms is trained on data, "
+                "and must know what each sample shows; set 'prompts.kind: captions', or leave out what needs data."
             )
         return self.found
 
