@@ -244,11 +244,11 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
     space = space_of(recipe.teacher, own) if data is None else data.space
     teacher: Denoiser = own.to(resolve_device(device))
     solver = recipe.evaluation.solver
-    if guidance != 1.0:
-        if not teacher.classes:
-            raise UserError("guidance needs a teacher with classes; this one has none.")
-        teacher = Guided(teacher, guidance)
     conditions = Classes(teacher.classes)
+    if guidance != 1.0:
+        if not conditions.count:
+            raise UserError("guidance needs a teacher with classes; this one has none.")
+        teacher = Guided(teacher, guidance, conditions)
     return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, conditions, solver.churn)
 
 

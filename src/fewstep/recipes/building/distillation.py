@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
 from fewstep.errors import UserError
@@ -32,6 +33,7 @@ from fewstep.states import Generated, Prior, States, WithGuidance
 from fewstep.targets import Backtracked, DegradationPath
 from fewstep.training import Monitor, Stage
 from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
+from fewstep.values import name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,14 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
     """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few
     steps to reach the teacher; needs no data and no weights.
     """
-    check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
+    check(
+        recipe.method,
+        recipe.student.kind,
+        recipe.target.kind,
+        recipe.states.kind,
+        _roles(recipe),
+        name_of(recipe.target.guidance),
+    )
     check_switch(recipe.target, recipe.method.learns_fake)
     if not begun:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
@@ -126,13 +135,11 @@ def build_context(
     ``device``.
     """
     method, roles = recipe.method, _roles(recipe)
-    if method.sampling.guidance is not None and not original.classes:
-        raise UserError(
-            "'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher."
-        )
     space = space_of(recipe.teacher, original) if data is None else data.space
     threshold = recipe.reflected.threshold(max(abs(space.low), abs(space.high)))
     student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
+    _check_guidable(recipe, prior.conditions)
+    teacher = recipe.target.guidance.guided(original, prior.conditions, degraded=0.0)
     return Context(
         method=method,
         target=recipe.target,
@@ -143,7 +150,7 @@ def build_context(
         space=space,
         features=features,
         original=original,
-        teacher=original if threshold is None or "teacher" not in roles else Reflected(original, threshold),
+        teacher=teacher if threshold is None or "teacher" not in roles else Reflected(teacher, threshold),
         student=student,
         prior=prior,
         sampling=method.sampling,
@@ -152,6 +159,20 @@ def build_context(
         roles=frozenset(roles),
         device=device,
     )
+
+
+def _check_guidable(recipe: DistillRecipe, conditions: Conditions) -> None:
+    """Raises ``UserError`` for guidance of a teacher that knows no conditions."""
+    asked = {
+        "method.guidance": recipe.method.sampling.guidance is not None,
+        "target.guidance": recipe.target.guidance.guides,
+    }
+    for key, guides in asked.items():
+        if guides and not conditions.count:
+            raise UserError(
+                f"'{key}' needs a teacher with classes or prompts to be guided to, and this one was never told "
+                "any; leave it out, or use another teacher."
+            )
 
 
 def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
@@ -195,7 +216,8 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
 
 def _against_saturation(context: Context) -> str:
     """What keeps a student within the data's range, of what this recipe has or may have."""
-    turns = [] if context.sampling.guidance is None else ["a lower guidance scale"]
+    guided = context.sampling.guidance is not None or context.target.guidance.guides
+    turns = ["a lower guidance scale"] if guided else []
     if context.threshold is None and isinstance(context.student.model, Denoiser):
         turns.append("thresholding ('reflected')")
     return f"{' or '.join(turns)} helps" if turns else ""

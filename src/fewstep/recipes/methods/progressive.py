@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.denoisers import Denoiser, Guided, NetworkDenoiser, copy_of, freeze, grown_denoiser
+from fewstep.denoisers import Denoiser, NetworkDenoiser, copy_of, freeze, grown_denoiser
 from fewstep.objectives import Imitation, ProgressiveDistillation
 from fewstep.objectives.scores.score_matching import DenoisingWeight
 from fewstep.objectives.trajectories.progressive_distillation import SNRPlusOne, TruncatedSNR
@@ -148,7 +148,7 @@ class ProgressiveMethod(Method):
             else [math.fsum(each) for each in parts]
         )
         lengths = divided(total, [self.prepare / (1 - self.prepare) * sum(shares), *shares] if prepares else shares)
-        teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
+        teacher = context.teacher if self.guidance is None else context.guided_teacher
         stages = []
         if prepares:
             stages.append(self._prepare(context, teacher, lengths.pop(0)))
