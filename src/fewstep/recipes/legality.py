@@ -18,8 +18,7 @@ STATES = ("prior", "forward", "rollout", "ddil", "per-batch")
 _DENOISERS = {"copy": "copy", "network": "copy", "lora": "lora"}
 ROLES: tuple[config.Role, ...] = ("teacher", "target", "fake", "student")
 GUIDED = "constant"
-"""The guidance that stands for all of them where a method is asked whether its target may be guided.
-"""
+"""The guidance that stands for every kind where a method is asked whether its target is guided."""
 
 _STATES_REASON = {
     "prior": "it is trained along trajectories, of which pure noise is only the start",

@@ -16,7 +16,6 @@ from fewstep.targets import Guidance, NoGuidance, Recording, Switching
 from fewstep.training import Adam
 from fewstep.values import Costly, Count, Few, Fraction, Later, Positive, name_of
 
-
 GuidanceChoice = Annotated[Guidance, Kinds(), Later()]
 DROPOUT = 0.1
 """The share of conditions that recording drops for a guided target, as guided teachers are trained

@@ -88,9 +88,10 @@ class Context:
 
     @property
     def guided_teacher(self) -> Denoiser:
-        """The teacher guided by the scale that a state's condition holds, for methods whose students
-        take one; thresholded where the recipe says so. The guided estimate is what leaves the data's
-        range, so the threshold comes after it.
+        """The teacher guided by the scale that a state's condition holds, for methods whose
+        students take one; thresholded where the recipe says so.
+
+        The guided estimate is what leaves the data's range, so the threshold comes after it.
         """
         return self.reflected(Guided(self.original, conditions=self.conditions), "teacher")
 
