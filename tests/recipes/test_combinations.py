@@ -1,9 +1,9 @@
 """What the matrix says goes together, runs; what it refuses, is refused in its words.
 
 For every variant of every method the legal combinations of states, target, its guidance, student
-and thresholds are covered in pairs: each two values of two axes that go together are in some run. The runs are
-generated from the rule itself (``legality.check``), so that a 'yes' that does not run and a '-'
-that would are both found. The helpers serve the other tests of recipes.
+and thresholds are covered in pairs: each two values of two axes that go together are in some run.
+The runs are generated from the rule itself (``legality.check``), so that a 'yes' that does not run
+and a '-' that would are both found. The helpers serve the other tests of recipes.
 """
 
 from __future__ import annotations
