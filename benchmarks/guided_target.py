@@ -21,6 +21,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from paired import ratio
@@ -61,7 +62,7 @@ def main() -> None:
     show(rows, compared, options)
     options.results.mkdir(parents=True, exist_ok=True)
     said = {key: getattr(options, key) for key in ("recipe", "scale", "seeds", "draws")}
-    (options.results / f"guided-target-{options.recipe}.json").write_text(
+    (options.results / f"guided-target-{Path(options.recipe).stem}.json").write_text(
         json.dumps({**said, "rows": rows, "along-path over constant": compared}, indent=1) + "\n"
     )
 
@@ -101,7 +102,8 @@ def job_of(name: str, seed: int, steps: int, options: argparse.Namespace) -> Job
         "target.guidance": guidance_of(name, options.scale),
         "training.steps": steps,
     }
-    return Job(options.out / options.recipe / f"{options.scale:g}-{name}-{steps}-{seed}", options.recipe, settings)
+    folder = options.out / Path(options.recipe).stem / f"{options.scale:g}-{name}-{steps}-{seed}"
+    return Job(folder, options.recipe, settings)
 
 
 def figures(job: Job, own: int, options: argparse.Namespace) -> dict[str, Any]:

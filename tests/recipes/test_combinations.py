@@ -225,6 +225,10 @@ AXES: tuple[tuple[str | None, ...], ...] = (
 )
 
 
+PLACES = {"target guided": ("guidance", GUIDED)}
+"""The axis and value of a column whose name does not say them."""
+
+
 def method_of(values: dict[str, Any]) -> Method:
     """The method, by the way of a recipe."""
     return tiny(values).method
@@ -350,7 +354,7 @@ def test_a_cell_of_the_matrix_is_what_the_choice_alone_is_told(name):
     cells = matrix_row("any", method).cells
     assert tuple(cells) == columns()
     for column, cell in cells.items():
-        axis, value = column.split()
+        axis, value = PLACES.get(column, tuple(column.split()))
         key = ("states", "target", "student", "reflected", "guidance").index(axis)
         usual: list[Any] = ["usual", "fixed", "copy", None, "none"]
         usual[key] = value

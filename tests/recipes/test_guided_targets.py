@@ -20,9 +20,11 @@ from torch import Tensor
 
 from fewstep.condition import LABELS
 from fewstep.denoisers import Guided, Reflected
+from fewstep.errors import UserError
 from fewstep.objectives import ScoreMatching
-from fewstep.recipes import config
-from fewstep.recipes.building.distillation import Distillation, build_context, build_distillation
+from fewstep.planning.plan import sketch
+from fewstep.recipes import DistillRecipe, config, load_recipe
+from fewstep.recipes.building.distillation import Distillation, build_context, build_distillation, check_parts
 from fewstep.report.history import History
 from fewstep.targets import GuidedTarget, ReflectedTarget
 from fewstep.training.actions import MakePairs
@@ -144,6 +146,32 @@ def test_a_method_that_is_told_a_scale_asks_the_owner_of_conditions(tmp_path: Pa
     assert context.guided_teacher.conditions is context.prior.conditions is context.conditions
     assert context.conditions.count == 10
     assert context.conditions is not LABELS
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "sentence"),
+    [
+        ("imagenet64-disback", ["target.guidance={kind: along-path, scale: 2.0}"], "trained with the class of every"),
+        ("imagenet64-diff-instruct", ["target.guidance={kind: constant, scale: 2.0}"], "'teacher.kind: nvidia'"),
+        ("ffhq64-disback", ["target.guidance={kind: constant, scale: 2.0}"], "this one was never told any"),
+        ("digits-pd", ["target.guidance={kind: constant, scale: 2.0}"], "only methods that follow scores"),
+    ],
+)
+def test_a_teacher_that_cannot_be_guided_is_refused_in_a_sentence(
+    recipe: str, overrides: list[str], sentence: str, tmp_path: Path
+) -> None:
+    def built(*settings: str) -> None:
+        loaded = load_recipe(recipe, settings)
+        assert isinstance(loaded, DistillRecipe)
+        check_parts(loaded)
+        sketch(loaded, tmp_path)
+
+    with pytest.raises(UserError, match=sentence) as caught:
+        built(*overrides)
+    assert "\n" not in str(caught.value)
+    assert "'target.guidance" in str(caught.value)
+    # A scale of 1 asks for nothing.
+    built("target.guidance={kind: constant, scale: 1.0}")
 
 
 def test_the_log_tells_the_gap_of_the_first_step(tmp_path: Path) -> None:

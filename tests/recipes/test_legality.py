@@ -15,6 +15,7 @@ from test_combinations import (
     IMAGE_NETWORK,
     MATCHING,
     ON_DIGITS,
+    PLACES,
     STUDENT_SETTINGS,
     VARIANTS,
     method_of,
@@ -49,7 +50,7 @@ def test_a_refusal_is_one_sentence_with_two_parts_a_reason_and_a_remedy(name):
     for column, sentence in refused:
         found = SHAPE.fullmatch(sentence)
         assert found is not None, sentence
-        axis, value = column.split()
+        axis, value = PLACES.get(column, tuple(column.split()))
         key = KEYS.get(axis, f"{axis}.kind")
         assert found.groups()[:4] == ("method.kind", ALL[name]["kind"], key, value)
         assert found[6].startswith("use ")
@@ -74,7 +75,7 @@ def test_what_a_remedy_names_is_allowed_and_is_all_that_is(name):
     for variant, column, sentence in cells():
         if variant == name:
             remedies = set(re.findall(r"'([^']+)'", sentence.rpartition(";")[2]))
-            assert remedies == allowed[column.split()[0]]
+            assert remedies == allowed[PLACES.get(column, column.split())[0]]
     assert refusal(method, ("usual", "fixed", "copy", None, "none")) is None
 
 
@@ -114,20 +115,20 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-pd", "forward rollout ddil per-batch copy network lora teacher student"),
         ("digits-lcm", "forward rollout ddil per-batch copy network teacher target student"),
         ("digits-ctm", "forward rollout ddil per-batch copy network teacher"),
-        ("digits-dmd2", "prior backtracked constant copy network lora teacher fake student"),
+        ("digits-dmd2", "prior backtracked guided copy network lora teacher fake student"),
         (
             "digits-dmd2-4step",
-            "forward rollout ddil per-batch backtracked constant copy network lora teacher fake student",
+            "forward rollout ddil per-batch backtracked guided copy network lora teacher fake student",
         ),
         (
             "digits-diff-instruct",
-            "prior backtracked constant copy network lora fastgan latent-mlp teacher fake student",
+            "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student",
         ),
-        ("digits-sds", "prior backtracked constant copy network lora fastgan latent-mlp teacher student"),
-        ("digits-sid", "prior backtracked constant copy network lora fastgan latent-mlp teacher fake student"),
-        ("digits-f-distill", "prior backtracked constant copy network lora teacher fake student"),
+        ("digits-sds", "prior backtracked guided copy network lora fastgan latent-mlp teacher student"),
+        ("digits-sid", "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student"),
+        ("digits-f-distill", "prior backtracked guided copy network lora teacher fake student"),
         ("digits-scm", "forward rollout ddil per-batch copy network lora teacher student"),
-        ("digits-add", "forward rollout ddil per-batch backtracked constant copy network lora teacher student"),
+        ("digits-add", "forward rollout ddil per-batch backtracked guided copy network lora teacher student"),
         ("digits-reflow", "copy network lora teacher student"),
         ("digits-kd", "copy network lora teacher student"),
     ],

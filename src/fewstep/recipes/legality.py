@@ -150,7 +150,7 @@ def columns() -> tuple[str, ...]:
     return (
         *(f"states {kind}" for kind in STATES),
         "target backtracked",
-        f"guidance {GUIDED}",
+        "target guided",
         *(f"student {kind}" for kind in families()),
         *(f"reflected {role}" for role in ROLES),
     )
@@ -162,7 +162,7 @@ def matrix_row(name: str, method: Method) -> MatrixRow:
     """
     cells = {f"states {kind}": states_refusal(method, kind) for kind in STATES}
     cells["target backtracked"] = target_refusal(method, "backtracked")
-    cells[f"guidance {GUIDED}"] = guidance_refusal(method, GUIDED)
+    cells["target guided"] = guidance_refusal(method, GUIDED)
     cells |= {f"student {kind}": student_refusal(method, kind) for kind in families()}
     cells |= {f"reflected {role}": role_refusal(method, role) for role in ROLES}
     return MatrixRow(name, cells)

@@ -30,7 +30,7 @@ from fewstep.recipes.recipe import DistillRecipe
 from fewstep.resumable import find_resumable
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Generated, Prior, States, WithGuidance
-from fewstep.targets import Backtracked, DegradationPath
+from fewstep.targets import Backtracked, DegradationPath, NoGuidance
 from fewstep.training import Monitor, Stage
 from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
 from fewstep.values import name_of
@@ -115,7 +115,7 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
         recipe.target.kind,
         recipe.states.kind,
         _roles(recipe),
-        name_of(recipe.target.guidance),
+        name_of(recipe.target.guidance) if recipe.target.guidance.guides else name_of(NoGuidance()),
     )
     check_switch(recipe.target, recipe.method.learns_fake)
     if not begun:
@@ -162,7 +162,9 @@ def build_context(
 
 
 def _check_guidable(recipe: DistillRecipe, conditions: Conditions) -> None:
-    """Raises ``UserError`` for guidance of a teacher that knows no conditions."""
+    """Raises ``UserError`` for guidance of a teacher that knows no conditions, or was never without
+    one.
+    """
     asked = {
         "method.guidance": recipe.method.sampling.guidance is not None,
         "target.guidance": recipe.target.guidance.guides,
@@ -172,6 +174,11 @@ def _check_guidable(recipe: DistillRecipe, conditions: Conditions) -> None:
             raise UserError(
                 f"'{key}' needs a teacher with classes or prompts to be guided to, and this one was never told "
                 "any; leave it out, or use another teacher."
+            )
+        if guides and recipe.teacher.always_told:
+            raise UserError(
+                f"'{key}' needs an estimate without a class, and the networks of 'teacher.kind: {recipe.teacher.kind}' "
+                "were trained with the class of every sample; leave it out, or use another teacher."
             )
 
 
