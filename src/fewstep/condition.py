@@ -66,6 +66,15 @@ class Condition:
             _cat([part.guidance for part in parts if part.guidance is not None]),
         )
 
+    @staticmethod
+    def select(mask: Tensor, these: Condition, others: Condition) -> Condition:
+        """The conditions of ``these`` where ``mask`` (B,) is true, else those of ``others``, which
+        carry the same fields.
+        """
+        rows = torch.where(mask, torch.arange(len(mask)), len(mask) + torch.arange(len(mask)))
+        both = Condition.cat([these, others])
+        return both._map(lambda value: value[rows.to(value.device)])
+
     def _tensors(self) -> list[Tensor]:
         return [v for v in (self.labels, *self.context.values(), self.guidance) if v is not None]
 
@@ -125,6 +134,10 @@ class Conditions(abc.ABC):
         hold a picture's sizes (``Dataset.sizes``); as it is where they do not.
         """
         return condition
+
+    def dropped(self, condition: Condition, mask: Tensor) -> Condition:
+        """The conditions (B), where ``mask`` (B,) is true the unconditional one in their place."""
+        return Condition.select(mask, self.null(condition), condition)
 
     def draw(self, key: Key, rows: int, start: int = 0) -> Condition:
         """Conditions of ``rows`` samples, uniform over the set: a function of the place."""

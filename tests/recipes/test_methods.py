@@ -53,6 +53,7 @@ DISTILLING = [
 ON_DIGITS = (
     "digits-kd",
     "digits-disback-dmd2",
+    "digits-disback-guided",
     "digits-pd-ddil",
     *(name for name in DISTILLING if name.startswith("digits-lcm") or "fastgan" in name),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
 from fewstep.errors import UserError
@@ -29,9 +30,10 @@ from fewstep.recipes.recipe import DistillRecipe
 from fewstep.resumable import find_resumable
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Generated, Prior, States, WithGuidance
-from fewstep.targets import Backtracked, DegradationPath
+from fewstep.targets import Backtracked, DegradationPath, NoGuidance
 from fewstep.training import Monitor, Stage
 from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
+from fewstep.values import name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,14 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
     """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few
     steps to reach the teacher; needs no data and no weights.
     """
-    check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
+    check(
+        recipe.method,
+        recipe.student.kind,
+        recipe.target.kind,
+        recipe.states.kind,
+        _roles(recipe),
+        name_of(recipe.target.guidance) if recipe.target.guidance.guides else name_of(NoGuidance()),
+    )
     check_switch(recipe.target, recipe.method.learns_fake)
     if not begun:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
@@ -129,15 +138,12 @@ def build_context(
     run works on the device ``device``.
     """
     method, roles, original = recipe.method, _roles(recipe), opened.denoiser
-    if method.sampling.guidance is not None and not opened.conditions.count:
-        raise UserError(
-            "'method.guidance' needs a teacher with classes or prompts to be guided to; leave it out, or use another "
-            "teacher."
-        )
     threshold = recipe.reflected.threshold(opened.bound)
     student, prior = build_student(
         recipe.student, method, original, opened.conditions, threshold if "student" in roles else None
     )
+    _check_guidable(recipe, opened.conditions)
+    teacher = recipe.target.guidance.guided(original, opened.conditions, degraded=0.0)
     return Context(
         method=method,
         target=recipe.target,
@@ -148,8 +154,7 @@ def build_context(
         space=opened.space,
         features=features,
         original=original,
-        teacher=original if threshold is None or "teacher" not in roles else Reflected(original, threshold),
-        conditions=opened.conditions,
+        teacher=teacher if threshold is None or "teacher" not in roles else Reflected(teacher, threshold),
         student=student,
         prior=prior,
         sampling=method.sampling,
@@ -158,6 +163,27 @@ def build_context(
         roles=frozenset(roles),
         device=device,
     )
+
+
+def _check_guidable(recipe: DistillRecipe, conditions: Conditions) -> None:
+    """Raises ``UserError`` for guidance of a teacher that knows no conditions, or was never without
+    one.
+    """
+    asked = {
+        "method.guidance": recipe.method.sampling.guidance is not None,
+        "target.guidance": recipe.target.guidance.guides,
+    }
+    for key, guides in asked.items():
+        if guides and not conditions.count:
+            raise UserError(
+                f"'{key}' needs a teacher with classes or prompts to be guided to, and this one was never told "
+                "any; leave it out, or use another teacher."
+            )
+        if guides and recipe.teacher.always_told:
+            raise UserError(
+                f"'{key}' needs an estimate without a class, and the networks of 'teacher.kind: {recipe.teacher.kind}' "
+                "were trained with the class of every sample; leave it out, or use another teacher."
+            )
 
 
 def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
@@ -201,7 +227,8 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
 
 def _against_saturation(context: Context) -> str:
     """What keeps a student within the data's range, of what this recipe has or may have."""
-    turns = [] if context.sampling.guidance is None else ["a lower guidance scale"]
+    guided = context.sampling.guidance is not None or context.target.guidance.guides
+    turns = ["a lower guidance scale"] if guided else []
     if context.threshold is None and isinstance(context.student.model, Denoiser):
         turns.append("thresholding ('reflected')")
     return f"{' or '.join(turns)} helps" if turns else ""

@@ -14,13 +14,31 @@ from fewstep.errors import UserError
 from fewstep.recipes.config.section import Kinds, Section
 from fewstep.recipes.config.shared_choices import OptimizerChoice
 from fewstep.states import States
-from fewstep.targets import Recording, Switching
+from fewstep.targets import Guidance, NoGuidance, Recording, Switching
 from fewstep.training import Adam
-from fewstep.values import Costly, Count, Few, Fraction, Later, Positive
+from fewstep.values import Costly, Count, Few, Fraction, Later, Positive, name_of
+
+GuidanceChoice = Annotated[Guidance, Kinds(), Later()]
+DROPOUT = 0.1
+"""The share of conditions that recording drops for a guided target, as guided teachers are trained
+(Ho and Salimans 2022: 0.1 and 0.2).
+"""
 
 
 class FixedTarget(Section):
+    """``guidance``: of the teacher's estimates."""
+
     kind: Literal["fixed"]
+    guidance: GuidanceChoice = NoGuidance()
+
+    @model_validator(mode="after")
+    def _has_no_path(self) -> FixedTarget:
+        if self.guidance.follows_path:
+            raise ValueError(
+                f"'guidance.kind: {name_of(self.guidance)}' goes from node to node of a recorded path, which a fixed "
+                "target has not; use 'constant', or 'target.kind: backtracked'"
+            )
+        return self
 
     @property
     def backtracked(self) -> BacktrackedTarget | None:
@@ -29,13 +47,27 @@ class FixedTarget(Section):
 
 
 class BacktrackedTarget(Section):
-    """``nodes`` counts the teacher. ``optimizer`` degrades the teacher."""
+    """``nodes`` counts the teacher. ``optimizer`` degrades the teacher.
+
+    ``guidance``: of the estimates of the node in force. ``dropout``: the share of samples whose
+    condition the degrading teacher is not told, so that nodes keep an unconditional estimate that
+    is theirs; null for ``DROPOUT`` where the target is guided, and for none where it is not.
+    """
 
     kind: Literal["backtracked"]
     nodes: Few
     record: Annotated[Recording, Kinds()]
     switch: Annotated[Switching, Kinds()]
     optimizer: OptimizerChoice = Adam()
+    guidance: GuidanceChoice = NoGuidance()
+    dropout: Annotated[Fraction | None, Later()] = None
+
+    @property
+    def dropped(self) -> float:
+        """The share of conditions that recording drops."""
+        if self.dropout is not None:
+            return self.dropout
+        return DROPOUT if self.guidance.guides else 0.0
 
     @property
     def backtracked(self) -> BacktrackedTarget | None:

@@ -37,6 +37,10 @@ class TeacherSection(Section, abc.ABC):
     """Whether its network is as small as a rehearsal wants it."""
     last_may_be_none: ClassVar[bool] = False
     """Whether its last class may be meant as "no class"."""
+    always_told: ClassVar[bool] = False
+    """Whether it was told the class of every sample that it was trained on, so that it has no
+    unconditional estimate to guide away from.
+    """
 
     @abc.abstractmethod
     def load(self, data: Dataset | None) -> NetworkDenoiser:
@@ -210,6 +214,8 @@ class _Published(TeacherSection, abc.ABC):
 class NvidiaTeacher(_Published):
     """A network of NVIDIA's EDM release (Karras et al. 2022), a ``.pkl``."""
 
+    always_told: ClassVar[bool] = True
+
     kind: Literal["nvidia"]
 
     def load(self, data: Dataset | None) -> NetworkDenoiser:
@@ -234,6 +240,8 @@ class NvidiaTeacher(_Published):
 
 class ConsistencyModelsTeacher(_Published):
     """An EDM network of the consistency models' release (Song et al. 2023), a ``.pt``."""
+
+    always_told: ClassVar[bool] = True
 
     kind: Literal["consistency-models"]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
-from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected, device_of
+from fewstep.denoisers import Averaged, Denoiser, Generator, Guided, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import Threshold
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
@@ -38,8 +38,7 @@ class Student:
 @dataclass(frozen=True, eq=False)
 class Context:
     """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same,
-    thresholded where the recipe says so. Both frozen. ``conditions``: what its samples may be asked
-    to be.
+    guided as the recipe's target is and thresholded where the recipe says so. Both frozen.
 
     ``space``: what samples look like; ``found``: the recipe's data, None where it has none
     (``data`` is for what cannot do without). ``prior`` is where the student's samples start,
@@ -57,7 +56,6 @@ class Context:
     features: Features
     original: NetworkDenoiser
     teacher: Denoiser
-    conditions: Conditions
     student: Student
     prior: Prior
     sampling: Sampling
@@ -87,6 +85,20 @@ class Context:
     def building_device(self) -> torch.device:
         """Where networks are built: the teacher's place."""
         return device_of(self.original)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What teacher and student are conditioned on, and what they are without it."""
+        return self.prior.conditions
+
+    @property
+    def guided_teacher(self) -> Denoiser:
+        """The teacher guided by the scale that a state's condition holds, for methods whose
+        students take one; thresholded where the recipe says so.
+
+        The guided estimate is what leaves the data's range, so the threshold comes after it.
+        """
+        return self.reflected(Guided(self.original, conditions=self.conditions), "teacher")
 
     @property
     def schedule(self) -> Schedule:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.denoisers import Denoiser, Guided, NetworkDenoiser, copy_of, freeze, grown_denoiser
+from fewstep.denoisers import Denoiser, NetworkDenoiser, copy_of, freeze, grown_denoiser
 from fewstep.objectives import Imitation, ProgressiveDistillation
 from fewstep.objectives.scores.score_matching import DenoisingWeight
 from fewstep.objectives.trajectories.progressive_distillation import SNRPlusOne, TruncatedSNR
@@ -180,7 +180,7 @@ class ProgressiveMethod(Method):
         before = ([] if self.convert_for is None else [self.convert_for]) + ([self.prepare] if prepares else [])
         rest = 1 - sum(before)
         lengths = divided(total, [*(share / rest * sum(shares) for share in before), *shares])
-        teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
+        teacher = context.teacher if self.guidance is None else context.guided_teacher
         stages = []
         if self.convert_for is not None:
             plain = WithGuidance(diffused(context, context.student_times(self.start)), 1.0, 1.0)
