@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from fewstep.errors import UserError
 from fewstep.random import Key
 
 Features = Callable[[Tensor], Tensor]
+Readings = Callable[[Tensor], Mapping[str, Tensor]]
+"""Samples (B, *D) -> logits by attribute, each (B, its number of values)."""
+
+Told = TypeVar("Told", Tensor, Mapping[str, Tensor])
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +26,15 @@ class FeatureSpace:
 
     ``head``: features -> logits (B, K) of the network's classes, or None where there is no
     classifier; ``labelled``: whether these are the data's classes, so that it can judge them.
-    ``name``: equal for equal spaces, for reference statistics.
+    ``readings``: what the space's network tells of a picture's attributes, None where it tells
+    none. ``name``: equal for equal spaces, for reference statistics.
     """
 
     name: str
     extract: Features
     head: Features | None = None
     labelled: bool = False
+    readings: Readings | None = None
 
     def classify(self, samples: Tensor) -> Tensor:
         """Samples (B, *D) -> logits (B, K); raises ``UserError`` where there is no classifier."""
@@ -52,12 +59,15 @@ def fourier_features(dim: int, count: int = 64, bandwidth: float = 1.0, seed: in
     return extract
 
 
-def placed(function: Features, device: torch.device | str) -> Features:
+def placed(function: Callable[[Tensor], Told], device: torch.device | str) -> Callable[[Tensor], Told]:
     """The function of a network on ``device`` for samples on any: they are taken there, and what it
-    makes of them comes back to where they were. Gradients pass.
+    makes of them, a tensor or tensors by name, comes back to where they were. Gradients pass.
     """
 
-    def moved(samples: Tensor) -> Tensor:
-        return function(samples.to(device)).to(samples.device)
+    def moved(samples: Tensor) -> Told:
+        made = function(samples.to(device))
+        if isinstance(made, Tensor):
+            return made.to(samples.device)
+        return {name: value.to(samples.device) for name, value in made.items()}
 
     return moved

@@ -36,6 +36,7 @@ from fewstep.recipes.config.feature_spaces import (
     FourierFeatures,
     GivenFeatures,
     InceptionFeatures,
+    ReaderFeatures,
 )
 from fewstep.recipes.config.models import (
     ClassifierModel,
@@ -121,6 +122,7 @@ __all__ = [
     "PerBatchStates",
     "PerceptualDistance",
     "PriorStates",
+    "ReaderFeatures",
     "ReaderModel",
     "ReflectedChoice",
     "Role",
