@@ -13,6 +13,7 @@ zeros.
 from __future__ import annotations
 
 import abc
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -99,6 +100,16 @@ class Conditions(abc.ABC):
     def count(self) -> int:
         """How many conditions there are."""
 
+    @property
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """SHA-256, 64 hexadecimal digits, over what decides the conditions and their order."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """What each condition says, by its number; empty where conditions are no texts."""
+        return ()
+
     @abc.abstractmethod
     def of(self, numbers: Tensor | None) -> Condition:
         """The conditions of ``numbers`` (B,) int64, on the CPU; None where there are none."""
@@ -127,6 +138,10 @@ class Classes(Conditions):
     @property
     def count(self) -> int:
         return self.number
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(f"{self.number} classes".encode()).hexdigest()
 
     def of(self, numbers: Tensor | None) -> Condition:
         return Condition(labels=numbers)

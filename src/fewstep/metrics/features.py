@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from fewstep.random import Key
 Features = Callable[[Tensor], Tensor]
 Readings = Callable[[Tensor], Mapping[str, Tensor]]
 """Samples (B, *D) -> logits by attribute, each (B, its number of values)."""
-
-Told = TypeVar("Told", Tensor, Mapping[str, Tensor])
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +56,21 @@ def fourier_features(dim: int, count: int = 64, bandwidth: float = 1.0, seed: in
     return extract
 
 
-def placed(function: Callable[[Tensor], Told], device: torch.device | str) -> Callable[[Tensor], Told]:
+def placed(function: Features, device: torch.device | str) -> Features:
     """The function of a network on ``device`` for samples on any: they are taken there, and what it
-    makes of them, a tensor or tensors by name, comes back to where they were. Gradients pass.
+    makes of them comes back to where they were. Gradients pass.
     """
 
-    def moved(samples: Tensor) -> Told:
-        made = function(samples.to(device))
-        if isinstance(made, Tensor):
-            return made.to(samples.device)
-        return {name: value.to(samples.device) for name, value in made.items()}
+    def moved(samples: Tensor) -> Tensor:
+        return function(samples.to(device)).to(samples.device)
+
+    return moved
+
+
+def placed_readings(function: Readings, device: torch.device | str) -> Readings:
+    """The same of what tells attributes."""
+
+    def moved(samples: Tensor) -> dict[str, Tensor]:
+        return {name: logits.to(samples.device) for name, logits in function(samples.to(device)).items()}
 
     return moved

@@ -20,6 +20,7 @@ from fewstep.random import Key
 from fewstep.recipes.building.device import DeviceName, resolve_device
 from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.building.parts import data_of
+from fewstep.recipes.config import TEACHER_STEPS
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
@@ -62,8 +63,13 @@ class Sampler(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def owner(self) -> Conditions:
+        """The conditions that it knows, by number."""
+
+    @property
     def classes(self) -> int:
-        """How many classes it knows; 0 for none."""
+        """How many conditions it knows, classes or prompts; 0 for none."""
+        return self.owner.count
 
     @property
     @abc.abstractmethod
@@ -95,8 +101,8 @@ class StudentSampler(Sampler):
         return self.model.shape
 
     @property
-    def classes(self) -> int:
-        return self.prior.conditions.count
+    def owner(self) -> Conditions:
+        return self.prior.conditions
 
     @property
     def usual_steps(self) -> int:
@@ -145,12 +151,24 @@ class TeacherSampler(Sampler):
         return self.denoiser.shape
 
     @property
-    def classes(self) -> int:
-        return self.conditions.count
+    def owner(self) -> Conditions:
+        return self.conditions
 
     @property
     def usual_steps(self) -> int:
-        return 35
+        return TEACHER_STEPS
+
+    def guided(self, scale: float | None) -> TeacherSampler:
+        """The same with classifier-free guidance, away from the unconditional condition of its
+        owner; None and 1 guide nothing.
+
+        Raises ``UserError`` where there are no conditions.
+        """
+        if scale is None or scale == 1.0:
+            return self
+        if not self.conditions.count:
+            raise UserError("guidance needs a teacher with classes or prompts; this one has none.")
+        return replace(self, denoiser=Guided(self.denoiser, scale, self.conditions))
 
     @torch.no_grad()
     def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
@@ -243,13 +261,9 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
     own = build_teacher(recipe.teacher, data)
     space = space_of(recipe.teacher, own) if data is None else data.space
     teacher: Denoiser = own.to(resolve_device(device))
-    solver = recipe.evaluation.solver
-    if guidance != 1.0:
-        if not teacher.classes:
-            raise UserError("guidance needs a teacher with classes; this one has none.")
-        teacher = Guided(teacher, guidance)
-    conditions = Classes(teacher.classes)
-    return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, conditions, solver.churn)
+    solver, conditions = recipe.evaluation.solver, Classes(teacher.classes)
+    sampler = TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, conditions, solver.churn)
+    return sampler.guided(guidance)
 
 
 def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:

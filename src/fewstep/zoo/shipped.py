@@ -62,8 +62,8 @@ def digit_features() -> DigitClassifier:
 
 
 def scenes_reader() -> Reader:
-    """The reader of scenes, (B, 3, 32, 32) in [-1, 1], whose last hidden layer is the feature space
-    of their Frechet distance, and by which prompt accuracy is measured; made by ``scenes-features``.
+    """The reader of scenes, (B, 3, 32, 32) in [-1, 1]: its last hidden layer is the feature space
+    of their Frechet distance, and it measures prompt accuracy; made by ``scenes-features``.
     """
     with shipped_weights("scenes-features") as path:
         network = load_network(path)

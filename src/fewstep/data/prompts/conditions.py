@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.condition import NO_CLASS, Condition, Conditions
 from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.errors import UserError
+from fewstep.system.files import digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,14 @@ class PromptConditions(Conditions):
     @property
     def count(self) -> int:
         return len(self.prompts)
+
+    @property
+    def identity(self) -> str:
+        return digest_of(self.sizes, {"prompts": self.prompts.identity})
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return self.prompts.texts
 
     def of(self, numbers: Tensor | None) -> Condition:
         """The conditions of ``numbers`` (B,) int64 from -1 to ``count`` - 1, on the CPU; raises

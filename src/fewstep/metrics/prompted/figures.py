@@ -59,19 +59,22 @@ class PromptedMeasures:
         return cls(space.extract, space.readings)
 
     def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> PromptedFigures:
-        left_out: dict[str, str] = {}
-        accuracy = diversity = None
-        try:
-            accuracy = self._accuracy(pictures, prompts)
-        except UserError as error:
-            left_out["prompt_accuracy"] = str(error).removesuffix(".")
-        try:
-            diversity = prompt_diversity(self.features, pictures, prompts)
-        except UserError as error:
-            left_out["prompt_diversity"] = str(error).removesuffix(".")
-        return PromptedFigures(accuracy, diversity, left_out)
+        accuracy, unread = self.accuracy(pictures, prompts)
+        diversity, alone = self.diversity(pictures, prompts)
+        return PromptedFigures(accuracy, diversity, {**unread, **alone})
 
-    def _accuracy(self, pictures: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    def accuracy(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[dict[str, float] | None, dict[str, str]]:
+        """Prompt accuracy; where it cannot be had, None, and why by its name."""
         if self.readings is None:
-            raise UserError("the feature space has no reader")
-        return prompt_accuracy(self.readings, pictures, prompts)
+            return None, {"prompt_accuracy": "the feature space has no reader"}
+        try:
+            return prompt_accuracy(self.readings, pictures, prompts), {}
+        except UserError as error:
+            return None, {"prompt_accuracy": str(error).removesuffix(".")}
+
+    def diversity(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[PromptDiversity | None, dict[str, str]]:
+        """The same of diversity a prompt."""
+        try:
+            return prompt_diversity(self.features, pictures, prompts), {}
+        except UserError as error:
+            return None, {"prompt_diversity": str(error).removesuffix(".")}

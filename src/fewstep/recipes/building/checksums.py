@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from importlib import resources
 from pathlib import Path
 
 from fewstep.data import Dataset

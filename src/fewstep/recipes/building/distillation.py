@@ -19,7 +19,7 @@ from fewstep.networks import DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
-from fewstep.recipes.building.parts import build_features, data_of, fitting_grid
+from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
 from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
@@ -73,6 +73,8 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     if not begun:
         fitting_grid(recipe.evaluation.solver, teacher.schedule, "evaluation.solver")
     context = build_context(recipe, folder, data, teacher, features, device)
+    if not begun:
+        check_guidance(recipe.evaluation, context.prior.conditions.count)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake

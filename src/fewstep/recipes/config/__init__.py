@@ -47,7 +47,8 @@ from fewstep.recipes.config.models import (
     NetworkSection,
     ReaderModel,
 )
-from fewstep.recipes.config.run import Distributed, Evaluation, Training
+from fewstep.recipes.config.references import TeacherReference
+from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
@@ -79,6 +80,7 @@ from fewstep.recipes.config.teachers import (
 )
 
 __all__ = [
+    "TEACHER_STEPS",
     "BacktrackedTarget",
     "ByName",
     "ClassifierFeatures",
@@ -140,6 +142,7 @@ __all__ = [
     "StudentChoice",
     "TargetChoice",
     "TeacherChoice",
+    "TeacherReference",
     "TimesChoice",
     "Training",
     "UntrainedTeacher",

@@ -15,7 +15,7 @@ from torch import nn
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
-from fewstep.metrics.features import FeatureSpace, fourier_features, placed
+from fewstep.metrics.features import FeatureSpace, fourier_features, placed, placed_readings
 from fewstep.metrics.inception import inception_space
 from fewstep.networks import FeatureNetwork, Reader
 from fewstep.networks.kinds.network_files import load_network
@@ -168,5 +168,5 @@ def _of(network: FeatureNetwork, name: str, data: Dataset | SampleSpace, device:
         placed(network.features, device),
         None if head is None else placed(head, device),
         head is not None and network.classes == data.classes,
-        placed(network, device) if isinstance(network, Reader) else None,
+        placed_readings(network, device) if isinstance(network, Reader) else None,
     )
