@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Classes, Conditions
-from fewstep.data import SampleSpace
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
+from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.device import DeviceName, resolve_device
 from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.building.parts import data_of
@@ -257,13 +258,16 @@ def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "a
     ``device`` as in ``load``.
     """
     recipe = RunFolder(Path(run)).read_distill_recipe()
-    data = data_of(recipe.data)
+    return teacher_of(recipe, data_of(recipe.data), device).guided(guidance)
+
+
+def teacher_of(recipe: DistillRecipe, data: Dataset | None, device: DeviceName = "auto") -> TeacherSampler:
+    """A recipe's teacher as its evaluation samples it, not guided; ``data``: the recipe's."""
     own = build_teacher(recipe.teacher, data)
     space = space_of(recipe.teacher, own) if data is None else data.space
     teacher: Denoiser = own.to(resolve_device(device))
     solver, conditions = recipe.evaluation.solver, Classes(teacher.classes)
-    sampler = TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, conditions, solver.churn)
-    return sampler.guided(guidance)
+    return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, conditions, solver.churn)
 
 
 def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.cost import unmetered
@@ -106,6 +107,10 @@ class TeacherMoments:
                 samples = self.sampler.draw(key, stop - start, part, self.steps, start)
             for block in samples.clamp(self.sampler.low, self.sampler.high).split(BATCH):
                 yield features_of(block, self.space.extract).cpu()
+
+    def drawn(self, rows: int) -> Tensor:
+        """The features (rows, d) of the first samples, which stand for all: for ``agreement``."""
+        return torch.cat(list(self.features(0, rows)))
 
     def compute(self, listener: Listener) -> FeatureStatistics:
         """The moments, computed anew."""
