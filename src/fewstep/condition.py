@@ -13,6 +13,7 @@ zeros.
 from __future__ import annotations
 
 import abc
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -109,8 +110,13 @@ class Conditions(abc.ABC):
         """How many conditions there are."""
 
     @property
-    def names(self) -> Sequence[str]:
-        """What the conditions are called, by number; empty where they have no names."""
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """SHA-256, 64 hexadecimal digits, over what decides the conditions and their order."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """What each condition says, by its number; empty where conditions are no texts."""
         return ()
 
     @abc.abstractmethod
@@ -157,6 +163,10 @@ class Classes(Conditions):
     @property
     def count(self) -> int:
         return self.number
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(f"{self.number} classes".encode()).hexdigest()
 
     def of(self, numbers: Tensor | None) -> Condition:
         return Condition(labels=numbers)

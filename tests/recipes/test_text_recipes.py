@@ -114,7 +114,7 @@ class Leaves(Listener):
 def test_is_distilled_from_prompts_alone(name: str, student: str, folders: dict[str, Path], tmp_path: Path) -> None:
     run = distill(written(tmp_path / "r.yaml", folders[name], student={"kind": student}), out=tmp_path / "run")
     sampler = load(run)
-    assert list(sampler.names) == PROMPTS
+    assert list(sampler.owner.texts) == PROMPTS
     latents, pictures = sampler(4), sampler.pictured(4)
     side = SIDE * FACTOR
     assert latents.shape == (4, 4, SIDE, SIDE)
@@ -187,7 +187,7 @@ def test_a_resumed_run_is_byte_equal(folders: dict[str, Path], tmp_path: Path) -
 
 def test_other_prompts_are_drawn_by_the_same_student(folders: dict[str, Path], ended: Path) -> None:
     usual, other = load(ended), load(ended, prompts=["a d e", PROMPTS[1]])
-    assert list(other.names) == ["a d e", PROMPTS[1]]
+    assert list(other.owner.texts) == ["a d e", PROMPTS[1]]
     assert torch.allclose(usual(1, classes=1), other(1, classes=1), atol=1e-6)
     assert not torch.allclose(usual(1, classes=1), other(1, classes=0), atol=1e-4)
     guided, plain = (load_teacher(ended, scale, prompts=["a d e"]) for scale in (3.0, 1.0))
@@ -240,7 +240,7 @@ def test_exchanged_prompts_are_another_run(folders: dict[str, Path], tmp_path: P
 
 def test_prompts_are_handed_over(folders: dict[str, Path], tmp_path: Path) -> None:
     run = distill(written(tmp_path / "r.yaml", folders["sd15"]), out=tmp_path / "run", prompts=["one", " two "])
-    assert list(load(run).names) == ["one", "two"]
+    assert list(load(run).owner.texts) == ["one", "two"]
 
 
 def test_a_student_alone_says_what_it_lacks(ended: Path) -> None:

@@ -58,6 +58,8 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
         values["data"] = {"kind": "waves", "shape": [3, SIDE, SIDE], "classes": CLASSES if _labelled(recipe) else 0}
     features = {"kind": "fourier", "count": 4, "bandwidth": 10.0} if not own else values["evaluation"]["features"]
     values["evaluation"] |= {"features": features, "samples": 8, "draws": 1, "every": 1_000_000, "teacher_steps": [2]}
+    # Nothing is measured, and the twin's teacher may know no conditions to be guided by.
+    values["evaluation"] |= {"guidance": None, "reference": None}
     made = scaled_to_steps(validate(values, "the recipe's twin"), steps)
     assert isinstance(made, type(recipe))
     return made

@@ -132,7 +132,7 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     """
     recipe = RunFolder(job.run).read_distill_recipe()
     data, seed = data_of(recipe.data), recipe.evaluation.seed
-    sampler = None if job.source == "data" else _sampler(job)
+    sampler = _sampler(job, recipe.evaluation.guidance)
     look = data if data is not None else load(job.run).pictured.space if sampler is None else sampler.space
     gatherer = Gatherer(
         recipe.evaluation.features.space(look, resolve_device("auto")), job.count, min(SPLITS, job.count), seed
@@ -158,8 +158,11 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     return of_model
 
 
-def _sampler(job: Job) -> Sampler:
-    return (load_teacher(job.run) if job.source == "teacher" else load(job.run)).pictured
+def _sampler(job: Job, guidance: float | None) -> Sampler | None:
+    """What makes a job's samples, the teacher's guided as its evaluation is; None for data."""
+    if job.source == "data":
+        return None
+    return (load_teacher(job.run).guided(guidance) if job.source == "teacher" else load(job.run)).pictured
 
 
 def _begin(modules: Sequence[str] = ()) -> None:

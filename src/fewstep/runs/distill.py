@@ -20,6 +20,7 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
 from fewstep.keeping.settling import held_for_run, settle, write_recipe
 from fewstep.metrics.features import FeatureSpace
+from fewstep.metrics.frechet import FeatureStatistics
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.kinds.network_files import load_strictly, save_network
@@ -27,15 +28,16 @@ from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.distillation import Distillation, build_distillation
-from fewstep.recipes.building.parts import build_evaluator, build_settings
+from fewstep.recipes.building.parts import build_evaluator, build_settings, evaluator_in
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
-from fewstep.recipes.config import LowRankStudent
+from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
 from fewstep.runs.gallery import write_path_picture
 from fewstep.runs.image_sets import announce
 from fewstep.runs.plane import DATA, GENERATED, write_directions
 from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
+from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.system import distributed
@@ -45,6 +47,10 @@ from fewstep.training.listeners import Several
 
 WITHOUT_DATA = (
     "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
+)
+WITH_TEACHER_ALONE = (
+    "the recipe has no data: Frechet distances are to the teacher's samples, and spread, mismatch degree and "
+    "saturation are not measured."
 )
 
 
@@ -88,7 +94,7 @@ def distill(
         for remark in recipe.teacher.remarks():
             heard.say(remark)
         if parts.data is None:
-            heard.say(WITHOUT_DATA)
+            heard.say(WITHOUT_DATA if recipe.evaluation.reference is None else WITH_TEACHER_ALONE)
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
         if parts.target is not None and parts.target.short:
@@ -163,8 +169,12 @@ def _heard(listeners: Sequence[Listener]) -> Listener:
 def _trainer(
     folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
 ) -> Trainer:
-    evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.pictured)
+    space = recipe.evaluation.features.space(parts.pictured, resolve_device(recipe.training.device))
+    count = parts.pictured.classes or parts.prior.conditions.count
+    evaluator = evaluator_in(space, recipe.evaluation, parts.data, count)
     evaluator = replace(evaluator, conditional=bool(parts.prior.conditions.count))
+    if recipe.evaluation.reference is not None:
+        evaluator = replace(evaluator, reference=_reference(recipe, parts, space, heard))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
@@ -192,6 +202,25 @@ def _trainer(
         parts.monitor,
     ]
     return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard])
+
+
+def _reference(
+    recipe: DistillRecipe, parts: Distillation, space: FeatureSpace, heard: Listener
+) -> Callable[[], FeatureStatistics]:
+    """The moments of the teacher's samples, computed when the student is first measured."""
+    solver, conditions = recipe.evaluation.solver, parts.prior.conditions
+    teacher = TeacherSampler(
+        parts.space.low,
+        parts.space.high,
+        parts.teacher,
+        solver.rule,
+        solver.grid,
+        conditions,
+        solver.churn,
+        parts.codec,
+        recipe.evaluation.batch,
+    )
+    return lambda: teacher_moments(recipe, teacher, space, parts.data, heard.say).get()
 
 
 def _settings(recipe: Recipe) -> Settings:
@@ -280,5 +309,6 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    grid, steps = solver.grid, (recipe.evaluation.teacher_steps or [35])[0]
-    return TeacherSampler(low, high, model, solver.rule, grid, Classes(model.classes), solver.churn), steps
+    grid, steps = solver.grid, (recipe.evaluation.teacher_steps or [TEACHER_STEPS])[0]
+    sampler = TeacherSampler(low, high, model, solver.rule, grid, Classes(model.classes), solver.churn)
+    return sampler.guided(recipe.evaluation.guidance), steps

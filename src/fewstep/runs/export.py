@@ -45,5 +45,5 @@ def export_source(run: Path | str) -> ExportSource:
         str(kind_of_section(type(recipe.method))),
         run_of(recipe),
         student.prior.std,
-        student.names[0],
+        student.owner.texts[0],
     )

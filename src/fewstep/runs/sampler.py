@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Classes, Conditions
-from fewstep.data import SampleSpace
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.networks import Codec
 from fewstep.random import Key
+from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.device import DeviceName, resolve_device
 from fewstep.recipes.building.frozen_teachers import open_around, open_teacher, pictures_of, with_prompts
 from fewstep.recipes.building.parts import data_of
 from fewstep.recipes.building.prompting import asked_of
+from fewstep.recipes.config import TEACHER_STEPS
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
@@ -70,13 +72,18 @@ class Sampler(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def classes(self) -> int:
-        """How many classes it knows; 0 for none."""
+    def owner(self) -> Conditions:
+        """The conditions that it knows, by number."""
 
     @property
-    @abc.abstractmethod
-    def names(self) -> Sequence[str]:
-        """What its classes are called, such as prompts; empty where they have no names."""
+    def classes(self) -> int:
+        """How many conditions it knows, classes or prompts; 0 for none."""
+        return self.owner.count
+
+    @property
+    def together(self) -> int:
+        """How many samples are made at a time."""
+        return BATCH
 
     @property
     @abc.abstractmethod
@@ -114,12 +121,12 @@ class StudentSampler(Sampler):
         return self.model.shape
 
     @property
-    def classes(self) -> int:
-        return self.prior.conditions.count
+    def owner(self) -> Conditions:
+        return self.prior.conditions
 
     @property
-    def names(self) -> Sequence[str]:
-        return self.prior.conditions.names
+    def together(self) -> int:
+        return self.batch
 
     @property
     def usual_steps(self) -> int:
@@ -174,16 +181,28 @@ class TeacherSampler(Sampler):
         return self.denoiser.shape
 
     @property
-    def classes(self) -> int:
-        return self.conditions.count
+    def owner(self) -> Conditions:
+        return self.conditions
 
     @property
-    def names(self) -> Sequence[str]:
-        return self.conditions.names
+    def together(self) -> int:
+        return self.batch
 
     @property
     def usual_steps(self) -> int:
-        return 35
+        return TEACHER_STEPS
+
+    def guided(self, scale: float | None) -> TeacherSampler:
+        """The same with classifier-free guidance, away from the unconditional condition of its
+        owner; None and 1 guide nothing.
+
+        Raises ``UserError`` where there are no conditions.
+        """
+        if scale is None or scale == 1.0:
+            return self
+        if not self.conditions.count:
+            raise UserError("guidance needs a teacher with classes or prompts; this one has none.")
+        return replace(self, denoiser=Guided(self.denoiser, scale, self.conditions))
 
     @torch.no_grad()
     def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
@@ -214,12 +233,12 @@ class Decoded(Sampler):
         return pictures_of(self.codec, self.latents.space).shape
 
     @property
-    def classes(self) -> int:
-        return self.latents.classes
+    def owner(self) -> Conditions:
+        return self.latents.owner
 
     @property
-    def names(self) -> Sequence[str]:
-        return self.latents.names
+    def together(self) -> int:
+        return self.latents.together
 
     @property
     def usual_steps(self) -> int:
@@ -340,23 +359,23 @@ def load_teacher(
     ``device`` and ``prompts`` as in ``load``.
     """
     recipe = with_prompts(RunFolder(Path(run)).read_distill_recipe(), prompts)
-    opened = open_teacher(recipe, data_of(recipe.data), resolve_device(device))
-    teacher: Denoiser = opened.denoiser
-    solver, space = recipe.evaluation.solver, opened.space
-    if guidance != 1.0:
-        if not opened.conditions.count:
-            raise UserError("guidance needs a teacher with classes or prompts; this one has none.")
-        teacher = Guided(teacher, guidance, opened.conditions)
+    return teacher_of(recipe, data_of(recipe.data), device).guided(guidance)
+
+
+def teacher_of(recipe: DistillRecipe, data: Dataset | None, device: DeviceName = "auto") -> TeacherSampler:
+    """A recipe's teacher as its evaluation samples it, not guided; ``data``: the recipe's."""
+    opened = open_teacher(recipe, data, resolve_device(device))
+    solver, space, batch = recipe.evaluation.solver, opened.space, recipe.evaluation.batch
     return TeacherSampler(
         space.low,
         space.high,
-        teacher,
+        opened.denoiser,
         solver.rule,
         solver.grid,
         opened.conditions,
         solver.churn,
         opened.codec,
-        recipe.evaluation.batch,
+        batch,
     )
 
 

@@ -3,7 +3,7 @@ recipe that made it), and readers of foreign weights, which run no code of a fil
 """
 
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, pipelines
-from fewstep.zoo.shipped import SHIPPED_DENOISERS, digit_features, digits, mixture2d, shipped_denoiser
+from fewstep.zoo.shipped import SHIPPED_DENOISERS, digit_features, digits, mixture2d, scenes_reader, shipped_denoiser
 
 __all__ = [
     "SHIPPED_DENOISERS",
@@ -14,5 +14,6 @@ __all__ = [
     "mixture2d",
     "nvidia",
     "pipelines",
+    "scenes_reader",
     "shipped_denoiser",
 ]

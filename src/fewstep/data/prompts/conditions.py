@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.condition import NO_CLASS, Condition, Conditions
 from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.errors import UserError
+from fewstep.system.files import digest_of
 
 TIME_IDS = "time_ids"
 
@@ -27,6 +28,10 @@ class Unembedded(Conditions):
     @property
     def count(self) -> int:
         return self.number
+
+    @property
+    def identity(self) -> str:
+        return digest_of({}, {"kind": "unembedded", "number": self.number})
 
     def of(self, numbers: Tensor | None) -> Condition:
         return self.sketch(1 if numbers is None else len(numbers))
@@ -63,8 +68,11 @@ class PromptConditions(Conditions):
         return len(self.prompts)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The prompts."""
+    def identity(self) -> str:
+        return digest_of(self.sizes, {"prompts": self.prompts.identity})
+
+    @property
+    def texts(self) -> Sequence[str]:
         return self.prompts.texts
 
     def of(self, numbers: Tensor | None) -> Condition:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from importlib import resources
 from pathlib import Path
 
 from fewstep.data import Dataset
@@ -23,6 +22,7 @@ from fewstep.system.caches import content_digest
 from fewstep.system.locations import absolute, is_address
 from fewstep.training.saving.origin_checks import DATA
 from fewstep.zoo.download import local_file
+from fewstep.zoo.shipped import shipped_weights
 
 PROMPTS = "prompts"
 """The key of the prompts among a run's origins."""
@@ -48,9 +48,8 @@ def digest_of_named(named: Named) -> str | None:
     """The checksum of what a field names; None where it names nothing, and for data, which is more
     than its files.
     """
-    if named.mark.what == "shipped":
-        file = f"{named.mark.file or named.value}.safetensors"
-        with resources.as_file(resources.files("fewstep.zoo") / "weights" / file) as path:
+    if named.mark.what == "shipped" and named.value is not None:
+        with shipped_weights(named.mark.file or named.value) as path:
             return content_digest(path)
     if named.mark.what != "weights":
         return None

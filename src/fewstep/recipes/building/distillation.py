@@ -20,7 +20,7 @@ from fewstep.networks import Codec, DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
-from fewstep.recipes.building.parts import build_features, data_of, fitting_grid
+from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
 from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
@@ -77,6 +77,7 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     if not begun:
         schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps
         fitting_grid(recipe.evaluation.solver, schedule, "evaluation.solver", steps)
+        check_guidance(recipe.evaluation, teacher.conditions.count)
     context = build_context(recipe, folder, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)

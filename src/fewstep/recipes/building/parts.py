@@ -9,7 +9,7 @@ import torch
 
 from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
-from fewstep.metrics.features import Features
+from fewstep.metrics.features import Features, FeatureSpace
 from fewstep.metrics.quality import Evaluator
 from fewstep.recipes import config
 from fewstep.schedule import Schedule
@@ -32,6 +32,19 @@ def fitting_grid(
     except UserError as error:
         raise UserError(f"'{key}.grid: {name_of(choice.grid)}' does not fit the teacher's schedule: {error}") from error
     return choice.grid
+
+
+def check_guidance(evaluation: config.Evaluation, conditions: int) -> None:
+    """Raises ``UserError`` where a measured teacher of no ``conditions`` is to be guided."""
+    scales = {
+        "evaluation.guidance": evaluation.guidance,
+        "evaluation.reference.guidance": evaluation.reference_guidance,
+    }
+    key = next((key for key, scale in scales.items() if scale not in (None, 1.0)), None)
+    if key is not None and not conditions:
+        raise UserError(
+            f"'{key}' needs a teacher with classes or prompts to be guided to; leave it out, or use another teacher."
+        )
 
 
 def build_settings(training: config.Training, spread: config.Distributed | None = None) -> Settings:
@@ -69,7 +82,17 @@ def build_evaluator(
     """
     look = like if data is None else data.space
     assert look is not None
-    space = choice.features.space(look, device)
+    return evaluator_in(choice.features.space(look, device), choice, data, look.classes)
+
+
+def evaluator_in(space: FeatureSpace, choice: config.Evaluation, data: Dataset | None, classes: int) -> Evaluator:
+    """What measures samples of so many ``classes`` in a feature space."""
     return Evaluator(
-        data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed, look.classes
+        data,
+        space.extract,
+        space.classify if space.labelled else None,
+        choice.samples,
+        choice.seed,
+        classes,
+        readings=space.readings,
     )

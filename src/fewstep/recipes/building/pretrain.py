@@ -26,7 +26,7 @@ from fewstep.objectives import (
     View,
 )
 from fewstep.recipes.building.device import building_device, resolve_device
-from fewstep.recipes.building.parts import fitting_grid
+from fewstep.recipes.building.parts import check_guidance, fitting_grid
 from fewstep.recipes.building.untrained_students import generator_prior
 from fewstep.recipes.recipe import (
     ClassificationPretraining,
@@ -67,6 +67,10 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
         recipe.method,
         building_device(recipe.distributed, resolve_device(recipe.training.device)),
     )
+    if recipe.evaluation.reference is not None:
+        raise UserError(
+            "'evaluation.reference.kind: teacher' is for a distillation, and this recipe has no teacher; leave it out."
+        )
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
@@ -82,6 +86,7 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
             prior,
         )
     if isinstance(model, NetworkDenoiser):
+        check_guidance(recipe.evaluation, model.classes)
         fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver", recipe.evaluation.teacher_steps)
     phase = Phase("model", model, [_alone(method, model, data)], method.optimizer)
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])

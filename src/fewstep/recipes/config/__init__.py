@@ -36,6 +36,7 @@ from fewstep.recipes.config.feature_spaces import (
     FourierFeatures,
     GivenFeatures,
     InceptionFeatures,
+    ReaderFeatures,
 )
 from fewstep.recipes.config.models import (
     ClassifierModel,
@@ -47,7 +48,8 @@ from fewstep.recipes.config.models import (
     ReaderModel,
 )
 from fewstep.recipes.config.prompts import FilePrompts, ListedPrompts, PromptsChoice, ScenePrompts
-from fewstep.recipes.config.run import Distributed, Evaluation, Training
+from fewstep.recipes.config.references import TeacherReference
+from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
@@ -80,6 +82,7 @@ from fewstep.recipes.config.teachers import (
 )
 
 __all__ = [
+    "TEACHER_STEPS",
     "BacktrackedTarget",
     "ByName",
     "ClassifierFeatures",
@@ -127,6 +130,7 @@ __all__ = [
     "PipelineTeacher",
     "PriorStates",
     "PromptsChoice",
+    "ReaderFeatures",
     "ReaderModel",
     "ReflectedChoice",
     "Role",
@@ -145,6 +149,7 @@ __all__ = [
     "StudentChoice",
     "TargetChoice",
     "TeacherChoice",
+    "TeacherReference",
     "TimesChoice",
     "Training",
     "UntrainedTeacher",

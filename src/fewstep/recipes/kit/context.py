@@ -74,7 +74,7 @@ class Context:
                 "add one, or leave out what needs data: distribution matching without a critic, on "
                 "'states.kind: usual', needs none."
             )
-        if self.found.numbers is None and self.conditions.names:
+        if self.found.numbers is None and self.conditions.texts:
             raise UserError(
                 f"'method.kind: {self.method.model_dump()['kind']}' with these states and terms is trained on data, "
                 "and must know what each sample shows; set 'prompts.kind: captions', or leave out what needs data."
