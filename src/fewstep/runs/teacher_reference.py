@@ -52,8 +52,8 @@ class TeacherMoments:
     """``count`` samples of a teacher at ``steps`` steps, and their moments in a feature space.
 
     ``sampler``: makes the teacher's pictures, already guided where it is to be. ``numbers``
-    (count,): of the condition of each sample; None without conditions. ``made``: all that decides the samples and
-    their features. ``say`` is told that they are computed.
+    (count,): of the condition of each sample; None without conditions. ``made``: all that decides
+    the samples and their features. ``say`` is told that they are computed.
     """
 
     sampler: Sampler
