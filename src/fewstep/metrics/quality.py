@@ -104,6 +104,13 @@ class Evaluator:
         """The classes of a draw's samples, sorted; None without classes."""
         return labels_of(self.data, self.samples, self.classes)
 
+    @property
+    def _shared(self) -> Tensor | None:
+        """The classes that the samples share with the data; None where the data has none, whatever
+        the samples' conditions are.
+        """
+        return None if self.data is not None and self.data.labels is None else self.labels
+
     def lacking(self) -> dict[str, str]:
         """Why a figure cannot be had, by its name, as far as data and the number of samples say."""
         found: dict[str, str] = {}
@@ -122,7 +129,7 @@ class Evaluator:
                     f"neighbourhoods need more than {NEIGHBOURS} samples and as many of the data, got "
                     f"{self.samples} and {len(self.data)}",
                 )
-            if not _twice(self.data.labels, len(self.data)) & _twice(self.labels, self.samples):
+            if not _twice(self.data.labels, len(self.data)) & _twice(self._shared, self.samples):
                 found["diversity"] = "it needs a class of which the samples and the data have two each"
         if self.labels is None or not self.conditional:
             found["accuracy"] = "there are no classes" if self.labels is None else "the model knows no classes"
@@ -149,7 +156,7 @@ class Evaluator:
 
     def breadth(self, sample: Sample) -> Breadth:
         """The breadth of the first draw."""
-        return self._breadth(sample(Key(self.seed, "evaluation", 0), self.samples, self.labels), self.labels)[0]
+        return self._breadth(sample(Key(self.seed, "evaluation", 0), self.samples, self.labels), self._shared)[0]
 
     def describe(self, sample: Sample, draws: int = 3) -> FullQuality:
         """``measure`` and ``breadth`` together; samples are drawn as often as by ``measure``
@@ -164,7 +171,7 @@ class Evaluator:
             return samples
 
         quality = self.measure(kept, draws)
-        breadth, lacking = self._breadth(first[0], self.labels)
+        breadth, lacking = self._breadth(first[0], self._shared)
         return FullQuality(quality, breadth, {**self.lacking(), **lacking})
 
     def why_no_halves(self) -> str:

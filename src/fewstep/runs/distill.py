@@ -170,8 +170,7 @@ def _trainer(
     folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
 ) -> Trainer:
     space = recipe.evaluation.features.space(parts.pictured, resolve_device(recipe.training.device))
-    count = parts.pictured.classes or parts.prior.conditions.count
-    evaluator = evaluator_in(space, recipe.evaluation, parts.data, count)
+    evaluator = evaluator_in(space, recipe.evaluation, parts.data, parts.prior.conditions.count)
     evaluator = replace(evaluator, conditional=bool(parts.prior.conditions.count))
     if recipe.evaluation.reference is not None:
         evaluator = replace(evaluator, reference=_reference(recipe, parts, space, heard))

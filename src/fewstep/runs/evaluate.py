@@ -89,7 +89,7 @@ def evaluate(
     teacher = plain.guided(recipe.evaluation.guidance)
     look = student.pictured.space if data is None else data.space
     space = choice.features.space(look, device_of(student.model))
-    evaluator = evaluator_in(space, choice, data, look.classes)
+    evaluator = evaluator_in(space, choice, data, student.classes)
     listener = Several(listeners)
     announce(data, listener)
     result: dict[str, Any] = {

@@ -18,6 +18,7 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
+from fewstep.metrics.quality import labels_of
 from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
@@ -42,7 +43,7 @@ def write_worst(
 
     Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
-    labels = data.proportional_labels(ROWS) if student.classes else None
+    labels = labels_of(data, ROWS, student.classes) if student.classes else None
     shown_by = student.pictured
     samples = shown_by.draw(Key(seed, "worst"), ROWS, labels, student.usual_steps).clamp(shown_by.low, shown_by.high)
     some = data.subset(torch.arange(min(len(data), MOST_DATA)) * len(data) // min(len(data), MOST_DATA))

@@ -218,7 +218,10 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
             Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps")
         )
     if data is not None:
-        checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data)]
+        # A field of the samples of one prompt, of which there is one, says nothing.
+        if not context.conditions.texts:
+            checks.append(Mismatch(context.original, samples, data.subset(data.head(rows))))
+        checks.append(Spread(samples, data))
         checks.append(Saturation(samples, data, advice=_against_saturation(context)))
     if clip is not None:
         checks.append(GradientNorm("student", clip))

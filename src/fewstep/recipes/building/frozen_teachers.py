@@ -118,7 +118,7 @@ def open_around(
     if text is None:
         raise UserError("the recipe's teacher is no text-to-image model, and the student draws what prompts say.")
     choice = prompts_of(with_prompts(recipe, prompts))
-    embeddings, codec = embedded(text, choice.read(), choice.too_long, device), text.codec()
+    embeddings, codec = embedded(text, choice.alone(recipe.data), choice.too_long, device), text.codec()
     conditions = prompt_conditions(embeddings, student, codec.factor)
     return Around(conditions, codec.to(device), recipe.evaluation.batch)
 

@@ -13,6 +13,7 @@ from fewstep.data.prompts import Prompts, read_hub_prompts, read_prompts
 from fewstep.data.prompts.fill import TooLong
 from fewstep.data.scenes import scene_prompts
 from fewstep.errors import UserError
+from fewstep.recipes.config.data_sets import DataChoice
 from fewstep.recipes.config.section import Names, Section
 from fewstep.system.locations import absolute
 
@@ -39,6 +40,14 @@ class _Prompts(Section, abc.ABC):
         Raises what ``read`` raises.
         """
         return self.read(), data
+
+    def alone(self, data: DataChoice | None) -> Prompts:
+        """The prompts of a recipe with that section ``data``, which is opened only for its
+        captions.
+
+        Raises what ``read`` raises.
+        """
+        return self.read()
 
     def digest(self) -> str | None:
         """The identity of the prompts, None where it is that of the data."""
@@ -113,6 +122,9 @@ class CaptionPrompts(_Prompts):
 
     def beside(self, data: Dataset | None) -> tuple[Prompts, Dataset | None]:
         return (self.read(), None) if data is None else captioned(data)
+
+    def alone(self, data: DataChoice | None) -> Prompts:
+        return self.beside(None if data is None else data.open())[0]
 
     def digest(self) -> None:
         return None
