@@ -69,4 +69,4 @@ def test_a_students_samples_are_lcms(method, timesteps, kind, prediction, tmp_pa
         x = found.prev_sample
     with torch.no_grad():
         ours = StudentSampler(-1.0, 1.0, parts.student, parts.prior, parts.sampling).draw(key, 3, None, len(timesteps))
-    torch.testing.assert_close(ours, found.denoised, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(ours, found.denoised, rtol=1e-5, atol=1e-5)
