@@ -22,9 +22,9 @@ from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.training.saving.checkpoint import CHECKPOINTS, Checkpoints, is_checkpoint, open_checkpoint
 
-_FAKE = ("fake", "degrade")
-"""The phases that train a fake score, the second before it is one, by which its checkpoints name
-it.
+_FAKE = ("fake/denoiser.", "fake/", "degrade/")
+"""How checkpoints name a fake score: by the phase that trains it, in which it may carry a critic's
+head, or by the one that recorded a path with it before.
 """
 
 
@@ -71,10 +71,10 @@ def begun_fake(fake: NetworkDenoiser, start: str) -> NetworkDenoiser:
     if _is_sketch(fake):
         return fake
     checkpoint = open_checkpoint(path)
-    for phase in _FAKE:
-        tensors = checkpoint.read(f"network/{phase}/", {})
+    for name in _FAKE:
+        tensors = checkpoint.read(f"network/{name}", {})
         if tensors:
-            load_strictly(fake, tensors, f"{path}, network '{phase}'")
+            load_strictly(fake, tensors, f"{path}, network '{name.rstrip('/.')}'")
             return fake
     raise UserError(f"{path}: is the checkpoint of a run that trains no fake score; {remedy}.")
 
