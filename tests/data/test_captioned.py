@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,20 @@ from PIL import Image
 from prompt_kit import HashEncoder
 from torch import Tensor
 
-from fewstep.condition import LABELS, NO_CLASS
+from fewstep.condition import LABELS, NO_CLASS, Condition
 from fewstep.data import Captioned, Dataset, Images, InMemory, captioned, open_images
 from fewstep.data.latents import latents_of
 from fewstep.data.pixels import sizes_of
 from fewstep.data.prompts import PromptConditions, Prompts, embed
 from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
+from fewstep.metrics import spread
 from fewstep.random import Key
 from fewstep.resumable import check_open, find_resumable
 from fewstep.schedule import DiscreteVP
-from fewstep.states import ForwardDiffusion, State, Step
+from fewstep.states import ForwardDiffusion, State, States, Step
 from fewstep.times import UniformTimes
+from fewstep.training.monitors import Saturation, Spread
 
 CAPTIONS = {"a": "a fox", "b": "a box", "c": "a fox", "d": "", "f": "an ox"}
 GENERATED = {"time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}
@@ -323,3 +326,40 @@ def test_conditions_without_sizes_ask_for_none(tmp_path: Path) -> None:
         "pooled",
         "mask",
     }
+
+
+# What watches a run
+
+
+@dataclass(frozen=True)
+class Given(States):
+    """The same samples at each step, whose labels are numbers of prompts."""
+
+    x: Tensor
+
+    def draw(self, step: Step) -> State:
+        labels = torch.arange(len(self.x)) - 1
+        return State(self.x, torch.zeros(len(self.x), dtype=torch.float64), Condition(labels), None)
+
+
+def test_the_spread_of_samples_is_not_taken_within_captions() -> None:
+    x = Key(0).normal("samples", (30, 3, 4, 4))
+
+    class Named(InMemory):
+        def captions(self, index: Tensor) -> list[str]:
+            return [f"picture {each}" for each in index.tolist()]
+
+    own = Key(0).normal("data", (40, 3, 4, 4))
+    _, data = captioned(Named(own, torch.arange(40) % 2, 2))
+    reading = Spread(Given(x), data).read(Step(Key(0), 30), {})
+    assert reading is not None
+    assert reading.value == pytest.approx(spread(x) / spread(own))
+
+
+def test_what_has_no_range_does_not_leave_it() -> None:
+    x = 100 * Key(0).normal("samples", (30, 4, 2, 2))
+    unbounded = InMemory(x, None, 0, -math.inf, math.inf)
+    assert Saturation(Given(x), unbounded).read(Step(Key(0), 30), {}) is None
+    reading = Saturation(Given(x), InMemory(x / 1000, None, 0)).read(Step(Key(0), 30), {})
+    assert reading is not None
+    assert reading.value > 0.9
