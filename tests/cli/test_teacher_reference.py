@@ -114,7 +114,7 @@ def test_distances_are_taken_while_the_run_goes_on_and_runs_are_compared_by_them
         source = written(tmp_path / name, **evaluation)
         overrides = ["training.steps=2", "training.batch=8", *([] if changed else ["data={kind: digits}"])]
         other = distill(source, overrides, tmp_path / name / "run")
-        with pytest.raises(UserError, match="'evaluation.reference' differs in their recipes"):
+        with pytest.raises(UserError, match=r"'evaluation\.reference' differs in their recipes"):
             compare([folder, other])
     again = distill(
         written(tmp_path / "again", reference=REFERENCE, guidance=2.0),
@@ -188,9 +188,7 @@ def test_a_recipe_that_says_neither_is_spelled_and_known_as_before():
     usual = load_recipe("digits-diff-instruct")
     assert "reference" not in dump(usual)
     assert "guidance" not in usual.model_dump(mode="json")["evaluation"]
-    other = load_recipe(
-        "digits-diff-instruct", ["evaluation.reference={kind: teacher}", "evaluation.guidance=3.0"]
-    )
+    other = load_recipe("digits-diff-instruct", ["evaluation.reference={kind: teacher}", "evaluation.guidance=3.0"])
     assert other.evaluation.reference.samples == 5000
     assert run_of(other) == run_of(usual)
     assert load_recipe_of(dump(other)) == other

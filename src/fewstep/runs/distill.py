@@ -31,6 +31,7 @@ from fewstep.recipes.building.parts import build_evaluator, build_settings, eval
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
 from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
+from fewstep.runs.captions import captions_of, write_captions
 from fewstep.runs.gallery import write_path_picture
 from fewstep.runs.image_sets import announce
 from fewstep.runs.plane import DATA, GENERATED, write_directions
@@ -101,6 +102,7 @@ def distill(
             write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
         sampler = StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
         _write_picture(folder.samples / "final.png", sampler, parts)
+        _write_captions(folder.samples / "final.png", sampler, parts)
         if parts.space.shape == (2,):
             _write_directions(folder, sampler, parts)
     return folder.path
@@ -229,6 +231,13 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> 
     samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, sampler.classes), parts.sampling.steps)
     data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
     write_samples(path, samples, parts.space.low, parts.space.high, data=data)
+
+
+def _write_captions(path: Path, sampler: StudentSampler, parts: Distillation) -> None:
+    """What the images of ``_write_picture`` were asked for by."""
+    if len(parts.space.shape) == 3:
+        names = () if parts.data is None else parts.data.names
+        write_captions(path, captions_of(sampler.owner, labels_for(PICTURE_ROWS, None, sampler.classes), names))
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:

@@ -18,8 +18,10 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
+from fewstep.metrics.quality import labels_of
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
+from fewstep.runs.captions import captions_of, write_captions
 from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.system.files import write_text
@@ -37,24 +39,28 @@ def write_worst(
     folder: RunFolder, student: StudentSampler, data: Dataset, features: Features, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Writes ``samples/worst.png``: of ``ROWS`` samples the ``SHOWN`` farthest from all of at most
-    ``MOST_DATA`` samples of the data, the farthest first.
+    ``MOST_DATA`` samples of the data, the farthest first; images with their captions.
 
     Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
-    labels = data.proportional_labels(ROWS) if student.classes else None
+    labels = labels_of(data, ROWS, student.classes) if student.classes else None
     samples = student.draw(Key(seed, "worst"), ROWS, labels, student.usual_steps).clamp(student.low, student.high)
     some = data.subset(torch.arange(min(len(data), MOST_DATA)) * len(data) // min(len(data), MOST_DATA))
     real = torch.cat([features(block).cpu() for block in some.blocks()])
     found = farthest(real, features_of(samples, features).cpu(), SHOWN)
     shown = samples[found.indices]
+    picture = folder.samples / "worst.png"
     with keeping(folder.path, say):
         write_samples(
-            folder.samples / "worst.png",
+            picture,
             shown,
             student.low,
             student.high,
             data=some.take(torch.arange(len(some))) if shown.ndim == 2 else None,
         )
+        if shown.ndim == 4:
+            numbers = None if labels is None else labels[found.indices]
+            write_captions(picture, captions_of(student.owner, numbers, data.names))
     return {
         "samples": ROWS,
         "indices": found.indices.tolist(),
