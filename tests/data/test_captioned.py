@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_kit import picture, png, zipped
 from latent_kit import SIDE, CountedCodec, pictures_of
 from PIL import Image
 from prompt_kit import HashEncoder
@@ -31,6 +30,7 @@ from fewstep.schedule import DiscreteVP
 from fewstep.states import ForwardDiffusion, State, States, Step
 from fewstep.times import UniformTimes
 from fewstep.training.monitors import Saturation, Spread
+from image_kit import picture, png, zipped
 
 CAPTIONS = {"a": "a fox", "b": "a box", "c": "a fox", "d": "", "f": "an ox"}
 GENERATED = {"time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}

@@ -32,6 +32,7 @@ from fewstep.recipes.building.parts import build_evaluator, build_settings, eval
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
 from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
+from fewstep.runs.captions import captions_of, write_captions
 from fewstep.runs.gallery import write_path_picture
 from fewstep.runs.image_sets import announce
 from fewstep.runs.plane import DATA, GENERATED, write_directions
@@ -105,6 +106,7 @@ def distill(
             write_path_picture(folder.samples, parts.path, parts.teacher, conditions, parts.codec, recipe.evaluation)
         sampler = _sampler(recipe, parts, student)
         _write_picture(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
+        _write_captions(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
         if parts.space.shape == (2,):
             _write_directions(folder, sampler, parts)
     return folder.path
@@ -251,6 +253,13 @@ def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation, pic
     samples = sampler.pictured.draw(Key(0, "picture"), rows, labels, parts.sampling.steps)
     data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
     write_samples(path, samples, parts.pictured.low, parts.pictured.high, data=data)
+
+
+def _write_captions(path: Path, sampler: StudentSampler, parts: Distillation, pictures: int) -> None:
+    """What the images of ``_write_picture`` were asked for by."""
+    if len(parts.space.shape) == 3:
+        names = () if parts.data is None else parts.data.names
+        write_captions(path, captions_of(sampler.owner, labels_for(pictures, None, sampler.classes), names))
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:

@@ -22,6 +22,7 @@ from fewstep.metrics.quality import labels_of
 from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
+from fewstep.runs.captions import captions_of, write_captions
 from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.system.files import write_text
@@ -39,7 +40,7 @@ def write_worst(
     folder: RunFolder, student: StudentSampler, data: Dataset, features: Features, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Writes ``samples/worst.png``: of ``ROWS`` samples the ``SHOWN`` farthest from all of at most
-    ``MOST_DATA`` samples of the data, the farthest first.
+    ``MOST_DATA`` samples of the data, the farthest first; images with their captions.
 
     Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
@@ -50,14 +51,18 @@ def write_worst(
     real = torch.cat([features(block).cpu() for block in some.blocks()])
     found = farthest(real, features_of(samples, features).cpu(), SHOWN)
     shown = samples[found.indices]
+    picture = folder.samples / "worst.png"
     with keeping(folder.path, say):
         write_samples(
-            folder.samples / "worst.png",
+            picture,
             shown,
             shown_by.low,
             shown_by.high,
             data=some.take(torch.arange(len(some))) if shown.ndim == 2 else None,
         )
+        if shown.ndim == 4:
+            numbers = None if labels is None else labels[found.indices]
+            write_captions(picture, captions_of(student.owner, numbers, data.names))
     return {
         "samples": ROWS,
         "indices": found.indices.tolist(),
