@@ -1,12 +1,13 @@
 """Data sets: shipped, made on the spot, or images from a zip or a folder; and prompts."""
 
-from fewstep.data.dataset import Dataset, Described, InMemory, SampleSpace, Subset
+from fewstep.data.dataset import Captioned, Dataset, Described, InMemory, SampleSpace, Subset
 from fewstep.data.digits import digit_images
 from fewstep.data.images import Images, open_images
 from fewstep.data.prompts import Prompts, read_prompts
 from fewstep.data.synthetic import random_mixture, ring_mixture
 
 __all__ = [
+    "Captioned",
     "Dataset",
     "Described",
     "Images",

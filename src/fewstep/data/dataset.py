@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.condition import Conditions
 from fewstep.resumable import Inert
 from fewstep.system.files import digest_of
 
@@ -119,6 +120,15 @@ class Dataset(Inert, abc.ABC):
         labels = torch.zeros(len(self), dtype=torch.int64) if self.labels is None else self.labels
         order = torch.argsort(labels, stable=True)
         return self.subset(order[0::2]), self.subset(order[1::2])
+
+
+class Captioned(Dataset):
+    """Samples with captions: ``labels`` (N,) are the numbers of conditions, and no classes."""
+
+    @property
+    @abc.abstractmethod
+    def conditions(self) -> Conditions:
+        """What the numbers stand for."""
 
 
 class Described(Dataset):

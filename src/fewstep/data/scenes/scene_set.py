@@ -117,6 +117,16 @@ class Scenes(Described):
         listed = zip(_words(scenes), scenes.phrasing.tolist(), scenes.empty.tolist(), strict=True)
         return ["" if empty else caption(words, phrasing) for words, phrasing, empty in listed]
 
+    @cached_property
+    def numbered_captions(self) -> tuple[tuple[str, ...], Tensor]:
+        """The captions that there are, in the order in which they come first, and the number of
+        each scene's, (N,) int64.
+        """
+        texts: dict[str, int] = {}
+        rows = torch.arange(len(self)).split(1000)
+        numbers = [texts.setdefault(text, len(texts)) for each in rows for text in self.captions(each)]
+        return tuple(texts), torch.tensor(numbers)
+
     def arrangement(self, index: Tensor) -> Arrangement:
         """What stands where in the scenes at ``index`` (n,)."""
         key = Key(self.seed, f"scenes-{self.digits}-{self.part}-{self.combinations}")

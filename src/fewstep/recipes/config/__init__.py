@@ -26,6 +26,8 @@ from fewstep.recipes.config.data_sets import (
     HuggingFaceData,
     ImagesData,
     MixtureData,
+    SceneCaptionsData,
+    SceneLatentsData,
     ScenesData,
     WavesData,
     WebDatasetData,
@@ -39,6 +41,7 @@ from fewstep.recipes.config.feature_spaces import (
 )
 from fewstep.recipes.config.models import (
     ClassifierModel,
+    CodecModel,
     CriticChoice,
     DenoiserModel,
     DenoisingChoice,
@@ -82,6 +85,7 @@ __all__ = [
     "ByName",
     "ClassifierFeatures",
     "ClassifierModel",
+    "CodecModel",
     "ConsistencyModelsTeacher",
     "CopyStudent",
     "CriticChoice",
@@ -127,6 +131,8 @@ __all__ = [
     "RolloutStates",
     "RuleName",
     "SamplerChoice",
+    "SceneCaptionsData",
+    "SceneLatentsData",
     "ScenesData",
     "Section",
     "Seed",
