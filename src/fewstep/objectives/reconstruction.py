@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from fewstep.networks import PatchAutoencoder
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.states import State, Step
@@ -22,7 +24,8 @@ class Reconstruction(Objective):
 
     def __call__(self, step: Step, state: State) -> Loss:
         assert state.x0 is not None, "reconstruction needs clean data"
-        latents = self.autoencoder.encode(state.x0)
+        with torch.no_grad():
+            latents = self.autoencoder.encode(state.x0)
         noisy = latents + self.noise_std * step.noise_like("latent-noise", latents)
         total = (self.autoencoder.decode(noisy) - state.x0).square().mean()
         return Loss(total, {"reconstruction": total.detach()})

@@ -18,7 +18,7 @@ from fewstep.networks import Codec
 from fewstep.system.files import digest_of
 
 _ROWS = 500
-RANGE = 8.0
+RANGE = 16.0
 """Latents of mean square 1 have no range; beyond this none is."""
 
 

@@ -117,6 +117,10 @@ class Scenes(Described):
         listed = zip(_words(scenes), scenes.phrasing.tolist(), scenes.empty.tolist(), strict=True)
         return ["" if empty else caption(words, phrasing) for words, phrasing, empty in listed]
 
+    def words(self, index: Tensor) -> list[SceneWords]:
+        """All that can be said of the scenes at ``index`` (n,)."""
+        return _words(self.arrangement(index))
+
     @cached_property
     def numbered_captions(self) -> tuple[tuple[str, ...], Tensor]:
         """The captions that there are, in the order in which they come first, and the number of

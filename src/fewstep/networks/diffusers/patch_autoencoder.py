@@ -76,9 +76,8 @@ class PatchAutoencoder(nn.Module):
         self.codec.vae.decoder.requires_grad_(True)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """The latents (B, C, H / p, W / p), without gradient."""
-        with torch.no_grad():
-            found: Tensor = self.codec.vae.encode(pictures, return_dict=False)[0].mean
+        """The latents (B, C, H / p, W / p)."""
+        found: Tensor = self.codec.vae.encode(pictures, return_dict=False)[0].mean
         return found
 
     def decode(self, latents: Tensor) -> Tensor:

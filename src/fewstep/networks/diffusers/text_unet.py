@@ -5,7 +5,7 @@ What it reads of a condition, each tensor with a row a sample:
 
 - ``context["text"]`` (B, L, D): the embedding of each of L tokens, which the image attends to; of
   it networks whose configuration has ``addition_embed_type: text`` also make an embedding of the
-  whole text, which is added to the time's.
+  whole text, which is added to the time's (and in which a mask has no say).
 - ``context["mask"]`` (B, L), which may be left out: 1 for a token that counts, 0 for one that does
   not.
 - ``context["pooled"]`` (B, P) and ``context["time_ids"]`` (B, 6), of networks whose configuration
