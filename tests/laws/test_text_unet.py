@@ -42,7 +42,18 @@ XL = {
     "addition_time_embed_dim": 4,
     "projection_class_embeddings_input_dim": 10 + 6 * 4,
 }
-CONFIGS: dict[str, dict[str, Any]] = {"sd": SD, "xl": XL, "distilled": {**SD, "time_cond_proj_dim": 9}}
+POOLED = {
+    **SD,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 3,
+    "resnet_time_scale_shift": "scale_shift",
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd": SD,
+    "xl": XL,
+    "pooled": POOLED,
+    "distilled": {**SD, "time_cond_proj_dim": 9},
+}
 every_config = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -97,8 +108,8 @@ def test_it_computes_what_diffusers_computes(name: str, masked: bool) -> None:
     condition = condition_of(**mask)
     found = network(x, label, condition)
     torch.testing.assert_close(found, as_diffusers(network, x, label, condition), rtol=1e-5, atol=1e-6)
-    if masked:
-        # What is masked has no say.
+    if masked and name != "pooled":
+        # What is masked has no say, but in the embedding of the whole text.
         other = condition.context["text"].clone()
         other[0, 3:] += 5
         changed = Condition(context={**condition.context, "text": other}, guidance=condition.guidance)
@@ -324,7 +335,7 @@ def test_masks_and_ends_that_it_has_no_place_for_are_refused() -> None:
         ({"class_embed_type": "timestep"}, "has 'timestep' for class_embed_type, and only None is read here"),
         ({"num_class_embeds": 3}, "has 3 for num_class_embeds"),
         ({"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 3}, "has 3 for encoder_hid_dim"),
-        ({"addition_embed_type": "image"}, "has 'image' for addition_embed_type, and only None or text_time"),
+        ({"addition_embed_type": "image"}, "has 'image' for addition_embed_type, and only None or text or text_time"),
         ({"attention_type": "gated"}, "has 'gated' for attention_type"),
         ({"dual_cross_attention": True}, "has True for dual_cross_attention"),
         ({"cross_attention_norm": "layer_norm"}, "has 'layer_norm' for cross_attention_norm"),

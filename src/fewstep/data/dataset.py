@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.condition import Conditions
 from fewstep.errors import UserError
 from fewstep.resumable import Inert
 from fewstep.system.files import digest_of
@@ -178,6 +179,17 @@ class Derived(Dataset):
 
     def head(self, rows: int) -> Tensor:
         return self.data.head(rows)
+
+
+class Conditioned(Dataset):
+    """Samples that come with their conditions: ``labels`` (N,) are the numbers of these, and no
+    classes.
+    """
+
+    @property
+    @abc.abstractmethod
+    def conditions(self) -> Conditions:
+        """What the numbers stand for."""
 
 
 class Described(Dataset):

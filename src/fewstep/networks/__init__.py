@@ -1,11 +1,12 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
 from fewstep.networks.codec import Codec
+from fewstep.networks.critics.caption_reader import CaptionReader
 from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
 from fewstep.networks.critics.critic import FeatureHead, ProjectedCritic
 from fewstep.networks.critics.image_critic import ImageCritic
 from fewstep.networks.critics.reader import ImageReader, Reader
-from fewstep.networks.diffusers import AutoencoderCodec, DiffusersTextUNet, DiffusersUNet
+from fewstep.networks.diffusers import AutoencoderCodec, CaptionUNet, DiffusersTextUNet, DiffusersUNet, PatchAutoencoder
 from fewstep.networks.edm import DhariwalUNet, SongUNet
 from fewstep.networks.fastgan import FastGAN, SkipExcitation
 from fewstep.networks.grow import grown
@@ -20,6 +21,8 @@ from fewstep.networks.small_unet import SmallUNet
 __all__ = [
     "Adapter",
     "AutoencoderCodec",
+    "CaptionReader",
+    "CaptionUNet",
     "Classifier",
     "Codec",
     "DenoisingNetwork",
@@ -35,6 +38,7 @@ __all__ = [
     "ImageCritic",
     "ImageReader",
     "LatentMLP",
+    "PatchAutoencoder",
     "ProjectedCritic",
     "Reader",
     "ResidualMLP",

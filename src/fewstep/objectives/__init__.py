@@ -18,6 +18,7 @@ from fewstep.objectives.games.adversarial import (
 )
 from fewstep.objectives.games.balanced import Balanced
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare, loss_of
+from fewstep.objectives.reconstruction import Reconstruction
 from fewstep.objectives.regression import EndpointRegression, Imitation
 from fewstep.objectives.scores.density_ratio import (
     Divergence,
@@ -94,6 +95,7 @@ __all__ = [
     "ProgressiveDistillation",
     "PseudoHuber",
     "RatioWeight",
+    "Reconstruction",
     "Reduction",
     "ReverseKL",
     "RootMeanSquare",

@@ -59,6 +59,16 @@ class ReadingPretraining(config.Section):
     optimizer: config.OptimizerChoice = Adam()
 
 
+class ReconstructionPretraining(config.Section):
+    """A codec's decoder learns to give pictures back from their latents, with a little noise in
+    them.
+    """
+
+    kind: Literal["reconstruction"]
+    noise_std: float = Field(0.0, ge=0)
+    optimizer: config.OptimizerChoice = Adam()
+
+
 _CRITIC = section_of(kinds()["image-critic"])(kind="image-critic")
 
 
@@ -83,11 +93,15 @@ class PretrainRecipe(config.Section):
 
     task: Literal["pretrain"]
     model: Annotated[
-        config.DenoiserModel | config.GeneratorModel | config.ClassifierModel | config.ReaderModel,
+        config.DenoiserModel | config.GeneratorModel | config.ClassifierModel | config.ReaderModel | config.CodecModel,
         Field(discriminator="kind"),
     ]
     method: Annotated[
-        DenoisingPretraining | GANPretraining | ClassificationPretraining | ReadingPretraining,
+        DenoisingPretraining
+        | GANPretraining
+        | ClassificationPretraining
+        | ReadingPretraining
+        | ReconstructionPretraining,
         Field(discriminator="kind"),
     ]
     data: config.DataChoice

@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.condition import Classes
+from fewstep.condition import Classes, Conditions
 from fewstep.data import Dataset, SampleSpace
-from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, merged, save_adapter, save_model
+from fewstep.data.prompts.conditions import PromptConditions
+from fewstep.data.scenes.latents import SceneLatents
+from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, device_of, merged, save_adapter, save_model
 from fewstep.errors import all_without_secrets
 from fewstep.keeping.objects import Objects
 from fewstep.keeping.origins import settle_origins
@@ -21,6 +23,7 @@ from fewstep.keeping.run_identity import run_of
 from fewstep.keeping.settling import held_for_run, settle, write_recipe
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import FeatureStatistics
+from fewstep.metrics.prompted import caption_rises
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
 from fewstep.networks.kinds.network_files import load_strictly, save_network
@@ -46,6 +49,7 @@ from fewstep.system.launch import restarted
 from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
 from fewstep.training.listeners import Several
 
+WORDS_ROWS = 128
 WITHOUT_DATA = (
     "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
 )
@@ -128,7 +132,9 @@ def pretrain(
         parts = distributed.in_step(lambda: build_pretraining(recipe))
         announce(parts.data, heard, folder.passed_over)
         probes = []
-        if isinstance(parts.model, (NetworkDenoiser, Generator)):
+        if isinstance(parts.data, SceneLatents):
+            probes.append(_words_probe(parts.data, lambda: trainer.average.average, recipe.evaluation.every))
+        elif isinstance(parts.model, (NetworkDenoiser, Generator)):
             evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
 
             def measure(_step: int) -> Mapping[str, float]:
@@ -157,6 +163,23 @@ def pretrain(
         else:
             save_network(folder.model, model)
     return folder.path
+
+
+def _words_probe(data: SceneLatents, model: Callable[[], nn.Module], every: int) -> Probe:
+    """Measures which words of captions a denoiser has learnt, on scenes of the data."""
+    index = data.head(WORDS_ROWS)
+
+    def measure(_step: int) -> Mapping[str, float]:
+        denoiser = model()
+        assert isinstance(denoiser, Denoiser)
+
+        def conditions(texts: Sequence[str]) -> Conditions:
+            return PromptConditions(data.embedded(texts))
+
+        x0 = data.take(index).to(device_of(denoiser))
+        return caption_rises(denoiser, x0, data.scenes.words(index), conditions, Key(0, "words"))
+
+    return Probe("words", every, measure)
 
 
 def _folder(source: str | Path, out: Path | str | None) -> RunFolder:

@@ -13,6 +13,7 @@ from fewstep.networks import DigitClassifier, Reader
 from fewstep.networks.kinds.network_files import load_network
 
 SHIPPED_DENOISERS = ("digits", "mixture2d")
+SHIPPED_PIPELINES = ("scenes",)
 SHIPPED_RANGES = {"digits": (-1.0, 1.0), "mixture2d": (-4.417694091796875, 4.417694091796875)}
 """In which their samples are: that of the data of the recipes that made them."""
 
@@ -37,6 +38,17 @@ def shipped_denoiser(name: str) -> NetworkDenoiser:
         model, _ = load_model(path)
     assert isinstance(model, NetworkDenoiser)
     return freeze(model)
+
+
+def shipped_pipeline(name: str) -> Path:
+    """The folder of a shipped text-to-image model, which diffusers' ``StableDiffusionPipeline``
+    opens; its files must lie on disk, as an installed package's do.
+
+    Raises ``UserError`` for a name that there is not.
+    """
+    if name not in SHIPPED_PIPELINES:
+        raise UserError(f"there is no shipped pipeline '{name}'; it must be one of {', '.join(SHIPPED_PIPELINES)}.")
+    return Path(__file__).parent / "weights" / name
 
 
 def digits() -> NetworkDenoiser:

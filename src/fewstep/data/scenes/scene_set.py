@@ -119,6 +119,29 @@ class Scenes(Described):
         """
         return [text for part in index.split(_AT_ONCE) for text in _captions(self.arrangement(part))]
 
+    def words(self, index: Tensor) -> list[SceneWords]:
+        """All that can be said of the scenes at ``index`` (n,)."""
+        scenes, found = self.arrangement(index), []
+        rows = zip(scenes.digits, scenes.colours, scenes.sizes, scenes.place, scenes.relation, strict=True)
+        for digits, colours, sizes, place, relation in rows:
+            shown, tints = tuple(digits.tolist()), tuple(colours.tolist())
+            if len(shown) == 2:
+                found.append(SceneWords(shown, tints, relation=int(relation)))
+            else:
+                size = 0 if sizes[0] <= SAID_SMALL else 1 if sizes[0] >= SAID_LARGE else None
+                found.append(SceneWords(shown, tints, size=size, place=int(place)))
+        return found
+
+    @cached_property
+    def numbered_captions(self) -> tuple[tuple[str, ...], Tensor]:
+        """The captions that there are, in the order in which they come first, and the number of
+        each scene's, (N,) int64.
+        """
+        texts: dict[str, int] = {}
+        rows = torch.arange(len(self)).split(1000)
+        numbers = [texts.setdefault(text, len(texts)) for each in rows for text in self.captions(each)]
+        return tuple(texts), torch.tensor(numbers)
+
     def arrangement(self, index: Tensor) -> Arrangement:
         """What stands where in the scenes at ``index`` (n,)."""
         key = Key(self.seed, f"scenes-{self.digits}-{self.part}-{self.combinations}")

@@ -3,11 +3,13 @@
 from fewstep.metrics.prompted.accuracy import prompt_accuracy
 from fewstep.metrics.prompted.diversity import PromptDiversity, prompt_diversity, protocol
 from fewstep.metrics.prompted.figures import PromptedFigures, PromptedMeasures
+from fewstep.metrics.prompted.rises import caption_rises
 
 __all__ = [
     "PromptDiversity",
     "PromptedFigures",
     "PromptedMeasures",
+    "caption_rises",
     "prompt_accuracy",
     "prompt_diversity",
     "protocol",

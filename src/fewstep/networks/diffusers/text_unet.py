@@ -3,7 +3,9 @@
 
 What it reads of a condition, each tensor with a row a sample:
 
-- ``context["text"]`` (B, L, D): the embedding of each of L tokens, which the image attends to.
+- ``context["text"]`` (B, L, D): the embedding of each of L tokens, which the image attends to; of
+  it networks whose configuration has ``addition_embed_type: text`` also make an embedding of the
+  whole text, which is added to the time's (and in which a mask has no say).
 - ``context["mask"]`` (B, L), which may be left out: 1 for a token that counts, 0 for one that does
   not.
 - ``context["pooled"]`` (B, P) and ``context["time_ids"]`` (B, 6), of networks whose configuration
@@ -41,7 +43,7 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
     "num_class_embeds": (None,),
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
-    "addition_embed_type": (None, "text_time"),
+    "addition_embed_type": (None, "text", "text_time"),
     "attention_type": ("default",),
     "dual_cross_attention": (False,),
     "cross_attention_norm": (None,),

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewstep.data import Dataset, Described
+from fewstep.condition import LABELS
+from fewstep.data import Conditioned, Dataset, Described
 from fewstep.denoisers import Generator, NetworkDenoiser, device_of
 from fewstep.errors import UserError
-from fewstep.networks import build
+from fewstep.networks import PatchAutoencoder, build
 from fewstep.objectives import (
     AdversarialCritic,
     AdversarialGenerator,
@@ -22,6 +23,7 @@ from fewstep.objectives import (
     GANLoss,
     Hinge,
     NonSaturating,
+    Reconstruction,
     Shifted,
     View,
 )
@@ -34,13 +36,20 @@ from fewstep.recipes.recipe import (
     GANPretraining,
     PretrainRecipe,
     ReadingPretraining,
+    ReconstructionPretraining,
 )
 from fewstep.schedule import KarrasVE
 from fewstep.states import Attributed, ForwardDiffusion, Prior
 from fewstep.times import UniformTimes
 from fewstep.training import Phase, Stage, Term
 
-_TRAINS = {"denoising": "denoiser", "gan": "generator", "classification": "classifier", "reading": "reader"}
+_TRAINS = {
+    "denoising": "denoiser",
+    "gan": "generator",
+    "classification": "classifier",
+    "reading": "reader",
+    "reconstruction": "codec",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +65,8 @@ class Pretraining:
 
 
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
-    """One stage: denoising for a denoiser, cross-entropy for a classifier or a reader, a game with
-    a critic for a generator; on ``training.device`` (on the CPU where networks are yet to be
+    """One stage: denoising for a denoiser, cross-entropy for a classifier or a reader, the
+    squared error for a codec, a game with a critic for a generator; on ``training.device`` (on the CPU where networks are yet to be
     sharded).
 
     Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
@@ -93,7 +102,9 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
 
 
 def _alone(
-    method: DenoisingPretraining | ClassificationPretraining | ReadingPretraining, model: nn.Module, data: Dataset
+    method: DenoisingPretraining | ClassificationPretraining | ReadingPretraining | ReconstructionPretraining,
+    model: nn.Module,
+    data: Dataset,
 ) -> Term:
     """What a model learns that has no opponent."""
     if isinstance(method, ClassificationPretraining):
@@ -101,8 +112,12 @@ def _alone(
     if isinstance(method, ReadingPretraining):
         assert isinstance(data, Described)
         return Term(AttributeReading(model, method.noise_std), Attributed(data), name="reading")
+    if isinstance(method, ReconstructionPretraining):
+        assert isinstance(model, PatchAutoencoder)
+        return Term(Reconstruction(model, method.noise_std), _clean(data), name="reconstruction")
     assert isinstance(model, NetworkDenoiser)
-    states = ForwardDiffusion(data, model.schedule, method.times, method.label_dropout)
+    conditions = data.conditions if isinstance(data, Conditioned) else LABELS
+    states = ForwardDiffusion(data, model.schedule, method.times, method.label_dropout, conditions)
     return Term(Denoising(model, method.weighting), states, name="denoising")
 
 
@@ -125,5 +140,5 @@ def _game(method: GANPretraining, generator: Generator, prior: Prior, data: Data
 
 
 def _clean(data: Dataset) -> ForwardDiffusion:
-    """Clean labelled samples; the times play no part."""
+    """Clean samples, with their labels where they have any; the times play no part."""
     return ForwardDiffusion(data, KarrasVE(), UniformTimes())

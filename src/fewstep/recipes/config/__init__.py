@@ -26,6 +26,8 @@ from fewstep.recipes.config.data_sets import (
     HuggingFaceData,
     ImagesData,
     MixtureData,
+    SceneCaptionsData,
+    SceneLatentsData,
     ScenesData,
     WavesData,
     WebDatasetData,
@@ -40,6 +42,7 @@ from fewstep.recipes.config.feature_spaces import (
 )
 from fewstep.recipes.config.models import (
     ClassifierModel,
+    CodecModel,
     CriticChoice,
     DenoiserModel,
     DenoisingChoice,
@@ -87,6 +90,7 @@ __all__ = [
     "ByName",
     "ClassifierFeatures",
     "ClassifierModel",
+    "CodecModel",
     "ConsistencyModelsTeacher",
     "CopyStudent",
     "CriticChoice",
@@ -137,6 +141,8 @@ __all__ = [
     "RolloutStates",
     "RuleName",
     "SamplerChoice",
+    "SceneCaptionsData",
+    "SceneLatentsData",
     "ScenePrompts",
     "ScenesData",
     "Section",

@@ -14,6 +14,7 @@ from fewstep.data import Dataset, digit_images, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.data.conversion.convert import huggingface, webdataset
 from fewstep.data.scenes import Scenes
+from fewstep.data.scenes.captions import SceneCaptions
 from fewstep.data.scenes.placing import Combinations, Part
 from fewstep.data.synthetic import sampled, waves
 from fewstep.errors import UserError
@@ -23,6 +24,7 @@ from fewstep.schedule import KarrasVE
 from fewstep.system.caches import cache_folder
 from fewstep.system.locations import absolute, folder_or_id
 from fewstep.values import Few, Later
+from fewstep.zoo.scenes import scene_latents
 
 _MOST_VALUES = 2**24
 
@@ -106,6 +108,41 @@ class ScenesData(_AtHand):
 
     def open(self) -> Dataset:
         return Scenes(self.count, self.digits, self.part, self.combinations, self.seed)
+
+
+class SceneCaptionsData(_AtHand):
+    """The captions of such scenes as numbers of tokens, and what they say: for a text encoder."""
+
+    is_small: ClassVar[bool] = True
+
+    kind: Literal["scene-captions"]
+    digits: Literal[1, 2] = 1
+    count: int = Field(20_000, ge=2, le=1_000_000)
+    combinations: Combinations = "seen"
+    seed: Seed = 0
+
+    def open(self) -> Dataset:
+        return SceneCaptions(Scenes(self.count, self.digits, combinations=self.combinations, seed=self.seed))
+
+
+class SceneLatentsData(_AtHand):
+    """Such scenes as the latents of a codec, with their captions as conditions.
+
+    Both are made by the codec and the text encoder that ship. All latents are kept in memory.
+    """
+
+    is_small: ClassVar[bool] = True
+
+    kind: Literal["scene-latents"]
+    digits: Literal[1, 2] = 1
+    count: int = Field(50_000, ge=2, le=1_000_000)
+    part: Part = "train"
+    combinations: Combinations = "seen"
+    seed: Seed = 0
+
+    def open(self) -> Dataset:
+        scenes = Scenes(self.count, self.digits, self.part, self.combinations, self.seed)
+        return scene_latents(scenes)
 
 
 class _ImageSet(_Data, abc.ABC):
@@ -218,6 +255,15 @@ class WavesData(_AtHand):
 
 
 DataChoice = Annotated[
-    DigitsData | MixtureData | WavesData | ScenesData | ImagesData | HuggingFaceData | WebDatasetData | GivenData,
+    DigitsData
+    | MixtureData
+    | WavesData
+    | ScenesData
+    | SceneCaptionsData
+    | SceneLatentsData
+    | ImagesData
+    | HuggingFaceData
+    | WebDatasetData
+    | GivenData,
     Field(discriminator="kind"),
 ]

@@ -13,19 +13,28 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import create_model
+from pydantic import Field, create_model
 from torch import nn
 
 from fewstep.condition import Condition
 from fewstep.data import Dataset, Described
 from fewstep.denoisers import EDMInputs, Generator, NetworkDenoiser, TimestepInputs
+from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
-from fewstep.networks import Classifier, DenoisingNetwork, GeneratorNetwork, ImageCritic, Reader, build
+from fewstep.networks import (
+    Classifier,
+    DenoisingNetwork,
+    GeneratorNetwork,
+    ImageCritic,
+    PatchAutoencoder,
+    Reader,
+    build,
+)
 from fewstep.networks.kinds.registry import Kind, arguments_of, kinds
 from fewstep.prediction import Prediction
 from fewstep.recipes.config.section import Choice, Kinds, Section
 from fewstep.schedule import Schedule
-from fewstep.values import Positive
+from fewstep.values import Later, Positive
 
 
 class NetworkSection(Section):
@@ -76,6 +85,7 @@ def section_of(kind: Kind) -> type[NetworkSection]:
 
 DenoisingChoice = Annotated[NetworkSection, NetworkOf(DenoisingNetwork)]
 ClassifierChoice = Annotated[NetworkSection, NetworkOf(Classifier)]
+CodecChoice = Annotated[NetworkSection, NetworkOf(PatchAutoencoder)]
 ReaderChoice = Annotated[NetworkSection, NetworkOf(Reader)]
 GeneratorChoice = Annotated[NetworkSection, NetworkOf(GeneratorNetwork)]
 CriticChoice = Annotated[NetworkSection, NetworkOf(ImageCritic, "image-critic")]
@@ -96,7 +106,10 @@ def check_takes(choice: NetworkSection, key: str, shape: tuple[int, ...], classe
     """
     with torch.device("meta"):
         network = build(choice.description(classes=classes))
-        x, condition = torch.zeros(1, *shape), Condition(labels=torch.zeros(1, classes) if classes else None)
+        asked = network.context_shapes if isinstance(network, DenoisingNetwork) else {}
+        context = {name: torch.zeros(1, *each) for name, each in asked.items()}
+        x = torch.zeros(1, *shape)
+        condition = Condition(labels=torch.zeros(1, classes) if classes else None, context=context)
         try:
             emitted = tuple(network(x, torch.zeros(1), condition).shape[1:])
         except RuntimeError as error:
@@ -134,11 +147,14 @@ class PredictionChoice(Section):
 
 
 class DenoiserModel(Section):
+    """``inputs``: what the network is fed; null for EDM's, and for the time where alpha reaches 0."""
+
     kind: Literal["denoiser"]
     network: DenoisingChoice
     schedule: Annotated[Schedule, Kinds()]
     prediction: PredictionChoice = PredictionChoice()
     sigma_data: Positive = 0.5
+    inputs: Annotated[Annotated[Inputs, Kinds()] | None, Later()] = None
 
     def build(self, data: Dataset, seed: int) -> NetworkDenoiser:
         """A fresh denoiser of the data's shape and classes, its weights a function of ``seed``."""
@@ -158,7 +174,8 @@ class DenoiserModel(Section):
         prediction = Prediction.from_description({"kind": self.prediction.kind, **edm})
         # EDM's inputs need a finite sigma / alpha, which a flow does not have at t = 1.
         finite = float(self.schedule.alpha(self.schedule.t_max)) > 0
-        inputs = EDMInputs(self.sigma_data) if finite else TimestepInputs(offset=0.0)
+        usual = EDMInputs(self.sigma_data) if finite else TimestepInputs(offset=0.0)
+        inputs = usual if self.inputs is None else self.inputs
         return NetworkDenoiser(network, self.schedule, prediction, inputs, shape, classes)
 
 
@@ -199,3 +216,22 @@ class ReaderModel(Section):
                 "'data.kind: scenes', or train a classifier."
             )
         return build_network(self.network, seed, attributes=dict(data.values))
+
+
+class CodecModel(Section):
+    """Pictures to latents and back. The encoder is made of the principal components of the first
+    ``pictures`` of the data; the decoder is trained.
+    """
+
+    kind: Literal["codec"]
+    network: CodecChoice
+    pictures: int = Field(4000, ge=2, le=100_000)
+
+    def build(self, data: Dataset, seed: int) -> nn.Module:
+        """A codec with the encoder that the data has, its decoder's weights a function of
+        ``seed``.
+        """
+        network = build_network(self.network, seed)
+        assert isinstance(network, PatchAutoencoder)
+        network.fit(data.take(data.head(self.pictures)))
+        return network

@@ -175,7 +175,9 @@ def codec(config: Mapping[str, Any], tensors: Tensors, where: object, source: st
             arguments["sample_size"] = max(sides_of(arguments))
         _VAE.check(arguments)
     named = {f"vae.{current_name(name)}": value for name, value in tensors().items()}
-    return _filled(lambda: AutoencoderCodec(arguments), named, where, source)
+    found = _filled(lambda: AutoencoderCodec(arguments), named, where, source)
+    # What is built without initial values has not heard that it is frozen.
+    return found.requires_grad_(False)
 
 
 def text_model(projects: bool, config: Mapping[str, Any], tensors: Tensors, where: object, source: str) -> nn.Module:
