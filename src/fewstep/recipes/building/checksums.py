@@ -48,6 +48,8 @@ def digest_of_named(named: Named) -> str | None:
     """The checksum of what a field names; None where it names nothing, and for data, which is more
     than its files.
     """
+    if isinstance(named.owner, TeacherSection) and named.value is not None and (files := named.owner.files()):
+        return _of_files(files)
     if named.mark.what == "shipped" and named.value is not None:
         with shipped_weights(named.mark.file or named.value) as path:
             return content_digest(path)
@@ -57,8 +59,6 @@ def digest_of_named(named: Named) -> str | None:
         return content_digest(weights_file(named.value))
     if named.value is None:
         return None
-    if isinstance(named.owner, TeacherSection) and (files := named.owner.files()):
-        return _of_files(files)
     # One address may have served several files; the recipe says which.
     sha256 = named.owner.model_dump().get("sha256")
     path = local_file(named.value, sha256) if is_address(named.value) else Path(absolute(named.value))

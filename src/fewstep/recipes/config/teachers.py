@@ -26,7 +26,7 @@ from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
 from fewstep.zoo.pipelines import OpenedPipeline, PipelinePlace, open_pipeline
-from fewstep.zoo.shipped import SHIPPED_RANGES
+from fewstep.zoo.shipped import SHIPPED_PIPELINES, SHIPPED_RANGES, shipped_pipeline
 
 SIGMA_DATA = 0.5
 """Of every published EDM network."""
@@ -97,13 +97,28 @@ class TeacherSection(Section, abc.ABC):
 
 
 class ShippedTeacher(TeacherSection):
+    """``digits`` and ``mixture2d``, or ``scenes``, a text-to-image model."""
+
     is_small: ClassVar[bool] = True
 
     kind: Literal["shipped"]
-    name: Annotated[Literal["digits", "mixture2d"], Names("shipped")]
+    name: Annotated[Literal["digits", "mixture2d", "scenes"], Names("shipped")]
+
+    @property
+    def pipeline(self) -> PipelinePlace | None:
+        return PipelinePlace(str(shipped_pipeline(self.name))) if self.name in SHIPPED_PIPELINES else None
 
     def load(self, data: Dataset | None) -> NetworkDenoiser:
-        return shipped_denoiser(self.name)
+        text = self.text_model()
+        return shipped_denoiser(self.name) if text is None else text.denoiser()
+
+    def sketch(self) -> NetworkDenoiser | None:
+        text = self.text_model()
+        return None if text is None else text.sketch()
+
+    def files(self) -> Mapping[str, Path]:
+        text = self.text_model()
+        return {} if text is None else text.files
 
     def sample_range(self) -> tuple[float, float]:
         return SHIPPED_RANGES[self.name]
