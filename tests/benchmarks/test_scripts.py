@@ -31,6 +31,10 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "hostile": (("--count", "3"), "hostile.json"),
     "networks": (("--only", "ddpm++-32", "ncsn++-32", "adm-32", "--batch", "1", "--pairs", "2"), "networks.json"),
     "scenes": (("--count", "40", "--set", "training.steps=2", *FEW), "scenes-1.json"),
+    "scenes_students": (
+        ("--budget", "2000", "--pictures", "20", "--set", "evaluation.reference=null", *FEW),
+        "scenes-students.json",
+    ),
     "scaling_model": ((), "scaling_model.json"),
     "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),
     "faults": (("--kills", "1", "--processes", "1", "--faults", "SIGTERM"), "faults.json"),
@@ -50,13 +54,14 @@ SLOW = (
     "inversion",
     "overlap",
     "scaling_model",
+    "scenes_students",
     "throughput",
 )
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)
-# Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study
-# overhead`` the other.
-INNER = ("faults_entry", "collecting")
+# Not for users: ``faults_run`` starts the first, with its task in the environment, ``ddil --study
+# overhead`` the second and ``scenes_students`` the third.
+INNER = ("faults_entry", "collecting", "scenes_measured")
 FILES = [path for folder in FOLDERS for path in folder.glob("*.py")]
 PROGRAMS = sorted(
     path.stem
