@@ -38,7 +38,7 @@ One call samples it. Start Python beside this folder, or give `from_pretrained` 
 
 _CODE = """\
 import torch
-from diffusers import {pipeline}
+{imports}
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pipe = {pipeline}.from_pretrained({folder}).to(device, torch.{dtype})
@@ -100,6 +100,7 @@ class Card:
     def code(self) -> str:
         """The call, in Python that needs diffusers alone."""
         return _CODE.format(
+            imports=f"from diffusers import {self.pipeline}",
             pipeline=self.pipeline,
             folder=ascii(f"./{self.name}"),
             dtype=self.dtype,
