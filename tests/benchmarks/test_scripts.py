@@ -30,6 +30,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "hostile": (("--count", "3"), "hostile.json"),
     "networks": (("--only", "ddpm++-32", "ncsn++-32", "adm-32", "--batch", "1", "--pairs", "2"), "networks.json"),
     "scenes": (("--count", "40", "--set", "training.steps=2", *FEW), "scenes-1.json"),
+    "scenes_teacher": (("--count", "4", "--steps", "2"), "scenes-teacher.json"),
     "scaling_model": ((), "scaling_model.json"),
     "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),
     "faults": (("--kills", "1", "--processes", "1", "--faults", "SIGTERM"), "faults.json"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from torch import nn
+
 from fewstep.denoisers import NetworkDenoiser, freeze, load_model
 from fewstep.errors import UserError
-from fewstep.networks import DigitClassifier
+from fewstep.networks import DigitClassifier, ImageReader
 from fewstep.networks.kinds.network_files import load_network
 
 SHIPPED_DENOISERS = ("digits", "mixture2d")
@@ -49,11 +51,24 @@ def mixture2d() -> NetworkDenoiser:
     return shipped_denoiser("mixture2d")
 
 
+def scene_features() -> ImageReader:
+    """The reader of scenes of one digit, (B, 3, 32, 32) in [-1, 1], which tells digit, colour, size
+    and place; made by ``scenes-features``.
+    """
+    network = _network("scenes-features")
+    assert isinstance(network, ImageReader)
+    return network
+
+
 def digit_features() -> DigitClassifier:
     """The classifier of digits whose last hidden layer is the feature space of the Frechet
     distance; made by ``digits-features``.
     """
-    with resources.as_file(resources.files("fewstep.zoo") / "weights" / "digits-features.safetensors") as path:
-        network = load_network(path)
+    network = _network("digits-features")
     assert isinstance(network, DigitClassifier)
-    return freeze(network)
+    return network
+
+
+def _network(name: str) -> nn.Module:
+    with resources.as_file(resources.files("fewstep.zoo") / "weights" / f"{name}.safetensors") as path:
+        return freeze(load_network(path))
