@@ -35,6 +35,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
         ("--budget", "2000", "--pictures", "20", "--set", "evaluation.reference=null", *FEW),
         "scenes-students.json",
     ),
+    "scenes_teacher": (("--count", "4", "--steps", "2"), "scenes-teacher.json"),
     "scaling_model": ((), "scaling_model.json"),
     "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),
     "faults": (("--kills", "1", "--processes", "1", "--faults", "SIGTERM"), "faults.json"),

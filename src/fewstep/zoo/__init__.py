@@ -3,10 +3,20 @@ recipe that made it), and readers of foreign weights, which run no code of a fil
 """
 
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, pipelines
-from fewstep.zoo.shipped import SHIPPED_DENOISERS, digit_features, digits, mixture2d, scenes_reader, shipped_denoiser
+from fewstep.zoo.shipped import (
+    SHIPPED_DENOISERS,
+    SHIPPED_PIPELINES,
+    digit_features,
+    digits,
+    mixture2d,
+    scenes_reader,
+    shipped_denoiser,
+    shipped_pipeline,
+)
 
 __all__ = [
     "SHIPPED_DENOISERS",
+    "SHIPPED_PIPELINES",
     "consistency_models",
     "diffusers_models",
     "digit_features",
@@ -16,4 +26,5 @@ __all__ = [
     "pipelines",
     "scenes_reader",
     "shipped_denoiser",
+    "shipped_pipeline",
 ]
