@@ -48,7 +48,12 @@ POOLED = {
     "addition_embed_type_num_heads": 3,
     "resnet_time_scale_shift": "scale_shift",
 }
-CONFIGS: dict[str, dict[str, Any]] = {"sd": SD, "xl": XL, "pooled": POOLED, "distilled": {**SD, "time_cond_proj_dim": 9}}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd": SD,
+    "xl": XL,
+    "pooled": POOLED,
+    "distilled": {**SD, "time_cond_proj_dim": 9},
+}
 every_config = pytest.mark.parametrize("name", CONFIGS)
 
 

@@ -64,7 +64,9 @@ def hearing(denoiser: Told) -> Callable[[Sequence[str]], Conditions]:
         (2, {"digit_1": 1.0, "relation": 2.0}, {"digit": 3, "colour": 0, "relation": 8}),
     ],
 )
-def test_it_is_that_of_the_words_which_are_learnt(digits: int, learnt: dict[str, float], rises: dict[str, float]) -> None:
+def test_it_is_that_of_the_words_which_are_learnt(
+    digits: int, learnt: dict[str, float], rises: dict[str, float]
+) -> None:
     scenes, index = Scenes(40, digits), torch.arange(40)
     denoiser = Told(scenes.take(index), scenes.words(index), learnt)
     found = caption_rises(denoiser, denoiser.x0, denoiser.words, hearing(denoiser), Key(0))

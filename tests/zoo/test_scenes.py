@@ -102,7 +102,9 @@ def test_a_guided_sample_is_the_pipelines(model: TextPipeline, pipe: Any) -> Non
 
 
 @pytest.mark.parametrize(("held_out", "least"), [(False, 0.85), (True, 0.8)])
-def test_its_pictures_show_what_they_are_asked_for(model: TextPipeline, pipe: Any, held_out: bool, least: float) -> None:
+def test_its_pictures_show_what_they_are_asked_for(
+    model: TextPipeline, pipe: Any, held_out: bool, least: float
+) -> None:
     prompts = scene_prompts(1, held_out)
     prompts = [prompts[index * len(prompts) // 60] for index in range(60)]
     found = model.codec.decode(guided(model, prompts, noise_of(60, 1), times_of(pipe, 25)))
@@ -181,9 +183,7 @@ def test_the_recipes_make_what_ships(model: TextPipeline) -> None:
         (teacher.network.unet, model.denoiser.network.unet),
     ):
         bare = {name.removeprefix("text_model."): value.shape for name, value in made.state_dict().items()}
-        assert bare == {
-            name.removeprefix("text_model."): value.shape for name, value in ships.state_dict().items()
-        }
+        assert bare == {name.removeprefix("text_model."): value.shape for name, value in ships.state_dict().items()}
     assert teacher.schedule == model.denoiser.schedule == scenes.SCHEDULE
     assert teacher.prediction == model.denoiser.prediction
     assert teacher.inputs == model.denoiser.inputs
@@ -216,7 +216,9 @@ def test_a_folder_is_put_together_of_what_was_trained(tmp_path: Path) -> None:
     made = load_pipeline(tmp_path / "made")
     x, text = noise_of(2)[:, :4].repeat(1, 1, 2, 2), made.encoder(PROMPTS)["text"]
     with torch.no_grad():
-        states = words.model.half().float()(torch.tensor(made.encoder.tokenizers[0](PROMPTS, padding="max_length").input_ids))
+        states = words.model.half().float()(
+            torch.tensor(made.encoder.tokenizers[0](PROMPTS, padding="max_length").input_ids)
+        )
         torch.testing.assert_close(text, states.last_hidden_state, rtol=1e-5, atol=1e-5)
         found = made.denoiser(x, torch.tensor([0.3, 0.9]), Condition(context={"text": text}))
         expected = teacher.float()(x, torch.tensor([0.3, 0.9]), Condition(context={"text": text}))

@@ -26,8 +26,8 @@ RANGE = 16.0
 class SceneLatents(Captioned):
     """The latents of ``scenes`` by ``codec``, and their captions' embeddings.
 
-    ``embedded``: embeds a list of captions, by the encoder whose identity is ``encoder``. Latents and embeddings are made together when first
-    asked for, a block of scenes at a time, and are kept in memory.
+    ``embedded``: embeds a list of captions, by the encoder whose identity is ``encoder``. All
+    latents are made when one is first asked for, a block of scenes at a time, and kept in memory.
     """
 
     scenes: Scenes
@@ -56,7 +56,9 @@ class SceneLatents(Captioned):
 
     @cached_property
     def identity(self) -> str:
-        return digest_of({}, {"kind": "latents", "of": self.scenes.identity, "codec": self.codec.identity, "encoder": self.encoder})
+        return digest_of(
+            {}, {"kind": "latents", "of": self.scenes.identity, "codec": self.codec.identity, "encoder": self.encoder}
+        )
 
     @cached_property
     def conditions(self) -> Conditions:

@@ -76,6 +76,8 @@ def _wrong(words: SceneWords, name: str, by: int) -> SceneWords:
     said = getattr(words, name)
     if said is None:
         return words
-    return replace(words, size=other(said)) if name == "size" else (
-        replace(words, place=other(said)) if name == "place" else replace(words, relation=other(said))
+    return (
+        replace(words, size=other(said))
+        if name == "size"
+        else (replace(words, place=other(said)) if name == "place" else replace(words, relation=other(said)))
     )

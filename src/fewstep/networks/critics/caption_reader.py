@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.networks.critics.reader import Reader
 from fewstep.networks.kinds.registry import register
-from fewstep.values import Count, Few
+from fewstep.values import Few
 
 
 @register("caption-reader")
