@@ -4,10 +4,9 @@ prompts ask for, for combinations that it has seen and for those that were held 
     # three minutes of one core
     python benchmarks/scenes_teacher.py
 
-Pictures are made by DDIM with the scheduler's own timesteps, guided and not, and read by the shipped
-reader; each prompt of ``scene_prompts`` has as many pictures as the others, up to one. The ceiling is
-the same accuracy on reconstructions of real scenes by the model's codec, of handwriting that neither
-model has seen.
+Pictures are made by DDIM with the scheduler's own timesteps, guided and not, and read by the
+shipped reader; the prompts are evenly those of ``scene_prompts``. The ceiling is the same accuracy
+on reconstructions of real scenes by the model's codec, of handwriting that neither model has seen.
 """
 
 from __future__ import annotations

@@ -26,9 +26,8 @@ RANGE = 16.0
 class SceneLatents(Conditioned):
     """The latents of ``scenes`` by ``codec``, and their captions' embeddings.
 
-    ``embedded``: embeds a list of captions, by the encoder whose identity is ``encoder``. Latents
-    and embeddings are made together when first asked for, a block of scenes at a time, and are kept
-    in memory.
+    ``embedded``: embeds a list of captions, by the encoder whose identity is ``encoder``. All
+    latents are made when one is first asked for, a block of scenes at a time, and kept in memory.
     """
 
     scenes: Scenes

@@ -49,21 +49,11 @@ class PatchAutoencoder(nn.Module):
     ):
         super().__init__()
         levels = len(widths)
-        held = all(width >= _COLOURS * 4 ** (level + 1) for level, width in enumerate(widths[:-2]))
-        spare = 0 if levels < 2 else widths[-1] - 2 * channels
-        shared = not any(width % groups for width in widths) and channels % groups == 0
-        if (
-            levels < 2
-            or widths[-2] != widths[-1]
-            or not held
-            or not shared
-            or spare < 2 * groups
-            or spare % (2 * groups)
-        ):
+        if not _hold(channels, widths, groups):
             raise UserError(
-                f"network 'patch-autoencoder': 'widths' {list(widths)} do not hold patches and {channels} 'channels' in "
-                f"{groups} 'groups': the last two must be equal and hold twice the channels and twice the groups, each "
-                "before them 12 channels times four for each halving, and groups must divide all; change them."
+                f"network 'patch-autoencoder': 'widths' {list(widths)} do not hold patches and {channels} 'channels' "
+                f"in {groups} 'groups': the last two must be equal and hold twice the channels and twice the groups, "
+                "each before them 12 channels times four for each halving, and groups must divide all; change them."
             )
         self.channels, self.patch, self.groups = channels, 2 ** (levels - 1), groups
         self.codec = AutoencoderCodec(
@@ -109,8 +99,8 @@ class PatchAutoencoder(nn.Module):
         values, vectors = values.flip(0)[: self.channels], vectors.flip(1)[:, : self.channels]
         if len(values) < self.channels or float(values[-1]) <= 1e-12 * float(values[0]):
             raise UserError(
-                f"network 'patch-autoencoder': patches of the pictures have fewer than {self.channels} components; take "
-                "fewer 'channels'."
+                f"network 'patch-autoencoder': patches of the pictures have fewer than {self.channels} components; "
+                "take fewer 'channels'."
             )
         # An eigenvector's sign is nobody's; the entry that is largest is positive.
         vectors = vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
@@ -129,64 +119,51 @@ class PatchAutoencoder(nn.Module):
             if isinstance(module, nn.GroupNorm):
                 module.weight.fill_(1.0)
         _same(encoder.conv_in, _COLOURS)
-        shortcuts = [block.resnets[0].conv_shortcut for block in encoder.down_blocks]
-        for level, block in enumerate(encoder.down_blocks):
-            if shortcuts[level] is not None:
-                _same(shortcuts[level], min(shortcuts[level].weight.shape[:2]))
-            if level < len(encoder.down_blocks) - 2:
-                # Channel c of the pixel (row, column) of each square of four becomes 4 c + 2 row + column.
-                for channel in range(_COLOURS * 4**level):
-                    for place in range(4):
-                        block.downsamplers[0].conv.weight[4 * channel + place, channel, place // 2, place % 2] = 1.0
-        last = encoder.down_blocks[-2].downsamplers[0].conv
-        # A patch's row and column in binary: the first halvings give the lowest digits.
-        inner = self.patch // 2
+        *gathering, last, _ = encoder.down_blocks
+        for level, block in enumerate(gathering):
+            squares = torch.eye(4).reshape(4, 2, 2)
+            for channel in range(_COLOURS * 4**level):
+                block.downsamplers[0].conv.weight[4 * channel : 4 * channel + 4, channel, :2, :2] = squares
+        for block in encoder.down_blocks:
+            shortcut = block.resnets[0].conv_shortcut
+            if shortcut is not None:
+                _same(shortcut, min(shortcut.weight.shape[:2]))
+        self._project(last.downsamplers[0].conv, encoder.conv_norm_out, encoder.conv_out, table, offset)
+
+    def _project(self, last: nn.Conv2d, norm: nn.GroupNorm, out: nn.Conv2d, table: Tensor, offset: Tensor) -> None:
+        """The last halving, from squares to latents, and what comes out."""
+        assert last.bias is not None
+        assert out.bias is not None
+        # Each halving sets the pixels of a square behind one another.
         order = torch.arange(_COLOURS * self.patch**2).reshape(_COLOURS, self.patch, self.patch)
+        while order.shape[-1] > 2:
+            order = nn.functional.pixel_unshuffle(order, 2)
         per, each = last.weight.shape[0] // self.groups, self.channels // self.groups
         constants = torch.tensor([_CONSTANT, -_CONSTANT]).repeat((per - 2 * each) // 2)
-        gathered = _gathered(order, inner)
         for group in range(self.groups):
             own, first = slice(group * each, (group + 1) * each), group * per
             for sign, start in ((1.0, first), (-1.0, first + each)):
-                last.bias[start : start + each] = sign * offset[own].to(last.bias)
-                for channel, squares in enumerate(gathered):
-                    for place in range(4):
-                        weights = sign * table[own, squares[place]]
-                        last.weight[start : start + each, channel, place // 2, place % 2] = weights.to(last.weight)
+                last.bias[start : start + each] = (sign * offset[own]).to(last.bias)
+                last.weight[start : start + each, : len(order), :2, :2] = (sign * table[own][:, order]).to(last.weight)
+                out.weight[own, start : start + each, 1, 1] = sign * torch.eye(each)
             last.bias[first + 2 * each : first + per] = constants
-            out = encoder.conv_out
-            for index in range(each):
-                out.weight[group * each + index, first + index, 1, 1] = 1.0
-                out.weight[group * each + index, first + each + index, 1, 1] = -1.0
         # Latents have a mean square of 1.
-        encoder.conv_norm_out.weight.fill_(((len(constants) * _CONSTANT**2 + 2 * each) / per) ** 0.5)
-        encoder.conv_out.bias[self.channels :] = _LOG_VARIANCE
+        norm.weight.fill_(((len(constants) * _CONSTANT**2 + 2 * each) / per) ** 0.5)
+        out.bias[self.channels :] = _LOG_VARIANCE
 
 
 def _same(convolution: nn.Conv2d, channels: int) -> None:
     """The first channels as they are."""
     middle = convolution.kernel_size[0] // 2
-    for channel in range(channels):
-        convolution.weight[channel, channel, middle, middle] = 1.0
+    convolution.weight[:channels, :channels, middle, middle] = torch.eye(channels)
 
 
-def _gathered(order: Tensor, inner: int) -> list[list[int]]:
-    """Where the values of a patch (3, p, p), numbered by ``order``, are before the last halving:
-    for each channel there the numbers of its four squares.
+def _hold(channels: int, widths: tuple[int, ...], groups: int) -> bool:
+    """Whether the levels have room for what they gather, and the last two for the latents, their
+    negatives and the constants, alike in all groups.
     """
-    squares = order.reshape(len(order), 2, inner, 2, inner).permute(0, 2, 4, 1, 3)
-    found = squares.flatten(0, 2).flatten(1) if inner == 1 else None
-    if found is None:
-        digits = inner.bit_length() - 1
-        rows = []
-        for channel in range(len(order)):
-            for number in range(inner * inner):
-                # The number's pairs of bits are the halvings from the first on, the first the highest.
-                row = column = 0
-                for digit in range(digits):
-                    pair = number >> (2 * (digits - 1 - digit)) & 3
-                    row, column = row | (pair >> 1) << digit, column | (pair & 1) << digit
-                rows.append(squares[channel, row, column].flatten())
-        found = torch.stack(rows)
-    listed: list[list[int]] = found.tolist()
-    return listed
+    if len(widths) < 2 or widths[-2] != widths[-1] or any(each % groups for each in (channels, *widths)):
+        return False
+    spare = widths[-1] - 2 * channels
+    gathered = all(width >= _COLOURS * 4 ** (level + 1) for level, width in enumerate(widths[:-2]))
+    return gathered and spare >= 2 * groups and spare % (2 * groups) == 0

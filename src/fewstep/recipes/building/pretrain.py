@@ -66,8 +66,8 @@ class Pretraining:
 
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
     """One stage: denoising for a denoiser, cross-entropy for a classifier or a reader, the
-    squared error for a codec, a game with a critic for a generator; on ``training.device`` (on the CPU where networks are yet to be
-    sharded).
+    squared error for a codec, a game with a critic for a generator; on ``training.device`` (on the
+    CPU where networks are yet to be sharded).
 
     Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
     """

@@ -147,7 +147,9 @@ class PredictionChoice(Section):
 
 
 class DenoiserModel(Section):
-    """``inputs``: what the network is fed; null for EDM's, and for the time where alpha reaches 0."""
+    """``inputs``: what the network is fed; null for EDM's, and for the time where alpha reaches
+    0.
+    """
 
     kind: Literal["denoiser"]
     network: DenoisingChoice
