@@ -101,7 +101,10 @@ def sample_run(
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", min=1, max=MOST_STEPS, help="Steps; 1 for the student and 35 for the teacher unless given."
+            "--steps",
+            min=1,
+            max=MOST_STEPS,
+            help="Steps; those that the student was made for, and 35 of the teacher, unless given.",
         ),
     ] = None,
     class_id: Annotated[

@@ -10,15 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.denoisers.denoiser import Model
-from fewstep.denoisers.model_files import describe_model, description_in, model_in
+from fewstep.denoisers.model_files import describe_model, description_in, load_model, model_in
 from fewstep.errors import UserError
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.recipes.config.section import Names, first_difference
-from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.training.saving.checkpoint import CHECKPOINTS, Checkpoints, is_checkpoint, open_checkpoint
 
@@ -80,12 +80,20 @@ def begun_fake(fake: NetworkDenoiser, start: str) -> NetworkDenoiser:
 
 
 def _begun(model: Model, path: Path, named: str, what: str, remedy: str) -> Model:
-    differs = first_difference(description_in(path), describe_model(model))
+    loaded = None if _is_sketch(model) else _loaded(path)
+    held = description_in(path) if loaded is None else describe_model(loaded)
+    differs = first_difference(held, describe_model(model))
     if differs is not None:
         raise UserError(f"{named}: holds another model than the recipe's {what} ('{differs}' differs); {remedy}.")
-    if not _is_sketch(model):
-        load_strictly(model, read_tensors(path)[0], str(path))
+    if loaded is not None:
+        load_strictly(model, loaded.state_dict(), str(path))
     return model
+
+
+def _loaded(path: Path) -> nn.Module:
+    # What is built afterwards must not depend on whether there was a start.
+    with torch.random.fork_rng(devices=[]):
+        return load_model(path)[0]
 
 
 def _is_sketch(model: nn.Module) -> bool:
