@@ -97,7 +97,7 @@ def moments_of(recipe: str, overrides: Sequence[str]) -> TeacherMoments:
         raise UserError(f"{recipe}: has no 'evaluation.reference'; add --set 'evaluation.reference={{kind: teacher}}'.")
     data = data_of(read.data)
     teacher = teacher_of(read, data)
-    space = read.evaluation.features.space(teacher.space if data is None else data)
+    space = read.evaluation.features.space(teacher.pictured.space if data is None else data)
     return teacher_moments(read, teacher, space, data)
 
 
