@@ -24,6 +24,7 @@ from fewstep.objectives import (
     DMDWeight,
     EDMWeight,
     MatchingWeight,
+    NoiseWeight,
     PlainWeight,
     ScoreMatching,
     ScoreWeight,
@@ -367,6 +368,10 @@ def test_denoising_weights_are_as_documented(schedule: Schedule) -> None:
     scores = [(alpha[:, None] * value - x_t) / sigma[:, None] ** 2 for value in (estimate, x0)]
     printed = (scores[0] - scores[1]).square().mean()
     torch.testing.assert_close(denoising_loss(estimate, x0, ScoreWeight().at(schedule, t)), printed, rtol=1e-6, atol=0)
+    # The noise (x_t - alpha D) / sigma.
+    noises = [(x_t - alpha[:, None] * value) / sigma[:, None] for value in (estimate, x0)]
+    asked = (noises[0] - noises[1]).square().mean()
+    torch.testing.assert_close(denoising_loss(estimate, x0, NoiseWeight().at(schedule, t)), asked, rtol=1e-6, atol=0)
     # EDM: uniform in the network's raw output F, whose factor is c_out = sigma sd / sqrt(sigma^2 +
     # sd^2 alpha^2).
     out = sigma * 0.5 / torch.sqrt(sigma**2 + 0.25 * alpha**2)

@@ -41,7 +41,14 @@ from fewstep.objectives.scores.matching import (
     SDSWeight,
 )
 from fewstep.objectives.scores.score_identity import ScoreIdentity
-from fewstep.objectives.scores.score_matching import Denoising, DenoisingWeight, EDMWeight, ScoreMatching, ScoreWeight
+from fewstep.objectives.scores.score_matching import (
+    Denoising,
+    DenoisingWeight,
+    EDMWeight,
+    NoiseWeight,
+    ScoreMatching,
+    ScoreWeight,
+)
 from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation, UnitWeight
 from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
 from fewstep.objectives.trajectories.ladder import Ladder
@@ -87,6 +94,7 @@ __all__ = [
     "Loss",
     "MatchingWeight",
     "Mean",
+    "NoiseWeight",
     "Noised",
     "NonSaturating",
     "Objective",

@@ -44,7 +44,8 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
         values["states"] = small(recipe.states)
         values["student"] = _student(saved(_without_starts(recipe.student)))
         if recipe.prompts is not None:
-            values["teacher"], values["prompts"] = dict(_TEXT_TEACHER), {"kind": "list", "texts": _PROMPTS}
+            values["teacher"] = dict(_TEXT_TEACHER)
+            values["prompts"] = {"kind": "list", "texts": _PROMPTS} if recipe.data is None else {"kind": "captions"}
         elif not own:
             values["teacher"] = {
                 "kind": "untrained",
@@ -53,7 +54,7 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
     elif not own:
         values["model"]["network"] = tiny(values["model"]["network"])
     if isinstance(recipe, DistillRecipe) and recipe.prompts is not None:
-        values["data"] = None if recipe.data is None else {"kind": "waves", "shape": [3, 32, 32], "classes": 0}
+        values["data"] = None if recipe.data is None else {"kind": "scenes", "count": 16}
     elif not own:
         values["data"] = {"kind": "waves", "shape": [3, SIDE, SIDE], "classes": CLASSES if _labelled(recipe) else 0}
     features = {"kind": "fourier", "count": 4, "bandwidth": 10.0} if not own else values["evaluation"]["features"]

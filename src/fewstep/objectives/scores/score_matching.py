@@ -55,6 +55,16 @@ class ScoreWeight(DenoisingWeight):
         return schedule.alpha(t) ** 2 / schedule.sigma(t) ** 4
 
 
+@dataclass(frozen=True)
+class NoiseWeight(DenoisingWeight):
+    """alpha^2 / sigma^2: the squared error of the noise (Ho et al. 2020, Eq. 14)."""
+
+    kind: Literal["eps"] = field(default="eps", kw_only=True)
+
+    def at(self, schedule: Schedule, t: Tensor) -> Tensor:
+        return (schedule.alpha(t) / schedule.sigma(t)) ** 2
+
+
 def denoising_loss(estimate: Tensor, x0: Tensor, weight: Tensor) -> Tensor:
     """The mean over samples and dimensions of weight (B,) times the squared error."""
     return (expand(weight, x0) * (estimate - x0).square()).mean()
