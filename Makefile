@@ -1,16 +1,25 @@
-# `make demo` runs the main job, `make test` passes the tests (`make check` a part of them, `make test-all` also the slow ones); each sets up all it needs in .venv.
+# `make demo` and `make demo-text` run the main job on digits and on prompts, `make test` passes the tests (`make check` a part of them, `make test-all` also the slow ones); each sets up all it needs in .venv.
 # PIP_ARGS passes options on to pip, for example an index of CPU-only builds of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo check test test-all lint weights clean
+.PHONY: demo demo-text check test test-all lint weights clean
 
 demo: .venv/.core
 	$(BIN)/fewstep distill digits-disback --out runs/demo --resume
 	$(BIN)/fewstep evaluate runs/demo
 	@echo "the report: runs/demo/report.html   the samples: runs/demo/samples/final.png"
+
+# Every second of the eight prompts is of a combination that neither teacher nor student was trained on.
+demo-text: .venv/.text
+	$(BIN)/fewstep distill scenes-disback --out runs/demo-text --resume
+	$(BIN)/fewstep evaluate runs/demo-text
+	$(BIN)/python benchmarks/teacher_moments.py scenes-disback --results runs/demo-text-moments
+	test -d runs/demo-text-export || $(BIN)/fewstep export runs/demo-text runs/demo-text-export
+	$(BIN)/fewstep sample runs/demo-text --prompts benchmarks/demo-prompts.txt --compare --guidance 3 --out runs/demo-text/samples/prompts.png
+	@echo "the report: runs/demo-text/report.html   teacher above student: runs/demo-text/samples/prompts.png   for diffusers: runs/demo-text-export"
 
 TESTS := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
@@ -48,6 +57,10 @@ weights: .venv/.core
 
 .venv/.core: .venv/.python pyproject.toml constraints.txt
 	$(PIP) -e .
+	touch $@
+
+.venv/.text: .venv/.core
+	$(PIP) -e '.[diffusers]'
 	touch $@
 
 .venv/.test: .venv/.core

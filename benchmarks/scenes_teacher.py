@@ -25,7 +25,7 @@ from fewstep.denoisers import Guided
 from fewstep.metrics.prompted import prompt_accuracy
 from fewstep.random import Key
 from fewstep.solvers import EULER, solve
-from fewstep.zoo import scene_features
+from fewstep.zoo import scenes_reader
 from fewstep.zoo.pipelines import TextPipeline, load_pipeline
 from fewstep.zoo.shipped import shipped_pipeline
 
@@ -47,7 +47,7 @@ def main() -> None:
         prompts = listed(scene_prompts(1, held_out), options.count)
         for steps in options.steps:
             for scale in options.guidance:
-                found = prompt_accuracy(scene_features(), sampled(model, prompts, scale, steps), prompts)
+                found = prompt_accuracy(scenes_reader(), sampled(model, prompts, scale, steps), prompts)
                 row = {"held_out": held_out, "steps": steps, "guidance": scale, "accuracy": found}
                 rows.append(row)
                 shown = ", ".join(f"{name} {share:.1%}" for name, share in found.items())
@@ -92,7 +92,7 @@ def reconstructed(model: TextPipeline, count: int) -> dict[str, float]:
     spoken = torch.tensor([row for row, text in enumerate(captions) if text])[:count]
     pictures, texts = scenes.take(spoken), [captions[row] for row in spoken.tolist()]
     again = model.codec.decode(model.codec.encode(pictures))
-    reader = scene_features()
+    reader = scenes_reader()
     return {
         "real": prompt_accuracy(reader, pictures, texts)["all"],
         "reconstructed": prompt_accuracy(reader, again, texts)["all"],

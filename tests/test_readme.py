@@ -96,6 +96,7 @@ def test_every_command_of_the_readme_exists():
         "doctor",
         "checkpoints",
         "inspect",
+        "export",
     }
     assert used <= set(known)
 

@@ -1,8 +1,8 @@
 """fewstep: pretrained diffusion models turned into generators of one to four steps.
 
 ``import fewstep as fs`` is quick; ``fs.zoo``, ``fs.states`` and the other packages are imported
-when they are first named, as are ``fs.load``, ``fs.distill``, ``fs.pretrain``, ``fs.evaluate`` and
-``fs.compare``.
+when they are first named, as are ``fs.load``, ``fs.distill``, ``fs.pretrain``, ``fs.evaluate``,
+``fs.compare`` and ``fs.export``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MODULES = frozenset(
     | {"report", "runs", "schedule", "solvers", "states", "studies", "targets", "times", "training", "zoo"}
 )
 _FUNCTIONS = {
-    **dict.fromkeys(("compare", "distill", "evaluate", "load", "load_teacher", "pretrain"), "runs"),
+    **dict.fromkeys(("compare", "distill", "evaluate", "export", "load", "load_teacher", "pretrain"), "runs"),
     "register_network": "networks",
     "register_data": "recipes.given",
 }

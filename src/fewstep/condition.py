@@ -13,6 +13,7 @@ zeros.
 from __future__ import annotations
 
 import abc
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -66,6 +67,15 @@ class Condition:
             _cat([part.guidance for part in parts if part.guidance is not None]),
         )
 
+    @staticmethod
+    def select(mask: Tensor, these: Condition, others: Condition) -> Condition:
+        """The conditions of ``these`` where ``mask`` (B,) is true, else those of ``others``, which
+        carry the same fields.
+        """
+        rows = torch.where(mask, torch.arange(len(mask)), len(mask) + torch.arange(len(mask)))
+        both = Condition.cat([these, others])
+        return both._map(lambda value: value[rows.to(value.device)])
+
     def _tensors(self) -> list[Tensor]:
         return [v for v in (self.labels, *self.context.values(), self.guidance) if v is not None]
 
@@ -99,6 +109,16 @@ class Conditions(abc.ABC):
     def count(self) -> int:
         """How many conditions there are."""
 
+    @property
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """SHA-256, 64 hexadecimal digits, over what decides the conditions and their order."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """What each condition says, by its number; empty where conditions are no texts."""
+        return ()
+
     @abc.abstractmethod
     def of(self, numbers: Tensor | None) -> Condition:
         """The conditions of ``numbers`` (B,) int64, on the CPU; None where there are none."""
@@ -108,6 +128,22 @@ class Conditions(abc.ABC):
         """The unconditional counterpart of a condition: the same guidance scale, and nothing else
         that a sample is asked to be.
         """
+
+    @abc.abstractmethod
+    def sketch(self, rows: int) -> Condition:
+        """A condition of ``rows`` samples whose tensors have the right shapes and no meaning, on
+        torch's default device, which may be the meta device.
+        """
+
+    def sized(self, condition: Condition, sizes: Callable[[], Tensor]) -> Condition:
+        """The condition of real pictures, whose ``sizes`` (B, 6) are asked for where conditions
+        hold a picture's sizes (``Dataset.sizes``); as it is where they do not.
+        """
+        return condition
+
+    def dropped(self, condition: Condition, mask: Tensor) -> Condition:
+        """The conditions (B), where ``mask`` (B,) is true the unconditional one in their place."""
+        return Condition.select(mask, self.null(condition), condition)
 
     def draw(self, key: Key, rows: int, start: int = 0) -> Condition:
         """Conditions of ``rows`` samples, uniform over the set: a function of the place."""
@@ -128,8 +164,16 @@ class Classes(Conditions):
     def count(self) -> int:
         return self.number
 
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(f"{self.number} classes".encode()).hexdigest()
+
     def of(self, numbers: Tensor | None) -> Condition:
         return Condition(labels=numbers)
+
+    def sketch(self, rows: int) -> Condition:
+        # Probabilities: ids on the meta device have no values to be checked.
+        return Condition(labels=torch.zeros(rows, self.number) if self.number else None)
 
     def null(self, condition: Condition) -> Condition:
         if condition.context:

@@ -27,7 +27,8 @@ import annotated_types as at
 import torch
 from torch import Tensor
 
-from fewstep.values import Contradiction, Positive, Value
+from fewstep.errors import UserError
+from fewstep.values import Contradiction, Positive, Value, name_of
 
 
 def as_time(t: Tensor | float) -> Tensor:
@@ -96,6 +97,22 @@ class Schedule(Value, abc.ABC):
         order.
         """
         return float(self.sigma(self.t_max))
+
+    @property
+    def timesteps(self) -> int:
+        """N, of a schedule whose times are published as timesteps 0 to N - 1; 0 for another."""
+        return 0
+
+    def time_at_timestep(self, timestep: int) -> float:
+        """(timestep + 1) / N; raises ``UserError`` for what is no timestep of the schedule."""
+        if not self.timesteps:
+            raise UserError(f"a '{name_of(self)}' schedule has no timesteps; name a noise level instead.")
+        if not 0 <= timestep < self.timesteps:
+            raise UserError(
+                f"timestep {timestep} is none of the '{name_of(self)}' schedule's, which are 0 to "
+                f"{self.timesteps - 1}; name one of these."
+            )
+        return (timestep + 1) / self.timesteps
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """alpha(t) x0 + sigma(t) noise; x0 and noise (B, *D), t (B,) or ()."""
@@ -167,6 +184,10 @@ class DiscreteVP(Schedule):
     @property
     def t_min(self) -> float:
         return 1.0 / self.steps
+
+    @property
+    def timesteps(self) -> int:
+        return self.steps
 
     @property
     def prior_scale(self) -> float:

@@ -7,7 +7,8 @@ so that a draw is one uniform number a sample (see ``random``).
 The grids of few-step students are nested: N + 1 points from the first time to t_min, the last of
 them replaced by 0 (``nested_times``). A grid that is uniform in a warped time then has the grid of
 N / 2 steps as its every second point, as progressive distillation needs: one step of its student is
-two of its teacher's (Salimans and Ho 2022, Alg. 2).
+two of its teacher's (Salimans and Ho 2022, Alg. 2). Grids of a discrete schedule's own timesteps
+are in ``timesteps``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,21 @@ class Grid(Value, abc.ABC):
         start = schedule.t_max if first is None else first
         inner = self.between(schedule, start, schedule.t_min, steps)
         return torch.cat([inner, inner.new_zeros(1)])
+
+    def starts(self, schedule: Schedule, first: float, steps: int) -> Tensor:
+        """The times from which the ``steps`` steps of a few-step student go, of which ``first`` is
+        the first; (steps,), float64. See ``nested_times``.
+        """
+        # A single step has no inner times, so that any grid does, also one that has no first time.
+        if steps == 1:
+            return torch.tensor([first], dtype=torch.float64)
+        return self.between(schedule, first, schedule.t_min, steps + 1)[:-1]
+
+    def stops(self, points: int, steps: int) -> list[int]:
+        """The indices, among ``points`` starts, of those at which a trajectory of ``steps`` steps
+        stands: the nearest to its own.
+        """
+        return [round(index * points / steps) for index in range(steps)]
 
 
 @dataclass(frozen=True)
@@ -91,17 +107,17 @@ class UniformGrid(Grid):
 
 
 def nested_times(grid: Grid, schedule: Schedule, first: float, steps: int) -> Tensor:
-    """A few-step student's grid: ``grid.between(schedule, first, t_min, steps + 1)`` with 0 in the
-    place of t_min; (steps + 1,), float64.
+    """A few-step student's grid: ``grid.starts(schedule, first, steps)``, then 0; (steps + 1,),
+    float64.
 
     The grid of ``steps`` is every second point of the grid of 2 ``steps``, unlike ``Grid.times``,
-    which ends ..., t_min, 0. Raises ``UserError`` for fewer than 1 step.
+    which ends ..., t_min, 0. Raises ``UserError`` for fewer than 1 step, and where the grid has no
+    such steps.
     """
     if steps < 1:
         raise UserError(f"a nested time grid needs at least 1 step, got {steps}.")
-    times = grid.between(schedule, first, schedule.t_min, steps + 1).clone()
-    times[-1] = 0.0
-    return times
+    inner = grid.starts(schedule, first, steps)
+    return torch.cat([inner, inner.new_zeros(1)])
 
 
 def _with_exact_ends(times: Tensor, first: float, last: float) -> Tensor:

@@ -22,6 +22,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "family": (("--only", "diff-instruct", "--budget", "2000", *FEW), "family.json"),
     "fastgan": (("--budget", "2000", "--gan", "500", *FEW), "fastgan.json"),
     "field": ((), "field.json"),
+    "guided_target": (("--budget", "2000", *FEW), "guided-target-digits-disback-guided.json"),
     "house": ((), "house.json"),
     "step": (("--pairs", "1", "--block", "1"), "step.json"),
     "overlap": (("--pairs", "1", "--block", "1", "--width", "8"), "overlap.json"),
@@ -30,6 +31,10 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "hostile": (("--count", "3"), "hostile.json"),
     "networks": (("--only", "ddpm++-32", "ncsn++-32", "adm-32", "--batch", "1", "--pairs", "2"), "networks.json"),
     "scenes": (("--count", "40", "--set", "training.steps=2", *FEW), "scenes-1.json"),
+    "scenes_students": (
+        ("--budget", "2000", "--pictures", "20", "--set", "evaluation.reference=null", *FEW),
+        "scenes-students.json",
+    ),
     "scenes_teacher": (("--count", "4", "--steps", "2"), "scenes-teacher.json"),
     "scaling_model": ((), "scaling_model.json"),
     "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),
@@ -45,17 +50,19 @@ SLOW = (
     "family",
     "fastgan",
     "faults",
+    "guided_target",
     "hostile",
     "inversion",
     "overlap",
     "scaling_model",
+    "scenes_students",
     "throughput",
 )
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)
-# Not for users: ``faults_run`` starts the one, with its task in the environment, and ``ddil --study
-# overhead`` the other.
-INNER = ("faults_entry", "collecting")
+# Not for users: ``faults_run`` starts the first, with its task in the environment, ``ddil --study
+# overhead`` the second and ``scenes_students`` the third.
+INNER = ("faults_entry", "collecting", "scenes_measured")
 FILES = [path for folder in FOLDERS for path in folder.glob("*.py")]
 PROGRAMS = sorted(
     path.stem

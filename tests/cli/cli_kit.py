@@ -85,6 +85,24 @@ def small_recipe(path: Path, **training: int) -> Path:
     return path
 
 
+def guided_recipe(path: Path) -> Path:
+    """Guided DisBack on digits, small enough for a test: 3 nodes recorded over 8 steps, 16 steps of
+    distillation, a line a step, a checkpoint every 3.
+    """
+    values = yaml.safe_load(shipped_text("digits-disback-guided"))
+    values["target"].update(
+        nodes=3,
+        guidance={"kind": "along-path", "scale": 3.0},
+        dropout=0.3,
+        record={"kind": "every", "steps": 4},
+        switch={"kind": "every", "steps": 6},
+    )
+    values["training"].update(steps=24, batch=8, log_every=1, checkpoint_every=3, health_every=1000)
+    values["evaluation"].update(samples=100, draws=1, every=1000, teacher_steps=[1])
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 def failed(result: subprocess.CompletedProcess[str]) -> str:
     """The one sentence of a refused command, having checked that it is one, on stderr, with exit
     code 2 and no traceback.

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_kit import called, failed, small_recipe, started
+from cli_kit import called, failed, guided_recipe, small_recipe, started
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,21 @@ def test_killed_three_times_in_each_stage_the_end_is_byte_equal(undisturbed, tmp
     result = called("distill", recipe, "--out", folder, "--resume")
     assert result.returncode == 0, result.stderr
     same(folder, reference)
+
+
+def test_a_guided_run_that_is_killed_in_each_stage_ends_byte_equal(tmp_path):
+    """Which conditions recording drops, and at which scale the target stands, are functions of the
+    place. Recording ends at line 10 (2 at the start, 8 steps).
+    """
+    recipe = guided_recipe(tmp_path / "guided.yaml")
+    result = called("distill", recipe, "--out", tmp_path / "whole")
+    assert result.returncode == 0, result.stderr
+    for lines in (6, 15):
+        assert kill_at(recipe, tmp_path / "killed", lines) == -signal.SIGKILL
+    result = called("distill", recipe, "--out", tmp_path / "killed", "--resume")
+    assert result.returncode == 0, result.stderr
+    same(tmp_path / "killed", tmp_path / "whole")
+    assert len(list((tmp_path / "whole" / "path").glob("*.safetensors"))) == 2
 
 
 @pytest.mark.usefixtures("usual_signals")

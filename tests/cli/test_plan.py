@@ -111,6 +111,22 @@ def test_evaluations_of_diff_instruct_are_counted_by_hand():
     assert plan.graphs == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("guidance", "each"),
+    [
+        ("{kind: constant, scale: 1.0}", 8),
+        ("{kind: constant, scale: 3.0}", 9),
+        ("{kind: along-path, scale: 3.0}", 9),
+        ("{kind: interval, scale: 3.0, low: 0.0, high: 100.0}", 9),
+    ],
+)
+def test_a_guided_targets_second_pass_is_planned(guidance: str, each: int):
+    """Recording is not: the student (1), and the degrading teacher forward and backward (3)."""
+    plan = plan_recipe("digits-disback", [f"target.guidance={guidance}", "training.batch=10"])
+    assert plan.steps == {"record": 40, "distill": 2360}
+    assert plan.evaluations == 10 * (40 * 4 + 2360 * each)
+
+
 def test_pairs_are_paid_from_the_same_count():
     """DMD's regression: its pairs, by 18 Heun steps with the last one Euler's, are made once."""
     with_pairs = plan_recipe(

@@ -21,7 +21,9 @@ import torch
 from prompt_kit import IDENTITY, SIZES, HashEncoder, fill, fill_and_hang, fill_as_a_group, hashed, texts_of
 from torch import Tensor
 
-from fewstep.data.prompts import EmbeddedPrompts, PromptEncoder, embed, embeddings, packs, read_prompts
+from fewstep.data.cached import packs
+from fewstep.data.cached import rows as row_files
+from fewstep.data.prompts import EmbeddedPrompts, PromptEncoder, embed, read_prompts
 from fewstep.errors import NotFinite, UserError
 from fewstep.resumable import check_open, find_resumable
 from fewstep.system.files import read_metadata, write_tensors
@@ -235,12 +237,14 @@ def of_another_encoder(path: Path) -> None:
 
 def of_odd_types(path: Path) -> None:
     metadata = read_metadata(path)
-    write_tensors(path, {"x": torch.ones(4, 2)}, {**metadata, "tokens": [[]] * 4})
+    write_tensors(path, {"x": torch.ones(4, 2)}, {**metadata, "counts": {"tokens": [[]] * 4}})
 
 
 def of_an_odd_layout(path: Path) -> None:
     metadata = read_metadata(path)
-    write_tensors(path, {"x": torch.ones(4, 2)}, {**metadata, "layout": {"length": 6, "rows": {"x": ["nn", 2]}}})
+    write_tensors(
+        path, {"x": torch.ones(4, 2)}, {**metadata, "layout": {"facts": {"length": 6}, "rows": {"x": ["nn", 2]}}}
+    )
 
 
 def a_folder(path: Path) -> None:
@@ -350,7 +354,7 @@ class Counted:
 def test_rows_are_read_when_they_are_asked_for_and_no_others(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, int]] = []
     opened: list[str] = []
-    real = embeddings.opened_tensors
+    real = row_files.opened_tensors
 
     @contextlib.contextmanager
     def counted(path: Path) -> Iterator[Counted]:
@@ -358,7 +362,7 @@ def test_rows_are_read_when_they_are_asked_for_and_no_others(cache: Path, monkey
         with real(path) as stream:
             yield Counted(stream, read)
 
-    monkeypatch.setattr(embeddings, "opened_tensors", counted)
+    monkeypatch.setattr(row_files, "opened_tensors", counted)
     found = filled(cache, texts_of(1000), block=100)
     # The unconditional prompt's pack alone, looked at once to hold it against its header.
     assert opened == ["pack-00000001.safetensors"]
@@ -376,7 +380,7 @@ def test_rows_are_read_when_they_are_asked_for_and_no_others(cache: Path, monkey
 
 def test_a_pack_is_verified_once_when_it_is_first_opened(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verified: list[str] = []
-    for module in (packs, embeddings):
+    for module in (packs, row_files):
         real = module.verify_tensors
         monkeypatch.setattr(module, "verify_tensors", lambda path, real=real: (verified.append(path.name), real(path)))
     filled(cache, texts_of(12), block=4)
@@ -397,7 +401,7 @@ def test_a_pack_is_verified_once_when_it_is_first_opened(cache: Path, monkeypatc
 
 
 def test_threads_read_at_the_same_time_with_few_packs_open(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "MOST_OPEN", 2)
+    monkeypatch.setattr(row_files, "MOST_OPEN", 2)
     found = filled(cache, texts_of(40), block=4)
     expected = torch.stack([hashed(text, (6, 3)) for text in texts_of(40)])
     wrong: list[int] = []
@@ -407,7 +411,7 @@ def test_threads_read_at_the_same_time_with_few_packs_open(cache: Path, monkeypa
             index = torch.randint(40, (9,), generator=torch.Generator().manual_seed(100 * seed + turn))
             if not torch.equal(found.rows(index)["text"], expected[index]):
                 wrong.append(seed)
-            if len(found.packs._opened.packs) > 2:
+            if len(found.kept.packs._opened.packs) > 2:
                 wrong.append(-1)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
@@ -510,9 +514,11 @@ def test_an_encoder_whose_rows_change_under_one_identity_is_refused(cache: Path)
         HashEncoder(sizes={"text": (6, 3)}),
         HashEncoder(dtype=torch.float64),
     ):
-        with pytest.raises(UserError, match=r"holds embeddings of another kind .* give the encoder another identity"):
+        with pytest.raises(
+            UserError, match=r"holds embeddings of .* another form .* give the encoder another identity"
+        ):
             filled(cache, texts_of(4), other)
-    with pytest.raises(UserError, match="another kind"):
+    with pytest.raises(UserError, match="another form"):
         filled(cache, texts_of(4), HashEncoder(length=7))
     assert packs_in(cache) == before
 
@@ -575,7 +581,7 @@ def test_two_processes_that_fill_one_cache_read_the_same_bits(cache: Path, tmp_p
     one, two = ((tmp_path / f"out-{each}").read_bytes() for each in (0, 1))
     found = cached(cache, texts_of(count))
     assert one == two == all_rows(found)["text"].numpy().tobytes()
-    listed = [prompt for path in packs_in(cache) for prompt in read_metadata(path)["prompts"]]
+    listed = [prompt for path in packs_in(cache) for prompt in read_metadata(path)["keys"]]
     assert len(listed) == len(set(listed)) == count + 1
 
 

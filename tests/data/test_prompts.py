@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_kit import picture, png
+from image_kit import picture, png, zipped
 
-from fewstep.data.prompts import Prompts, captions, formats, read, read_prompts
+from fewstep.data.prompts import Prompts, captions, formats, read, read_hub_prompts, read_prompts
 from fewstep.errors import UserError
 
 TEXTS = ("a red fox", 'a "blue" box, open', "ein Mädchen 🦊", "a red fox")
@@ -240,7 +240,7 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(formats, "open", refused, raising=False)
+    monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(UserError, match=r"a\.txt: cannot be read \(Permission denied\)"):
         read_prompts(path)
 
@@ -422,12 +422,12 @@ FOLDERS = {
     "no images": ({"a.txt": b"fox"}, "holds no images"),
     "no captions": ({"a.png": b""}, r"holds no prompts.*1 images without a caption \(such as 'a.png'\)"),
     "two metadata": ({"a.png": b"", "metadata.csv": b"", "metadata.jsonl": b""}, "has both"),
-    "no file_name": ({"a.png": b"", "metadata.csv": b"text\nfox\n"}, r"metadata\.csv: has no column 'file_name'"),
+    "no file_name": ({"a.png": b"", "metadata.csv": b"text\nfox\n"}, r"metadata\.csv'?: has no column 'file_name'"),
     "no text": ({"a.png": b"", "metadata.csv": b"file_name,n\na.png,1\n"}, "has no column 'prompt', 'caption' or"),
-    "bare texts": ({"a.png": b"", "metadata.jsonl": b'"fox"\n'}, r"metadata\.jsonl: line 1 is a text, not an object"),
+    "bare texts": ({"a.png": b"", "metadata.jsonl": b'"fox"\n'}, r"metadata\.jsonl'?: line 1 is a text, not an object"),
     "a number for a name": (
         {"a.png": b"", "metadata.jsonl": b'{"file_name": 7, "text": "fox"}'},
-        r"metadata\.jsonl: line 1: 'file_name' is a number",
+        r"metadata\.jsonl'?: line 1: 'file_name' is a number",
     ),
     "no name": ({"a.png": b"", "metadata.csv": b"file_name,text\n,fox\n"}, "line 2: 'file_name' is empty"),
     "a name twice": ({"a.png": b"", "metadata.csv": b"file_name,text\na.png,x\na.png,y\n"}, "line 3 is a second row"),
@@ -435,11 +435,34 @@ FOLDERS = {
         {"a.png": b"", "metadata.jsonl": b'{"file_name": "a.png", "text": 7}'},
         r"image 'a\.png' is a number \(7\)",
     ),
-    "latin-1": ({"a.png": b"", "a.txt": b"fox\nM\xe4dchen"}, r"a\.txt: line 2 is not UTF-8 \(byte 0xe4"),
+    "latin-1": ({"a.png": b"", "a.txt": b"fox\nM\xe4dchen"}, r"a\.txt'?: line 2 is not UTF-8 \(byte 0xe4"),
     "nul": ({"a.png": b"", "a.txt": b"a\0"}, r"image 'a\.png' has the control character U\+0000"),
     "too long": ({"a.png": b"", "a.txt": b"x" * 10_001}, r"image 'a\.png' has 10,001 characters"),
-    "too large": ({"a.png": b"", "a.txt": b"x" * 200_000}, r"a\.txt: has 200,000 bytes, more than the 131,072"),
+    "too large": ({"a.png": b"", "a.txt": b"x" * 200_000}, r"a\.txt'?: has 200,000 bytes, more than the 131,072"),
 }
+
+
+@pytest.mark.parametrize("wrapped", ["", "set/"])
+@pytest.mark.parametrize("kind", ["beside", "metadata.csv", "metadata.jsonl"])
+def test_a_zip_of_a_folder_has_the_folders_captions(tmp_path: Path, kind: str, wrapped: str) -> None:
+    files = {"b.png": b"", "a.png": b"", "in/c.png": b"", "alone.png": b"", "LIES.txt": b"x"}
+    texts = {"a": "first", "b": "a \u00e4, two", "in/c": "third"}
+    if kind == "beside":
+        files |= {f"{name}.txt": text.encode() for name, text in texts.items()}
+    elif kind == "metadata.csv":
+        rows = "".join(f'{name}.png,"{text}"\n' for name, text in texts.items())
+        files[kind] = ("\ufefffile_name,text\n" + rows).encode()
+    else:
+        files[kind] = lines({"file_name": f"{name}.png", "text": text} for name, text in texts.items()).encode()
+    for name, content in files.items():
+        written(tmp_path / "set" / name, content)
+    packed = zipped(tmp_path / "set.zip", {f"{wrapped}{name}": content for name, content in files.items()})
+    folder, archive = read_prompts(tmp_path / "set"), read_prompts(packed)
+    assert archive.texts == folder.texts == tuple(texts.values())
+    assert list(archive.places) == list(folder.places)
+    assert [each.replace(str(packed), "") for each in archive.remarks] == (
+        [each.replace(str(tmp_path / "set"), "") for each in folder.remarks]
+    )
 
 
 @pytest.mark.parametrize("case", FOLDERS)
@@ -449,6 +472,9 @@ def test_what_is_wrong_with_captions_is_one_sentence(tmp_path: Path, case: str) 
         written(tmp_path / "set" / name, content)
     with pytest.raises(UserError, match=sentence):
         read_prompts(tmp_path / "set")
+    # A file of an archive is named by the archive and the entry.
+    with pytest.raises(UserError, match=sentence):
+        read_prompts(zipped(tmp_path / "set.zip", files))
 
 
 def test_metadata_above_a_gibibyte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,3 +486,47 @@ def test_metadata_above_a_gibibyte_is_refused(tmp_path: Path, monkeypatch: pytes
     (folder / "metadata.csv").unlink()
     with pytest.raises(UserError, match=r"has neither metadata\.jsonl nor metadata\.csv"):
         read_prompts(folder, column="text")
+
+
+class HubRows(dict):
+    """Columns as the datasets library gives them."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self)
+
+
+def test_prompts_of_the_hub_are_a_column_of_a_commit(monkeypatch):
+    asked, library = [], types.ModuleType("datasets")
+
+    def load(name, split, revision):
+        asked.append((name, split, revision))
+        return HubRows({"id": [1, 2, 3], "text": ["a fox", " ", "a hen"], "caption": ["x", "y", "z"]})
+
+    library.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("fewstep.data.prompts.hub.commit_of", lambda name, revision: revision or "c" * 40)
+    found = read_hub_prompts("owner/set", "test")
+    assert found.texts == ("x", "y", "z")
+    assert any("'caption' is read" in remark for remark in found.remarks)
+    assert any("c" * 40 in remark for remark in found.remarks)
+    chosen = read_hub_prompts("owner/set", "test", "text", "d" * 40)
+    assert chosen.texts == ("a fox", "a hen")
+    assert chosen.where(1) == "row 3"
+    assert not any("commit" in remark for remark in chosen.remarks)
+    assert asked == [("owner/set", "test", "c" * 40), ("owner/set", "test", "d" * 40)]
+    with pytest.raises(UserError, match=r"data set 'owner/set', split 'train': has no column 'none'"):
+        read_hub_prompts("owner/set", column="none")
+
+
+def test_a_data_set_that_cannot_be_loaded_is_named(monkeypatch):
+    library = types.ModuleType("datasets")
+
+    def load(name, split, revision):
+        raise FileNotFoundError("no such set")
+
+    library.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("fewstep.data.prompts.hub.commit_of", lambda name, revision: None)
+    with pytest.raises(UserError, match=r"'owner/set', split 'train': cannot be loaded \(no such set\)"):
+        read_hub_prompts("owner/set")

@@ -11,7 +11,7 @@ import torch
 from prompt_kit import HashEncoder
 from torch import Tensor
 
-from fewstep.data import Captioned, Prompts
+from fewstep.data import Conditioned, Prompts
 from fewstep.data.prompts import embed
 from fewstep.data.scenes import Scenes, parse, scene_prompts
 from fewstep.data.scenes.captions import SceneCaptions
@@ -112,7 +112,7 @@ def latents_of(scenes: Scenes, folder: Path) -> SceneLatents:
 def test_latents_go_with_their_captions(tmp_path: Path) -> None:
     scenes = Scenes(1100)
     data = latents_of(scenes, tmp_path)
-    assert isinstance(data, Captioned)
+    assert isinstance(data, Conditioned)
     index = torch.tensor([1099, 0, 600, 600])
     assert torch.equal(data.take(index), scenes.take(index)[:, :, ::2, ::2])
     assert data.shape == (3, 16, 16)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from fewstep.condition import Condition
+from fewstep.condition import Classes, Condition
 from fewstep.denoisers import Averaged, FrozenTrunk, HalfLife, Headed, NetworkDenoiser, Reflected, copy_of, freeze
 from fewstep.denoisers.inputs import EDMInputs
 from fewstep.denoisers.threshold import StaticThreshold
@@ -270,7 +270,9 @@ def test_the_picture_of_a_path_is_the_same_from_a_sharded_teacher_which_is_left_
         if over:
             sharded(denoiser)
         before = {name: whole(value).clone() for name, value in denoiser.state_dict().items()}
-        write_path_picture(tmp_path / str(over), path, denoiser, load_recipe("digits-disback").evaluation)
+        write_path_picture(
+            tmp_path / str(over), path, denoiser, Classes(10), None, load_recipe("digits-disback").evaluation
+        )
         assert all(torch.equal(whole(value), before[name]) for name, value in denoiser.state_dict().items())
         pictures.append((tmp_path / str(over) / "path.png").read_bytes())
     assert pictures[0] == pictures[1]

@@ -26,6 +26,8 @@ from fewstep.denoisers import (
     DynamicThreshold,
     FrozenTrunk,
     Guided,
+    GuidedRescaled,
+    GuidedWithin,
     HalfLife,
     Headed,
     NetworkDenoiser,
@@ -272,6 +274,10 @@ OBJECTIVES: dict[str, Case] = {
         objectives.ScoreMatching(s.denoiser(2), s.denoiser(1), LogNormalTimes(), objectives.ScoreWeight()),
         s.prior,
     ),
+    "score matching with dropout": lambda s: (
+        objectives.ScoreMatching(s.denoiser(2), s.denoiser(1), LogNormalTimes(), objectives.ScoreWeight(), 0.5),
+        s.prior,
+    ),
     "denoising": lambda s: (objectives.Denoising(s.denoiser(1), objectives.EDMWeight()), s.forward),
     "imitation": lambda s: (
         objectives.Imitation(s.denoiser(1), Fixed(Guided(s.teacher())), objectives.SNRPlusOne()),
@@ -413,6 +419,8 @@ DENOISERS: dict[str, Callable[[Scene], Denoiser]] = {
     "rescheduled": lambda s: Rescheduled(s.denoiser(1), DiscreteVP("cosine")),
     "reflected": lambda s: Reflected(s.denoiser(1), StraightThrough(DynamicThreshold(0.5, 0.6))),
     "guided": lambda s: Guided(s.denoiser(1), 3.0),
+    "guided within": lambda s: GuidedWithin(s.denoiser(1), 3.0, 1.0, 20.0),
+    "guided and rescaled": lambda s: GuidedRescaled(s.denoiser(1), 3.0, 0.5),
     "mixture": lambda s: s.placed(three_gaussians(SCHEDULE)),
     "field": lambda s: s.placed(StableTargetField(DiscreteVP(), DATA.samples, DATA.labels)),
 }

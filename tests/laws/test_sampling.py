@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -13,14 +14,17 @@ from fewstep.denoisers import Guided, copy_of
 from fewstep.errors import UserError
 from fewstep.objectives import EDMWeight, Imitation
 from fewstep.random import Key
-from fewstep.schedule import KarrasVE
+from fewstep.schedule import DiscreteVP, KarrasVE
 from fewstep.solvers import DPM2M, EULER, HEUN, Renoise, Rescaled, Solver, solve
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import State, Step
 from fewstep.targets import Fixed
-from fewstep.times import RhoGrid, nested_times
+from fewstep.times import RhoGrid, UniformGrid, nested_times
+from fewstep.timesteps import LCMGrid, LeadingGrid, TimestepsGrid
 
 SCHEDULE = KarrasVE()
+FIRST = {LeadingGrid(): 0.501, LeadingGrid(1): 0.502}
+"""Where grids begin that do not at t = 1."""
 
 
 def start(rows: int = 40) -> tuple[torch.Tensor, float, torch.Tensor]:
@@ -73,8 +77,25 @@ def test_the_guidance_scale_is_given_to_students_that_take_one():
 
 
 def test_a_description_gives_the_value_back():
-    sampling = Sampling("gamma", "uniform", 3, 0.5, 2.0)
-    assert Sampling(**sampling.describe()) == sampling
+    sampling = Sampling("gamma", UniformGrid(), 3, 0.5, 2.0)
+    assert sampling.describe()["grid"] == "uniform"
+    assert Sampling.from_description(sampling.describe()) == sampling
+    # As files of earlier versions say it, which hold no times.
+    assert Sampling.from_description({"jump": "ddim", "grid": "uniform", "steps": 2}) == Sampling(
+        "ddim", UniformGrid(), 2
+    )
+    for grid, said in (
+        (TimestepsGrid((999, 399)), {"kind": "timesteps", "at": [999, 399]}),
+        (LeadingGrid(1), {"kind": "leading", "offset": 1}),
+        (LeadingGrid(), "leading"),
+        (LCMGrid(), "lcm"),
+        (RhoGrid(3.0), {"kind": "rho", "exponent": 3.0}),
+    ):
+        sampling = Sampling("renoise", grid, 2).holding(DiscreteVP(), FIRST.get(grid, 1.0))
+        described = json.loads(json.dumps(sampling.describe()))
+        assert described["grid"] == said
+        assert len(described["times"]) == 2
+        assert Sampling.from_description(described) == sampling
 
 
 @pytest.mark.parametrize(
@@ -82,6 +103,17 @@ def test_a_description_gives_the_value_back():
     [
         {"jump": "leap"},
         {"grid": "square"},
+        {"grid": "timesteps"},
+        {"grid": {"kind": "timesteps", "at": [499, 999]}},
+        {"grid": {"kind": "timesteps", "at": []}},
+        {"grid": {"kind": "timesteps", "at": [-1]}},
+        {"grid": ["rho"]},
+        {"times": [0.5, 0.7], "steps": 2},
+        {"times": [0.5], "steps": 2},
+        {"times": [1.5]},
+        {"times": ["a"]},
+        {"times": [0.0]},
+        {"times": "0.5"},
         {"steps": 0},
         {"gamma": 1.5},
         {"rule": "heun"},
@@ -89,8 +121,8 @@ def test_a_description_gives_the_value_back():
     ],
 )
 def test_what_cannot_be_sampled_is_refused(bad):
-    with pytest.raises(UserError, match="sampling:"):
-        Sampling(**{"jump": "ddim", **bad})
+    with pytest.raises(UserError, match=r"sampling: |grid: |grid 'timesteps': |TimestepsGrid: "):
+        Sampling.from_description({"jump": "ddim", **bad})
 
 
 def test_a_rescaled_map_takes_unit_noise_through_the_other_schedule_and_nothing_else():

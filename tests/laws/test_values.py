@@ -34,6 +34,7 @@ FAMILIES: list[type[Value]] = [
 NEEDED: dict[str, dict[str, Any]] = {
     "RecordEvery": {"steps": 3},
     "SwitchEvery": {"steps": (3, 4)},
+    "TimestepsGrid": {"at": (999, 499)},
     "StraightThrough": {"of": StaticThreshold(2.0)},
 }
 """What a class has no default for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.objectives import AttributeReading, Classification
 from fewstep.random import Key
 from fewstep.recipes import config, load_recipe
+from fewstep.recipes.building.checksums import origins_of
 from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.building.pretrain import build_pretraining
 from fewstep.states import Attributed, State, Step
@@ -226,3 +228,63 @@ def test_a_reader_is_a_feature_space_that_judges_no_classes(tmp_path):
     assert not space.labelled
     with pytest.raises(UserError, match="has no classifier"):
         space.classify(pictures)
+
+
+def test_a_reader_of_its_own_kind_is_the_same_space_and_tells_attributes(tmp_path):
+    data, path = Scenes(20, 1), tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    reader = ImageReader(dict(data.values), width=8, features=12)
+    save_network(path, reader)
+    space = config.ReaderFeatures(kind="reader", path=str(path)).space(data)
+    pictures = data.take(torch.arange(4))
+    assert torch.equal(space.extract(pictures), reader.features(pictures))
+    assert space.readings is not None
+    told = space.readings(pictures)
+    assert all(torch.equal(logits, told[name]) for name, logits in reader(pictures).items())
+    assert (space.head, space.labelled) == (None, False)
+    # The name follows the content: another network of the same path is another space.
+    other = ImageReader(dict(data.values), width=8, features=12)
+    save_network(path, other)
+    assert config.ReaderFeatures(kind="reader", path=str(path)).space(data).name != space.name
+    save_network(tmp_path / "again.safetensors", reader)
+    assert config.ReaderFeatures(kind="reader", path=str(tmp_path / "again.safetensors")).space(data).name == space.name
+
+
+def test_the_shipped_reader_is_the_file_of_that_name(tmp_path, monkeypatch):
+    data = Scenes(20, 1)
+    torch.manual_seed(0)
+    reader = ImageReader(dict(data.values), width=8, features=12)
+    (tmp_path / "weights").mkdir()
+    save_network(tmp_path / "weights" / "scenes-features.safetensors", reader)
+    recipe = load_recipe("mixture2d-teacher", ["evaluation.features={kind: reader, name: scenes}"])
+    monkeypatch.setattr("fewstep.zoo.shipped.resources.files", lambda _: tmp_path)
+    choice = config.ReaderFeatures(kind="reader", name="scenes")
+    space = choice.space(data)
+    assert space.name == "scenes-features"
+    pictures = data.take(torch.arange(4))
+    assert torch.equal(space.extract(pictures), reader.features(pictures))
+    digest = hashlib.sha256((tmp_path / "weights" / "scenes-features.safetensors").read_bytes()).hexdigest()
+    assert origins_of(recipe, ("evaluation",)) == {"evaluation.features.name": digest}
+    (tmp_path / "weights" / "scenes-features.safetensors").unlink()
+    with pytest.raises(UserError, match="no shipped weights 'scenes-features'"):
+        choice.space(data)
+
+
+def test_features_of_readers_that_cannot_be_are_refused(tmp_path):
+    data, path = Scenes(20, 1), tmp_path / "model.safetensors"
+    for choice in ("{kind: reader}", "{kind: reader, name: scenes, path: x}"):
+        with pytest.raises(UserError, match=r"'evaluation\.features.*give either 'name', .* or 'path'"):
+            load_recipe("digits-disback", [f"evaluation.features={choice}"])
+    with pytest.raises(UserError, match=r"evaluation\.features\.reader\.name|evaluation\.features\.name"):
+        load_recipe("digits-disback", ["evaluation.features={kind: reader, name: faces}"])
+    choice = config.ReaderFeatures(kind="reader", path=str(path))
+    with pytest.raises(
+        UserError, match="there is no such file; make it by 'fewstep pretrain' with a recipe of a reader"
+    ):
+        choice.space(data)
+    save_network(path, ImageClassifier(10, size=32, channels=3, width=8, features=12))
+    with pytest.raises(UserError, match="holds a ImageClassifier, not a reader"):
+        choice.space(data)
+    save_network(path, reader_of(digit=10))
+    with pytest.raises(UserError, match=r"reads images of shape \(1, 8, 8\), the data has \(3, 32, 32\)"):
+        choice.space(data)

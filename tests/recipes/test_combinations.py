@@ -1,9 +1,9 @@
 """What the matrix says goes together, runs; what it refuses, is refused in its words.
 
-For every variant of every method the legal combinations of states, target, student and thresholds
-are covered in pairs: each two values of two axes that go together are in some run. The runs are
-generated from the rule itself (``legality.check``), so that a 'yes' that does not run and a '-'
-that would are both found. The helpers serve the other tests of recipes.
+For every variant of every method the legal combinations of states, target, its guidance, student
+and thresholds are covered in pairs: each two values of two axes that go together are in some run.
+The runs are generated from the rule itself (``legality.check``), so that a 'yes' that does not run
+and a '-' that would are both found. The helpers serve the other tests of recipes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.config import Section
 from fewstep.recipes.config.section import fields_of, is_section, saved
 from fewstep.recipes.legality import (
+    GUIDED,
     ROLES,
     STATES,
     check,
     columns,
     families,
+    guidance_refusal,
     matrix_row,
     role_refusal,
     states_refusal,
@@ -157,21 +159,24 @@ def tiny(
     target: Any = "fixed",
     student: Any = "copy",
     role: str | None = None,
+    guidance: str = "none",
     steps: int = 4,
     digits: bool = False,
     **others: Any,
 ) -> DistillRecipe:
     """A recipe small enough for a test; each axis by its kind, or by a whole section; ``role``:
-    whose estimates are clamped to half the data's range; ``others``: of the training.
+    whose estimates are clamped to half the data's range; ``guidance``: of the target, at scale 2;
+    ``others``: of the training.
     """
     data: dict[str, Any] = {"kind": "digits"} if digits else {"kind": "random-mixture", "samples": 16}
     students = {**STUDENT_SETTINGS, "network": IMAGE_NETWORK} if digits else STUDENT_SETTINGS
+    section = (BACKTRACKED if target == "backtracked" else {"kind": target}) if isinstance(target, str) else target
     values = {
         "task": "distill",
         "teacher": {"kind": "file", "path": str(teacher_file(digits))},
         "student": {"kind": student, **students[student]} if isinstance(student, str) else student,
         "method": {"optimizer": OPTIMIZER, **method},
-        "target": (BACKTRACKED if target == "backtracked" else {"kind": target}) if isinstance(target, str) else target,
+        "target": section if guidance == "none" else {**section, "guidance": {"kind": guidance, "scale": 2.0}},
         "states": {"kind": states, **STATES_SETTINGS.get(states, {})} if isinstance(states, str) else states,
         "reflected": {"kind": "none"}
         if role is None
@@ -209,14 +214,19 @@ def sampler_of(parts: Distillation) -> StudentSampler:
     return StudentSampler(parts.data.low, parts.data.high, student, parts.prior, parts.sampling)
 
 
-Combination = tuple[str, str, str, str | None]
-"""(states, target, student, role)"""
+Combination = tuple[str, str, str, str | None, str]
+"""(states, target, student, role, guidance)"""
 AXES: tuple[tuple[str | None, ...], ...] = (
     ("usual", *STATES),
     ("fixed", "backtracked"),
     tuple(families()),
     (None, *ROLES),
+    ("none", GUIDED),
 )
+
+
+PLACES = {"target guided": ("guidance", GUIDED)}
+"""The axis and value of a column whose name does not say them."""
 
 
 def method_of(values: dict[str, Any]) -> Method:
@@ -226,23 +236,27 @@ def method_of(values: dict[str, Any]) -> Method:
 
 def refusal(method: Method, combination: Combination) -> str | None:
     """What the rule says to a combination."""
-    states, target, student, role = combination
+    states, target, student, role, guidance = combination
     try:
-        check(method, student, target, states, () if role is None else (role,))
+        check(method, student, target, states, () if role is None else (role,), guidance)
     except UserError as error:
         return str(error)
     return None
 
 
-def covering(method: Method, size: int) -> list[Combination]:
+def covering(method: Method, size: int, classes: bool = True) -> list[Combination]:
     """Legal combinations, chosen greedily, in which every ``size`` values of as many axes occur
-    that are in some legal combination.
+    that are in some legal combination; without ``classes`` nothing is guided.
     """
 
     def parts(combination: Combination) -> set[Any]:
         return set(combinations(enumerate(combination), size))
 
-    legal = [combination for combination in product(*AXES) if refusal(method, combination) is None]
+    legal = [
+        combination
+        for combination in product(*AXES)
+        if refusal(method, combination) is None and (classes or combination[4] == "none")
+    ]
     left = {part for combination in legal for part in parts(combination)}
     chosen = []
     while left:
@@ -262,7 +276,7 @@ def _cases(variants: dict[str, dict[str, Any]], seen: list[Any] | None = None) -
         pairs = seen is not None and traits not in seen
         if seen is not None:
             seen.append(traits)
-        for combination in covering(method, 2 if pairs else 1):
+        for combination in covering(method, 2 if pairs else 1, classes=variants is not VARIANTS):
             # A generator makes points, or it makes images.
             if combination[2] != ("fastgan" if variants is VARIANTS else "latent-mlp"):
                 yield pytest.param(values, combination, id=f"{name}: {', '.join(str(value) for value in combination)}")
@@ -272,8 +286,8 @@ def runs(values: dict[str, Any], combination: Combination, folder: Path, digits:
     """At least three steps move the student, which stays finite and can be sampled; nothing frozen
     moves.
     """
-    states, target, student, role = combination
-    recipe = tiny(values, states, target, student, role, digits=digits)
+    states, target, student, role, guidance = combination
+    recipe = tiny(values, states, target, student, role, guidance, digits=digits)
     parts = build_distillation(recipe, folder)
     untrained, teacher = copy.deepcopy(parts.student.state_dict()), copy.deepcopy(parts.teacher.state_dict())
     assert fitted(recipe, parts, folder).progress.step >= 3
@@ -312,9 +326,10 @@ def test_what_does_not_go_together_is_refused_in_the_rules_words_before_anything
     values = {**VARIANTS, **ON_DIGITS}[name]
     method, refused = method_of(values), 0
     for combination in product(*AXES):
-        states, target, student, role = combination
+        states, target, student, role, guidance = combination
         rules = [
             target_refusal(method, target),
+            guidance_refusal(method, guidance),
             states_refusal(method, states),
             student_refusal(method, student, states, [role] if role else []),
         ]
@@ -324,7 +339,7 @@ def test_what_does_not_go_together_is_refused_in_the_rules_words_before_anything
         if sentences:
             refused += 1
             with pytest.raises(UserError) as caught:
-                build_distillation(tiny(values, states, target, student, role), tmp_path)
+                build_distillation(tiny(values, states, target, student, role, guidance), tmp_path)
             assert str(caught.value) == sentences[0]
     assert refused
     assert not list(tmp_path.iterdir())
@@ -339,9 +354,9 @@ def test_a_cell_of_the_matrix_is_what_the_choice_alone_is_told(name):
     cells = matrix_row("any", method).cells
     assert tuple(cells) == columns()
     for column, cell in cells.items():
-        axis, value = column.split()
-        key = ("states", "target", "student", "reflected").index(axis)
-        usual: list[Any] = ["usual", "fixed", "copy", None]
+        axis, value = PLACES.get(column, tuple(column.split()))
+        key = ("states", "target", "student", "reflected", "guidance").index(axis)
+        usual: list[Any] = ["usual", "fixed", "copy", None, "none"]
         usual[key] = value
-        assert cell == refusal(method, (usual[0], usual[1], usual[2], usual[3]))
+        assert cell == refusal(method, (usual[0], usual[1], usual[2], usual[3], usual[4]))
         assert (cell is None) == any(combination[key] == value for combination in covering(method, 1))

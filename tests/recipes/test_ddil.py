@@ -18,7 +18,7 @@ from fewstep.recipes.kit.state_sources import stops_at
 from fewstep.recipes.methods.progressive import GuidanceRange
 from fewstep.recipes.reading.source import dump
 from fewstep.states import Dagger, ForwardDiffusion, Mixture, OpenRollout, PerBatch, Rollout, States, Step
-from fewstep.times import UniformTimes
+from fewstep.times import RhoGrid, UniformGrid, UniformTimes
 
 SMALL = ("states.capacity=12", "states.collect=3")
 
@@ -126,9 +126,9 @@ def test_progressive_distillation_may_step_along_uniform_times(tmp_path: Path) -
     torch.testing.assert_close(
         times.diff(), torch.full((3,), -parts.prior.time / 4, dtype=torch.float64), rtol=1e-3, atol=0
     )
-    assert parts.sampling.grid == "uniform"
+    assert parts.sampling.grid == UniformGrid()
     assert parts.sampling.times(parts.teacher.schedule, parts.prior.time).tolist()[:-1] == times.tolist()
-    assert built(tmp_path, "mixture2d-pd-ddil").sampling.grid == "rho"
+    assert built(tmp_path, "mixture2d-pd-ddil").sampling.grid == RhoGrid()
 
 
 def test_how_trajectories_are_collected_is_as_the_recipe_says(tmp_path: Path) -> None:

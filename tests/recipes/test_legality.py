@@ -11,9 +11,11 @@ import pytest
 from test_combinations import (
     AXES,
     BACKTRACKED,
+    GUIDED,
     IMAGE_NETWORK,
     MATCHING,
     ON_DIGITS,
+    PLACES,
     STUDENT_SETTINGS,
     VARIANTS,
     method_of,
@@ -27,6 +29,7 @@ from fewstep.recipes.building.distillation import build_distillation
 from fewstep.recipes.legality import ROLES, check, matrix_row, student_refusal
 
 ALL = {**VARIANTS, **ON_DIGITS}
+KEYS = {"reflected": "reflected.on", "guidance": "target.guidance.kind"}
 SHAPE = re.compile(r"'([a-z.]+): ([a-z0-9-]+)' and '([a-z.]+): ([a-z0-9-]+)' cannot be combined: ([^;:]+); ([^;]+)\.")
 
 
@@ -47,8 +50,8 @@ def test_a_refusal_is_one_sentence_with_two_parts_a_reason_and_a_remedy(name):
     for column, sentence in refused:
         found = SHAPE.fullmatch(sentence)
         assert found is not None, sentence
-        axis, value = column.split()
-        key = "reflected.on" if axis == "reflected" else f"{axis}.kind"
+        axis, value = PLACES.get(column, tuple(column.split()))
+        key = KEYS.get(axis, f"{axis}.kind")
         assert found.groups()[:4] == ("method.kind", ALL[name]["kind"], key, value)
         assert found[6].startswith("use ")
 
@@ -60,17 +63,20 @@ def test_what_a_remedy_names_is_allowed_and_is_all_that_is(name):
         "states": {
             states
             for states in ("usual", *dict.fromkeys(AXES[0]))
-            if refusal(method, (str(states), "fixed", "copy", None)) is None
+            if refusal(method, (str(states), "fixed", "copy", None, "none")) is None
         },
-        "student": {student for student in AXES[2] if refusal(method, ("usual", "fixed", str(student), None)) is None},
-        "reflected": {role for role in ROLES if refusal(method, ("usual", "fixed", "copy", role)) is None},
+        "student": {
+            student for student in AXES[2] if refusal(method, ("usual", "fixed", str(student), None, "none")) is None
+        },
+        "reflected": {role for role in ROLES if refusal(method, ("usual", "fixed", "copy", role, "none")) is None},
+        "guidance": {"target.guidance.kind: none"},
         "target": {"target.kind: fixed"},
     }
     for variant, column, sentence in cells():
         if variant == name:
             remedies = set(re.findall(r"'([^']+)'", sentence.rpartition(";")[2]))
-            assert remedies == allowed[column.split()[0]]
-    assert refusal(method, ("usual", "fixed", "copy", None)) is None
+            assert remedies == allowed[PLACES.get(column, column.split())[0]]
+    assert refusal(method, ("usual", "fixed", "copy", None, "none")) is None
 
 
 @pytest.mark.parametrize("kind", ["latent-mlp", "fastgan"])
@@ -109,21 +115,27 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-pd", "forward rollout ddil per-batch copy network lora teacher student"),
         ("digits-lcm", "forward rollout ddil per-batch copy network teacher target student"),
         ("digits-ctm", "forward rollout ddil per-batch copy network teacher"),
-        ("digits-dmd2", "prior backtracked copy network lora teacher fake student"),
-        ("digits-dmd2-4step", "forward rollout ddil per-batch backtracked copy network lora teacher fake student"),
-        ("digits-diff-instruct", "prior backtracked copy network lora fastgan latent-mlp teacher fake student"),
-        ("digits-sds", "prior backtracked copy network lora fastgan latent-mlp teacher student"),
-        ("digits-sid", "prior backtracked copy network lora fastgan latent-mlp teacher fake student"),
-        ("digits-f-distill", "prior backtracked copy network lora teacher fake student"),
+        ("digits-dmd2", "prior backtracked guided copy network lora teacher fake student"),
+        (
+            "digits-dmd2-4step",
+            "forward rollout ddil per-batch backtracked guided copy network lora teacher fake student",
+        ),
+        (
+            "digits-diff-instruct",
+            "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student",
+        ),
+        ("digits-sds", "prior backtracked guided copy network lora fastgan latent-mlp teacher student"),
+        ("digits-sid", "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student"),
+        ("digits-f-distill", "prior backtracked guided copy network lora teacher fake student"),
         ("digits-scm", "forward rollout ddil per-batch copy network lora teacher student"),
-        ("digits-add", "forward rollout ddil per-batch backtracked copy network lora teacher student"),
+        ("digits-add", "forward rollout ddil per-batch backtracked guided copy network lora teacher student"),
         ("digits-reflow", "copy network lora teacher student"),
         ("digits-kd", "copy network lora teacher student"),
     ],
 )
 def test_the_matrix_as_the_family_is_understood(name, columns):
-    """Written down by hand, so that a slip of the rule shows: scores backtrack, trajectories do
-    not, one-step students have none.
+    """Written down by hand, so that a slip of the rule shows: scores backtrack and are guided,
+    trajectories are not, one-step students have none.
     """
     found = [
         column.split()[1]
@@ -188,6 +200,11 @@ def test_settings_that_do_not_fit_one_another_are_one_short_sentence(recipe, ove
             "reads 8x8 digits; use 'teacher-trunk'",
         ),
         ({"method": {**VARIANTS["consistency"], "guidance": {}}}, "'method.guidance' needs a teacher with classes"),
+        ({"method": MATCHING, "guidance": GUIDED}, "'target.guidance' needs a teacher with classes or prompts"),
+        (
+            {"method": MATCHING, "target": "backtracked", "guidance": "along-path"},
+            "'target.guidance' needs a teacher with classes or prompts",
+        ),
         ({"method": {**VARIANTS["progressive"], "guidance": {}}}, "'method.guidance' needs a teacher with classes"),
         (
             {

@@ -22,7 +22,10 @@ from test_combinations import (
     tiny,
     without_syncing,
 )
+from test_combinations import ON_DIGITS as ON_DIGITS_VARIANTS
 
+from fewstep.denoisers import Guided, NetworkDenoiser
+from fewstep.errors import UserError
 from fewstep.objectives import ProgressiveDistillation
 from fewstep.planning.twin import small
 from fewstep.random import Key
@@ -50,6 +53,7 @@ DISTILLING = [
 ON_DIGITS = (
     "digits-kd",
     "digits-disback-dmd2",
+    "digits-disback-guided",
     "digits-pd-ddil",
     *(name for name in DISTILLING if name.startswith("digits-lcm") or "fastgan" in name),
 )
@@ -329,6 +333,39 @@ def test_a_round_of_progressive_distillation_begins_where_the_round_before_ended
         for key, value in taught.state_dict().items()
         if key.endswith("leave.weight")
     )
+
+
+def test_a_student_may_learn_its_prediction_before_its_guidance(tmp_path):
+    """The first stage follows the teacher without guidance and at the scale 1, the second one the
+    guided teacher at scales within the range; their lengths are the shares that are asked for.
+    """
+    method = ON_DIGITS_VARIANTS["progressive, converted, then guided"]
+    method = {**method, "prepare": 0.3, "guidance": {"low": 2.0, "high": 3.0, "sample_at": 2.0}}
+    parts = build_distillation(tiny(method, steps=20, digits=True), tmp_path)
+    assert [(stage.name, stage.total) for stage in parts.stages] == [("convert", 4), ("prepare", 6), ("2-steps", 10)]
+    step, scales, teachers = Step(Key(0), 64), [], []
+    for stage in parts.stages[:2]:
+        (term,) = stage.phases[0].terms
+        guidance = term.states.draw(step).condition.guidance
+        assert guidance is not None
+        scales.append((float(guidance.min()), float(guidance.max())))
+        teachers.append(type(term.objective.teacher.denoiser))
+    assert scales[0] == (1.0, 1.0)
+    assert 2.0 <= scales[1][0] < scales[1][1] <= 3.0
+    assert teachers == [NetworkDenoiser, Guided]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"convert": None}, "needs both"),
+        ({"guidance": None}, "needs both"),
+        ({"convert_for": 0.5, "prepare": 0.5}, "must be below 1"),
+    ],
+)
+def test_a_division_of_what_is_not_there_is_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        tiny({**ON_DIGITS_VARIANTS["progressive, converted, then guided"], **changes})
 
 
 def fake_at_the_start(method: dict[str, Any], folder: Path) -> tuple[Distillation, dict[str, torch.Tensor]]:

@@ -151,7 +151,11 @@ def write_run(folder: Path, name: str = "digits", warn_at: tuple[int, ...] = (40
         "method": "disback",
         "teacher": "digits",
         "seed": 0,
-        "target": {"kind": "backtracked", "switch": {"kind": "plateau", "window": 100}},
+        "target": {
+            "kind": "backtracked",
+            "switch": {"kind": "plateau", "window": 100},
+            "guidance": {"kind": "along-path", "scale": 3.0},
+        },
     }
     recipe |= {
         "training": {"steps": 2200, "batch": 128, "precision": "fp32", "checkpoint_every": 500},
@@ -225,9 +229,10 @@ def test_headline_compares_student_and_teacher(page: Page) -> None:
         "35 steps and 91.5 ± 1.1 in 1 step." in page.text
     )
     assert "disback" in page.text
+    gap = (0.2 + 1.5 / (1 + 1 / 60)) * (1 + 0.1 * math.sin(201))
     assert (
-        "backtracked: node 3 from step 201, node 2 from step 560, node 1 from step 900, teacher from step 1,300"
-        in page.text
+        "backtracked, guided (along-path, scale 3.0): node 3 from step 201, node 2 from step 560, node 1 from step "
+        f"900, teacher from step 1,300; the gap of its first step was {gap:.3g}" in page.text
     )
 
 

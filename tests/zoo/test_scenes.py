@@ -108,14 +108,14 @@ def test_its_pictures_show_what_they_are_asked_for(
     prompts = scene_prompts(1, held_out)
     prompts = [prompts[index * len(prompts) // 60] for index in range(60)]
     found = model.codec.decode(guided(model, prompts, noise_of(60, 1), times_of(pipe, 25)))
-    assert prompt_accuracy(fs.zoo.scene_features(), found, prompts)["all"] >= least
+    assert prompt_accuracy(fs.zoo.scenes_reader(), found, prompts)["all"] >= least
     others = [*prompts[7:], *prompts[:7]]
-    assert prompt_accuracy(fs.zoo.scene_features(), found, others)["all"] < 0.3
+    assert prompt_accuracy(fs.zoo.scenes_reader(), found, others)["all"] < 0.3
 
 
 def test_its_codec_keeps_what_the_reader_sees() -> None:
     data, index = Scenes(400, part="test", combinations="all"), torch.arange(400)
-    codec, reader = scenes.scene_codec(), fs.zoo.scene_features()
+    codec, reader = scenes.scene_codec(), fs.zoo.scenes_reader()
 
     @torch.no_grad()
     def accuracy(pictures: Tensor) -> float:

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.denoisers import EDMInputs, TimestepInputs
 from fewstep.errors import UserError
-from fewstep.prediction import Epsilon, Prediction, V
-from fewstep.schedule import DiscreteVP, Schedule, ZeroSNRVP
-from fewstep.zoo.diffusers_schedulers import ignored_by, meaning_of
+from fewstep.prediction import EDM, Epsilon, Prediction, V, Velocity
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ZeroSNRVP
+from fewstep.zoo.diffusers_schedulers import ignored_by, meaning_of, settings_of
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -95,6 +96,43 @@ def test_diffusers_own_tables_are_ours_to_their_precision(kind: str) -> None:
     theirs = scheduler.alphas_cumprod.double()
     torch.testing.assert_close(schedule.alpha(TIMES), theirs.sqrt(), rtol=2e-5, atol=2e-7)
     torch.testing.assert_close(schedule.sigma(TIMES), (1 - theirs).sqrt(), rtol=2e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prediction"),
+    [
+        (kind, name)
+        for kind in KINDS
+        for name in ("epsilon", "v_prediction", "sample")
+        if (kind, name) != ("zero SNR", "epsilon")
+    ],
+)
+def test_what_a_scheduler_is_told_is_what_it_says(kind: str, prediction: str) -> None:
+    """``settings_of`` is the inverse of ``meaning_of``, by diffusers' own classes."""
+    if (kind, prediction) == ("zero SNR", "epsilon"):
+        pytest.skip("noise without a signal tells nothing")
+    scheduler = scheduler_of(kind, prediction)
+    read = meaning_of({**scheduler.config, "_class_name": "DDIMScheduler"}, Path("scheduler_config.json"))
+    settings = settings_of(*read)
+    assert {name: scheduler.config[name] for name in settings} == settings
+    told = diffusers.LCMScheduler(**settings)
+    assert torch.equal(told.alphas_cumprod, scheduler.alphas_cumprod)
+    assert meaning_of({**told.config, "_class_name": "LCMScheduler"}, Path("s.json")) == read
+
+
+@pytest.mark.parametrize(
+    "meaning",
+    [
+        (RectifiedFlow(), Velocity(), TimestepInputs(1000.0, 0.0)),
+        (KarrasVE(), EDM(), EDMInputs()),
+        (DiscreteVP(), Velocity(), TimestepInputs()),
+        (DiscreteVP(), Epsilon(), TimestepInputs(1000.0, 0.0)),
+        (DiscreteVP(steps=500), Epsilon(), TimestepInputs()),
+    ],
+)
+def test_what_schedulers_have_no_words_for_is_refused(meaning: tuple[Any, ...]) -> None:
+    with pytest.raises(UserError, match="is none of diffusers' variance preserving ones"):
+        settings_of(*meaning)
 
 
 def test_noise_without_a_signal_tells_nothing() -> None:

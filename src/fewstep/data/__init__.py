@@ -1,6 +1,7 @@
 """Data sets: shipped, made on the spot, or images from a zip or a folder; and prompts."""
 
-from fewstep.data.dataset import Captioned, Dataset, Described, InMemory, SampleSpace, Subset
+from fewstep.data.caption_numbers import Captioned, captioned
+from fewstep.data.dataset import Conditioned, Dataset, Described, InMemory, SampleSpace, Subset
 from fewstep.data.digits import digit_images
 from fewstep.data.images import Images, open_images
 from fewstep.data.prompts import Prompts, read_prompts
@@ -8,6 +9,7 @@ from fewstep.data.synthetic import random_mixture, ring_mixture
 
 __all__ = [
     "Captioned",
+    "Conditioned",
     "Dataset",
     "Described",
     "Images",
@@ -15,6 +17,7 @@ __all__ = [
     "Prompts",
     "SampleSpace",
     "Subset",
+    "captioned",
     "digit_images",
     "open_images",
     "random_mixture",

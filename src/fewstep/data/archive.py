@@ -19,6 +19,7 @@ its own.
 from __future__ import annotations
 
 import abc
+import io
 import json
 import os
 import stat
@@ -26,6 +27,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,8 +65,35 @@ class Source(Protocol):
         """Whether there is such a file."""
 
     @abc.abstractmethod
+    def size(self, name: str) -> int:
+        """How many bytes a file that is there has."""
+
+    @abc.abstractmethod
+    def text(self, name: str) -> Path | PackedText:
+        """A file that is there, to be opened as text; a sentence calls it what ``str`` does."""
+
+    def place(self, name: str) -> str:
+        """What a sentence calls an image."""
+        return f"{self.path}: '{name}'"
+
+    @abc.abstractmethod
     def digest(self) -> str:
         """SHA-256 over the content of its files as they are now, 64 hexadecimal digits."""
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """A file of a ``source`` that is an archive."""
+
+    source: Source
+    name: str
+
+    def open(self, encoding: str, errors: str) -> io.TextIOWrapper:
+        """The file's text, line ends as LF; all of it is in memory."""
+        return io.TextIOWrapper(io.BytesIO(self.source.read(self.name)), encoding, errors)
+
+    def __str__(self) -> str:
+        return self.source.place(self.name)
 
 
 class _Opened(threading.local):
@@ -100,6 +129,12 @@ class Archive(Source):
 
     def has(self, name: str) -> bool:
         return name in self._entries
+
+    def size(self, name: str) -> int:
+        return self._entries[name].file_size
+
+    def text(self, name: str) -> PackedText:
+        return PackedText(self, name)
 
     def digest(self) -> str:
         return content_digest(self.path)

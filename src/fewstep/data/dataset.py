@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Conditions
+from fewstep.errors import UserError
 from fewstep.resumable import Inert
 from fewstep.system.files import digest_of
 
@@ -36,7 +37,8 @@ class SampleSpace:
 
 class Dataset(Inert, abc.ABC):
     """Samples in [low, high] with ``labels`` (N,) int64 in [0, classes), or None with classes = 0;
-    ``names`` of the classes, empty where they have none.
+    ``names`` of the classes, empty where they have none. What has no range, such as latents, has
+    ``low`` = -inf and ``high`` = inf.
     """
 
     labels: Tensor | None
@@ -70,6 +72,38 @@ class Dataset(Inert, abc.ABC):
         It follows the content: another path is the same set, another content under the same path is
         another set. Files are read for it when it is first asked; the digest is remembered.
         """
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """The number of each sample's condition, (N,) int64, -1 for the unconditional one: its
+        label, unless the set says another (see ``captioned``). None where samples have none.
+        """
+        return self.labels
+
+    def where(self, index: int) -> str:
+        """What to call the sample at ``index`` in [0, N) in a sentence: its file where it has
+        one.
+        """
+        return f"sample {index}"
+
+    def captions(self, index: Tensor) -> list[str] | None:
+        """The captions of the samples at ``index`` (n,), "" for one that has none; no sample is
+        made for it. None where the set has no captions.
+        """
+        return None
+
+    def sizes(self, index: Tensor) -> Tensor:
+        """SDXL's micro-conditioning (Podell et al. 2023, Sec. 2.2) of the pictures at ``index``
+        (n,), the context ``time_ids``: (n, 6) float32. Height and width before the picture was
+        resized, top and left of the crop in the resized picture, height and width now; in pixels.
+
+        A picture that was neither resized nor cropped, unless the set says another. Raises
+        ``UserError`` for samples that are no pictures.
+        """
+        if len(self.shape) != 3:
+            raise UserError(f"data: samples of shape {self.shape} are no pictures, and have no sizes.")
+        height, width = self.shape[1:]
+        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).repeat(len(index), 1)
 
     @property
     def space(self) -> SampleSpace:
@@ -122,8 +156,35 @@ class Dataset(Inert, abc.ABC):
         return self.subset(order[0::2]), self.subset(order[1::2])
 
 
-class Captioned(Dataset):
-    """Samples with captions: ``labels`` (N,) are the numbers of conditions, and no classes."""
+class Derived(Dataset):
+    """A sample for each of ``data``: of the same condition, place, caption and size."""
+
+    data: Dataset
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def numbers(self) -> Tensor | None:
+        return self.data.numbers
+
+    def where(self, index: int) -> str:
+        return self.data.where(index)
+
+    def captions(self, index: Tensor) -> list[str] | None:
+        return self.data.captions(index)
+
+    def sizes(self, index: Tensor) -> Tensor:
+        return self.data.sizes(index)
+
+    def head(self, rows: int) -> Tensor:
+        return self.data.head(rows)
+
+
+class Conditioned(Dataset):
+    """Samples that come with their conditions: ``labels`` (N,) are the numbers of these, and no
+    classes.
+    """
 
     @property
     @abc.abstractmethod
@@ -207,6 +268,19 @@ class Subset(Dataset):
 
     def take(self, index: Tensor) -> Tensor:
         return self.data.take(self.index[index])
+
+    @cached_property
+    def numbers(self) -> Tensor | None:
+        return None if self.data.numbers is None else self.data.numbers[self.index]
+
+    def where(self, index: int) -> str:
+        return self.data.where(int(self.index[index]))
+
+    def captions(self, index: Tensor) -> list[str] | None:
+        return self.data.captions(self.index[index])
+
+    def sizes(self, index: Tensor) -> Tensor:
+        return self.data.sizes(self.index[index])
 
 
 def _labels_of(data: Dataset) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from fewstep.data.archive import MOST_BYTES, Source
 from fewstep.data.tree import tree_of
 from fewstep.errors import UserError
 from fewstep.system.caches import content_digests
+from fewstep.system.files import readable
 
 
 class Folder(Source):
@@ -47,6 +48,13 @@ class Folder(Source):
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
+
+    def size(self, name: str) -> int:
+        with readable(self.path / name):
+            return (self.path / name).stat().st_size
+
+    def text(self, name: str) -> Path:
+        return self.path / name
 
     def digest(self) -> str:
         sha = hashlib.sha256(b"images\n")

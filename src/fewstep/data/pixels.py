@@ -272,10 +272,26 @@ def squared(picture: Picture, size: int) -> Picture:
 
     if picture.size == (size, size):
         return picture
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    left, top, side = _square_in(*picture.size)
     # Cropped first: within a box, the filter would still see what lies beside it.
     return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def sizes_of(height: int, width: int, size: int | None) -> tuple[int, int, int, int, int, int]:
+    """What ``squared`` does with a picture, as SDXL is told of it (``Dataset.sizes``): its height
+    and width, how much was cut off at the top and at the left, in pixels of the resized picture,
+    and height and width then. ``size`` is None for a picture that stays as it is.
+    """
+    if size is None:
+        return height, width, 0, 0, height, width
+    left, top, side = _square_in(width, height)
+    return height, width, round(top * size / side), round(left * size / side), size, size
+
+
+def _square_in(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of the largest centred square."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
 
 
 def pixels_of(picture: Picture, channels: int = 3) -> np.ndarray:

@@ -12,7 +12,7 @@ numbers as numbers (1, 2, 10). Each has its number whether or not an image of it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -75,13 +75,19 @@ class Tree:
     """``names`` of the images, sorted.
 
     ``root``: what stands before each of them, "" or a folder with "/"; ``tops``: the folders at the
-    top.
+    top. ``others``: the names of files that are passed over for their suffix, sorted.
     """
 
     names: tuple[str, ...]
     root: str
     tops: tuple[str, ...]
     passed_over: PassedOver
+    others: tuple[str, ...] = ()
+
+    def passed_over_but(self, used: Container[str]) -> PassedOver:
+        """What is passed over where the files ``used`` are not."""
+        kinds = {reason: entry for reason, entry in self.passed_over.kinds.items() if reason != SUFFIX}
+        return PassedOver(kinds) + PassedOver.of({SUFFIX: [name for name in self.others if name not in used]})
 
     @property
     def parts(self) -> list[tuple[str, ...]]:
@@ -121,6 +127,7 @@ def tree_of(
         root,
         tuple(sorted(tops)),
         PassedOver.of({reason: sorted(those) for reason, those in found.items()}),
+        tuple(sorted(found[SUFFIX])),
     )
 
 

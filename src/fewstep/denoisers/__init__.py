@@ -7,6 +7,7 @@ from fewstep.denoisers.denoiser import Denoiser, copy_of, device_of, freeze
 from fewstep.denoisers.exact.field import StableTargetField
 from fewstep.denoisers.exact.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.generator import Generator
+from fewstep.denoisers.guided import Guided, GuidedRescaled, GuidedWithin
 from fewstep.denoisers.headed import FrozenTrunk, Headed
 from fewstep.denoisers.inputs import EDMInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
 from fewstep.denoisers.jumps import EndJump, TrajectoryDenoiser, trajectory_of
@@ -14,7 +15,7 @@ from fewstep.denoisers.model_files import load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser, grown_denoiser
 from fewstep.denoisers.stored_adapter import load_adapter, merged, save_adapter
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, StraightThrough
-from fewstep.denoisers.wrappers import Boundary, Guided, Reflected, Rescheduled
+from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
 
 __all__ = [
     "Averaged",
@@ -27,6 +28,8 @@ __all__ = [
     "GaussianMixture",
     "Generator",
     "Guided",
+    "GuidedRescaled",
+    "GuidedWithin",
     "HalfLife",
     "Headed",
     "IDDPMInputs",

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.denoisers.wrappers import _Wrapper
+from fewstep.denoisers.wrappers import Wrapper
 
 
-class Headed(_Wrapper):
+class Headed(Wrapper):
     """The denoiser itself, with a head on its features, in one module that one phase trains.
 
     ``head``: features (B, C, ...), condition -> logits (B,).

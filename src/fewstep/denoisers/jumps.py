@@ -25,7 +25,7 @@ from fewstep import cost
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.ddim import ddim_between
 from fewstep.denoisers.network import NetworkDenoiser, _Networked
-from fewstep.denoisers.wrappers import _Wrapper
+from fewstep.denoisers.wrappers import Wrapper
 from fewstep.networks.grow import grown
 from fewstep.schedule import as_time
 
@@ -72,7 +72,7 @@ def trajectory_of(denoiser: NetworkDenoiser) -> TrajectoryDenoiser:
     )
 
 
-class EndJump(_Wrapper):
+class EndJump(Wrapper):
     """A trajectory model seen as a one-step student: G(x, t, 0), so that it can stand where samples
     are made (``Renoise``, adversarial terms).
 

@@ -7,6 +7,7 @@ named.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
 from fewstep.errors import UserError
 from fewstep.networks import DiffusersUNet, build, describe_network
 from fewstep.networks.interfaces import DenoisingNetwork
-from fewstep.networks.kinds.bounds import at_most
+from fewstep.networks.kinds.bounds import at_most, machine_numbers
 from fewstep.networks.kinds.network_files import FORMAT, MODULE, load_strictly, module_of, room_for
 from fewstep.prediction import Prediction
 from fewstep.schedule import Schedule
-from fewstep.system.files import read_tensors, write_tensors
+from fewstep.system.files import read_metadata, read_tensors, write_tensors
 
+STUDENT, PRETRAINED = "student.safetensors", "model.safetensors"
+"""In a run's folder: what a distillation makes, and what a pretraining does."""
 _DEEPEST = 8
 _LARGEST = 100_000
 _SMALL = 10_000_000
@@ -83,25 +86,31 @@ def _parts_of(model: nn.Module) -> dict[str, Any]:
     return {**own, "of": describe_model(model.denoiser)}
 
 
-def model_from(description: Mapping[str, Any], module: str | None = None) -> Denoiser | Generator:
+def model_from(
+    description: Mapping[str, Any], module: str | None = None, device: str | None = None
+) -> Denoiser | Generator:
     """A fresh model from ``describe_model``.
 
-    ``module``: the one that registers its network, where that is known.
+    ``module``: the one that registers its network, where that is known; ``device``: where the
+    network is built, where others are unless given.
 
     Raises ``UserError`` for an unknown kind, a malformed description, and wrappers nested deeper
     than 8.
     """
-    return _model_from(description, _DEEPEST, module)
+    return _model_from(description, _DEEPEST, module, device)
 
 
-def _model_from(d: Mapping[str, Any], levels: int, module: str | None) -> Denoiser | Generator:
+def _model_from(d: Mapping[str, Any], levels: int, module: str | None, device: str | None) -> Denoiser | Generator:
     try:
         kind = d["kind"]
         if kind not in _MODELS:
             raise UserError(f"unknown kind of model '{kind}'; it must be one of {', '.join(_MODELS)}.")
         if "of" in d:
-            return _wrapper(_MODELS[kind], d, levels, module)
-        network, shape, classes = build(d["network"], module), _shape(d["shape"]), _classes(d["classes"])
+            return _wrapper(_MODELS[kind], d, levels, module, device)
+        shape, classes = _shape(d["shape"]), _classes(d["classes"])
+        # Schedules and the like are computed with numbers, which the meta device has not.
+        with contextlib.nullcontext() if device is None else torch.device(device):
+            network = build(d["network"], module)
         if _MODELS[kind] is Generator:
             return Generator(network, _shape(d["latent_shape"]), shape, classes)
         around = TrajectoryDenoiser if _MODELS[kind] is TrajectoryDenoiser else NetworkDenoiser
@@ -119,10 +128,12 @@ def _model_from(d: Mapping[str, Any], levels: int, module: str | None) -> Denois
         raise UserError(f"the description of a model is incomplete or malformed ({error}).") from error
 
 
-def _wrapper(cls: type[nn.Module], d: Mapping[str, Any], levels: int, module: str | None) -> Denoiser:
+def _wrapper(
+    cls: type[nn.Module], d: Mapping[str, Any], levels: int, module: str | None, device: str | None
+) -> Denoiser:
     if levels == 0:
         raise UserError(f"the description of a model nests more than {_DEEPEST} wrappers, which no model of ours does.")
-    inner = _model_from(d["of"], levels - 1, module)
+    inner = _model_from(d["of"], levels - 1, module, device)
     if isinstance(inner, Generator):
         raise UserError(
             f"the description of a model wraps a generator as '{d['kind']}'; only denoisers can be wrapped."
@@ -210,17 +221,51 @@ def save_model(path: Path, model: nn.Module, extra: Mapping[str, Any] | None = N
     return write_tensors(path, model.state_dict(), metadata)
 
 
+def model_in(path: Path) -> Path:
+    """The file of a model: the path itself, and of a run's folder what the run made.
+
+    Raises ``UserError`` for a folder without either.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in (STUDENT, PRETRAINED) if (path / name).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{path}: holds neither {STUDENT} nor {PRETRAINED}; the run may not have ended: go on with --resume, or "
+            "give another."
+        )
+    return found
+
+
+def description_in(path: Path) -> dict[str, Any]:
+    """What ``describe_model`` says of the model in a file; its weights are not read.
+
+    Raises ``UserError`` naming the file where it does not describe a model.
+    """
+    metadata = _of_model(read_metadata(path), path)
+    try:
+        with at_most(machine_numbers(), "this machine"):
+            return describe_model(model_from(metadata["model"], metadata.get(MODULE), "meta"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _of_model(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
+    if metadata.get("format") != FORMAT or "model" not in metadata:
+        raise UserError(
+            f"{path}: is not a model file of format {FORMAT}; it may come from another version or be "
+            "another kind of file."
+        )
+    return metadata
+
+
 def load_model(path: Path) -> tuple[Denoiser | Generator, dict[str, Any]]:
     """Reads what ``save_model`` wrote: (model, the extra values).
 
     Raises ``UserError`` naming the file and what is wrong in it.
     """
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT or "model" not in metadata:
-        raise UserError(
-            f"{path}: is not a model file of format {FORMAT}; it may come from another version or be "
-            "another kind of file."
-        )
+    _of_model(metadata, path)
     try:
         with at_most(room_for(tensors), "the file"):
             model = model_from(metadata.pop("model"), metadata.pop(MODULE, None))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.condition import LABELS, Condition, Conditions, as_condition
+from fewstep.condition import Condition
 from fewstep.denoisers.ddim import ddim_between
 from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.threshold import StaticThreshold, Threshold
-from fewstep.errors import UserError
 from fewstep.schedule import Schedule, as_time, expand
 
 
-class _Wrapper(Denoiser):
+class Wrapper(Denoiser):
     """A denoiser that asks another one, and shares its schedule and shape."""
 
     def __init__(self, denoiser: Denoiser):
@@ -33,37 +32,7 @@ class _Wrapper(Denoiser):
         return self.denoiser.classes
 
 
-class Guided(_Wrapper):
-    """Classifier-free guidance (Ho and Salimans 2022): null + w (conditional - null); w = 1 is the
-    conditional estimate.
-
-    ``scale`` is a number, or None to read w (B,) from the condition's ``guidance``. ``conditions``
-    says what the unconditional condition is. Two evaluations a call, in one batch.
-    """
-
-    def __init__(self, denoiser: Denoiser, scale: float | None = None, conditions: Conditions = LABELS):
-        super().__init__(denoiser)
-        self.scale = scale
-        self.conditions = conditions
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        condition = as_condition(condition)
-        if condition.labels is None and not condition.context:
-            raise UserError("guidance needs a condition to guide towards: give labels or a context.")
-        if self.scale is not None:
-            scale: Tensor | float = self.scale
-        elif condition.guidance is not None:
-            scale = expand(condition.guidance, x)
-        else:
-            raise UserError("guidance without a scale: give Guided a number, or the condition a guidance scale.")
-        t = as_time(t).expand(len(x))
-        null = self.conditions.null(condition)
-        both = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), Condition.cat([condition, null]))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
-
-
-class Rescheduled(_Wrapper):
+class Rescheduled(Wrapper):
     """The same denoiser seen under another forward process: x_t is scaled to the old process' at
     the time of equal signal-to-noise ratio.
 
@@ -93,7 +62,7 @@ class Rescheduled(_Wrapper):
         return self.denoiser(expand(factor, x) * x, there, condition)
 
 
-class Reflected(_Wrapper):
+class Reflected(Wrapper):
     """The estimate, kept to the data's support (reflected diffusion, Lou and Ermon 2023; DDIL,
     Garrepalli et al. 2024, Sec. 4.1).
 
@@ -109,7 +78,7 @@ class Reflected(_Wrapper):
         return self.threshold.apply(self.denoiser(x, t, condition))
 
 
-class Boundary(_Wrapper):
+class Boundary(Wrapper):
     r"""A denoiser's network as a consistency function: f(x, t_min) = x by construction (Song et al.
     2023, Eq. 5).
 

@@ -14,6 +14,7 @@ from typing import Any
 from fewstep.denoisers.stored_adapter import load_adapter
 from fewstep.doctor.checkup import check_path, check_run
 from fewstep.doctor.environment import check_environment
+from fewstep.doctor.exports import check_export, is_export
 from fewstep.doctor.findings import Finding, ok, problem, refused
 from fewstep.doctor.inspect import inspect
 from fewstep.doctor.requirements import check_recipe
@@ -28,8 +29,8 @@ _WEIGHTS = (".safetensors", ".pkl", ".pt")
 
 
 def examine(target: Path | str | None = None) -> list[Finding]:
-    """The findings of a run folder, a path's folder, a file of weights, or a recipe (a shipped name
-    or a YAML file); of this machine when there is none of these.
+    """The findings of a run folder, a path's folder, an exported folder, a file of weights, or a
+    recipe (a shipped name or a YAML file); of this machine when there is none of these.
     """
     if target is None:
         return check_environment()
@@ -40,12 +41,19 @@ def examine(target: Path | str | None = None) -> list[Finding]:
             check_values(path)
             return [ok(path, _checkpoint(path, state))]
         if path.is_dir() and (RunFolder(path).recipe.is_file() or str(target) not in shipped_names()):
-            return list(check_path(path)) if (path / "manifest.json").is_file() else check_run(path)
+            return _folder(path)
         if path.suffix in _WEIGHTS:
             return [_weights(path, str(target))]
         return check_recipe(target)
     except UserError as error:
         return [refused(target, error)]
+
+
+def _folder(path: Path) -> list[Finding]:
+    """Of an exported folder, a path's, or a run's."""
+    if is_export(path):
+        return list(check_export(path))
+    return list(check_path(path)) if (path / "manifest.json").is_file() else check_run(path)
 
 
 def has_problem(findings: list[Finding]) -> bool:

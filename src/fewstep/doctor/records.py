@@ -116,9 +116,8 @@ def _pictures(folder: RunFolder, resume: str) -> Iterator[Finding]:
         )
     if found and not bad:
         yield ok(folder.samples, f"{len(found)} pictures.")
-    rows = folder.samples / "path.json"
-    if rows.is_file():
-        yield _object(rows, f"Write it again: '{resume}'.")
+    for words in sorted(each for each in folder.samples.glob("*.json") if not is_set_aside(each)):
+        yield _object(words, f"Write it again: '{resume}'.")
 
 
 def _is_picture(path: Path) -> bool:

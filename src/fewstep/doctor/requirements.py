@@ -25,6 +25,7 @@ from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_
 from fewstep.recipes.building.distillation import check_parts
 from fewstep.recipes.reading.places import named_in
 from fewstep.system.locations import absolute, folder_or_id, is_address
+from fewstep.training.saving.checkpoint import is_checkpoint, look_at
 from fewstep.zoo.download import cached_file, local_file
 
 
@@ -43,7 +44,7 @@ def _needs(recipe: Recipe) -> list[Finding]:
     """The findings of all that a recipe names besides itself."""
     found = [*_data(recipe.data), *_features(recipe.evaluation.features)]
     if isinstance(recipe, DistillRecipe):
-        found = [*_teacher(recipe.teacher), *_start(recipe.student), *found]
+        found = [*_teacher(recipe.teacher), *_starts(recipe), *found]
     return found
 
 
@@ -104,10 +105,21 @@ def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding
     yield note(key, f"{choice.path} is fetched from the hub {pinned}, unless it was before.", remedy)
 
 
-def _start(choice: config.StudentChoice) -> Iterator[Finding]:
-    for named in named_in(choice, "student."):
-        if named.key == "student.start" and named.value is not None:
-            yield _stored(named.key, named.value, lambda path: load_model(path)[0])
+def _starts(recipe: DistillRecipe) -> Iterator[Finding]:
+    for named in (*named_in(recipe.student, "student."), *named_in(recipe.method, "method.")):
+        if named.mark.within is not None and named.value is not None:
+            yield _start(named.key, Path(absolute(named.value)), named.mark.within)
+
+
+def _start(key: str, path: Path, within: Callable[[Path], Path]) -> Finding:
+    try:
+        found = within(path)
+        if is_checkpoint(found):
+            look_at(found, verify=True)
+            return ok(key, f"{found} is a whole checkpoint.")
+    except UserError as error:
+        return refused(key, error)
+    return _stored(key, str(found), lambda path: load_model(path)[0])
 
 
 def _data(choice: config.DataChoice | None) -> Iterator[Finding]:
@@ -167,7 +179,7 @@ def _shards(urls: str) -> Finding:
 
 
 def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
-    if isinstance(choice, config.ClassifierFeatures):
+    if isinstance(choice, config.ClassifierFeatures | config.ReaderFeatures) and choice.path is not None:
         yield _stored("evaluation.features.path", choice.path, load_network)
     elif isinstance(choice, config.InceptionFeatures):
         yield _library("evaluation.features.kind: inception", "metrics", "torch-fidelity")

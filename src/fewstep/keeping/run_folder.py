@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.denoisers.model_files import PRETRAINED, STUDENT
 from fewstep.errors import UserError
 from fewstep.recipes import DistillRecipe, Recipe
 from fewstep.recipes.reading.source import load_saved
 from fewstep.system.files import write_text
 from fewstep.system.ledger import keeping, print_sentence
+from fewstep.training.saving.checkpoint import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """What a run goes on from."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def degradation(self) -> Path:
@@ -42,12 +44,17 @@ class RunFolder:
     @property
     def student(self) -> Path:
         """The averaged student, with what is needed to rebuild it."""
-        return self.path / "student.safetensors"
+        return self.path / STUDENT
 
     @property
     def teacher(self) -> Path:
         """The teacher, of a run that was given one as an object."""
         return self.path / "teacher.safetensors"
+
+    @property
+    def pipeline(self) -> Path:
+        """The same, of a run that was given a pipeline of diffusers'."""
+        return self.path / "teacher"
 
     @property
     def adapter(self) -> Path:
@@ -57,7 +64,7 @@ class RunFolder:
     @property
     def model(self) -> Path:
         """What a pretraining made."""
-        return self.path / "model.safetensors"
+        return self.path / PRETRAINED
 
     @property
     def samples(self) -> Path:

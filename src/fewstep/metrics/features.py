@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from fewstep.errors import UserError
 from fewstep.random import Key
 
 Features = Callable[[Tensor], Tensor]
+Readings = Callable[[Tensor], Mapping[str, Tensor]]
+"""Samples (B, *D) -> logits by attribute, each (B, its number of values)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +23,15 @@ class FeatureSpace:
 
     ``head``: features -> logits (B, K) of the network's classes, or None where there is no
     classifier; ``labelled``: whether these are the data's classes, so that it can judge them.
-    ``name``: equal for equal spaces, for reference statistics.
+    ``readings``: what the space's network tells of a picture's attributes, None where it tells
+    none. ``name``: equal for equal spaces, for reference statistics.
     """
 
     name: str
     extract: Features
     head: Features | None = None
     labelled: bool = False
+    readings: Readings | None = None
 
     def classify(self, samples: Tensor) -> Tensor:
         """Samples (B, *D) -> logits (B, K); raises ``UserError`` where there is no classifier."""
@@ -59,5 +63,14 @@ def placed(function: Features, device: torch.device | str) -> Features:
 
     def moved(samples: Tensor) -> Tensor:
         return function(samples.to(device)).to(samples.device)
+
+    return moved
+
+
+def placed_readings(function: Readings, device: torch.device | str) -> Readings:
+    """The same of what tells attributes."""
+
+    def moved(samples: Tensor) -> dict[str, Tensor]:
+        return {name: logits.to(samples.device) for name, logits in function(samples.to(device)).items()}
 
     return moved

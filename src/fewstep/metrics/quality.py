@@ -25,7 +25,7 @@ from torch import Tensor
 from fewstep.data import Dataset
 from fewstep.errors import UserError
 from fewstep.metrics.diversity import relative_diversity
-from fewstep.metrics.features import Features
+from fewstep.metrics.features import Features, Readings
 from fewstep.metrics.frechet import FeatureStatistics, features_of, frechet_distance
 from fewstep.metrics.manifold import manifold_scores
 from fewstep.random import Key
@@ -79,12 +79,14 @@ NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
 @dataclass(frozen=True, eq=False)
 class Evaluator:
     """Measures a sampler ``sample(place, rows, labels) -> (rows, *D)`` against ``data`` in a
-    feature space; without data, what can be said of samples alone.
+    feature space; without data, what can be said of samples alone. ``reference`` gives what Frechet
+    distances are to in the place of the data.
 
     ``samples`` a draw, at the data's class proportions, or in equal ones of ``classes`` where there
     is no data; draws differ by the place's step, which is the draw's number, at one ``seed`` for
-    all models. ``conditional``: whether the model makes the class that it is asked for. What cannot
-    be had is left out, and takes nothing else along.
+    all models. ``conditional``: whether the model makes the class that it is asked for.
+    ``readings``: what tells a picture's attributes, None where nothing does. What cannot be had is
+    left out, and takes nothing else along.
     """
 
     data: Dataset | None
@@ -94,19 +96,31 @@ class Evaluator:
     seed: int = 0
     classes: int = 0
     conditional: bool = True
+    reference: Callable[[], FeatureStatistics] | None = None
+    readings: Readings | None = None
 
     @property
     def labels(self) -> Tensor | None:
         """The classes of a draw's samples, sorted; None without classes."""
         return labels_of(self.data, self.samples, self.classes)
 
+    @property
+    def _shared(self) -> Tensor | None:
+        """The classes that the samples share with the data; None where the data has none, whatever
+        the samples' conditions are.
+        """
+        return None if self.data is not None and self.data.labels is None else self.labels
+
     def lacking(self) -> dict[str, str]:
         """Why a figure cannot be had, by its name, as far as data and the number of samples say."""
         found: dict[str, str] = {}
         if self.data is None:
-            found |= dict.fromkeys(("fd", *NEIGHBOURHOODS, "diversity"), "there is no data to compare with")
+            compared = (
+                ("fd", *NEIGHBOURHOODS, "diversity") if self.reference is None else (*NEIGHBOURHOODS, "diversity")
+            )
+            found |= dict.fromkeys(compared, "there is no data to compare with")
         else:
-            if len(self.data) < 2:
+            if len(self.data) < 2 and self.reference is None:
                 found["fd"] = f"it needs at least 2 samples of data, and there are {len(self.data)}"
             few = min(self.samples, len(self.data))
             if few <= NEIGHBOURS:
@@ -115,7 +129,7 @@ class Evaluator:
                     f"neighbourhoods need more than {NEIGHBOURS} samples and as many of the data, got "
                     f"{self.samples} and {len(self.data)}",
                 )
-            if not _twice(self.data.labels, len(self.data)) & _twice(self.labels, self.samples):
+            if not _twice(self.data.labels, len(self.data)) & _twice(self._shared, self.samples):
                 found["diversity"] = "it needs a class of which the samples and the data have two each"
         if self.labels is None or not self.conditional:
             found["accuracy"] = "there are no classes" if self.labels is None else "the model knows no classes"
@@ -142,7 +156,7 @@ class Evaluator:
 
     def breadth(self, sample: Sample) -> Breadth:
         """The breadth of the first draw."""
-        return self._breadth(sample(Key(self.seed, "evaluation", 0), self.samples, self.labels), self.labels)[0]
+        return self._breadth(sample(Key(self.seed, "evaluation", 0), self.samples, self.labels), self._shared)[0]
 
     def describe(self, sample: Sample, draws: int = 3) -> FullQuality:
         """``measure`` and ``breadth`` together; samples are drawn as often as by ``measure``
@@ -157,11 +171,13 @@ class Evaluator:
             return samples
 
         quality = self.measure(kept, draws)
-        breadth, lacking = self._breadth(first[0], self.labels)
+        breadth, lacking = self._breadth(first[0], self._shared)
         return FullQuality(quality, breadth, {**self.lacking(), **lacking})
 
     def why_no_halves(self) -> str:
         """Why the data's halves have no distance; nothing where they have."""
+        if self.reference is not None:
+            return "distances are to the teacher's samples"
         if self.data is None:
             return "there is no data"
         return (
@@ -182,6 +198,8 @@ class Evaluator:
 
     @cached_property
     def _reference(self) -> FeatureStatistics:
+        if self.reference is not None:
+            return self.reference()
         assert self.data is not None
         # Once an evaluator: a quick measurement while training would else read all data again.
         return FeatureStatistics.of(_features_of_data(self.data, self.features))
@@ -219,10 +237,10 @@ def _features_of_data(data: Dataset, extract: Features) -> Tensor:
 
 
 def labels_of(data: Dataset | None, count: int, classes: int) -> Tensor | None:
-    """``count`` labels, sorted, in the data's proportions, or in equal ones of ``classes`` without
-    data; None without classes.
+    """``count`` labels, sorted, in the proportions of the data's labels, or in equal ones of
+    ``classes`` conditions where there are no such; None without both.
     """
-    if data is not None:
+    if data is not None and data.labels is not None:
         return data.proportional_labels(count)
     return (torch.arange(count) % classes).sort().values if classes else None
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +34,15 @@ class Reference:
     which.
 
     ``origins``: checksums of the data and of the space's network by the keys of a recipe, as far as
-    the file has them.
+    the file has them. ``made``: of samples of a model, all that decides them, JSON values; empty
+    for data. ``command``: what made the file, where it says so.
     """
 
     statistics: FeatureStatistics
     space: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
 
 
 def save_reference(path: Path, reference: Reference) -> str:
@@ -50,7 +54,9 @@ def save_reference(path: Path, reference: Reference) -> str:
         "count": reference.statistics.count,
         "space": reference.space,
     }
-    return write_tensors(path, tensors, {**described, "origins": dict(reference.origins)})
+    said = {"made": dict(reference.made), "command": reference.command}
+    later = {name: value for name, value in said.items() if value}
+    return write_tensors(path, tensors, {**described, "origins": dict(reference.origins), **later})
 
 
 def load_reference(path: Path | str) -> Reference:
@@ -64,6 +70,7 @@ def load_reference(path: Path | str) -> Reference:
         return Reference(_checked(path, *_read_npz(path), None))
     tensors, metadata = read_tensors(path)
     count, space, origins = metadata.get("count"), metadata.get("space"), metadata.get("origins", {})
+    made, command = metadata.get("made", {}), metadata.get("command", "")
     known = (
         metadata.get("kind") == "feature-statistics"
         and metadata.get("format") == FORMAT
@@ -74,6 +81,8 @@ def load_reference(path: Path | str) -> Reference:
         or not isinstance(count, int | None)
         or not isinstance(space, str | None)
         or not isinstance(origins, dict)
+        or not isinstance(made, dict)
+        or not isinstance(command, str)
     ):
         raise UserError(
             f"{path}: holds no feature statistics of format {FORMAT}; write them by 'fewstep measure RUN "
@@ -83,6 +92,8 @@ def load_reference(path: Path | str) -> Reference:
         _checked(path, tensors["mean"], tensors["covariance"], count),
         space,
         {str(key): str(value) for key, value in origins.items()},
+        made,
+        command,
     )
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+
+Called = Callable[[int], str]
+"""What to call the sample of a row in a sentence."""
+_SAMPLE: Called = "sample {}".format
+_MADE = "the latents that the codec makes of pictures"
 
 
 class Codec(nn.Module, abc.ABC):
@@ -36,12 +42,13 @@ class Codec(nn.Module, abc.ABC):
     def _pictures(self, latents: Tensor) -> Tensor:
         """The pictures, not clamped."""
 
-    def latent_shape(self, side: int) -> tuple[int, int, int]:
-        """The shape of one sample's latents, for square pictures of ``side`` pixels.
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """The shape of one sample's latents, for pictures of ``height`` x ``width`` pixels; square
+        ones unless ``width`` is given.
 
         Raises ``UserError`` for a side that is no multiple of ``factor``.
         """
-        return self.channels, *self._sizes(side, side)
+        return self.channels, *self._sizes(height, height if width is None else width)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """The mean of the latents.
@@ -50,18 +57,22 @@ class Codec(nn.Module, abc.ABC):
         """
         return torch.cat([mean for mean, _ in self._encoded(pictures)])
 
-    def encode_sample(self, pictures: Tensor, noise: Tensor) -> Tensor:
+    def encode_sample(self, pictures: Tensor, noise: Tensor, called: Called = _SAMPLE) -> Tensor:
         """A sample of the latents' distribution: mean + deviation ``noise``, with standard normals
-        of the latents' shape. Raises what ``encode`` raises.
+        of the latents' shape. ``called``: what to call the picture of a row in a sentence.
+
+        Raises what ``encode`` raises, and ``UserError`` for latents that are not finite.
         """
-        parts = self._encoded(pictures)
+        parts = self._encoded(pictures, called)
         mean, deviation = (torch.cat(each) for each in zip(*parts, strict=True))
         if noise.shape != mean.shape:
             raise UserError(
                 f"codec: the noise is of shape {tuple(noise.shape)} and the latents are of {tuple(mean.shape)}; "
                 "give one number each."
             )
-        return mean + deviation * noise.to(mean)
+        latents = mean + deviation * noise.to(mean)
+        _check_finite(latents, _MADE, 0, called)
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """The pictures (B, 3, H, W), clamped to [-1, 1].
@@ -81,7 +92,7 @@ class Codec(nn.Module, abc.ABC):
             found.append(pictures.clamp(-1, 1))
         return torch.cat(found)
 
-    def _encoded(self, pictures: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _encoded(self, pictures: Tensor, called: Called = _SAMPLE) -> list[tuple[Tensor, Tensor]]:
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise UserError(
                 f"codec: takes pictures of shape (rows, 3, height, width) and was given {tuple(pictures.shape)}; "
@@ -89,14 +100,14 @@ class Codec(nn.Module, abc.ABC):
             )
         self._sizes(*pictures.shape[2:])
         found = []
-        for start, block in self._blocks(pictures, "the pictures"):
+        for start, block in self._blocks(pictures, "the pictures", called):
             with _full_precision(block):
                 mean, deviation = self._posterior(block)
-            _check_finite(mean, "the latents that the codec makes of pictures", start)
+            _check_finite(mean, _MADE, start, called)
             found.append((mean, deviation))
         return found
 
-    def _blocks(self, values: Tensor, what: str) -> list[tuple[int, Tensor]]:
+    def _blocks(self, values: Tensor, what: str, called: Called = _SAMPLE) -> list[tuple[int, Tensor]]:
         """The samples in blocks of ``rows``, in the weights' type, each with the index of its
         first.
         """
@@ -106,7 +117,7 @@ class Codec(nn.Module, abc.ABC):
                 f"codec: its weights are {kind}, in which its activations overflow; leave them in float32, in which "
                 "it is read, and cast what it makes."
             )
-        _check_finite(values, what, 0)
+        _check_finite(values, what, 0, called)
         return [(start, values[start : start + self.rows].to(kind)) for start in range(0, len(values), self.rows)]
 
     def _sizes(self, height: int, width: int) -> tuple[int, int]:
@@ -123,11 +134,11 @@ def _full_precision(values: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if values.is_meta else values.device.type, enabled=False)
 
 
-def _check_finite(values: Tensor, what: str, start: int) -> None:
+def _check_finite(values: Tensor, what: str, start: int, called: Called = _SAMPLE) -> None:
     if values.is_meta or bool(values.isfinite().all()):
         return
     row = int((~values.isfinite()).flatten(1).any(1).nonzero()[0, 0])
     raise UserError(
-        f"codec: {what} are not finite numbers in sample {start + row}; look for where they come from, as a model "
+        f"codec: {what} are not finite numbers in {called(start + row)}; look for where they come from, as a model "
         "that has diverged, or take another sample."
     )

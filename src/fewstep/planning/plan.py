@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from fewstep.planning.footprint import bytes_of, state_bytes
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, prior_of, rehearse
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_context, check_parts, recompute
-from fewstep.recipes.building.frozen_teachers import sketched_teacher
+from fewstep.recipes.building.frozen_teachers import sketched
 from fewstep.recipes.kit.backtracking import open_end, walk_of
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods import Built
@@ -199,9 +199,10 @@ def _steps(recipe: DistillRecipe, built: Built) -> dict[str, int]:
 
 def _measured(recipe: DistillRecipe, context: Context, built: Built, steps: dict[str, int], slot: int) -> _Measured:
     rehearsal, trained = rehearse(recipe), as_trained(context.original)
-    plain = [footprint_of(context.student.model, context.prior), teacher := footprint_of(trained, prior_of(trained))]
+    beyond = prior_of(trained, context.conditions)
+    plain = [footprint_of(context.student.model, context.prior), teacher := footprint_of(trained, beyond)]
     recompute([context.student.model, trained], True)
-    again = [footprint_of(context.student.model, context.prior), footprint_of(trained, prior_of(trained))]
+    again = [footprint_of(context.student.model, context.prior), footprint_of(trained, beyond)]
     # One block at a time is computed again, and holds what is inside it.
     kept = {
         False: max(each.kept for each in plain),
@@ -241,7 +242,8 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     """The recipe's parts on the meta device, on data of the teacher's shape that is not there; what
     a run would write goes by paths in ``folder``, and nothing is written.
     """
-    teacher = sketched_teacher(recipe.teacher, recipe.data)
+    opened = sketched(recipe)
+    teacher = opened.denoiser
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
     # Digits and points are at hand, and some methods look at them.
     blank: Dataset | None = None
@@ -254,7 +256,7 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or
     # at least no larger than the run's.
     context = build_context(
-        recipe, folder, blank, teacher, fourier_features(math.prod(teacher.shape), 1), torch.device("meta")
+        recipe, folder, replace(opened, data=blank), fourier_features(math.prod(teacher.shape), 1), torch.device("meta")
     )
     built = recipe.method.build(context)
     for stage in built.stages:

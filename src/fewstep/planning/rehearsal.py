@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.condition import Classes, Condition
+from fewstep.condition import Conditions
 from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
 from fewstep.errors import UserError
@@ -90,7 +90,7 @@ def _counted(recipe: DistillRecipe) -> tuple[dict[str, float], dict[str, float],
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = build_distillation(recipe, folder)
-        one = _largest_kept(parts.student, parts.prior, parts.teacher)
+        one = _largest_kept(parts)
         begin = _begun(parts)
         trainer = Trainer(folder / "run", parts.stages, parts.average, build_settings(recipe.training))
         with KeptBytes(
@@ -130,11 +130,12 @@ def _by_stage(log: list[dict[str, Any]], parts: Distillation, batch: int) -> dic
     return counts
 
 
-def _largest_kept(student: Denoiser | Generator, prior: Prior, teacher: NetworkDenoiser) -> int:
+def _largest_kept(parts: Distillation) -> int:
     """Bytes a sample that a forward of the student keeps, or of the teacher's trained copies where
     that is more, as beside a generator.
     """
-    return max(footprint_of(student, prior).kept, footprint_of(as_trained(teacher), prior_of(teacher)).kept)
+    teacher = footprint_of(as_trained(parts.teacher), prior_of(parts.teacher, parts.prior.conditions))
+    return max(footprint_of(parts.student, parts.prior).kept, teacher.kept)
 
 
 def as_trained(teacher: NetworkDenoiser) -> NetworkDenoiser:
@@ -142,9 +143,9 @@ def as_trained(teacher: NetworkDenoiser) -> NetworkDenoiser:
     return copy.deepcopy(teacher).to("meta").requires_grad_(True)
 
 
-def prior_of(teacher: NetworkDenoiser) -> Prior:
+def prior_of(teacher: NetworkDenoiser, conditions: Conditions) -> Prior:
     """Noise at the teacher's highest level."""
-    return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, conditions=Classes(teacher.classes))
+    return Prior(teacher.schedule, teacher.shape, teacher.schedule.t_max, conditions=conditions)
 
 
 def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
@@ -168,10 +169,8 @@ def _footprint(model: Denoiser | Generator, prior: Prior) -> Footprint:
 
     def forward(rows: int) -> Tensor:
         with torch.device("meta"):
-            # Class probabilities: on the meta device ids have no values to be checked.
-            labels = torch.zeros(rows, prior.conditions.count) if prior.conditions.count else None
             x = torch.zeros(rows, *prior.shape)
-            condition = Condition(labels=labels, guidance=torch.zeros(rows))
+            condition = replace(prior.conditions.sketch(rows), guidance=torch.zeros(rows))
         times = torch.full((rows,), prior.time, dtype=torch.float64)
         emitted: Tensor = sketch(x, times, condition)
         return emitted

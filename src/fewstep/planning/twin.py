@@ -4,24 +4,31 @@ It runs through the same stages, phases, states and objectives as the recipe, in
 machine and without the recipe's files: a rehearsal counts on it what a step of each stage takes,
 and a test sees that a recipe for many GPUs trains, resumes and samples. What it makes means
 nothing. Recipes on digits, on scenes and in the plane are small as they are: they keep teacher and
-data.
+data. A recipe with prompts gets the text-to-image model that ships.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from fewstep.recipes import config
 from fewstep.recipes.building.frozen_teachers import pretrained_model
 from fewstep.recipes.config.section import fields_of, is_section, saved
+from fewstep.recipes.reading.places import Named, with_names
 from fewstep.recipes.reading.source import scaled_to_steps, validate
 from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe, Recipe
+from fewstep.timesteps import DiscreteGrid
 from fewstep.values import Costly
 
 SIDE = 16
 CLASSES = 3
+_TIMESTEPS = 1000
+"""Of every published discrete schedule."""
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, PretrainRecipe)
+_TEXT_TEACHER = {"kind": "shipped", "name": "scenes"}
+"""Small as it is."""
+_PROMPTS = ["a red seven at the left", "a blue three", "a green zero in the middle", "an orange one at the top"]
 _EDM = {"schedule": {"kind": "karras-ve"}, "prediction": {"kind": "edm"}}
 
 
@@ -31,21 +38,28 @@ def twin(recipe: AnyRecipe, steps: int = 20, batch: int = 2) -> AnyRecipe:
     """
     values = recipe.model_dump(mode="json")
     own = _has_small_teacher(recipe) if recipe.data is None else recipe.data.is_small
-    values["method"], values["training"] = small(recipe.method), _training(values["training"], batch)
+    method = _without_starts(recipe.method)
+    values["method"], values["training"] = small(method), _training(values["training"], batch)
     if isinstance(recipe, DistillRecipe):
         values["states"] = small(recipe.states)
-        values["student"] = _student(values["student"])
-        if not own:
+        values["student"] = _student(saved(_without_starts(recipe.student)))
+        if recipe.prompts is not None:
+            values["teacher"], values["prompts"] = dict(_TEXT_TEACHER), {"kind": "list", "texts": _PROMPTS}
+        elif not own:
             values["teacher"] = {
                 "kind": "untrained",
-                "model": {"kind": "denoiser", "network": _teacher_network(recipe.teacher), **_EDM},
+                "model": {"kind": "denoiser", "network": _teacher_network(recipe.teacher), **_process(recipe)},
             }
     elif not own:
         values["model"]["network"] = tiny(values["model"]["network"])
-    if not own:
+    if isinstance(recipe, DistillRecipe) and recipe.prompts is not None:
+        values["data"] = None if recipe.data is None else {"kind": "waves", "shape": [3, 32, 32], "classes": 0}
+    elif not own:
         values["data"] = {"kind": "waves", "shape": [3, SIDE, SIDE], "classes": CLASSES if _labelled(recipe) else 0}
     features = {"kind": "fourier", "count": 4, "bandwidth": 10.0} if not own else values["evaluation"]["features"]
     values["evaluation"] |= {"features": features, "samples": 8, "draws": 1, "every": 1_000_000, "teacher_steps": [2]}
+    # Nothing is measured, and the twin's teacher may know no conditions to be guided by.
+    values["evaluation"] |= {"guidance": None, "reference": None}
     made = scaled_to_steps(validate(values, "the recipe's twin"), steps)
     assert isinstance(made, type(recipe))
     return made
@@ -95,9 +109,45 @@ def _labelled(recipe: Recipe) -> bool:
     return recipe.data is None or recipe.data.may_have_classes
 
 
+def _process(recipe: DistillRecipe) -> dict[str, Any]:
+    """Schedule and prediction of the twin's teacher: of as many timesteps as the recipe speaks of,
+    where it does, and EDM's otherwise.
+    """
+    spoken = [timestep for grid in _discrete_grids(recipe) for timestep in (0, *grid.named)]
+    if not isinstance(recipe.student, config.GeneratorStudent) and recipe.student.first_timestep is not None:
+        spoken.append(recipe.student.first_timestep)
+    if not spoken:
+        return _EDM
+    return {
+        "schedule": {"kind": "discrete-vp", "betas": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+        | {"steps": max(_TIMESTEPS, *(timestep + 1 for timestep in spoken))},
+        "prediction": {"kind": "eps"},
+    }
+
+
+def _discrete_grids(section: Any) -> Iterator[DiscreteGrid]:
+    for name in fields_of(type(section)):
+        value = getattr(section, name)
+        if isinstance(value, DiscreteGrid):
+            yield value
+        elif is_section(value):
+            yield from _discrete_grids(value)
+
+
+def _without_starts(section: Any) -> Any:
+    """The section with its usual starts for those that it names."""
+
+    def value_of(named: Named) -> str | None:
+        if named.mark.within is None:
+            return named.value
+        usual: str | None = fields_of(type(named.owner))[named.key.rpartition(".")[2]].default
+        return usual
+
+    return with_names(section, value_of)
+
+
 def _student(student: dict[str, Any]) -> dict[str, Any]:
-    """Random weights; FastGAN thin."""
-    student = {**student, "start": None} if "start" in student else student
+    """Tiny, FastGAN thin."""
     if student["kind"] == "network":
         return {**student, "network": tiny(student["network"])}
     return {**student, "width": 8, "latent": 8} if student["kind"] == "fastgan" else student

@@ -17,6 +17,8 @@ from fewstep.recipes.methods.method import Method
 STATES = ("prior", "forward", "rollout", "ddil", "per-batch")
 _DENOISERS = {"copy": "copy", "network": "copy", "lora": "lora"}
 ROLES: tuple[config.Role, ...] = ("teacher", "target", "fake", "student")
+GUIDED = "constant"
+"""The guidance that stands for every kind where a method is asked whether its target is guided."""
 
 _STATES_REASON = {
     "prior": "it is trained along trajectories, of which pure noise is only the start",
@@ -59,6 +61,17 @@ def target_refusal(method: Method, kind: str) -> str | None:
     return (
         f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use "
         "'target.kind: fixed', or a method that follows scores."
+    )
+
+
+def guidance_refusal(method: Method, kind: str) -> str | None:
+    """Why the method's target is not guided by this kind of guidance, None where it can be."""
+    if kind == "none" or method.effective_traits.scores:
+        return None
+    return (
+        f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: only methods that "
+        "follow scores have a target to guide, and a student that is told a scale learns it by 'method.guidance'; "
+        "use 'target.guidance.kind: none', or a method that follows scores."
     )
 
 
@@ -108,10 +121,11 @@ def role_refusal(method: Method, role: str) -> str | None:
     )
 
 
-def check(method: Method, student: str, target: str, states: str, roles: Sequence[str]) -> None:
-    """Raises ``UserError`` with the first refusal."""
+def check(method: Method, student: str, target: str, states: str, roles: Sequence[str], guidance: str = "none") -> None:
+    """Raises ``UserError`` with the first refusal; ``guidance``: the kind of the target's."""
     refusals = [
         target_refusal(method, target),
+        guidance_refusal(method, guidance),
         states_refusal(method, states),
         student_refusal(method, student, states, roles),
     ]
@@ -136,6 +150,7 @@ def columns() -> tuple[str, ...]:
     return (
         *(f"states {kind}" for kind in STATES),
         "target backtracked",
+        "target guided",
         *(f"student {kind}" for kind in families()),
         *(f"reflected {role}" for role in ROLES),
     )
@@ -147,6 +162,7 @@ def matrix_row(name: str, method: Method) -> MatrixRow:
     """
     cells = {f"states {kind}": states_refusal(method, kind) for kind in STATES}
     cells["target backtracked"] = target_refusal(method, "backtracked")
+    cells["target guided"] = guidance_refusal(method, GUIDED)
     cells |= {f"student {kind}": student_refusal(method, kind) for kind in families()}
     cells |= {f"reflected {role}": role_refusal(method, role) for role in ROLES}
     return MatrixRow(name, cells)

@@ -13,12 +13,14 @@ from fewstep.recipes.config.models import section_of
 from fewstep.recipes.methods import MethodChoice
 from fewstep.times import LogNormalTimes
 from fewstep.training import Adam
+from fewstep.values import Later
 
 
 class DistillRecipe(config.Section):
     """Distils a teacher into a few-step student.
 
-    ``data``: null for methods that need none, which then measure nothing against data.
+    ``data``: null for methods that need none, which then measure nothing against data. ``prompts``:
+    what the student is trained to draw, of a text-to-image teacher; null for the teacher's classes.
     """
 
     task: Literal["distill"]
@@ -29,6 +31,7 @@ class DistillRecipe(config.Section):
     states: config.StatesChoice = config.UsualStates(kind="usual")
     reflected: config.ReflectedChoice = config.NotReflected(kind="none")
     data: config.DataChoice | None = None
+    prompts: Annotated[config.PromptsChoice | None, Later()] = None
     training: config.Training
     evaluation: config.Evaluation
     distributed: config.Distributed = config.Distributed()

@@ -18,6 +18,7 @@ from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.reading.source import read_values
 from fewstep.report.history import History
 from fewstep.report.page import Picture, evenly, read_picture
+from fewstep.report.sheets import Sheet, read_sheet
 from fewstep.system.ledger import is_set_aside
 from fewstep.training.reporting.log import read_log
 
@@ -63,7 +64,7 @@ class Run:
     path_rows: tuple[str, ...]
     nodes: tuple[Any, ...]
     closed: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Sheet, ...]
     missing: Mapping[str, str]
 
 
@@ -188,10 +189,10 @@ def _row_names(path: Path) -> tuple[str, ...]:
     return tuple(str(row) for row in rows) if isinstance(rows, list) else ()
 
 
-def _others(folder: Path) -> tuple[Picture, ...]:
+def _others(folder: Path) -> tuple[Sheet, ...]:
     paths = sorted(
         path
         for path in folder.glob("*.png")
         if not is_set_aside(path) and path.name != "path.png" and not _STEP.fullmatch(path.name)
     )
-    return tuple(picture for path in paths if (picture := read_picture(path)) is not None)
+    return tuple(sheet for path in paths if (sheet := read_sheet(path)) is not None)

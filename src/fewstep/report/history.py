@@ -117,6 +117,15 @@ class History:
                 found.append(Switch(int(entry["step"]), int(entry["evaluations"]), int(node)))
         return tuple(found)
 
+    def first_gap(self) -> float | None:
+        """The gap between the scores at the first step against a backtracked target, None where the
+        log does not tell.
+
+        There the target's node is new to the log, so that the line is of that step alone.
+        """
+        first = next((entry for entry in self.training if is_number(entry.get("target_node"))), {})
+        return next((float(first[key]) for key in first if key.endswith(".gap") and is_number(first[key])), None)
+
     def stages(self) -> tuple[StageCost, ...]:
         """The stages in order."""
         found: list[StageCost] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,11 @@ def evaluated_table(run: Run) -> Table | None:
     """
     evaluated = (*run.evaluated, *run.guided)
     breadth = [name for name in BREADTH if any(is_number(row.figures.get(name)) for row in evaluated)]
+    prompted = [(name, of) for name, of in _PROMPTED if any(is_number(of(row.figures)) for row in evaluated)]
     columns = (
         "Model",
         "Frechet distance",
+        *(name for name, _ in prompted),
         "Class accuracy",
         *(name.capitalize() for name in breadth),
         "Network evaluations an image",
@@ -62,6 +64,7 @@ def evaluated_table(run: Run) -> Table | None:
             title(row),
             (
                 distance(row),
+                *(percent(of(row.figures)) for _, of in prompted),
                 percent(row.figures.get("accuracy")),
                 *_figures(row.figures, (*breadth, "nfe", "ms_per_image")),
             ),
@@ -78,6 +81,17 @@ def evaluated_table(run: Run) -> Table | None:
             )
         )
     return Table("Evaluation", columns, tuple(rows)) if rows else None
+
+
+def _prompt_accuracy(figures: Mapping[str, Any]) -> Any:
+    found = figures.get("prompt_accuracy")
+    return found.get("all") if isinstance(found, dict) else None
+
+
+_PROMPTED: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = (
+    ("Prompt accuracy", _prompt_accuracy),
+    ("Diversity a prompt, over the teacher's", lambda figures: figures.get("prompt_diversity_ratio")),
+)
 
 
 def mismatch_rows(run: Run) -> list[dict[str, Any]]:
@@ -112,10 +126,15 @@ def _norms(norms: Any, name: str, rows: int) -> list[str]:
 
 def reading_of_table(run: Run) -> str:
     """How the table is to be read."""
-    samples, draws = run.reference.get("samples"), run.reference.get("draws")
+    samples, draws, teacher = (run.reference.get(name) for name in ("samples", "draws", "teacher"))
     spread = f", and ± is the spread over {number(draws)} draws." if is_number(draws) and draws > 1 else "."
     size = f" Each is measured on {number(samples)} samples{spread}"
     reading = "Lower distances are better." + (size if is_number(samples) else "")
+    if isinstance(teacher, dict):
+        reading += f" Distances are to {number(teacher.get('samples'))} samples of the teacher at "
+        reading += f"{number(teacher.get('steps'))} steps" + (
+            f", guided by {number(teacher['guidance'])}." if is_number(teacher.get("guidance")) else "."
+        )
     if any(is_number(row.figures.get("recall")) for row in run.evaluated):
         reading += (
             " Precision and density say how much of what is generated is like data, recall and coverage "

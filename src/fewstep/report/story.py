@@ -86,14 +86,25 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def target(run: Run) -> str:
     """What played the teacher: as the recipe says, and how it went as the log tells."""
-    said = _word(_sought(run.recipe, "target"))
-    switches = run.history.switches()
+    section = _sought(run.recipe, "target")
+    said = _word(section) + _guided(section)
+    switches, gap = run.history.switches(), run.history.first_gap()
     if not switches:
         return said or "not named in the recipe, and the log tells of no switch"
     named = [f"{switch.name} from step {switch.step:,}" for switch in switches]
     moved = ", ".join(named) if len(named) <= 5 else f"{named[0]}, {len(named) - 2} nodes between, {named[-1]}"
     ended = "" if switches[-1].node == 0 else f"; it ended at node {switches[-1].node}, short of the teacher"
-    return f"{said + ': ' if said else 'backtracked along the degradation path: '}{moved}{ended}"
+    began = "" if gap is None else f"; the gap of its first step was {number(gap)}"
+    return f"{said + ': ' if said else 'backtracked along the degradation path: '}{moved}{began}{ended}"
+
+
+def _guided(target: Any) -> str:
+    """The guidance of a recipe's target, for a sentence; nothing where it has none."""
+    guidance = target.get("guidance") if isinstance(target, dict) else None
+    if not isinstance(guidance, dict) or _word(guidance) in ("", "none"):
+        return ""
+    settings = listed([f"{name} {_shown(value)}" for name, value in guidance.items() if name != "kind"])
+    return f", guided ({_word(guidance)}{f', {settings}' if settings else ''})"
 
 
 def summary(run: Run) -> str:

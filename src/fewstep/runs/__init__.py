@@ -6,6 +6,7 @@ from fewstep.runs.blocks import Workers
 from fewstep.runs.compare import Comparison, compare
 from fewstep.runs.distill import distill, pretrain
 from fewstep.runs.evaluate import evaluate
+from fewstep.runs.export import export
 from fewstep.runs.measure import measure_many, write_reference
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, load, load_guided, load_teacher
 
@@ -19,6 +20,7 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "export",
     "list_checkpoints",
     "load",
     "load_guided",

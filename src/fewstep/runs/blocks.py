@@ -34,7 +34,7 @@ from fewstep.metrics.quality import labels_of
 from fewstep.random import Key
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.parts import data_of
-from fewstep.runs.sampler import BATCH, load, load_teacher
+from fewstep.runs.sampler import BATCH, Sampler, load, load_teacher
 from fewstep.system.imports import import_named, named
 from fewstep.training import Listener
 
@@ -132,8 +132,8 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
     """
     recipe = RunFolder(job.run).read_distill_recipe()
     data, seed = data_of(recipe.data), recipe.evaluation.seed
-    sampler = None if job.source == "data" else load_teacher(job.run) if job.source == "teacher" else load(job.run)
-    look = data if data is not None else load(job.run).space if sampler is None else sampler.space
+    sampler = _sampler(job, recipe.evaluation.guidance)
+    look = data if data is not None else load(job.run).pictured.space if sampler is None else sampler.space
     gatherer = Gatherer(
         recipe.evaluation.features.space(look, resolve_device("auto")), job.count, min(SPLITS, job.count), seed
     )
@@ -156,6 +156,13 @@ def _opened(job: Job, batch: int) -> Callable[[int], Gathered]:
         return gatherer(start, sampler.draw(key, rows, part, job.steps, start).clamp(sampler.low, sampler.high), part)
 
     return of_model
+
+
+def _sampler(job: Job, guidance: float | None) -> Sampler | None:
+    """What makes a job's samples, the teacher's guided as its evaluation is; None for data."""
+    if job.source == "data":
+        return None
+    return (load_teacher(job.run).guided(guidance) if job.source == "teacher" else load(job.run)).pictured
 
 
 def _begin(modules: Sequence[str] = ()) -> None:

@@ -132,7 +132,8 @@ def _is_measured(entry: dict[str, Any]) -> bool:
 def measured(run: Path) -> Measured:
     """The curve of one run, named by its folder."""
     folder = RunFolder(run)
-    if folder.read_recipe().data is None:
+    recipe = folder.read_recipe()
+    if recipe.data is None and recipe.evaluation.reference is None:
         raise UserError(
             f"{run}: its recipe has no 'data' section, so that no distance was measured while it trained; "
             "compare runs with data."

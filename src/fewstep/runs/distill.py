@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
 from fewstep.keeping.settling import held_for_run, settle, write_recipe
 from fewstep.metrics.features import FeatureSpace
+from fewstep.metrics.frechet import FeatureStatistics
 from fewstep.metrics.prompted import caption_rises
 from fewstep.metrics.quality import Evaluator
 from fewstep.networks import adapter_of
@@ -29,15 +31,17 @@ from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.distillation import Distillation, build_distillation
-from fewstep.recipes.building.parts import build_evaluator, build_settings
+from fewstep.recipes.building.parts import build_evaluator, build_settings, evaluator_in
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
-from fewstep.recipes.config import LowRankStudent
+from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
+from fewstep.runs.captions import captions_of, write_captions
 from fewstep.runs.gallery import write_path_picture
 from fewstep.runs.image_sets import announce
 from fewstep.runs.plane import DATA, GENERATED, write_directions
 from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
+from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
 from fewstep.system import distributed
@@ -45,10 +49,13 @@ from fewstep.system.launch import restarted
 from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
 from fewstep.training.listeners import Several
 
-PICTURE_ROWS = 80
 WORDS_ROWS = 128
 WITHOUT_DATA = (
     "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
+)
+WITH_TEACHER_ALONE = (
+    "the recipe has no data: Frechet distances are to the teacher's samples, and spread, mismatch degree and "
+    "saturation are not measured."
 )
 
 
@@ -59,15 +66,18 @@ def distill(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
     *,
-    teacher: nn.Module | None = None,
+    teacher: Any = None,
     data: Dataset | None = None,
     features: FeatureSpace | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Path:
     """Runs a distillation recipe (a shipped name or a YAML file) and returns its run folder.
 
-    ``teacher`` (a ``NetworkDenoiser`` around a registered network), ``data`` and ``features`` take
-    the place of what the recipe names. The teacher is kept in the folder; data and features are to
-    be given again where the run is resumed or measured in another process.
+    ``teacher`` (a ``NetworkDenoiser`` around a registered network, or a pipeline of diffusers'),
+    ``data`` and ``features`` take the place of what the recipe names. The teacher is kept in the
+    folder; data and features are to be given again where the run is resumed or measured in another
+    process. ``prompts``: what the
+    student of a text-to-image teacher is trained to draw, in the place of the recipe's.
 
     ``out`` defaults to ``runs/NAME``. With ``resume`` an existing run of the same recipe goes on;
     ``training.steps`` alone may be raised. ``listeners`` are told how it goes.
@@ -76,7 +86,7 @@ def distill(
     with distributed.joined(), held_for_run(folder, _heard(listeners).say):
         heard = _heard(listeners)
         resume = resume or restarted()
-        given = Objects(teacher, data, features)
+        given = Objects(teacher, data, features, prompts)
         recipe = settle(folder, source, [*overrides, *given.overrides(folder)], resume, DistillRecipe)
         given.keep_teacher(folder)
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path, begun=folder.checkpoints.is_dir()))
@@ -89,16 +99,18 @@ def distill(
         for remark in recipe.teacher.remarks():
             heard.say(remark)
         if parts.data is None:
-            heard.say(WITHOUT_DATA)
+            heard.say(WITHOUT_DATA if recipe.evaluation.reference is None else WITH_TEACHER_ALONE)
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
         if parts.target is not None and parts.target.short:
             heard.say(parts.target.short)
         _save(folder, recipe, student, parts, plain)
         if parts.path is not None and parts.path.last:
-            write_path_picture(folder.samples, parts.path, parts.teacher, recipe.evaluation)
-        sampler = StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
-        _write_picture(folder.samples / "final.png", sampler, parts)
+            conditions = parts.prior.conditions
+            write_path_picture(folder.samples, parts.path, parts.teacher, conditions, parts.codec, recipe.evaluation)
+        sampler = _sampler(recipe, parts, student)
+        _write_picture(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
+        _write_captions(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
         if parts.space.shape == (2,):
             _write_directions(folder, sampler, parts)
     return folder.path
@@ -182,22 +194,28 @@ def _heard(listeners: Sequence[Listener]) -> Listener:
 def _trainer(
     folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
 ) -> Trainer:
-    evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device), parts.space)
+    space = recipe.evaluation.features.space(parts.pictured, resolve_device(recipe.training.device))
+    evaluator = evaluator_in(space, recipe.evaluation, parts.data, parts.prior.conditions.count)
     evaluator = replace(evaluator, conditional=bool(parts.prior.conditions.count))
+    if recipe.evaluation.reference is not None:
+        evaluator = replace(evaluator, reference=_reference(recipe, parts, space, heard))
 
     def sampler() -> StudentSampler:
         student = parts.average.average
         assert isinstance(student, (Denoiser, Generator))
-        return StudentSampler(parts.space.low, parts.space.high, student, parts.prior, parts.sampling)
+        return _sampler(recipe, parts, student)
 
     def measure(_step: int) -> Mapping[str, float]:
         return _quality(
-            evaluator, lambda key, n, labels: sampler().draw(key, n, labels, parts.sampling.steps), parts.space, 1
+            evaluator,
+            lambda key, n, labels: sampler().pictured.draw(key, n, labels, parts.sampling.steps),
+            parts.pictured,
+            1,
         )
 
     def picture(step: int) -> Mapping[str, Any]:
         name = f"step-{step:08d}.png"
-        _write_picture(folder.samples / name, sampler(), parts)
+        _write_picture(folder.samples / name, sampler(), parts, recipe.evaluation.pictures)
         heard.picture(step, folder.samples / name)
         return {"file": f"samples/{name}"}
 
@@ -208,6 +226,25 @@ def _trainer(
         parts.monitor,
     ]
     return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard])
+
+
+def _reference(
+    recipe: DistillRecipe, parts: Distillation, space: FeatureSpace, heard: Listener
+) -> Callable[[], FeatureStatistics]:
+    """The moments of the teacher's samples, computed when the student is first measured."""
+    solver, conditions = recipe.evaluation.solver, parts.prior.conditions
+    teacher = TeacherSampler(
+        parts.space.low,
+        parts.space.high,
+        parts.teacher,
+        solver.rule,
+        solver.grid,
+        conditions,
+        solver.churn,
+        parts.codec,
+        recipe.evaluation.batch,
+    )
+    return lambda: teacher_moments(recipe, teacher, space, parts.data, heard.say).get()
 
 
 def _settings(recipe: Recipe) -> Settings:
@@ -225,13 +262,27 @@ def _quality(
     return {name: value for name, value in (("fd", quality.fd), ("accuracy", quality.accuracy)) if value is not None}
 
 
-def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation) -> None:
+def _sampler(recipe: DistillRecipe, parts: Distillation, student: Denoiser | Generator) -> StudentSampler:
+    """A student of the run."""
+    space, batch = parts.space, recipe.evaluation.batch
+    return StudentSampler(space.low, space.high, student, parts.prior, parts.sampling, parts.codec, batch)
+
+
+def _write_picture(path: Path, sampler: StudentSampler, parts: Distillation, pictures: int) -> None:
     """Samples on noise that is the same for every picture of every run; points over the data's."""
     plane = parts.space.shape == (2,)
-    rows = 2000 if plane else PICTURE_ROWS
-    samples = sampler.draw(Key(0, "picture"), rows, labels_for(rows, None, sampler.classes), parts.sampling.steps)
+    rows = 2000 if plane else pictures
+    labels = labels_for(rows, None, sampler.classes)
+    samples = sampler.pictured.draw(Key(0, "picture"), rows, labels, parts.sampling.steps)
     data = parts.data.take(parts.data.head(rows)) if plane and parts.data is not None else None
-    write_samples(path, samples, parts.space.low, parts.space.high, data=data)
+    write_samples(path, samples, parts.pictured.low, parts.pictured.high, data=data)
+
+
+def _write_captions(path: Path, sampler: StudentSampler, parts: Distillation, pictures: int) -> None:
+    """What the images of ``_write_picture`` were asked for by."""
+    if len(parts.space.shape) == 3:
+        names = () if parts.data is None else parts.data.names
+        write_captions(path, captions_of(sampler.owner, labels_for(pictures, None, sampler.classes), names))
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:
@@ -275,8 +326,8 @@ def _how_it_samples(prior: Prior, space: SampleSpace, sampling: Sampling) -> dic
     """What a few-step model's file says besides the model; ``runs.load`` reads it."""
     return {
         "prior": {"time": prior.time, "scale": prior.std},
-        "range": [space.low, space.high],
-        "sampling": sampling.describe(),
+        "range": [space.low, space.high] if math.isfinite(space.low) else None,
+        "sampling": sampling.holding(prior.schedule, prior.time).describe(),
     }
 
 
@@ -289,5 +340,6 @@ def _pretrained_sampler(model: nn.Module, recipe: PretrainRecipe, parts: Pretrai
         assert parts.prior is not None
         return StudentSampler(low, high, model, parts.prior), 1
     assert isinstance(model, NetworkDenoiser)
-    grid, steps = solver.grid, (recipe.evaluation.teacher_steps or [35])[0]
-    return TeacherSampler(low, high, model, solver.rule, grid, Classes(model.classes), solver.churn), steps
+    grid, steps = solver.grid, (recipe.evaluation.teacher_steps or [TEACHER_STEPS])[0]
+    sampler = TeacherSampler(low, high, model, solver.rule, grid, Classes(model.classes), solver.churn)
+    return sampler.guided(recipe.evaluation.guidance), steps

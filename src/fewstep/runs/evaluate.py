@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from fewstep.keeping.origins import measured_origins
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
+from fewstep.metrics.prompted import PromptedFigures
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Key
 from fewstep.recipes import config
-from fewstep.recipes.building.parts import build_evaluator, data_of
+from fewstep.recipes.building.parts import data_of, evaluator_in
 from fewstep.recipes.given import give
 from fewstep.runs.gallery import write_worst
 from fewstep.runs.image_sets import announce, said_of
+from fewstep.runs.prompted import measured_prompts
 from fewstep.runs.sampler import Sampler, StudentSampler, guided_samplers, load, load_teacher
+from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.system import distributed
 from fewstep.training import Listener
 from fewstep.training.listeners import Several
@@ -36,10 +39,10 @@ from fewstep.training.listeners import Several
 MISMATCH_ROWS = 1000
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
     """A model to be measured at a number of steps; ``into`` takes what is found, ``left_out`` the
-    reasons of what could not be.
+    reasons of what could not be, ``prompted`` what is found of prompts, where there are prompts.
     """
 
     name: str
@@ -47,6 +50,7 @@ class _Job:
     steps: int
     into: dict[str, Any]
     left_out: dict[str, str] = field(default_factory=dict)
+    prompted: PromptedFigures | None = None
 
 
 def evaluate(
@@ -81,20 +85,32 @@ def evaluate(
         recipe.evaluation, samples=samples, draws=draws, teacher_steps=teacher_steps, student_steps=student_steps
     )
     draws = choice.draws
-    student, teacher = load(folder.path), load_teacher(folder.path)
-    evaluator = build_evaluator(choice, data_of(recipe.data), device_of(student.model), student.space)
+    student, plain, data = load(folder.path), load_teacher(folder.path), data_of(recipe.data)
+    teacher = plain.guided(recipe.evaluation.guidance)
+    look = student.pictured.space if data is None else data.space
+    space = choice.features.space(look, device_of(student.model))
+    evaluator = evaluator_in(space, choice, data, student.classes)
     listener = Several(listeners)
-    announce(evaluator.data, listener)
+    announce(data, listener)
     result: dict[str, Any] = {
         "teacher": {},
         "student": {},
-        "origins": measured_origins(folder, recipe, evaluator.data, listener.say),
+        "origins": measured_origins(folder, recipe, data, listener.say),
+        "reference": {},
     }
+    if teacher is not plain:
+        result["teacher_guidance"] = recipe.evaluation.guidance
     teacher_steps = choice.teacher_steps
-    jobs = [_Job("teacher", teacher, steps, result["teacher"]) for steps in teacher_steps]
-    jobs += [_Job("student", student, steps, result["student"]) for steps in choice.student_steps]
+    jobs = [_Job("teacher", teacher.pictured, steps, result["teacher"]) for steps in teacher_steps]
+    jobs += [_Job("student", student.pictured, steps, result["student"]) for steps in choice.student_steps]
+    if recipe.evaluation.reference is not None:
+        moments = teacher_moments(recipe, plain, space, data, listener.say)
+        # Before anything is measured, whose evaluations and time these are not.
+        found = moments.get(listener)
+        evaluator = replace(evaluator, reference=lambda: found)
+        result["reference"]["teacher"] = moments.described
     no_halves = evaluator.why_no_halves()
-    result["reference"] = {
+    result["reference"] |= {
         **({} if no_halves else {"halves_fd": evaluator.halves()}),
         "samples": evaluator.samples,
         "draws": draws,
@@ -106,7 +122,7 @@ def evaluate(
             result["guidance"][scale] = {name: {} for name in samplers}
             for name, sampler in samplers.items():
                 steps = max(teacher_steps, default=teacher.usual_steps) if name == "teacher" else student.usual_steps
-                jobs.append(_Job(f"{name} guided by {scale}", sampler, steps, result["guidance"][scale][name]))
+                jobs.append(_Job(f"{name} guided by {scale}", sampler.pictured, steps, result["guidance"][scale][name]))
     _work_off(jobs, evaluator, draws, listener)
     result.update(said_of(evaluator.data))
     for job in jobs:
@@ -114,7 +130,10 @@ def evaluate(
     if evaluator.data is None:
         result["left_out"] |= dict.fromkeys(("mismatch", "worst"), "there is no data to compare with")
     else:
-        result["mismatch"] = _mismatch(teacher.denoiser, student, evaluator.data)
+        if student.codec is None:
+            result["mismatch"] = _mismatch(plain.denoiser, student, evaluator.data)
+        else:
+            result["left_out"]["mismatch"] = "the teacher works in latents, and the data are pictures"
         result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, listener.say)
     folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", listener.say)
     return result
@@ -132,8 +151,13 @@ def _work_off(jobs: Sequence[_Job], evaluator: Evaluator, draws: int, listener: 
                 done += 1
                 listener.step(done, note)
 
-            job.into[str(job.steps)], left_out = _measure(evaluator, job.sampler, job.steps, draws, report)
-            job.left_out.update(left_out)
+            _measure(evaluator, job, draws, report)
+    # Diversity is beside that of the teacher at its most steps.
+    teachers = sorted((job for job in jobs if job.name == "teacher"), key=lambda job: job.steps)
+    for job in jobs:
+        if job.prompted is not None:
+            job.into[str(job.steps)] |= job.prompted.beside(teachers[-1].prompted if teachers else None)
+            job.left_out.update(job.prompted.left_out)
 
 
 def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict[str, Any]:
@@ -165,17 +189,18 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
     }
 
 
-def _measure(
-    evaluator: Evaluator, sampler: Sampler, steps: int, draws: int, report: Callable[[], None]
-) -> tuple[dict[str, Any], Mapping[str, str]]:
-    spent = 0.0
+def _measure(evaluator: Evaluator, job: _Job, draws: int, report: Callable[[], None]) -> None:
+    spent, sampler = 0.0, job.sampler
+    first: list[tuple[Tensor, Tensor | None]] = []
 
     def sample(key: Key, n: int, labels: Tensor | None) -> Tensor:
         nonlocal spent
         began = time.perf_counter()
-        samples = sampler.draw(key, n, labels, steps).clamp(sampler.low, sampler.high)
+        samples = sampler.draw(key, n, labels, job.steps).clamp(sampler.low, sampler.high)
         spent += time.perf_counter() - began
         report()
+        if not first:
+            first.append((samples, labels))
         return samples
 
     with metered() as meter:
@@ -189,7 +214,9 @@ def _measure(
         "nfe": evaluations / images,
         "ms_per_image": 1e3 * spent / images,
     }
-    return {name: value for name, value in figures.items() if value is not None}, found.left_out
+    job.into[str(job.steps)] = {name: value for name, value in figures.items() if value is not None}
+    job.left_out.update(found.left_out)
+    job.prompted = measured_prompts(evaluator, sampler, job.steps, *first[0])
 
 
 def chosen(choice: config.Evaluation, **given: Any) -> config.Evaluation:

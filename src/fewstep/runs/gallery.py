@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
-from fewstep.condition import Classes
+from fewstep.condition import Conditions
 from fewstep.data import Dataset
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
+from fewstep.metrics.quality import labels_of
+from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
+from fewstep.runs.captions import captions_of, write_captions
 from fewstep.runs.sample_files import write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.system.files import write_text
@@ -37,24 +40,29 @@ def write_worst(
     folder: RunFolder, student: StudentSampler, data: Dataset, features: Features, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Writes ``samples/worst.png``: of ``ROWS`` samples the ``SHOWN`` farthest from all of at most
-    ``MOST_DATA`` samples of the data, the farthest first.
+    ``MOST_DATA`` samples of the data, the farthest first; images with their captions.
 
     Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
-    labels = data.proportional_labels(ROWS) if student.classes else None
-    samples = student.draw(Key(seed, "worst"), ROWS, labels, student.usual_steps).clamp(student.low, student.high)
+    labels = labels_of(data, ROWS, student.classes) if student.classes else None
+    shown_by = student.pictured
+    samples = shown_by.draw(Key(seed, "worst"), ROWS, labels, student.usual_steps).clamp(shown_by.low, shown_by.high)
     some = data.subset(torch.arange(min(len(data), MOST_DATA)) * len(data) // min(len(data), MOST_DATA))
     real = torch.cat([features(block).cpu() for block in some.blocks()])
     found = farthest(real, features_of(samples, features).cpu(), SHOWN)
     shown = samples[found.indices]
+    picture = folder.samples / "worst.png"
     with keeping(folder.path, say):
         write_samples(
-            folder.samples / "worst.png",
+            picture,
             shown,
-            student.low,
-            student.high,
+            shown_by.low,
+            shown_by.high,
             data=some.take(torch.arange(len(some))) if shown.ndim == 2 else None,
         )
+        if shown.ndim == 4:
+            numbers = None if labels is None else labels[found.indices]
+            write_captions(picture, captions_of(student.owner, numbers, data.names))
     return {
         "samples": ROWS,
         "indices": found.indices.tolist(),
@@ -67,9 +75,16 @@ def write_worst(
 STEPS = 18
 
 
-def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDenoiser, evaluation: Evaluation) -> None:
+def write_path_picture(
+    folder: Path,
+    path: DegradationPath,
+    teacher: NetworkDenoiser,
+    conditions: Conditions,
+    codec: Codec | None,
+    evaluation: Evaluation,
+) -> None:
     """Writes ``path.png``, a row of samples a node from the same noise, and ``path.json`` with the
-    rows' names; images only.
+    rows' names; images only. ``codec``: makes pictures of latents, None where samples are pictures.
 
     The frozen ``teacher`` is every node in turn, and itself again at the end: one that is sharded
     cannot be copied.
@@ -77,18 +92,16 @@ def write_path_picture(folder: Path, path: DegradationPath, teacher: NetworkDeno
     if len(teacher.shape) != 3:
         return
     own = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    solver, batch = evaluation.solver, evaluation.batch
     sampler = TeacherSampler(
-        -1.0, 1.0, teacher, evaluation.solver.rule, evaluation.solver.grid, Classes(teacher.classes)
-    )
+        -1.0, 1.0, teacher, solver.rule, solver.grid, conditions, codec=codec, batch=batch
+    ).pictured
+    labels = labels_for(10, None, sampler.classes)
     rows = []
     try:
         for node in range(path.last + 1):
             path.load(node, teacher)
-            rows.append(
-                sampler.draw(
-                    Key(0, "path"), 10, labels_for(10, None, teacher.classes) if teacher.classes else None, STEPS
-                )
-            )
+            rows.append(sampler.draw(Key(0, "path"), 10, labels, STEPS))
     finally:
         teacher.load_state_dict(own)
     write_samples(folder / "path.png", torch.cat(rows), -1.0, 1.0, columns=10)

@@ -31,6 +31,7 @@ from fewstep.runs.blocks import Crew, Job, Workers
 from fewstep.runs.evaluate import chosen
 from fewstep.runs.image_sets import announce, said_of
 from fewstep.runs.sampler import Sampler, load, load_teacher
+from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.system.caches import content_digest, output
 from fewstep.training import Listener
 from fewstep.training.listeners import Several
@@ -54,20 +55,27 @@ def measure_many(
     recipe and the data's class proportions; also written to ``measured-MODEL-STEPS.json``.
 
     ``metrics``: of ``METRICS``, all that the space allows unless given. ``reference``: a file of
-    statistics for the Frechet distance (see ``load_reference``), the data's own unless given. The
-    result does not depend on the number of processes. Raises ``UserError`` for what a space cannot
-    tell, and for a reference of another space.
+    statistics for the Frechet distance (see ``load_reference``), unless given the data's own, or
+    those of the teacher's samples where the recipe has 'evaluation.reference'. The result does not
+    depend on the number of processes. Raises ``UserError`` for what a space cannot tell, and for a
+    reference of another space.
     """
     folder, listener = RunFolder(Path(run)), Several(listeners)
     recipe = folder.read_distill_recipe()
     chosen(recipe.evaluation, samples=samples, teacher_steps=None if steps is None else [steps])
     data = data_of(recipe.data)
     announce(data, listener)
-    sampler: Sampler = load_teacher(folder.path) if model == "teacher" else load(folder.path)
+    sampler = (load_teacher(folder.path) if model == "teacher" else load(folder.path)).pictured
     space = recipe.evaluation.features.space(sampler.space if data is None else data)
     steps = sampler.usual_steps if steps is None else steps
     origins = measured_origins(folder, recipe, data, listener.say)
-    stored = None if reference is None else _stored(reference, space, sampler.space, origins["digests"])
+    stored: Reference | None = None
+    source: dict[str, Any] = {}
+    if reference is not None:
+        stored = _stored(reference, space, sampler.space, origins["digests"])
+    elif recipe.evaluation.reference is not None:
+        moments = teacher_moments(recipe, load_teacher(folder.path), space, data, listener.say)
+        stored, source = moments.reference(listener), {"teacher": moments.described}
     lacking = _lacking(space, sampler, data, stored is not None)
     wanted = _wanted(metrics, lacking)
     count = 0 if data is None else _data_count(data, wanted, stored is not None)
@@ -75,7 +83,7 @@ def measure_many(
         real = crew.gather(Job(folder.path, "data", count), listener) if count else None
         generated = crew.gather(Job(folder.path, model, samples, steps), listener)
     against = stored if stored is not None else Reference(real.moments.statistics()) if real is not None else None
-    source = {
+    source |= {
         "file": None if reference is None else str(reference),
         "count": None if against is None else against.statistics.count,
     }
@@ -99,28 +107,34 @@ def measure_many(
 def write_reference(
     run: Path | str, path: Path | str, workers: Workers | None = None, listeners: Sequence[Listener] = ()
 ) -> Path:
-    """Writes the statistics of all of a run's data, in the feature space of its recipe, for
-    ``reference`` of later measurements.
+    """Writes the statistics of all of a run's data, or of the teacher's samples where the recipe
+    has 'evaluation.reference', in the feature space of the recipe, for ``reference`` of later
+    measurements.
     """
     folder = RunFolder(Path(run))
     recipe = folder.read_distill_recipe()
-    if recipe.data is None:
+    if recipe.data is None and recipe.evaluation.reference is None:
         raise UserError(f"{run}: its recipe has no 'data' section, so that there are no statistics of data to write.")
-    data = recipe.data.open()
+    data = data_of(recipe.data)
     announce(data, Several(listeners))
     if Path(path).suffix == ".npz":
         raise UserError(
             f"{path}: reference statistics are written as safetensors; give the file another name, such as "
             f"{Path(path).stem}.safetensors."
         )
-    with Crew(workers or Workers()) as crew:
-        gathered = crew.gather(Job(folder.path, "data", len(data)), Several(listeners))
-    origins = origins_of(recipe, ("data", "evaluation"), data)
+    if recipe.evaluation.reference is not None:
+        teacher = load_teacher(folder.path)
+        space = recipe.evaluation.features.space(teacher.space if data is None else data)
+        reference = teacher_moments(recipe, teacher, space, data, Several(listeners).say).reference(Several(listeners))
+    else:
+        assert data is not None
+        with Crew(workers or Workers()) as crew:
+            gathered = crew.gather(Job(folder.path, "data", len(data)), Several(listeners))
+        origins = origins_of(recipe, ("data", "evaluation"), data)
+        space = recipe.evaluation.features.space(data)
+        reference = Reference(gathered.moments.statistics(), space.name, origins)
     with output(path):
-        save_reference(
-            Path(path),
-            Reference(gathered.moments.statistics(), recipe.evaluation.features.space(data).name, origins),
-        )
+        save_reference(Path(path), reference)
     return Path(path)
 
 

@@ -16,6 +16,8 @@ from fewstep.errors import UserError
 from fewstep.runs.plane import scatter_png
 from fewstep.system.files import write_bytes
 
+GAP = 2
+"""Pixels around each sample of a grid."""
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -131,7 +133,7 @@ def _grid(samples: Tensor, low: float, high: float, columns: int) -> bytes:
     from PIL import Image
 
     count, channels, height, width = samples.shape
-    zoom, gap = max(1, 32 // height), 2
+    zoom, gap = max(1, 32 // height), GAP
     rows = math.ceil(count / columns)
     pixels = ((samples.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)

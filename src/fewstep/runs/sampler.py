@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Classes, Conditions
-from fewstep.data import SampleSpace
+from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Denoiser, Generator, Guided, device_of, freeze, load_model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
+from fewstep.networks import Codec
 from fewstep.random import Key
+from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.device import DeviceName, resolve_device
-from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
+from fewstep.recipes.building.frozen_teachers import open_around, open_teacher, pictures_of, with_prompts
 from fewstep.recipes.building.parts import data_of
+from fewstep.recipes.building.prompting import asked_of
+from fewstep.recipes.config import TEACHER_STEPS
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import NO_CHURN, Churn, Rule, solve_with_churn
 from fewstep.solvers.sampling import Sampling
@@ -51,6 +56,11 @@ class Sampler(abc.ABC):
         )
 
     @property
+    def pictured(self) -> Sampler:
+        """What makes samples that can be looked at: the sampler, unless its samples are latents."""
+        return self
+
+    @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
@@ -62,8 +72,18 @@ class Sampler(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def owner(self) -> Conditions:
+        """The conditions that it knows, by number."""
+
+    @property
     def classes(self) -> int:
-        """How many classes it knows; 0 for none."""
+        """How many conditions it knows, classes or prompts; 0 for none."""
+        return self.owner.count
+
+    @property
+    def together(self) -> int:
+        """How many samples are made at a time."""
+        return BATCH
 
     @property
     @abc.abstractmethod
@@ -89,14 +109,24 @@ class StudentSampler(Sampler):
     model: Denoiser | Generator
     prior: Prior
     sampling: Sampling = field(default_factory=Sampling)
+    codec: Codec | None = None
+    batch: int = BATCH
+
+    @property
+    def pictured(self) -> Sampler:
+        return self if self.codec is None else Decoded(-1.0, 1.0, self, self.codec)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.model.shape
 
     @property
-    def classes(self) -> int:
-        return self.prior.conditions.count
+    def owner(self) -> Conditions:
+        return self.prior.conditions
+
+    @property
+    def together(self) -> int:
+        return self.batch
 
     @property
     def usual_steps(self) -> int:
@@ -112,13 +142,13 @@ class StudentSampler(Sampler):
         times = self._times(steps)
 
         def block(first: int) -> Tensor:
-            rows = min(BATCH, n - first)
+            rows = min(self.batch, n - first)
             part = None if labels is None else labels[first : first + rows]
             state = self.prior.at(key, "prior", rows, part, start + first).to(device_of(self.model))
             begin = state.x, self.sampling.condition(state.condition, state.x)
             return self.sampling.sample(self.model, key, start + first, begin, self.schedule, times).cpu()
 
-        return torch.cat(deal(range(0, n, BATCH), block))
+        return torch.cat(deal(range(0, n, self.batch), block))
 
     def _times(self, steps: int) -> Tensor:
         if steps < 1:
@@ -139,18 +169,40 @@ class TeacherSampler(Sampler):
     grid: Grid
     conditions: Conditions
     churn: Churn = NO_CHURN
+    codec: Codec | None = None
+    batch: int = BATCH
+
+    @property
+    def pictured(self) -> Sampler:
+        return self if self.codec is None else Decoded(-1.0, 1.0, self, self.codec)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.denoiser.shape
 
     @property
-    def classes(self) -> int:
-        return self.conditions.count
+    def owner(self) -> Conditions:
+        return self.conditions
+
+    @property
+    def together(self) -> int:
+        return self.batch
 
     @property
     def usual_steps(self) -> int:
-        return 35
+        return TEACHER_STEPS
+
+    def guided(self, scale: float | None) -> TeacherSampler:
+        """The same with classifier-free guidance, away from the unconditional condition of its
+        owner; None and 1 guide nothing.
+
+        Raises ``UserError`` where there are no conditions.
+        """
+        if scale is None or scale == 1.0:
+            return self
+        if not self.conditions.count:
+            raise UserError("guidance needs a teacher with classes or prompts; this one has none.")
+        return replace(self, denoiser=Guided(self.denoiser, scale, self.conditions))
 
     @torch.no_grad()
     def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
@@ -158,7 +210,7 @@ class TeacherSampler(Sampler):
         times, churn = self.grid.times(schedule, steps), self.churn.at(steps)
 
         def block(first: int) -> Tensor:
-            rows = min(BATCH, n - first)
+            rows = min(self.batch, n - first)
             noise = key.normal("prior", (rows, *self.denoiser.shape), start + first).to(device)
             part = None if labels is None else labels[first : first + rows]
             condition = self.conditions.of(part).to(device)
@@ -166,7 +218,38 @@ class TeacherSampler(Sampler):
                 self.rule, churn, self.denoiser, schedule.prior_scale * noise, times, key, start + first, condition
             ).cpu()
 
-        return torch.cat(deal(range(0, n, BATCH), block))
+        return torch.cat(deal(range(0, n, self.batch), block))
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded(Sampler):
+    """The pictures that a ``codec`` makes of another sampler's latents."""
+
+    latents: Sampler
+    codec: Codec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return pictures_of(self.codec, self.latents.space).shape
+
+    @property
+    def owner(self) -> Conditions:
+        return self.latents.owner
+
+    @property
+    def together(self) -> int:
+        return self.latents.together
+
+    @property
+    def usual_steps(self) -> int:
+        return self.latents.usual_steps
+
+    @torch.no_grad()
+    def draw(self, key: Key, n: int, labels: Tensor | None, steps: int, start: int = 0) -> Tensor:
+        device = next(self.codec.parameters()).device
+        # A row at a time comes to the device: pictures are many times as large as latents.
+        latents = self.latents.draw(key, n, labels, steps, start).split(self.codec.rows)
+        return torch.cat([self.codec.decode(part.to(device)).cpu() for part in latents])
 
 
 def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | None:
@@ -187,13 +270,21 @@ def labels_for(n: int, classes: int | Tensor | None, known: int) -> Tensor | Non
     return labels
 
 
-def load(run: Path | str, guidance: float | None = None, device: DeviceName = "auto") -> StudentSampler:
+def load(
+    run: Path | str,
+    guidance: float | None = None,
+    device: DeviceName = "auto",
+    *,
+    prompts: Sequence[str] | None = None,
+) -> StudentSampler:
     """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale
     for a student that was conditioned on one, its usual one unless given.
 
-    It works on ``device``, a GPU where there is one unless told otherwise, wherever it was trained.
+    ``prompts``: what the classes of a text-to-image student are, by number; those that the run was
+    trained on unless given. It works on ``device``, a GPU where there is one unless told otherwise,
+    wherever it was trained.
     """
-    path = Path(run)
+    folder, path = Path(run), Path(run)
     path = RunFolder(path).student if path.is_dir() else path
     if not path.is_file():
         raise UserError(
@@ -202,20 +293,19 @@ def load(run: Path | str, guidance: float | None = None, device: DeviceName = "a
         )
     model, extra = load_model(path)
     try:
-        time, scale, (low, high) = (
-            _number(extra["prior"]["time"], 0),
-            _number(extra["prior"]["scale"], 0),
-            map(_number, extra["range"]),
-        )
-        if not low < high:
-            raise ValueError(f"a range from {low} to {high}")
+        time, scale = (_number(extra["prior"][name], 0) for name in ("time", "scale"))
+        low, high = _range(extra["range"])
         # A generator has no schedule; any serves for a prior of given scale.
         schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
         shape = model.latent_shape if isinstance(model, Generator) else model.shape
         start = Prior(schedule, shape, time, scale, Classes(model.classes))
-        sampling = Sampling(**extra["sampling"])
+        sampling = Sampling.from_description(extra["sampling"])
+        if sampling.held and sampling.held[0] != time:
+            raise ValueError(f"times from {sampling.held[0]}, and samples that start at {time}")
         if isinstance(model, Denoiser) and not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
             raise ValueError(f"a first time of {time}")
+        if isinstance(model, Denoiser) and sampling.held and sampling.held[-1] < schedule.t_min * (1 - 1e-9):
+            raise ValueError(f"a last time of {sampling.held[-1]}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: holds a model but not how to sample it ({error}); it is not a student's file."
@@ -224,7 +314,31 @@ def load(run: Path | str, guidance: float | None = None, device: DeviceName = "a
         if sampling.guidance is None:
             raise UserError(f"{path}: this student was not conditioned on a guidance scale; leave the guidance out.")
         sampling = replace(sampling, guidance=guidance)
-    return StudentSampler(low, high, freeze(model).to(resolve_device(device)), start, sampling)
+    student = StudentSampler(low, high, freeze(model).to(resolve_device(device)), start, sampling)
+    if not asked_of(model):
+        if prompts is not None:
+            raise UserError(f"{run}: this student is told no prompts; leave the prompts out.")
+        return student
+    if not folder.is_dir():
+        raise UserError(
+            f"{path}: this student draws what prompts say, and the text encoder is its teacher's; give the folder of "
+            "the run."
+        )
+    assert isinstance(model, Denoiser)
+    around = open_around(RunFolder(folder).read_distill_recipe(), model, prompts, resolve_device(device))
+    return replace(student, prior=replace(start, conditions=around.conditions), codec=around.codec, batch=around.batch)
+
+
+def _range(said: Any) -> tuple[float, float]:
+    """The range that a file says, None for samples that have no range, such as latents; raises
+    ``ValueError`` for another.
+    """
+    if said is None:
+        return -math.inf, math.inf
+    low, high = map(_number, said)
+    if not low < high:
+        raise ValueError(f"a range from {low} to {high}")
+    return low, high
 
 
 def _number(value: Any, least: float = -LARGEST) -> float:
@@ -234,22 +348,35 @@ def _number(value: Any, least: float = -LARGEST) -> float:
     return float(value)
 
 
-def load_teacher(run: Path | str, guidance: float = 1.0, device: DeviceName = "auto") -> TeacherSampler:
+def load_teacher(
+    run: Path | str,
+    guidance: float = 1.0,
+    device: DeviceName = "auto",
+    *,
+    prompts: Sequence[str] | None = None,
+) -> TeacherSampler:
     """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1;
-    ``device`` as in ``load``.
+    ``device`` and ``prompts`` as in ``load``.
     """
-    recipe = RunFolder(Path(run)).read_distill_recipe()
-    data = data_of(recipe.data)
-    own = build_teacher(recipe.teacher, data)
-    space = space_of(recipe.teacher, own) if data is None else data.space
-    teacher: Denoiser = own.to(resolve_device(device))
-    solver = recipe.evaluation.solver
-    if guidance != 1.0:
-        if not teacher.classes:
-            raise UserError("guidance needs a teacher with classes; this one has none.")
-        teacher = Guided(teacher, guidance)
-    conditions = Classes(teacher.classes)
-    return TeacherSampler(space.low, space.high, teacher, solver.rule, solver.grid, conditions, solver.churn)
+    recipe = with_prompts(RunFolder(Path(run)).read_distill_recipe(), prompts)
+    return teacher_of(recipe, data_of(recipe.data), device).guided(guidance)
+
+
+def teacher_of(recipe: DistillRecipe, data: Dataset | None, device: DeviceName = "auto") -> TeacherSampler:
+    """A recipe's teacher as its evaluation samples it, not guided; ``data``: the recipe's."""
+    opened = open_teacher(recipe, data, resolve_device(device))
+    solver, space, batch = recipe.evaluation.solver, opened.space, recipe.evaluation.batch
+    return TeacherSampler(
+        space.low,
+        space.high,
+        opened.denoiser,
+        solver.rule,
+        solver.grid,
+        opened.conditions,
+        solver.churn,
+        opened.codec,
+        batch,
+    )
 
 
 def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:
@@ -267,11 +394,11 @@ def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float])
     return found
 
 
-def load_guided(run: Path | str, guidance: float | None = None) -> StudentSampler:
+def load_guided(run: Path | str, guidance: float | None = None, prompts: Sequence[str] | None = None) -> StudentSampler:
     """A run's student at a guidance scale; raises ``UserError`` where it was not conditioned on
-    one, unless the scale is 1, which asks for nothing.
+    one, unless the scale is 1, which asks for nothing. ``prompts`` as in ``load``.
     """
-    student = load(run)
+    student = load(run, prompts=prompts)
     if guidance is None or (guidance == 1.0 and student.sampling.guidance is None):
         return student
     if student.sampling.guidance is None:
@@ -279,4 +406,4 @@ def load_guided(run: Path | str, guidance: float | None = None) -> StudentSample
             "--guidance: only the teacher can be guided, since this student was not conditioned on a "
             "scale; add --teacher or leave it out."
         )
-    return load(run, guidance)
+    return load(run, guidance, prompts=prompts)

@@ -1,5 +1,5 @@
-"""Whether the figures of runs may stand beside one another: taken in the same features and on the
-same data.
+"""Whether the figures of runs may stand beside one another: taken in the same features, and against
+the same data or the same teacher's samples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fewstep.recipes import Recipe
 from fewstep.recipes.reading.places import named_in, with_names
 from fewstep.training.saving.origin_checks import DATA, difference, exchanged
 
-_FEATURES = "evaluation.features"
+_FEATURES, _REFERENCE = "evaluation.features", "evaluation.reference"
 
 
 def check_comparable(folders: Sequence[RunFolder]) -> Iterator[str]:
@@ -53,6 +53,8 @@ def _check_pair(
     where = f"{here.path} and {there.path} cannot be compared"
     if _settings(recipe) != _settings(recipe_there):
         raise UserError(f"{where}: '{_FEATURES}' differs in their recipes; train or measure both with the same.")
+    if _reference(recipe) != _reference(recipe_there):
+        raise UserError(f"{where}: '{_REFERENCE}' differs in their recipes; train or measure both with the same.")
     kind, kind_there = (None if each.data is None else each.data.kind for each in (recipe, recipe_there))
     if kind != kind_there and (record is None or record_there is None):
         what = f"'data.kind' is {kind} in the one and {kind_there} in the other"
@@ -60,9 +62,25 @@ def _check_pair(
     if record is None or record_there is None:
         return
     for key in exchanged(record.digests, record_there.digests):
-        if key == DATA or key.startswith(_FEATURES):
+        if key == DATA or key.startswith(_FEATURES) or (_reference(recipe) and key.startswith("teacher.")):
             digests = difference(key, record.digests, record_there.digests, ("in the first", "in the second"))
             raise UserError(f"{where}: their '{key}' is not the same ({digests}); train or measure both with the same.")
+
+
+def _reference(recipe: Recipe) -> dict[str, Any]:
+    """What decides the samples of a teacher that distances are to, besides the teacher; nothing
+    where they are to the data.
+    """
+    choice = recipe.evaluation
+    if choice.reference is None:
+        return {}
+    solver = choice.solver.model_dump()
+    return {
+        "samples": choice.reference.samples,
+        "steps": choice.reference_steps,
+        "guidance": choice.reference_guidance,
+        "solver": solver,
+    }
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from fewstep.times import TimeDistribution
 class ForwardDiffusion(States):
     """x_t = alpha x_0 + sigma eps, x_0 drawn from ``data`` with replacement, t from ``times``.
 
-    Each sample's condition, which is ``conditions``' of its label, becomes the unconditional one
+    Each sample's condition, which is ``conditions``' of its number, becomes the unconditional one
     with probability ``label_dropout`` in [0, 1], so that the network also learns the unconditional
-    estimate which guidance needs.
+    estimate which guidance needs. Where conditions hold a picture's sizes, they are the sample's.
     """
 
     data: Dataset
@@ -39,11 +39,12 @@ class ForwardDiffusion(States):
         x0 = self.data.take(index).to(step.device)
         t = self.times.draw(self.schedule, step.key, "data-time", step.rows, step.start)
         noise = step.noise_like("data-noise", x0)
-        labels = None
-        if self.data.labels is not None:
+        numbers = None
+        if self.data.numbers is not None:
             dropped = step.key.uniform("label-dropout", step.rows, step.start) < self.label_dropout
-            labels = torch.where(dropped, NO_CLASS, self.data.labels[index])
-        return State(self.schedule.add_noise(x0, t, noise), t, self.conditions.of(labels).to(step.device), x0, noise)
+            numbers = torch.where(dropped, NO_CLASS, self.data.numbers[index])
+        condition = self.conditions.sized(self.conditions.of(numbers), lambda: self.data.sizes(index))
+        return State(self.schedule.add_noise(x0, t, noise), t, condition.to(step.device), x0, noise)
 
 
 @dataclass(frozen=True)

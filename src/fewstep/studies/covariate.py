@@ -108,7 +108,7 @@ def build_relay(run: Path, student: StudentSampler, teacher: Denoiser, teacher_s
     if teacher.schedule != schedule:
         teacher = Rescheduled(teacher, schedule)
     if sampling.guidance is not None:
-        teacher = Guided(teacher)
+        teacher = Guided(teacher, conditions=student.prior.conditions)
     steps = TEACHER_STEPS * sampling.steps if teacher_steps is None else teacher_steps
     times, fine = (sampling.times(schedule, student.prior.time, count) for count in (sampling.steps, steps))
     return Relay(teacher, sampling.flow_map(student.model, schedule), student.prior, times, fine, sampling.guidance)

@@ -199,6 +199,16 @@ class _OneByOne(Mapping[str, torch.Tensor]):
 
 
 @contextlib.contextmanager
+def readable(path: object) -> Iterator[None]:
+    """Around the reading of a file: an ``OSError`` becomes a ``UserError`` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({why}); check the path and its permissions.") from error
+
+
+@contextlib.contextmanager
 def opened_tensors(path: Path) -> Iterator[Any]:
     """An open safetensors file, of which tensors and parts of them are read when they are asked
     for. Nothing is compared with the checksum.

@@ -1,21 +1,35 @@
 """Targets: which denoiser plays the teacher at this step."""
 
 from fewstep.targets.backtracked import Backtracked
+from fewstep.targets.guidance import (
+    ConstantGuidance,
+    Guidance,
+    GuidanceAlongPath,
+    IntervalGuidance,
+    NoGuidance,
+    RescaledGuidance,
+)
 from fewstep.targets.hook import Hook, decides
 from fewstep.targets.path import DegradationPath
 from fewstep.targets.path_probes import Probes
 from fewstep.targets.record import ByDistance, EverySteps, RecordByDistance, RecordEvery, Recording, RecordRule
 from fewstep.targets.switch import Every, Plateau, SwitchAtPlateau, SwitchEvery, Switching, SwitchRule
-from fewstep.targets.target import Fixed, ReflectedTarget, Target
+from fewstep.targets.target import Fixed, GuidedTarget, ReflectedTarget, Target
 
 __all__ = [
     "Backtracked",
     "ByDistance",
+    "ConstantGuidance",
     "DegradationPath",
     "Every",
     "EverySteps",
     "Fixed",
+    "Guidance",
+    "GuidanceAlongPath",
+    "GuidedTarget",
     "Hook",
+    "IntervalGuidance",
+    "NoGuidance",
     "Plateau",
     "Probes",
     "RecordByDistance",
@@ -23,6 +37,7 @@ __all__ = [
     "RecordRule",
     "Recording",
     "ReflectedTarget",
+    "RescaledGuidance",
     "SwitchAtPlateau",
     "SwitchEvery",
     "SwitchRule",

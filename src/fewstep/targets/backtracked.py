@@ -39,9 +39,13 @@ class Backtracked(Target, Resumable, Hook):
 
     @property
     def denoiser(self) -> Denoiser:
-        if self.node is None:
-            self._enter(max(self.path.last - 1, 0))
+        self._in_force()
         return self.path.teacher if self._slot is None else self._slot
+
+    @property
+    def degraded(self) -> float:
+        node = self._in_force()
+        return node / self.path.last if node else 0.0
 
     @property
     def short(self) -> str:
@@ -83,6 +87,13 @@ class Backtracked(Target, Resumable, Hook):
 
     def figures(self) -> dict[str, float]:
         return {} if self.node is None else {"target_node": self.node}
+
+    def _in_force(self) -> int:
+        """The node in force, entered at the first use."""
+        if self.node is None:
+            self._enter(max(self.path.last - 1, 0))
+        assert self.node is not None
+        return self.node
 
     def _enter(self, node: int) -> None:
         self.node, self.steps = node, 0

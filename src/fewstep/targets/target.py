@@ -1,4 +1,4 @@
-"""What a target is, the one that never changes, and thresholds on any."""
+"""What a target is, the one that never changes, and guidance and thresholds on any."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewstep.condition import Conditions
 from fewstep.denoisers import Denoiser, Reflected
 from fewstep.denoisers.threshold import Threshold
+from fewstep.targets.guidance import Guidance
 
 
 class Target(abc.ABC):
@@ -18,6 +20,13 @@ class Target(abc.ABC):
     @abc.abstractmethod
     def denoiser(self) -> Denoiser:
         """The teacher in force; frozen."""
+
+    @property
+    def degraded(self) -> float:
+        """Where the teacher in force stands on a recorded path: 0 for the teacher itself, 1 for the
+        last node. 0 unless a class walks a path.
+        """
+        return 0.0
 
     @abc.abstractmethod
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
@@ -41,6 +50,26 @@ class Fixed(Target):
 
 
 @dataclass(frozen=True, eq=False)
+class GuidedTarget(Target):
+    """The denoiser in force of ``target``, guided towards ``conditions``."""
+
+    target: Target
+    guidance: Guidance
+    conditions: Conditions
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.guidance.guided(self.target.denoiser, self.conditions, self.degraded)
+
+    @property
+    def degraded(self) -> float:
+        return self.target.degraded
+
+    def observe(self, log_snr: Tensor, gap: Tensor) -> None:
+        self.target.observe(log_snr, gap)
+
+
+@dataclass(frozen=True, eq=False)
 class ReflectedTarget(Target):
     """``Reflected`` around the denoiser in force of ``target`` (Lou and Ermon 2023; DDIL, Sec.
     4.1).
@@ -52,6 +81,10 @@ class ReflectedTarget(Target):
     @property
     def denoiser(self) -> Denoiser:
         return Reflected(self.target.denoiser, self.threshold)
+
+    @property
+    def degraded(self) -> float:
+        return self.target.degraded
 
     def observe(self, log_snr: Tensor, gap: Tensor) -> None:
         self.target.observe(log_snr, gap)

@@ -9,6 +9,7 @@ readings are repeatable) and the means of what training reported lately.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,7 +170,9 @@ class Spread(Check):
         # Data with one sample a class, or with equal ones, has no spread to be compared with.
         if not self._own:
             return None
-        ratio = spread(state.x, state.condition.labels) / self._own
+        # Without classes of the data's, a label may be the number of a prompt.
+        labels = None if self.data.labels is None else state.condition.labels
+        ratio = spread(state.x, labels) / self._own
         warning = ""
         if ratio < self.low:
             warning = (
@@ -203,6 +206,9 @@ class Saturation(Check):
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         samples: Tensor = step.state(self.samples).x
+        # What has no range, such as latents, does not leave it.
+        if not math.isfinite(self.data.high - self.data.low):
+            return None
         fraction = outside(samples, self.data.low, self.data.high, self.margin)
         warning = (
             f"{fraction:.0%} of the samples' values lie outside the data's range: the student "

@@ -44,6 +44,7 @@ from fewstep.training.phase import Phase, Stage, all_modules, build_optimizers, 
 from fewstep.training.probes import Probe, ProbeRounds
 from fewstep.training.reporting.inbox import Inbox
 from fewstep.training.reporting.journal import Journal, noted
+from fewstep.training.saving.checkpoint import CHECKPOINTS
 from fewstep.training.saving.saver import Saver
 from fewstep.training.saving.snapshots import CheckpointContent, Optimizers, Snapshots
 from fewstep.training.settings import Progress, Settings
@@ -85,7 +86,7 @@ class Trainer:
         self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, halved)
         self._turns = Turns(self._layout, self.settings, self._device, average, self.average)
         kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")
-        self._saver = Saver(self.folder / "checkpoints", self.settings.keep, self.settings.run, kind)
+        self._saver = Saver(self.folder / CHECKPOINTS, self.settings.keep, self.settings.run, kind)
         self._journal = Journal(self.folder / "metrics.jsonl", self.listener)
         kept = CheckpointContent(self.stages, self.networks, self._stateful, self._journal)
         self._snapshots = Snapshots(kept, self._saver, self.settings, self.listener.say)

@@ -9,7 +9,7 @@ from fewstep.zoo.shipped import (
     digit_features,
     digits,
     mixture2d,
-    scene_features,
+    scenes_reader,
     shipped_denoiser,
     shipped_pipeline,
 )
@@ -24,7 +24,7 @@ __all__ = [
     "mixture2d",
     "nvidia",
     "pipelines",
-    "scene_features",
+    "scenes_reader",
     "shipped_denoiser",
     "shipped_pipeline",
 ]

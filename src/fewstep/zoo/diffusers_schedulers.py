@@ -27,6 +27,7 @@ from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
 from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V, Velocity
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ZeroSNRVP
+from fewstep.values import kind_of
 from fewstep.zoo.diffusers_weights import CORRECT
 from fewstep.zoo.nvidia.modules import flag, real, whole_number, word
 
@@ -73,7 +74,35 @@ def meaning_of(config: dict[str, Any], path: Path) -> Meaning:
     return schedule, prediction, inputs
 
 
-def ignored_by(config: dict[str, Any], path: Path) -> tuple[str, ...]:
+def settings_of(schedule: Schedule, prediction: Prediction, inputs: Inputs) -> dict[str, Any]:
+    """The entries by which a scheduler says these three, of a variance preserving process: what
+    ``meaning_of`` reads, without the class.
+
+    Raises ``UserError`` for what such schedulers have no words for.
+    """
+    said = next((name for name, kind in _VP.items() if kind == prediction), None)
+    if (
+        not isinstance(schedule, DiscreteVP)
+        or type(schedule) not in (DiscreteVP, ZeroSNRVP)
+        or inputs != TimestepInputs(float(schedule.steps))
+        or said is None
+    ):
+        raise UserError(
+            f"schedule '{kind_of(type(schedule))}' with prediction '{kind_of(type(prediction))}' and inputs "
+            f"'{kind_of(type(inputs))}' is none of diffusers' variance preserving ones, which alone are written so "
+            "far; take a student whose teacher is a model of Stable Diffusion 1, 2 or SDXL."
+        )
+    return {
+        "num_train_timesteps": schedule.steps,
+        "beta_schedule": next(name for name, betas in _BETAS.items() if betas == schedule.betas),
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "rescale_betas_zero_snr": type(schedule) is ZeroSNRVP,
+        "prediction_type": said,
+    }
+
+
+def ignored_by(config: dict[str, Any], path: object) -> tuple[str, ...]:
     """Sentences on what a scheduler does to estimates of x0 that a denoiser here does not."""
     with about(path):
         on = _left_out(config)

@@ -94,7 +94,7 @@ def write_parts(codec_file: Path, words_file: Path, folder: Path) -> None:
     config |= {"dtype": "float32", "torch_dtype": "float32"}
     _write(folder / "text_encoder", _TRANSFORMERS, tensors, config)
     write_tokenizer(folder / "tokenizer")
-    scheduler = diffusers.DDIMScheduler(
+    scheduler: Any = diffusers.DDIMScheduler(
         num_train_timesteps=SCHEDULE.steps,
         beta_start=SCHEDULE.beta_start,
         beta_end=SCHEDULE.beta_end,

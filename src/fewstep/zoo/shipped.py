@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from torch import nn
-
 from fewstep.denoisers import NetworkDenoiser, freeze, load_model
 from fewstep.errors import UserError
-from fewstep.networks import DigitClassifier, ImageReader
+from fewstep.networks import DigitClassifier, Reader
 from fewstep.networks.kinds.network_files import load_network
 
 SHIPPED_DENOISERS = ("digits", "mixture2d")
@@ -18,11 +18,23 @@ SHIPPED_RANGES = {"digits": (-1.0, 1.0), "mixture2d": (-4.417694091796875, 4.417
 """In which their samples are: that of the data of the recipes that made them."""
 
 
+@contextlib.contextmanager
+def shipped_weights(name: str) -> Iterator[Path]:
+    """The file of shipped weights ``name``, where it can be read as a file.
+
+    Raises ``UserError`` where this installation has no such file.
+    """
+    with resources.as_file(resources.files("fewstep.zoo") / "weights" / f"{name}.safetensors") as path:
+        if not path.is_file():
+            raise UserError(f"this installation has no shipped weights '{name}' ({path}); install fewstep anew.")
+        yield path
+
+
 def shipped_denoiser(name: str) -> NetworkDenoiser:
     """A shipped teacher by name, frozen."""
     if name not in SHIPPED_DENOISERS:
         raise UserError(f"there is no shipped teacher '{name}'; it must be one of {', '.join(SHIPPED_DENOISERS)}.")
-    with resources.as_file(resources.files("fewstep.zoo") / "weights" / f"{name}.safetensors") as path:
+    with shipped_weights(name) as path:
         model, _ = load_model(path)
     assert isinstance(model, NetworkDenoiser)
     return freeze(model)
@@ -51,24 +63,21 @@ def mixture2d() -> NetworkDenoiser:
     return shipped_denoiser("mixture2d")
 
 
-def scene_features() -> ImageReader:
-    """The reader of scenes of one digit, (B, 3, 32, 32) in [-1, 1], which tells digit, colour, size
-    and place; made by ``scenes-features``.
-    """
-    network = _network("scenes-features")
-    assert isinstance(network, ImageReader)
-    return network
-
-
 def digit_features() -> DigitClassifier:
     """The classifier of digits whose last hidden layer is the feature space of the Frechet
     distance; made by ``digits-features``.
     """
-    network = _network("digits-features")
+    with shipped_weights("digits-features") as path:
+        network = load_network(path)
     assert isinstance(network, DigitClassifier)
-    return network
+    return freeze(network)
 
 
-def _network(name: str) -> nn.Module:
-    with resources.as_file(resources.files("fewstep.zoo") / "weights" / f"{name}.safetensors") as path:
-        return freeze(load_network(path))
+def scenes_reader() -> Reader:
+    """The reader of scenes, (B, 3, 32, 32) in [-1, 1]: its last hidden layer is the feature space
+    of their Frechet distance, and it measures prompt accuracy; made by ``scenes-features``.
+    """
+    with shipped_weights("scenes-features") as path:
+        network = load_network(path)
+    assert isinstance(network, Reader)
+    return freeze(network)

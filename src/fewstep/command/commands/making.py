@@ -1,4 +1,4 @@
-"""Commands that make a student: recipes, training, samples."""
+"""Commands that make a student: recipes, training, samples, and its folder for others."""
 
 from __future__ import annotations
 
@@ -101,15 +101,31 @@ def sample_run(
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", min=1, max=MOST_STEPS, help="Steps; 1 for the student and 35 for the teacher unless given."
+            "--steps",
+            min=1,
+            max=MOST_STEPS,
+            help="Steps; those that the student was made for, and 35 of the teacher, unless given.",
         ),
     ] = None,
     class_id: Annotated[
         int | None, typer.Option("--class", min=0, help="One class for all samples; all classes in turn unless given.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Sample i of a seed is always the same.")] = 0,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 80,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="How many: 80 unless given, and of each prompt that is given 1.")
+    ] = None,
+    prompt: Annotated[
+        list[str],
+        typer.Option("--prompt", help="What to draw, of a text-to-image model; may be repeated."),
+    ] = [],  # noqa: B006
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="The same from a .txt, .csv, .jsonl, .json or .parquet file."),
+    ] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="Sample the run's teacher instead.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The teacher's picture above the student's, from the same seed.")
+    ] = False,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -134,19 +150,46 @@ def sample_run(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
+    from fewstep.errors import UserError
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.sample_files import check_array, check_picture, write_array, write_samples
+    from fewstep.runs.drawing import beside_teacher, drawn, prompts_said, write_drawn
+    from fewstep.runs.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
 
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     check_picture(picture)
     if npz is not None:
         check_array(npz)
-    sampler = load_teacher(run, 1.0 if guidance is None else guidance) if teacher else load_guided(run, guidance)
-    samples = sampler(n, seed, class_id, steps)
+    said = prompts_said(prompt, prompts)
+    if compare and teacher:
+        raise UserError("--compare and --teacher: --compare shows both; leave one of them out.")
+    scale = 1.0 if guidance is None else guidance
+    if compare:
+        sampler = beside_teacher(run, scale, said)
+    else:
+        sampler = (load_teacher(run, scale, prompts=said) if teacher else load_guided(run, guidance, said)).pictured
+    samples, numbers = drawn(sampler, said, n, seed, class_id, steps)
     with output(picture):
-        write_samples(picture, samples, sampler.low, sampler.high)
+        write_drawn(picture, samples, numbers, sampler)
     if npz is not None:
         with output(npz):
             write_array(npz, samples)
     typer.echo(str(picture))
+
+
+@group.command(name="export")
+def export_run(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to be made, new or empty.")],
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="fp32|fp16|bf16", help="The type of the U-Net's weights.")
+    ] = "fp32",
+) -> None:
+    """Writes the student of a text-to-image run as a folder that diffusers opens, with a card that
+    says how to sample it.
+
+    Example: fewstep export runs/sd15-disback exports/sd15-one-step --dtype fp16
+    """
+    from fewstep.runs import export
+
+    typer.echo(f"{export(run, out, dtype)}: README.md has the call that samples it.")

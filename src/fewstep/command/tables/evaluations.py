@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fewstep.command.grid import grid, left, right
-from fewstep.command.tables.figures import shown_accuracy, shown_distance, shown_draws, shown_figure, shown_steps
+from fewstep.command.tables.figures import shown_distance, shown_draws, shown_figure, shown_share, shown_steps
 from fewstep.errors import one_line
 
 _MEASURED = {
@@ -18,6 +20,8 @@ _MEASURED = {
     "coverage": "coverage",
     "diversity": "diversity",
     "accuracy": "class accuracy",
+    "prompt_accuracy": "prompt accuracy",
+    "prompt_diversity": "diversity a prompt",
 }
 
 
@@ -25,39 +29,69 @@ def quality_table(result: dict[str, Any]) -> str:
     """What ``evaluate`` found: a line a model and number of steps, and below one a guidance
     scale.
     """
-    rows = [
-        _quality(f"{name}, {shown_steps(steps)}", entry)
+    guidance, reference = result.get("teacher_guidance"), result["reference"]
+    guided = {"teacher": "" if guidance is None else f", guided by {guidance:g}", "student": ""}
+    entries = [
+        (f"{name}, {shown_steps(steps)}{guided[name]}", entry)
         for name in ("teacher", "student")
         for steps, entry in result[name].items()
     ]
-    rows += [
-        _quality(f"{name}, {shown_steps(steps)}, guided by {scale}", entry)
+    entries += [
+        (f"{name}, {shown_steps(steps)}, guided by {scale}", entry)
         for scale, models in result.get("guidance", {}).items()
         for name, found in models.items()
         for steps, entry in found.items()
     ]
-    reference = result["reference"]
-    halves = f"{reference['halves_fd']:.2f}" if "halves_fd" in reference else "-"
-    headings = right("Frechet distance", "class accuracy", "recall", "diversity", "evaluations", "ms/image")
+    columns = [column for column in _COLUMNS if any(column.shown(entry) != "-" for _, entry in entries)]
+    rows = [[label, *(column.shown(entry) for column in columns)] for label, entry in entries]
+    if "halves_fd" in reference:
+        rows.append(["two halves of the data", f"{reference['halves_fd']:.2f}"])
     lines = [
-        grid([*left(""), *headings], [*rows, ["two halves of the data", halves]]),
+        grid([*left(""), *right(*(column.heading for column in columns))], rows),
         f"{reference['samples']} samples a draw, {shown_draws(reference['draws'])}",
+        *_compared_with(reference),
+        *([_DIVERSITY] if any("prompt_diversity_ratio" in entry for _, entry in entries) else []),
         *_left_out(result),
         *_mismatch(result.get("mismatch", {})),
     ]
     return "\n".join(lines)
 
 
-def _quality(label: str, entry: dict[str, Any]) -> list[str]:
-    return [
-        label,
-        shown_distance(entry),
-        shown_accuracy(entry),
-        shown_figure(entry, "recall"),
-        shown_figure(entry, "diversity"),
-        f"{entry['nfe']:.0f}",
-        f"{entry['ms_per_image']:.2f}",
-    ]
+@dataclass(frozen=True)
+class _Column:
+    """A figure of each model, and how it is shown: a dash where it could not be had. A figure that
+    no model has is not in the table.
+    """
+
+    heading: str
+    shown: Callable[[dict[str, Any]], str]
+
+
+_COLUMNS = (
+    _Column("Frechet distance", shown_distance),
+    _Column("prompt accuracy", lambda entry: shown_share(entry.get("prompt_accuracy", {}), "all")),
+    _Column("diversity a prompt", lambda entry: shown_figure(entry, "prompt_diversity_ratio")),
+    _Column("class accuracy", lambda entry: shown_share(entry, "accuracy")),
+    _Column("recall", lambda entry: shown_figure(entry, "recall")),
+    _Column("diversity", lambda entry: shown_figure(entry, "diversity")),
+    _Column("evaluations", lambda entry: f"{entry['nfe']:.0f}"),
+    _Column("ms/image", lambda entry: f"{entry['ms_per_image']:.2f}"),
+)
+
+
+_DIVERSITY = (
+    "diversity a prompt is the mean distance between pictures of one prompt, over the teacher's at its most steps"
+)
+
+
+def _compared_with(reference: dict[str, Any]) -> list[str]:
+    """What Frechet distances are to, where that is not the data."""
+    teacher = reference.get("teacher")
+    if teacher is None:
+        return []
+    guided = "" if teacher["guidance"] is None else f", guided by {teacher['guidance']:g}"
+    steps = shown_steps(str(teacher["steps"]))
+    return [f"Frechet distances are to {teacher['samples']} samples of the teacher at {steps}{guided}"]
 
 
 def _mismatch(found: dict[str, Any]) -> list[str]:
@@ -79,7 +113,8 @@ def _mismatch(found: dict[str, Any]) -> list[str]:
 def measurement_table(result: dict[str, Any]) -> str:
     """What ``measure`` found: a line a number."""
     reference = result["reference"]
-    against = "the data" if reference["file"] is None else one_line(reference["file"])
+    own = "the teacher's samples" if "teacher" in reference else "the data"
+    against = own if reference["file"] is None else one_line(reference["file"])
     rows = [[name, _measured(result[key])] for key, name in _MEASURED.items() if key in result]
     lines = [
         (

@@ -17,9 +17,9 @@ def shown_distance(entry: dict[str, Any]) -> str:
     return f"{entry['fd']:.2f} +- {entry['fd_spread']:.2f}" if entry["fd_spread"] else f"{entry['fd']:.2f}"
 
 
-def shown_accuracy(entry: dict[str, Any]) -> str:
-    """The share of samples that a classifier takes for their class."""
-    return "-" if entry.get("accuracy") is None else f"{entry['accuracy']:.1%}"
+def shown_share(entry: dict[str, Any], name: str) -> str:
+    """A share of samples, such as those that a classifier takes for their class."""
+    return "-" if entry.get(name) is None else f"{entry[name]:.1%}"
 
 
 def shown_level(level: float | None) -> str:

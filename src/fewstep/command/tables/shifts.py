@@ -6,11 +6,11 @@ from typing import Any
 
 from fewstep.command.grid import grid, left, right
 from fewstep.command.tables.figures import (
-    shown_accuracy,
     shown_distance,
     shown_draws,
     shown_figure,
     shown_level,
+    shown_share,
 )
 
 
@@ -38,7 +38,7 @@ def _shared(title: str, rows: list[tuple[str, dict[str, Any]]]) -> str:
             [
                 setting,
                 shown_distance(entry),
-                shown_accuracy(entry),
+                shown_share(entry, "accuracy"),
                 shown_figure(entry, "recall"),
                 shown_figure(entry, "diversity"),
             ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,6 +11,36 @@ from torch import Tensor
 from fewstep.condition import NO_CLASS, Condition, Conditions
 from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.errors import UserError
+from fewstep.system.files import digest_of
+
+TIME_IDS = "time_ids"
+
+
+@dataclass(frozen=True)
+class Unembedded(Conditions):
+    """``number`` prompts whose embeddings are not there: conditions of the right ``shapes``, rows
+    by name, and of zeros alone. For what only needs sizes.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    number: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.number
+
+    @property
+    def identity(self) -> str:
+        return digest_of({}, {"kind": "unembedded", "number": self.number})
+
+    def of(self, numbers: Tensor | None) -> Condition:
+        return self.sketch(1 if numbers is None else len(numbers))
+
+    def null(self, condition: Condition) -> Condition:
+        return condition
+
+    def sketch(self, rows: int) -> Condition:
+        return Condition(context={name: torch.zeros(rows, *shape) for name, shape in self.shapes.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,9 +48,9 @@ class PromptConditions(Conditions):
     """The embedded ``prompts`` by number; the unconditional condition is the encoder's null prompt.
 
     ``sizes``: rows (1, ...) by name that every condition has besides, also the unconditional one,
-    such as SDXL's ``time_ids`` (1, 6). A condition holds its prompt's number as its label, so that
-    what keeps labels keeps prompts. Raises ``UserError`` for a name that prompts and sizes share,
-    and for no prompts.
+    such as SDXL's ``time_ids`` (1, 6): those of generated pictures, which ``sized`` replaces. A
+    condition holds its prompt's number as its label, so that what keeps labels keeps prompts.
+    Raises ``UserError`` for a name that prompts and sizes share, and for no prompts.
     """
 
     prompts: EmbeddedPrompts
@@ -37,6 +67,14 @@ class PromptConditions(Conditions):
     def count(self) -> int:
         return len(self.prompts)
 
+    @property
+    def identity(self) -> str:
+        return digest_of(self.sizes, {"prompts": self.prompts.identity})
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return self.prompts.texts
+
     def of(self, numbers: Tensor | None) -> Condition:
         """The conditions of ``numbers`` (B,) int64 from -1 to ``count`` - 1, on the CPU; raises
         ``UserError`` for others, and for None.
@@ -49,6 +87,19 @@ class PromptConditions(Conditions):
             value[silent] = self.prompts.null[name].to(value.dtype)
         sizes = {name: value.expand(len(numbers), *value.shape[1:]) for name, value in self.sizes.items()}
         return Condition(numbers, {**rows, **sizes})
+
+    def sketch(self, rows: int) -> Condition:
+        sizes = {name: tuple(value.shape[1:]) for name, value in self.sizes.items()}
+        return Unembedded({**self.prompts.shapes, **sizes}, len(self.prompts)).sketch(rows)
+
+    def sized(self, condition: Condition, sizes: Callable[[], Tensor]) -> Condition:
+        """The condition with the pictures' own ``sizes`` as its ``time_ids``, where conditions
+        have these; as it is where they do not.
+        """
+        if TIME_IDS not in self.sizes:
+            return condition
+        own = sizes().to(condition.context[TIME_IDS])
+        return replace(condition, context={**condition.context, TIME_IDS: own})
 
     def null(self, condition: Condition) -> Condition:
         context = dict(condition.context)

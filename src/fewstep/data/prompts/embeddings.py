@@ -1,92 +1,14 @@
-"""Embedded prompts: rows by index, read from the packs when they are asked for.
-
-Packs are mapped into memory, and of a pack only the rows that are asked for are read. A pack is
-compared with its checksum once, when it is first opened. Each thread opens the packs for itself, so
-that the thread that draws ahead and the loop may read at the same time.
-"""
+"""Embedded prompts: rows by index, read from the cache when they are asked for."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from fewstep.data.prompts.packs import RowsLayout
-from fewstep.errors import UserError
+from fewstep.data.cached.rows import CachedRows
 from fewstep.resumable import Inert
-from fewstep.system.files import opened_tensors, verify_tensors
-
-MOST_OPEN = 128
-"""Packs that a thread has open at a time; the one that was not read for longest is closed."""
-
-
-class _Opened(threading.local):
-    """This thread's open packs by their number: what closes each, and its tensors by name."""
-
-    def __init__(self) -> None:
-        self.packs: OrderedDict[int, tuple[contextlib.ExitStack, dict[str, Any]]] = OrderedDict()
-
-
-class PackRows(Inert):
-    """The rows of the packs ``names`` in ``folder``, all of one ``layout``.
-
-    ``verified``: names of packs that this process has compared with their checksums. Copies, also
-    those that are pickled, open and verify the packs for themselves.
-    """
-
-    def __init__(self, folder: Path, names: tuple[str, ...], layout: RowsLayout, verified: Iterable[str] = ()):
-        self.folder, self.names, self.layout = folder, names, layout
-        self._verified = set(verified)
-        self._opened = _Opened()
-
-    def __reduce__(self) -> tuple[type[PackRows], tuple[Path, tuple[str, ...], RowsLayout]]:
-        return PackRows, (self.folder, self.names, self.layout)
-
-    def take(self, packs: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """The rows (n, ...) by name at numbers of packs (n,) and rows in them (n,), int64.
-
-        Raises ``UserError`` for a pack that is gone or damaged.
-        """
-        taken = {
-            name: torch.empty(len(packs), *shape, dtype=dtype) for name, (dtype, shape) in self.layout.rows.items()
-        }
-        # A pack at a time, however the index is ordered.
-        numbers, places = packs.tolist(), rows.tolist()
-        for position in torch.argsort(packs, stable=True).tolist():
-            row = places[position]
-            for name, tensor in self._tensors(numbers[position]).items():
-                taken[name][position] = tensor[row : row + 1][0]
-        return taken
-
-    def _tensors(self, number: int) -> dict[str, Any]:
-        packs = self._opened.packs
-        if number not in packs:
-            if len(packs) >= MOST_OPEN:
-                _, (closing, _) = packs.popitem(last=False)
-                closing.close()
-            packs[number] = self._open(self.folder / self.names[number])
-        packs.move_to_end(number)
-        return packs[number][1]
-
-    def _open(self, path: Path) -> tuple[contextlib.ExitStack, dict[str, Any]]:
-        if path.name not in self._verified:
-            verify_tensors(path)
-            self._verified.add(path.name)
-        closing = contextlib.ExitStack()
-        stream = closing.enter_context(opened_tensors(path))
-        tensors = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
-        first = {name: tensor[0:1] for name, tensor in tensors.items()}
-        if RowsLayout.of(self.layout.length, first) != self.layout:
-            closing.close()
-            raise UserError(f"{path}: has other rows than its header says; remove the file, and embed again.")
-        return closing, tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +16,8 @@ class EmbeddedPrompts(Inert):
     """The embeddings of ``texts``, N prompts in their order; made by ``embed``.
 
     ``identity``: SHA-256, 64 hexadecimal digits, over the encoder, the type that was asked for and
-    the texts. ``null``: the rows of the unconditional prompt, (1, ...) by name. ``remarks``:
-    sentences of the prompts, and of those that are cut. ``packs``, ``pack`` (N,) and ``row`` (N,):
-    where each prompt's rows are, int64.
+    the texts. ``null``: the rows of the unconditional prompt, (1, ...) by name. ``kept``: the rows
+    on disk. ``remarks``: sentences of the prompts, and of those that are cut.
 
     Objects may be pickled, and read by several threads.
     """
@@ -104,9 +25,7 @@ class EmbeddedPrompts(Inert):
     texts: tuple[str, ...]
     identity: str
     null: Mapping[str, Tensor]
-    packs: PackRows
-    pack: Tensor
-    row: Tensor
+    kept: CachedRows
     remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -115,7 +34,7 @@ class EmbeddedPrompts(Inert):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of one row by name."""
-        return {name: shape for name, (_, shape) in self.packs.layout.rows.items()}
+        return self.kept.shapes
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
         """The embeddings (n, ...) by name, on the CPU and in the type they are kept in, at
@@ -123,4 +42,4 @@ class EmbeddedPrompts(Inert):
 
         Raises ``UserError`` for a pack that is gone or damaged since the prompts were embedded.
         """
-        return self.packs.take(self.pack[index], self.row[index])
+        return self.kept.take(index)

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fewstep.data.cached.filling import first_row_not_finite
+from fewstep.data.cached.packs import type_name
 from fewstep.errors import NotFinite, UserError
-from fewstep.system.finite import first_not_finite
 
 
-class PromptEncoder(abc.ABC):
-    """Text encoders of one model, with their tokenizers.
+class PromptEncoder(Protocol):
+    """Text encoders of one model, with their tokenizers."""
 
-    ``identity``: hexadecimal digits over all that decides the embeddings: weights, tokenizers, the
-    limit, which layer is taken. ``length``: the most tokens that it reads of a prompt.
-    """
+    @property
+    def identity(self) -> str:
+        """Hexadecimal digits over all that decides the embeddings: weights, tokenizers, the limit,
+        which layer is taken.
+        """
 
-    identity: str
-    length: int
+    @property
+    def length(self) -> int:
+        """The most tokens that it reads of a prompt."""
 
-    @abc.abstractmethod
     def tokens(self, prompt: str) -> int:
         """How many tokens a prompt has before it is cut, counted as ``length`` counts them."""
 
-    @abc.abstractmethod
-    def __call__(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+    def __call__(self, prompts: Sequence[str], /) -> Mapping[str, Tensor]:
         """Named tensors (B, ...) of B prompts, such as ``text`` (B, L, D) and ``pooled`` (B, P).
 
         A prompt of more than ``length`` tokens is cut. Names, types and shapes behind B are the
         same at each call.
         """
 
-    @abc.abstractmethod
     def null(self) -> Mapping[str, Tensor]:
         """The same tensors of the unconditional prompt, one row each: (1, ...)."""
 
@@ -59,14 +60,13 @@ def check_rows_finite(tensors: Mapping[str, Tensor], whose: Sequence[str]) -> No
     """Raises ``NotFinite`` for the first row that holds a value that is not finite; ``whose``
     says whose rows they are.
     """
-    name = first_not_finite(tensors.items())
-    if not name:
+    found = first_row_not_finite(tensors)
+    if found is None:
         return
-    value = tensors[name]
-    row = int(torch.nonzero(~torch.isfinite(value).reshape(len(value), -1).all(1))[0])
+    name, row = found
     raise NotFinite(
-        f"{whose[row]}: its embedding '{name}' ({_type_of(value)}) holds values that are not finite; take the "
-        "prompt out, or compute in a type of a wider range."
+        f"{whose[row]}: its embedding '{name}' ({type_name(tensors[name].dtype)}) holds values that are not finite; "
+        "take the prompt out, or compute in a type of a wider range."
     )
 
 
@@ -83,7 +83,3 @@ def _as_rows(given: Mapping[str, Tensor], count: int, dtype: torch.dtype | None)
         name: value.to(dtype) if dtype is not None and value.is_floating_point() else value
         for name, value in given.items()
     }
-
-
-def _type_of(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")

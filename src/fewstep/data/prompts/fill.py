@@ -1,11 +1,9 @@
 """Embeds prompts once: what the cache holds is found there, and what is missing is computed.
 
 An embedding is found by the encoder's identity, the type that is asked for and the SHA-256 of the
-prompt, whatever list the prompt is in. What is missing is computed in blocks, and each block is
-written as a pack (see ``packs``), so that a process that is killed loses one block. The encoder is
-made only where something is missing, and let go before the rows are read.
-
-Several processes of one run embed as one: the first process computes, a block at a time.
+prompt, whatever list the prompt is in. What is missing is computed and kept as ``data.cached``
+keeps rows. The encoder is made only where something is missing, and let go before the rows are
+read.
 """
 
 from __future__ import annotations
@@ -14,19 +12,19 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from fewstep.data.prompts.embeddings import EmbeddedPrompts, PackRows
+from fewstep.data.cached.filling import blocks_missing, fill, found_rows
+from fewstep.data.cached.packs import Header, Index, PackedRows, RowsLayout, type_name
+from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.data.prompts.encoder import PromptEncoder, check_rows_finite, encoded, encoded_null
-from fewstep.data.prompts.packs import Header, Index, RowsLayout, header_of
 from fewstep.data.prompts.read import Prompts
 from fewstep.errors import UserError
 from fewstep.system import distributed
-from fewstep.system.caches import cache_folder
 from fewstep.system.files import digest_of
 from fewstep.system.ledger import print_sentence
 
@@ -36,6 +34,8 @@ _HEX = re.compile("[0-9a-f]{16,}")
 # Stands where the SHA-256 of a prompt would.
 _NULL = "null"
 _AS_GIVEN = "as given"
+# What a pack says of each prompt, and of all of them.
+_TOKENS, _LENGTH = "tokens", "length"
 
 
 def embed(
@@ -72,14 +72,11 @@ def embed(
         raise UserError(f"prompts are embedded in blocks of 1 to {MOST_BLOCK:,}, not of {block:,}.")
     if dtype is not None and not dtype.is_floating_point:
         raise UserError(f"embeddings cannot be kept in {dtype}; give a type of floats.")
-    made = {"encoder": identity, "type": _AS_GIVEN if dtype is None else str(dtype).removeprefix("torch.")}
-    where = Path(folder or cache_folder()) / "embeddings" / digest_of({}, made)[:32]
+    made = {"encoder": identity, "type": _AS_GIVEN if dtype is None else type_name(dtype)}
+    packed = PackedRows("prompt embeddings", made, "embeddings of this encoder and type", "the encoder")
     keys = [hashlib.sha256(text.encode()).hexdigest() for text in prompts.texts]
-    index = Index(where, made, {_NULL, *keys}, say)
-    steps = _Job(prompts, keys, index, make_encoder, block, dtype, too_long).steps()
-    # A block at a time: no process waits for another longer than that takes.
-    while (names := distributed.together(lambda: next(steps))) is None:
-        pass
+    index = Index(packed.folder("embeddings", folder), packed, {_NULL, *keys}, say)
+    names = fill(index, _Job(prompts, keys, index, make_encoder, block, dtype, too_long).steps)
     return _found(prompts, keys, index, names)
 
 
@@ -93,9 +90,8 @@ class _Job:
     dtype: torch.dtype | None
     too_long: TooLong
 
-    def steps(self) -> Iterator[list[str] | None]:
-        """Computes a block at each step, and gives the names of the packs at the last."""
-        self.index.look()
+    def steps(self) -> Iterator[None]:
+        """Computes what is missing, a block at each step."""
         places: dict[str, int] = {}
         for number, key in enumerate(self.keys):
             places.setdefault(key, number)
@@ -103,19 +99,18 @@ class _Job:
         if missing or _NULL not in self.index.found:
             yield from self._computed(missing, places)
         elif self.index.layout is not None:
-            self._check_lengths(self.index.tokens, self.index.layout.length)
-        yield sorted(set(self.index.found.values()))
+            self._check_lengths(self.index.counts[_TOKENS], self.index.layout.facts[_LENGTH])
 
     def _computed(self, missing: Sequence[str], places: Mapping[str, int]) -> Iterator[None]:
         encoder = self.make_encoder()
-        if encoder.identity != self.index.made["encoder"]:
+        if encoder.identity != self.index.packed.made["encoder"]:
             raise UserError(
                 f"the prompt encoder that was made is '{encoder.identity:.80}', not the one that was asked for "
-                f"('{self.index.made['encoder']:.80}'); check which weights it is made from."
+                f"('{self.index.packed.made['encoder']:.80}'); check which weights it is made from."
             )
         texts = self.prompts.texts
         tokens = {key: encoder.tokens(texts[places[key]]) for key in missing}
-        self._check_lengths({**tokens, **self.index.tokens}, encoder.length)
+        self._check_lengths({**tokens, **self.index.counts.get(_TOKENS, {})}, encoder.length)
         if missing:
             self.index.say(
                 f"{self.prompts.source}: {len(missing):,} of {len(places):,} different prompts are not in the cache; "
@@ -124,14 +119,12 @@ class _Job:
         if _NULL not in self.index.found:
             rows = encoded_null(encoder, self.dtype)
             check_rows_finite(rows, ["the unconditional prompt"])
-            self.index.write(Header([_NULL], [0], RowsLayout.of(encoder.length, rows)), rows)
-        left = iter(missing)
-        # What others have written meanwhile, which each writing has found, is not computed again.
-        while block := list(islice((key for key in left if key not in self.index.found), self.block)):
+            self.index.write(_header([_NULL], [0], encoder, rows), rows)
+        for block in blocks_missing(self.index, missing, self.block):
             numbers = [places[key] for key in block]
             rows = encoded(encoder, [texts[number] for number in numbers], self.dtype)
             check_rows_finite(rows, [f"{self.prompts.source}: {self.prompts.where(number)}" for number in numbers])
-            self.index.write(Header(block, [tokens[key] for key in block], RowsLayout.of(encoder.length, rows)), rows)
+            self.index.write(_header(block, [tokens[key] for key in block], encoder, rows), rows)
             yield
 
     def _check_lengths(self, tokens: Mapping[str, int], length: int) -> None:
@@ -146,6 +139,10 @@ class _Job:
             )
 
 
+def _header(keys: Sequence[str], tokens: Sequence[int], encoder: PromptEncoder, rows: Mapping[str, Tensor]) -> Header:
+    return Header(list(keys), RowsLayout.of(rows, {_LENGTH: encoder.length}), {_TOKENS: list(tokens)})
+
+
 def _longer(keys: Sequence[str], tokens: Mapping[str, int], length: int) -> list[tuple[int, int]]:
     """The numbers of the prompts, from 0, of more than ``length`` tokens, and their tokens."""
     return [(number, tokens[key]) for number, key in enumerate(keys) if tokens[key] > length]
@@ -153,33 +150,23 @@ def _longer(keys: Sequence[str], tokens: Mapping[str, int], length: int) -> list
 
 def _found(prompts: Prompts, keys: Sequence[str], index: Index, names: Sequence[str]) -> EmbeddedPrompts:
     """The embeddings in the packs of those names, which hold all prompts."""
-    places: dict[str, tuple[int, int]] = {}
-    tokens: dict[str, int] = {}
-    headers = [header_of(index.folder / name, index.made) for name in names]
-    for number, header in enumerate(headers):
-        for row, key in enumerate(header.prompts):
-            if key in index.wanted and key not in places:
-                places[key], tokens[key] = (number, row), header.tokens[row]
-    layout = headers[0].layout
-    packs = PackRows(index.folder, tuple(names), layout, index.verified)
-    where = torch.tensor([places[key] for key in [_NULL, *keys]])
+    kept, counts = found_rows(index, names, [_NULL, *keys])
+    length = kept.packs.layout.facts[_LENGTH]
     remarks = list(prompts.remarks)
-    longer = _longer(keys, tokens, layout.length)
+    longer = _longer(keys, counts[_TOKENS], length)
     if longer:
         number, count = longer[0]
         are = "is" if len(longer) == 1 else "are"
         remarks.append(
-            f"{prompts.source}: {len(longer):,} of {len(prompts):,} prompts {are} longer than {layout.length:,} tokens "
+            f"{prompts.source}: {len(longer):,} of {len(prompts):,} prompts {are} longer than {length:,} tokens "
             f"and {are} cut: {prompts.where(number)} has {count:,}."
         )
         if distributed.first():
             index.say(remarks[-1])
     return EmbeddedPrompts(
         prompts.texts,
-        digest_of({}, {**index.made, "prompts": prompts.identity}),
-        packs.take(where[:1, 0], where[:1, 1]),
-        packs,
-        where[1:, 0],
-        where[1:, 1],
+        digest_of({}, {**index.packed.made, "prompts": prompts.identity}),
+        kept.take(torch.tensor([0])),
+        kept[1:],
         tuple(remarks),
     )

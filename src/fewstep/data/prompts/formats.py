@@ -10,7 +10,6 @@ one prompt, and a comma outside quotes would cut a prompt short.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import re
@@ -18,8 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewstep.data.archive import PackedText
 from fewstep.data.prompts.columns import Columns, columns_there, kind_of_value
 from fewstep.errors import UserError
+from fewstep.system.files import readable
 
 MOST_LINE = 2**24
 MOST_JSON = 2**27
@@ -29,6 +30,9 @@ in memory.
 _PARQUET_ROWS = 1024
 # How Python keeps a byte that is no UTF-8 (``surrogateescape``).
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+TextFile = Path | PackedText
 
 
 class Format(NamedTuple):
@@ -42,13 +46,13 @@ class Format(NamedTuple):
     columns: bool = True
 
 
-def lines_of(path: Path, most: int = MOST_LINE) -> Iterator[tuple[int, str]]:
+def lines_of(path: TextFile, most: int = MOST_LINE) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their numbers from 1, each ended by LF.
 
     Raises ``UserError``, naming the line, for what is no UTF-8 and for a line of more than ``most``
     characters.
     """
-    with readable(path), open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+    with readable(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
         number = 0
         while line := stream.readline(most + 1):
             number += 1
@@ -63,22 +67,16 @@ def lines_of(path: Path, most: int = MOST_LINE) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Around the reading of a file: an ``OSError`` becomes a ``UserError`` that names the file."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"{path}: cannot be read ({why}); check the path and its permissions.") from error
-
-
 def check_size(path: Path, most: int, remedy: str) -> None:
     """Raises ``UserError``, which ends with the remedy, for a file of more than ``most`` bytes."""
     with readable(path):
-        size = path.stat().st_size
+        check_bytes(path, path.stat().st_size, most, remedy)
+
+
+def check_bytes(where: object, size: int, most: int, remedy: str) -> None:
+    """Raises ``UserError``, which ends with the remedy, for more than ``most`` bytes."""
     if size > most:
-        raise UserError(f"{path}: has {size:,} bytes, more than the {most:,} that it may have; {remedy}.")
+        raise UserError(f"{where}: has {size:,} bytes, more than the {most:,} that it may have; {remedy}.")
 
 
 def _plain(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -86,7 +84,8 @@ def _plain(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]
         yield number, (line,)
 
 
-def _csv(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def csv_rows(path: TextFile, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The rows of CSV."""
     rows = csv.reader((line for _, line in lines_of(path)), strict=True)
     try:
         header = [name.strip() for name in next((row for row in rows if row), [])]
@@ -110,7 +109,8 @@ def _csv(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]]:
         ) from error
 
 
-def _json_lines(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def json_rows(path: TextFile, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The rows of JSON lines."""
     objects = _Objects(path, columns)
     for number, line in lines_of(path):
         place = f"{path}: line {number}"
@@ -156,7 +156,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...
 class _Objects:
     """The values of JSON rows: of objects those of the columns, which the first object decides."""
 
-    def __init__(self, path: Path, columns: Columns):
+    def __init__(self, path: TextFile, columns: Columns):
         self._path, self._columns = path, columns
         self._chosen: tuple[str, ...] | None = None
 
@@ -199,8 +199,8 @@ def _counted(number: int, what: str) -> str:
 FORMATS = {
     ".txt": Format("line", _plain, columns=False),
     "": Format("line", _plain, columns=False),
-    ".csv": Format("line", _csv),
-    ".jsonl": Format("line", _json_lines),
+    ".csv": Format("line", csv_rows),
+    ".jsonl": Format("line", json_rows),
     ".json": Format("entry", _json_list),
     ".parquet": Format("row", _parquet),
 }

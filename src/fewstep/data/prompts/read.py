@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fewstep.data.archive import Archive, Source
+from fewstep.data.image_folder import Folder
 from fewstep.data.prompts.captions import captions_of
 from fewstep.data.prompts.columns import Columns, kind_of_value
 from fewstep.data.prompts.formats import FORMATS, check_size
@@ -43,7 +45,8 @@ class Prompts(Inert):
 
     ``remarks``: sentences of what was passed over, and of prompts that are there more than once.
     ``source``: what to call the prompts in a sentence. ``places``: where each text is, its number
-    in ``unit``s (lines, rows) from 1 or the name of its image; empty where that is its index.
+    in ``unit``s (lines, rows) from 1 or the name of its image; empty where that is its index. Where
+    ``unit`` is empty, a place says itself what it is.
     """
 
     texts: tuple[str, ...]
@@ -75,8 +78,9 @@ def read_prompts(source: str | Path | Sequence[str], column: str | None = None) 
 
     - a text file (.txt, or no suffix), a prompt a line;
     - .csv, .jsonl (objects or texts), .json (a list of these) or .parquet (the extra ``data``);
-    - an image folder: ``metadata.jsonl`` or ``metadata.csv`` with ``file_name`` and a text, else
-      ``NAME.txt`` beside ``NAME.png``; captions are in the order of the images' names.
+    - an image folder, or a zip of one: ``metadata.jsonl`` or ``metadata.csv`` with ``file_name``
+      and a text, else ``NAME.txt`` beside ``NAME.png``; captions are in the order of the images'
+      names.
 
     ``column``: the column, or key, that holds the prompts; None for the first of ``prompt``,
     ``caption`` and ``text`` that is there. Text is UTF-8.
@@ -88,16 +92,18 @@ def read_prompts(source: str | Path | Sequence[str], column: str | None = None) 
     """
     if not isinstance(source, (str, Path)):
         _without_columns(_LISTED, column)
-        return _collected(enumerate(source, 1), _LISTED, "prompt", [])
+        return collected(enumerate(source, 1), _LISTED, "prompt", [])
     path, remarks = Path(source).expanduser(), list[str]()
     columns = Columns(column, remarks.append)
     if os.path.isdir(path):
-        return _collected(captions_of(path, columns), str(path), "image", remarks)
+        return collected(captions_of(Folder(path), columns), str(path), "image", remarks)
     if not os.path.isfile(path):
         raise UserError(
             f"{path}: there is no such file or folder; check the path, or give prompts themselves as a list: "
             "['a red fox']."
         )
+    if path.suffix.lower() == ".zip":
+        return collected(captions_of(Archive(path), columns), str(path), "image", remarks)
     found = FORMATS.get(path.suffix.lower())
     if found is None:
         suffixes = ", ".join(suffix for suffix in FORMATS if suffix)
@@ -106,11 +112,34 @@ def read_prompts(source: str | Path | Sequence[str], column: str | None = None) 
         _without_columns(str(path), column)
     check_size(path, MOST_BYTES, "divide it")
     texts = ((number, values[0]) for number, values in found.rows(path, columns))
-    return _collected(texts, str(path), found.unit, remarks)
+    return collected(texts, str(path), found.unit, remarks)
 
 
-def _collected(found: Iterable[tuple[int | str, Any]], source: str, unit: str, remarks: list[str]) -> Prompts:
-    """The prompts among values with their places; ``remarks`` are complete when all are read."""
+def captions_by_image(source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The caption of each image of a set, in the order of their names and "" for one without, and
+    the sentences of what was passed over. Captions are read as prompts of an image folder are.
+
+    Raises ``UserError``, naming the file, for a set without captions, and for what is no prompt.
+    """
+    remarks, found, characters = list[str](), dict[str, str](), 0
+    for name, value in captions_of(source, Columns(None, remarks.append)):
+        text = _checked(value, str(source.path), name, "image")
+        found[source.tree.root + name] = text
+        characters = _bounded(characters + len(text), str(source.path))
+    if not any(found.values()):
+        raise UserError(
+            f"{source.path}: holds no captions; write metadata.jsonl or metadata.csv, or NAME.txt beside NAME.png, or "
+            "use the images without captions." + _after(remarks)
+        )
+    return tuple(found.get(name, "") for name in source.names), tuple(remarks)
+
+
+def collected(found: Iterable[tuple[int | str, Any]], source: str, unit: str, remarks: list[str]) -> Prompts:
+    """The prompts among values with their places, each a number in ``unit``s of ``source`` or a
+    name; ``remarks`` are complete when all are read.
+
+    Raises ``UserError`` for a value that is no prompt, and where there is none.
+    """
     texts: list[str] = []
     numbers, names = array("q"), list[str]()
     first: dict[str, int | str] = {}
@@ -123,9 +152,7 @@ def _collected(found: Iterable[tuple[int | str, Any]], source: str, unit: str, r
             continue
         if len(texts) == MOST_PROMPTS:
             raise UserError(f"{source}: has more than {MOST_PROMPTS:,} prompts; divide it.")
-        characters += len(text)
-        if characters > MOST_BYTES:
-            raise UserError(f"{source}: has prompts of more than {MOST_BYTES:,} characters together; divide it.")
+        characters = _bounded(characters + len(text), source)
         before = first.setdefault(text, place)
         if before != place:
             again += 1
@@ -144,6 +171,13 @@ def _collected(found: Iterable[tuple[int | str, Any]], source: str, unit: str, r
             f"{source}: {again:,} of {len(texts):,} prompts are there before (such as {repeated}); all are kept."
         )
     return Prompts(tuple(texts), tuple(remarks), source, unit, names or numbers)
+
+
+def _bounded(characters: int, source: str) -> int:
+    """The number of characters; raises ``UserError`` for more than prompts may have together."""
+    if characters > MOST_BYTES:
+        raise UserError(f"{source}: has prompts of more than {MOST_BYTES:,} characters together; divide it.")
+    return characters
 
 
 def _checked(value: Any, source: str, place: int | str, unit: str) -> str:
@@ -172,6 +206,8 @@ def _checked(value: Any, source: str, place: int | str, unit: str) -> str:
 
 
 def _place(place: int | str, unit: str) -> str:
+    if not unit:
+        return str(place)
     return f"{unit} {place}" if isinstance(place, int) else f"{unit} '{place}'"
 
 

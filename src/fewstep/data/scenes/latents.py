@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Conditions
-from fewstep.data.dataset import Captioned
+from fewstep.data.dataset import Conditioned
 from fewstep.data.prompts.conditions import PromptConditions
 from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.data.scenes.scene_set import Scenes
@@ -23,7 +23,7 @@ RANGE = 16.0
 
 
 @dataclass(frozen=True, eq=False)
-class SceneLatents(Captioned):
+class SceneLatents(Conditioned):
     """The latents of ``scenes`` by ``codec``, and their captions' embeddings.
 
     ``embedded``: embeds a list of captions, by the encoder whose identity is ``encoder``. All

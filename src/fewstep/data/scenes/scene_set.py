@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise, repeat
 from typing import get_args
 
 import torch
@@ -34,6 +36,8 @@ RULES = 1
 """The number of the rules by which an index becomes a scene. Other rules make other pictures, and
 have another number.
 """
+# Scenes that are looked at together where all are asked for.
+_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +117,20 @@ class Scenes(Described):
         """The captions of the scenes at ``index`` (n,) int64 in [0, N), in several phrasings; one
         in ten is empty. A caption calls a digit small up to 17 pixels, and large from 22 on.
         """
-        scenes = self.arrangement(index)
-        listed = zip(_words(scenes), scenes.phrasing.tolist(), scenes.empty.tolist(), strict=True)
-        return ["" if empty else caption(words, phrasing) for words, phrasing, empty in listed]
+        return [text for part in index.split(_AT_ONCE) for text in _captions(self.arrangement(part))]
 
     def words(self, index: Tensor) -> list[SceneWords]:
         """All that can be said of the scenes at ``index`` (n,)."""
-        return _words(self.arrangement(index))
+        scenes, found = self.arrangement(index), []
+        rows = zip(scenes.digits, scenes.colours, scenes.sizes, scenes.place, scenes.relation, strict=True)
+        for digits, colours, sizes, place, relation in rows:
+            shown, tints = tuple(digits.tolist()), tuple(colours.tolist())
+            if len(shown) == 2:
+                found.append(SceneWords(shown, tints, relation=int(relation)))
+            else:
+                size = 0 if sizes[0] <= SAID_SMALL else 1 if sizes[0] >= SAID_LARGE else None
+                found.append(SceneWords(shown, tints, size=size, place=int(place)))
+        return found
 
     @cached_property
     def numbered_captions(self) -> tuple[tuple[str, ...], Tensor]:
@@ -134,9 +145,7 @@ class Scenes(Described):
     def arrangement(self, index: Tensor) -> Arrangement:
         """What stands where in the scenes at ``index`` (n,)."""
         key = Key(self.seed, f"scenes-{self.digits}-{self.part}-{self.combinations}")
-        # Each scene has its own range of the numbers of one draw.
-        rows = [key.uniform("scene", UNIFORMS, UNIFORMS * each) for each in index.tolist()]
-        uniforms = torch.stack(rows) if rows else torch.empty(0, UNIFORMS, dtype=torch.float64)
+        uniforms = _uniforms(key, index).reshape(len(index), UNIFORMS)
         return arranged(uniforms, self.digits, self.part, self.combinations)
 
 
@@ -153,15 +162,35 @@ def scene_prompts(digits: int, held_out: bool) -> list[str]:
     return [caption(SceneWords((row[0], row[2]), (row[1], row[3]), relation=row[4]), 0) for row in rows]
 
 
-def _words(scenes: Arrangement) -> list[SceneWords]:
-    """All that can be said of each scene."""
-    found = []
-    rows = zip(scenes.digits, scenes.colours, scenes.sizes, scenes.place, scenes.relation, strict=True)
-    for digits, colours, sizes, place, relation in rows:
-        shown, tints = tuple(digits.tolist()), tuple(colours.tolist())
-        if len(shown) == 2:
-            found.append(SceneWords(shown, tints, relation=int(relation)))
-        else:
-            size = 0 if sizes[0] <= SAID_SMALL else 1 if sizes[0] >= SAID_LARGE else None
-            found.append(SceneWords(shown, tints, size=size, place=int(place)))
-    return found
+def _uniforms(key: Key, index: Tensor) -> Tensor:
+    """The uniform numbers of each scene, one after another, float64: each scene has its own range
+    of the numbers of one draw.
+    """
+    # Scenes that follow one another are drawn at once.
+    starts = torch.nonzero(torch.diff(index, prepend=index[:1] - 2) != 1).flatten().tolist()
+    runs = [
+        key.uniform("scene", UNIFORMS * (end - start), UNIFORMS * int(index[start]))
+        for start, end in pairwise([*starts, len(index)])
+    ]
+    return torch.cat(runs) if runs else torch.empty(0, dtype=torch.float64)
+
+
+def _captions(scenes: Arrangement) -> list[str]:
+    """The captions of scenes. Many scenes have one caption, so that each is found by one number:
+    what decides it, four bits each.
+    """
+    size, number = scenes.sizes[:, 0], scenes.digits.shape[1]
+    unsaid = (size > SAID_SMALL) & (size < SAID_LARGE) if number == 1 else torch.full_like(scenes.empty, True)
+    size = (size >= SAID_LARGE).long().masked_fill(unsaid, -1)
+    said = [*scenes.digits.T, *scenes.colours.T, size + 1, scenes.place + 1, scenes.relation + 1, scenes.phrasing]
+    codes = torch.stack([each << 4 * place for place, each in enumerate(said)]).sum(0)
+    texts = map(_caption, repeat(number), codes.tolist())
+    return ["" if empty else text for text, empty in zip(texts, scenes.empty.tolist(), strict=True)]
+
+
+@functools.cache
+def _caption(number: int, code: int) -> str:
+    """The caption of a scene of one or two digits, of what decides it."""
+    said = [code >> 4 * place & 15 for place in range(2 * number + 4)]
+    size, place, relation = (None if each == 0 else each - 1 for each in said[-4:-1])
+    return caption(SceneWords(tuple(said[:number]), tuple(said[number:-4]), size, place, relation), said[-1])

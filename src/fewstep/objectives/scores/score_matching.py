@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fewstep.condition import Condition
+from fewstep.condition import LABELS, Condition, Conditions
 from fewstep.denoisers import Denoiser
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.schedule import Schedule, expand
@@ -81,13 +81,18 @@ class ScoreMatching(Objective):
     """Trains ``fake``, the score of the student's distribution, on the samples that ``student``
     makes of the states (DisBack, Eq. 5 and 7).
 
-    The samples are noised to times of their own; no gradient reaches the student.
+    The samples are noised to times of their own; no gradient reaches the student. ``dropout`` in
+    [0, 1]: the share of samples at which ``fake`` is not told the condition that the student was
+    asked for, but the unconditional one of ``conditions``, so that it learns the unconditional
+    estimate as well, which guidance needs.
     """
 
     fake: Denoiser
     student: nn.Module
     times: TimeDistribution
     weight: DenoisingWeight
+    dropout: float = 0.0
+    conditions: Conditions = LABELS
 
     def __call__(self, step: Step, state: State) -> Loss:
         total = self.error(step, step.sample(self.student, state), state.condition)
@@ -98,7 +103,13 @@ class ScoreMatching(Objective):
         schedule = self.fake.schedule
         t = self.times.draw(schedule, step.key, "fake-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("fake-noise", x0))
-        return denoising_loss(self.fake(x_t, t, condition), x0, self.weight.at(schedule, t))
+        return denoising_loss(self.fake(x_t, t, self._told(step, condition)), x0, self.weight.at(schedule, t))
+
+    def _told(self, step: Step, condition: Condition) -> Condition:
+        if not self.dropout:
+            return condition
+        dropped = step.key.uniform("condition-dropout", step.rows, step.start) < self.dropout
+        return self.conditions.dropped(condition, dropped)
 
     @torch.no_grad()
     def lag(self, step: Step, state: State) -> Tensor:

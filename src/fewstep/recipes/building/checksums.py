@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from importlib import resources
 from pathlib import Path
 
 from fewstep.data import Dataset
 from fewstep.metrics.inception import weights_file
 from fewstep.recipes import config
+from fewstep.recipes.config.teachers import TeacherSection
 from fewstep.recipes.reading.places import Named, named_in
-from fewstep.recipes.recipe import Recipe
+from fewstep.recipes.recipe import DistillRecipe, Recipe
 from fewstep.system.caches import content_digest
 from fewstep.system.locations import absolute, is_address
 from fewstep.training.saving.origin_checks import DATA
-from fewstep.zoo import diffusers_models
 from fewstep.zoo.download import local_file
+from fewstep.zoo.shipped import shipped_weights
+
+PROMPTS = "prompts"
+"""The key of the prompts among a run's origins."""
 
 
 def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Dataset | None = None) -> dict[str, str]:
@@ -35,6 +38,9 @@ def origins_of(recipe: Recipe, sections: Collection[str] | None = None, data: Da
     found = {each.key: digest for each in named if (digest := digest_of_named(each)) is not None}
     if DATA in chosen and recipe.data is not None:
         found[DATA] = (recipe.data.open() if data is None else data).identity
+    if PROMPTS in chosen and isinstance(recipe, DistillRecipe) and recipe.prompts is not None:
+        digest = recipe.prompts.digest()
+        found |= {} if digest is None else {PROMPTS: digest}
     return dict(sorted(found.items()))
 
 
@@ -42,9 +48,10 @@ def digest_of_named(named: Named) -> str | None:
     """The checksum of what a field names; None where it names nothing, and for data, which is more
     than its files.
     """
-    if named.mark.what == "shipped":
-        file = f"{named.mark.file or named.value}.safetensors"
-        with resources.as_file(resources.files("fewstep.zoo") / "weights" / file) as path:
+    if isinstance(named.owner, TeacherSection) and named.value is not None and (files := named.owner.files()):
+        return _of_files(files)
+    if named.mark.what == "shipped" and named.value is not None:
+        with shipped_weights(named.mark.file or named.value) as path:
             return content_digest(path)
     if named.mark.what != "weights":
         return None
@@ -52,12 +59,10 @@ def digest_of_named(named: Named) -> str | None:
         return content_digest(weights_file(named.value))
     if named.value is None:
         return None
-    if isinstance(named.owner, config.DiffusersTeacher):
-        owner = named.owner
-        return _of_files(diffusers_models.files_of(named.value, owner.revision, owner.variant, owner.subfolder))
     # One address may have served several files; the recipe says which.
     sha256 = named.owner.model_dump().get("sha256")
-    return content_digest(local_file(named.value, sha256) if is_address(named.value) else absolute(named.value))
+    path = local_file(named.value, sha256) if is_address(named.value) else Path(absolute(named.value))
+    return content_digest(path if named.mark.within is None else named.mark.within(path))
 
 
 def _of_files(files: Mapping[str, Path]) -> str:

@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
-from fewstep.networks import DenoisingNetwork
+from fewstep.networks import Codec, DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
-from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
-from fewstep.recipes.building.parts import build_features, data_of, fitting_grid
+from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
+from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
 from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
@@ -29,9 +30,10 @@ from fewstep.recipes.recipe import DistillRecipe
 from fewstep.resumable import find_resumable
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Generated, Prior, States, WithGuidance
-from fewstep.targets import Backtracked, DegradationPath
+from fewstep.targets import Backtracked, DegradationPath, NoGuidance
 from fewstep.training import Monitor, Stage
 from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
+from fewstep.values import name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,9 @@ class Distillation:
     """The parts of a distillation run.
 
     ``fake``, ``path`` and the backtracked ``target`` where there are any; ``average`` follows the
-    student and is the run's result.
+    student and is the run's result. ``data``: as the recipe names it. ``space``: what the networks'
+    samples look like; ``codec`` makes pictures of them where they are latents, which look like
+    ``pictured``.
     """
 
     teacher: NetworkDenoiser
@@ -49,11 +53,13 @@ class Distillation:
     sampling: Sampling
     data: Dataset | None
     space: SampleSpace
+    pictured: SampleSpace
     stages: list[Stage]
     monitor: Monitor
     fake: Denoiser | None
     path: DegradationPath | None
     target: Backtracked | None = None
+    codec: Codec | None = None
 
 
 def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False) -> Distillation:
@@ -66,13 +72,13 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     """
     check_parts(recipe, begun)
     data, device = data_of(recipe.data), resolve_device(recipe.training.device)
-    teacher = build_teacher(recipe.teacher, data).to(building_device(recipe.distributed, device))
-    features = build_features(
-        recipe.evaluation.features, space_of(recipe.teacher, teacher) if data is None else data.space, device
-    )
+    teacher = open_teacher(recipe, data, building_device(recipe.distributed, device))
+    features = build_features(recipe.evaluation.features, teacher.pictured, device)
     if not begun:
-        fitting_grid(recipe.evaluation.solver, teacher.schedule, "evaluation.solver")
-    context = build_context(recipe, folder, data, teacher, features, device)
+        schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps
+        fitting_grid(recipe.evaluation.solver, schedule, "evaluation.solver", steps)
+        check_guidance(recipe.evaluation, teacher.conditions.count)
+    context = build_context(recipe, folder, teacher, features, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
@@ -87,11 +93,13 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
         context.sampling,
         data,
         context.space,
+        teacher.pictured,
         built.stages,
         monitor,
         fake,
         built.path,
         target,
+        teacher.codec,
     )
 
 
@@ -107,7 +115,14 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
     """Raises ``UserError`` for parts that do not go together, and unless ``begun`` for too few
     steps to reach the teacher; needs no data and no weights.
     """
-    check(recipe.method, recipe.student.kind, recipe.target.kind, recipe.states.kind, _roles(recipe))
+    check(
+        recipe.method,
+        recipe.student.kind,
+        recipe.target.kind,
+        recipe.states.kind,
+        _roles(recipe),
+        name_of(recipe.target.guidance) if recipe.target.guidance.guides else name_of(NoGuidance()),
+    )
     check_switch(recipe.target, recipe.method.learns_fake)
     if not begun:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
@@ -116,34 +131,31 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
 def build_context(
     recipe: DistillRecipe,
     folder: Path,
-    data: Dataset | None,
-    original: NetworkDenoiser,
+    opened: Teacher,
     features: Features,
     device: torch.device,
 ) -> Context:
-    """What the method's builder is given: ``original`` is the frozen teacher, ``data`` None for a
-    recipe without data, ``features`` the space of perceptual distances; the run works on the device
-    ``device``.
+    """What the method's builder is given: ``features`` is the space of perceptual distances; the
+    run works on the device ``device``.
     """
-    method, roles = recipe.method, _roles(recipe)
-    if method.sampling.guidance is not None and not original.classes:
-        raise UserError(
-            "'method.guidance' needs a teacher with classes to be guided to; leave it out, or use another teacher."
-        )
-    space = space_of(recipe.teacher, original) if data is None else data.space
-    threshold = recipe.reflected.threshold(max(abs(space.low), abs(space.high)))
-    student, prior = build_student(recipe.student, method, original, threshold if "student" in roles else None)
+    method, roles, original = recipe.method, _roles(recipe), opened.denoiser
+    threshold = recipe.reflected.threshold(opened.bound)
+    student, prior = build_student(
+        recipe.student, method, original, opened.conditions, threshold if "student" in roles else None
+    )
+    _check_guidable(recipe, opened.conditions)
+    teacher = recipe.target.guidance.guided(original, opened.conditions, degraded=0.0)
     return Context(
         method=method,
         target=recipe.target,
         states=recipe.states,
         training=recipe.training,
         folder=folder,
-        found=data,
-        space=space,
+        found=opened.data,
+        space=opened.space,
         features=features,
         original=original,
-        teacher=original if threshold is None or "teacher" not in roles else Reflected(original, threshold),
+        teacher=teacher if threshold is None or "teacher" not in roles else Reflected(teacher, threshold),
         student=student,
         prior=prior,
         sampling=method.sampling,
@@ -152,6 +164,27 @@ def build_context(
         roles=frozenset(roles),
         device=device,
     )
+
+
+def _check_guidable(recipe: DistillRecipe, conditions: Conditions) -> None:
+    """Raises ``UserError`` for guidance of a teacher that knows no conditions, or was never without
+    one.
+    """
+    asked = {
+        "method.guidance": recipe.method.sampling.guidance is not None,
+        "target.guidance": recipe.target.guidance.guides,
+    }
+    for key, guides in asked.items():
+        if guides and not conditions.count:
+            raise UserError(
+                f"'{key}' needs a teacher with classes or prompts to be guided to, and this one was never told "
+                "any; leave it out, or use another teacher."
+            )
+        if guides and recipe.teacher.always_told:
+            raise UserError(
+                f"'{key}' needs an estimate without a class, and the networks of 'teacher.kind: {recipe.teacher.kind}' "
+                "were trained with the class of every sample; leave it out, or use another teacher."
+            )
 
 
 def _roles(recipe: DistillRecipe) -> Sequence[config.Role]:
@@ -185,7 +218,10 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
             Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps")
         )
     if data is not None:
-        checks += [Mismatch(context.original, samples, data.subset(data.head(rows))), Spread(samples, data)]
+        # A field of the samples of one prompt, of which there is one, says nothing.
+        if not context.conditions.texts:
+            checks.append(Mismatch(context.original, samples, data.subset(data.head(rows))))
+        checks.append(Spread(samples, data))
         checks.append(Saturation(samples, data, advice=_against_saturation(context)))
     if clip is not None:
         checks.append(GradientNorm("student", clip))
@@ -195,7 +231,8 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
 
 def _against_saturation(context: Context) -> str:
     """What keeps a student within the data's range, of what this recipe has or may have."""
-    turns = [] if context.sampling.guidance is None else ["a lower guidance scale"]
+    guided = context.sampling.guidance is not None or context.target.guidance.guides
+    turns = ["a lower guidance scale"] if guided else []
     if context.threshold is None and isinstance(context.student.model, Denoiser):
         turns.append("thresholding ('reflected')")
     return f"{' or '.join(turns)} helps" if turns else ""

@@ -1,19 +1,139 @@
-"""From a recipe's teacher to a frozen denoiser: the network in its file, or the same network
-without weights, on the meta device, for what only needs its sizes.
+"""From a recipe's teacher to a frozen denoiser, what it is asked for and what is around it: the
+network in its file, or the same network without weights, on the meta device, for what only needs
+its sizes.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
+from fewstep.condition import Classes, Conditions
 from fewstep.data import Dataset, SampleSpace
-from fewstep.denoisers import NetworkDenoiser, freeze
+from fewstep.data.latents import bounds_of, latents_of
+from fewstep.data.prompts import Unembedded
+from fewstep.denoisers import Denoiser, NetworkDenoiser, freeze
 from fewstep.errors import UserError
-from fewstep.networks import build
+from fewstep.networks import Codec, build
 from fewstep.recipes import config
+from fewstep.recipes.building.prompting import asked_of, embedded, prompt_conditions, prompts_of
 from fewstep.recipes.config.teachers import shapeless
 from fewstep.recipes.reading.source import load_recipe
-from fewstep.recipes.recipe import PretrainRecipe
+from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe
+from fewstep.zoo.pipelines import OpenedPipeline
+
+TOKENS = 77
+"""Of CLIP's text encoders: what a plan takes the length of prompts for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A frozen teacher.
+
+    ``conditions``: what its samples may be asked to be. ``space``: what they look like. ``codec``:
+    makes pictures of them where they are latents; None where they are pictures or points. ``data``:
+    the recipe's data as samples of that space; None where there is no data.
+    """
+
+    denoiser: NetworkDenoiser
+    conditions: Conditions
+    space: SampleSpace
+    codec: Codec | None = None
+    data: Dataset | None = None
+
+    def bound(self) -> float:
+        """The largest absolute value that samples have: that of their range, and of latents, which
+        have no range, the one that nearly all values of the data are within; infinite where nothing
+        says it.
+        """
+        found = (self.space.low, self.space.high)
+        if math.isinf(self.space.low) and self.data is not None:
+            found = bounds_of(self.data)
+        return max(map(abs, found))
+
+    @property
+    def pictured(self) -> SampleSpace:
+        """What its samples look like to whoever sees them: a codec's pictures, or the samples."""
+        return self.space if self.codec is None else pictures_of(self.codec, self.space)
+
+
+def open_teacher(recipe: DistillRecipe, data: Dataset | None, device: torch.device) -> Teacher:
+    """The recipe's teacher on a device, with its prompts embedded, where it is told prompts; the
+    text encoder is let go.
+
+    Raises ``UserError`` where teacher, prompts and data do not go together.
+    """
+    text = recipe.teacher.text_model()
+    if text is None:
+        _check_no_prompts(recipe)
+        denoiser = build_teacher(recipe.teacher, data)
+        space = space_of(recipe.teacher, denoiser) if data is None else data.space
+        return Teacher(denoiser.to(device), Classes(denoiser.classes), space, data=data)
+    return _of_text(text, prompts_of(recipe), data, device)
+
+
+def _of_text(
+    text: OpenedPipeline, choice: config.PromptsChoice, pictures: Dataset | None, device: torch.device
+) -> Teacher:
+    codec = text.codec().to(device)
+    listed, data = choice.beside(None if pictures is None else latents_of(pictures, codec))
+    # The encoder is let go before the network is read.
+    prompts = embedded(text, listed, choice.too_long, device)
+    denoiser = text.denoiser()
+    _check_shape(denoiser, data)
+    text.check_together(denoiser, {name: shape[-1] for name, shape in prompts.shapes.items()}, codec.channels)
+    conditions = prompt_conditions(prompts, denoiser, codec.factor)
+    return Teacher(denoiser.to(device), conditions, latent_space(denoiser), codec, data)
+
+
+def _check_shape(denoiser: NetworkDenoiser, data: Dataset | None) -> None:
+    if data is not None and data.shape != denoiser.shape:
+        raise UserError(
+            f"the teacher makes latents of shape {denoiser.shape}, and those of the data's pictures have the shape "
+            f"{data.shape}; set 'data.size' to the side of the teacher's pictures."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """What a text-to-image student needs besides its network: ``conditions`` of prompts, a
+    ``codec``, and how many samples are made at a time.
+    """
+
+    conditions: Conditions
+    codec: Codec
+    batch: int
+
+
+def open_around(
+    recipe: DistillRecipe, student: Denoiser, prompts: Sequence[str] | None, device: torch.device
+) -> Around:
+    """What is around the teacher of a recipe, for its ``student``, without the teacher's network;
+    ``prompts`` in the place of the recipe's, unless None.
+    """
+    text = recipe.teacher.text_model()
+    if text is None:
+        raise UserError("the recipe's teacher is no text-to-image model, and the student draws what prompts say.")
+    choice = prompts_of(with_prompts(recipe, prompts))
+    embeddings, codec = embedded(text, choice.alone(recipe.data), choice.too_long, device), text.codec()
+    conditions = prompt_conditions(embeddings, student, codec.factor)
+    return Around(conditions, codec.to(device), recipe.evaluation.batch)
+
+
+def with_prompts(recipe: DistillRecipe, prompts: Sequence[str] | None) -> DistillRecipe:
+    """The recipe with other prompts, unless these are None.
+
+    Raises ``UserError`` where its teacher is told no prompts.
+    """
+    if prompts is None:
+        return recipe
+    if recipe.prompts is None:
+        raise UserError("the recipe's teacher is told no prompts; leave the prompts out.")
+    listed = config.ListedPrompts(kind="list", texts=list(prompts), too_long=recipe.prompts.too_long)
+    return recipe.model_copy(update={"prompts": listed})
 
 
 def build_teacher(choice: config.TeacherChoice, data: Dataset | None) -> NetworkDenoiser:
@@ -44,6 +164,29 @@ def space_of(choice: config.TeacherChoice, teacher: NetworkDenoiser) -> SampleSp
     """
     low, high = (-1.0, 1.0) if len(teacher.shape) == 3 else choice.sample_range()
     return SampleSpace(teacher.shape, low, high, teacher.classes)
+
+
+def latent_space(denoiser: NetworkDenoiser) -> SampleSpace:
+    """What latents look like: they have no range."""
+    return SampleSpace(denoiser.shape, -math.inf, math.inf, 0)
+
+
+def pictures_of(codec: Codec, latents: SampleSpace) -> SampleSpace:
+    """What the pictures of latents look like."""
+    _, height, width = latents.shape
+    return SampleSpace((3, height * codec.factor, width * codec.factor), -1.0, 1.0, latents.classes)
+
+
+def sketched(recipe: DistillRecipe) -> Teacher:
+    """The recipe's teacher on the meta device, where no prompt is embedded and no data is read."""
+    denoiser = sketched_teacher(recipe.teacher, recipe.data)
+    shapes = asked_of(denoiser)
+    if not shapes:
+        _check_no_prompts(recipe)
+        # Their range plays no part in sizes.
+        return Teacher(denoiser, Classes(denoiser.classes), SampleSpace(denoiser.shape, -1.0, 1.0, denoiser.classes))
+    prompts_of(recipe)
+    return Teacher(denoiser, Unembedded({**shapes, "text": (TOKENS, shapes["text"][-1])}), latent_space(denoiser))
 
 
 def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice | None) -> NetworkDenoiser:
@@ -79,6 +222,14 @@ def pretrained_model(choice: config.TeacherChoice) -> config.DenoiserModel | Non
             f"that makes {choice.model_dump()['path']}."
         )
     return recipe.model
+
+
+def _check_no_prompts(recipe: DistillRecipe) -> None:
+    if recipe.prompts is not None:
+        raise UserError(
+            "the recipe has 'prompts', and its teacher is told no prompts; leave 'prompts' out, or use "
+            "'teacher.kind: pipeline'."
+        )
 
 
 def _data_of_maker(choice: config.TeacherChoice) -> config.DataChoice:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
-from fewstep.metrics.features import Features
+from fewstep.metrics.features import Features, FeatureSpace
 from fewstep.metrics.quality import Evaluator
 from fewstep.recipes import config
 from fewstep.schedule import Schedule
@@ -17,17 +18,33 @@ from fewstep.training.settings import Settings
 from fewstep.values import name_of
 
 
-def fitting_grid(choice: config.SolverChoice, schedule: Schedule, key: str, first: float | None = None) -> Grid:
-    """The grid of a solver that a recipe names under ``key``.
+def fitting_grid(
+    choice: config.SolverChoice, schedule: Schedule, key: str, steps: Sequence[int], first: float | None = None
+) -> Grid:
+    """The grid of a solver that a recipe names under ``key``, which takes each number of ``steps``.
 
-    Raises ``UserError`` where it cannot start at time ``first``, where the teacher's noise does
-    unless given: before anything is trained.
+    Raises ``UserError`` where it cannot take them from time ``first``, where the teacher's noise
+    starts unless given: before anything is trained.
     """
     try:
-        choice.grid.times(schedule, 2, first)
+        for count in steps or (1,):
+            choice.grid.times(schedule, count, first)
     except UserError as error:
         raise UserError(f"'{key}.grid: {name_of(choice.grid)}' does not fit the teacher's schedule: {error}") from error
     return choice.grid
+
+
+def check_guidance(evaluation: config.Evaluation, conditions: int) -> None:
+    """Raises ``UserError`` where a measured teacher of no ``conditions`` is to be guided."""
+    scales = {
+        "evaluation.guidance": evaluation.guidance,
+        "evaluation.reference.guidance": evaluation.reference_guidance,
+    }
+    key = next((key for key, scale in scales.items() if scale not in (None, 1.0)), None)
+    if key is not None and not conditions:
+        raise UserError(
+            f"'{key}' needs a teacher with classes or prompts to be guided to; leave it out, or use another teacher."
+        )
 
 
 def build_settings(training: config.Training, spread: config.Distributed | None = None) -> Settings:
@@ -65,7 +82,17 @@ def build_evaluator(
     """
     look = like if data is None else data.space
     assert look is not None
-    space = choice.features.space(look, device)
+    return evaluator_in(choice.features.space(look, device), choice, data, look.classes)
+
+
+def evaluator_in(space: FeatureSpace, choice: config.Evaluation, data: Dataset | None, classes: int) -> Evaluator:
+    """What measures samples of so many ``classes`` in a feature space."""
     return Evaluator(
-        data, space.extract, space.classify if space.labelled else None, choice.samples, choice.seed, look.classes
+        data,
+        space.extract,
+        space.classify if space.labelled else None,
+        choice.samples,
+        choice.seed,
+        classes,
+        readings=space.readings,
     )

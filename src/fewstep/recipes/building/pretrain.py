@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fewstep.condition import LABELS
-from fewstep.data import Captioned, Dataset, Described
+from fewstep.data import Conditioned, Dataset, Described
 from fewstep.denoisers import Generator, NetworkDenoiser, device_of
 from fewstep.errors import UserError
 from fewstep.networks import PatchAutoencoder, build
@@ -28,7 +28,7 @@ from fewstep.objectives import (
     View,
 )
 from fewstep.recipes.building.device import building_device, resolve_device
-from fewstep.recipes.building.parts import fitting_grid
+from fewstep.recipes.building.parts import check_guidance, fitting_grid
 from fewstep.recipes.building.untrained_students import generator_prior
 from fewstep.recipes.recipe import (
     ClassificationPretraining,
@@ -76,6 +76,10 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
         recipe.method,
         building_device(recipe.distributed, resolve_device(recipe.training.device)),
     )
+    if recipe.evaluation.reference is not None:
+        raise UserError(
+            "'evaluation.reference.kind: teacher' is for a distillation, and this recipe has no teacher; leave it out."
+        )
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")
@@ -91,7 +95,8 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
             prior,
         )
     if isinstance(model, NetworkDenoiser):
-        fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver")
+        check_guidance(recipe.evaluation, model.classes)
+        fitting_grid(recipe.evaluation.solver, model.schedule, "evaluation.solver", recipe.evaluation.teacher_steps)
     phase = Phase("model", model, [_alone(method, model, data)], method.optimizer)
     return Pretraining(model, data, [Stage("pretrain", recipe.training.steps, [phase])])
 
@@ -111,7 +116,7 @@ def _alone(
         assert isinstance(model, PatchAutoencoder)
         return Term(Reconstruction(model, method.noise_std), _clean(data), name="reconstruction")
     assert isinstance(model, NetworkDenoiser)
-    conditions = data.conditions if isinstance(data, Captioned) else LABELS
+    conditions = data.conditions if isinstance(data, Conditioned) else LABELS
     states = ForwardDiffusion(data, model.schedule, method.times, method.label_dropout, conditions)
     return Term(Denoising(model, method.weighting), states, name="denoising")
 

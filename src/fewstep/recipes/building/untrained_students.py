@@ -4,13 +4,14 @@ denoiser around another network, or a generator on latents; and where its sample
 
 from __future__ import annotations
 
-from fewstep.condition import Classes
+from dataclasses import replace
+
+from fewstep.condition import Classes, Conditions
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
-from fewstep.errors import UserError
 from fewstep.recipes import config
 from fewstep.recipes.config.models import build_generator
-from fewstep.recipes.config.students import started
+from fewstep.recipes.config.starts import started
 from fewstep.recipes.kit.context import Student
 from fewstep.recipes.methods import Method
 from fewstep.schedule import Schedule
@@ -18,9 +19,15 @@ from fewstep.states import Prior
 
 
 def build_student(
-    choice: config.StudentChoice, method: Method, teacher: NetworkDenoiser, threshold: Threshold | None
+    choice: config.StudentChoice,
+    method: Method,
+    teacher: NetworkDenoiser,
+    conditions: Conditions,
+    threshold: Threshold | None,
 ) -> tuple[Student, Prior]:
-    """The student, on the teacher's device, and its prior; ``threshold``: of its own estimates,
+    """The student, on the teacher's device, and its prior.
+
+    ``conditions``: what the teacher is asked for; ``threshold``: of the student's own estimates,
     None for none.
 
     Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
@@ -33,13 +40,8 @@ def build_student(
     own, trainable = choice.denoiser(teacher)
     network = method.grown(own)
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
-    time = float(teacher.schedule.time_at_sigma(choice.first_sigma))
-    # The way from a noise level to its time and back is exact up to rounding.
-    if not teacher.schedule.t_min * (1 - 1e-9) <= time <= teacher.schedule.t_max * (1 + 1e-9):
-        raise UserError(
-            f"'student.first_sigma' is {choice.first_sigma}, outside the noise levels that the teacher was trained for."
-        )
-    return Student(student, trainable), method.prior(student, choice.first_sigma)
+    prior = method.prior(student, choice.first_time(teacher.schedule))
+    return Student(student, trainable), replace(prior, conditions=conditions)
 
 
 def generator_prior(generator: Generator, schedule: Schedule) -> Prior:

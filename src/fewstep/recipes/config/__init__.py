@@ -38,6 +38,7 @@ from fewstep.recipes.config.feature_spaces import (
     FourierFeatures,
     GivenFeatures,
     InceptionFeatures,
+    ReaderFeatures,
 )
 from fewstep.recipes.config.models import (
     ClassifierModel,
@@ -49,7 +50,9 @@ from fewstep.recipes.config.models import (
     NetworkSection,
     ReaderModel,
 )
-from fewstep.recipes.config.run import Distributed, Evaluation, Training
+from fewstep.recipes.config.prompts import FilePrompts, ListedPrompts, PromptsChoice, ScenePrompts
+from fewstep.recipes.config.references import TeacherReference
+from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
@@ -75,12 +78,14 @@ from fewstep.recipes.config.teachers import (
     DiffusersTeacher,
     FileTeacher,
     NvidiaTeacher,
+    PipelineTeacher,
     ShippedTeacher,
     TeacherChoice,
     UntrainedTeacher,
 )
 
 __all__ = [
+    "TEACHER_STEPS",
     "BacktrackedTarget",
     "ByName",
     "ClassifierFeatures",
@@ -100,6 +105,7 @@ __all__ = [
     "Distributed",
     "Evaluation",
     "FeaturesChoice",
+    "FilePrompts",
     "FileTeacher",
     "FixedTarget",
     "ForwardStates",
@@ -113,6 +119,7 @@ __all__ = [
     "ImagesData",
     "InceptionFeatures",
     "Kinds",
+    "ListedPrompts",
     "LowRankStudent",
     "MatchingWeighting",
     "MixtureData",
@@ -124,7 +131,10 @@ __all__ = [
     "OptimizerChoice",
     "PerBatchStates",
     "PerceptualDistance",
+    "PipelineTeacher",
     "PriorStates",
+    "PromptsChoice",
+    "ReaderFeatures",
     "ReaderModel",
     "ReflectedChoice",
     "Role",
@@ -133,6 +143,7 @@ __all__ = [
     "SamplerChoice",
     "SceneCaptionsData",
     "SceneLatentsData",
+    "ScenePrompts",
     "ScenesData",
     "Section",
     "Seed",
@@ -144,6 +155,7 @@ __all__ = [
     "StudentChoice",
     "TargetChoice",
     "TeacherChoice",
+    "TeacherReference",
     "TimesChoice",
     "Training",
     "UntrainedTeacher",

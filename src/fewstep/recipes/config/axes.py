@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, Threshold
+from fewstep.errors import UserError
 from fewstep.recipes.config.section import Kinds, Section
 from fewstep.recipes.config.shared_choices import OptimizerChoice
 from fewstep.states import States
-from fewstep.targets import Recording, Switching
+from fewstep.targets import Guidance, NoGuidance, Recording, Switching
 from fewstep.training import Adam
-from fewstep.values import Costly, Count, Few, Fraction, Later, Positive
+from fewstep.values import Costly, Count, Few, Fraction, Later, Positive, name_of
+
+GuidanceChoice = Annotated[Guidance, Kinds(), Later()]
+DROPOUT = 0.1
+"""The share of conditions that recording drops for a guided target, as guided teachers are trained
+(Ho and Salimans 2022: 0.1 and 0.2).
+"""
 
 
 class FixedTarget(Section):
+    """``guidance``: of the teacher's estimates."""
+
     kind: Literal["fixed"]
+    guidance: GuidanceChoice = NoGuidance()
+
+    @model_validator(mode="after")
+    def _has_no_path(self) -> FixedTarget:
+        if self.guidance.follows_path:
+            raise ValueError(
+                f"'guidance.kind: {name_of(self.guidance)}' goes from node to node of a recorded path, which a fixed "
+                "target has not; use 'constant', or 'target.kind: backtracked'"
+            )
+        return self
 
     @property
     def backtracked(self) -> BacktrackedTarget | None:
@@ -27,13 +47,27 @@ class FixedTarget(Section):
 
 
 class BacktrackedTarget(Section):
-    """``nodes`` counts the teacher. ``optimizer`` degrades the teacher."""
+    """``nodes`` counts the teacher. ``optimizer`` degrades the teacher.
+
+    ``guidance``: of the estimates of the node in force. ``dropout``: the share of samples whose
+    condition the degrading teacher is not told, so that nodes keep an unconditional estimate that
+    is theirs; null for ``DROPOUT`` where the target is guided, and for none where it is not.
+    """
 
     kind: Literal["backtracked"]
     nodes: Few
     record: Annotated[Recording, Kinds()]
     switch: Annotated[Switching, Kinds()]
     optimizer: OptimizerChoice = Adam()
+    guidance: GuidanceChoice = NoGuidance()
+    dropout: Annotated[Fraction | None, Later()] = None
+
+    @property
+    def dropped(self) -> float:
+        """The share of conditions that recording drops."""
+        if self.dropout is not None:
+            return self.dropout
+        return DROPOUT if self.guidance.guides else 0.0
 
     @property
     def backtracked(self) -> BacktrackedTarget | None:
@@ -187,7 +221,7 @@ Role = Literal["teacher", "target", "fake", "student"]
 
 class _Reflected(Section, abc.ABC):
     @abc.abstractmethod
-    def threshold(self, bound: float) -> Threshold | None:
+    def threshold(self, bound: Callable[[], float]) -> Threshold | None:
         """The threshold, at ``bound`` unless the section names one; None for none."""
 
     @abc.abstractmethod
@@ -198,7 +232,7 @@ class _Reflected(Section, abc.ABC):
 class NotReflected(_Reflected):
     kind: Literal["none"]
 
-    def threshold(self, bound: float) -> None:
+    def threshold(self, bound: Callable[[], float]) -> None:
         return None
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
@@ -215,8 +249,8 @@ class StaticReflected(_Reflected):
     bound: Positive | None = None
     on: list[Role] | None = None
 
-    def threshold(self, bound: float) -> Threshold:
-        return StaticThreshold(bound if self.bound is None else self.bound)
+    def threshold(self, bound: Callable[[], float]) -> Threshold:
+        return StaticThreshold(_bound(self.bound, bound))
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
         return self.on or usual
@@ -232,11 +266,27 @@ class DynamicReflected(_Reflected):
     percentile: float = Field(0.995, gt=0, le=1)
     on: list[Role] | None = None
 
-    def threshold(self, bound: float) -> Threshold:
-        return DynamicThreshold(bound if self.bound is None else self.bound, self.percentile)
+    def threshold(self, bound: Callable[[], float]) -> Threshold:
+        return DynamicThreshold(_bound(self.bound, bound), self.percentile)
 
     def roles(self, usual: Sequence[Role]) -> Sequence[Role]:
         return self.on or usual
+
+
+def _bound(said: float | None, of_samples: Callable[[], float]) -> float:
+    """The bound that is said, or that of the samples.
+
+    Raises ``UserError`` where neither is there.
+    """
+    if said is not None:
+        return said
+    found = of_samples()
+    if math.isinf(found):
+        raise UserError(
+            "'reflected' takes its bound from the range of samples, and latents have none where there is no data; set "
+            "'reflected.bound'."
+        )
+    return found
 
 
 ReflectedChoice = Annotated[NotReflected | StaticReflected | DynamicReflected, Field(discriminator="kind")]

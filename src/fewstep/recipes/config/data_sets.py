@@ -23,7 +23,7 @@ from fewstep.recipes.given import given_data
 from fewstep.schedule import KarrasVE
 from fewstep.system.caches import cache_folder
 from fewstep.system.locations import absolute, folder_or_id
-from fewstep.values import Few
+from fewstep.values import Few, Later
 from fewstep.zoo.scenes import scene_latents
 
 _MOST_VALUES = 2**24
@@ -156,7 +156,8 @@ class _ImageSet(_Data, abc.ABC):
 class ImagesData(_ImageSet):
     """Images of an EDM zip or a folder at ``path``.
 
-    ``labels``: whether the classes it names, if any, are used. ``channels``: 3, or 1 for the luma.
+    ``labels``: whether the classes it names, if any, are used. ``captions``: whether its captions
+    are read, for ``prompts.kind: captions``. ``channels``: 3, or 1 for the luma.
     ``classes``: how many it must have, null for any number; with it and ``size`` a run can be
     planned without the images.
     """
@@ -168,9 +169,10 @@ class ImagesData(_ImageSet):
     labels: bool = True
     channels: Literal[1, 3] = 3
     classes: int | None = Field(None, ge=0, le=MOST_CLASSES)
+    captions: Annotated[bool, Later()] = False
 
     def open(self) -> Dataset:
-        images = open_images(absolute(self.path), self.size, self.labels, self.channels)
+        images = open_images(absolute(self.path), self.size, self.labels, self.channels, captions=self.captions)
         if self.classes is not None and images.classes != self.classes:
             remedy = "use the set that the recipe is for, or correct 'data.classes'."
             raise UserError(f"{self.path}: has {images.classes} classes, 'data.classes' says {self.classes}; {remedy}")

@@ -6,23 +6,24 @@ import abc
 import hashlib
 from math import prod
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import nn
 
 from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
-from fewstep.metrics.features import FeatureSpace, fourier_features, placed
+from fewstep.metrics.features import FeatureSpace, fourier_features, placed, placed_readings
 from fewstep.metrics.inception import inception_space
-from fewstep.networks import FeatureNetwork
+from fewstep.networks import FeatureNetwork, Reader
 from fewstep.networks.kinds.network_files import load_network
 from fewstep.recipes.config.section import Names, Section, Seed, WeightsPath
 from fewstep.recipes.given import given_features
 from fewstep.system.locations import absolute
 from fewstep.values import Positive
-from fewstep.zoo import digit_features
+from fewstep.zoo import digit_features, scenes_reader
 
 
 class _Features(Section, abc.ABC):
@@ -66,28 +67,43 @@ class ClassifierFeatures(_Features):
     path: WeightsPath
 
     def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
-        return _of(*self._trained(data), data, device)
-
-    def _trained(self, data: Dataset | SampleSpace) -> tuple[FeatureNetwork, str]:
-        """The network of the file, and a name after the file's content."""
-        path = Path(absolute(self.path))
-        if not path.is_file():
-            raise UserError(
-                f"{path}: there is no such file; make it by 'fewstep pretrain' with a recipe of a classifier, "
-                "such as emoji32-features, or set 'evaluation.features.path'."
-            )
-        network = load_network(path)
+        network, name = _trained(self.path, "a classifier, such as emoji32-features", data)
         if not isinstance(network, FeatureNetwork):
             raise UserError(
-                f"{path}: holds a {type(network).__name__}, not a classifier or a reader; set "
+                f"{self.path}: holds a {type(network).__name__}, not a classifier or a reader; set "
                 "'evaluation.features.path' to a model that a classification or a reading made."
             )
-        if network.shape != data.shape:
+        return _of(network, f"classifier-{name}", data, device)
+
+
+class ReaderFeatures(_Features):
+    """The last hidden layer of a reader, which tells a picture's attributes besides: by them
+    prompt accuracy is measured.
+
+    Either ``name``, a reader that ships, or ``path``, a file that ``fewstep pretrain`` wrote for a
+    reader.
+    """
+
+    kind: Literal["reader"]
+    path: WeightsPath | None = None
+    name: Annotated[Literal["scenes"] | None, Names("shipped", file="scenes-features")] = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give either 'name', a reader that ships, or 'path', a reader's file")
+        return self
+
+    def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
+        if self.path is None:
+            return _of(_fitting(scenes_reader(), "the shipped reader of scenes", data), "scenes-features", data, device)
+        network, name = _trained(self.path, "a reader, such as scenes-features", data)
+        if not isinstance(network, Reader):
             raise UserError(
-                f"{path}: its network reads images of shape {network.shape}, the data has {data.shape}; set "
-                "'evaluation.features.path' or 'data' so that they agree."
+                f"{self.path}: holds a {type(network).__name__}, not a reader; set 'evaluation.features.path' to a "
+                "model that a reading made."
             )
-        return network, f"classifier-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+        return _of(network, f"reader-{name}", data, device)
 
 
 class InceptionFeatures(_Features):
@@ -114,14 +130,43 @@ class GivenFeatures(_Features):
 
 
 FeaturesChoice = Annotated[
-    DigitFeatures | FourierFeatures | ClassifierFeatures | InceptionFeatures | GivenFeatures,
+    DigitFeatures | FourierFeatures | ClassifierFeatures | ReaderFeatures | InceptionFeatures | GivenFeatures,
     Field(discriminator="kind"),
 ]
 
 
+def _trained(named: str, what: str, data: Dataset | SampleSpace) -> tuple[nn.Module, str]:
+    """The network of a file, and a name after the file's content; ``what``: whose recipe makes such
+    a file.
+    """
+    path = Path(absolute(named))
+    if not path.is_file():
+        raise UserError(
+            f"{path}: there is no such file; make it by 'fewstep pretrain' with a recipe of {what}, or set "
+            "'evaluation.features.path'."
+        )
+    network = load_network(path)
+    if isinstance(network, FeatureNetwork):
+        _fitting(network, f"{path}: its network", data)
+    return network, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _fitting(network: FeatureNetwork, called: str, data: Dataset | SampleSpace) -> FeatureNetwork:
+    if network.shape != data.shape:
+        raise UserError(
+            f"{called} reads images of shape {network.shape}, the data has {data.shape}; set 'evaluation.features' "
+            "or 'data' so that they agree."
+        )
+    return network
+
+
 def _of(network: FeatureNetwork, name: str, data: Dataset | SampleSpace, device: torch.device | str) -> FeatureSpace:
     freeze(network).to(device)
-    extract, head = placed(network.features, device), network.class_head()
-    if head is None:
-        return FeatureSpace(name, extract)
-    return FeatureSpace(name, extract, placed(head, device), network.classes == data.classes)
+    head = network.class_head()
+    return FeatureSpace(
+        name,
+        placed(network.features, device),
+        None if head is None else placed(head, device),
+        head is not None and network.classes == data.classes,
+        placed_readings(network, device) if isinstance(network, Reader) else None,
+    )

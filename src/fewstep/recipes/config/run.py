@@ -9,9 +9,13 @@ from pydantic import Field
 from fewstep.denoisers import HalfLife
 from fewstep.denoisers.average import Decay
 from fewstep.recipes.config.feature_spaces import FeaturesChoice
+from fewstep.recipes.config.references import TeacherReference
 from fewstep.recipes.config.section import Kinds, Section, Seed
 from fewstep.recipes.config.shared_choices import SamplerChoice
-from fewstep.values import Count, Few
+from fewstep.values import Count, Few, Later, NotNegative
+
+TEACHER_STEPS = 35
+"""A teacher's steps where nothing says how many."""
 
 
 class Training(Section):
@@ -54,7 +58,11 @@ class Distributed(Section):
 
 class Evaluation(Section):
     """``every``: steps between quick measurements (one draw) of the student while it trains;
-    ``samples`` a draw.
+    ``samples`` a draw. ``batch``: of samples that are made at a time. ``pictures``: of samples that
+    are shown.
+
+    ``guidance``: the scale of classifier-free guidance of the teacher's samples, none unless given.
+    ``reference``: what Frechet distances are to, the data unless given.
     """
 
     features: FeaturesChoice
@@ -62,6 +70,22 @@ class Evaluation(Section):
     draws: Few = 3
     seed: Seed = 0
     every: Count = 200
-    teacher_steps: list[Few] = Field([35, 1], max_length=100)
+    teacher_steps: list[Few] = Field([TEACHER_STEPS, 1], max_length=100)
     student_steps: list[Few] = Field([1], max_length=100)
     solver: SamplerChoice = SamplerChoice()
+    batch: Annotated[int, Field(ge=1, le=500), Later()] = 500
+    pictures: Annotated[int, Field(ge=1, le=1000), Later()] = 80
+    guidance: Annotated[NotNegative | None, Later()] = None
+    reference: Annotated[TeacherReference | None, Later()] = None
+
+    @property
+    def reference_steps(self) -> int:
+        """The teacher's steps for the reference."""
+        given = None if self.reference is None else self.reference.steps
+        return max(self.teacher_steps, default=TEACHER_STEPS) if given is None else given
+
+    @property
+    def reference_guidance(self) -> float | None:
+        """The teacher's guidance scale for the reference."""
+        given = None if self.reference is None else self.reference.guidance
+        return self.guidance if given is None else given

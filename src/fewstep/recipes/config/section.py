@@ -14,8 +14,9 @@ import functools
 import json
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self
 
@@ -90,12 +91,15 @@ class Names:
     images, a data set or shards; ``recipe``: another recipe. A value may be an address, or an id of
     ``hub`` where that is given. By this mark paths are found (``recipes.reading.places``), and what
     a checksum is taken of (``recipes.building.checksums``). ``file``: the name of what ships, where
-    it is not the value.
+    it is not the value. ``within``: the file or folder that is meant by a path, where that may be
+    the folder of a run. ``besides``: values that name nothing.
     """
 
     what: Literal["weights", "shipped", "data", "recipe"]
     hub: Hub | None = None
     file: str | None = None
+    within: Callable[[Path], Path] | None = None
+    besides: frozenset[str] = frozenset()
 
 
 WeightsPath = Annotated[str, Names("weights")]
@@ -119,8 +123,12 @@ class Choice(abc.ABC):
         return f"one of {expected}"
 
     def __get_pydantic_core_schema__(self, base: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        to_plain = core_schema.plain_serializer_function_ser_schema(saved)
+        to_plain = core_schema.plain_serializer_function_ser_schema(self.said)
         return core_schema.no_info_plain_validator_function(functools.partial(self.read, base), serialization=to_plain)
+
+    def said(self, section: Any) -> Any:
+        """A section as a recipe's file has it."""
+        return saved(section)
 
     def read(self, base: Any, given: Any) -> Any:
         """The section of plain values; raises pydantic's errors."""

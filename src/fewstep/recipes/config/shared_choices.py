@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 
 from fewstep.metrics.features import Features
 from fewstep.objectives import DenoisingWeight, Distance, MatchingWeight, Perceptual
 from fewstep.recipes.config.section import ByName, Choice, Kinds, Section
 from fewstep.solvers import DPM2M, RULES, Churn, Rule
-from fewstep.solvers.sampling import GRIDS
-from fewstep.times import Grid, TimeDistribution
+from fewstep.solvers.sampling import grid_said, grids_by_name
+from fewstep.times import Grid, RhoGrid, TimeDistribution
 from fewstep.training import Optimizer
 
 TimesChoice = Annotated[TimeDistribution, Kinds()]
@@ -29,7 +30,27 @@ class _Optimizers(Kinds):
 
 OptimizerChoice = Annotated[Optimizer, _Optimizers("adam")]
 RuleName = Annotated[Rule, ByName(RULES)]
-GridName = Annotated[Grid, ByName(GRIDS)]
+
+
+class _Grids(Kinds):
+    """A grid by its name alone, where it needs no more, or with its ``kind`` and what it needs."""
+
+    def said(self, section: Any) -> Any:
+        return grid_said(section)
+
+    def read(self, base: Any, given: Any) -> Any:
+        if isinstance(given, (Grid, Mapping)):
+            return super().read(base, given)
+        known = grids_by_name()
+        if not isinstance(given, str) or given not in known:
+            names = " or ".join(
+                [*(f"'{name}'" for name in known), "a mapping such as {kind: timesteps, at: [999, 499]}"]
+            )
+            raise PydanticCustomError("literal_error", "Input should be {names}", {"names": names})
+        return known[given]
+
+
+GridName = Annotated[Grid, _Grids()]
 
 
 class PerceptualDistance(Section):
@@ -52,7 +73,7 @@ DistanceChoice = Annotated[Distance | PerceptualDistance, _Distances()]
 
 class SolverChoice(Section):
     rule: RuleName = DPM2M
-    grid: GridName = GRIDS["rho"]
+    grid: GridName = RhoGrid()
 
 
 class SamplerChoice(SolverChoice):

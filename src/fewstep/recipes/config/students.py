@@ -8,15 +8,12 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import create_model
+from pydantic import create_model, model_validator
 from torch import nn
 
-from fewstep.denoisers import NetworkDenoiser, copy_of, device_of, load_model
-from fewstep.denoisers.denoiser import Model
-from fewstep.denoisers.model_files import describe_model
+from fewstep.denoisers import NetworkDenoiser, copy_of, device_of
 from fewstep.errors import UserError
 from fewstep.networks import GeneratorNetwork, add_adapter
 from fewstep.networks.kinds.registry import Kind, kinds
@@ -25,18 +22,61 @@ from fewstep.recipes.config.section import (
     Choice,
     Section,
     Seed,
-    WeightsPath,
     fields_of,
-    first_difference,
     kind_of_section,
 )
-from fewstep.system.locations import absolute
-from fewstep.values import Few, Positive
+from fewstep.recipes.config.starts import ModelPath, started
+from fewstep.schedule import Schedule
+from fewstep.timesteps import Timestep
+from fewstep.values import Few, Later, Positive
 
 
 class _DenoisingStudent(Section, abc.ABC):
+    """Of both levels at which samples may start, exactly one is said: ``first_sigma``, the noise
+    level sigma / alpha, or ``first_timestep``, of the teacher's discrete schedule.
+    """
+
+    if TYPE_CHECKING:
+        # Declared by each kind, whose fields have an order that runs are known by.
+        first_sigma: float | None
+
     leaves_adapter: ClassVar[bool] = False
     """Whether a run leaves its adapter in a file of its own."""
+    first_timestep: Annotated[Timestep | None, Later()] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _timestep_for_sigma(cls, values: Any) -> Any:
+        said = isinstance(values, Mapping) and values.get("first_timestep") is not None
+        return {"first_sigma": None, **values} if said else values
+
+    @model_validator(mode="after")
+    def _says_one_level(self) -> Self:
+        if (self.first_sigma is None) == (self.first_timestep is None):
+            both = "are both said" if self.first_timestep is not None else "are both null"
+            raise ValueError(f"'first_sigma' and 'first_timestep' {both}; say one of them, and set the other to null")
+        return self
+
+    def first_time(self, schedule: Schedule) -> float:
+        """The time at which samples start, of the teacher's schedule.
+
+        Raises ``UserError`` for a timestep that the schedule has not, and for a noise level that
+        the teacher was not trained for.
+        """
+        if self.first_timestep is not None:
+            try:
+                return schedule.time_at_timestep(self.first_timestep)
+            except UserError as error:
+                raise UserError(f"'student.first_timestep' does not fit the teacher: {error}") from error
+        assert self.first_sigma is not None
+        time = float(schedule.time_at_sigma(self.first_sigma))
+        # The way from a noise level to its time and back is exact up to rounding.
+        if not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
+            raise UserError(
+                f"'student.first_sigma' is {self.first_sigma}, outside the noise levels that the teacher was trained "
+                "for."
+            )
+        return time
 
     @abc.abstractmethod
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
@@ -50,14 +90,17 @@ class _DenoisingStudent(Section, abc.ABC):
 class CopyStudent(_DenoisingStudent):
     """A copy of the teacher.
 
-    ``first_sigma``: the noise level sigma / alpha at which its samples start.
+    ``start``: a file of a model that was made from the same teacher, or a run's folder, from whose
+    weights it begins; null for the teacher's.
     """
 
     kind: Literal["copy"]
-    first_sigma: Positive = 2.5
+    first_sigma: Positive | None = 2.5
+    start: Annotated[ModelPath | None, Later()] = None
 
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
-        return copy_of(teacher), None
+        remedy = "use one that was made from this teacher, or set 'student.start' to null"
+        return started(copy_of(teacher), self.start, remedy), None
 
 
 class LowRankStudent(_DenoisingStudent):
@@ -68,7 +111,7 @@ class LowRankStudent(_DenoisingStudent):
     kind: Literal["lora"]
     rank: Few = 8
     scale: Positive = 1.0
-    first_sigma: Positive = 2.5
+    first_sigma: Positive | None = 2.5
     seed: Seed = 0
 
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
@@ -79,13 +122,14 @@ class LowRankStudent(_DenoisingStudent):
 class NetworkStudent(_DenoisingStudent):
     """A denoiser around another network than the teacher's, fed as the teacher is.
 
-    ``start``: a file of such a denoiser, null for random weights of ``seed``.
+    ``start``: a file of such a denoiser, or the folder of a run that made one; null for random
+    weights of ``seed``.
     """
 
     kind: Literal["network"]
     network: DenoisingChoice
-    start: WeightsPath | None = None
-    first_sigma: Positive = 2.5
+    start: ModelPath | None = None
+    first_sigma: Positive | None = 2.5
     seed: Seed = 0
 
     def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
@@ -102,8 +146,8 @@ class GeneratorStudent(NetworkSection):
 
     A.2 and E.2): any registered ``GeneratorNetwork``.
 
-    ``seed``: of its weights. ``start``: a file of such a generator, null for random weights; the
-    model of a pretraining by GAN is such a file.
+    ``seed``: of its weights. ``start``: a file of such a generator, or the folder of a run that
+    made one, null for random weights; a pretraining by GAN makes one.
     """
 
     leaves_adapter: ClassVar[bool] = False
@@ -116,7 +160,7 @@ class GeneratorStudent(NetworkSection):
 
 @functools.cache
 def _generator_student(kind: Kind) -> type[GeneratorStudent]:
-    more: dict[str, Any] = {"seed": (Seed, 0), "start": (WeightsPath | None, None)}
+    more: dict[str, Any] = {"seed": (Seed, 0), "start": (ModelPath | None, None)}
     network = section_of(kind)
     fields = {
         name: (field.annotation, ... if field.default is dataclasses.MISSING else field.default)
@@ -142,20 +186,3 @@ class StudentKinds(Choice):
 
 
 StudentChoice = Annotated[CopyStudent | LowRankStudent | NetworkStudent | GeneratorStudent, StudentKinds()]
-
-
-def started(model: Model, start: str | None) -> Model:
-    """The model, with the weights of a file if one is given, which must hold a model of the very
-    same description.
-    """
-    if start is None:
-        return model
-    loaded, _ = load_model(Path(absolute(start)))
-    key = first_difference(describe_model(loaded), describe_model(model))
-    if key is not None:
-        raise UserError(
-            f"{start}: holds another model than the recipe's student ('{key}' differs); set 'student' as "
-            "the file was made, or 'student.start' to null."
-        )
-    assert isinstance(loaded, type(model))
-    return loaded

@@ -25,17 +25,22 @@ from fewstep.schedule import KarrasVE
 from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
-from fewstep.zoo.shipped import SHIPPED_RANGES
+from fewstep.zoo.pipelines import OpenedPipeline, PipelinePlace, open_pipeline
+from fewstep.zoo.shipped import SHIPPED_PIPELINES, SHIPPED_RANGES, shipped_pipeline
 
 SIGMA_DATA = 0.5
 """Of every published EDM network."""
 
 
-class _Teacher(Section, abc.ABC):
+class TeacherSection(Section, abc.ABC):
     is_small: ClassVar[bool] = False
     """Whether its network is as small as a rehearsal wants it."""
     last_may_be_none: ClassVar[bool] = False
     """Whether its last class may be meant as "no class"."""
+    always_told: ClassVar[bool] = False
+    """Whether it was told the class of every sample that it was trained on, so that it has no
+    unconditional estimate to guide away from.
+    """
 
     @abc.abstractmethod
     def load(self, data: Dataset | None) -> NetworkDenoiser:
@@ -44,6 +49,16 @@ class _Teacher(Section, abc.ABC):
     def sketch(self) -> NetworkDenoiser | None:
         """The same on the meta device, where the section says enough for it; None for others."""
         return None
+
+    @property
+    def pipeline(self) -> PipelinePlace | None:
+        """Where the text-to-image model is that the teacher is a part of; None for others."""
+        return None
+
+    def text_model(self) -> OpenedPipeline | None:
+        """That model; None for others."""
+        place = self.pipeline
+        return None if place is None else open_pipeline(place.source, place.revision, place.variant)
 
     @property
     def published(self) -> Mapping[str, Any] | None:
@@ -74,21 +89,42 @@ class _Teacher(Section, abc.ABC):
         """Sentences on what was chosen among its files, and on what of them is left out."""
         return ()
 
+    def files(self) -> Mapping[str, Path]:
+        """What is read of a folder, by names that do not say where the folder is; nothing of a
+        single file.
+        """
+        return {}
 
-class ShippedTeacher(_Teacher):
+
+class ShippedTeacher(TeacherSection):
+    """``digits`` and ``mixture2d``, or ``scenes``, a text-to-image model."""
+
     is_small: ClassVar[bool] = True
 
     kind: Literal["shipped"]
-    name: Annotated[Literal["digits", "mixture2d"], Names("shipped")]
+    name: Annotated[Literal["digits", "mixture2d", "scenes"], Names("shipped")]
+
+    @property
+    def pipeline(self) -> PipelinePlace | None:
+        return PipelinePlace(str(shipped_pipeline(self.name))) if self.name in SHIPPED_PIPELINES else None
 
     def load(self, data: Dataset | None) -> NetworkDenoiser:
-        return shipped_denoiser(self.name)
+        text = self.text_model()
+        return shipped_denoiser(self.name) if text is None else text.denoiser()
+
+    def sketch(self) -> NetworkDenoiser | None:
+        text = self.text_model()
+        return None if text is None else text.sketch()
+
+    def files(self) -> Mapping[str, Path]:
+        text = self.text_model()
+        return {} if text is None else text.files
 
     def sample_range(self) -> tuple[float, float]:
         return SHIPPED_RANGES[self.name]
 
 
-class FileTeacher(_Teacher):
+class FileTeacher(TeacherSection):
     """A model file that ``fewstep pretrain`` wrote; ``recipe``: the one that makes it, so that a
     run can be planned without the file.
     """
@@ -132,7 +168,7 @@ class FileTeacher(_Teacher):
         )
 
 
-class UntrainedTeacher(_Teacher):
+class UntrainedTeacher(TeacherSection):
     """A network with random weights, a function of ``seed``: for rehearsals and for counting what a
     run takes.
     """
@@ -151,7 +187,7 @@ class UntrainedTeacher(_Teacher):
         return freeze(self.model.denoiser(data.shape, data.classes, self.seed))
 
 
-class _Published(_Teacher, abc.ABC):
+class _Published(TeacherSection, abc.ABC):
     """``path``: a file, or an https address to be kept in the cache folder, whose content must have
     the SHA-256 ``sha256`` if one is given. ``network``: which of the published networks it holds,
     and ``classes`` how many classes it knows: so that a run can be planned without the file, which
@@ -193,6 +229,8 @@ class _Published(_Teacher, abc.ABC):
 class NvidiaTeacher(_Published):
     """A network of NVIDIA's EDM release (Karras et al. 2022), a ``.pkl``."""
 
+    always_told: ClassVar[bool] = True
+
     kind: Literal["nvidia"]
 
     def load(self, data: Dataset | None) -> NetworkDenoiser:
@@ -218,6 +256,8 @@ class NvidiaTeacher(_Published):
 class ConsistencyModelsTeacher(_Published):
     """An EDM network of the consistency models' release (Song et al. 2023), a ``.pt``."""
 
+    always_told: ClassVar[bool] = True
+
     kind: Literal["consistency-models"]
 
     def load(self, data: Dataset | None) -> NetworkDenoiser:
@@ -226,7 +266,7 @@ class ConsistencyModelsTeacher(_Published):
         return consistency_models.load_as(self.path, self.description, EDM(SIGMA_DATA), self.sha256)
 
 
-class DiffusersTeacher(_Teacher):
+class DiffusersTeacher(TeacherSection):
     """A ``UNet2DModel`` with its scheduler, as diffusers saves them: a folder, or an id of the hub
     at a ``revision``.
 
@@ -248,12 +288,54 @@ class DiffusersTeacher(_Teacher):
     def load(self, data: Dataset | None) -> NetworkDenoiser:
         return diffusers_models.load(self.path, self.revision, self.variant, self.subfolder, self.classes)
 
+    def files(self) -> Mapping[str, Path]:
+        return diffusers_models.files_of(self.path, self.revision, self.variant, self.subfolder)
+
     def remarks(self) -> tuple[str, ...]:
         return diffusers_models.remarks_of(self.path, self.revision, self.variant, self.subfolder, self.classes)
 
 
+class PipelineTeacher(TeacherSection):
+    """A text-to-image model, as diffusers saves a pipeline of Stable Diffusion 1, 2 or SDXL: a
+    folder, or an id of the hub at a ``revision``.
+
+    ``variant``: of the weights, such as ``fp16``; a part that has none of it is read from its usual
+    ones.
+    """
+
+    kind: Literal["pipeline"]
+    path: Annotated[str, Names("weights", hub="models")]
+    revision: str | None = None
+    variant: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
+
+    def _opened(self) -> OpenedPipeline:
+        return open_pipeline(self.path, self.revision, self.variant)
+
+    def load(self, data: Dataset | None) -> NetworkDenoiser:
+        return self._opened().denoiser()
+
+    def sketch(self) -> NetworkDenoiser:
+        return self._opened().sketch()
+
+    @property
+    def pipeline(self) -> PipelinePlace:
+        return PipelinePlace(self.path, self.revision, self.variant)
+
+    def files(self) -> Mapping[str, Path]:
+        return self._opened().files
+
+    def remarks(self) -> tuple[str, ...]:
+        return self._opened().remarks
+
+
 TeacherChoice = Annotated[
-    ShippedTeacher | FileTeacher | UntrainedTeacher | NvidiaTeacher | ConsistencyModelsTeacher | DiffusersTeacher,
+    ShippedTeacher
+    | FileTeacher
+    | UntrainedTeacher
+    | NvidiaTeacher
+    | ConsistencyModelsTeacher
+    | DiffusersTeacher
+    | PipelineTeacher,
     Field(discriminator="kind"),
 ]
 

@@ -5,7 +5,7 @@ student is distilled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.denoisers import NetworkDenoiser
@@ -15,7 +15,7 @@ from fewstep.recipes import config
 from fewstep.recipes.kit.context import Context
 from fewstep.states import States, Step
 from fewstep.stopping import StopRule
-from fewstep.targets import Backtracked, DegradationPath, Fixed, Probes, ReflectedTarget, Target
+from fewstep.targets import Backtracked, DegradationPath, Fixed, GuidedTarget, Probes, ReflectedTarget, Target
 from fewstep.training import CopyNode, MeasureSpacing, Phase, Stage, Term
 from fewstep.training.actions import Action
 from fewstep.training.monitors import Check, Reading
@@ -67,9 +67,9 @@ def build_target(
     """The recipe's target.
 
     A backtracked one is recorded by training ``degraded`` (whose weights are the teacher's) by
-    ``objective`` on the untrained student's samples; the distillation begins by copying its last
-    node into ``start``, the fake score, unless that is None. ``learned``: whether the method has a
-    learned fake score.
+    ``objective`` on the untrained student's samples, at some of them without their condition where
+    the target is guided; the distillation begins by copying its last node into ``start``, the fake
+    score, unless that is None. ``learned``: whether the method has a learned fake score.
     """
     choice, steps = context.target.backtracked, context.training.steps
     if choice is None:
@@ -82,13 +82,16 @@ def build_target(
     )
     backtracked = Backtracked(path, choice.switch.rule())
     target: Target = backtracked
+    if choice.guidance.guides:
+        target = GuidedTarget(target, choice.guidance, context.conditions)
     if context.threshold is not None and "teacher" in context.roles:
-        target = ReflectedTarget(backtracked, context.threshold)
+        target = ReflectedTarget(target, context.threshold)
     if choice.nodes == 1:
         return TargetParts(target, [], [], steps, backtracked, path)
     probes = Probes(objective.student, states, objective.times, context.original)
     recorder = path.recorder(choice.record.rule(probes, context.original))
-    phase = Phase("degrade", degraded, [Term(objective, states, name="degradation")], choice.optimizer, 1, recorder)
+    recorded_by = replace(objective, dropout=choice.dropped, conditions=context.conditions)
+    phase = Phase("degrade", degraded, [Term(recorded_by, states, name="degradation")], choice.optimizer, 1, recorder)
     begin: list[Action] = [MeasureSpacing(path, degraded, probes), *([] if start is None else [CopyNode(path, start)])]
     least = LeastSteps(tuple(choice.switch.updates(choice.nodes - 2)[0]), context.method.student_every)
     return TargetParts(

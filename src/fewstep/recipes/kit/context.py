@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
-from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected, device_of
+from fewstep.denoisers import Averaged, Denoiser, Generator, Guided, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import Threshold
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
@@ -37,7 +38,7 @@ class Student:
 @dataclass(frozen=True, eq=False)
 class Context:
     """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same,
-    thresholded where the recipe says so. Both frozen.
+    guided as the recipe's target is and thresholded where the recipe says so. Both frozen.
 
     ``space``: what samples look like; ``found``: the recipe's data, None where it has none
     (``data`` is for what cannot do without). ``prior`` is where the student's samples start,
@@ -73,12 +74,31 @@ class Context:
                 "add one, or leave out what needs data: distribution matching without a critic, on "
                 "'states.kind: usual', needs none."
             )
+        if self.found.numbers is None and self.conditions.texts:
+            raise UserError(
+                f"'method.kind: {self.method.model_dump()['kind']}' with these states and terms is trained on data, "
+                "and must know what each sample shows; set 'prompts.kind: captions', or leave out what needs data."
+            )
         return self.found
 
     @property
     def building_device(self) -> torch.device:
         """Where networks are built: the teacher's place."""
         return device_of(self.original)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What teacher and student are conditioned on, and what they are without it."""
+        return self.prior.conditions
+
+    @property
+    def guided_teacher(self) -> Denoiser:
+        """The teacher guided by the scale that a state's condition holds, for methods whose
+        students take one; thresholded where the recipe says so.
+
+        The guided estimate is what leaves the data's range, so the threshold comes after it.
+        """
+        return self.reflected(Guided(self.original, conditions=self.conditions), "teacher")
 
     @property
     def schedule(self) -> Schedule:
@@ -103,8 +123,15 @@ class Context:
         return self.sampling.flow_map(self.student.model, self.schedule)
 
     def student_times(self, steps: int | None = None) -> tuple[float, ...]:
-        """The student's times, from the prior's down to 0."""
-        return tuple(self.sampling.times(self.schedule, self.prior.time, steps).tolist())
+        """The student's times, from the prior's down to 0.
+
+        Raises ``UserError`` where its grid has no such steps.
+        """
+        try:
+            return tuple(self.sampling.times(self.schedule, self.prior.time, steps).tolist())
+        except UserError as error:
+            key = "method.grid" if "grid" in type(self.method).model_fields else "method"
+            raise UserError(f"'{key}' does not fit the student's first level and steps: {error}") from error
 
     def reflected(self, denoiser: Denoiser, role: config.Role) -> Denoiser:
         """The denoiser, thresholded if the recipe says so of its role."""

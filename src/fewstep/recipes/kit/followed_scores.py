@@ -20,17 +20,19 @@ from fewstep.networks.lora import fold_adapter
 from fewstep.objectives import EDMWeight, ScoreMatching
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.recipes import config
+from fewstep.recipes.config.starts import FakePath, begun_fake
 from fewstep.recipes.kit.adversaries import AdversarialChoice, Adversary, build_adversary
 from fewstep.recipes.kit.backtracking import build_target
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.state_sources import trajectory_states
 from fewstep.recipes.methods.method import Built, Method, Traits, student_phase, trained
+from fewstep.solvers.sampling import Sampling
 from fewstep.states import States
 from fewstep.targets import Target
-from fewstep.times import LogNormalTimes, TimeDistribution
+from fewstep.times import LogNormalTimes, RhoGrid, TimeDistribution
 from fewstep.training import Adam, Phase, Stage, Term
 from fewstep.training.actions import Action
-from fewstep.values import Costly, Few, Positive
+from fewstep.values import Costly, Few, Later, Positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,24 +103,30 @@ class _TrainedFake(Fake, abc.ABC):
 
 
 class LearnedFake(_TrainedFake):
-    """A denoiser of the student's distribution, from the teacher or from random weights."""
+    """A denoiser of the student's distribution.
+
+    ``start``: from the teacher's weights, from ``random`` ones, or from those in a file: of a model
+    that was made from the same teacher, of a checkpoint's fake score, or of that of the newest
+    checkpoint in a run's folder.
+    """
 
     kind: Literal["learned"]
-    start: Literal["teacher", "random"] = "teacher"
+    start: FakePath = "teacher"
 
     def parts(self, context: Context, states: States, times: TimeDistribution) -> FakeParts:
         network = self._network(context)
         learning = self._learning(network, context)
         score, phase = Learned(context.reflected(network, "fake")), self._phase(learning, states)
-        if self.start == "teacher":
-            # It starts as the teacher, and is degraded itself.
+        if self.start != "random":
+            # It starts as a degraded path does, and is degraded itself.
             return FakeParts(score, network, learning, learning, phase, network)
         degraded = copy_of(context.original)
         return FakeParts(score, degraded, replace(learning, fake=degraded), learning, phase)
 
     def _network(self, context: Context) -> NetworkDenoiser:
-        if self.start == "teacher":
-            return copy_of(context.original)
+        if self.start != "random":
+            own = copy_of(context.original)
+            return own if self.start == "teacher" else begun_fake(own, self.start)
         model = context.original
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.training.seed)
@@ -193,12 +201,14 @@ class FollowsScores(Method, abc.ABC):
     the ``terms``, and all else follows.
 
     Each field is read here and declared in the method, whose fields have an order that its runs are
-    known by.
+    known by, but for the later ``grid``, of the times of several steps.
     """
 
     if TYPE_CHECKING:
         times: config.TimesChoice
         steps: Few
+
+    grid: Annotated[config.GridName, Later()] = RhoGrid()
 
     @property
     def own_score(self) -> Fake:
@@ -227,6 +237,10 @@ class FollowsScores(Method, abc.ABC):
     @property
     def steps_of_student(self) -> int:
         return self.steps
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(grid=self.grid, steps=self.steps)
 
     @property
     def learns_fake(self) -> bool:

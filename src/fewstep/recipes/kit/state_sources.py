@@ -14,7 +14,6 @@ from fewstep.recipes.config.axes import Stops
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import planned
 from fewstep.solvers import FlowMap, Solver
-from fewstep.solvers.sampling import GRIDS
 from fewstep.states import (
     Alternate,
     Constant,
@@ -61,9 +60,13 @@ class Transitions:
 
 def forward_states(context: Context, times: tuple[float, ...]) -> States:
     """Forward diffusion of the data to the given times, 0 left out."""
-    return context.method.guided(
-        ForwardDiffusion(context.data, context.schedule, GridTimes(tuple(t for t in times if t > 0)))
-    )
+    return context.method.guided(diffused(context, times))
+
+
+def diffused(context: Context, times: tuple[float, ...]) -> States:
+    """The same, of students that take a guidance scale as well without one."""
+    grid = GridTimes(tuple(t for t in times if t > 0))
+    return ForwardDiffusion(context.data, context.schedule, grid, conditions=context.conditions)
 
 
 def started_states(context: Context, times: tuple[float, ...]) -> States:
@@ -134,7 +137,9 @@ class _Sources:
         anytime = UniformTimes(high=transitions.times[0])
         return replace(
             transitions,
-            diffused=lambda: context.method.guided(ForwardDiffusion(context.data, context.schedule, anytime)),
+            diffused=lambda: context.method.guided(
+                ForwardDiffusion(context.data, context.schedule, anytime, conditions=context.conditions)
+            ),
         )
 
 
@@ -160,7 +165,7 @@ def trajectory_states(context: Context, steps: int) -> States:
 
 def teacher_transition(teacher: Denoiser, steps: int, context: Context) -> FlowMap:
     """A transition of the student as ``steps`` DDIM steps of the teacher on the finer grid."""
-    return Solver(teacher, steps, grid=GRIDS[context.sampling.grid])
+    return Solver(teacher, steps, grid=context.sampling.grid)
 
 
 def stops_at(shares: Sequence[float], steps: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.denoisers import Averaged, Boundary, Denoiser, Guided, HalfLife, NetworkDenoiser, grown_denoiser
+from fewstep.denoisers import Averaged, Boundary, Denoiser, HalfLife, NetworkDenoiser, grown_denoiser
 from fewstep.objectives import ConsistencyDistillation, Ladder
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
@@ -23,7 +23,7 @@ from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
 from fewstep.training import Stage, Term
-from fewstep.values import Few, name_of
+from fewstep.values import Few
 
 
 class ConsistencyMethod(GridMethod):
@@ -102,7 +102,7 @@ class ConsistencyMethod(GridMethod):
     def sampling(self) -> Sampling:
         guidance = None if self.guidance is None else self.guidance.sample_at
         return Sampling(
-            "ddim" if self.intervals > 1 else "renoise", name_of(self.grid), self.steps_of_student, guidance=guidance
+            "ddim" if self.intervals > 1 else "renoise", self.grid, self.steps_of_student, guidance=guidance
         )
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
@@ -121,8 +121,7 @@ class ConsistencyMethod(GridMethod):
         target = Averaged(student, HalfLife(self.ema, ramp=0.0))
         averaged = target.average
         assert isinstance(averaged, Denoiser)
-        # The guided estimate is what leaves the data's range, so the threshold comes after it.
-        teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
+        teacher = context.teacher if self.guidance is None else context.guided_teacher
         distance = self.distance.within(context.features)
         objective = ConsistencyDistillation(
             student, context.reflected(averaged, "target"), Fixed(teacher), ladder, self.rule, distance

@@ -59,12 +59,12 @@ class ContinuousMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("renoise", name_of(self.grid), self.steps)
+        return Sampling("renoise", self.grid, self.steps)
 
     def build(self, context: Context) -> Built:
         student, times = context.denoising_student, context.student_times()
         _check_differentiable(context)
-        diffused = ForwardDiffusion(context.data, context.schedule, self.times)
+        diffused = ForwardDiffusion(context.data, context.schedule, self.times, conditions=context.conditions)
         teacher = teacher_transition(context.teacher, 2, context)
         transitions = Transitions(times, context.student_map, teacher, lambda: diffused, whole=True, anywhere=True)
         states = build_states(context, diffused, transitions)

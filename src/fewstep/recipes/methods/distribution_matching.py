@@ -121,7 +121,9 @@ class DistributionMatchingMethod(FollowsScores):
         if self.regression is None:
             return ()
         context, choice = followed.context, self.regression
-        grid = fitting_grid(choice.solver, context.schedule, "method.regression.solver", context.prior.time)
+        grid = fitting_grid(
+            choice.solver, context.schedule, "method.regression.solver", (choice.steps,), context.prior.time
+        )
         solver = Solver(context.teacher, choice.steps, choice.solver.rule, grid)
         count = drawn(choice.pairs, planned(context.training), context.training)
         return [

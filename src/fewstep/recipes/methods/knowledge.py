@@ -18,10 +18,12 @@ from fewstep.recipes.kit.shares import drawn, planned
 from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
 from fewstep.recipes.methods.method import Built, Example, Method, Traits, student_phase
 from fewstep.solvers import HEUN, Solver
+from fewstep.solvers.sampling import Sampling
 from fewstep.states import Pairs
+from fewstep.times import RhoGrid
 from fewstep.training import Stage, Term
 from fewstep.training.actions import MakePairs
-from fewstep.values import Costly, Few
+from fewstep.values import Costly, Few, Later
 
 
 class StoredPairs(config.Section):
@@ -45,7 +47,7 @@ PairsChoice = Annotated[StoredPairs | PairsOnTheFly, Field(discriminator="kind")
 class KnowledgeMethod(Method):
     """``solver_steps``: of the teacher, for one sample of the student.
 
-    ``steps``: the student's, of which stored pairs allow only 1.
+    ``steps``: the student's, of which stored pairs allow only 1; ``grid``: of their times.
     """
 
     kind: Literal["knowledge"]
@@ -54,6 +56,7 @@ class KnowledgeMethod(Method):
     solver_steps: Annotated[Few, Costly(2)] = 18
     distance: config.DistanceChoice = SquaredL2()
     steps: Few = 1
+    grid: Annotated[config.GridName, Later()] = RhoGrid()
 
     traits: ClassVar[Traits] = Traits(frozenset(), False, roles=("teacher", "student"), usual_roles=("teacher",))
     examples: ClassVar[Mapping[str, Example]] = {
@@ -88,9 +91,13 @@ class KnowledgeMethod(Method):
     def steps_of_student(self) -> int:
         return self.steps
 
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(grid=self.grid, steps=self.steps)
+
     def build(self, context: Context) -> Built:
         student = context.student.model
-        grid = fitting_grid(self.solver, context.schedule, "method.solver", context.prior.time)
+        grid = fitting_grid(self.solver, context.schedule, "method.solver", (self.solver_steps,), context.prior.time)
         solver = Solver(context.teacher, self.solver_steps, self.solver.rule, grid)
         distance = self.distance.within(context.features)
         if isinstance(self.pairs, StoredPairs):

@@ -105,12 +105,9 @@ class Method(config.Section, abc.ABC):
         """What the method puts around the student's network."""
         return student
 
-    def prior(self, student: Denoiser, first_sigma: float) -> Prior:
-        """Where samples of a denoising student start: noise at level ``first_sigma``."""
-        schedule = student.schedule
-        return Prior(
-            schedule, student.shape, float(schedule.time_at_sigma(first_sigma)), conditions=Classes(student.classes)
-        )
+    def prior(self, student: Denoiser, time: float) -> Prior:
+        """Where samples of a denoising student start: noise of the level at ``time``."""
+        return Prior(student.schedule, student.shape, time, conditions=Classes(student.classes))
 
     def guided(self, states: States) -> States:
         """The states with a guidance scale, for methods whose students take one."""
@@ -136,14 +133,13 @@ class GridMethod(Method, abc.ABC):
 
     def grid_times(self, context: Context) -> tuple[float, ...]:
         """The grid, (points + 1,)."""
-        schedule = context.schedule
-        return tuple(self.grid.between(schedule, context.prior.time, schedule.t_min, self.points + 1).tolist())
+        return (*context.student_times(self.points)[:-1], context.schedule.t_min)
 
     def coarse(self, times: Sequence[float], steps: int) -> tuple[float, ...]:
-        """The times of a trajectory of ``steps`` steps, down to 0: the nearest of the grid's, on
-        which the states must stand.
+        """The times of a trajectory of ``steps`` steps, down to 0: those of the grid's times, on
+        which the states must stand, at which it stops.
         """
-        return (*(times[round(index * self.points / steps)] for index in range(steps)), 0.0)
+        return (*(times[index] for index in self.grid.stops(self.points, steps)), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

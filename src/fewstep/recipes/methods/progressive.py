@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.denoisers import Denoiser, Guided, NetworkDenoiser, copy_of, freeze, grown_denoiser
+from fewstep.denoisers import Denoiser, NetworkDenoiser, copy_of, freeze, grown_denoiser
 from fewstep.objectives import Imitation, ProgressiveDistillation
 from fewstep.objectives.scores.score_matching import DenoisingWeight
 from fewstep.objectives.trajectories.progressive_distillation import SNRPlusOne, TruncatedSNR
@@ -19,14 +19,20 @@ from fewstep.prediction import Prediction
 from fewstep.recipes import config
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.shares import divided, extended, planned
-from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.kit.state_sources import (
+    Transitions,
+    build_states,
+    diffused,
+    forward_states,
+    teacher_transition,
+)
 from fewstep.recipes.methods.method import Built, Example, Method, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
 from fewstep.times import RhoGrid
 from fewstep.training import Copy, Stage, Term
-from fewstep.values import Later, Positive, name_of
+from fewstep.values import Later, Positive
 
 
 class GuidanceRange(config.Section):
@@ -47,6 +53,7 @@ class GuidanceRange(config.Section):
         return self
 
 
+Part = Annotated[float, Field(gt=0, lt=1)]
 Power = Annotated[int, Field(ge=1, le=10_000)]
 Parts = Annotated[list[Positive], Field(min_length=1, max_length=2)]
 
@@ -59,8 +66,10 @@ class ProgressiveMethod(Method):
     ``parts`` and the states' ``first_part``: of each round the lengths of its one or two parts, in
     proportion ([[5], [6, 4], [8, 6], [8, 6]] is DDIL's from 32 steps to 2). ``grid``: of the nested
     times. ``convert``: the student emits another prediction, for which it is first trained
-    (``prepare``, a share of the run). ``sample_with``: DDIM steps, or DPM-Solver++ 2M as DDIL does
-    (App. A).
+    (``prepare``, a share of the run). ``convert_for``: of a student that is told the guidance scale
+    as well, the share of the run in which it learns the prediction alone, without guidance, before
+    ``prepare``; null to learn both together. ``sample_with``: DDIM steps, or DPM-Solver++ 2M as
+    DDIL does (App. A).
     """
 
     kind: Literal["progressive"]
@@ -77,6 +86,7 @@ class ProgressiveMethod(Method):
     sample_with: Literal["euler", "dpm2m"] = "euler"
     rounds: Annotated[list[Parts] | None, Later()] = None
     grid: Annotated[config.GridName, Later()] = RhoGrid()
+    convert_for: Annotated[Part | None, Later()] = None
 
     traits: ClassVar[Traits] = Traits(
         frozenset({"forward", "rollout", "ddil", "per-batch"}),
@@ -89,6 +99,10 @@ class ProgressiveMethod(Method):
         "2 parts": Example({"start": 4, "steps": 2, "parts": 2}),
         "converted": Example({"start": 4, "steps": 2, "convert": "eps"}),
         "guided": Example({"start": 4, "steps": 2, "guidance": {"low": 1.0, "high": 3.0}}, on_digits=True),
+        "converted, then guided": Example(
+            {"start": 4, "steps": 2, "convert": "eps", "convert_for": 0.2, "guidance": {"low": 1.0, "high": 3.0}},
+            on_digits=True,
+        ),
     }
 
     @model_validator(mode="after")
@@ -102,6 +116,22 @@ class ProgressiveMethod(Method):
             raise ValueError(
                 f"'rounds' has {len(self.rounds)} entries, but from {self.start} steps to {self.steps} "
                 f"there are {needed} rounds; give the parts of each"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _converts_first(self) -> ProgressiveMethod:
+        if self.convert_for is None:
+            return self
+        if self.convert is None or self.guidance is None:
+            raise ValueError(
+                "'convert_for' divides the training for 'convert' from that for 'guidance', and needs both; leave "
+                "it out, or give both"
+            )
+        if self.convert_for + self.prepare >= 1:
+            raise ValueError(
+                f"'convert_for' ({self.convert_for}) and 'prepare' ({self.prepare}) leave nothing of the run for "
+                "rounds; their sum must be below 1"
             )
         return self
 
@@ -119,7 +149,7 @@ class ProgressiveMethod(Method):
     def sampling(self) -> Sampling:
         return Sampling(
             "ddim",
-            name_of(self.grid),
+            self.grid,
             self.steps,
             guidance=None if self.guidance is None else self.guidance.sample_at,
             rule=self.sample_with,
@@ -147,11 +177,17 @@ class ProgressiveMethod(Method):
             if self.rounds is None
             else [math.fsum(each) for each in parts]
         )
-        lengths = divided(total, [self.prepare / (1 - self.prepare) * sum(shares), *shares] if prepares else shares)
-        teacher = context.teacher if self.guidance is None else context.reflected(Guided(context.original), "teacher")
+        before = ([] if self.convert_for is None else [self.convert_for]) + ([self.prepare] if prepares else [])
+        rest = 1 - sum(before)
+        lengths = divided(total, [*(share / rest * sum(shares) for share in before), *shares])
+        teacher = context.teacher if self.guidance is None else context.guided_teacher
         stages = []
+        if self.convert_for is not None:
+            plain = WithGuidance(diffused(context, context.student_times(self.start)), 1.0, 1.0)
+            stages.append(self._imitates(context, "convert", Fixed(context.teacher), plain, lengths.pop(0)))
         if prepares:
-            stages.append(self._prepare(context, teacher, lengths.pop(0)))
+            states = forward_states(context, context.student_times(self.start))
+            stages.append(self._imitates(context, "prepare", Fixed(teacher), states, lengths.pop(0)))
         slot = freeze(copy_of(context.averaged))
         for index, (steps, length, split) in enumerate(zip(rounds, lengths, parts, strict=True)):
             first = index == 0 and not prepares
@@ -179,10 +215,9 @@ class ProgressiveMethod(Method):
             steps //= 2
             yield steps
 
-    def _prepare(self, context: Context, teacher: Denoiser, length: int) -> Stage:
-        states = forward_states(context, context.student_times(self.start))
-        objective = Imitation(context.denoising_student, Fixed(teacher), self.weighting)
-        return Stage("prepare", length, [student_phase(context, [Term(objective, states, name="imitation")])])
+    def _imitates(self, context: Context, name: str, teacher: Fixed, states: States, length: int) -> Stage:
+        objective = Imitation(context.denoising_student, teacher, self.weighting)
+        return Stage(name, length, [student_phase(context, [Term(objective, states, name="imitation")])])
 
     def _round(
         self, context: Context, teacher: Denoiser, steps: int, parts: Sequence[int], begin: Sequence[Copy]

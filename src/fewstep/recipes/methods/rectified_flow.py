@@ -77,12 +77,12 @@ class RectifiedFlowMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("ddim", "uniform", self.steps_of_student)
+        return Sampling("ddim", UniformGrid(), self.steps_of_student)
 
     def wrapped(self, student: Denoiser) -> Denoiser:
         return Rescheduled(student, RectifiedFlow())
 
-    def prior(self, student: Denoiser, first_sigma: float) -> Prior:
+    def prior(self, student: Denoiser, time: float) -> Prior:
         # A flow starts where no signal is left.
         return Prior(student.schedule, student.shape, 1.0, 1.0, Classes(student.classes))
 
@@ -120,7 +120,10 @@ class RectifiedFlowMethod(Method):
     def _of_teacher(self, context: Context) -> FlowMap:
         schedule = context.original.schedule
         solver = Solver(
-            context.teacher, self.solver_steps, self.solver.rule, fitting_grid(self.solver, schedule, "method.solver")
+            context.teacher,
+            self.solver_steps,
+            self.solver.rule,
+            fitting_grid(self.solver, schedule, "method.solver", (self.solver_steps,), schedule.t_max),
         )
         return Rescaled(solver, schedule.prior_scale, schedule.t_max)
 

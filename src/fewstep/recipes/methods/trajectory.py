@@ -22,7 +22,7 @@ from fewstep.states import ForwardDiffusion
 from fewstep.targets import Fixed
 from fewstep.times import LogNormalTimes
 from fewstep.training import Phase, Stage, Term
-from fewstep.values import MOST, Few, Later, Share, name_of
+from fewstep.values import MOST, Few, Later, Share
 
 
 class DenoisingTerm(config.Section):
@@ -75,7 +75,7 @@ class TrajectoryMethod(GridMethod):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling("gamma", name_of(self.grid), self.steps, self.gamma)
+        return Sampling("gamma", self.grid, self.steps, self.gamma)
 
     def grown(self, copy: NetworkDenoiser) -> Denoiser:
         return trajectory_of(copy)
@@ -113,7 +113,7 @@ class TrajectoryMethod(GridMethod):
             )
         terms = [Term(objective, states, name="soft consistency")]
         if self.denoising.weight > 0:
-            data = ForwardDiffusion(context.data, context.schedule, self.denoising.times)
+            data = ForwardDiffusion(context.data, context.schedule, self.denoising.times, conditions=context.conditions)
             terms.append(Term(Denoising(student, self.denoising.weighting), data, self.denoising.weight, "denoising"))
         if self.inversion > 0:
             upwards = InverseConsistency(

@@ -39,7 +39,7 @@ def named_in(section: BaseModel, prefix: str = "") -> Iterator[Named]:
         if is_section(value):
             yield from named_in(value, f"{key}.")
         for mark in field.marks:
-            if isinstance(mark, Names):
+            if isinstance(mark, Names) and value not in mark.besides:
                 yield Named(key, value, mark, section)
 
 

@@ -28,6 +28,8 @@ from fewstep.system import distributed
 from fewstep.system.files import check_finite, read_metadata, read_tensors, verify_tensors, write_tensors
 from fewstep.system.ledger import set_aside
 
+CHECKPOINTS = "checkpoints"
+"""The folder of them, in a run's."""
 Why = Literal["unreadable", "another-run", "not-finite"]
 _NAME = re.compile(r"step-(\d{8})(\.safetensors)?")
 
@@ -257,12 +259,12 @@ def check_values(path: Path, first: int = 0, every: int = 1) -> None:
 
 def _opened(path: Path) -> tuple[Checkpoint | None, str]:
     try:
-        return _open_checkpoint(path), ""
+        return open_checkpoint(path), ""
     except UserError as error:
         return None, str(error)
 
 
-def _open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a file or a folder, its checksums compared; raises ``UserError`` when it is
     not whole.
     """

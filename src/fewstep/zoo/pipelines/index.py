@@ -38,22 +38,36 @@ _TOKENIZER_FILES = (
 )
 
 
+_OF_DIFFUSERS = ("unet", "vae", "scheduler")
+
+
 @dataclass(frozen=True)
 class PipelineKind:
     """A class of pipelines that is read: its ``parts`` with weights, its ``tokenizers``, and the
-    guidance scale that diffusers takes where none is given.
+    guidance scale that diffusers takes where none is given; the parts that it may do ``without``.
     """
 
     parts: tuple[str, ...]
     tokenizers: tuple[str, ...]
     guidance: float
     pooled: bool
+    without: tuple[str, ...]
 
 
 KINDS: Mapping[str, PipelineKind] = {
-    "StableDiffusionPipeline": PipelineKind(("unet", "vae", "text_encoder"), ("tokenizer",), 7.5, pooled=False),
+    "StableDiffusionPipeline": PipelineKind(
+        ("unet", "vae", "text_encoder"),
+        ("tokenizer",),
+        7.5,
+        False,
+        ("safety_checker", "feature_extractor", "image_encoder"),
+    ),
     "StableDiffusionXLPipeline": PipelineKind(
-        ("unet", "vae", "text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2"), 5.0, pooled=True
+        ("unet", "vae", "text_encoder", "text_encoder_2"),
+        ("tokenizer", "tokenizer_2"),
+        5.0,
+        True,
+        ("feature_extractor", "image_encoder"),
     ),
 }
 
@@ -70,6 +84,11 @@ class Found:
     weights: Mapping[str, WeightFiles]
     remarks: tuple[str, ...] = field(default=())
 
+    @property
+    def class_name(self) -> str:
+        """The class of the pipeline."""
+        return str(self.index["_class_name"])
+
     def config(self, part: str) -> Path:
         """The configuration of a part."""
         return self.root / part / "config.json"
@@ -83,6 +102,26 @@ class Found:
         for name in self.kind.tokenizers:
             listed += [path for each in _TOKENIZER_FILES if (path := self.root / name / each).is_file()]
         return {path.relative_to(self.root).as_posix(): path for path in listed}
+
+    @property
+    def beside_the_network(self) -> dict[str, Path]:
+        """The files of all parts but U-Net and scheduler, by the names that they have in a folder
+        without variants. Shards keep their names, since their index names them.
+        """
+        found: dict[str, Path] = {}
+        for part in self.kind.parts[1:]:
+            weights = self.weights[part]
+            found[f"{part}/config.json"] = self.config(part)
+            if weights.index is None:
+                found[f"{part}/{_STEMS[part]}.safetensors"] = weights.files[0]
+            else:
+                found[f"{part}/{_STEMS[part]}.safetensors.index.json"] = weights.index
+                found |= {f"{part}/{path.name}": path for path in weights.files}
+        return found | {name: path for name, path in self.files.items() if name.startswith(self._of_tokenizers)}
+
+    @property
+    def _of_tokenizers(self) -> tuple[str, ...]:
+        return tuple(f"{name}/" for name in self.kind.tokenizers)
 
 
 def find(source: str | Path, revision: str | None, variant: str | None) -> Found:
@@ -115,6 +154,31 @@ def find(source: str | Path, revision: str | None, variant: str | None) -> Found
         if variant is not None and chosen[part] is None:
             remarks.append(f"{root / part}: has no weights of the variant '{variant}'; its usual ones are taken.")
     return Found(root, kind, index, weights, tuple(remarks))
+
+
+def index_of(found: Found, scheduler: str) -> dict[str, Any]:
+    """The index of the same pipeline with a scheduler of the class ``scheduler``.
+
+    It names classes that are read here, and of libraries that the files do not choose.
+    """
+    import diffusers
+
+    classes = {
+        **{part: found.index[part][1] for part in (*found.kind.parts, *found.kind.tokenizers)},
+        "scheduler": scheduler,
+    }
+    settings = (
+        {"force_zeros_for_empty_prompt": zeros_for_empty(found.index, found.kind, found.root / INDEX)}
+        if found.kind.pooled
+        else {"requires_safety_checker": False}
+    )
+    return {
+        "_class_name": found.class_name,
+        "_diffusers_version": diffusers.__version__,
+        **{part: ["diffusers" if part in _OF_DIFFUSERS else "transformers", name] for part, name in classes.items()},
+        **{part: [None, None] for part in found.kind.without},
+        **settings,
+    }
 
 
 def pipeline_kind(name: object, where: object) -> PipelineKind:

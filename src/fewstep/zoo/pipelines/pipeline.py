@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,18 @@ from torch import Tensor
 
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
-from fewstep.networks import AutoencoderCodec, Codec
+from fewstep.networks import AutoencoderCodec, Codec, DenoisingNetwork, DiffusersTextUNet
 from fewstep.zoo.diffusers_schedulers import ignored_by, meaning_of
 from fewstep.zoo.diffusers_weights import read_configuration, read_weights
 from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, PipelineKind, find, pipeline_kind, zeros_for_empty
-from fewstep.zoo.pipelines.rebuilding import NO_WEIGHTS, Tensors, codec, text_model, text_unet
+from fewstep.zoo.pipelines.rebuilding import (
+    NO_WEIGHTS,
+    Tensors,
+    codec,
+    text_model,
+    text_unet,
+    text_unet_sketch,
+)
 from fewstep.zoo.pipelines.text_encoder import TextEncoder, Tower, conditions_of
 from fewstep.zoo.pipelines.tokens import read_tokenizer
 
@@ -61,7 +68,94 @@ class _Part:
     source: str
 
 
+@dataclass(frozen=True, eq=False)
+class OpenedPipeline:
+    """A text-to-image model whose parts are read when they are asked for, each time anew, so that
+    no part is in memory that is not used.
+
+    ``guidance``, ``zeros_for_empty``, ``remarks`` and ``files``: as of ``TextPipeline``.
+    """
+
+    kind: PipelineKind
+    parts: Mapping[str, _Part]
+    tokenizers: Mapping[str, Callable[[], Any]]
+    scheduler: tuple[dict[str, Any], Any]
+    zeros_for_empty: bool
+    remarks: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def guidance(self) -> float:
+        return self.kind.guidance
+
+    def denoiser(self) -> NetworkDenoiser:
+        """The frozen denoiser of latents. Raises ``UserError`` naming what is wrong with it."""
+        unet = self.parts["unet"]
+        network, shape = text_unet(unet.config, unet.tensors, unet.where, unet.source)
+        return self._around(network, shape)
+
+    def sketch(self) -> NetworkDenoiser:
+        """The same without weights, on the meta device."""
+        unet = self.parts["unet"]
+        return self._around(*text_unet_sketch(unet.config, unet.where))
+
+    def codec(self) -> AutoencoderCodec:
+        """The codec. Raises ``UserError`` naming what is wrong with it."""
+        return codec(*_given(self.parts["vae"]))
+
+    def encoder(self) -> TextEncoder:
+        """The text encoder. Raises ``UserError`` naming what is wrong with it."""
+        towers = [
+            Tower(
+                self.tokenizers[name](), text_model(part.endswith("_2"), *_given(self.parts[part])), self._where(part)
+            )
+            for name, part in zip(self.kind.tokenizers, TEXT_ENCODERS[: len(self.kind.tokenizers)], strict=True)
+        ]
+        return TextEncoder(towers, self.zeros_for_empty)
+
+    def whole(self) -> TextPipeline:
+        """All parts; raises ``UserError`` where they do not belong together."""
+        encoder, vae, denoiser = self.encoder(), self.codec(), self.denoiser()
+        self.check_together(denoiser, conditions_of(encoder), vae.channels)
+        return TextPipeline(denoiser, vae, encoder, self.guidance, self.zeros_for_empty, self.remarks, dict(self.files))
+
+    def check_together(self, denoiser: NetworkDenoiser, made: Mapping[str, int], channels: int) -> None:
+        """Raises ``UserError`` unless the denoiser takes what encoder and codec make: tensors of
+        the last dimensions ``made``, by name, and latents of so many ``channels``.
+        """
+        where = self._where("unet")
+        network = denoiser.network
+        assert isinstance(network, DenoisingNetwork)
+        asked = network.context_shapes
+        for name in made.keys() | asked.keys() - {"time_ids"}:
+            takes, is_made = asked.get(name, (None,))[-1], made.get(name)
+            if takes != is_made:
+                raise UserError(
+                    f"{where}: takes '{name}' of {takes or 'no'} numbers and the text encoders make "
+                    f"{is_made or 'none'}; take all parts from one pipeline."
+                )
+        if denoiser.shape[0] != channels:
+            raise UserError(
+                f"{where}: takes latents of {denoiser.shape[0]} channels and the codec makes {channels}; take both "
+                "from one pipeline."
+            )
+
+    def _around(self, network: DiffusersTextUNet, shape: tuple[int, ...]) -> NetworkDenoiser:
+        schedule, prediction, inputs = meaning_of(*self.scheduler)
+        return freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape))
+
+    def _where(self, part: str) -> str:
+        return str(self.parts[part].where)
+
+
 def load_pipeline(source: str | Path, revision: str | None = None, variant: str | None = None) -> TextPipeline:
+    """``open_pipeline`` with all parts read and compared. Raises what it raises, and ``UserError``
+    for parts that are malformed or do not belong together.
+    """
+    return open_pipeline(source, revision, variant).whole()
+
+
+def open_pipeline(source: str | Path, revision: str | None = None, variant: str | None = None) -> OpenedPipeline:
     """The model in a pipeline's folder, or under an id of the hub (``owner/name``).
 
     ``revision``: of the hub's; a commit pins it. ``variant``: of the weights, such as ``fp16``; a
@@ -80,10 +174,11 @@ def load_pipeline(source: str | Path, revision: str | None = None, variant: str 
         )
         for name, weights in found.weights.items()
     }
-    tokenizers = {name: read_tokenizer(found.root / name) for name in found.kind.tokenizers}
+    tokenizers = {name: functools.partial(read_tokenizer, found.root / name) for name in found.kind.tokenizers}
     zeros = zeros_for_empty(found.index, found.kind, found.root / INDEX)
     scheduler = read_configuration(found.root / SCHEDULER), found.root / SCHEDULER
-    return _assembled(found.kind, parts, tokenizers, scheduler, zeros, found.remarks, found.files)
+    remarks = (*found.remarks, *ignored_by(*scheduler))
+    return OpenedPipeline(found.kind, parts, tokenizers, scheduler, zeros, remarks, dict(found.files))
 
 
 def from_pipeline(pipe: Any) -> TextPipeline:
@@ -104,10 +199,11 @@ def from_pipeline(pipe: Any) -> TextPipeline:
     if lacking is not None:
         raise UserError(f"{name}: has no '{lacking}', which a text-to-image model needs; give a whole pipeline.")
     parts = {part: _held(held[part], f"{name}.{part}") for part in kind.parts}
-    tokenizers = {part: held[part] for part in kind.tokenizers}
+    tokenizers = {part: functools.partial(_itself, held[part]) for part in kind.tokenizers}
     config = {**_plain(held["scheduler"].config), "_class_name": type(held["scheduler"]).__name__}
     zeros = zeros_for_empty(_plain(pipe.config), kind, name)
-    return _assembled(kind, parts, tokenizers, (config, f"{name}.scheduler"), zeros, (), {})
+    scheduler = config, f"{name}.scheduler"
+    return OpenedPipeline(kind, parts, tokenizers, scheduler, zeros, ignored_by(*scheduler)).whole()
 
 
 def time_ids(height: int, width: int) -> Tensor:
@@ -117,54 +213,12 @@ def time_ids(height: int, width: int) -> Tensor:
     return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
 
-def _assembled(
-    kind: PipelineKind,
-    parts: Mapping[str, _Part],
-    tokenizers: Mapping[str, Any],
-    scheduler: tuple[dict[str, Any], Any],
-    zeros: bool,
-    remarks: tuple[str, ...],
-    files: Mapping[str, Path],
-) -> TextPipeline:
-    schedule, prediction, inputs = meaning_of(*scheduler)
-    unet = parts["unet"]
-    network, shape = text_unet(unet.config, unet.tensors, unet.where, unet.source)
-    vae = codec(*_given(parts["vae"]))
-    towers = [
-        Tower(tokenizers[name], text_model(part.endswith("_2"), *_given(parts[part])), str(parts[part].where))
-        for name, part in zip(kind.tokenizers, TEXT_ENCODERS[: len(kind.tokenizers)], strict=True)
-    ]
-    encoder = TextEncoder(towers, zeros)
-    _check_together(network.context_shapes, shape, encoder, vae, unet.where)
-    denoiser = freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape))
-    return TextPipeline(denoiser, vae, encoder, kind.guidance, zeros, (*remarks, *ignored_by(*scheduler)), dict(files))
-
-
 def _given(part: _Part) -> tuple[dict[str, Any], Tensors, object, str]:
     return part.config, part.tensors, part.where, part.source
 
 
-def _check_together(
-    asked: Mapping[str, tuple[int, ...]],
-    shape: tuple[int, ...],
-    encoder: TextEncoder,
-    vae: AutoencoderCodec,
-    where: object,
-) -> None:
-    """Raises ``UserError`` unless the network takes what encoder and codec make."""
-    made = conditions_of(encoder)
-    for name in made.keys() | asked.keys() - {"time_ids"}:
-        takes, is_made = asked.get(name, (None,))[-1], made.get(name)
-        if takes != is_made:
-            raise UserError(
-                f"{where}: takes '{name}' of {takes or 'no'} numbers and the text encoders make {is_made or 'none'}; "
-                "take all parts from one pipeline."
-            )
-    if shape[0] != vae.channels:
-        raise UserError(
-            f"{where}: takes latents of {shape[0]} channels and the codec makes {vae.channels}; take both from one "
-            "pipeline."
-        )
+def _itself(tokenizer: Any) -> Any:
+    return tokenizer
 
 
 def _held(module: Any, where: str) -> _Part:

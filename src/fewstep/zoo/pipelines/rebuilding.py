@@ -141,14 +141,28 @@ def text_unet(
 
     Raises ``UserError`` naming what is wrong.
     """
-    with about(where):
-        arguments = arguments_in(config)
-        _UNET.check(arguments)
-        shape = shape_of(arguments, 4)
+    arguments, shape = _text_unet_arguments(config, where)
     named = {f"unet.{current_name(name)}": value for name, value in tensors().items()}
     network = _filled(lambda: build({"kind": "diffusers-text-unet", "config": arguments}), named, where, source)
     assert isinstance(network, DiffusersTextUNet)
     return network, shape
+
+
+def text_unet_sketch(config: Mapping[str, Any], where: object) -> tuple[DiffusersTextUNet, tuple[int, ...]]:
+    """The same on the meta device, without tensors."""
+    arguments, shape = _text_unet_arguments(config, where)
+    with torch.device("meta"):
+        network = _made(lambda: build({"kind": "diffusers-text-unet", "config": arguments}), where)
+    assert isinstance(network, DiffusersTextUNet)
+    return network, shape
+
+
+def _text_unet_arguments(config: Mapping[str, Any], where: object) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The checked arguments of the network's class, and the shape of one sample."""
+    with about(where):
+        arguments = arguments_in(config)
+        _UNET.check(arguments)
+        return arguments, shape_of(arguments, 4)
 
 
 def codec(config: Mapping[str, Any], tensors: Tensors, where: object, source: str) -> AutoencoderCodec:
@@ -198,17 +212,22 @@ def _filled(
     called: Callable[[str], str] = str,
 ) -> Made:
     """What is made, with the tensors by the names that ``called`` gives to its own."""
+    with torch.random.fork_rng(devices=[]), Undrawn(), at_most(room_for(tensors), "the file"):
+        made = _made(make, where)
+    names = {called(name): name for name in made.state_dict()}
+    load_strictly(made, {names.get(name, name): value for name, value in tensors.items()}, source)
+    return made
+
+
+def _made(make: Callable[[], Made], where: object) -> Made:
+    """What is made of a configuration. Raises ``UserError`` naming it where nothing can be made."""
     try:
-        with torch.random.fork_rng(devices=[]), Undrawn(), at_most(room_for(tensors), "the file"):
-            made = make()
+        return make()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{where}: is no network that can be built ({reason}); correct its values.") from error
-    names = {called(name): name for name in made.state_dict()}
-    load_strictly(made, {names.get(name, name): value for name, value in tensors.items()}, source)
-    return made
 
 
 def _bare(name: str) -> str:

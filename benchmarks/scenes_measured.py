@@ -1,0 +1,48 @@
+"""Measures a run of a scenes student, for ``scenes_students``: prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def main() -> None:
+    folder, pictures = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    print(json.dumps(measured(folder, pictures)))
+
+
+def measured(folder: Path, pictures: int) -> dict[str, Any]:
+    """The figures of the run's student in one step."""
+    from fewstep.data.scenes import scene_prompts
+    from fewstep.metrics.prompted import prompt_accuracy
+    from fewstep.runs import evaluate, load
+    from fewstep.training.reporting.log import read_log
+    from fewstep.zoo import scenes_reader
+
+    found = evaluate(folder, student_steps=[1])
+    student = found["student"]["1"]
+    unseen = scene_prompts(1, held_out=True)
+    sampler = load(folder, prompts=unseen).pictured
+    numbers = torch.arange(pictures) % len(unseen)
+    drawn = sampler(pictures, seed=1, classes=numbers)
+    held_out = prompt_accuracy(scenes_reader(), drawn, [unseen[number] for number in numbers.tolist()])
+    lines = [line for line in read_log(folder / "metrics.jsonl") if line.get("stage") == "distill"]
+    first, last = lines[0], lines[-1]
+    return {
+        "fd": student["fd"],
+        "accuracy": student["prompt_accuracy"]["all"],
+        "held_out": held_out["all"],
+        "diversity": student.get("prompt_diversity_ratio"),
+        "teacher": {steps: each.get("prompt_accuracy") for steps, each in found["teacher"].items()},
+        "seconds_a_step": (last["seconds"] - first["seconds"]) / max(last["step"] - first["step"], 1),
+        "evaluations": last["evaluations"],
+    }
+
+
+if __name__ == "__main__":
+    main()

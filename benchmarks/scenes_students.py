@@ -1,0 +1,165 @@
+"""One-step students of the scenes' text-to-image teacher, from prompts alone: DisBack, its warm
+ablation and Diff-Instruct, guided as the teacher is and not guided.
+
+    # some ten minutes of a core a run; it says the hours before it starts
+    python benchmarks/scenes_students.py --seeds 5 --out runs/scenes-students
+    python benchmarks/scenes_students.py --only-show --out runs/scenes-students
+
+All runs have the network evaluations of one sample that the recipe ``scenes-disback`` has, or
+``--budget``: recording, which DisBack alone has, is paid from them. The warm ablation records as
+long and keeps the last node alone. At guidance 1, as many seeds as ``--plain-seeds``. Each student
+is measured by ``fewstep evaluate``: the Frechet distance to the guided teacher's own samples, the
+prompt accuracy of seen prompts, diversity a prompt (ten pictures of each of fifty prompts) over the
+teacher's; and by the prompts of held-out combinations, which no run was trained on. Seeds are
+paired, evaluation noise is the same for all; means over seeds, gains with Student's interval. Runs
+that are there are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paired import gain
+from runner import Job, kept, options_of, run_all
+
+RECIPE = "scenes-disback"
+ARMS = ("disback", "warm", "diff-instruct")
+SCALE = 3.0
+SHOWN = ("fd", "accuracy", "held_out", "diversity", "seconds_a_step")
+PER_CENT = ("accuracy", "held_out", "diversity")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plain-seeds", type=int, default=3, help="of runs at guidance 1")
+    parser.add_argument("--budget", type=float, help="network evaluations of one sample, a run")
+    parser.add_argument("--pictures", type=int, default=400, help="of held-out prompts")
+    parser.add_argument("--only-show", action="store_true", help="tables of the runs that are there")
+    options = options_of(parser, "runs/scenes-students", 5)
+    arms = {(arm, SCALE): options.seeds for arm in ARMS}
+    arms |= {(arm, 1.0): min(options.plain_seeds, options.seeds) for arm in ("disback", "diff-instruct")}
+    steps = {arm: steps_within(arm, options) for arm in arms}
+    # Seed by seed, so that an early stop leaves whole comparisons.
+    jobs = {
+        (arm, seed): job_of(arm, seed, steps[arm], options)
+        for seed in range(options.seeds)
+        for arm, seeds in arms.items()
+        if seed < seeds
+    }
+    if not options.only_show:
+        waiting = sum(not job.done for job in jobs.values())
+        print(f"{waiting} of {len(jobs)} runs to do, about {waiting / 6:.1f} hours of one core", flush=True)
+        run_all([*jobs.values()], options, lambda job: figures(job, options))
+    found = {place: figures(job, options) for place, job in jobs.items() if job.done}
+    rows = [
+        {
+            "arm": arm[0],
+            "guidance": arm[1],
+            "steps": steps[arm],
+            "seeds": [seed for seed in range(options.seeds) if (arm, seed) in found],
+            "figures": [found[arm, seed] for seed in range(options.seeds) if (arm, seed) in found],
+        }
+        for arm in arms
+    ]
+    compared = {scale: compare(rows, scale) for scale in (SCALE, 1.0)}
+    show(rows, compared)
+    options.results.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": RECIPE, "rows": rows, "gains of disback": {str(key): each for key, each in compared.items()}}
+    (options.results / "scenes-students.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def target_of(arm: str, scale: float) -> dict[str, Any]:
+    """The settings of a run's target."""
+    from fewstep.recipes import load_recipe
+
+    recipe = load_recipe(RECIPE)
+    guidance = {"kind": "constant", "scale": scale} if scale != 1 else {"kind": "none"}
+    if arm == "diff-instruct":
+        return {"target": {"kind": "fixed", "guidance": guidance}}
+    nodes, record = recipe.target.nodes, recipe.target.record.steps
+    warm = {"target.nodes": 2, "target.record.steps": record * (nodes - 1)} if arm == "warm" else {}
+    return {"target.guidance": guidance, **warm}
+
+
+def steps_within(arm: tuple[str, float], options: argparse.Namespace) -> int:
+    """The steps that the budget buys: counted by a rehearsal."""
+    from fewstep.planning import plan_recipe
+
+    def planned(arm: tuple[str, float]) -> Any:
+        settings = {**target_of(*arm), **options.more}
+        return plan_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+    budget = options.budget or planned(("disback", SCALE)).evaluations
+    plan = planned(arm)
+    return round(sum(plan.steps.values()) * budget / plan.evaluations)
+
+
+def job_of(arm: tuple[str, float], seed: int, steps: int, options: argparse.Namespace) -> Job:
+    settings = {
+        "training.seed": seed,
+        "training.health_every": 100_000,
+        "evaluation.every": 100_000,
+        **target_of(*arm),
+        "training.steps": steps,
+    }
+    return Job(options.out / f"{arm[0]}-{arm[1]:g}-{steps}-{seed}", RECIPE, settings)
+
+
+def figures(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+    """What is measured of a run, kept beside it."""
+
+    def make() -> dict[str, Any]:
+        command = [sys.executable, __file__.replace("scenes_students", "scenes_measured"), str(job.folder)]
+        result = subprocess.run([*command, str(options.pictures)], capture_output=True, text=True, check=False)
+        if result.returncode:
+            sys.exit(f"{job.folder}: {result.stderr.splitlines()[-1]}")
+        return json.loads(result.stdout)
+
+    return kept(job.folder / f"measured-{options.pictures}.json", make)
+
+
+def compare(rows: Sequence[Mapping[str, Any]], scale: float) -> dict[str, Any]:
+    """The gain of DisBack in distance over each other arm at that scale, seed by seed."""
+    by_arm = {
+        row["arm"]: dict(zip(row["seeds"], row["figures"], strict=True)) for row in rows if row["guidance"] == scale
+    }
+    ours, found = by_arm.get("disback", {}), {}
+    for arm, theirs in by_arm.items():
+        seeds = sorted(ours.keys() & theirs.keys())
+        if arm != "disback" and seeds:
+            found[arm] = gain([ours[seed]["fd"] for seed in seeds], [theirs[seed]["fd"] for seed in seeds])
+    return found
+
+
+def show(rows: Sequence[Mapping[str, Any]], compared: Mapping[float, Mapping[str, Any]]) -> None:
+    print(f"\n{'arm':<15}{'guidance':>9}{'steps':>7}{'seeds':>6}" + "".join(f"{key:>26}" for key in SHOWN))
+    for row in rows:
+        cells = [spread([each[key] for each in row["figures"]], key in PER_CENT) for key in SHOWN]
+        print(
+            f"{row['arm']:<15}{row['guidance']:>9g}{row['steps']:>7}{len(row['seeds']):>6}"
+            + "".join(f"{cell:>26}" for cell in cells)
+        )
+    for scale, others in compared.items():
+        for arm, each in others.items():
+            between = "" if each["low"] is None else f" ({each['low']:+.0f} to {each['high']:+.0f})"
+            lower = f"lower on {each['wins']} of {each['pairs']}"
+            print(f"guidance {scale:g}: disback's distance below {arm}'s by {each['mean']:+.0f} %{between}, {lower}")
+
+
+def spread(values: Sequence[float | None], per_cent: bool) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    form = "{:.1%}" if per_cent else "{:.3g}"
+    shown = [form.format(value) for value in (statistics.fmean(known), min(known), max(known))]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+if __name__ == "__main__":
+    main()

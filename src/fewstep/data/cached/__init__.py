@@ -1,0 +1,1 @@
+"""Rows of tensors by key, computed once and kept on disk."""

@@ -1,0 +1,49 @@
+"""A run's student as a folder of diffusers: what ``fewstep export`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.errors import UserError
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_identity import run_of
+from fewstep.recipes.config.section import kind_of_section
+from fewstep.runs.sampler import load
+from fewstep.zoo.pipelines import ExportSource, export_pipeline
+
+
+def export(run: Path | str, out: Path | str, dtype: str = "fp32") -> Path:
+    """Writes the student of a run as the folder ``out``, whole or not at all, and returns it.
+
+    ``dtype``: of the U-Net's weights, one of fp32, fp16 and bf16. Raises ``UserError`` for a run
+    whose teacher is no text-to-image pipeline, one that has not ended, and what
+    ``export_pipeline`` raises.
+    """
+    return export_pipeline(export_source(run), out, dtype)
+
+
+def export_source(run: Path | str) -> ExportSource:
+    """A run's student, and what its folder is made of.
+
+    Raises ``UserError`` for a run whose teacher is no text-to-image pipeline, or that has not
+    ended.
+    """
+    recipe = RunFolder(Path(run)).read_distill_recipe()
+    place = recipe.teacher.pipeline
+    if place is None:
+        raise UserError(
+            f"{run}: its teacher ('teacher.kind: {kind_of_section(type(recipe.teacher))}') is no text-to-image "
+            "pipeline, in whose place diffusers could sample the student; export a run with 'teacher.kind: pipeline'."
+        )
+    student = load(run, device="cpu")
+    times = student.sampling.times(student.schedule, student.prior.time)
+    return ExportSource(
+        student.model,
+        student.sampling,
+        times.tolist(),
+        place,
+        str(kind_of_section(type(recipe.method))),
+        run_of(recipe),
+        student.prior.std,
+        student.owner.texts[0],
+    )

@@ -1,0 +1,159 @@
+r"""How diffusers' pipelines sample a student: by which scheduler, and called with what.
+
+| the student jumps by | scheduler | called with |
+|---|---|---|
+| ``renoise``, or in one step | ``LCMScheduler`` | ``timesteps`` |
+| ``ddim`` | ``DDIMScheduler``, trailing | ``num_inference_steps`` |
+| ``renoise``, from a ``Boundary`` | ``TCDScheduler`` | ``timesteps``, ``eta`` 1 |
+
+- ``LCMScheduler`` noises the estimate of x_0 to the next timestep. Its own boundary, c_skip x +
+  c_out x_0 with c_skip = 1 / (1 + (2 s i)^2) at timestep i, is moved out of the way by its
+  ``timestep_scaling`` s. Its own grid is of the solver that it was distilled from; with as many
+  ``original_inference_steps`` as there are timesteps, every timestep is on it.
+- ``DDIMScheduler`` steps from timestep i to i - N // n, whatever its timesteps are.
+- ``TCDScheduler`` at eta = 1 goes to timestep 0 along the estimate, which is what ``Boundary``
+  computes, and noises that. It knows that some noise is in there still, for which ours takes x_0:
+  where there are several steps, both differ by a share sigma_0^2 / 2 (4e-4 for Stable Diffusion).
+
+All begin with noise of unit variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from fewstep.denoisers import Boundary, NetworkDenoiser
+from fewstep.errors import UserError
+from fewstep.networks import DiffusersTextUNet
+from fewstep.networks.kinds.build import describe_network
+from fewstep.solvers.sampling import Sampling
+from fewstep.zoo.diffusers_schedulers import settings_of
+
+_NO_BOUNDARY = 1e4
+_TOLERANCE = 1e-6
+"""Of a timestep: times are float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampledBy:
+    """``scheduler``: one of diffusers'; ``timesteps``: where the network is called, decreasing;
+    ``arguments``: of the pipeline's call, by which it samples the student.
+    """
+
+    scheduler: Any
+    timesteps: tuple[int, ...]
+    arguments: Mapping[str, Any]
+
+
+def text_denoiser(student: nn.Module) -> NetworkDenoiser:
+    """The student's denoiser around the U-Net of a text-to-image model.
+
+    Raises ``UserError`` for a student of another kind.
+    """
+    inner = student.denoiser if isinstance(student, Boundary) else student
+    if not isinstance(inner, NetworkDenoiser):
+        raise UserError(
+            f"the student is a {type(inner).__name__}, which none of diffusers' pipelines computes; take a student "
+            "that is a denoiser of its own, without a threshold ('reflected') or jumps ('trajectory')."
+        )
+    if not isinstance(inner.network, DiffusersTextUNet):
+        raise UserError(
+            f"the student's network is a {type(inner.network).__name__}, and a text-to-image folder holds a "
+            "UNet2DConditionModel; take a student of a text-to-image teacher."
+        )
+    # An adapter that is not folded in is refused there.
+    describe_network(inner.network)
+    return inner
+
+
+def sampled_by(student: nn.Module, sampling: Sampling, times: Sequence[float], scale: float) -> SampledBy:
+    """How diffusers samples the ``student`` as ``sampling`` does along ``times`` (decreasing, the
+    last 0), from noise of the standard deviation ``scale``.
+
+    Raises ``UserError`` for a student of another kind, and for what none of the schedulers does.
+    """
+    denoiser = text_denoiser(student)
+    settings = settings_of(denoiser.schedule, denoiser.prediction, denoiser.inputs)
+    if abs(scale - 1.0) > _TOLERANCE:
+        raise UserError(
+            f"the student starts from noise of the standard deviation {scale:g}, and diffusers' pipelines from unit "
+            "noise; take a student that starts as the teacher does."
+        )
+    timesteps = timesteps_of(times, settings["num_train_timesteps"])
+    scheduler, arguments = _chosen(isinstance(student, Boundary), sampling, timesteps, settings)
+    return SampledBy(scheduler, timesteps, {**arguments, "guidance_scale": _guidance(denoiser, sampling)})
+
+
+def timesteps_of(times: Sequence[float], count: int) -> tuple[int, ...]:
+    """The timesteps i of times (i + 1) / ``count``, of all but the last, which must be 0.
+
+    Raises ``UserError`` for a time between two of them.
+    """
+    if len(times) < 2 or times[-1] != 0:
+        raise UserError(f"the student's times {tuple(times)} do not end at 0; give those of its sampling.")
+    places = [count * time - 1 for time in times[:-1]]
+    off = next((place for place in places if abs(place - round(place)) > _TOLERANCE), None)
+    if off is not None:
+        raise UserError(
+            f"the student is called at timestep {off:.6g}, and diffusers' schedulers know whole ones alone; "
+            "'student.first_timestep' gives students that are called at such."
+        )
+    return tuple(round(place) for place in places)
+
+
+def _chosen(
+    boundary: bool, sampling: Sampling, timesteps: tuple[int, ...], settings: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The scheduler, and the arguments that go with it."""
+    import diffusers
+
+    count, steps = settings["num_train_timesteps"], len(timesteps)
+    # A Stable Diffusion pipeline sets the offset of any scheduler to 1.
+    common = {**settings, "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
+    free = {**common, "original_inference_steps": count}
+    asked = {"timesteps": list(timesteps)}
+    if boundary and sampling.jump == "renoise":
+        return diffusers.TCDScheduler(**free), {**asked, "eta": 1.0}
+    if boundary or sampling.jump not in ("renoise", "ddim") or (sampling.rule != "euler" and steps > 1):
+        what = f"jumps of the kind '{sampling.jump}'{' from a boundary' if boundary else ''} by '{sampling.rule}'"
+        raise UserError(
+            f"the student is sampled by {what}, which no scheduler of diffusers' does as ours; take a student that is "
+            "sampled by 'renoise', or by 'ddim'."
+        )
+    if sampling.jump == "renoise" or steps == 1:
+        if timesteps[-1] == 0:
+            raise UserError(
+                "the student is called at timestep 0, from where LCMScheduler returns its input; take fewer steps."
+            )
+        return diffusers.LCMScheduler(**free, timestep_scaling=_NO_BOUNDARY), asked
+    scheduler: Any = diffusers.DDIMScheduler(**common, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    strides = {before - after for before, after in pairwise(timesteps)}
+    if scheduler.timesteps.tolist() != list(timesteps) or strides != {count // steps}:
+        raise UserError(
+            f"the student jumps along the timesteps {', '.join(map(str, timesteps))}, and DDIMScheduler along "
+            f"{', '.join(map(str, scheduler.timesteps.tolist()))}; take a student of that grid."
+        )
+    return scheduler, {"num_inference_steps": steps}
+
+
+def _guidance(denoiser: NetworkDenoiser, sampling: Sampling) -> float:
+    """The scale that a call gives: the student's own, or none, which is 0 where SDXL's scripts
+    give 0, and 1.
+    """
+    network = denoiser.network
+    assert isinstance(network, DiffusersTextUNet)
+    if (network.waves is None) != (sampling.guidance is None):
+        reads = "reads no guidance scale" if network.waves is None else "reads a guidance scale"
+        raise UserError(
+            f"the student's network {reads}, and its sampling says {sampling.guidance}; give the sampling that it was "
+            "trained for."
+        )
+    if sampling.guidance is not None:
+        return sampling.guidance
+    return 0.0 if "pooled" in network.context_shapes else 1.0
