@@ -41,7 +41,7 @@ def test_the_weights_are_small_and_each_has_a_line_in_the_card():
     card = (WEIGHTS / "README.md").read_text()
     for file in files:
         assert f"`{file.name}`" in card
-    for model in (fs.zoo.digits(), fs.zoo.digit_features(), fs.zoo.mixture2d(), fs.zoo.scene_features()):
+    for model in (fs.zoo.digits(), fs.zoo.digit_features(), fs.zoo.mixture2d(), fs.zoo.scenes_reader()):
         assert f"{parameters(model):,}" in card
     assert parameters(fs.zoo.digits()) < 400_000
     assert parameters(fs.zoo.digit_features()) < 100_000
@@ -57,7 +57,7 @@ def test_each_shipped_model_is_what_its_recipe_builds():
         assert describe_model(build_pretraining(load_recipe(name)).model) == describe_model(model)
     for name, network in (
         ("digits-features", fs.zoo.digit_features()),
-        ("scenes-features", fs.zoo.scene_features()),
+        ("scenes-features", fs.zoo.scenes_reader()),
     ):
         assert describe_network(build_pretraining(load_recipe(name)).model) == describe_network(network)
 
