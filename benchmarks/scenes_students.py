@@ -1,5 +1,5 @@
 """One-step students of the scenes' text-to-image teacher, from prompts alone: DisBack, its warm
-ablation and Diff-Instruct, guided as the teacher is and not guided.
+ablation and Diff-Instruct, with a guided target and without guidance.
 
     # some ten minutes of a core a run; it says the hours before it starts
     python benchmarks/scenes_students.py --seeds 5 --out runs/scenes-students
@@ -30,7 +30,7 @@ from runner import Job, kept, options_of, run_all
 
 RECIPE = "scenes-disback"
 ARMS = ("disback", "warm", "diff-instruct")
-SCALE = 3.0
+SCALE = 2.0
 SHOWN = ("fd", "accuracy", "held_out", "diversity", "seconds_a_step")
 PER_CENT = ("accuracy", "held_out", "diversity")
 
