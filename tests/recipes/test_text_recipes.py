@@ -17,6 +17,7 @@ from test_combinations import without_syncing
 
 from fewstep.command.cli import app
 from fewstep.condition import Condition
+from fewstep.doctor import examine, has_problem
 from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.recipes import DistillRecipe
@@ -321,3 +322,19 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
         distill(file, out=tmp_path / "run", teacher=torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match=r"diffusers\..*DDIMScheduler"):
         distill(file, out=tmp_path / "run", teacher=diffusers.DDIMScheduler())
+
+
+def test_doctor_looks_at_pipelines_prompts_and_students_of_prompts(
+    folders: dict[str, Path], ended: Path, tmp_path: Path
+) -> None:
+    assert not has_problem(examine(ended))
+    file = written(tmp_path / "r.yaml", folders["sdxl"])
+    found = {each.place: each.sentence for each in examine(file)}
+    assert found["prompts"] == "the list of prompts holds 3 prompts."
+    assert "is there" in found["teacher.path"]
+    said = {"kind": "file", "path": str(tmp_path / "none.txt")}
+    lacking = written(tmp_path / "l.yaml", folders["sdxl"], prompts=said)
+    problems = [each for each in examine(lacking) if each.place == "prompts"]
+    assert "there is no such file" in problems[0].sentence
+    gone = written(tmp_path / "g.yaml", tmp_path / "none")
+    assert has_problem(examine(gone))

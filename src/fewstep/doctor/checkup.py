@@ -162,7 +162,8 @@ def _results(folder: RunFolder, recipe: Recipe | None, resume: str) -> Iterator[
     again = f"Make it again from the newest checkpoint: '{resume}'."
     ended = any(path.is_file() for path in (folder.student, folder.samples / "final.png", folder.evaluation))
     if folder.student.is_file():
-        yield _checked(folder.student, load, "is a student that can be sampled.", again)
+        # By its folder, since a student of prompts needs its teacher's text encoder.
+        yield _checked(folder.student, lambda _: load(folder.path), "is a student that can be sampled.", again)
     if folder.model.is_file():
         yield _checked(folder.model, inspect, "is a model that can be loaded.", again)
     if folder.adapter.is_file():

@@ -44,7 +44,7 @@ def _needs(recipe: Recipe) -> list[Finding]:
     """The findings of all that a recipe names besides itself."""
     found = [*_data(recipe.data), *_features(recipe.evaluation.features)]
     if isinstance(recipe, DistillRecipe):
-        found = [*_teacher(recipe.teacher), *_starts(recipe), *found]
+        found = [*_teacher(recipe.teacher), *_prompts(recipe), *_starts(recipe), *found]
     return found
 
 
@@ -68,10 +68,12 @@ def _teacher(choice: config.TeacherChoice) -> Iterator[Finding]:
         yield _stored(key, choice.path, lambda path: load_model(path)[0], remedy)
     elif isinstance(choice, (config.NvidiaTeacher, config.ConsistencyModelsTeacher)):
         yield _published(key, choice.path, choice.sha256)
-    elif isinstance(choice, config.DiffusersTeacher):
-        yield _library("teacher.kind: diffusers", "diffusers", "diffusers")
+    elif isinstance(choice, (config.DiffusersTeacher, config.PipelineTeacher)):
+        yield _library(f"teacher.kind: {choice.kind}", "diffusers", "diffusers")
         yield from _of_diffusers(key, choice)
     else:
+        if choice.pipeline is not None:
+            yield _library("teacher", "diffusers", "transformers")
         yield ok("teacher", f"'{choice.kind}' needs no file.")
 
 
@@ -89,7 +91,7 @@ def _published(key: str, source: str, sha256: str | None) -> Finding:
     return ok(key, f"{path} is there{', with the SHA-256 that the recipe gives' if sha256 else ''}.")
 
 
-def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding]:
+def _of_diffusers(key: str, choice: config.DiffusersTeacher | config.PipelineTeacher) -> Iterator[Finding]:
     try:
         found = folder_or_id(choice.path, "models")
         if Path(found).is_absolute():
@@ -103,6 +105,23 @@ def _of_diffusers(key: str, choice: config.DiffusersTeacher) -> Iterator[Finding
     pinned = f"at {choice.revision}" if choice.revision else "at its newest revision"
     remedy = "" if choice.revision else "Set 'teacher.revision' to a commit, so that it stays the same."
     yield note(key, f"{choice.path} is fetched from the hub {pinned}, unless it was before.", remedy)
+
+
+def _prompts(recipe: DistillRecipe) -> Iterator[Finding]:
+    choice = recipe.prompts
+    if choice is None:
+        return
+    if isinstance(choice, config.HuggingFacePrompts):
+        yield _library("prompts.kind: huggingface", "data", "datasets")
+        yield _set_of_others(choice.name, "prompts.name", "embedded when it is first used")
+        return
+    try:
+        prompts = choice.alone(recipe.data)
+    except UserError as error:
+        yield refused("prompts", error)
+        return
+    yield ok("prompts", f"{prompts.source} holds {len(prompts):,} prompts.")
+    yield from (note("prompts", remark) for remark in prompts.remarks)
 
 
 def _starts(recipe: DistillRecipe) -> Iterator[Finding]:
@@ -129,7 +148,7 @@ def _data(choice: config.DataChoice | None) -> Iterator[Finding]:
         yield from _images(choice)
     elif isinstance(choice, config.HuggingFaceData):
         yield _library("data.kind: huggingface", "data", "datasets")
-        yield _set_of_others(choice.name)
+        yield _set_of_others(choice.name, "data.name", "turned into a zip in the cache folder when it is first used")
     elif isinstance(choice, config.WebDatasetData):
         yield _library("data.kind: webdataset", "data", "webdataset")
         yield _shards(choice.urls)
@@ -137,13 +156,14 @@ def _data(choice: config.DataChoice | None) -> Iterator[Finding]:
         yield ok("data", f"'{choice.kind}' needs no file.")
 
 
-def _set_of_others(name: str) -> Finding:
+def _set_of_others(name: str, key: str, used: str) -> Finding:
+    """A data set of another library; ``used``: what is done with it."""
     try:
         found = folder_or_id(name, "data sets")
     except UserError as error:
-        return refused("data.name", error)
+        return refused(key, error)
     fetched = "" if Path(found).is_absolute() else "fetched and "
-    return note("data.name", f"'{found}' is {fetched}turned into a zip in the cache folder when it is first used.")
+    return note(key, f"'{found}' is {fetched}{used}.")
 
 
 def _images(choice: config.ImagesData) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ from fewstep.recipes.config.models import (
     NetworkSection,
     ReaderModel,
 )
-from fewstep.recipes.config.prompts import FilePrompts, ListedPrompts, PromptsChoice, ScenePrompts
+from fewstep.recipes.config.prompts import FilePrompts, HuggingFacePrompts, ListedPrompts, PromptsChoice, ScenePrompts
 from fewstep.recipes.config.references import TeacherReference
 from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
@@ -116,6 +116,7 @@ __all__ = [
     "GivenFeatures",
     "GridName",
     "HuggingFaceData",
+    "HuggingFacePrompts",
     "ImagesData",
     "InceptionFeatures",
     "Kinds",
