@@ -19,6 +19,7 @@ from fewstep.command.cli import app
 from fewstep.condition import Condition
 from fewstep.doctor import examine, has_problem
 from fewstep.errors import UserError
+from fewstep.planning.plan import plan_on_gpus
 from fewstep.random import Key
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import build_distillation
@@ -338,3 +339,14 @@ def test_doctor_looks_at_pipelines_prompts_and_students_of_prompts(
     assert "there is no such file" in problems[0].sentence
     gone = written(tmp_path / "g.yaml", tmp_path / "none")
     assert has_problem(examine(gone))
+
+
+def test_a_plan_counts_the_codec_and_says_when_prompts_are_embedded(folders: dict[str, Path]) -> None:
+    found = plan_on_gpus(recipe(folders["sdxl"]), "r.yaml")
+    codec = load_pipeline(folders["sdxl"]).codec
+    parts = {part.role: part for part in found.parts}
+    assert parts["codec"].parameters == sum(each.numel() for each in codec.parameters())
+    assert parts["teacher"].parameters == parts["student"].parameters
+    assert found.settings[0].state >= sum(part.bytes for part in found.parts)
+    # 77 tokens of 32 numbers, 10 of the whole text and 6 of sizes.
+    assert any(f"each takes {(77 * 32 + 10 + 6) * 4 / 1024:,.0f} KiB" in note for note in found.notes)

@@ -161,17 +161,18 @@ def plan_on_gpus(
         )
     check_parts(recipe)
     context, built = sketch(recipe, Path("plan"))
-    target = recipe.target.backtracked
+    target, codec = recipe.target.backtracked, sketched(recipe).codec
     slot = 0 if target is None else bytes_of(context.original)
+    beside = 0 if codec is None else bytes_of(codec)
     steps = _steps(recipe, built)
     open_ended = open_end(recipe.target, recipe.method.student_every, recipe.training.steps)
-    measured = _measured(recipe, context, built, steps, slot)
+    measured = _measured(recipe, context, built, steps, slot + beside)
     memory = None if memory_gb is None else int(memory_gb * GIB)
     settings = _settings(recipe, measured, gpus, memory, tflops * 1e12 * reached)
     fitting = [setting for setting in settings if setting.fits(memory)]
     return Plan(
         recipe=name,
-        parts=_parts(context, built, slot),
+        parts=[*_parts(context, built, slot), *([] if codec is None else [_part("codec", codec, beside)])],
         steps=steps,
         batch=recipe.training.batch,
         evaluations=measured.evaluations,
@@ -183,8 +184,18 @@ def plan_on_gpus(
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values()) + _moments(built),
         settings=settings,
         cheapest=min(fitting, key=lambda setting: (setting.hours * setting.gpus, setting.gpus)) if fitting else None,
-        notes=(open_ended,) if open_ended else (),
+        notes=(*((open_ended,) if open_ended else ()), *_of_prompts(context)),
     )
+
+
+def _of_prompts(context: Context) -> tuple[str, ...]:
+    """What prompts take besides."""
+    if not context.conditions.texts and context.conditions.sketch(1).context:
+        told = context.conditions.sketch(1).context.values()
+        size = sum(value.numel() * value.element_size() for value in told) / 1024
+        when = "once, before the first step, when the text encoder alone is in memory"
+        return (f"prompts are embedded {when}; each takes {size:,.0f} KiB in the cache",)
+    return ()
 
 
 def _steps(recipe: DistillRecipe, built: Built) -> dict[str, int]:

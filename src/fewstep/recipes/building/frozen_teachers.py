@@ -186,7 +186,10 @@ def sketched(recipe: DistillRecipe) -> Teacher:
         # Their range plays no part in sizes.
         return Teacher(denoiser, Classes(denoiser.classes), SampleSpace(denoiser.shape, -1.0, 1.0, denoiser.classes))
     prompts_of(recipe)
-    return Teacher(denoiser, Unembedded({**shapes, "text": (TOKENS, shapes["text"][-1])}), latent_space(denoiser))
+    text = recipe.teacher.text_model()
+    codec = None if text is None else text.codec_sketch()
+    conditions = Unembedded({**shapes, "text": (TOKENS, shapes["text"][-1])})
+    return Teacher(denoiser, conditions, latent_space(denoiser), codec)
 
 
 def sketched_teacher(choice: config.TeacherChoice, data: config.DataChoice | None) -> NetworkDenoiser:

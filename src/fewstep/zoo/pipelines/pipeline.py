@@ -27,6 +27,7 @@ from fewstep.zoo.pipelines.rebuilding import (
     NO_WEIGHTS,
     Tensors,
     codec,
+    codec_sketch,
     text_model,
     text_unet,
     text_unet_sketch,
@@ -102,6 +103,11 @@ class OpenedPipeline:
     def codec(self) -> AutoencoderCodec:
         """The codec. Raises ``UserError`` naming what is wrong with it."""
         return codec(*_given(self.parts["vae"]))
+
+    def codec_sketch(self) -> AutoencoderCodec:
+        """The same without weights, on the meta device."""
+        vae = self.parts["vae"]
+        return codec_sketch(vae.config, vae.where)
 
     def encoder(self) -> TextEncoder:
         """The text encoder. Raises ``UserError`` naming what is wrong with it."""

@@ -167,6 +167,22 @@ def _text_unet_arguments(config: Mapping[str, Any], where: object) -> tuple[dict
 
 def codec(config: Mapping[str, Any], tensors: Tensors, where: object, source: str) -> AutoencoderCodec:
     """The codec; as ``text_unet``."""
+    arguments = _codec_arguments(config, where)
+    named = {f"vae.{current_name(name)}": value for name, value in tensors().items()}
+    found = _filled(lambda: AutoencoderCodec(arguments), named, where, source)
+    # What is built without initial values has not heard that it is frozen.
+    return found.requires_grad_(False)
+
+
+def codec_sketch(config: Mapping[str, Any], where: object) -> AutoencoderCodec:
+    """The same on the meta device, without tensors."""
+    arguments = _codec_arguments(config, where)
+    with torch.device("meta"):
+        return _made(lambda: AutoencoderCodec(arguments), where)
+
+
+def _codec_arguments(config: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """The checked arguments of the codec's class."""
     with about(where):
         arguments = arguments_in(config)
         size = arguments.get("sample_size")
@@ -174,10 +190,7 @@ def codec(config: Mapping[str, Any], tensors: Tensors, where: object, source: st
             # It says how large tiles are, which the codec says itself.
             arguments["sample_size"] = max(sides_of(arguments))
         _VAE.check(arguments)
-    named = {f"vae.{current_name(name)}": value for name, value in tensors().items()}
-    found = _filled(lambda: AutoencoderCodec(arguments), named, where, source)
-    # What is built without initial values has not heard that it is frozen.
-    return found.requires_grad_(False)
+        return arguments
 
 
 def text_model(projects: bool, config: Mapping[str, Any], tensors: Tensors, where: object, source: str) -> nn.Module:
