@@ -30,7 +30,7 @@ from runner import Job, kept, options_of, run_all
 
 RECIPE = "scenes-disback"
 ARMS = ("disback", "warm", "diff-instruct")
-SCALE = 2.0
+SCALE = 1.75
 SHOWN = ("fd", "accuracy", "held_out", "diversity", "seconds_a_step")
 PER_CENT = ("accuracy", "held_out", "diversity")
 
