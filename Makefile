@@ -46,9 +46,9 @@ weights: .venv/.core
 	cp runs/digits-teacher/model.safetensors src/fewstep/zoo/weights/digits.safetensors
 	cp runs/scenes-features/model.safetensors src/fewstep/zoo/weights/scenes-features.safetensors
 	cp runs/mixture2d-teacher/model.safetensors src/fewstep/zoo/weights/mixture2d.safetensors
-	$(BIN)/python -c 'import sys; from pathlib import Path; from fewstep.zoo.scenes import write_parts; write_parts(*map(Path, sys.argv[1:]))' runs/scenes-codec/model.safetensors runs/scenes-words/model.safetensors src/fewstep/zoo/weights/scenes
+	$(BIN)/python -c 'import sys; from pathlib import Path; from fewstep.zoo.scenes_pipeline import write_parts; write_parts(*map(Path, sys.argv[1:]))' runs/scenes-codec/model.safetensors runs/scenes-words/model.safetensors src/fewstep/zoo/weights/scenes
 	$(BIN)/fewstep pretrain scenes-teacher --out runs/scenes-teacher --resume
-	$(BIN)/python -c 'import sys; from pathlib import Path; from fewstep.zoo.scenes import write_denoiser; write_denoiser(*map(Path, sys.argv[1:]))' runs/scenes-teacher/model.safetensors src/fewstep/zoo/weights/scenes
+	$(BIN)/python -c 'import sys; from pathlib import Path; from fewstep.zoo.scenes_pipeline import write_denoiser; write_denoiser(*map(Path, sys.argv[1:]))' runs/scenes-teacher/model.safetensors src/fewstep/zoo/weights/scenes
 
 .venv/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fewstep needs Python 3.11 or newer; set PYTHON=...")'

@@ -14,7 +14,7 @@ from fewstep.metrics.manifold import farthest
 from fewstep.random import Key
 from fewstep.report import write_run_report
 from fewstep.runs import RunFolder, distill, evaluate
-from fewstep.runs.gallery import ROWS, SHOWN, write_worst
+from fewstep.runs.pictures.gallery import ROWS, SHOWN, write_worst
 from fewstep.runs.sampler import Sampler, StudentSampler
 from fewstep.schedule import KarrasVE
 from fewstep.states import Prior

@@ -19,7 +19,7 @@ from fewstep.command import entry
 from fewstep.command.cli import app
 from fewstep.errors import UserError
 from fewstep.recipes import config, dump, load_recipe
-from fewstep.runs.sample_files import write_array, write_samples
+from fewstep.runs.pictures.sample_files import write_array, write_samples
 from fewstep.system.files import append_line, read_tensors, verify_tensors, write_tensors, write_text
 
 SOURCES = Path(entry.__file__).parent

@@ -19,7 +19,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from image_kit import picture, png, zipped
 from PIL import Image
 
 from fewstep.command.cli import app
@@ -38,8 +37,9 @@ from fewstep.data.conversion.shards import expanded
 from fewstep.data.tree import HIDDEN, PassedOver
 from fewstep.errors import UserError
 from fewstep.recipes import config
-from fewstep.runs.image_sets import describe_images, make_zip
-from fewstep.runs.sample_files import write_samples
+from fewstep.runs.pictures.image_sets import describe_images, make_zip
+from fewstep.runs.pictures.sample_files import write_samples
+from image_kit import picture, png, zipped
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ from fewstep.metrics.quality import Evaluator, labels_of
 from fewstep.networks import ImageReader
 from fewstep.random import Key
 from fewstep.runs.evaluate import _Job, _work_off
-from fewstep.runs.prompted import measured_prompts
+from fewstep.runs.prompt_measures import measured_prompts
 from fewstep.runs.sampler import Sampler
 from fewstep.training import Silent
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_kit import picture, png, zipped
 
 from fewstep.data.prompts import Prompts, captions, formats, read, read_hub_prompts, read_prompts
 from fewstep.errors import UserError
+from image_kit import picture, png, zipped
 
 TEXTS = ("a red fox", 'a "blue" box, open', "ein Mädchen 🦊", "a red fox")
 
@@ -505,7 +505,7 @@ def test_prompts_of_the_hub_are_a_column_of_a_commit(monkeypatch):
 
     library.load_dataset = load
     monkeypatch.setitem(sys.modules, "datasets", library)
-    monkeypatch.setattr("fewstep.data.prompts.hub.commit_of", lambda name, revision: revision or "c" * 40)
+    monkeypatch.setattr("fewstep.data.prompts.hub_prompts.commit_of", lambda name, revision: revision or "c" * 40)
     found = read_hub_prompts("owner/set", "test")
     assert found.texts == ("x", "y", "z")
     assert any("'caption' is read" in remark for remark in found.remarks)
@@ -527,6 +527,6 @@ def test_a_data_set_that_cannot_be_loaded_is_named(monkeypatch):
 
     library.load_dataset = load
     monkeypatch.setitem(sys.modules, "datasets", library)
-    monkeypatch.setattr("fewstep.data.prompts.hub.commit_of", lambda name, revision: None)
+    monkeypatch.setattr("fewstep.data.prompts.hub_prompts.commit_of", lambda name, revision: None)
     with pytest.raises(UserError, match=r"'owner/set', split 'train': cannot be loaded \(no such set\)"):
         read_hub_prompts("owner/set")

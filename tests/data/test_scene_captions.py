@@ -14,8 +14,8 @@ from torch import Tensor
 from fewstep.data import Conditioned, Prompts
 from fewstep.data.prompts import embed
 from fewstep.data.scenes import Scenes, parse, scene_prompts
-from fewstep.data.scenes.captions import SceneCaptions
-from fewstep.data.scenes.latents import SceneLatents
+from fewstep.data.scenes.scene_captions import SceneCaptions
+from fewstep.data.scenes.scene_latents import SceneLatents
 from fewstep.data.scenes.tokenizer import LENGTH, scene_tokenizer, tokenized, vocabulary_size, words, write_tokenizer
 from fewstep.networks import Codec
 from fewstep.random import Key

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from fewstep.command.cli import app
 from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
-from fewstep.runs.image_sets import show_scenes
-from fewstep.runs.sample_files import _broken, write_captioned
+from fewstep.runs.pictures.image_sets import show_scenes
+from fewstep.runs.pictures.sample_files import _broken, write_captioned
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_kit import picture, png, zipped
 
 from fewstep.command.tables.contents import images_table
 from fewstep.data import Images, open_images
 from fewstep.data.labels import class_number
 from fewstep.data.tree import EMPTY, HIDDEN, LINK, NOWHERE, SUFFIX, natural
 from fewstep.errors import UserError
-from fewstep.runs.image_sets import describe_images, make_zip
+from fewstep.runs.pictures.image_sets import describe_images, make_zip
+from image_kit import picture, png, zipped
 
 
 def _tree(path: Path, names: list[str]) -> Path:

@@ -21,7 +21,7 @@ from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.prediction import EDM
 from fewstep.recipes import load_recipe
-from fewstep.runs.gallery import write_path_picture
+from fewstep.runs.pictures.gallery import write_path_picture
 from fewstep.schedule import KarrasVE
 from fewstep.system.distributed import like, whole
 from fewstep.system.files import read_tensors, write_tensors

@@ -13,8 +13,8 @@ from test_run_report import Page, report, write_run
 
 from fewstep.condition import Classes, Conditions
 from fewstep.report.sheets import LONGEST, read_sheet, shortened, shown
-from fewstep.runs.captions import captions_of, write_captions
-from fewstep.runs.sample_files import write_samples
+from fewstep.runs.pictures.picture_captions import captions_of, write_captions
+from fewstep.runs.pictures.sample_files import write_samples
 
 OVERRIDE = "\u202e"
 

@@ -17,7 +17,7 @@ import fewstep as fs
 from fewstep.condition import Condition
 from fewstep.data.prompts import PromptConditions, embed, read_prompts
 from fewstep.data.scenes import Scenes, scene_prompts
-from fewstep.data.scenes.latents import SceneLatents
+from fewstep.data.scenes.scene_latents import SceneLatents
 from fewstep.denoisers import Guided, NetworkDenoiser, TimestepInputs, save_model
 from fewstep.errors import UserError
 from fewstep.metrics.prompted import prompt_accuracy
@@ -30,7 +30,7 @@ from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
 from fewstep.solvers import EULER, solve
 from fewstep.system.files import read_tensors
 from fewstep.training import Trainer
-from fewstep.zoo import scenes
+from fewstep.zoo import scenes_pipeline as scenes
 from fewstep.zoo.pipelines import TextPipeline, load_pipeline
 from fewstep.zoo.shipped import shipped_pipeline
 from interrupt_kit import Interrupted, Interrupter

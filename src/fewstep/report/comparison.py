@@ -18,7 +18,7 @@ from fewstep.report.chart import Chart, Drawing, Level, Series, draw
 from fewstep.report.page import render
 from fewstep.report.scale import LEAST
 from fewstep.report.words import compact, is_number, number
-from fewstep.runs.sample_files import write_picture
+from fewstep.runs.pictures.sample_files import write_picture
 from fewstep.system.caches import output
 from fewstep.system.files import write_text
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.condition import Classes, Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.data.prompts.conditions import PromptConditions
-from fewstep.data.scenes.latents import SceneLatents
+from fewstep.data.scenes.scene_latents import SceneLatents
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, device_of, merged, save_adapter, save_model
 from fewstep.errors import all_without_secrets
 from fewstep.keeping.objects import Objects
@@ -35,11 +35,11 @@ from fewstep.recipes.building.parts import build_evaluator, build_settings, eval
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
 from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
-from fewstep.runs.captions import captions_of, write_captions
-from fewstep.runs.gallery import write_path_picture
-from fewstep.runs.image_sets import announce
-from fewstep.runs.plane import DATA, GENERATED, write_directions
-from fewstep.runs.sample_files import write_samples
+from fewstep.runs.pictures.gallery import write_path_picture
+from fewstep.runs.pictures.image_sets import announce
+from fewstep.runs.pictures.picture_captions import captions_of, write_captions
+from fewstep.runs.pictures.plane import DATA, GENERATED, write_directions
+from fewstep.runs.pictures.sample_files import write_samples
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
 from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.solvers.sampling import Sampling

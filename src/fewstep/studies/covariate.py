@@ -22,7 +22,7 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Key
 from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
-from fewstep.runs.image_sets import announce
+from fewstep.runs.pictures.image_sets import announce
 from fewstep.runs.sampler import StudentSampler, load
 from fewstep.studies.sensitivity import step_sensitivity
 from fewstep.studies.shift import (

@@ -1,7 +1,7 @@
 """Targets: which denoiser plays the teacher at this step."""
 
 from fewstep.targets.backtracked import Backtracked
-from fewstep.targets.guidance import (
+from fewstep.targets.guided_estimates import (
     ConstantGuidance,
     Guidance,
     GuidanceAlongPath,

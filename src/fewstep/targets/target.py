@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.condition import Conditions
 from fewstep.denoisers import Denoiser, Reflected
 from fewstep.denoisers.threshold import Threshold
-from fewstep.targets.guidance import Guidance
+from fewstep.targets.guided_estimates import Guidance
 
 
 class Target(abc.ABC):

@@ -38,7 +38,7 @@ def data_zip(
 
     Example: fewstep data zip photos photos64.zip --size 64
     """
-    from fewstep.runs.image_sets import make_zip
+    from fewstep.runs.pictures.image_sets import make_zip
 
     described = make_zip(source, out, size)
     typer.echo(json.dumps(described) if as_json else images_table(described))
@@ -70,7 +70,7 @@ def data_emoji(
 
     Example: fewstep data emoji emoji32.zip --size 32
     """
-    from fewstep.runs.image_sets import make_emoji
+    from fewstep.runs.pictures.image_sets import make_emoji
 
     described = make_emoji(out, size, font, names)
     typer.echo(json.dumps(described) if as_json else images_table(described))
@@ -90,7 +90,7 @@ def data_scenes(
 
     Example: fewstep data scenes sheet.png --digits 2
     """
-    from fewstep.runs.image_sets import show_scenes
+    from fewstep.runs.pictures.image_sets import show_scenes
 
     described = show_scenes(out, digits, part, combinations, count, seed)
     typer.echo(json.dumps(described) if as_json else described["sheet"])
@@ -106,7 +106,7 @@ def data_show(
 
     Example: fewstep data show emoji32.zip --out sheet.png
     """
-    from fewstep.runs.image_sets import describe_images
+    from fewstep.runs.pictures.image_sets import describe_images
 
     described = describe_images(source, out)
     typer.echo(json.dumps(described) if as_json else images_table(described))

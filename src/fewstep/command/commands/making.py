@@ -152,8 +152,8 @@ def sample_run(
     """
     from fewstep.errors import UserError
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.drawing import beside_teacher, drawn, prompts_said, write_drawn
-    from fewstep.runs.sample_files import check_array, check_picture, write_array
+    from fewstep.runs.pictures.asked_pictures import beside_teacher, drawn, prompts_said, write_drawn
+    from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
 
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))

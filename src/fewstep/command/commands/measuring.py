@@ -160,7 +160,7 @@ def compare_runs(
     """
     from fewstep.report import DistanceCurve, plot_curves
     from fewstep.runs import compare
-    from fewstep.runs.sample_files import check_picture
+    from fewstep.runs.pictures.sample_files import check_picture
     from fewstep.system.caches import output
 
     check_picture(out)

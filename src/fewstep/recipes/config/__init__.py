@@ -50,7 +50,13 @@ from fewstep.recipes.config.models import (
     NetworkSection,
     ReaderModel,
 )
-from fewstep.recipes.config.prompts import FilePrompts, HuggingFacePrompts, ListedPrompts, PromptsChoice, ScenePrompts
+from fewstep.recipes.config.prompt_sources import (
+    FilePrompts,
+    HuggingFacePrompts,
+    ListedPrompts,
+    PromptsChoice,
+    ScenePrompts,
+)
 from fewstep.recipes.config.references import TeacherReference
 from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed

@@ -14,8 +14,8 @@ from fewstep.data import Dataset, digit_images, open_images, random_mixture
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.data.conversion.convert import huggingface, webdataset
 from fewstep.data.scenes import Scenes
-from fewstep.data.scenes.captions import SceneCaptions
 from fewstep.data.scenes.placing import Combinations, Part
+from fewstep.data.scenes.scene_captions import SceneCaptions
 from fewstep.data.synthetic import sampled, waves
 from fewstep.errors import UserError
 from fewstep.recipes.config.section import Names, Section, Seed
@@ -24,7 +24,7 @@ from fewstep.schedule import KarrasVE
 from fewstep.system.caches import cache_folder
 from fewstep.system.locations import absolute, folder_or_id
 from fewstep.values import Few, Later
-from fewstep.zoo.scenes import scene_latents
+from fewstep.zoo.scenes_pipeline import scene_latents
 
 _MOST_VALUES = 2**24
 

@@ -2,7 +2,7 @@
 students of theirs as folders that diffusers samples.
 """
 
-from fewstep.zoo.pipelines.export import ExportSource, PipelinePlace, export_pipeline
+from fewstep.zoo.pipelines.exported_folder import ExportSource, PipelinePlace, export_pipeline
 from fewstep.zoo.pipelines.pipeline import (
     OpenedPipeline,
     TextPipeline,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.data.pixels import over_white
 from fewstep.errors import UserError
-from fewstep.runs.plane import scatter_png
+from fewstep.runs.pictures.plane import scatter_png
 from fewstep.system.files import write_bytes
 
 GAP = 2

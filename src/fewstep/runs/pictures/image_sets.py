@@ -18,7 +18,7 @@ from fewstep.data.scenes import Scenes
 from fewstep.data.scenes.placing import Combinations, Part
 from fewstep.data.tree import PassedOver
 from fewstep.errors import UserError
-from fewstep.runs.sample_files import check_picture, write_captioned, write_samples
+from fewstep.runs.pictures.sample_files import check_picture, write_captioned, write_samples
 from fewstep.system.caches import output
 from fewstep.system.files import write_text
 from fewstep.training import Listener

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features, FeatureSpace, Readings
 from fewstep.metrics.prompted.accuracy import prompt_accuracy
-from fewstep.metrics.prompted.diversity import PromptDiversity, prompt_diversity
+from fewstep.metrics.prompted.prompt_diversities import PromptDiversity, prompt_diversity
 
 
 @dataclass(frozen=True)

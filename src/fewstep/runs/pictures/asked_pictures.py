@@ -16,7 +16,7 @@ from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
-from fewstep.runs.sample_files import write_captioned, write_samples
+from fewstep.runs.pictures.sample_files import write_captioned, write_samples
 from fewstep.runs.sampler import Sampler, load, load_teacher
 
 USUAL = 80

@@ -20,7 +20,7 @@ from fewstep.data import Prompts
 from fewstep.data.prompts.embeddings import EmbeddedPrompts
 from fewstep.data.prompts.fill import embed
 from fewstep.data.scenes import Scenes
-from fewstep.data.scenes.latents import SceneLatents
+from fewstep.data.scenes.scene_latents import SceneLatents
 from fewstep.data.scenes.tokenizer import write_tokenizer
 from fewstep.denoisers import NetworkDenoiser, load_model
 from fewstep.errors import UserError

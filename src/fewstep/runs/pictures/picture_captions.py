@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fewstep.condition import Conditions
-from fewstep.runs.sample_files import GAP
+from fewstep.runs.pictures.sample_files import GAP
 from fewstep.system.files import write_text
 
 

@@ -1,0 +1,1 @@
+"""Samples as pictures: files, captions, and what a run shows of itself."""
