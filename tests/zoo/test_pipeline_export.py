@@ -33,7 +33,7 @@ from fewstep.recipes.config.teachers import ShippedTeacher
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers.sampling import Sampling
 from fewstep.zoo import digits
-from fewstep.zoo.pipelines import ExportSource, PipelinePlace, export, export_pipeline, load_pipeline, time_ids
+from fewstep.zoo.pipelines import ExportSource, PipelinePlace, export_pipeline, exported_folder, load_pipeline, time_ids
 from fewstep.zoo.pipelines.facts import changed_files, read_facts
 from pipeline_kit import FACTOR, PROMPTS, SCHEDULE, SIDE, condition, noise, pipeline, times_of
 
@@ -292,7 +292,7 @@ def test_a_teacher_in_a_variant_alone_and_weights_in_shards(teachers, tmp_path, 
     """The card's call names no variant, and nothing is in the way of shards."""
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(teachers / "sd15")
     pipe.save_pretrained(tmp_path / "teacher", variant="fp16")
-    monkeypatch.setattr(export, "SHARD", "100KB")
+    monkeypatch.setattr(exported_folder, "SHARD", "100KB")
     source = replace(
         source_of(teachers, CASES["one-step"]), teacher=PipelinePlace(str(tmp_path / "teacher"), None, "fp16")
     )
