@@ -7,7 +7,7 @@ The recipe says what the samples are: its teacher, 'evaluation.reference' (how m
 steps, guided how far), solver, features and seed. The file is named by the digest of all that, and
 holds the command that made it. The samples that are drawn again are the first of them. Both moments
 are printed, with the squared distance of their means and of their covariances, each beside the
-bound that sampling error alone exceeds with a chance of 1e-4 (``fewstep.metrics.agreement``). Where
+bound that sampling error alone exceeds with a chance of 1e-4 (``fewstep.metrics.stored.agreement``). Where
 a bound is exceeded the script ends with 1: the file is of another teacher, or this machine computes
 something else.
 """
@@ -27,7 +27,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, Reference, load_reference, save_reference
-from fewstep.metrics.agreement import agreement
+from fewstep.metrics.stored.agreement import agreement
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.parts import data_of
 from fewstep.runs.sampler import teacher_of

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics
-from fewstep.metrics.agreement import CHANCE, agreement
+from fewstep.metrics.stored.agreement import CHANCE, agreement
 from fewstep.random import Key
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, Reference, load_reference, save_reference
-from fewstep.metrics.kept_moments import KeptMoments, key_of
+from fewstep.metrics.stored.kept_moments import KeptMoments, key_of
 from fewstep.system import files
 
 MADE = {"teacher": {"kind": "shipped", "sha": "0" * 64}, "samples": 40, "guidance": 1.5, "numbers": None}

@@ -13,7 +13,7 @@ from test_run_report import Page, report, write_run
 
 from fewstep.condition import Classes, Conditions
 from fewstep.report.sheets import LONGEST, read_sheet, shortened, shown
-from fewstep.runs.pictures.picture_captions import captions_of, write_captions
+from fewstep.runs.pictures.picture_captions import captions_below, write_captions
 from fewstep.runs.pictures.sample_files import write_samples
 
 OVERRIDE = "\u202e"
@@ -51,10 +51,10 @@ def tone(uri: str) -> tuple[set[int], tuple[int, int]]:
 
 def test_captions_are_prompts_or_names_or_numbers():
     numbers = torch.tensor([1, 0, 1])
-    assert captions_of(Told("a cat", "a dog"), numbers, ["x", "y"]) == ["a dog", "a cat", "a dog"]
-    assert captions_of(Classes(2), numbers, ["zero", "one"]) == ["one", "zero", "one"]
-    assert captions_of(Classes(2), numbers) == ["class 1", "class 0", "class 1"]
-    assert captions_of(Classes(0), None) == captions_of(Classes(2), None) == []
+    assert captions_below(Told("a cat", "a dog"), numbers, ["x", "y"]) == ["a dog", "a cat", "a dog"]
+    assert captions_below(Classes(2), numbers, ["zero", "one"]) == ["one", "zero", "one"]
+    assert captions_below(Classes(2), numbers) == ["class 1", "class 0", "class 1"]
+    assert captions_below(Classes(0), None) == captions_below(Classes(2), None) == []
 
 
 @pytest.mark.parametrize(("count", "columns", "size"), [(7, 3, 8), (6, 3, 20), (1, 1, 40), (12, 5, 8)])

@@ -14,8 +14,8 @@ from fewstep.metrics.mismatch import (
     comparable_norms,
     training_mismatch,
 )
-from fewstep.metrics.moments import Moments
-from fewstep.metrics.reference import Reference, load_reference, save_reference
+from fewstep.metrics.stored.moments import Moments
+from fewstep.metrics.stored.reference import Reference, load_reference, save_reference
 
 __all__ = [
     "ClassScores",

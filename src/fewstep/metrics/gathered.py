@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.inception_score import ClassScores, random_splits
-from fewstep.metrics.moments import Moments
+from fewstep.metrics.stored.moments import Moments
 from fewstep.random import Key
 
 KEPT = 10_000

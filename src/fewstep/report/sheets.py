@@ -28,7 +28,7 @@ _JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
-class Tile:
+class CaptionedTile:
     """A part of a picture, with its ``caption`` in full and ``short``."""
 
     picture: Picture
@@ -42,7 +42,7 @@ class Sheet:
 
     picture: Picture
     columns: int = 1
-    tiles: tuple[Tile, ...] = ()
+    tiles: tuple[CaptionedTile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _cut(path: Path, grid: _Grid, captions: Sequence[str]) -> tuple[Tile, ...]:
+def _cut(path: Path, grid: _Grid, captions: Sequence[str]) -> tuple[CaptionedTile, ...]:
     """The captioned parts of the picture; none where it cannot be decoded. Where all rows have the
     same captions, a column is one part.
     """
@@ -130,5 +130,7 @@ def _cut(path: Path, grid: _Grid, captions: Sequence[str]) -> tuple[Tile, ...]:
         part = whole.crop(grid.box(index))
         part.save(stream, format="PNG")
         uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-        tiles.append(Tile(Picture(path.stem, uri, part.width, part.height), texts[text], shortened(texts[text])))
+        tiles.append(
+            CaptionedTile(Picture(path.stem, uri, part.width, part.height), texts[text], shortened(texts[text]))
+        )
     return tuple(tiles)

@@ -29,8 +29,8 @@ from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.gathered import Gathered, Gatherer, spaced
 from fewstep.metrics.inception_score import ClassScores
-from fewstep.metrics.moments import Moments
 from fewstep.metrics.quality import labels_of
+from fewstep.metrics.stored.moments import Moments
 from fewstep.random import Key
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.parts import data_of

@@ -37,7 +37,7 @@ from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
 from fewstep.runs.pictures.gallery import write_path_picture
 from fewstep.runs.pictures.image_sets import announce
-from fewstep.runs.pictures.picture_captions import captions_of, write_captions
+from fewstep.runs.pictures.picture_captions import captions_below, write_captions
 from fewstep.runs.pictures.plane import DATA, GENERATED, write_directions
 from fewstep.runs.pictures.sample_files import write_samples
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
@@ -282,7 +282,7 @@ def _write_captions(path: Path, sampler: StudentSampler, parts: Distillation, pi
     """What the images of ``_write_picture`` were asked for by."""
     if len(parts.space.shape) == 3:
         names = () if parts.data is None else parts.data.names
-        write_captions(path, captions_of(sampler.owner, labels_for(pictures, None, sampler.classes), names))
+        write_captions(path, captions_below(sampler.owner, labels_for(pictures, None, sampler.classes), names))
 
 
 def _write_directions(folder: RunFolder, sampler: StudentSampler, parts: Distillation) -> None:

@@ -23,7 +23,7 @@ from fewstep.metrics.gathered import KEPT, Gathered, spaced
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import manifold_scores
 from fewstep.metrics.quality import BREADTH_ROWS, NEIGHBOURHOODS
-from fewstep.metrics.reference import Reference, load_reference, save_reference
+from fewstep.metrics.stored.reference import Reference, load_reference, save_reference
 from fewstep.random import Key
 from fewstep.recipes.building.checksums import origins_of
 from fewstep.recipes.building.parts import data_of

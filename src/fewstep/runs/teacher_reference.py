@@ -24,10 +24,10 @@ from fewstep.cost import unmetered
 from fewstep.data import Dataset
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import FeatureStatistics, features_of
-from fewstep.metrics.kept_moments import KeptMoments, key_of
-from fewstep.metrics.moments import Moments
 from fewstep.metrics.quality import labels_of
-from fewstep.metrics.reference import Reference
+from fewstep.metrics.stored.kept_moments import KeptMoments, key_of
+from fewstep.metrics.stored.moments import Moments
+from fewstep.metrics.stored.reference import Reference
 from fewstep.random import GENERATOR, Key
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.checksums import origins_of

@@ -152,7 +152,7 @@ def sample_run(
     """
     from fewstep.errors import UserError
     from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.pictures.asked_pictures import beside_teacher, drawn, prompts_said, write_drawn
+    from fewstep.runs.pictures.asked_pictures import beside_teacher, drawn_for, prompts_said, write_drawn
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
 
@@ -168,7 +168,7 @@ def sample_run(
         sampler = beside_teacher(run, scale, said)
     else:
         sampler = (load_teacher(run, scale, prompts=said) if teacher else load_guided(run, guidance, said)).pictured
-    samples, numbers = drawn(sampler, said, n, seed, class_id, steps)
+    samples, numbers = drawn_for(sampler, said, n, seed, class_id, steps)
     with output(picture):
         write_drawn(picture, samples, numbers, sampler)
     if npz is not None:

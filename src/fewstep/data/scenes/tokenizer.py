@@ -71,7 +71,7 @@ def tokenized(captions: Sequence[str]) -> Tensor:
     return torch.tensor(given.input_ids)
 
 
-def words() -> list[str]:
+def vocabulary_words() -> list[str]:
     """Every word that a caption of one or two digits has, and the comma, in alphabetical order."""
     found: set[str] = set()
     for digit in range(10):
@@ -93,7 +93,7 @@ def _tokens() -> tuple[list[str], list[tuple[str, str]]]:
     letters = [*string.ascii_lowercase, ",", "."]
     vocabulary = [*letters, *(f"{each}{_ENDS}" for each in letters)]
     merges: list[tuple[str, str]] = []
-    for word in words():
+    for word in vocabulary_words():
         pieces = _merged([*word[:-1], word[-1] + _ENDS], merges)
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))

@@ -35,7 +35,7 @@ def prompts_said(prompts: Sequence[str], file: Path | None) -> list[str] | None:
     return list(read_prompts(list(prompts) if file is None else file).texts)
 
 
-def drawn(
+def drawn_for(
     sampler: Sampler, prompts: Sequence[str] | None, n: int | None, seed: int, class_id: int | None, steps: int | None
 ) -> tuple[Tensor, Tensor | None]:
     """Samples, and the number of each one's condition: ``n`` of each prompt that was given (one

@@ -22,7 +22,7 @@ from fewstep.metrics.quality import labels_of
 from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
-from fewstep.runs.pictures.picture_captions import captions_of, write_captions
+from fewstep.runs.pictures.picture_captions import captions_below, write_captions
 from fewstep.runs.pictures.sample_files import write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.system.files import write_text
@@ -62,7 +62,7 @@ def write_worst(
         )
         if shown.ndim == 4:
             numbers = None if labels is None else labels[found.indices]
-            write_captions(picture, captions_of(student.owner, numbers, data.names))
+            write_captions(picture, captions_below(student.owner, numbers, data.names))
     return {
         "samples": ROWS,
         "indices": found.indices.tolist(),

@@ -18,7 +18,7 @@ from fewstep.runs.pictures.sample_files import GAP
 from fewstep.system.files import write_text
 
 
-def captions_of(owner: Conditions, numbers: Tensor | None, names: Sequence[str] = ()) -> list[str]:
+def captions_below(owner: Conditions, numbers: Tensor | None, names: Sequence[str] = ()) -> list[str]:
     """The caption of each of the conditions ``numbers`` (n,): its prompt, or its class' name of
     ``names``, or its number where it has neither. None without conditions.
     """

@@ -19,7 +19,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.metrics.frechet import FeatureStatistics
-from fewstep.metrics.reference import Reference, load_reference, save_reference
+from fewstep.metrics.stored.reference import Reference, load_reference, save_reference
 from fewstep.system import distributed
 from fewstep.system.caches import cache_folder, held_cache
 from fewstep.system.files import digest_of

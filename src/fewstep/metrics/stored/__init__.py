@@ -1,0 +1,1 @@
+"""Statistics of samples that are kept, and whether two of them agree."""
