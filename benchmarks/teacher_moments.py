@@ -7,9 +7,9 @@ The recipe says what the samples are: its teacher, 'evaluation.reference' (how m
 steps, guided how far), solver, features and seed. The file is named by the digest of all that, and
 holds the command that made it. The samples that are drawn again are the first of them. Both moments
 are printed, with the squared distance of their means and of their covariances, each beside the
-bound that sampling error alone exceeds with a chance of 1e-4 (``fewstep.metrics.stored.agreement``). Where
-a bound is exceeded the script ends with 1: the file is of another teacher, or this machine computes
-something else.
+bound that sampling error alone exceeds with a chance of 1e-4
+(``fewstep.metrics.stored.agreement``). Where a bound is exceeded the script ends with 1: the file
+is of another teacher, or this machine computes something else.
 """
 
 from __future__ import annotations

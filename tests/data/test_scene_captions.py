@@ -16,7 +16,14 @@ from fewstep.data.prompts import embed
 from fewstep.data.scenes import Scenes, parse, scene_prompts
 from fewstep.data.scenes.scene_captions import SceneCaptions
 from fewstep.data.scenes.scene_latents import SceneLatents
-from fewstep.data.scenes.tokenizer import LENGTH, scene_tokenizer, tokenized, vocabulary_size, words, write_tokenizer
+from fewstep.data.scenes.tokenizer import (
+    LENGTH,
+    scene_tokenizer,
+    tokenized,
+    vocabulary_size,
+    vocabulary_words,
+    write_tokenizer,
+)
 from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.schedule import DiscreteVP
@@ -34,7 +41,7 @@ def test_each_word_of_each_caption_is_one_token(digits: int) -> None:
         found = re.findall(r"\w+|,", caption)
         assert tokenizer.tokenize(caption) == [f"{word}</w>" for word in found]
         assert len(found) + 2 <= LENGTH
-    assert all(len(tokenizer.tokenize(word)) == 1 for word in words())
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in vocabulary_words())
 
 
 def test_captions_are_framed_and_filled_up_and_other_words_are_spelled() -> None:
