@@ -36,7 +36,7 @@ CHANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Gap:
+class SquaredGap:
     """``squared``: the squared distance between two means, or two covariances (Frobenius);
     ``bound``: what it exceeds by chance alone with the chance that was asked for.
     """
@@ -54,8 +54,8 @@ class Gap:
 class Agreement:
     """The gaps between the drawn samples' ``mean`` and ``covariance`` and the reference's."""
 
-    mean: Gap
-    covariance: Gap
+    mean: SquaredGap
+    covariance: SquaredGap
 
     @property
     def holds(self) -> bool:
@@ -83,8 +83,8 @@ def agreement(features: Tensor, reference: FeatureStatistics, chance: float = CH
     centred = features.double() - own.mean
     gram = centred @ centred.T
     return Agreement(
-        Gap(_square(own.mean - reference.mean), shrinks * _largest(gram, chance)),
-        Gap(_square(own.covariance - reference.covariance), shrinks * _largest(gram.square(), chance)),
+        SquaredGap(_square(own.mean - reference.mean), shrinks * _largest(gram, chance)),
+        SquaredGap(_square(own.covariance - reference.covariance), shrinks * _largest(gram.square(), chance)),
     )
 
 
