@@ -291,6 +291,10 @@ def offline(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("fewstep.doctor.requirements.version_of", lambda _: None)
 
 
+def on_hub(recipe):
+    return recipe.task == "distill" and recipe.teacher.kind == "pipeline"
+
+
 @pytest.mark.usefixtures("offline")
 def test_every_shipped_recipe_is_ready_or_says_what_it_lacks():
     for name in shipped_names():
@@ -299,7 +303,10 @@ def test_every_shipped_recipe_is_ready_or_says_what_it_lacks():
         recipe, lacking = load_recipe(name), {finding.place: finding for finding in problems(rest)}
         expected = {
             "teacher.path": recipe.task == "distill" and recipe.teacher.kind == "file",
-            "data.path": recipe.data.kind == "images",
+            "data.path": recipe.data is not None and recipe.data.kind == "images",
+            "teacher": recipe.task == "distill" and recipe.teacher.pipeline is not None and not on_hub(recipe),
+            "teacher.kind: pipeline": on_hub(recipe),
+            "prompts": on_hub(recipe),
             "evaluation.features.path": recipe.evaluation.features.kind == "classifier",
             "evaluation.features.kind: inception": recipe.evaluation.features.kind == "inception",
         }

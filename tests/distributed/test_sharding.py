@@ -271,7 +271,12 @@ def test_the_picture_of_a_path_is_the_same_from_a_sharded_teacher_which_is_left_
             sharded(denoiser)
         before = {name: whole(value).clone() for name, value in denoiser.state_dict().items()}
         write_path_picture(
-            tmp_path / str(over), path, denoiser, Classes(10), None, load_recipe("digits-disback").evaluation
+            tmp_path / str(over),
+            path,
+            denoiser,
+            Classes(denoiser.classes),
+            None,
+            load_recipe("digits-disback").evaluation,
         )
         assert all(torch.equal(whole(value), before[name]) for name, value in denoiser.state_dict().items())
         pictures.append((tmp_path / str(over) / "path.png").read_bytes())

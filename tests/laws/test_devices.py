@@ -45,7 +45,7 @@ from fewstep.denoisers import (
 from fewstep.metrics.diversity import spread
 from fewstep.metrics.features import fourier_features, placed
 from fewstep.metrics.mismatch import assessed_mismatch
-from fewstep.networks import ImageReader, build
+from fewstep.networks import ImageReader, PatchAutoencoder, build
 from fewstep.networks.critics.critic import FeatureHead
 from fewstep.networks.lora import add_adapter
 from fewstep.prediction import Velocity
@@ -187,6 +187,14 @@ def _reader(s: Scene) -> nn.Module:
     return s.placed(reader)
 
 
+def _autoencoder(s: Scene) -> PatchAutoencoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        autoencoder = PatchAutoencoder(4, (12, 16, 16), 2)
+    s.placed(autoencoder)
+    return autoencoder
+
+
 def _adversary(s: Scene, critic: nn.Module, view: objectives.View, real: bool) -> objectives.Objective:
     student = s.denoiser(1)
     if real:
@@ -314,6 +322,7 @@ OBJECTIVES: dict[str, Case] = {
     ),
     "classification": lambda s: (objectives.Classification(_flat(s)), ForwardDiffusion(DATA, SCHEDULE, UniformTimes())),
     "reading": lambda s: (objectives.AttributeReading(_reader(s)), Attributed(SCENES)),
+    "reconstruction": lambda s: (objectives.Reconstruction(_autoencoder(s), 0.1), Attributed(SCENES)),
 }
 
 

@@ -357,6 +357,10 @@ class _Texts(Conditions):
     """Conditions with a context, the unconditional one of fives."""
 
     count = 3
+    identity = "0" * 64
+
+    def sketch(self, rows: int) -> Condition:
+        return self.of(torch.zeros(rows, dtype=torch.int64))
 
     def of(self, numbers: Tensor | None) -> Condition:
         assert numbers is not None

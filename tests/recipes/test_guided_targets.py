@@ -25,6 +25,7 @@ from fewstep.objectives import ScoreMatching
 from fewstep.planning.plan import sketch
 from fewstep.recipes import DistillRecipe, config, load_recipe
 from fewstep.recipes.building.distillation import Distillation, build_context, build_distillation, check_parts
+from fewstep.recipes.building.frozen_teachers import Teacher
 from fewstep.report.history import History
 from fewstep.targets import GuidedTarget, ReflectedTarget
 from fewstep.training.actions import MakePairs
@@ -141,7 +142,8 @@ def test_a_method_that_is_told_a_scale_asks_the_owner_of_conditions(tmp_path: Pa
     method = {"kind": "consistency", "points": 4, "rollout_steps": [2], "guidance": {"low": 1.0, "high": 3.0}}
     recipe = tiny(method, digits=True)
     parts = build_distillation(recipe, tmp_path)
-    context = build_context(recipe, tmp_path, parts.data, parts.teacher, lambda x: x.flatten(1), torch.device("cpu"))
+    opened = Teacher(parts.teacher, parts.prior.conditions, parts.space, data=parts.data)
+    context = build_context(recipe, tmp_path, opened, lambda x: x.flatten(1), torch.device("cpu"))
     assert isinstance(context.guided_teacher, Guided)
     assert context.guided_teacher.conditions is context.prior.conditions is context.conditions
     assert context.conditions.count == 10

@@ -24,7 +24,11 @@ from fewstep.system.locations import absolute, folder_or_id, is_hub_id, same_pla
 
 # Free texts that lead nowhere: columns of a set, a commit, a checksum, the name of an architecture.
 # Besides: the kind of a network, and the name of what Python gives.
-PLAIN = {"subfolder", "variant", "split", "image", "label", "revision", "sha256", "network", "kind", "name"}
+PLAIN = {"subfolder", "variant", "split", "image", "label", "revision", "sha256", "network", "kind", "name"} | {
+    # A column of prompts, and prompts themselves.
+    "column",
+    "texts",
+}
 
 
 def sections(model: type[BaseModel]) -> set[type[BaseModel]]:

@@ -24,7 +24,7 @@ from fewstep.random import Key
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.recipes.reading.source import validate
-from fewstep.runs import distill, evaluate, load, load_teacher
+from fewstep.runs import distill, evaluate, export, load, load_teacher
 from fewstep.training import Listener
 from fewstep.zoo.pipelines import OpenedPipeline, TextEncoder, load_pipeline, time_ids
 from pipeline_kit import FACTOR, LENGTH, SIDE, pipeline
@@ -350,3 +350,23 @@ def test_a_plan_counts_the_codec_and_says_when_prompts_are_embedded(folders: dic
     assert found.settings[0].state >= sum(part.bytes for part in found.parts)
     # 77 tokens of 32 numbers, 10 of the whole text and 6 of sizes.
     assert any(f"each takes {(77 * 32 + 10 + 6) * 4 / 1024:,.0f} KiB" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_an_exported_student_draws_in_diffusers_what_it_draws_here(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    import diffusers
+
+    student = {"kind": "copy", "first_timestep": 399}
+    run = distill(written(tmp_path / "r.yaml", folders[name], student=student), out=tmp_path / "run")
+    out = export(run, tmp_path / "out")
+    sampler = load(run, prompts=["a d e"])
+    ours = sampler.pictured(2, seed=3, classes=0)
+    noise = sampler.prior.at(Key(3, "sample"), "prior", 2, torch.zeros(2, dtype=torch.int64)).x
+    pipe = diffusers.DiffusionPipeline.from_pretrained(out)
+    scale = 0.0 if name == "sdxl" else 1.0
+    side = SIDE * FACTOR
+    asked = {"prompt": ["a d e"] * 2, "timesteps": [399], "guidance_scale": scale, "height": side, "width": side}
+    theirs = torch.from_numpy(pipe(**asked, latents=noise, output_type="np").images).permute(0, 3, 1, 2)
+    torch.testing.assert_close(theirs, (ours + 1) / 2, rtol=0, atol=1e-3)

@@ -28,7 +28,7 @@ class Told(Conditions):
     count = property(lambda self: len(self.said))
     identity = "0" * 64
     texts = property(lambda self: self.said)  # type: ignore[assignment]
-    of = null = None  # type: ignore[assignment]
+    of = null = sketch = None  # type: ignore[assignment]
 
 
 def samples_of(count: int, size: int = 8) -> torch.Tensor:

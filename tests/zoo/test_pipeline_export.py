@@ -32,6 +32,7 @@ from fewstep.recipes import shipped_text
 from fewstep.recipes.config.teachers import ShippedTeacher
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers.sampling import Sampling
+from fewstep.times import UniformGrid
 from fewstep.zoo import digits
 from fewstep.zoo.pipelines import ExportSource, PipelinePlace, export_pipeline, exported_folder, load_pipeline, time_ids
 from fewstep.zoo.pipelines.facts import changed_files, read_facts
@@ -335,10 +336,10 @@ def test_a_student_of_another_size_says_its_own(teachers, tmp_path) -> None:
 def test_a_run_is_exported_by_the_command(teachers, tmp_path, monkeypatch, capsys) -> None:
     run, case = tmp_path / "run", CASES["guided"]
     run.mkdir()
-    (run / "recipe.yaml").write_text(shipped_text("digits-disback"))
+    (run / "recipe.yaml").write_text(shipped_text("digits-disback") + "prompts: {kind: list, texts: [a d e]}\n")
     how = {"prior": {"time": 1.0, "scale": 1.0}, "range": [-4.0, 4.0]}
     # Two steps from the end are not timesteps on any grid yet; one is.
-    one = replace(case, timesteps=(999,), sampling=Sampling(grid="uniform", guidance=4.0))
+    one = replace(case, timesteps=(999,), sampling=Sampling(grid=UniformGrid(), guidance=4.0))
     save_model(run / "student.safetensors", student_of(teachers, case), {**how, "sampling": one.sampling.describe()})
     with pytest.raises(UserError, match=r"its teacher \('teacher.kind: shipped'\) is no text-to-image pipeline"):
         export_run(run, tmp_path / "out")

@@ -53,8 +53,10 @@ def _parts(recipe: Recipe, name: str) -> Finding:
         return ok(name, "is a valid recipe for 'fewstep pretrain'.")
     try:
         check_parts(recipe)
-        if recipe.data is None:
-            # Whether the method can do without is known when it is built.
+        place = recipe.teacher.pipeline
+        if recipe.data is None and not (place is not None and place.is_on_hub):
+            # Whether the method can do without is known when it is built; of a model of the hub
+            # nothing is fetched.
             sketch(recipe, Path("plan"))
     except UserError as error:
         return refused(name, error)
