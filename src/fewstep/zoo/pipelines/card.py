@@ -81,9 +81,7 @@ class Card:
             name=_plain(self.name),
             steps=_counted(steps, "step"),
             evaluations=_counted(steps, "evaluation"),
-            teacher=f"[{self.teacher}](https://huggingface.co/{self.teacher})"
-            if self.on_hub
-            else f"`{_plain(self.teacher)}`",
+            teacher=f"`{_plain(self.teacher)}`",
             version=__version__,
             method=self.method,
             run="" if self.run is None else f", run `{self.run}`",
