@@ -30,7 +30,7 @@ from fewstep.metrics import FeatureStatistics, Reference, load_reference, save_r
 from fewstep.metrics.stored.agreement import agreement
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.parts import data_of
-from fewstep.runs.sampler import teacher_of
+from fewstep.runs.loading import teacher_of
 from fewstep.runs.teacher_reference import TeacherMoments, shipped_moments, teacher_moments
 from fewstep.training import Listener
 

@@ -30,7 +30,7 @@ from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
 from fewstep.report import write_run_report
 from fewstep.runs import distill, evaluate, load, load_guided
-from fewstep.runs.sampler import guided_samplers
+from fewstep.runs.loading import guided_samplers
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import EULER, solve
 from fewstep.studies import measure_shift

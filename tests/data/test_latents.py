@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_kit import picture, png, zipped
 from latent_kit import (
     CHANNELS,
     FACTOR,
@@ -34,6 +33,7 @@ from fewstep.data.latents import Latents, bounds_of, latents_of, posterior_noise
 from fewstep.errors import UserError
 from fewstep.resumable import check_open, find_resumable
 from fewstep.system.files import read_metadata
+from image_kit import picture, png, zipped
 
 SHAPE = (CHANNELS, SIDE // FACTOR, SIDE // FACTOR)
 

@@ -26,7 +26,7 @@ from fewstep.recipes.building.frozen_teachers import build_teacher, space_of
 from fewstep.recipes.reading.source import validate
 from fewstep.report import write_run_report
 from fewstep.runs import compare, distill, evaluate, load, measure_many, write_reference
-from fewstep.runs.sampler import load_teacher
+from fewstep.runs.loading import load_teacher
 from fewstep.schedule import KarrasVE
 from fewstep.studies import measure_shift
 from fewstep.training import Silent

@@ -27,7 +27,7 @@ from fewstep.keeping.checkpoints import CheckpointFile, Listing, list_checkpoint
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.planning.plan import sketch
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
-from fewstep.runs.sampler import load
+from fewstep.runs.loading import load
 from fewstep.schedule import KarrasVE
 from fewstep.states.pairs import check_pairs
 from fewstep.system.files import check_finite, read_tensors

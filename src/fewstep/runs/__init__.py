@@ -7,8 +7,9 @@ from fewstep.runs.compare import Comparison, compare
 from fewstep.runs.distill import distill, pretrain
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.export import export
+from fewstep.runs.loading import load, load_guided, load_teacher
 from fewstep.runs.measure import measure_many, write_reference
-from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, load, load_guided, load_teacher
+from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler
 
 __all__ = [
     "Comparison",

@@ -34,7 +34,8 @@ from fewstep.metrics.stored.moments import Moments
 from fewstep.random import Key
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.parts import data_of
-from fewstep.runs.sampler import BATCH, Sampler, load, load_teacher
+from fewstep.runs.loading import load, load_teacher
+from fewstep.runs.sampler import BATCH, Sampler
 from fewstep.system.imports import import_named, named
 from fewstep.training import Listener
 

@@ -27,10 +27,11 @@ from fewstep.random import Key
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import data_of, evaluator_in
 from fewstep.recipes.given import give
+from fewstep.runs.loading import guided_samplers, load, load_teacher
 from fewstep.runs.pictures.gallery import write_worst
 from fewstep.runs.pictures.image_sets import announce, said_of
 from fewstep.runs.prompt_measures import measured_prompts
-from fewstep.runs.sampler import Sampler, StudentSampler, guided_samplers, load, load_teacher
+from fewstep.runs.sampler import Sampler, StudentSampler
 from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.system import distributed
 from fewstep.training import Listener

@@ -8,7 +8,7 @@ from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
 from fewstep.recipes.config.section import kind_of_section
-from fewstep.runs.sampler import load
+from fewstep.runs.loading import load
 from fewstep.zoo.pipelines import ExportSource, export_pipeline
 
 

@@ -29,8 +29,9 @@ from fewstep.recipes.building.checksums import origins_of
 from fewstep.recipes.building.parts import data_of
 from fewstep.runs.blocks import Crew, Job, Workers
 from fewstep.runs.evaluate import chosen
+from fewstep.runs.loading import load, load_teacher
 from fewstep.runs.pictures.image_sets import announce, said_of
-from fewstep.runs.sampler import Sampler, load, load_teacher
+from fewstep.runs.sampler import Sampler
 from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.system.caches import content_digest, output
 from fewstep.training import Listener

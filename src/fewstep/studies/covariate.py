@@ -22,8 +22,9 @@ from fewstep.metrics.quality import Evaluator
 from fewstep.random import Key
 from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
+from fewstep.runs.loading import load
 from fewstep.runs.pictures.image_sets import announce
-from fewstep.runs.sampler import StudentSampler, load
+from fewstep.runs.sampler import StudentSampler
 from fewstep.studies.sensitivity import step_sensitivity
 from fewstep.studies.shift import (
     PROBABILITIES,

@@ -16,8 +16,9 @@ from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
+from fewstep.runs.loading import load, load_teacher
 from fewstep.runs.pictures.sample_files import write_captioned, write_samples
-from fewstep.runs.sampler import Sampler, load, load_teacher
+from fewstep.runs.sampler import Sampler
 
 USUAL = 80
 """Samples of a command that is given neither their number nor prompts."""

@@ -1,0 +1,166 @@
+"""Runs as samplers: their students and their teachers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fewstep.condition import Classes
+from fewstep.data import Dataset
+from fewstep.denoisers import Denoiser, Generator, freeze, load_model
+from fewstep.errors import UserError
+from fewstep.keeping.run_folder import RunFolder
+from fewstep.recipes import DistillRecipe
+from fewstep.recipes.building.device import DeviceName, resolve_device
+from fewstep.recipes.building.frozen_teachers import open_around, open_teacher, with_prompts
+from fewstep.recipes.building.parts import data_of
+from fewstep.recipes.building.prompting import asked_of
+from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler
+from fewstep.schedule import KarrasVE, Schedule
+from fewstep.solvers.sampling import Sampling
+from fewstep.states import Prior
+
+LARGEST = 1e6
+"""Of the numbers in a student's file: levels of noise and bounds of samples."""
+
+
+def load(
+    run: Path | str,
+    guidance: float | None = None,
+    device: DeviceName = "auto",
+    *,
+    prompts: Sequence[str] | None = None,
+) -> StudentSampler:
+    """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale
+    for a student that was conditioned on one, its usual one unless given.
+
+    ``prompts``: what the classes of a text-to-image student are, by number; those that the run was
+    trained on unless given. It works on ``device``, a GPU where there is one unless told otherwise,
+    wherever it was trained.
+    """
+    folder, path = Path(run), Path(run)
+    path = RunFolder(path).student if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(
+            f"{run}: has no student.safetensors; the run may not have ended, or is a pretraining: go on "
+            "with 'fewstep distill ... --resume'."
+        )
+    model, extra = load_model(path)
+    try:
+        time, scale = (_number(extra["prior"][name], 0) for name in ("time", "scale"))
+        low, high = _range(extra["range"])
+        # A generator has no schedule; any serves for a prior of given scale.
+        schedule: Schedule = KarrasVE() if isinstance(model, Generator) else model.schedule
+        shape = model.latent_shape if isinstance(model, Generator) else model.shape
+        start = Prior(schedule, shape, time, scale, Classes(model.classes))
+        sampling = Sampling.from_description(extra["sampling"])
+        if sampling.held and sampling.held[0] != time:
+            raise ValueError(f"times from {sampling.held[0]}, and samples that start at {time}")
+        if isinstance(model, Denoiser) and not schedule.t_min * (1 - 1e-9) <= time <= schedule.t_max * (1 + 1e-9):
+            raise ValueError(f"a first time of {time}")
+        if isinstance(model, Denoiser) and sampling.held and sampling.held[-1] < schedule.t_min * (1 - 1e-9):
+            raise ValueError(f"a last time of {sampling.held[-1]}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: holds a model but not how to sample it ({error}); it is not a student's file."
+        ) from error
+    if guidance is not None:
+        if sampling.guidance is None:
+            raise UserError(f"{path}: this student was not conditioned on a guidance scale; leave the guidance out.")
+        sampling = replace(sampling, guidance=guidance)
+    student = StudentSampler(low, high, freeze(model).to(resolve_device(device)), start, sampling)
+    if not asked_of(model):
+        if prompts is not None:
+            raise UserError(f"{run}: this student is told no prompts; leave the prompts out.")
+        return student
+    if not folder.is_dir():
+        raise UserError(
+            f"{path}: this student draws what prompts say, and the text encoder is its teacher's; give the folder of "
+            "the run."
+        )
+    assert isinstance(model, Denoiser)
+    around = open_around(RunFolder(folder).read_distill_recipe(), model, prompts, resolve_device(device))
+    return replace(student, prior=replace(start, conditions=around.conditions), codec=around.codec, batch=around.batch)
+
+
+def _range(said: Any) -> tuple[float, float]:
+    """The range that a file says, None for samples that have no range, such as latents; raises
+    ``ValueError`` for another.
+    """
+    if said is None:
+        return -math.inf, math.inf
+    low, high = map(_number, said)
+    if not low < high:
+        raise ValueError(f"a range from {low} to {high}")
+    return low, high
+
+
+def _number(value: Any, least: float = -LARGEST) -> float:
+    """A value of a file that is a number; raises ``ValueError`` for another."""
+    if type(value) not in (int, float) or not least <= value <= LARGEST:
+        raise ValueError(f"{value!r:.80} where a number should be")
+    return float(value)
+
+
+def load_teacher(
+    run: Path | str,
+    guidance: float = 1.0,
+    device: DeviceName = "auto",
+    *,
+    prompts: Sequence[str] | None = None,
+) -> TeacherSampler:
+    """The teacher of a run as a sampler, with classifier-free guidance for a scale other than 1;
+    ``device`` and ``prompts`` as in ``load``.
+    """
+    recipe = with_prompts(RunFolder(Path(run)).read_distill_recipe(), prompts)
+    return teacher_of(recipe, data_of(recipe.data), device).guided(guidance)
+
+
+def teacher_of(recipe: DistillRecipe, data: Dataset | None, device: DeviceName = "auto") -> TeacherSampler:
+    """A recipe's teacher as its evaluation samples it, not guided; ``data``: the recipe's."""
+    opened = open_teacher(recipe, data, resolve_device(device))
+    solver, space, batch = recipe.evaluation.solver, opened.space, recipe.evaluation.batch
+    return TeacherSampler(
+        space.low,
+        space.high,
+        opened.denoiser,
+        solver.rule,
+        solver.grid,
+        opened.conditions,
+        solver.churn,
+        opened.codec,
+        batch,
+    )
+
+
+def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:
+    """``{str(scale): {"teacher": ..., "student": ...}}``, the student where it was conditioned on a
+    scale; raises ``UserError`` for a negative scale, or a teacher without classes.
+    """
+    found: dict[str, dict[str, Sampler]] = {}
+    for scale in scales:
+        if not scale >= 0:
+            raise UserError(f"--guidance: a guidance scale must be at least 0, got {scale}.")
+        found[str(float(scale))] = {
+            "teacher": load_teacher(run, scale),
+            **({} if student.sampling.guidance is None else {"student": load(run, scale)}),
+        }
+    return found
+
+
+def load_guided(run: Path | str, guidance: float | None = None, prompts: Sequence[str] | None = None) -> StudentSampler:
+    """A run's student at a guidance scale; raises ``UserError`` where it was not conditioned on
+    one, unless the scale is 1, which asks for nothing. ``prompts`` as in ``load``.
+    """
+    student = load(run, prompts=prompts)
+    if guidance is None or (guidance == 1.0 and student.sampling.guidance is None):
+        return student
+    if student.sampling.guidance is None:
+        raise UserError(
+            "--guidance: only the teacher can be guided, since this student was not conditioned on a "
+            "scale; add --teacher or leave it out."
+        )
+    return load(run, guidance, prompts=prompts)
