@@ -150,9 +150,7 @@ def sample_run(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
-    from fewstep.errors import UserError
-    from fewstep.runs import load_guided, load_teacher
-    from fewstep.runs.pictures.asked_pictures import beside_teacher, drawn_for, prompts_said, write_drawn
+    from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
 
@@ -161,13 +159,7 @@ def sample_run(
     if npz is not None:
         check_array(npz)
     said = prompts_said(prompt, prompts)
-    if compare and teacher:
-        raise UserError("--compare and --teacher: --compare shows both; leave one of them out.")
-    scale = 1.0 if guidance is None else guidance
-    if compare:
-        sampler = beside_teacher(run, scale, said)
-    else:
-        sampler = (load_teacher(run, scale, prompts=said) if teacher else load_guided(run, guidance, said)).pictured
+    sampler = pictured_by(run, teacher, compare, guidance, said)
     samples, numbers = drawn_for(sampler, said, n, seed, class_id, steps)
     with output(picture):
         write_drawn(picture, samples, numbers, sampler)

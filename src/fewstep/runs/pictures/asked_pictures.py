@@ -16,7 +16,7 @@ from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
-from fewstep.runs.loading import load, load_teacher
+from fewstep.runs.loading import load, load_guided, load_teacher
 from fewstep.runs.pictures.sample_files import write_captioned, write_samples
 from fewstep.runs.sampler import Sampler
 
@@ -34,6 +34,25 @@ def prompts_said(prompts: Sequence[str], file: Path | None) -> list[str] | None:
     if not prompts and file is None:
         return None
     return list(read_prompts(list(prompts) if file is None else file).texts)
+
+
+def pictured_by(
+    run: Path, teacher: bool, compare: bool, guidance: float | None, prompts: Sequence[str] | None
+) -> Sampler:
+    """What a command line asks to draw with: a run's student, its ``teacher``, or (``compare``)
+    the student below the teacher. The scale ``guidance`` guides the teacher (1 unless given), and
+    is told to a student that was conditioned on scales.
+
+    Raises ``UserError`` for both ``teacher`` and ``compare``, and for what loading refuses.
+    """
+    if compare and teacher:
+        raise UserError("--compare and --teacher: --compare shows both; leave one of them out.")
+    scale = 1.0 if guidance is None else guidance
+    if compare:
+        return beside_teacher(run, scale, prompts)
+    if teacher:
+        return load_teacher(run, scale, prompts=prompts).pictured
+    return load_guided(run, guidance, prompts).pictured
 
 
 def drawn_for(
