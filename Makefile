@@ -33,9 +33,10 @@ test: .venv/.test lint
 test-all: .venv/.test lint
 	$(TESTS)
 
+# Without caches: where an import belongs depends on other files too, which ruff does not look at again.
 lint: .venv/.test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

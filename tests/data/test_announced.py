@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_kit import picture, png
 
 from fewstep.errors import UserError
 from fewstep.runs import distill, evaluate, measure_many, pretrain
 from fewstep.runs.sampler import labels_for
 from fewstep.training import Silent
+from image_kit import picture, png
 
 TINY = [
     "training.steps=2",

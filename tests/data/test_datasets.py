@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_kit import picture
 from PIL import Image
 
 from fewstep.data import Dataset, InMemory, digit_images, open_images
@@ -17,6 +16,7 @@ from fewstep.random import Key
 from fewstep.schedule import KarrasVE
 from fewstep.states import ForwardDiffusion, Step
 from fewstep.times import LogNormalTimes
+from image_kit import picture
 
 LABELS = [2, 0, 1, 2, 2, 0, 1, 2, 0, 2]
 

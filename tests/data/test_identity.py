@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_kit import picture, png, zipped
 
 from fewstep.data import Dataset, InMemory, digit_images, open_images, random_mixture
 from fewstep.data.scenes import Scenes
 from fewstep.data.synthetic import sampled, waves
 from fewstep.schedule import KarrasVE
+from image_kit import picture, png, zipped
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_kit import claiming, picture, png, zipped
 from PIL import Image
 
 from fewstep.data import open_images
 from fewstep.data.archive import Archive, write_archive
 from fewstep.errors import UserError
+from image_kit import claiming, picture, png, zipped
 
 NAME = "00000/img00000000.png"
 

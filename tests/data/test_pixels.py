@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_kit import claiming, picture, png
 from PIL import Image, ImageCms, PngImagePlugin
 
 from fewstep.data.pixels import MAX_PIXELS, _orientation, decode, encode, over_white
 from fewstep.errors import UserError
+from image_kit import claiming, picture, png
 
 
 def _array(content: bytes) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_kit import LENGTH, PROMPTS, condition, noise, pipeline, write_tokenizer
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.zoo.pipelines import TextPipeline, from_pipeline, load_pipeline, time_ids
+from pipeline_kit import LENGTH, PROMPTS, condition, noise, pipeline, write_tokenizer
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -9,6 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from fewstep.condition import Condition
+from fewstep.denoisers import load_model, save_model
+from fewstep.errors import UserError
+from fewstep.networks import DiffusersTextUNet
+from fewstep.schedule import ZeroSNRVP
+from fewstep.solvers import EULER, solve
+from fewstep.zoo.pipelines import TextPipeline, from_pipeline, load_pipeline, time_ids
 from pipeline_kit import (
     FACTOR,
     LENGTH,
@@ -22,15 +31,6 @@ from pipeline_kit import (
     pipeline,
     times_of,
 )
-from torch import Tensor
-
-from fewstep.condition import Condition
-from fewstep.denoisers import load_model, save_model
-from fewstep.errors import UserError
-from fewstep.networks import DiffusersTextUNet
-from fewstep.schedule import ZeroSNRVP
-from fewstep.solvers import EULER, solve
-from fewstep.zoo.pipelines import TextPipeline, from_pipeline, load_pipeline, time_ids
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
