@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from fewstep import load
 from fewstep.command.cli import app
 from fewstep.condition import Condition
-from fewstep.denoisers import copy_of, load_adapter, load_model
+from fewstep.denoisers import in_network, load_adapter, load_model
 from fewstep.errors import UserError
+from fewstep.networks import AdaptedBase, AdaptedNetwork
 from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names, shipped_text
 from fewstep.recipes.building.frozen_teachers import build_teacher
@@ -103,7 +104,7 @@ def test_the_matrix_of_one_recipe_says_why_not_and_json_holds_the_same(tmp_path)
         (
             "digits-dmd2",
             ["method.fake={kind: delta}"],
-            "'method.adversarial.kind: fake-trunk' needs a learned fake score",
+            "'method.adversarial.kind: fake-trunk' needs a fake score that is trained",
         ),
         (
             "digits-lcm",
@@ -152,15 +153,16 @@ def test_an_adapter_on_the_teacher_is_the_student(runs):
     run = runs["low rank"]
     recipe = load_recipe(run / "recipe.yaml")
     assert isinstance(recipe, DistillRecipe)
-    adapted = copy_of(build_teacher(recipe.teacher, recipe.data.open()))
+    teacher = build_teacher(recipe.teacher, recipe.data.open())
     stored = load_adapter(run / "adapter.safetensors")
-    assert (stored.rank, stored.extra["teacher"]) == (2, recipe.teacher.model_dump(mode="json"))
+    assert (stored.ranks, stored.extra["teacher"]) == ("2", recipe.teacher.model_dump(mode="json"))
     student, _ = load_model(run / "student.safetensors")
     x = Key(0, "test").normal("x", (5, 1, 8, 8))
     t, condition = torch.full((5,), 0.03), Condition(labels=torch.arange(5))
     with torch.no_grad():
-        before = adapted(x, t, condition)
-        stored.apply_to(adapted)
+        before = teacher(x, t, condition)
+        network = teacher.network
+        adapted = in_network(teacher, AdaptedNetwork.holding(AdaptedBase(network), stored.on(network)))
         torch.testing.assert_close(adapted(x, t, condition), student(x, t, condition), atol=1e-5, rtol=0)
         assert not torch.allclose(before, student(x, t, condition), atol=1e-4)
     assert not list(runs["pd"].glob("adapter.safetensors"))

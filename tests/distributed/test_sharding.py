@@ -12,11 +12,21 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fewstep.condition import Classes, Condition
-from fewstep.denoisers import Averaged, FrozenTrunk, HalfLife, Headed, NetworkDenoiser, Reflected, copy_of, freeze
+from fewstep.denoisers import (
+    Averaged,
+    FrozenTrunk,
+    HalfLife,
+    Headed,
+    NetworkDenoiser,
+    Reflected,
+    copy_of,
+    freeze,
+    in_network,
+)
 from fewstep.denoisers.inputs import EDMInputs
 from fewstep.denoisers.threshold import StaticThreshold
 from fewstep.errors import UserError
-from fewstep.networks import FeatureHead, add_adapter, build
+from fewstep.networks import AdaptedBase, AdaptedNetwork, FeatureHead, Form, build
 from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.prediction import EDM
@@ -148,13 +158,25 @@ def denoiser(**changes: object) -> NetworkDenoiser:
 
 
 def test_an_adapted_network_is_sharded_with_its_adapter():
-    models = [denoiser() for _ in range(2)]
-    adapters = [add_adapter(model.network, 2) for model in models]
-    assert [id(unit) for unit in units([models[1], adapters[1]])] == [id(models[1].network)]
-    sharded(models[1], adapters[1])
+    """The base is one unit and each adapter on it another; roles that take turns are as without."""
     arguments = (torch.ones(3, 2), torch.tensor(0.01))
-    assert same(outcome(models[1], "forward", *arguments), outcome(models[0], "forward", *arguments))
-    assert all(type(value) is not nn.Parameter for value in adapters[1].parameters())
+    found = []
+    for lays_out in (False, True):
+        teacher = freeze(denoiser())
+        base = AdaptedBase(teacher.network)
+        roles = [in_network(teacher, AdaptedNetwork.fresh(base, Form(2, 1.0), seed)) for seed in (1, 2)]
+        with torch.no_grad():
+            for value in (value for each in roles for value in each.parameters()):
+                value.add_(0.1)
+        if lays_out:
+            expected = [id(teacher.network), *(id(each.network) for each in roles)]
+            assert sorted(id(unit) for unit in units([*roles, teacher])) == sorted(expected)
+            sharded(*roles, teacher)
+        both = [outcome(each, "forward", *arguments) for each in roles]
+        assert all(type(value) is not nn.Parameter for each in roles for value in each.parameters()) == lays_out
+        found.append([*both, outcome(roles[0], "forward", *arguments)])
+    for here, there in zip(*found, strict=True):
+        assert_same(there, here)
 
 
 def test_units_are_raw_networks_once_each_and_blocks_are_their_lists():
@@ -255,30 +277,33 @@ def test_a_gradient_through_a_frozen_sharded_network_reaches_its_input():
     assert isinstance(models[0].network, DenoisingNetwork)
 
 
-def test_the_picture_of_a_path_is_the_same_from_a_sharded_teacher_which_is_left_as_it_was(tmp_path):
+@pytest.mark.parametrize("nodes", ["copy", "lora"])
+def test_the_picture_of_a_path_is_the_same_from_a_sharded_teacher_which_is_left_as_it_was(nodes, tmp_path):
     pictures = []
     for over in (False, True):
         denoiser = freeze(
             NetworkDenoiser(made(DENOISING["small-unet"]), KarrasVE(), EDM(0.5), EDMInputs(0.5), (1, 8, 8))
         )
-        path = DegradationPath(tmp_path / str(over), denoiser)
-        node = copy_of(denoiser)
+        like = None
+        if nodes == "lora":
+            like = in_network(denoiser, AdaptedNetwork.fresh(AdaptedBase(denoiser.network), Form(1, 1.0)))
+        path = DegradationPath(tmp_path / str(over), denoiser, like=like)
+        node = copy_of(path.carrier)
         with torch.no_grad():
             for value in node.parameters():
-                value.mul_(0.9)
+                value.mul_(0.9).add_(0.01 if like else 0.0)
         path.record(node, 1)
         if over:
-            sharded(denoiser)
-        before = {name: whole(value).clone() for name, value in denoiser.state_dict().items()}
+            sharded(denoiser, *([] if like is None else [like]))
+        before = {name: whole(value).clone() for name, value in path.carrier.state_dict().items()}
         write_path_picture(
             tmp_path / str(over),
             path,
-            denoiser,
             Classes(denoiser.classes),
             None,
             load_recipe("digits-disback").evaluation,
         )
-        assert all(torch.equal(whole(value), before[name]) for name, value in denoiser.state_dict().items())
+        assert all(torch.equal(whole(value), before[name]) for name, value in path.carrier.state_dict().items())
         pictures.append((tmp_path / str(over) / "path.png").read_bytes())
     assert pictures[0] == pictures[1]
 

@@ -46,8 +46,8 @@ from fewstep.metrics.diversity import spread
 from fewstep.metrics.features import fourier_features, placed
 from fewstep.metrics.mismatch import assessed_mismatch
 from fewstep.networks import ImageReader, PatchAutoencoder, build
+from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
 from fewstep.networks.critics.critic import FeatureHead
-from fewstep.networks.lora import add_adapter
 from fewstep.prediction import Velocity
 from fewstep.random import Key
 from fewstep.runs.sampler import StudentSampler, TeacherSampler
@@ -491,7 +491,7 @@ def _images(name: str, device: torch.device, adapted: bool) -> list[Tensor]:
         network = randomised(build(NETWORKS[name]), scale=0.1)
     network = network if device == CPU else on_card(network)
     if adapted:
-        add_adapter(network, 2)
+        network = AdaptedNetwork.fresh(AdaptedBase(network), Form(2, 2.0))
     x, label = (value.to(device) for value in (normals(2, 1, 8, 8, dtype=torch.float32), torch.tensor([0.1, 0.7])))
     condition = Condition(torch.tensor([1, -1]), guidance=torch.tensor([1.0, 2.0])).to(device)
     network(x, label, condition).square().sum().backward()

@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention
 from fewstep.condition import Classes, Condition
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
-from fewstep.networks import adapter_of, add_adapter, build, describe_network, grown
+from fewstep.networks import AdaptedBase, AdaptedNetwork, Form, build, describe_network, grown
 from fewstep.networks.edm import SETTINGS
 from fewstep.networks.edm.layers import Conv, DownConv, DrawnLinear, Init, Resample, group_norm
 from fewstep.networks.edm.noise_label import FourierEmbedding, PositionalEmbedding
@@ -364,14 +364,14 @@ def test_networks_come_back_from_their_files_and_carry_adapters(case: str, tmp_p
     loaded = load_network(tmp_path / "network.safetensors")
     assert describe_network(loaded) == describe_network(network)
     assert torch.equal(loaded(*arguments), network(*arguments))
-    add_adapter(loaded, rank=1, seed=1)
+    adapted = AdaptedNetwork.fresh(AdaptedBase(loaded), Form(1, 1.0), seed=1)
     layers = [path for path, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    assert list(adapter_of(loaded).paths) == layers
-    assert torch.equal(loaded(*arguments), network(*arguments))
+    assert list(adapted.adapter.layers) == layers
+    assert torch.equal(adapted(*arguments), network(*arguments))
     with torch.no_grad():
-        adapter_of(loaded).get_submodule("to:" + layers[-2].replace(".", ":")).up += 1.0
-    assert not torch.allclose(loaded(*arguments), network(*arguments), atol=1e-3)
-    assert sum(p.numel() for p in loaded.leave.parameters()) > 0
+        adapted.adapter.layers[layers[-2]].lora_B.weight += 1.0
+    assert not torch.allclose(adapted(*arguments), network(*arguments), atol=1e-3)
+    assert sum(p.numel() for p in adapted.leave.parameters()) > 0
 
 
 def test_loading_is_strict() -> None:

@@ -293,7 +293,7 @@ def runs(values: dict[str, Any], combination: Combination, folder: Path, digits:
     assert fitted(recipe, parts, folder).progress.step >= 3
     moved = {name for name, value in parts.student.state_dict().items() if not torch.equal(value, untrained[name])}
     assert moved
-    assert all((".low_rank." in name) == (student == "lora") for name in moved)
+    assert all((".lora_" in name) == (student == "lora") for name in moved)
     assert all(
         torch.isfinite(value).all()
         for network in (parts.student, parts.average)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from conftest import small_teacher
 from fewstep import cost
-from fewstep.denoisers import Averaged, HalfLife, NetworkDenoiser, copy_of
-from fewstep.networks import add_adapter
+from fewstep.denoisers import Averaged, HalfLife, NetworkDenoiser, adapter_of, copy_of, in_network
+from fewstep.networks import AdaptedBase, AdaptedNetwork, Form
 from fewstep.objectives import L1, EndpointRegression, Loss, Objective, SquaredL2
 from fewstep.random import Key
 from fewstep.resumable import Resumable, untouched
@@ -72,35 +72,20 @@ class Write(Action):
         return (self.network,)
 
 
-def test_only_the_trainable_part_is_trained_and_clipped(tmp_path):
+def test_of_a_role_on_a_base_the_adapter_alone_is_trained(tmp_path):
     teacher = small_teacher()
-    student = copy_of(teacher)
-    adapter = add_adapter(student, 2)
+    kept = clone(teacher)
+    student = in_network(teacher, AdaptedNetwork.fresh(AdaptedBase(teacher.network), Form(2, 2.0)))
     before = clone(student)
-    phase = Phase(
-        "student", student, [Term(regression(student, teacher, 2), prior_of(teacher))], Adam(1e-2), trainable=adapter
-    )
+    phase = Phase("student", student, [Term(regression(student, teacher, 2), prior_of(teacher))], Adam(1e-2))
     optimizers = build_optimizers(Stage("s", 1, [phase]))
     assert {id(p) for group in optimizers["student"].param_groups for p in group["params"]} == {
-        id(p) for p in adapter.parameters()
+        id(p) for p in adapter_of(student).parameters()
     }
     Trainer(tmp_path, [Stage("s", 4, [phase])], student, settings()).fit()
-    assert moved(student, before)
-    assert all(".low_rank." in name for name in moved(student, before))
-    assert all(parameter.grad is None for name, parameter in student.named_parameters() if ".low_rank." not in name)
-
-
-def test_a_part_alone_may_be_trained_though_the_loss_reaches_all(tmp_path):
-    teacher = small_teacher()
-    student = copy_of(teacher)
-    before = clone(student)
-    leave = student.network.leave
-    assert isinstance(leave, nn.Linear)
-    phase = Phase(
-        "student", student, [Term(regression(student, teacher, 2), prior_of(teacher))], Adam(1e-2), trainable=leave
-    )
-    Trainer(tmp_path, [Stage("s", 3, [phase])], student, settings()).fit()
-    assert moved(student, before) == {"network.leave.weight", "network.leave.bias"}
+    assert moved(student, before) == set(before)
+    assert not moved(teacher, kept)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
 
 
 def leaving(after: int) -> list[Interrupter]:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 import fewstep as fs
 from fewstep.command.commands.making import export_run
-from fewstep.denoisers import Boundary, NetworkDenoiser, Reflected, TimestepInputs, copy_of, save_model
+from fewstep.denoisers import Boundary, NetworkDenoiser, Reflected, TimestepInputs, copy_of, in_network, save_model
 from fewstep.doctor import examine, has_problem
 from fewstep.errors import NotFinite, UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
-from fewstep.networks.lora import add_adapter
+from fewstep.networks import AdaptedBase, AdaptedNetwork, Form
 from fewstep.prediction import V, Velocity
 from fewstep.random import Key
 from fewstep.recipes import shipped_text
@@ -437,7 +437,9 @@ def test_adapters_types_and_values_are_refused(teachers, tmp_path) -> None:
         source.student.network.unet.conv_in.bias[0] = 1e5
     with pytest.raises(NotFinite, match=r"--dtype: 'conv_in\.bias' of the student is not finite in float16"):
         export_pipeline(source, tmp_path / "out", "fp16")
-    add_adapter(source.student, 1)
+    student = source.student
+    adapted = in_network(student, AdaptedNetwork.fresh(AdaptedBase(student.network), Form(1, 1.0)))
+    source = replace(source, student=adapted)
     with pytest.raises(UserError, match="carries an adapter, whose weights are not the network's own: fold it"):
         export_pipeline(source, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,8 @@ from fewstep.denoisers.headed import FrozenTrunk, Headed
 from fewstep.denoisers.inputs import EDMInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
 from fewstep.denoisers.jumps import EndJump, TrajectoryDenoiser, trajectory_of
 from fewstep.denoisers.model_files import load_model, save_model
-from fewstep.denoisers.network import NetworkDenoiser, grown_denoiser
-from fewstep.denoisers.stored_adapter import load_adapter, merged, save_adapter
+from fewstep.denoisers.network import NetworkDenoiser, grown_denoiser, in_network
+from fewstep.denoisers.stored_adapter import adapter_of, load_adapter, merged, save_adapter
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, StraightThrough
 from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
 
@@ -44,10 +44,12 @@ __all__ = [
     "TrajectoryDenoiser",
     "VEInputs",
     "VPInputs",
+    "adapter_of",
     "copy_of",
     "device_of",
     "freeze",
     "grown_denoiser",
+    "in_network",
     "load_adapter",
     "load_model",
     "merged",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+from fewstep.networks.precision import long_copy
 from fewstep.schedule import Schedule
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -55,8 +55,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def copy_of(model: Model) -> Model:
-    """An independent trainable copy, with equal weights."""
-    return copy.deepcopy(model).requires_grad_(True)
+    """An independent trainable copy with equal weights, in float32 at least."""
+    return long_copy(model).requires_grad_(True)
 
 
 def freeze(model: Model) -> Model:

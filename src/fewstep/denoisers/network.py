@@ -91,11 +91,13 @@ class NetworkDenoiser(_Networked):
         return found.to(x.dtype)
 
 
+def in_network(like: NetworkDenoiser, network: nn.Module) -> NetworkDenoiser:
+    """A denoiser around ``network``, fed and read as ``like`` is."""
+    return NetworkDenoiser(network, like.schedule, like.prediction, like.inputs, like.shape, like.classes)
+
+
 def grown_denoiser(denoiser: NetworkDenoiser, **changes: bool) -> NetworkDenoiser:
     """The same denoiser around ``grown(denoiser.network, **changes)``; its estimates are bit for
     bit the old ones until the new branches are trained.
     """
-    network = grown(denoiser.network, **changes)
-    return NetworkDenoiser(
-        network, denoiser.schedule, denoiser.prediction, denoiser.inputs, denoiser.shape, denoiser.classes
-    )
+    return in_network(denoiser, grown(denoiser.network, **changes))

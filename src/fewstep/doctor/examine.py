@@ -87,7 +87,7 @@ def _held(path: Path) -> str:
     if "node" in metadata:
         return f"is node {metadata['node']} of a degradation path, whole."
     return (
-        f"is an adapter of rank {load_adapter(path).rank}, whole."
+        f"is an adapter of rank {load_adapter(path).ranks}, whole."
         if "rank" in metadata
         else "is whole; it holds tensors, but no model."
     )

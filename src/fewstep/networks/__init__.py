@@ -1,5 +1,6 @@
 """Raw networks: tensors in, tensors out. What their output means is the denoiser's business."""
 
+from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Adapter, Form
 from fewstep.networks.codec import Codec
 from fewstep.networks.critics.caption_reader import CaptionReader
 from fewstep.networks.critics.classifier import Classifier, DigitClassifier, ImageClassifier
@@ -14,11 +15,12 @@ from fewstep.networks.interfaces import DenoisingNetwork, FeatureNetwork, Genera
 from fewstep.networks.kinds.build import build, describe_network
 from fewstep.networks.kinds.registry import find_kind, register
 from fewstep.networks.kinds.registry import register as register_network
-from fewstep.networks.lora import Adapter, adapter_of, add_adapter, apply_adapter
 from fewstep.networks.mlp import LatentMLP, ResidualMLP
 from fewstep.networks.small_unet import SmallUNet
 
 __all__ = [
+    "AdaptedBase",
+    "AdaptedNetwork",
     "Adapter",
     "AutoencoderCodec",
     "CaptionReader",
@@ -33,6 +35,7 @@ __all__ = [
     "FastGAN",
     "FeatureHead",
     "FeatureNetwork",
+    "Form",
     "GeneratorNetwork",
     "ImageClassifier",
     "ImageCritic",
@@ -45,9 +48,6 @@ __all__ = [
     "SkipExcitation",
     "SmallUNet",
     "SongUNet",
-    "adapter_of",
-    "add_adapter",
-    "apply_adapter",
     "build",
     "describe_network",
     "find_kind",

@@ -46,6 +46,16 @@ class FeatureNetwork(nn.Module, abc.ABC):
         return None
 
 
+class Reweighted(abc.ABC):
+    """A linear or convolutional layer that computes by a rule of its own, linear in its weight, and
+    does so with any other weight too.
+    """
+
+    @abc.abstractmethod
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer emits on x with that weight, of any number of outputs, and bias."""
+
+
 class DenoisingNetwork(nn.Module, abc.ABC):
     """Called as ``network(x (B, *D), noise_label (B,), condition, end_label (B,) or None) -> (B,
     *D)``.
@@ -60,9 +70,12 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     of tokens. ``entries`` are the methods besides ``forward``
     that are called from outside and run layers; they and ``forward`` do not call one another, since
     a sharded network gathers its weights on entering and lets them go on leaving.
+    ``adapted_by_default`` are the layers that a low-rank adapter goes on unless it is told others,
+    by their names or the ends of their paths; empty for every linear and convolutional layer.
     """
 
     entries: ClassVar[tuple[str, ...]] = ("features",)
+    adapted_by_default: ClassVar[tuple[str, ...]] = ()
 
     bottleneck: int
     leave: nn.Linear | nn.Conv2d

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from fewstep.networks.adapters import bases_of
 from fewstep.training.phase import Stage, named_networks
 
 
@@ -56,7 +57,7 @@ class KeptBytes:
     def __init__(self, *weights: nn.Module):
         self.now = 0
         self.peak = 0
-        self._weights = {_storage(value) for module in weights for value in [*module.parameters(), *module.buffers()]}
+        self._weights = {_storage(value) for module in weights for value in _with_base(module)}
         self._counts: dict[int, int] = {}
         self._hooks = saved_tensors_hooks(self._pack, _Held.unpack)
 
@@ -126,12 +127,13 @@ def measure_footprint(network: nn.Module, forward: Callable[[int], Tensor]) -> F
     kept, inside = zip(*(_kept(network, forward, rows) for rows in (1, 2)), strict=True)
     with operations_counted() as counter, torch.no_grad():
         forward(1)
-    sizes = [parameter.numel() for parameter in network.parameters()]
-    trained = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]
+    every = [parameter for part in (network, *bases_of(network)) for parameter in part.parameters()]
+    sizes = [parameter.numel() for parameter in every]
+    trained = [parameter.numel() for parameter in every if parameter.requires_grad]
     return Footprint(
         sum(sizes),
         sum(trained),
-        bytes_of(network),
+        bytes_of(network) + sum(map(bytes_of, bases_of(network))),
         kept[1] - kept[0],
         int(counter.get_total_flops()),
         max(map(bytes_of, _blocks(network)), default=0),
@@ -142,6 +144,12 @@ def measure_footprint(network: nn.Module, forward: Callable[[int], Tensor]) -> F
 def bytes_of(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers, each once."""
     return sum(value.numel() * value.element_size() for value in [*module.parameters(), *module.buffers()])
+
+
+def _with_base(module: nn.Module) -> Iterable[Tensor]:
+    """Parameters and buffers of a module, and of what its adapters stand on."""
+    for part in (module, *bases_of(module)):
+        yield from _tensors(part)
 
 
 def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> tuple[int, int]:
@@ -173,9 +181,9 @@ def _kept(network: nn.Module, forward: Callable[[int], Tensor], rows: int) -> tu
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
     """What is used whole: children, and the entries of those that are lists or dictionaries; a
-    wrapper's are those of what it wraps.
+    wrapper's are those of what it wraps, an adapter's those of its base.
     """
-    children = list(network.children())
+    children = [child for part in (bases_of(network) or [network]) for child in part.children()]
     while len(children) == 1 and list(children[0].children()):
         children = list(children[0].children())
     found: list[nn.Module] = []

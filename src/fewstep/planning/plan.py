@@ -40,9 +40,9 @@ from torch import nn
 from fewstep.data import Dataset, InMemory
 from fewstep.errors import UserError
 from fewstep.metrics.features import fourier_features
-from fewstep.networks import find_kind
+from fewstep.networks import AdaptedNetwork, find_kind
 from fewstep.planning.footprint import bytes_of, state_bytes
-from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, prior_of, rehearse
+from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, only_adapters, prior_of, rehearse
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_context, check_parts, recompute
 from fewstep.recipes.building.frozen_teachers import sketched
@@ -55,6 +55,9 @@ GIB = 2**30
 WORKSPACE = GIB
 FRAGMENTATION = 1.1
 MODES = ("one GPU", "ddp", "fsdp2")
+
+_ADAPTER = "lora"
+"""What a plan calls a low-rank adapter, whose base is counted by itself."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def plan_on_gpus(
     check_parts(recipe)
     context, built = sketch(recipe, Path("plan"))
     target, codec = recipe.target.backtracked, sketched(recipe).codec
-    slot = 0 if target is None else bytes_of(context.original)
+    slot = 0 if built.path is None else bytes_of(built.path.blank())
     beside = 0 if codec is None else bytes_of(codec)
     steps = _steps(recipe, built)
     open_ended = open_end(recipe.target, recipe.method.student_every, recipe.training.steps)
@@ -180,7 +183,7 @@ def plan_on_gpus(
         kept=measured.kept[False],
         largest=measured.largest,
         graphs=measured.rehearsal.graphs,
-        path_bytes=0 if target is None else (target.nodes - 1) * bytes_of(context.original),
+        path_bytes=0 if target is None else (target.nodes - 1) * slot,
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values()) + _moments(built),
         settings=settings,
         cheapest=min(fitting, key=lambda setting: (setting.hours * setting.gpus, setting.gpus)) if fitting else None,
@@ -211,9 +214,11 @@ def _steps(recipe: DistillRecipe, built: Built) -> dict[str, int]:
 def _measured(recipe: DistillRecipe, context: Context, built: Built, steps: dict[str, int], slot: int) -> _Measured:
     rehearsal, trained = rehearse(recipe), as_trained(context.original)
     beyond = prior_of(trained, context.conditions)
-    plain = [footprint_of(context.student.model, context.prior), teacher := footprint_of(trained, beyond)]
-    recompute([context.student.model, trained], True)
-    again = [footprint_of(context.student.model, context.prior), footprint_of(trained, beyond)]
+    teacher = footprint_of(trained, beyond)
+    models = [(context.student.model, context.prior), *([] if only_adapters(built.stages) else [(trained, beyond)])]
+    plain = [footprint_of(model, prior) for model, prior in models]
+    recompute([model for model, _ in models], True)
+    again = [footprint_of(model, prior) for model, prior in models]
     # One block at a time is computed again, and holds what is inside it.
     kept = {
         False: max(each.kept for each in plain),
@@ -347,7 +352,7 @@ def _parts(context: Context, built: Built, slot: int) -> list[Part]:
     parts = [
         _part(role, network, bytes_of(network)) for role, network in {"teacher": context.original, **networks}.items()
     ]
-    return [*parts, _part("target's slot", context.original, slot)] if slot else parts
+    return parts if built.path is None else [*parts, _part("target's slot", built.path.carrier, slot)]
 
 
 def _role(name: str) -> str:
@@ -360,7 +365,7 @@ def _role(name: str) -> str:
 
 
 def _part(role: str, network: nn.Module, size: int) -> Part:
-    kinds = [find_kind(module) for module in network.modules()]
+    kinds = [_ADAPTER if isinstance(module, AdaptedNetwork) else find_kind(module) for module in network.modules()]
     return Part(
         role,
         next((kind for kind in kinds if kind is not None), type(network).__name__),

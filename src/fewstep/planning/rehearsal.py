@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fewstep.cost import metered
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
+from fewstep.networks.adapters import apart, bases_of
 from fewstep.planning.footprint import Footprint, KeptBytes, measure_footprint
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe
@@ -25,7 +27,7 @@ from fewstep.recipes.building.distillation import Distillation, build_distillati
 from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.reading.source import validate
 from fewstep.states import Prior
-from fewstep.training import Trainer
+from fewstep.training import Stage, Trainer
 from fewstep.training.reporting.log import read_log
 
 STEPS, BATCH = 24, 4
@@ -134,8 +136,18 @@ def _largest_kept(parts: Distillation) -> int:
     """Bytes a sample that a forward of the student keeps, or of the teacher's trained copies where
     that is more, as beside a generator.
     """
+    student = footprint_of(parts.student, parts.prior).kept
+    if only_adapters(parts.stages):
+        return student
     teacher = footprint_of(as_trained(parts.teacher), prior_of(parts.teacher, parts.prior.conditions))
-    return max(footprint_of(parts.student, parts.prior).kept, teacher.kept)
+    return max(student, teacher.kept)
+
+
+def only_adapters(stages: Sequence[Stage]) -> bool:
+    """Whether everything that is trained is an adapter, so that no copy of the teacher's weights
+    keeps what their gradients need.
+    """
+    return all(bases_of(phase.network) for stage in stages for phase in stage.phases)
 
 
 def as_trained(teacher: NetworkDenoiser) -> NetworkDenoiser:
@@ -155,7 +167,7 @@ def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
     """
     sizes = tuple((name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters())
     recomputed = any(module.recompute for module in model.modules() if isinstance(module, DenoisingNetwork))
-    key = (str(model), sizes, recomputed, prior.shape, prior.conditions.count)
+    key = (str(model), str(bases_of(model)), sizes, recomputed, prior.shape, prior.conditions.count)
     if key not in _measured:
         _measured[key] = _footprint(model, prior)
     return _measured[key]
@@ -164,8 +176,15 @@ def footprint_of(model: Denoiser | Generator, prior: Prior) -> Footprint:
 _measured: dict[tuple[object, ...], Footprint] = {}
 
 
+def _on_meta(model: Denoiser | Generator) -> Denoiser | Generator:
+    sketch = apart(model).to("meta")
+    for base in bases_of(sketch):
+        base.to("meta")
+    return sketch
+
+
 def _footprint(model: Denoiser | Generator, prior: Prior) -> Footprint:
-    sketch = model if next(model.parameters()).is_meta else copy.deepcopy(model).to("meta")
+    sketch = model if next(model.parameters()).is_meta else _on_meta(model)
 
     def forward(rows: int) -> Tensor:
         with torch.device("meta"):

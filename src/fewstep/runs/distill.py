@@ -14,7 +14,16 @@ from fewstep.condition import Classes, Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.data.prompts.conditions import PromptConditions
 from fewstep.data.scenes.scene_latents import SceneLatents
-from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, copy_of, device_of, merged, save_adapter, save_model
+from fewstep.denoisers import (
+    Denoiser,
+    Generator,
+    NetworkDenoiser,
+    adapter_of,
+    device_of,
+    merged,
+    save_adapter,
+    save_model,
+)
 from fewstep.errors import all_without_secrets
 from fewstep.keeping.objects import Objects
 from fewstep.keeping.origins import settle_origins
@@ -25,7 +34,7 @@ from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import FeatureStatistics
 from fewstep.metrics.prompted import caption_rises
 from fewstep.metrics.quality import Evaluator
-from fewstep.networks import adapter_of
+from fewstep.networks.adapters import apart, bases_of
 from fewstep.networks.kinds.network_files import load_strictly, save_network
 from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
@@ -47,6 +56,7 @@ from fewstep.states import Prior
 from fewstep.system import distributed
 from fewstep.system.launch import restarted
 from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
+from fewstep.training.layout import is_sharded
 from fewstep.training.listeners import Several
 
 WORDS_ROWS = 128
@@ -91,7 +101,8 @@ def distill(
         given.keep_teacher(folder)
         parts = distributed.in_step(lambda: build_distillation(recipe, folder.path, begun=folder.checkpoints.is_dir()))
         # What training shards cannot be copied any more.
-        plain = copy_of(parts.average.average) if isinstance(recipe.student, LowRankStudent) else None
+        sharded = is_sharded(recipe.distributed.mode) and bool(bases_of(parts.student))
+        whole = apart(parts.average.average) if sharded else None
         origins = settle_origins(folder, recipe, parts.data, resume)
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), heard)
         write_recipe(folder, recipe)
@@ -104,10 +115,10 @@ def distill(
         assert isinstance(student, (Denoiser, Generator))
         if parts.target is not None and parts.target.short:
             heard.say(parts.target.short)
-        _save(folder, recipe, student, parts, plain)
+        _save(folder, recipe, student, parts, whole)
         if parts.path is not None and parts.path.last:
             conditions = parts.prior.conditions
-            write_path_picture(folder.samples, parts.path, parts.teacher, conditions, parts.codec, recipe.evaluation)
+            write_path_picture(folder.samples, parts.path, conditions, parts.codec, recipe.evaluation)
         sampler = _sampler(recipe, parts, student)
         _write_picture(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
         _write_captions(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
@@ -302,23 +313,24 @@ def _save(
     recipe: DistillRecipe,
     student: Denoiser | Generator,
     parts: Distillation,
-    plain: nn.Module | None,
+    whole: nn.Module | None,
 ) -> None:
     """The student with how it is sampled; of an adapted one also the adapter alone, for another
-    teacher of the same shape. ``plain``: a copy of an adapted one, which may be sharded.
+    teacher of the same shape. ``whole``: a copy of one that is sharded, from before it was.
     """
     extra = _how_it_samples(parts.prior, parts.space, parts.sampling)
     if isinstance(recipe.student, LowRankStudent):
+        if whole is not None:
+            assert isinstance(whole, Denoiser)
+            values = {name: distributed.whole(value) for name, value in student.state_dict().items()}
+            load_strictly(whole, values, "the student")
+            student = whole
         save_adapter(
             folder.adapter,
             adapter_of(student),
             {"teacher": all_without_secrets(without_folders(recipe.teacher).model_dump(mode="json")), **extra},
         )
-        assert isinstance(plain, Denoiser)
-        load_strictly(
-            plain, {name: distributed.whole(value) for name, value in student.state_dict().items()}, "the student"
-        )
-        student = merged(plain)
+        student = merged(student)
     save_model(folder.student, student, extra)
 
 

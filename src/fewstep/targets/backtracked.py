@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.denoisers import Denoiser, copy_of, freeze
+from fewstep.denoisers import Denoiser
 from fewstep.resumable import Resumable
 from fewstep.targets.hook import Hook
 from fewstep.targets.path import DegradationPath, Prefetch
@@ -82,7 +82,7 @@ class Backtracked(Target, Resumable, Hook):
 
     def networks(self) -> Sequence[nn.Module]:
         # A sharded teacher cannot be copied: the slot must be there before.
-        self._slot = self._slot or freeze(copy_of(self.path.teacher))
+        self._slot = self._slot or self.path.blank()
         return self.path.teacher, self._slot
 
     def figures(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class Backtracked(Target, Resumable, Hook):
             self._slot = None
             return
         if self._slot is None:
-            self._slot = freeze(copy_of(self.path.teacher))
+            self._slot = self.path.blank()
         self.path.fill(node, self._slot, self._prefetch.take(node))
         self._prefetch.start(node - 1)
 

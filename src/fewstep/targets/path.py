@@ -7,12 +7,13 @@ manifest after it, so that a manifest never names a node that is not whole; file
 does not name are ignored. A file that this path did not write, of another path or of somebody's,
 keeps its content under another name (see ``ledger``).
 
-Nodes are loaded strictly, one at a time, into a single frozen copy of the teacher: memory does not
-grow with N.
+Nodes are loaded strictly, one at a time, into a single frozen copy of the teacher, or of an adapter
+on it where nodes are adapters: memory does not grow with N.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.denoisers import Denoiser
+from fewstep.denoisers import Denoiser, freeze
 from fewstep.errors import UserError
+from fewstep.networks.adapters import shorten_adapters
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.resumable import Resumable
 from fewstep.stopping import StopRule
@@ -42,12 +44,22 @@ class DegradationPath(Resumable):
     instance the resolved recipe).
 
     A new path is empty, and recording replaces what paths have written into the folder;
-    ``DegradationPath.open`` reads a recorded one.
+    ``DegradationPath.open`` reads a recorded one. ``like``: a model of the kind that nodes are,
+    where that is not the teacher's: the teacher with a low-rank adapter that adds nothing yet, of
+    which a node then holds the adapter alone.
     """
 
-    def __init__(self, folder: Path | str, teacher: Denoiser, origin: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path | str,
+        teacher: Denoiser,
+        origin: Mapping[str, Any] | None = None,
+        like: Denoiser | None = None,
+    ):
         self.folder = Path(folder)
         self.teacher = teacher
+        self._like = like
+        self._first = None if like is None else {name: value.clone() for name, value in like.state_dict().items()}
         self.origin = dict(origin or {})
         self.nodes: list[dict[str, Any]] = []
         self.closed = ""
@@ -118,15 +130,30 @@ class DegradationPath(Resumable):
             raise UserError(f"{path}: is not node {index} of this path; restore it, or record the path again.")
         return tensors
 
+    @property
+    def carrier(self) -> Denoiser:
+        """A model of the kind that nodes are: the teacher, or the one ``like`` which they are."""
+        return self.teacher if self._like is None else self._like
+
+    def blank(self) -> Denoiser:
+        """A frozen model of that kind, for a node to be copied into."""
+        blank = freeze(copy.deepcopy(self.carrier))
+        shorten_adapters(blank)
+        return blank
+
     def load(self, index: int, into: Denoiser) -> None:
-        """Copies node ``index`` (0 for the teacher) into a model of the teacher's kind,
+        """Copies node ``index`` (0 for the teacher) into a model of the kind that nodes are,
         strictly.
         """
-        self.fill(index, into, self.teacher.state_dict() if index == 0 else self.read(index))
+        first = self.teacher.state_dict() if self._first is None else self._first
+        self.fill(index, into, first if index == 0 else self.read(index))
 
     def fill(self, index: int, into: Denoiser, tensors: Mapping[str, Tensor]) -> None:
         """``load`` of weights that were read ahead."""
-        load_strictly(into, tensors, f"{self.folder / f'node-{index}.safetensors'}")
+        # A frozen model may keep its weights shorter than they were recorded.
+        slots = into.state_dict()
+        fitting = {name: value.to(slots[name].dtype) if name in slots else value for name, value in tensors.items()}
+        load_strictly(into, fitting, f"{self.folder / f'node-{index}.safetensors'}")
 
     def full(self, nodes: int) -> StopRule:
         """Ends the recording stage once the path has ``nodes`` nodes, the teacher counted, or was

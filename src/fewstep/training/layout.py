@@ -13,8 +13,9 @@ gradients over processes is the gradient of the global mean:
   DDP, and one backward.
 - ``Sharded``: FSDP2 (``fully_shard``). Every *unit*, a raw network with its own parameters, is
   sharded over the processes by its blocks, frozen ones as well, which have neither gradients nor
-  optimizers. Wrappers (denoisers, averages) are not units: one network may be in several. With
-  ``replicas`` k, k groups of processes hold a copy each (HSDP).
+  optimizers. Wrappers (denoisers, averages) are not units: one network may be in several. An
+  adapter and the base that it shares with others are two units. With ``replicas`` k, k groups of
+  processes hold a copy each (HSDP).
 
 A unit is sharded in place, so that objectives, targets and averages, which hold references, need
 not know. Where a module has entries besides ``forward`` they are registered. After a forward pass
@@ -37,8 +38,8 @@ from torch import nn
 
 from fewstep.denoisers import Averaged, Denoiser, FrozenTrunk, Generator
 from fewstep.errors import UserError
+from fewstep.networks.adapters import bases_of
 from fewstep.networks.interfaces import DenoisingNetwork
-from fewstep.networks.lora import Adapter
 from fewstep.objectives.games.adversarial import CleanCritic
 from fewstep.system import distributed
 from fewstep.training.phase import Phase, PhaseLoss
@@ -146,7 +147,7 @@ class Sharded(Layout):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
             for name in _entries(unit):
                 register_fsdp_forward_method(unit, name)
-        for buffer in (buffer for module in modules for buffer in module.buffers()):
+        for buffer in (buffer for module in (*modules, *self._units) for buffer in module.buffers()):
             buffer.data = buffer.to(self.device)
 
     def prepared(self, phase: Phase) -> nn.Module:
@@ -209,8 +210,7 @@ def _check_apart(found: Sequence[nn.Module]) -> None:
             if owner.setdefault(id(parameter), unit) is not unit:
                 raise UserError(
                     "'distributed.mode: fsdp' cannot shard two networks that share weights (here a "
-                    f"{type(unit).__name__}'s; a low-rank fake score shares its teacher's); "
-                    "use 'distributed.mode: ddp'."
+                    f"{type(unit).__name__}'s); use 'distributed.mode: ddp', or adapters on one base."
                 )
 
 
@@ -225,9 +225,8 @@ def units(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 def _networks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     for module in modules:
-        # Its parameters are those of layers in an adapted network.
-        if isinstance(module, Adapter):
-            continue
+        # What roles share is a network of its own, and so are their adapters.
+        yield from bases_of(module)
         if isinstance(module, FrozenTrunk):
             yield from _networks([module.denoiser])
         if isinstance(module, _HOLDERS):

@@ -43,7 +43,6 @@ class Phase:
     ``every``: runs at steps 0, every, 2 every, ... of its stage. ``after_step(steps finished,
     network)`` is called after each optimizer step; one that is a ``targets.Hook`` may be called
     before the host knows whether the step was finite. ``averages`` follow the network.
-    ``trainable``: the part of the network that is trained (an adapter), all of it unless given.
     """
 
     name: str
@@ -53,13 +52,11 @@ class Phase:
     every: int = 1
     after_step: Callable[[int, Any], None] | None = None
     averages: Sequence[Averaged] = ()
-    trainable: nn.Module | None = None
 
     @property
     def trained(self) -> nn.Module:
-        """What the optimizer moves: the network or a part of it, and what the objectives own."""
-        own = self.network if self.trainable is None else self.trainable
-        return nn.ModuleList([own, *self.owned]) if self.owned else own
+        """What the optimizer moves: the network, and what the objectives own."""
+        return nn.ModuleList([self.network, *self.owned]) if self.owned else self.network
 
     @property
     def owned(self) -> list[nn.Module]:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
+from fewstep.networks.adapters.selection import contexts
 from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.kernels import attend
 from fewstep.networks.norm import LayerNorm
@@ -191,7 +192,7 @@ def _is_plain(part: Any, attention: Any, usual: Any) -> bool:
 def _computed_again(block: nn.Module, *inputs: Any) -> Any:
     """A block of which nothing inside is kept for the backward pass."""
     # No block draws at random, so there is no generator's state to keep.
-    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 class _Reached(Exception):

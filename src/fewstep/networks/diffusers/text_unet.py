@@ -59,9 +59,28 @@ class DiffusersTextUNet(DiffusersNetwork):
     network without ``time_cond_proj_dim`` a place for the guidance scale, of 256 waves. That place
     starts at zero, so that the network computes at first what it does without.
 
+    Adapters go on the fourteen kinds of layers that DMD2's and LCM's published adapters are on.
+
     Raises ``UserError`` when diffusers is missing, for an argument that it does not know, and for
     networks with other conditions, with attention of another kind, or without a middle block.
     """
+
+    adapted_by_default = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "proj_in",
+        "proj_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "conv1",
+        "conv2",
+        "conv_shortcut",
+        "downsamplers.0.conv",
+        "upsamplers.0.conv",
+        "time_emb_proj",
+    )
 
     def __init__(self, config: Annotated[Mapping[str, Any], Given()], guidance: bool = False):
         for name, usual in _USUAL.items():

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, silu
 
 from fewstep.errors import UserError
+from fewstep.networks.interfaces import Reweighted
 from fewstep.networks.kernels import attend
 from fewstep.networks.norm import GroupNorm
 
@@ -69,7 +70,7 @@ class DrawnLinear(nn.Linear):
         """Draws nothing: ``init`` does."""
 
 
-class Conv(nn.Conv2d):
+class Conv(nn.Conv2d, Reweighted):
     """A convolution of an odd ``kernel`` that keeps the resolution, drawn by ``init``; before it,
     the image may be resampled by 2 with the filter ``taps``.
     """
@@ -95,9 +96,12 @@ class Conv(nn.Conv2d):
         """Draws nothing: ``init`` does."""
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.computed(x, self.weight, self.bias)
+
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.resample is not None:
             x = _resampled(x, self.resample_filter, self.resample)
-        return super().forward(x)
+        return conv2d(x, weight, bias, padding=self.padding)
 
 
 class DownConv(Conv):
@@ -108,11 +112,11 @@ class DownConv(Conv):
     def __init__(self, inputs: int, outputs: int, kernel: int, init: Init, taps: Sequence[int]):
         super().__init__(inputs, outputs, kernel, init, "down", taps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        size, channels = self.resample_filter.shape[-1], self.out_channels
-        x = conv2d(x, self.weight, padding=self.kernel_size[0] // 2 + (size - 1) // 2)
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        size, channels = self.resample_filter.shape[-1], len(weight)
+        x = conv2d(x, weight, padding=self.kernel_size[0] // 2 + (size - 1) // 2)
         taps = self.resample_filter.to(x.dtype).expand(channels, 1, size, size)
-        return conv2d(x, taps, self.bias, stride=2, groups=channels)
+        return conv2d(x, taps, bias, stride=2, groups=channels)
 
 
 class Resample(nn.Module):

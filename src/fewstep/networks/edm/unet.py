@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
+from fewstep.networks.adapters.selection import contexts
 from fewstep.networks.edm.layers import Resampling, UNetBlock
 from fewstep.networks.interfaces import DenoisingNetwork
 
@@ -212,7 +213,9 @@ class UNet(DenoisingNetwork, abc.ABC):
         """
         if self.recompute and torch.is_grad_enabled():
             # No block draws at random, so there is no generator's state to keep.
-            return checkpoint(_joined, block, embedded, *parts, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(
+                _joined, block, embedded, *parts, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+            )
         return _joined(block, embedded, *parts)
 
 

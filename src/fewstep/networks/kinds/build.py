@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.networks.adapters import AdaptedNetwork
 from fewstep.networks.kinds.bounds import MOST_UNITS, Undrawn, at_most, machine_numbers
 from fewstep.networks.kinds.registry import arguments_of, find_kind, kind_named
-from fewstep.networks.lora import has_adapter
 from fewstep.values import checked
 
 
@@ -79,12 +79,12 @@ def describe_network(network: nn.Module) -> dict[str, Any]:
     Raises ``UserError`` for a network of a class that is not registered, and for weights that carry
     an adapter.
     """
-    arguments = arguments_of(network)
-    if has_adapter(network):
+    if isinstance(network, AdaptedNetwork):
         raise UserError(
-            f"{type(network).__name__} carries an adapter, whose weights are not the network's own: fold it "
-            "in by 'merged', or save the adapter by 'save_adapter'."
+            f"{type(network.base.network).__name__} carries an adapter, whose weights are not the network's own: fold "
+            "it in by 'merged', or save the adapter by 'save_adapter'."
         )
+    arguments = arguments_of(network)
     return {"kind": find_kind(network), **{name: _plain(value) for name, value in arguments.items()}}
 
 

@@ -17,12 +17,14 @@ from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Re
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
 from fewstep.networks import Codec, DenoisingNetwork
+from fewstep.networks.adapters import AdaptedBase
+from fewstep.networks.precision import shorten
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
 from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
 from fewstep.recipes.building.untrained_students import build_student
-from fewstep.recipes.kit.backtracking import check_reach, check_switch, reach_check
+from fewstep.recipes.kit.backtracking import check_nodes, check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
@@ -124,6 +126,7 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
         name_of(recipe.target.guidance) if recipe.target.guidance.guides else name_of(NoGuidance()),
     )
     check_switch(recipe.target, recipe.method.learns_fake)
+    check_nodes(recipe.target, recipe.method.adapts_fake)
     if not begun:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
 
@@ -140,8 +143,11 @@ def build_context(
     """
     method, roles, original = recipe.method, _roles(recipe), opened.denoiser
     threshold = recipe.reflected.threshold(opened.bound)
+    if recipe.training.frozen == "bf16":
+        shorten(original.network)
+    base = AdaptedBase(original.network)
     student, prior = build_student(
-        recipe.student, method, original, opened.conditions, threshold if "student" in roles else None
+        recipe.student, method, original, base, opened.conditions, threshold if "student" in roles else None
     )
     _check_guidable(recipe, opened.conditions)
     teacher = recipe.target.guidance.guided(original, opened.conditions, degraded=0.0)
@@ -155,6 +161,7 @@ def build_context(
         space=opened.space,
         features=features,
         original=original,
+        base=base,
         teacher=teacher if threshold is None or "teacher" not in roles else Reflected(teacher, threshold),
         student=student,
         prior=prior,

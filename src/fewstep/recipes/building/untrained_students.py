@@ -9,6 +9,7 @@ from dataclasses import replace
 from fewstep.condition import Classes, Conditions
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
+from fewstep.networks.adapters import AdaptedBase
 from fewstep.recipes import config
 from fewstep.recipes.config.models import build_generator
 from fewstep.recipes.config.starts import started
@@ -22,13 +23,14 @@ def build_student(
     choice: config.StudentChoice,
     method: Method,
     teacher: NetworkDenoiser,
+    base: AdaptedBase,
     conditions: Conditions,
     threshold: Threshold | None,
 ) -> tuple[Student, Prior]:
     """The student, on the teacher's device, and its prior.
 
-    ``conditions``: what the teacher is asked for; ``threshold``: of the student's own estimates,
-    None for none.
+    ``base``: the teacher's network, for adapters; ``conditions``: what the teacher is asked for;
+    ``threshold``: of the student's own estimates, None for none.
 
     Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
     """
@@ -37,11 +39,10 @@ def build_student(
         return Student(started(generator, choice.start).to(device_of(teacher))), generator_prior(
             generator, teacher.schedule
         )
-    own, trainable = choice.denoiser(teacher)
-    network = method.grown(own)
+    network = method.grown(choice.denoiser(teacher, base))
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
     prior = method.prior(student, choice.first_time(teacher.schedule))
-    return Student(student, trainable), replace(prior, conditions=conditions)
+    return Student(student), replace(prior, conditions=conditions)
 
 
 def generator_prior(generator: Generator, schedule: Schedule) -> Prior:

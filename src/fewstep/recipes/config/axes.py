@@ -52,6 +52,8 @@ class BacktrackedTarget(Section):
     ``guidance``: of the estimates of the node in force. ``dropout``: the share of samples whose
     condition the degrading teacher is not told, so that nodes keep an unconditional estimate that
     is theirs; null for ``DROPOUT`` where the target is guided, and for none where it is not.
+    ``recorded_as``: what a node is: a ``copy`` of the teacher, or an adapter on it (``lora``) of
+    the fake score's rank, alpha and layers.
     """
 
     kind: Literal["backtracked"]
@@ -61,6 +63,7 @@ class BacktrackedTarget(Section):
     optimizer: OptimizerChoice = Adam()
     guidance: GuidanceChoice = NoGuidance()
     dropout: Annotated[Fraction | None, Later()] = None
+    recorded_as: Annotated[Literal["copy", "lora"], Later()] = "copy"
 
     @property
     def dropped(self) -> float:

@@ -26,7 +26,9 @@ class Training(Section):
     a GPU where there is one and the CPU elsewhere. Plans, rehearsals and twins do not look at it.
     ``accumulate``: portions in which each process works off its samples of a step, one after
     another; less memory, the same step. ``recompute``: networks of many blocks forget their
-    activations and compute them again in the backward pass (gradient checkpointing).
+    activations and compute them again in the backward pass (gradient checkpointing). ``frozen``:
+    the type in which the weights of linear and convolutional layers are kept that nothing trains,
+    those of the teacher and of a path's node in use; copies that are trained are in float32.
     """
 
     steps: Count
@@ -42,6 +44,7 @@ class Training(Section):
     checkpoint_every: Count = 500
     keep: Count = 2
     health_every: Count = 200
+    frozen: Annotated[Literal["fp32", "bf16"], Later()] = "fp32"
 
 
 class Distributed(Section):

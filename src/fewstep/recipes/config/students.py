@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import create_model, model_validator
-from torch import nn
 
-from fewstep.denoisers import NetworkDenoiser, copy_of, device_of
+from fewstep.denoisers import NetworkDenoiser, copy_of, device_of, in_network
 from fewstep.errors import UserError
-from fewstep.networks import GeneratorNetwork, add_adapter
+from fewstep.networks import GeneratorNetwork
+from fewstep.networks.adapters import AdaptedBase
 from fewstep.networks.kinds.registry import Kind, kinds
+from fewstep.recipes.config.low_rank import LowRankSection
 from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, build_network, check_takes, section_of
 from fewstep.recipes.config.section import (
     Choice,
@@ -79,9 +80,9 @@ class _DenoisingStudent(Section, abc.ABC):
         return time
 
     @abc.abstractmethod
-    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
-        """The student as it is before training, on the teacher's device, and the part of it that is
-        trained, None for all.
+    def denoiser(self, teacher: NetworkDenoiser, base: AdaptedBase) -> NetworkDenoiser:
+        """The student as it is before training, on the teacher's device; ``base``: the teacher's
+        network, for adapters to stand on.
 
         Raises ``UserError`` where it does not fit the teacher, or a file does not fit it.
         """
@@ -98,25 +99,24 @@ class CopyStudent(_DenoisingStudent):
     first_sigma: Positive | None = 2.5
     start: Annotated[ModelPath | None, Later()] = None
 
-    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
+    def denoiser(self, teacher: NetworkDenoiser, base: AdaptedBase) -> NetworkDenoiser:
         remedy = "use one that was made from this teacher, or set 'student.start' to null"
-        return started(copy_of(teacher), self.start, remedy), None
+        return started(copy_of(teacher), self.start, remedy)
 
 
-class LowRankStudent(_DenoisingStudent):
-    """The teacher with a low-rank adapter (LoRA), which alone is trained."""
+class LowRankStudent(_DenoisingStudent, LowRankSection):
+    """The teacher's own network with a low-rank adapter (LoRA), which alone is trained."""
 
     leaves_adapter: ClassVar[bool] = True
 
     kind: Literal["lora"]
     rank: Few = 8
-    scale: Positive = 1.0
+    scale: Positive | None = 1.0
     first_sigma: Positive | None = 2.5
     seed: Seed = 0
 
-    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
-        own = copy_of(teacher)
-        return own, add_adapter(own, self.rank, self.scale, self.seed)
+    def denoiser(self, teacher: NetworkDenoiser, base: AdaptedBase) -> NetworkDenoiser:
+        return self.role(base, teacher, self.seed)
 
 
 class NetworkStudent(_DenoisingStudent):
@@ -132,13 +132,10 @@ class NetworkStudent(_DenoisingStudent):
     first_sigma: Positive | None = 2.5
     seed: Seed = 0
 
-    def denoiser(self, teacher: NetworkDenoiser) -> tuple[NetworkDenoiser, nn.Module | None]:
+    def denoiser(self, teacher: NetworkDenoiser, base: AdaptedBase) -> NetworkDenoiser:
         check_takes(self.network, "student.network.kind", teacher.shape, teacher.classes)
         network = build_network(self.network, self.seed, classes=teacher.classes)
-        own = NetworkDenoiser(
-            network, teacher.schedule, teacher.prediction, teacher.inputs, teacher.shape, teacher.classes
-        )
-        return started(own, self.start).to(device_of(teacher)), None
+        return started(in_network(teacher, network), self.start).to(device_of(teacher))
 
 
 class GeneratorStudent(NetworkSection):

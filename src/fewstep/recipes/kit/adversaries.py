@@ -154,9 +154,9 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
             "no fake score whose trunk could be used; use 'teacher-trunk'."
         )
     fake = next((phase.network for phase in phases if phase.name == "fake"), None)
-    if not isinstance(fake, NetworkDenoiser) or any(phase.trainable is not None for phase in phases):
+    if not isinstance(fake, NetworkDenoiser):
         raise UserError(
-            "'method.adversarial.kind: fake-trunk' needs a learned fake score whose whole network is "
-            "trained; use 'method.fake.kind: learned', or 'adversarial.kind: teacher-trunk'."
+            "'method.adversarial.kind: fake-trunk' needs a fake score that is trained; use 'method.fake.kind: learned' "
+            "or 'lora', or 'adversarial.kind: teacher-trunk'."
         )
     return Headed(fake, head), view

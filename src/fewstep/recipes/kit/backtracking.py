@@ -79,6 +79,7 @@ def build_target(
         context.folder / "path",
         context.original,
         {"method": context.method.model_dump(mode="json"), "target": choice.model_dump(mode="json")},
+        degraded if choice.recorded_as == "lora" else None,
     )
     backtracked = Backtracked(path, choice.switch.rule())
     target: Target = backtracked
@@ -144,6 +145,17 @@ def walk_of(choice: config.TargetChoice, student_every: int) -> Walk | None:
         return Walk(record, (0, student_every * sum(most)), 0.0)
     rounding = planned * _unrounded(record[0] // planned) + student_every * sum(map(_unrounded, fewest))
     return Walk(record, (student_every * sum(fewest), student_every * sum(most)), rounding)
+
+
+def check_nodes(choice: config.TargetChoice, adapts: bool) -> None:
+    """Raises ``UserError`` for a path of adapters of a method whose fake score ``adapts`` not."""
+    path = choice.backtracked
+    if path is not None and path.recorded_as == "lora" and not adapts:
+        raise UserError(
+            "'target.recorded_as: lora' records the nodes of the path as the fake score's adapters, of its rank, alpha "
+            "and layers, and this method's fake score is no adapter; use 'method.fake.kind: lora', or "
+            "'target.recorded_as: copy'."
+        )
 
 
 def check_switch(choice: config.TargetChoice, learned: bool) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
@@ -15,6 +14,7 @@ from fewstep.denoisers import Averaged, Denoiser, Generator, Guided, NetworkDeno
 from fewstep.denoisers.threshold import Threshold
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
+from fewstep.networks.adapters import AdaptedBase
 from fewstep.recipes import config
 from fewstep.schedule import Schedule
 from fewstep.solvers import FlowMap
@@ -27,18 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """``model``: what objectives run, what is averaged and saved; ``trainable``: the part of it
-    that is trained (an adapter), None for all.
-    """
+    """``model``: what objectives run, what is trained, averaged and saved."""
 
     model: Denoiser | Generator
-    trainable: nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
     """``original``: the teacher as it was loaded, of which copies are made; ``teacher``: the same,
-    guided as the recipe's target is and thresholded where the recipe says so. Both frozen.
+    guided as the recipe's target is and thresholded where the recipe says so. Both frozen. ``base``
+    is the network of ``original``, on which adapters stand.
 
     ``space``: what samples look like; ``found``: the recipe's data, None where it has none
     (``data`` is for what cannot do without). ``prior`` is where the student's samples start,
@@ -55,6 +53,7 @@ class Context:
     space: SampleSpace
     features: Features
     original: NetworkDenoiser
+    base: AdaptedBase
     teacher: Denoiser
     student: Student
     prior: Prior

@@ -5,7 +5,6 @@ such methods are made of.
 from __future__ import annotations
 
 import abc
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fewstep.denoisers import NetworkDenoiser, copy_of
-from fewstep.networks import add_adapter, build, describe_network
-from fewstep.networks.lora import fold_adapter
+from fewstep.denoisers import NetworkDenoiser, copy_of, freeze, in_network
+from fewstep.networks import AdaptedBase, build, describe_network
 from fewstep.objectives import EDMWeight, ScoreMatching
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.recipes import config
+from fewstep.recipes.config.low_rank import LowRankSection
 from fewstep.recipes.config.starts import FakePath, begun_fake
 from fewstep.recipes.kit.adversaries import AdversarialChoice, Adversary, build_adversary
 from fewstep.recipes.kit.backtracking import build_target
@@ -62,6 +61,11 @@ class Fake(config.Section, abc.ABC):
         return False
 
     @property
+    def adapts(self) -> bool:
+        """Whether it is a low-rank adapter, as which a path can be recorded."""
+        return False
+
+    @property
     def every(self) -> int:
         """Its updates for one of the student."""
         return 1
@@ -98,8 +102,8 @@ class _TrainedFake(Fake, abc.ABC):
     def _learning(self, network: NetworkDenoiser, context: Context) -> ScoreMatching:
         return ScoreMatching(network, context.student.model, self.times, self.weighting)
 
-    def _phase(self, learning: ScoreMatching, states: States, adapter: nn.Module | None = None) -> Phase:
-        return trained("fake", learning.fake, [Term(learning, states, name="fake score")], self.optimizer, adapter)
+    def _phase(self, learning: ScoreMatching, states: States) -> Phase:
+        return trained("fake", learning.fake, [Term(learning, states, name="fake score")], self.optimizer)
 
 
 class LearnedFake(_TrainedFake):
@@ -131,27 +135,37 @@ class LearnedFake(_TrainedFake):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.training.seed)
             network = build(describe_network(model.network)).to(context.building_device)
-        return NetworkDenoiser(network, model.schedule, model.prediction, model.inputs, model.shape, model.classes)
+        return in_network(model, network)
 
 
-class LowRankFake(_TrainedFake):
-    """The teacher with a low-rank adapter, which alone is trained (VSD).
+class LowRankFake(_TrainedFake, LowRankSection):
+    """The teacher's own network with a low-rank adapter, which alone is trained (VSD).
 
-    Its base is its own: it stays when the target moves.
+    On a path of adapters (``target.recorded_as: lora``) it starts as the last node, and is itself
+    what is degraded. On a path of copies its base is a copy of its own, which takes the last node's
+    weights and stays when the target moves.
     """
 
     kind: Literal["lora"]
     rank: Few = 8
-    scale: Positive = 1.0
+    scale: Positive | None = 1.0
+
+    @property
+    def adapts(self) -> bool:
+        return True
 
     def parts(self, context: Context, states: States, times: TimeDistribution) -> FakeParts:
-        network = copy_of(context.original)
-        adapter = add_adapter(network, self.rank, self.scale, context.training.seed)
+        path = context.target.backtracked
+        copied = path is not None and path.recorded_as == "copy" and path.nodes > 1
+        start = freeze(copy_of(context.original)) if copied else context.original
+        base = AdaptedBase(start.network) if copied else context.base
+        network = self.role(base, context.original, context.training.seed)
         learning = self._learning(network, context)
+        score, phase = Learned(context.reflected(network, "fake")), self._phase(learning, states)
+        if path is not None and path.recorded_as == "lora":
+            return FakeParts(score, network, learning, learning, phase, network)
         degraded = copy_of(context.original)
-        recorded_by = replace(learning, fake=degraded)
-        score, phase = Learned(context.reflected(network, "fake")), self._phase(learning, states, adapter)
-        return FakeParts(score, degraded, recorded_by, learning, phase, _base_of(network))
+        return FakeParts(score, degraded, replace(learning, fake=degraded), learning, phase, start if copied else None)
 
 
 class DeltaFake(Fake):
@@ -247,6 +261,10 @@ class FollowsScores(Method, abc.ABC):
         return self.own_score.learned
 
     @property
+    def adapts_fake(self) -> bool:
+        return self.own_score.adapts
+
+    @property
     def student_every(self) -> int:
         return self.own_score.every
 
@@ -278,13 +296,3 @@ def several_steps(traits: Traits) -> Traits:
         students=traits.students - {"generator"},
         because=because,
     )
-
-
-def _base_of(adapted: NetworkDenoiser) -> NetworkDenoiser:
-    """A denoiser with a fresh adapter, without that adapter but with the same parameters: what is
-    written into it is written into the other's base.
-    """
-    base = copy.deepcopy(adapted, {id(parameter): parameter for parameter in adapted.parameters()})
-    # A fresh adapter adds 0, so that this leaves the weights as they are.
-    fold_adapter(base)
-    return base

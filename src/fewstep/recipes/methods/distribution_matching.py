@@ -72,6 +72,7 @@ class DistributionMatchingMethod(FollowsScores):
         "field, 2 steps": Example({"fake": {"kind": "field", "samples": 4}, "steps": 2}),
         "regression": Example({"regression": {"pairs": 8, "steps": 2}}),
         "fake trunk": Example({"adversarial": {"kind": "fake-trunk"}}),
+        "low rank, fake trunk": Example({"fake": {"kind": "lora", "rank": 2}, "adversarial": {"kind": "fake-trunk"}}),
         "fake trunk, 2 steps": Example({"adversarial": {"kind": "fake-trunk", "r1": 0.1}, "steps": 2}),
         "teacher trunk": Example({"adversarial": {"kind": "teacher-trunk"}}),
         "teacher trunk, delta": Example({"fake": {"kind": "delta"}, "adversarial": {"kind": "teacher-trunk"}}),

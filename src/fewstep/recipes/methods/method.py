@@ -84,6 +84,11 @@ class Method(config.Section, abc.ABC):
         return False
 
     @property
+    def adapts_fake(self) -> bool:
+        """Whether its fake score is a low-rank adapter, as which a path can be recorded."""
+        return False
+
+    @property
     def student_every(self) -> int:
         """The steps of the run for one update of the student, where another network is updated more
         often.
@@ -168,14 +173,9 @@ def student_phase(
     """The phase that trains the student; the run's average follows it, and ``averages`` besides."""
     optimizer = context.method.optimizer
     optimizer = optimizer if warmup is None else replace(optimizer, warmup=warmup)
-    student = context.student
-    return Phase(
-        "student", student.model, terms, optimizer, every, hook, (context.average, *averages), student.trainable
-    )
+    return Phase("student", context.student.model, terms, optimizer, every, hook, (context.average, *averages))
 
 
-def trained(
-    name: str, network: nn.Module, terms: Sequence[Term], optimizer: Optimizer, trainable: nn.Module | None = None
-) -> Phase:
+def trained(name: str, network: nn.Module, terms: Sequence[Term], optimizer: Optimizer) -> Phase:
     """A phase of another network than the student's."""
-    return Phase(name, network, terms, optimizer, trainable=trainable)
+    return Phase(name, network, terms, optimizer)

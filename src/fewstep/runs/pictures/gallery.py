@@ -13,7 +13,6 @@ import torch
 
 from fewstep.condition import Conditions
 from fewstep.data import Dataset
-from fewstep.denoisers import NetworkDenoiser
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
@@ -78,7 +77,6 @@ STEPS = 18
 def write_path_picture(
     folder: Path,
     path: DegradationPath,
-    teacher: NetworkDenoiser,
     conditions: Conditions,
     codec: Codec | None,
     evaluation: Evaluation,
@@ -86,24 +84,25 @@ def write_path_picture(
     """Writes ``path.png``, a row of samples a node from the same noise, and ``path.json`` with the
     rows' names; images only. ``codec``: makes pictures of latents, None where samples are pictures.
 
-    The frozen ``teacher`` is every node in turn, and itself again at the end: one that is sharded
-    cannot be copied.
+    A model of the nodes' kind, the frozen teacher where they are copies of it, is every node in
+    turn, and itself again at the end: one that is sharded cannot be copied.
     """
-    if len(teacher.shape) != 3:
+    if len(path.teacher.shape) != 3:
         return
-    own = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    carrier = path.carrier
+    own = {name: value.detach().clone() for name, value in carrier.state_dict().items()}
     solver, batch = evaluation.solver, evaluation.batch
     sampler = TeacherSampler(
-        -1.0, 1.0, teacher, solver.rule, solver.grid, conditions, codec=codec, batch=batch
+        -1.0, 1.0, carrier, solver.rule, solver.grid, conditions, codec=codec, batch=batch
     ).pictured
     labels = labels_for(10, None, sampler.classes)
     rows = []
     try:
         for node in range(path.last + 1):
-            path.load(node, teacher)
+            path.load(node, carrier)
             rows.append(sampler.draw(Key(0, "path"), 10, labels, STEPS))
     finally:
-        teacher.load_state_dict(own)
+        carrier.load_state_dict(own)
     write_samples(folder / "path.png", torch.cat(rows), -1.0, 1.0, columns=10)
     write_text(
         folder / "path.json", json.dumps({"rows": ["teacher", *(f"node {i}" for i in range(1, path.last + 1))]}) + "\n"

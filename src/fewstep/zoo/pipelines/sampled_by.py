@@ -61,13 +61,13 @@ def text_denoiser(student: nn.Module) -> NetworkDenoiser:
             f"the student is a {type(inner).__name__}, which none of diffusers' pipelines computes; take a student "
             "that is a denoiser of its own, without a threshold ('reflected') or jumps ('trajectory')."
         )
+    # An adapter that is not folded in is refused there.
+    describe_network(inner.network)
     if not isinstance(inner.network, DiffusersTextUNet):
         raise UserError(
             f"the student's network is a {type(inner.network).__name__}, and a text-to-image folder holds a "
             "UNet2DConditionModel; take a student of a text-to-image teacher."
         )
-    # An adapter that is not folded in is refused there.
-    describe_network(inner.network)
     return inner
 
 

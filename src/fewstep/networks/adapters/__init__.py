@@ -1,0 +1,26 @@
+"""Low-rank adapters on a network that several roles share."""
+
+from fewstep.networks.adapters.adapted import (
+    AdaptedNetwork,
+    adapted_in,
+    apart,
+    bases_of,
+    merged_network,
+    shorten_adapters,
+)
+from fewstep.networks.adapters.base import AdaptedBase
+from fewstep.networks.adapters.low_rank import Adapter, Form, LowRank, fitting_layers
+
+__all__ = [
+    "AdaptedBase",
+    "AdaptedNetwork",
+    "Adapter",
+    "Form",
+    "LowRank",
+    "adapted_in",
+    "apart",
+    "bases_of",
+    "fitting_layers",
+    "merged_network",
+    "shorten_adapters",
+]
