@@ -38,11 +38,16 @@ def long_copy(model: Model) -> Model:
     return copied
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether a layer that is called on x chooses the type that it computes in by itself."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def _taken_in(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    if torch.is_autocast_enabled(inputs[0].device.type):
+    if autocasts(inputs[0]):
         return None
     return tuple(each.to(layer.weight.dtype) for each in inputs)
 
 
 def _given_out(layer: Any, inputs: Any, emitted: Tensor) -> Tensor:
-    return emitted if torch.is_autocast_enabled(emitted.device.type) else emitted.to(torch.float32)
+    return emitted if autocasts(emitted) else emitted.to(torch.float32)

@@ -24,6 +24,7 @@ from torch.nn.functional import conv2d, linear
 from fewstep.errors import UserError
 from fewstep.networks.interfaces import DenoisingNetwork, Reweighted
 from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.precision import autocasts
 from fewstep.random import Key
 
 Layer = nn.Linear | nn.Conv2d
@@ -96,7 +97,7 @@ class LowRank(nn.Module):
     def added_to(self, emitted: Tensor, layer: Layer, x: Tensor) -> Tensor:
         """What the layer emitted on x, and the adapter's part."""
         down, up = self.lora_A.weight, self.lora_B.weight
-        if x.dtype != down.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != down.dtype and not autocasts(x):
             x = x.to(down.dtype)
         low = _computed(layer, x, down)
         low = linear(low, up) if up.ndim == 2 else conv2d(low, up)

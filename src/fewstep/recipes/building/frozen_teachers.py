@@ -186,7 +186,7 @@ def sketched(recipe: DistillRecipe) -> Teacher:
         # Their range plays no part in sizes.
         return Teacher(denoiser, Classes(denoiser.classes), SampleSpace(denoiser.shape, -1.0, 1.0, denoiser.classes))
     prompts_of(recipe)
-    text = recipe.teacher.text_model()
+    text = recipe.teacher.text_sketch()
     codec = None if text is None else text.codec_sketch()
     conditions = Unembedded({**shapes, "text": (TOKENS, shapes["text"][-1])})
     return Teacher(denoiser, conditions, latent_space(denoiser), codec)

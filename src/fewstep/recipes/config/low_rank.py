@@ -36,7 +36,7 @@ class LowRankSection(Section, abc.ABC):
         scale: float | None
 
     alpha: Annotated[Positive | None, Later()] = None
-    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, Field(min_length=1), Later()] = None
+    targets: Annotated[list[Annotated[str, Field(min_length=1)]] | None, Field(min_length=1), Later()] = None
     start: Annotated[AdapterPath | None, Later()] = None
 
     @model_validator(mode="before")
@@ -57,7 +57,7 @@ class LowRankSection(Section, abc.ABC):
         """Of the adapter, where it does not begin from a file."""
         alpha = self.alpha if self.scale is None else self.scale * self.rank
         assert alpha is not None
-        return Form(self.rank, alpha, self.targets)
+        return Form(self.rank, alpha, None if self.targets is None else tuple(self.targets))
 
     def role(self, base: AdaptedBase, like: NetworkDenoiser, seed: int) -> NetworkDenoiser:
         """The denoiser ``like``, with such an adapter on the base in the place of its network.

@@ -26,6 +26,7 @@ from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
 from fewstep.zoo.pipelines import OpenedPipeline, PipelinePlace, open_pipeline
+from fewstep.zoo.pipelines.published import published
 from fewstep.zoo.shipped import SHIPPED_PIPELINES, SHIPPED_RANGES, shipped_pipeline
 
 SIGMA_DATA = 0.5
@@ -59,6 +60,10 @@ class TeacherSection(Section, abc.ABC):
         """That model; None for others."""
         place = self.pipeline
         return None if place is None else open_pipeline(place.source, place.revision, place.variant)
+
+    def text_sketch(self) -> OpenedPipeline | None:
+        """The same for its sizes alone: a published one is known by its name."""
+        return self.text_model()
 
     @property
     def published(self) -> Mapping[str, Any] | None:
@@ -315,7 +320,10 @@ class PipelineTeacher(TeacherSection):
         return self._opened().denoiser()
 
     def sketch(self) -> NetworkDenoiser:
-        return self._opened().sketch()
+        return self.text_sketch().sketch()
+
+    def text_sketch(self) -> OpenedPipeline:
+        return published(self.path) or self._opened()
 
     @property
     def pipeline(self) -> PipelinePlace:

@@ -60,7 +60,7 @@ class TextPipeline:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A network's configuration and tensors, and where both are, for sentences."""
 
     config: dict[str, Any]
@@ -78,7 +78,7 @@ class OpenedPipeline:
     """
 
     kind: PipelineKind
-    parts: Mapping[str, _Part]
+    parts: Mapping[str, Part]
     tokenizers: Mapping[str, Callable[[], Any]]
     scheduler: tuple[dict[str, Any], Any]
     zeros_for_empty: bool
@@ -172,7 +172,7 @@ def open_pipeline(source: str | Path, revision: str | None = None, variant: str 
     """
     found = find(source, revision, variant)
     parts = {
-        name: _Part(
+        name: Part(
             read_configuration(found.config(name)),
             functools.partial(read_weights, weights, NO_WEIGHTS),
             found.config(name),
@@ -219,7 +219,7 @@ def time_ids(height: int, width: int) -> Tensor:
     return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
 
-def _given(part: _Part) -> tuple[dict[str, Any], Tensors, object, str]:
+def _given(part: Part) -> tuple[dict[str, Any], Tensors, object, str]:
     return part.config, part.tensors, part.where, part.source
 
 
@@ -227,14 +227,14 @@ def _itself(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _held(module: Any, where: str) -> _Part:
+def _held(module: Any, where: str) -> Part:
     """A network that is held in memory."""
 
     def tensors() -> dict[str, Tensor]:
         return {name: value.detach().cpu().float() for name, value in module.state_dict().items()}
 
     config = module.config
-    return _Part(_plain(config if isinstance(config, Mapping) else config.to_dict()), tensors, where, where)
+    return Part(_plain(config if isinstance(config, Mapping) else config.to_dict()), tensors, where, where)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
