@@ -4,17 +4,21 @@ opened.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_combinations import without_syncing
-from test_text_recipes import PROMPTS, ended, folders, own_cache
+from test_text_recipes import PROMPTS, ended, folders, own_cache, recipe
 
+import fewstep.planning.plan
 import fewstep.recipes.config.teachers
 import fewstep.runs.loading
+from fewstep.planning.plan import plan_on_gpus
+from fewstep.planning.rehearsal import Rehearsal
+from fewstep.recipes.building.frozen_teachers import sketched
 from fewstep.runs import evaluate, load, load_guided, load_teacher
 from fewstep.runs.export import export_source
 from fewstep.runs.loading import load_alone, load_beside
@@ -76,6 +80,21 @@ def test_an_export_reads_no_text_encoder(ended: Path, opened: Counter[str]) -> N
     source = export_source(ended)
     assert source.prompt == PROMPTS[0]
     assert (opened["encoder"], opened["codec"], opened["student"]) == (0, 0, 1)
+
+
+def test_a_plan_opens_the_pipeline_once(
+    folders: dict[str, Path], opened: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = {"pipeline": 1, "sketch": 1, "codec_sketch": 1}
+    sketched(recipe(folders["sdxl"]))
+    assert opened == once
+    opened.clear()
+    # A rehearsal opens the twin's teacher, which is another one.
+    rehearsed = Rehearsal(defaultdict(lambda: 4.0), {}, graphs=1.0, graphs_bf16=0.5)
+    monkeypatch.setattr(fewstep.planning.plan, "rehearse", lambda _: rehearsed)
+    found = plan_on_gpus(recipe(folders["sdxl"]), "r.yaml")
+    assert opened == once
+    assert "codec" in {part.role for part in found.parts}
 
 
 def test_a_student_alone_has_no_prompts(ended: Path) -> None:

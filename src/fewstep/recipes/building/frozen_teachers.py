@@ -178,14 +178,14 @@ def pictures_of(codec: Codec, latents: SampleSpace) -> SampleSpace:
 
 def sketched(recipe: DistillRecipe) -> Teacher:
     """The recipe's teacher on the meta device, where no prompt is embedded and no data is read."""
-    denoiser = sketched_teacher(recipe.teacher, recipe.data)
+    text = recipe.teacher.text_model()
+    denoiser = sketched_teacher(recipe.teacher, recipe.data) if text is None else text.sketch()
     shapes = asked_of(denoiser)
     if not shapes:
         _check_no_prompts(recipe)
         # Their range plays no part in sizes.
         return Teacher(denoiser, Classes(denoiser.classes), SampleSpace(denoiser.shape, -1.0, 1.0, denoiser.classes))
     prompts_of(recipe)
-    text = recipe.teacher.text_model()
     codec = None if text is None else text.codec_sketch()
     conditions = Unembedded({**shapes, "text": (TOKENS, shapes["text"][-1])})
     return Teacher(denoiser, conditions, latent_space(denoiser), codec)
