@@ -16,10 +16,11 @@ import torch
 import yaml
 from cli_kit import small_recipe
 
+import fewstep.runs.loading
 from fewstep.command.entry import main
 from fewstep.command.tables.evaluations import quality_table
 from fewstep.command.tables.shifts import shift_table
-from fewstep.denoisers import Guided, Rescheduled
+from fewstep.denoisers import Guided, Rescheduled, load_model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics import manifold_scores
@@ -29,7 +30,7 @@ from fewstep.recipes import shipped_text
 from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
 from fewstep.report import write_run_report
-from fewstep.runs import distill, evaluate, load, load_guided
+from fewstep.runs import distill, evaluate, load, load_guided, load_teacher
 from fewstep.runs.loading import guided_samplers
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import EULER, solve
@@ -322,15 +323,20 @@ def test_guidance_scales_are_measured_of_teacher_and_student(guided, halved, com
 
 
 def test_a_student_without_a_scale_has_no_row_by_guidance(guided):
-    student = load(guided)
-    assert set(guided_samplers(guided, student, [2.0])["2.0"]) == {"teacher", "student"}
+    student, teacher = load(guided), load_teacher(guided)
+    assert set(guided_samplers(teacher, student, [2.0])["2.0"]) == {"teacher", "student"}
     plain = replace(student, sampling=replace(student.sampling, guidance=None))
-    assert set(guided_samplers(guided, plain, [2.0])["2.0"]) == {"teacher"}
+    assert set(guided_samplers(teacher, plain, [2.0])["2.0"]) == {"teacher"}
 
 
-def test_sample_takes_the_scale_of_a_guided_student(guided, halved, tmp_path, command):
+def test_sample_takes_the_scale_of_a_guided_student(guided, halved, tmp_path, command, monkeypatch):
     assert load_guided(guided).sampling.guidance == 1.5
     assert load_guided(halved, 1.0).sampling.guidance is None
+    with monkeypatch.context() as patch:
+        read = []
+        patch.setattr(fewstep.runs.loading, "load_model", lambda path: read.append(path) or load_model(path))
+        assert load_guided(guided, 3.0).sampling.guidance == 3.0
+        assert len(read) == 1
     assert (
         command(
             "sample", guided, "-n", "4", "--guidance", "3", "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz"

@@ -5,8 +5,10 @@ pipeline of diffusers' as the folder that it saves.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.recipes.config.section import first_difference
 from fewstep.system import distributed
-from fewstep.system.files import replacing
+from fewstep.system.files import replacing, why_not_written, write_alone
+from fewstep.system.ledger import noted_in
 from fewstep.zoo.pipelines import TextPipeline, from_pipeline, load_pipeline
 from fewstep.zoo.pipelines.index import INDEX
+
+_BEGUN = "begun"
+"""The file by which a folder that is made aside is in the ledger before anything else is in it."""
 
 
 def check_teacher(teacher: Any) -> None:
@@ -68,20 +74,41 @@ def _keep_pipeline(folder: RunFolder, pipe: Any) -> None:
     given = from_pipeline(pipe)
     # The index is written last, so that where it is all is.
     if not (folder.pipeline / INDEX).is_file():
-        distributed.together(lambda: _save(pipe, folder.pipeline))
+        distributed.together(lambda: _save(pipe, folder))
         return
     if not _alike(load_pipeline(folder.pipeline), given):
         raise _another(folder, folder.pipeline)
 
 
-def _save(pipe: Any, into: Path) -> None:
+def _save(pipe: Any, folder: RunFolder) -> None:
     """The folder that diffusers writes, file by file, as a run's other files are written."""
-    with tempfile.TemporaryDirectory(dir=into.parent, prefix=".teacher-") as name:
-        pipe.save_pretrained(name, safe_serialization=True)
-        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
-        for path in sorted(files, key=lambda path: path.name == INDEX):
-            with open(path, "rb") as read, replacing(into / os.path.relpath(path, name)) as write:
-                shutil.copyfileobj(read, write, 1 << 20)
+    into = folder.pipeline
+    # A start that finds the name goes on (see ``settling``), and removes the folder.
+    aside = into.with_name(f".{into.name}.{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}.aside")
+    try:
+        _remove_left(folder)
+        write_alone(aside / _BEGUN, b"")
+        try:
+            pipe.save_pretrained(aside, safe_serialization=True)
+            files = sorted(path for path in aside.rglob("*") if path.is_file() and path != aside / _BEGUN)
+            for path in sorted(files, key=lambda path: path.name == INDEX):
+                with open(path, "rb") as read, replacing(into / path.relative_to(aside)) as write:
+                    shutil.copyfileobj(read, write, 1 << 20)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(why_not_written(into, error)) from error
+
+
+def _remove_left(folder: RunFolder) -> None:
+    """Removes what a start that was killed while it saved a teacher left: no other folder than one
+    that the ledger knows.
+    """
+    left = re.compile(rf"\.{folder.pipeline.name}\.\d+-\d+-\d+\.aside")
+    for name in sorted(filter(left.fullmatch, noted_in(folder.path))):
+        path = folder.path / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def _alike(kept: TextPipeline, given: TextPipeline) -> bool:

@@ -45,7 +45,7 @@ from fewstep.planning.footprint import bytes_of, state_bytes
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, only_adapters, prior_of, rehearse
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_context, check_parts, recompute
-from fewstep.recipes.building.frozen_teachers import sketched
+from fewstep.recipes.building.frozen_teachers import Teacher, sketched
 from fewstep.recipes.kit.backtracking import open_end, walk_of
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods import Built
@@ -163,8 +163,9 @@ def plan_on_gpus(
             f"{recipe.training.accumulate} equal portions cannot share; use a multiple of it."
         )
     check_parts(recipe)
-    context, built = sketch(recipe, Path("plan"))
-    target, codec = recipe.target.backtracked, sketched(recipe).codec
+    opened = sketched(recipe)
+    context, built = _built_of(recipe, Path("plan"), opened)
+    target, codec = recipe.target.backtracked, opened.codec
     slot = 0 if built.path is None else bytes_of(built.path.blank())
     beside = 0 if codec is None else bytes_of(codec)
     steps = _steps(recipe, built)
@@ -258,7 +259,10 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     """The recipe's parts on the meta device, on data of the teacher's shape that is not there; what
     a run would write goes by paths in ``folder``, and nothing is written.
     """
-    opened = sketched(recipe)
+    return _built_of(recipe, folder, sketched(recipe))
+
+
+def _built_of(recipe: DistillRecipe, folder: Path, opened: Teacher) -> tuple[Context, Built]:
     teacher = opened.denoiser
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
     # Digits and points are at hand, and some methods look at them.

@@ -27,7 +27,7 @@ from fewstep.random import Key
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import data_of, evaluator_in
 from fewstep.recipes.given import give
-from fewstep.runs.loading import guided_samplers, load, load_teacher
+from fewstep.runs.loading import guided_samplers, load_beside, teacher_of
 from fewstep.runs.pictures.gallery import write_worst
 from fewstep.runs.pictures.image_sets import announce, said_of
 from fewstep.runs.prompt_measures import measured_prompts
@@ -86,7 +86,9 @@ def evaluate(
         recipe.evaluation, samples=samples, draws=draws, teacher_steps=teacher_steps, student_steps=student_steps
     )
     draws = choice.draws
-    student, plain, data = load(folder.path), load_teacher(folder.path), data_of(recipe.data)
+    data = data_of(recipe.data)
+    plain = teacher_of(recipe, data)
+    student = load_beside(folder.path, plain)
     teacher = plain.guided(recipe.evaluation.guidance)
     look = student.pictured.space if data is None else data.space
     space = choice.features.space(look, device_of(student.model))
@@ -119,7 +121,7 @@ def evaluate(
     result["left_out"] = {"halves_fd": no_halves} if no_halves else {}
     if guidance:
         result["guidance"] = {}
-        for scale, samplers in guided_samplers(folder.path, student, guidance).items():
+        for scale, samplers in guided_samplers(plain, student, guidance).items():
             result["guidance"][scale] = {name: {} for name in samplers}
             for name, sampler in samplers.items():
                 steps = max(teacher_steps, default=teacher.usual_steps) if name == "teacher" else student.usual_steps

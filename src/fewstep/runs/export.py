@@ -7,8 +7,9 @@ from pathlib import Path
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
+from fewstep.recipes.building.prompting import prompts_of
 from fewstep.recipes.config.section import kind_of_section
-from fewstep.runs.loading import load
+from fewstep.runs.loading import load_alone
 from fewstep.zoo.pipelines import ExportSource, export_pipeline
 
 
@@ -35,7 +36,7 @@ def export_source(run: Path | str) -> ExportSource:
             f"{run}: its teacher ('teacher.kind: {kind_of_section(type(recipe.teacher))}') is no text-to-image "
             "pipeline, in whose place diffusers could sample the student; export a run with 'teacher.kind: pipeline'."
         )
-    student = load(run, device="cpu")
+    student = load_alone(run, "cpu")
     times = student.sampling.times(student.schedule, student.prior.time)
     return ExportSource(
         student.model,
@@ -45,5 +46,5 @@ def export_source(run: Path | str) -> ExportSource:
         str(kind_of_section(type(recipe.method))),
         run_of(recipe),
         student.prior.std,
-        student.owner.texts[0],
+        prompts_of(recipe).alone(recipe.data).texts[0],
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,38 @@ def load(
     trained on unless given. It works on ``device``, a GPU where there is one unless told otherwise,
     wherever it was trained.
     """
-    folder, path = Path(run), Path(run)
+    student = load_alone(run, device)
+    if guidance is not None:
+        student = student.guided(guidance)
+    if not asked_of(student.model):
+        if prompts is not None:
+            raise UserError(f"{run}: this student is told no prompts; leave the prompts out.")
+        return student
+    folder = Path(run)
+    if not folder.is_dir():
+        raise UserError(
+            f"{run}: this student draws what prompts say, and the text encoder is its teacher's; give the folder of "
+            "the run."
+        )
+    assert isinstance(student.model, Denoiser)
+    recipe = RunFolder(folder).read_distill_recipe()
+    around = open_around(recipe, prompts, resolve_device(device))
+    return student.told(around.conditions(student.model), around.codec, recipe.evaluation.batch)
+
+
+def load_beside(run: Path | str, teacher: TeacherSampler, device: DeviceName = "auto") -> StudentSampler:
+    """The student of a run beside its teacher, as ``load_teacher`` or ``teacher_of`` gave it:
+    prompts and codec are the teacher's, and nothing is opened anew.
+    """
+    student = load_alone(run, device)
+    return student.told(teacher.conditions, teacher.codec, teacher.batch) if asked_of(student.model) else student
+
+
+def load_alone(run: Path | str, device: DeviceName = "auto") -> StudentSampler:
+    """The student of a run (or of a ``student.safetensors``) by what its file holds: a
+    text-to-image student has neither prompts nor a codec, and draws nothing.
+    """
+    path = Path(run)
     path = RunFolder(path).student if path.is_dir() else path
     if not path.is_file():
         raise UserError(
@@ -67,23 +97,7 @@ def load(
         raise UserError(
             f"{path}: holds a model but not how to sample it ({error}); it is not a student's file."
         ) from error
-    if guidance is not None:
-        if sampling.guidance is None:
-            raise UserError(f"{path}: this student was not conditioned on a guidance scale; leave the guidance out.")
-        sampling = replace(sampling, guidance=guidance)
-    student = StudentSampler(low, high, freeze(model).to(resolve_device(device)), start, sampling)
-    if not asked_of(model):
-        if prompts is not None:
-            raise UserError(f"{run}: this student is told no prompts; leave the prompts out.")
-        return student
-    if not folder.is_dir():
-        raise UserError(
-            f"{path}: this student draws what prompts say, and the text encoder is its teacher's; give the folder of "
-            "the run."
-        )
-    assert isinstance(model, Denoiser)
-    around = open_around(RunFolder(folder).read_distill_recipe(), model, prompts, resolve_device(device))
-    return replace(student, prior=replace(start, conditions=around.conditions), codec=around.codec, batch=around.batch)
+    return StudentSampler(low, high, freeze(model).to(resolve_device(device)), start, sampling)
 
 
 def _range(said: Any) -> tuple[float, float]:
@@ -136,17 +150,20 @@ def teacher_of(recipe: DistillRecipe, data: Dataset | None, device: DeviceName =
     )
 
 
-def guided_samplers(run: Path, student: StudentSampler, scales: Sequence[float]) -> dict[str, dict[str, Sampler]]:
-    """``{str(scale): {"teacher": ..., "student": ...}}``, the student where it was conditioned on a
-    scale; raises ``UserError`` for a negative scale, or a teacher without classes.
+def guided_samplers(
+    teacher: TeacherSampler, student: StudentSampler, scales: Sequence[float]
+) -> dict[str, dict[str, Sampler]]:
+    """``{str(scale): {"teacher": ..., "student": ...}}`` of a teacher that is not guided, the
+    student where it was conditioned on a scale; raises ``UserError`` for a negative scale, or a
+    teacher without classes and prompts.
     """
     found: dict[str, dict[str, Sampler]] = {}
     for scale in scales:
         if not scale >= 0:
             raise UserError(f"--guidance: a guidance scale must be at least 0, got {scale}.")
         found[str(float(scale))] = {
-            "teacher": load_teacher(run, scale),
-            **({} if student.sampling.guidance is None else {"student": load(run, scale)}),
+            "teacher": teacher.guided(scale),
+            **({} if student.sampling.guidance is None else {"student": student.guided(scale)}),
         }
     return found
 
@@ -163,4 +180,4 @@ def load_guided(run: Path | str, guidance: float | None = None, prompts: Sequenc
             "--guidance: only the teacher can be guided, since this student was not conditioned on a "
             "scale; add --teacher or leave it out."
         )
-    return load(run, guidance, prompts=prompts)
+    return student.guided(guidance)

@@ -121,6 +121,21 @@ class StudentSampler(Sampler):
     def usual_steps(self) -> int:
         return self.sampling.steps
 
+    def guided(self, scale: float) -> StudentSampler:
+        """The same at another guidance scale.
+
+        Raises ``UserError`` where it was not conditioned on one.
+        """
+        if self.sampling.guidance is None:
+            raise UserError("guidance: this student was not conditioned on a guidance scale; leave it out.")
+        return replace(self, sampling=replace(self.sampling, guidance=scale))
+
+    def told(self, conditions: Conditions, codec: Codec | None, batch: int) -> StudentSampler:
+        """The same with what it draws, with what makes pictures of its samples, and with as many of
+        them made at a time as ``batch``.
+        """
+        return replace(self, prior=replace(self.prior, conditions=conditions), codec=codec, batch=batch)
+
     @property
     def schedule(self) -> Schedule:
         """The student's forward process; any serves for a generator, which has none."""

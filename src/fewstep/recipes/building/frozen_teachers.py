@@ -14,7 +14,7 @@ import torch
 from fewstep.condition import Classes, Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.data.latents import bounds_of, latents_of
-from fewstep.data.prompts import Unembedded
+from fewstep.data.prompts import EmbeddedPrompts, Unembedded
 from fewstep.denoisers import Denoiser, NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import Codec, build
@@ -81,12 +81,12 @@ def _of_text(
     codec = text.codec().to(device)
     listed, data = choice.beside(None if pictures is None else latents_of(pictures, codec))
     # The encoder is let go before the network is read.
-    prompts = embedded(text, listed, choice.too_long, device)
+    around = Around(codec, embedded(text, listed, choice.too_long, device))
     denoiser = text.denoiser()
     _check_shape(denoiser, data)
-    text.check_together(denoiser, {name: shape[-1] for name, shape in prompts.shapes.items()}, codec.channels)
-    conditions = prompt_conditions(prompts, denoiser, codec.factor)
-    return Teacher(denoiser.to(device), conditions, latent_space(denoiser), codec, data)
+    made = {name: shape[-1] for name, shape in around.prompts.shapes.items()}
+    text.check_together(denoiser, made, codec.channels)
+    return Teacher(denoiser.to(device), around.conditions(denoiser), latent_space(denoiser), codec, data)
 
 
 def _check_shape(denoiser: NetworkDenoiser, data: Dataset | None) -> None:
@@ -99,28 +99,27 @@ def _check_shape(denoiser: NetworkDenoiser, data: Dataset | None) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Around:
-    """What a text-to-image student needs besides its network: ``conditions`` of prompts, a
-    ``codec``, and how many samples are made at a time.
-    """
+    """A text-to-image model besides its network: a ``codec``, and ``prompts``, embedded."""
 
-    conditions: Conditions
     codec: Codec
-    batch: int
+    prompts: EmbeddedPrompts
+
+    def conditions(self, denoiser: Denoiser) -> Conditions:
+        """What the samples of a denoiser, latents of this codec, may be asked to be."""
+        return prompt_conditions(self.prompts, denoiser, self.codec.factor)
 
 
-def open_around(
-    recipe: DistillRecipe, student: Denoiser, prompts: Sequence[str] | None, device: torch.device
-) -> Around:
-    """What is around the teacher of a recipe, for its ``student``, without the teacher's network;
-    ``prompts`` in the place of the recipe's, unless None.
+def open_around(recipe: DistillRecipe, prompts: Sequence[str] | None, device: torch.device) -> Around:
+    """What is around the teacher of a recipe, without the teacher's network; ``prompts`` in the
+    place of the recipe's, unless None.
+
+    Raises ``UserError`` where the teacher is no text-to-image model.
     """
     text = recipe.teacher.text_model()
     if text is None:
         raise UserError("the recipe's teacher is no text-to-image model, and the student draws what prompts say.")
     choice = prompts_of(with_prompts(recipe, prompts))
-    embeddings, codec = embedded(text, choice.alone(recipe.data), choice.too_long, device), text.codec()
-    conditions = prompt_conditions(embeddings, student, codec.factor)
-    return Around(conditions, codec.to(device), recipe.evaluation.batch)
+    return Around(text.codec().to(device), embedded(text, choice.alone(recipe.data), choice.too_long, device))
 
 
 def with_prompts(recipe: DistillRecipe, prompts: Sequence[str] | None) -> DistillRecipe:
@@ -179,14 +178,14 @@ def pictures_of(codec: Codec, latents: SampleSpace) -> SampleSpace:
 
 def sketched(recipe: DistillRecipe) -> Teacher:
     """The recipe's teacher on the meta device, where no prompt is embedded and no data is read."""
-    denoiser = sketched_teacher(recipe.teacher, recipe.data)
+    text = recipe.teacher.text_sketch()
+    denoiser = sketched_teacher(recipe.teacher, recipe.data) if text is None else text.sketch()
     shapes = asked_of(denoiser)
     if not shapes:
         _check_no_prompts(recipe)
         # Their range plays no part in sizes.
         return Teacher(denoiser, Classes(denoiser.classes), SampleSpace(denoiser.shape, -1.0, 1.0, denoiser.classes))
     prompts_of(recipe)
-    text = recipe.teacher.text_sketch()
     codec = None if text is None else text.codec_sketch()
     conditions = Unembedded({**shapes, "text": (TOKENS, shapes["text"][-1])})
     return Teacher(denoiser, conditions, latent_space(denoiser), codec)

@@ -16,7 +16,7 @@ from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
-from fewstep.runs.loading import load, load_guided, load_teacher
+from fewstep.runs.loading import load_beside, load_guided, load_teacher
 from fewstep.runs.pictures.sample_files import write_captioned, write_samples
 from fewstep.runs.sampler import Sampler
 
@@ -108,7 +108,8 @@ def beside_teacher(run: Path, guidance: float, prompts: Sequence[str] | None) ->
 
     Raises ``UserError`` for samples that are no pictures.
     """
-    student, teacher = load(run, prompts=prompts).pictured, load_teacher(run, guidance, prompts=prompts).pictured
+    opened = load_teacher(run, guidance, prompts=prompts)
+    student, teacher = load_beside(run, opened).pictured, opened.pictured
     if len(student.shape) != 3:
         raise UserError("--compare: sets pictures side by side, and these samples are points; leave it out.")
     measured = RunFolder(run).read_distill_recipe().evaluation.teacher_steps
