@@ -22,7 +22,7 @@ from fewstep.recipes import config
 from fewstep.recipes.building.parts import data_of, evaluator_in
 from fewstep.recipes.given import give
 from fewstep.runs.loading import guided_samplers, load, load_teacher
-from fewstep.runs.measured_models import Job, work_off
+from fewstep.runs.measured_models import MeasuredModel, work_off
 from fewstep.runs.pictures.gallery import write_worst
 from fewstep.runs.pictures.image_sets import announce, said_of
 from fewstep.runs.sampler import Sampler, StudentSampler
@@ -75,8 +75,8 @@ def evaluate(
     result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": origins, "reference": {}}
     if teacher is not plain:
         result["teacher_guidance"] = recipe.evaluation.guidance
-    jobs = [Job("teacher", teacher.pictured, steps, result["teacher"]) for steps in choice.teacher_steps]
-    jobs += [Job("student", student.pictured, steps, result["student"]) for steps in choice.student_steps]
+    jobs = [MeasuredModel("teacher", teacher.pictured, steps, result["teacher"]) for steps in choice.teacher_steps]
+    jobs += [MeasuredModel("student", student.pictured, steps, result["student"]) for steps in choice.student_steps]
     if recipe.evaluation.reference is not None:
         moments = teacher_moments(recipe, plain, space, data, listener.say)
         # Before anything is measured, whose evaluations and time these are not.
@@ -109,13 +109,13 @@ def evaluate(
 
 def _guided_jobs(
     samplers: Mapping[str, Mapping[str, Sampler]], steps: Mapping[str, int], into: dict[str, dict[str, dict[str, Any]]]
-) -> list[Job]:
+) -> list[MeasuredModel]:
     """A job for each of the ``samplers`` by scale and name, at the ``steps`` of its name."""
     jobs = []
     for scale, named in samplers.items():
         into[scale] = {name: {} for name in named}
         jobs += [
-            Job(f"{name} guided by {scale}", sampler.pictured, steps[name], into[scale][name])
+            MeasuredModel(f"{name} guided by {scale}", sampler.pictured, steps[name], into[scale][name])
             for name, sampler in named.items()
         ]
     return jobs

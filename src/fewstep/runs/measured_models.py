@@ -22,7 +22,7 @@ from fewstep.training import Listener
 
 
 @dataclass
-class Job:
+class MeasuredModel:
     """A model to be measured at a number of steps; ``into`` takes what is found, ``left_out`` the
     reasons of what could not be, ``prompted`` what is found of prompts, where there are prompts.
     """
@@ -35,7 +35,7 @@ class Job:
     prompted: PromptedFigures | None = None
 
 
-def work_off(jobs: Sequence[Job], evaluator: Evaluator, draws: int, listener: Listener) -> None:
+def work_off(jobs: Sequence[MeasuredModel], evaluator: Evaluator, draws: int, listener: Listener) -> None:
     """Measures each job into its dictionary."""
     with listener:
         listener.stage("evaluate", len(jobs) * draws, 0)
@@ -56,7 +56,7 @@ def work_off(jobs: Sequence[Job], evaluator: Evaluator, draws: int, listener: Li
             job.left_out.update(job.prompted.left_out)
 
 
-def _measure(evaluator: Evaluator, job: Job, draws: int, report: Callable[[], None]) -> None:
+def _measure(evaluator: Evaluator, job: MeasuredModel, draws: int, report: Callable[[], None]) -> None:
     spent, sampler = 0.0, job.sampler
     first: list[tuple[Tensor, Tensor | None]] = []
 
