@@ -14,7 +14,7 @@ from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
 from fewstep.planning import plan_recipe
 from fewstep.planning.footprint import bytes_of, state_bytes
-from fewstep.planning.plan import FRAGMENTATION, GIB, WORKSPACE
+from fewstep.planning.gpu_settings import FRAGMENTATION, GIB, WORKSPACE
 from fewstep.planning.rehearsal import Rehearsal
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names

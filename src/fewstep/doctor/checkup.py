@@ -25,7 +25,7 @@ from fewstep.doctor.records import check_log, check_records
 from fewstep.errors import UserError
 from fewstep.keeping.checkpoints import CheckpointFile, Listing, list_checkpoints
 from fewstep.keeping.run_folder import RunFolder
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.runs.loading import load
 from fewstep.schedule import KarrasVE

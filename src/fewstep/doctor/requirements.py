@@ -20,7 +20,7 @@ from fewstep.doctor.environment import EXTRAS, version_of
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
 from fewstep.networks.kinds.network_files import load_network
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import check_parts
 from fewstep.recipes.reading.places import named_in
