@@ -36,7 +36,7 @@ from fewstep.system.locks import in_use
 from fewstep.targets import DegradationPath
 from fewstep.training.actions import MakePairs
 from fewstep.training.reporting.log import read_log
-from fewstep.training.saving.checkpoint import Why, set_aside_in
+from fewstep.training.saving.run_checkpoints import Why, set_aside_in
 
 _ASIDE: dict[Why, str] = {
     "unreadable": "it could not be read",

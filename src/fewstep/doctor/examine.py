@@ -22,7 +22,8 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.recipes import shipped_names
 from fewstep.system.files import check_finite, verify_tensors
 from fewstep.system.locations import is_address
-from fewstep.training.saving.checkpoint import check_values, is_folder, look_at, place_of
+from fewstep.training.saving.checkpoint import is_folder, place_of
+from fewstep.training.saving.checkpoint_files import check_values, look_at
 from fewstep.zoo.pipelines.facts import FACTS, changed_files, read_facts
 
 _WEIGHTS = (".safetensors", ".pkl", ".pt")

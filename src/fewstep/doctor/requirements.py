@@ -25,7 +25,7 @@ from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_
 from fewstep.recipes.building.distillation import check_parts
 from fewstep.recipes.reading.places import named_in
 from fewstep.system.locations import absolute, folder_or_id, is_address
-from fewstep.training.saving.checkpoint import is_checkpoint, look_at
+from fewstep.training.saving.checkpoint_files import is_checkpoint, look_at
 from fewstep.zoo.download import cached_file, local_file
 
 
