@@ -201,8 +201,8 @@ def _shards(urls: str) -> Finding:
 
 
 def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
-    if isinstance(choice, config.ClassifierFeatures | config.ReaderFeatures) and choice.path is not None:
-        yield _stored("evaluation.features.path", choice.path, load_network)
+    if choice.network_file is not None:
+        yield _stored("evaluation.features.path", choice.network_file, load_network)
     elif isinstance(choice, config.InceptionFeatures):
         yield _library("evaluation.features.kind: inception", "metrics", "torch-fidelity")
         key = "evaluation.features.weights"
