@@ -13,7 +13,7 @@ import pytest
 import torch
 from cli_kit import small_recipe
 
-from fewstep.command.entry import main
+from fewstep.command.entry import run_command
 from fewstep.errors import UserError
 from fewstep.runs import distill, list_checkpoints, prune_checkpoints
 from fewstep.system.files import read_metadata, read_tensors, verify_tensors, write_tensors
@@ -250,7 +250,7 @@ def test_the_command_prints_what_it_does(run, monkeypatch, capsys):
     def printed(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["fewstep", "checkpoints", str(run), *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command()
         assert not ended.value.code
         return capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from fewstep.command.entry import main
+from fewstep.command.entry import run_command
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
 from fewstep.planning import plan_recipe
@@ -53,7 +53,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["fewstep", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command()
         captured = capsys.readouterr()
         return int(ended.value.code or 0), captured.out, captured.err
 
