@@ -11,7 +11,7 @@ change happens to be valid. (A run that diverges has shown its progress before i
 minutes of waiting, on a machine that does other things as well), and more than 1 GiB of memory are
 defects. So is a file of somebody's own that a command removed or replaced ("lost").
 
-Most cases run one after another in one process, which calls ``fewstep.command.entry.run_command`` as the
+Most cases run one after another in one process, which calls ``command.entry.run_command`` as the
 command does and is begun anew every 100 cases and after a defect: starting one takes longer than a
 case. Pictures that claim or hold many pixels, long metadata, and weights whose header claims
 gigabytes run in processes of their own, ``python -m fewstep``. Memory is the most that the process
