@@ -8,7 +8,7 @@
 - widest folder: the most files in one package; circles: groups of modules that import one another;
 - lines over 120 columns, of code, docstrings and comments; docstrings over 100;
 - closets: files of 45 lines or fewer; ambiguous names: public names and file names that stand for
-  two things;
+  two things, with the reason where one stays;
 - exported names: what ``import fewstep as fs`` offers.
 
 Prints a table and writes ``benchmarks/results/house.json``.
@@ -25,6 +25,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOSET, WIDTH, TEXT_WIDTH = 45, 120, 100
+STAYS = {
+    "load": "fs.load of a run, fs.zoo.nvidia.load and zoo.diffusers_models.load of a release: called by their modules"
+}
+"""Why a name of two things stays; it is counted all the same."""
 
 
 def trees(source: Path) -> dict[str, ast.Module]:
@@ -191,7 +195,9 @@ def main() -> None:
         counted = isinstance(value, list) and name in ("registries", "circles", "ambiguous names")
         print(f"{name:28}{_shown(value, counted):>14}")
         if counted and value:
-            print("    " + "\n    ".join(each if isinstance(each, str) else " <-> ".join(each) for each in value))
+            for each in value:
+                said = each if isinstance(each, str) else " <-> ".join(each)
+                print(f"    {said}{f' ({STAYS[said]})' if said in STAYS else ''}")
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "house.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

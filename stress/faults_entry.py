@@ -155,7 +155,7 @@ def main() -> None:
     operations.install()
     code: Any = 1
     try:
-        entry.main()
+        entry.run_command()
         code = 0
     except SystemExit as ended:
         code = ended.code or 0

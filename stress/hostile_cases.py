@@ -1,5 +1,5 @@
 """What a hostile or careless user may hand to the command line, made from a seed: recipes, YAML,
-overrides, and what ``hostile_files`` makes (see ``hostile.py``).
+overrides, and what ``hostile_images`` and ``hostile_files`` make (see ``hostile.py``).
 
 Case i of a seed is always the same. What is merely a lot of work (a million steps) is no case here:
 it is what was asked for.
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from hostile_files import images, run_folder, weights
+from hostile_files import run_folder, weights
+from hostile_images import images
 from hostile_lives import belongings, environments
 from hostile_values import PLANNED, RECIPES, TEXTS, WORDS, Case, Stock, holder, junk, mutate, places
 

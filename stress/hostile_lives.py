@@ -18,7 +18,8 @@ import yaml
 
 from fewstep.errors import UserError
 from fewstep.system.files import read_tensors
-from hostile_files import damage, forge, picture
+from hostile_files import damage, forge
+from hostile_images import picture
 from hostile_values import Stock
 
 OURS = (

@@ -38,8 +38,8 @@ def main() -> None:
     taken = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
     for number in taken:
         signal.signal(number, _end)
-    from fewstep.command.entry import main as command
+    from fewstep.command.entry import run_command
 
     for number in taken:
         signal.signal(number, before[number])
-    command()
+    run_command()

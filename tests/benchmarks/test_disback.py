@@ -48,9 +48,9 @@ def test_the_plane_is_compared_at_equal_evaluations_and_goes_on_where_it_was(tmp
 
 def test_a_foreign_teacher_is_exactly_that_of_the_other_digits(tmp_path: Path) -> None:
     """The script measures it and ends where it is not so."""
-    disback = imported("disback")
+    studies = imported("disback_studies")
     for name in ("inverted", "rotated"):
-        assert disback.foreign_teacher(name, tmp_path).is_file()
+        assert studies.foreign_teacher(name, tmp_path).is_file()
 
 
 def test_every_arm_of_a_cell_costs_as_much_as_diff_instruct() -> None:

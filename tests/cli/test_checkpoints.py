@@ -13,12 +13,12 @@ import pytest
 import torch
 from cli_kit import small_recipe
 
-from fewstep.command.entry import main
+from fewstep.command.entry import run_command
 from fewstep.errors import UserError
 from fewstep.runs import distill, list_checkpoints, prune_checkpoints
 from fewstep.system.files import read_metadata, read_tensors, verify_tensors, write_tensors
 from fewstep.system.locks import in_use, locked
-from fewstep.training.saving.checkpoint import Checkpoints, set_aside_in
+from fewstep.training.saving.run_checkpoints import Checkpoints, set_aside_in
 
 STEPS = [40, 36, 32, 28, 24, 20, 18, 16, 12, 8, 4]
 
@@ -207,7 +207,7 @@ def test_a_file_that_the_disk_does_not_give_stops_pruning(run, monkeypatch):
             5, "Input/output error"
         )
 
-    monkeypatch.setattr("fewstep.training.saving.checkpoint.verify_tensors", fails)
+    monkeypatch.setattr("fewstep.training.saving.checkpoint_files.verify_tensors", fails)
     before = all_files(run)
     with pytest.raises(UserError, match="cannot be read, and nothing was removed"):
         prune_checkpoints(run, 1)
@@ -250,7 +250,7 @@ def test_the_command_prints_what_it_does(run, monkeypatch, capsys):
     def printed(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["fewstep", "checkpoints", str(run), *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command()
         assert not ended.value.code
         return capsys.readouterr().out
 

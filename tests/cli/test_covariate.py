@@ -17,7 +17,7 @@ import yaml
 from cli_kit import small_recipe
 
 import fewstep.runs.loading
-from fewstep.command.entry import main
+from fewstep.command.entry import run_command
 from fewstep.command.tables.evaluations import quality_table
 from fewstep.command.tables.shifts import shift_table
 from fewstep.denoisers import Guided, Rescheduled, load_model
@@ -65,7 +65,7 @@ def command(monkeypatch, capsys):
     def run(*arguments: object) -> tuple[object, str, str]:
         monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            main()
+            run_command()
         captured = capsys.readouterr()
         return stopped.value.code, captured.out, captured.err
 

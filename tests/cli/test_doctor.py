@@ -18,7 +18,7 @@ import yaml
 from cli_kit import small_recipe
 from safetensors.torch import save
 
-from fewstep.command.entry import main
+from fewstep.command.entry import run_command
 from fewstep.data.archive import write_archive
 from fewstep.doctor import examine, has_problem
 from fewstep.doctor.environment import EXTRAS
@@ -485,7 +485,7 @@ def test_the_command_exits_with_2_when_something_is_wrong(run, monkeypatch, caps
     def called(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["fewstep", "doctor", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command()
         captured = capsys.readouterr()
         assert captured.err == ""
         return int(ended.value.code or 0), captured.out

@@ -25,7 +25,7 @@ from fewstep.system.files import read_tensors, write_tensors, write_text
 from fewstep.system.ledger import NAME, keeping
 from fewstep.targets import DegradationPath
 from fewstep.training import Silent
-from fewstep.training.saving.checkpoint import Checkpoints
+from fewstep.training.saving.run_checkpoints import Checkpoints
 
 QUICK = ("evaluation.samples=20",)
 

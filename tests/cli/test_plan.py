@@ -9,12 +9,12 @@ import math
 
 import pytest
 
-from fewstep.command.entry import main
+from fewstep.command.entry import run_command
 from fewstep.denoisers import copy_of
 from fewstep.errors import UserError
 from fewstep.planning import plan_recipe
 from fewstep.planning.footprint import bytes_of, state_bytes
-from fewstep.planning.plan import FRAGMENTATION, GIB, WORKSPACE
+from fewstep.planning.gpu_settings import FRAGMENTATION, GIB, WORKSPACE
 from fewstep.planning.rehearsal import Rehearsal
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
@@ -53,7 +53,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["fewstep", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command()
         captured = capsys.readouterr()
         return int(ended.value.code or 0), captured.out, captured.err
 

@@ -20,7 +20,7 @@ from cli_kit import ENVIRONMENT, small_recipe
 from fewstep.runs.blocks import _begin
 from fewstep.system import ending
 from fewstep.system.ending import SIGNALS, Ended, ended_by_signals
-from fewstep.training.saving.checkpoint import Checkpoints
+from fewstep.training.saving.run_checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 

@@ -18,8 +18,7 @@ from fewstep.metrics.prompted import prompt_accuracy, prompt_diversity, protocol
 from fewstep.metrics.quality import Evaluator, labels_of
 from fewstep.networks import ImageReader
 from fewstep.random import Key
-from fewstep.runs.evaluate import _Job, _work_off
-from fewstep.runs.prompt_measures import measured_prompts
+from fewstep.runs.measured_models import MeasuredModel, measured_prompts, work_off
 from fewstep.runs.sampler import Sampler
 from fewstep.training import Silent
 
@@ -99,9 +98,12 @@ def test_accuracy_is_of_the_pictures_and_diversity_of_ten_seeds_of_fifty_prompts
 def test_figures_stand_beside_the_teachers_at_its_most_steps(owner, reader):
     teacher, student = Painter(-1.0, 1.0, owner), Painter(-1.0, 1.0, owner, 0.5)
     result = {"teacher": {}, "student": {}, "reference": {"samples": 120, "draws": 1}, "left_out": {}}
-    jobs = [_Job("teacher", student, 1, result["teacher"]), _Job("teacher", teacher, 25, result["teacher"])]
-    jobs.append(_Job("student", student, 1, result["student"]))
-    _work_off(jobs, evaluator_of(reader, owner), 1, Silent())
+    jobs = [
+        MeasuredModel("teacher", student, 1, result["teacher"]),
+        MeasuredModel("teacher", teacher, 25, result["teacher"]),
+    ]
+    jobs.append(MeasuredModel("student", student, 1, result["student"]))
+    work_off(jobs, evaluator_of(reader, owner), 1, Silent())
     most, one, ours = result["teacher"]["25"], result["teacher"]["1"], result["student"]["1"]
     assert most["prompt_diversity_ratio"] == 1.0
     assert ours["prompt_diversity_ratio"] == ours["prompt_diversity"] / most["prompt_diversity"]

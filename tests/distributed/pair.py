@@ -37,7 +37,7 @@ from fewstep.system.locks import locked
 from fewstep.targets import RecordByDistance, SwitchAtPlateau
 from fewstep.training import Trainer
 from fewstep.training.dealing import deal
-from fewstep.training.saving.checkpoint import Checkpoints
+from fewstep.training.saving.run_checkpoints import Checkpoints
 from fewstep.training.settings import Settings
 from interrupt_kit import Interrupted, Interrupter
 

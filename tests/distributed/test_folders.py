@@ -16,8 +16,10 @@ import torch
 from fewstep.doctor.examine import examine
 from fewstep.errors import UserError
 from fewstep.runs import list_checkpoints, prune_checkpoints
-from fewstep.training.saving.checkpoint import Checkpoints, look_at, set_aside_in
-from fewstep.training.saving.sharded import MANIFEST, FolderCheckpoint, ShardWriter
+from fewstep.training.saving.checkpoint_files import look_at
+from fewstep.training.saving.run_checkpoints import Checkpoints, set_aside_in
+from fewstep.training.saving.shard_folder import MANIFEST, FolderCheckpoint
+from fewstep.training.saving.sharded import ShardWriter
 
 TENSORS = {
     "network/a": torch.arange(6.0).reshape(2, 3),
@@ -159,25 +161,25 @@ def test_a_flipped_bit_is_found_by_reading_only(run):
 
 
 def test_a_manifest_cannot_name_files_outside(run):
-    from fewstep.training.saving.sharded import _digest
+    from fewstep.training.saving.shard_folder import manifest_digest
 
     path = newest(run) / MANIFEST
     content = json.loads(path.read_text())
     content.pop("digest")
     content["files"] = {"../../recipe.yaml": {"bytes": 1, "sha256": "0"}}
-    path.write_text(json.dumps({"digest": _digest(content), **content}))
+    path.write_text(json.dumps({"digest": manifest_digest(content), **content}))
     with pytest.raises(UserError, match="does not match its checksum"):
         look_at(newest(run), verify=True)
 
 
 def forged(run: Path, **changes: object) -> None:
     """A manifest that somebody made, its checksum right."""
-    from fewstep.training.saving.sharded import _digest
+    from fewstep.training.saving.shard_folder import manifest_digest
 
     path = newest(run) / MANIFEST
     content = {**json.loads(path.read_text()), **changes}
     content.pop("digest")
-    path.write_text(json.dumps({"digest": _digest(content), **content}))
+    path.write_text(json.dumps({"digest": manifest_digest(content), **content}))
 
 
 def test_a_forged_checkpoint_is_a_sentence(run):

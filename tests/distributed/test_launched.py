@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from fewstep.training.saving.checkpoint import Checkpoints
+from fewstep.training.saving.run_checkpoints import Checkpoints
 
 SETTINGS = {
     "training.steps": 48,

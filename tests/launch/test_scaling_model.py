@@ -12,9 +12,10 @@ import pytest
 
 from fewstep.errors import UserError
 from fewstep.planning.cluster import Cluster
-from fewstep.planning.plan import Plan, plan_on_gpus, sketch
+from fewstep.planning.plan import Plan, plan_on_gpus
 from fewstep.planning.rehearsal import Rehearsal
 from fewstep.planning.scaling import Block, ClusterLayout, Load, blocks_in_order, estimate, load_of, memory_of
+from fewstep.planning.sketch import sketch
 from fewstep.planning.timeline import Stretch, Task, bounds, pass_through, played
 from fewstep.recipes import DistillRecipe, load_recipe
 

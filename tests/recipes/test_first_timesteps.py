@@ -13,7 +13,7 @@ from test_other_teachers import teacher_file
 
 from fewstep.errors import UserError
 from fewstep.keeping.run_identity import run_of
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.planning.twin import twin
 from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe

@@ -22,7 +22,7 @@ from fewstep.condition import LABELS
 from fewstep.denoisers import Guided, Reflected
 from fewstep.errors import UserError
 from fewstep.objectives import ScoreMatching
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.recipes import DistillRecipe, config, load_recipe
 from fewstep.recipes.building.distillation import Distillation, build_context, build_distillation, check_parts
 from fewstep.recipes.building.frozen_teachers import Teacher

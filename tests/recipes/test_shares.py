@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.recipes.kit.shares import divided

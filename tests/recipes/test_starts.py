@@ -15,7 +15,7 @@ from fewstep.denoisers import NetworkDenoiser, load_model, save_model
 from fewstep.doctor import examine
 from fewstep.errors import UserError
 from fewstep.keeping.run_identity import run_of
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.checksums import origins_of

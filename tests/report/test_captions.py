@@ -13,8 +13,7 @@ from test_run_report import Page, report, write_run
 
 from fewstep.condition import Classes, Conditions
 from fewstep.report.sheets import LONGEST, read_sheet, shortened, shown
-from fewstep.runs.pictures.picture_captions import captions_below, write_captions
-from fewstep.runs.pictures.sample_files import write_samples
+from fewstep.runs.pictures.sample_files import captions_below, write_captions, write_samples
 
 OVERRIDE = "\u202e"
 

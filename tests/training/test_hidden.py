@@ -18,8 +18,7 @@ from fewstep.objectives import DistributionMatching, Loss, Objective
 from fewstep.resumable import Resumable, check_open, find_resumable
 from fewstep.states import Prior, States
 from fewstep.states.dagger import Dagger
-from fewstep.stopping import StopRule
-from fewstep.targets import Backtracked, Every, Fixed, Target
+from fewstep.targets import Backtracked, Every, Fixed, StopRule, Target
 from fewstep.training import Adam, Phase, Stage, Term
 from fewstep.training.actions import Action
 

@@ -102,7 +102,7 @@ def _print_any_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def main() -> None:
+def run_command() -> None:
     """The command: an error that the user can mend is one sentence and exit code 2; a run stopped
     by signal S has saved and exits with 128 + S, as does any other command, at once.
 

@@ -6,13 +6,12 @@ from fewstep.denoisers.average import Averaged, HalfLife, PowerFunction
 from fewstep.denoisers.denoiser import Denoiser, copy_of, device_of, freeze
 from fewstep.denoisers.exact.field import StableTargetField
 from fewstep.denoisers.exact.gaussian_mixture import GaussianMixture
-from fewstep.denoisers.generator import Generator
 from fewstep.denoisers.guided import Guided, GuidedRescaled, GuidedWithin
 from fewstep.denoisers.headed import FrozenTrunk, Headed
 from fewstep.denoisers.inputs import EDMInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
 from fewstep.denoisers.jumps import EndJump, TrajectoryDenoiser, trajectory_of
 from fewstep.denoisers.model_files import load_model, save_model
-from fewstep.denoisers.network import NetworkDenoiser, grown_denoiser, in_network
+from fewstep.denoisers.network import Generator, NetworkDenoiser, grown_denoiser, in_network
 from fewstep.denoisers.stored_adapter import adapter_of, load_adapter, merged, save_adapter
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, StraightThrough
 from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled

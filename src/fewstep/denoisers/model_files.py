@@ -17,10 +17,9 @@ from torch import nn
 
 from fewstep.condition import Condition
 from fewstep.denoisers.denoiser import Denoiser
-from fewstep.denoisers.generator import Generator
 from fewstep.denoisers.inputs import Inputs
 from fewstep.denoisers.jumps import TrajectoryDenoiser
-from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.denoisers.network import Generator, NetworkDenoiser
 from fewstep.denoisers.threshold import Threshold
 from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
 from fewstep.errors import UserError

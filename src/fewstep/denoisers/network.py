@@ -1,7 +1,8 @@
 """A network as a denoiser: x0 = skip(t) x + out(t) network(scale(t) x, label(t), condition).
 
 skip and out come from the prediction (see ``prediction``); scale and label say what the network
-wants to be fed (see ``inputs``). Both pairs are computed in float64 and then cast to x's type.
+wants to be fed (see ``inputs``). Both pairs are computed in float64 and then cast to x's type. A
+network on latents is no denoiser but a ``Generator``.
 """
 
 from __future__ import annotations
@@ -101,3 +102,27 @@ def grown_denoiser(denoiser: NetworkDenoiser, **changes: bool) -> NetworkDenoise
     bit the old ones until the new branches are trained.
     """
     return in_network(denoiser, grown(denoiser.network, **changes))
+
+
+class Generator(nn.Module):
+    """A student that is no denoiser: it maps latents to samples and knows nothing of noise levels
+    (FastGAN; an MLP on z).
+
+    Called as ``generator(z (B, *latent_shape), t, condition) -> x0 (B, *shape)``; t is there so
+    that it can stand where a denoiser does, and is ignored.
+
+    It has no schedule, so it can be trained and sampled from a prior only.
+    """
+
+    def __init__(self, network: nn.Module, latent_shape: tuple[int, ...], shape: tuple[int, ...], classes: int = 0):
+        super().__init__()
+        self.network = network
+        self.latent_shape = tuple(latent_shape)
+        self.shape = tuple(shape)
+        self.classes = classes
+
+    def forward(self, z: Tensor, t: Tensor | None = None, condition: Condition | Tensor | None = None) -> Tensor:
+        emitted = self.network(z, as_condition(condition))
+        cost.count_evaluations(emitted)
+        # As a denoiser's: in the latent's type, also under autocast.
+        return emitted.to(z.dtype)

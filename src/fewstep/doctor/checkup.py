@@ -25,7 +25,7 @@ from fewstep.doctor.records import check_log, check_records
 from fewstep.errors import UserError
 from fewstep.keeping.checkpoints import CheckpointFile, Listing, list_checkpoints
 from fewstep.keeping.run_folder import RunFolder
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.runs.loading import load
 from fewstep.schedule import KarrasVE
@@ -36,7 +36,7 @@ from fewstep.system.locks import in_use
 from fewstep.targets import DegradationPath
 from fewstep.training.actions import MakePairs
 from fewstep.training.reporting.log import read_log
-from fewstep.training.saving.checkpoint import Why, set_aside_in
+from fewstep.training.saving.run_checkpoints import Why, set_aside_in
 
 _ASIDE: dict[Why, str] = {
     "unreadable": "it could not be read",

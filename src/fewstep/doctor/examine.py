@@ -7,15 +7,14 @@ and resuming read them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fewstep.denoisers.stored_adapter import load_adapter
 from fewstep.doctor.checkup import check_path, check_run
 from fewstep.doctor.environment import check_environment
-from fewstep.doctor.exports import check_export, is_export
-from fewstep.doctor.findings import Finding, ok, problem, refused
+from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.doctor.inspect import inspect
 from fewstep.doctor.requirements import check_recipe
 from fewstep.errors import UserError
@@ -23,9 +22,12 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.recipes import shipped_names
 from fewstep.system.files import check_finite, verify_tensors
 from fewstep.system.locations import is_address
-from fewstep.training.saving.checkpoint import check_values, is_folder, look_at, place_of
+from fewstep.training.saving.checkpoint import is_folder, place_of
+from fewstep.training.saving.checkpoint_files import check_values, look_at
+from fewstep.zoo.pipelines.facts import FACTS, changed_files, read_facts
 
 _WEIGHTS = (".safetensors", ".pkl", ".pt")
+_CHANGED = {"missing": "there is no such file.", "changed": "is not the file that was written: its SHA-256 differs."}
 
 
 def examine(target: Path | str | None = None) -> list[Finding]:
@@ -51,9 +53,35 @@ def examine(target: Path | str | None = None) -> list[Finding]:
 
 def _folder(path: Path) -> list[Finding]:
     """Of an exported folder, a path's, or a run's."""
-    if is_export(path):
-        return list(check_export(path))
+    if (path / FACTS).is_file():
+        return list(_export(path))
     return list(check_path(path)) if (path / "manifest.json").is_file() else check_run(path)
+
+
+def _export(folder: Path) -> Iterator[Finding]:
+    """Of a folder that ``fewstep export`` wrote: its files against ``fewstep.json``.
+
+    Raises ``UserError`` for a ``fewstep.json`` that cannot be read.
+    """
+    facts = read_facts(folder)
+    changed = changed_files(folder, facts)
+    again = "Restore it from a copy, or export the run again into a new folder."
+    for name, what in changed.items():
+        yield problem(folder / name, _CHANGED[what], again)
+    if not changed:
+        yield ok(
+            folder / FACTS,
+            f"{len(facts['files'])} files are as they were written: a student of timesteps "
+            f"{', '.join(map(str, facts.get('timesteps', [])))}, {facts.get('dtype')}, of the run {facts.get('run')}.",
+        )
+    parts = sorted({folder / Path(name).parts[0] for name in facts["files"] if "/" in name})
+    for path in sorted(each for part in parts for each in part.rglob("*") if each.is_file()):
+        if path.relative_to(folder).as_posix() not in facts["files"]:
+            yield note(
+                path,
+                "was not exported, and diffusers may read it in the place of what was.",
+                "Take it away if it is not yours.",
+            )
 
 
 def has_problem(findings: list[Finding]) -> bool:

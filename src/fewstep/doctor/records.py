@@ -24,7 +24,7 @@ from fewstep.keeping.checkpoints import Listing
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.system.ledger import is_set_aside
 from fewstep.training.reporting.log import read_line
-from fewstep.training.saving.checkpoint import look_at
+from fewstep.training.saving.checkpoint_files import look_at
 
 _COPY = "Restore it from a copy; the run can go on without, and reports leave out what cannot be read."
 

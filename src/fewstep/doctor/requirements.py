@@ -20,12 +20,12 @@ from fewstep.doctor.environment import EXTRAS, version_of
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
 from fewstep.networks.kinds.network_files import load_network
-from fewstep.planning.plan import sketch
+from fewstep.planning.sketch import sketch
 from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import check_parts
 from fewstep.recipes.reading.places import named_in
 from fewstep.system.locations import absolute, folder_or_id, is_address
-from fewstep.training.saving.checkpoint import is_checkpoint, look_at
+from fewstep.training.saving.checkpoint_files import is_checkpoint, look_at
 from fewstep.zoo.download import cached_file, local_file
 
 
@@ -201,8 +201,8 @@ def _shards(urls: str) -> Finding:
 
 
 def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
-    if isinstance(choice, config.ClassifierFeatures | config.ReaderFeatures) and choice.path is not None:
-        yield _stored("evaluation.features.path", choice.path, load_network)
+    if choice.network_file is not None:
+        yield _stored("evaluation.features.path", choice.network_file, load_network)
     elif isinstance(choice, config.InceptionFeatures):
         yield _library("evaluation.features.kind: inception", "metrics", "torch-fidelity")
         key = "evaluation.features.weights"

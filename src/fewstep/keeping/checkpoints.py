@@ -26,17 +26,10 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
 from fewstep.system.locks import locked
 from fewstep.training.reporting.log import read_log
-from fewstep.training.saving.checkpoint import (
-    Checkpoints,
-    check_run_of,
-    check_values,
-    is_folder,
-    is_of_run,
-    look_at,
-    place_of,
-    remove_checkpoint,
-)
-from fewstep.training.saving.sharded import is_folder_of_shards
+from fewstep.training.saving.checkpoint import check_run_of, is_folder, place_of
+from fewstep.training.saving.checkpoint_files import check_values, is_of_run, look_at, remove_checkpoint
+from fewstep.training.saving.run_checkpoints import Checkpoints
+from fewstep.training.saving.shard_folder import is_folder_of_shards
 
 State = Literal["whole", "damaged", "foreign", "unreadable", "not finite"]
 # What only the holder of the run's lock writes; reports and measurements are written without it.

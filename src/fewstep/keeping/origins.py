@@ -21,8 +21,8 @@ from fewstep.recipes.reading.places import Named, named_in, with_names
 from fewstep.system import distributed
 from fewstep.system.files import write_text
 from fewstep.system.locations import same_place
-from fewstep.training.saving.checkpoint import Checkpoints
 from fewstep.training.saving.origin_checks import DATA, Origins, difference, exchanged
+from fewstep.training.saving.run_checkpoints import Checkpoints
 
 MEASURED = OUTSIDE
 """The sections by which measurements are decided."""

@@ -37,7 +37,8 @@ from fewstep.system.files import write_text
 from fewstep.system.ledger import NAME, is_ledger, keeping, noted_in
 from fewstep.system.locks import locked
 from fewstep.training.reporting.log import is_own_line, read_log
-from fewstep.training.saving.checkpoint import Checkpoints, is_checkpoint
+from fewstep.training.saving.checkpoint_files import is_checkpoint
+from fewstep.training.saving.run_checkpoints import Checkpoints
 
 # What a run that was stopped before it wrote anything leaves: its lock, and a file that it was
 # about to write.

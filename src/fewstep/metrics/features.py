@@ -74,3 +74,21 @@ def placed_readings(function: Readings, device: torch.device | str) -> Readings:
         return {name: logits.to(samples.device) for name, logits in function(samples.to(device)).items()}
 
     return moved
+
+
+def vectors(features: Tensor, what: str) -> Tensor:
+    """Features (N, d), N >= 1, in float64; ``what`` is taken of them.
+
+    Raises ``UserError`` for another shape, and where a value is not finite.
+    """
+    if features.ndim != 2 or len(features) == 0:
+        raise UserError(
+            f"{what} are taken of vectors (N, d), got a tensor of shape {tuple(features.shape)}; "
+            "flatten the samples or extract features first."
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise UserError(
+            f"{what} are taken of finite features, but some are infinite or not a number; the "
+            "generator has probably diverged."
+        )
+    return features.double()

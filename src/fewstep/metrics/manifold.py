@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.metrics.features import vectors
 
 BLOCK = 512
 
@@ -56,7 +57,7 @@ class Balls:
         """B_k of every vector of features (N, d), k = ``neighbours`` in [1, N - 1]; raises
         ``UserError`` otherwise, or where a value is not finite.
         """
-        features = _vectors(features)
+        features = vectors(features, "neighbourhoods")
         if not 1 <= neighbours < len(features):
             raise UserError(
                 f"neighbourhoods of {neighbours} need at least 1 neighbour and more vectors than that, got "
@@ -70,7 +71,7 @@ class Balls:
         """In how many balls each of ``points`` (P, d) lies, (P,) int64, and which balls hold any of
         them, (N,) bool.
         """
-        points = _vectors(points)
+        points = vectors(points, "neighbourhoods")
         if points.shape[1] != self.centres.shape[1]:
             raise UserError(
                 f"features of {self.centres.shape[1]} and of {points.shape[1]} dimensions cannot be "
@@ -146,20 +147,6 @@ def expected_coverage(real: int, generated: int, neighbours: int = 5) -> float:
     for rank in range(1, neighbours + 1):
         missed *= (real - rank) / (real + generated - rank)
     return 1.0 - missed
-
-
-def _vectors(features: Tensor) -> Tensor:
-    if features.ndim != 2 or len(features) == 0:
-        raise UserError(
-            f"neighbourhoods are taken of vectors (N, d), got a tensor of shape {tuple(features.shape)}; "
-            "flatten the samples or extract features first."
-        )
-    if not bool(torch.isfinite(features).all()):
-        raise UserError(
-            "neighbourhoods are taken of finite features, but some are infinite or not a number; the "
-            "generator has probably diverged."
-        )
-    return features.double()
 
 
 def _share(chosen: Tensor) -> float:

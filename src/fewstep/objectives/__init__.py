@@ -1,6 +1,6 @@
 """Objectives: the learning signal, and the only place that runs the student with a gradient."""
 
-from fewstep.objectives.classification import AttributeReading, Classification
+from fewstep.objectives.clean_data import AttributeReading, Classification, Reconstruction
 from fewstep.objectives.distance import L1, Distance, Perceptual, PseudoHuber, SquaredL2
 from fewstep.objectives.flow import VelocityRegression, straightness
 from fewstep.objectives.games.adversarial import (
@@ -18,7 +18,6 @@ from fewstep.objectives.games.adversarial import (
 )
 from fewstep.objectives.games.balanced import Balanced
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare, loss_of
-from fewstep.objectives.reconstruction import Reconstruction
 from fewstep.objectives.regression import EndpointRegression, Imitation
 from fewstep.objectives.scores.density_ratio import (
     Divergence,

@@ -37,7 +37,9 @@ from fewstep.denoisers import NetworkDenoiser
 from fewstep.errors import UserError
 from fewstep.planning.cluster import Cluster
 from fewstep.planning.footprint import operations_counted
-from fewstep.planning.plan import FRAGMENTATION, WORKSPACE, plan_on_gpus, sketch
+from fewstep.planning.gpu_settings import FRAGMENTATION, WORKSPACE
+from fewstep.planning.plan import plan_on_gpus
+from fewstep.planning.sketch import sketch
 from fewstep.planning.timeline import Stretch, pass_through, played
 from fewstep.recipes import DistillRecipe
 from fewstep.training.layout import blocks, units

@@ -46,9 +46,8 @@ from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
 from fewstep.runs.pictures.gallery import write_path_picture
 from fewstep.runs.pictures.image_sets import announce
-from fewstep.runs.pictures.picture_captions import captions_below, write_captions
 from fewstep.runs.pictures.plane import DATA, GENERATED, write_directions
-from fewstep.runs.pictures.sample_files import write_samples
+from fewstep.runs.pictures.sample_files import captions_below, write_captions, write_samples
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
 from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.solvers.sampling import Sampling

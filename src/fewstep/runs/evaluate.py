@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
-from fewstep.cost import metered
 from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
@@ -21,37 +17,20 @@ from fewstep.keeping.origins import measured_origins
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
-from fewstep.metrics.prompted import PromptedFigures
-from fewstep.metrics.quality import Evaluator
 from fewstep.random import Key
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import data_of, evaluator_in
 from fewstep.recipes.given import give
 from fewstep.runs.loading import guided_samplers, load_beside, teacher_of
+from fewstep.runs.measured_models import MeasuredModel, work_off
 from fewstep.runs.pictures.gallery import write_worst
 from fewstep.runs.pictures.image_sets import announce, said_of
-from fewstep.runs.prompt_measures import measured_prompts
 from fewstep.runs.sampler import Sampler, StudentSampler
 from fewstep.runs.teacher_reference import teacher_moments
-from fewstep.system import distributed
 from fewstep.training import Listener
 from fewstep.training.listeners import Several
 
 MISMATCH_ROWS = 1000
-
-
-@dataclass
-class _Job:
-    """A model to be measured at a number of steps; ``into`` takes what is found, ``left_out`` the
-    reasons of what could not be, ``prompted`` what is found of prompts, where there are prompts.
-    """
-
-    name: str
-    sampler: Sampler
-    steps: int
-    into: dict[str, Any]
-    left_out: dict[str, str] = field(default_factory=dict)
-    prompted: PromptedFigures | None = None
 
 
 def evaluate(
@@ -85,7 +64,6 @@ def evaluate(
     choice = chosen(
         recipe.evaluation, samples=samples, draws=draws, teacher_steps=teacher_steps, student_steps=student_steps
     )
-    draws = choice.draws
     data = data_of(recipe.data)
     plain = teacher_of(recipe, data)
     student = load_beside(folder.path, plain)
@@ -95,17 +73,12 @@ def evaluate(
     evaluator = evaluator_in(space, choice, data, student.classes)
     listener = Several(listeners)
     announce(data, listener)
-    result: dict[str, Any] = {
-        "teacher": {},
-        "student": {},
-        "origins": measured_origins(folder, recipe, data, listener.say),
-        "reference": {},
-    }
+    origins = measured_origins(folder, recipe, data, listener.say)
+    result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": origins, "reference": {}}
     if teacher is not plain:
         result["teacher_guidance"] = recipe.evaluation.guidance
-    teacher_steps = choice.teacher_steps
-    jobs = [_Job("teacher", teacher.pictured, steps, result["teacher"]) for steps in teacher_steps]
-    jobs += [_Job("student", student.pictured, steps, result["student"]) for steps in choice.student_steps]
+    jobs = [MeasuredModel("teacher", teacher.pictured, steps, result["teacher"]) for steps in choice.teacher_steps]
+    jobs += [MeasuredModel("student", student.pictured, steps, result["student"]) for steps in choice.student_steps]
     if recipe.evaluation.reference is not None:
         moments = teacher_moments(recipe, plain, space, data, listener.say)
         # Before anything is measured, whose evaluations and time these are not.
@@ -113,20 +86,14 @@ def evaluate(
         evaluator = replace(evaluator, reference=lambda: found)
         result["reference"]["teacher"] = moments.described
     no_halves = evaluator.why_no_halves()
-    result["reference"] |= {
-        **({} if no_halves else {"halves_fd": evaluator.halves()}),
-        "samples": evaluator.samples,
-        "draws": draws,
-    }
+    result["reference"] |= {} if no_halves else {"halves_fd": evaluator.halves()}
+    result["reference"] |= {"samples": evaluator.samples, "draws": choice.draws}
     result["left_out"] = {"halves_fd": no_halves} if no_halves else {}
     if guidance:
-        result["guidance"] = {}
-        for scale, samplers in guided_samplers(plain, student, guidance).items():
-            result["guidance"][scale] = {name: {} for name in samplers}
-            for name, sampler in samplers.items():
-                steps = max(teacher_steps, default=teacher.usual_steps) if name == "teacher" else student.usual_steps
-                jobs.append(_Job(f"{name} guided by {scale}", sampler.pictured, steps, result["guidance"][scale][name]))
-    _work_off(jobs, evaluator, draws, listener)
+        most = max(choice.teacher_steps, default=teacher.usual_steps)
+        steps, result["guidance"] = {"teacher": most, "student": student.usual_steps}, {}
+        jobs += _guided_jobs(guided_samplers(plain, student, guidance), steps, result["guidance"])
+    work_off(jobs, evaluator, choice.draws, listener)
     result.update(said_of(evaluator.data))
     for job in jobs:
         result["left_out"] |= job.left_out
@@ -142,25 +109,18 @@ def evaluate(
     return result
 
 
-def _work_off(jobs: Sequence[_Job], evaluator: Evaluator, draws: int, listener: Listener) -> None:
-    """Measures each job into its dictionary."""
-    with listener:
-        listener.stage("evaluate", len(jobs) * draws, 0)
-        done = 0
-        for job in jobs:
-
-            def report(note: str = f"{job.name} at {job.steps}") -> None:
-                nonlocal done
-                done += 1
-                listener.step(done, note)
-
-            _measure(evaluator, job, draws, report)
-    # Diversity is beside that of the teacher at its most steps.
-    teachers = sorted((job for job in jobs if job.name == "teacher"), key=lambda job: job.steps)
-    for job in jobs:
-        if job.prompted is not None:
-            job.into[str(job.steps)] |= job.prompted.beside(teachers[-1].prompted if teachers else None)
-            job.left_out.update(job.prompted.left_out)
+def _guided_jobs(
+    samplers: Mapping[str, Mapping[str, Sampler]], steps: Mapping[str, int], into: dict[str, dict[str, dict[str, Any]]]
+) -> list[MeasuredModel]:
+    """A job for each of the ``samplers`` by scale and name, at the ``steps`` of its name."""
+    jobs = []
+    for scale, named in samplers.items():
+        into[scale] = {name: {} for name in named}
+        jobs += [
+            MeasuredModel(f"{name} guided by {scale}", sampler.pictured, steps[name], into[scale][name])
+            for name, sampler in named.items()
+        ]
+    return jobs
 
 
 def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict[str, Any]:
@@ -190,36 +150,6 @@ def _mismatch(teacher: Denoiser, student: StudentSampler, data: Dataset) -> dict
             for name, each in (("training", training), ("assessed", assessed))
         },
     }
-
-
-def _measure(evaluator: Evaluator, job: _Job, draws: int, report: Callable[[], None]) -> None:
-    spent, sampler = 0.0, job.sampler
-    first: list[tuple[Tensor, Tensor | None]] = []
-
-    def sample(key: Key, n: int, labels: Tensor | None) -> Tensor:
-        nonlocal spent
-        began = time.perf_counter()
-        samples = sampler.draw(key, n, labels, job.steps).clamp(sampler.low, sampler.high)
-        spent += time.perf_counter() - began
-        report()
-        if not first:
-            first.append((samples, labels))
-        return samples
-
-    with metered() as meter:
-        found = replace(evaluator, conditional=bool(sampler.classes)).describe(sample, draws)
-    # Of all processes: each counts what it did itself.
-    evaluations = float(distributed.total(torch.tensor([meter.evaluations]))[0])
-    images = draws * evaluator.samples
-    figures = {
-        **asdict(found.quality),
-        **asdict(found.breadth),
-        "nfe": evaluations / images,
-        "ms_per_image": 1e3 * spent / images,
-    }
-    job.into[str(job.steps)] = {name: value for name, value in figures.items() if value is not None}
-    job.left_out.update(found.left_out)
-    job.prompted = measured_prompts(evaluator, sampler, job.steps, *first[0])
 
 
 def chosen(choice: config.Evaluation, **given: Any) -> config.Evaluation:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fewstep.recipes import DistillRecipe, Recipe, config
+from fewstep.recipes import DistillRecipe, Recipe
 
 MULTIPLES = (1.0, 1.1, 1.25, 1.5, 2.0)
 """Of the slower run's own level, where no levels are given."""
@@ -62,11 +62,11 @@ def published_speed_up(one: Recipe, other: Recipe) -> float | None:
     if (
         not (isinstance(one, DistillRecipe) and isinstance(other, DistillRecipe))
         or one.teacher != other.teacher
-        or not isinstance(one.teacher, config.NvidiaTeacher)
+        or one.teacher.edm_network is None
     ):
         return None
     if (one.target.kind, other.target.kind) != ("backtracked", "fixed") or any(
         each.method.kind != "distribution-matching" or each.student.kind != "copy" for each in (one, other)
     ):
         return None
-    return DISBACK_SPEED_UPS.get(one.teacher.network.partition("-")[0])
+    return DISBACK_SPEED_UPS.get(one.teacher.edm_network.partition("-")[0])

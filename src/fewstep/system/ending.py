@@ -1,8 +1,9 @@
 """The signals that ask a command to end: what batch systems, terminals and shells send, besides
 Ctrl-C.
 
-A run that trains takes them for requests to save and stop (``training.signals``). Any other command
-ends at once: they are raised as ``Ended``, so that what is open is closed and one sentence is said.
+A run that trains takes them for requests to save and stop at the next step (``stop_requests``); a
+second Ctrl-C ends it at once. Any other command ends at once: they are raised as ``Ended``, so that
+what is open is closed and one sentence is said.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 _PATIENCE, _PAUSE = 5.0, 0.05
@@ -83,6 +85,29 @@ def ended_by_signals() -> contextlib.AbstractContextManager[None]:
     return handled(
         (*SIGNALS, signal.SIGINT) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else SIGNALS, end
     )
+
+
+@dataclass
+class StopRequest:
+    """``signal``: the number of the signal that asked for a stop, 0 for none."""
+
+    signal: int = 0
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listens while inside, in the main thread; elsewhere signals cannot be received and nothing is
+    listened to.
+    """
+    request = StopRequest()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if request.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    with handled((*SIGNALS, signal.SIGINT), ask):
+        yield request
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 NAME = "written.jsonl"
 # A log grows line by line and is cut by its run; a checkpoint says itself whose it is (see
-# ``training.saving.checkpoint``).
+# ``training.saving.checkpoint_files``).
 _SPEAK_FOR_THEMSELVES = (NAME, "metrics.jsonl", "lock", "checkpoints")
 _BEGINS = b'{"file": '
 _ASIDE = re.compile(r"\.(set-aside|earlier)(-\d+)?(\.[^.]*)?$")

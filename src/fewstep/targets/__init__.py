@@ -9,7 +9,7 @@ from fewstep.targets.guided_estimates import (
     NoGuidance,
     RescaledGuidance,
 )
-from fewstep.targets.hook import Hook, decides
+from fewstep.targets.hook import Hook, StopRule, decides
 from fewstep.targets.path import DegradationPath
 from fewstep.targets.path_probes import Probes
 from fewstep.targets.record import ByDistance, EverySteps, RecordByDistance, RecordEvery, Recording, RecordRule
@@ -38,6 +38,7 @@ __all__ = [
     "Recording",
     "ReflectedTarget",
     "RescaledGuidance",
+    "StopRule",
     "SwitchAtPlateau",
     "SwitchEvery",
     "SwitchRule",

@@ -1,5 +1,4 @@
-"""What is called after each step of a phase, and when the host must know first that the step was
-taken.
+"""What a stage asks after each step: the hooks of its phases, and the rule that ends it.
 
 Whether a step was finite is a flag on the device, which the host reads a step late. A call that
 records, copies or decides something must not happen after a step that was left out: before it the
@@ -21,6 +20,19 @@ class Hook(abc.ABC):
     @abc.abstractmethod
     def decides(self, step: int) -> bool:
         """Whether the call after ``step`` finished steps of the stage does more than count."""
+
+
+class StopRule(abc.ABC):
+    """Ends a stage by what has happened rather than by a number fixed beforehand."""
+
+    @abc.abstractmethod
+    def finished(self, steps: int) -> bool:
+        """Whether the stage ends after ``steps`` steps."""
+
+    @property
+    @abc.abstractmethod
+    def total(self) -> int | None:
+        """The number of steps, where it is known by now."""
 
 
 def decides(hook: Callable[[int, Any], None], step: int) -> bool:

@@ -28,10 +28,9 @@ from fewstep.errors import UserError
 from fewstep.networks.adapters import shorten_adapters
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.resumable import Resumable
-from fewstep.stopping import StopRule
 from fewstep.system.files import digest_of, read_tensors, write_tensors, write_text
 from fewstep.system.ledger import keeping
-from fewstep.targets.hook import Hook
+from fewstep.targets.hook import Hook, StopRule
 from fewstep.targets.record import RecordRule
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.objectives import Objective, Reduction, loss_of
 from fewstep.resumable import Resumable, check_open, walk
 from fewstep.states import States, Step
-from fewstep.stopping import StopRule
+from fewstep.targets import StopRule
 from fewstep.training.actions import Action
 from fewstep.training.optimizer import Adam, Optimizer
 

@@ -34,6 +34,7 @@ from fewstep.random import Key
 from fewstep.resumable import find_resumable
 from fewstep.states import Step
 from fewstep.system import distributed
+from fewstep.system.ending import StopRequest, stop_requests
 from fewstep.system.locks import locked
 from fewstep.targets import decides
 from fewstep.training.ahead import Ahead
@@ -48,7 +49,6 @@ from fewstep.training.saving.checkpoint import CHECKPOINTS
 from fewstep.training.saving.saver import Saver
 from fewstep.training.saving.snapshots import CheckpointContent, Optimizers, Snapshots
 from fewstep.training.settings import Progress, Settings
-from fewstep.training.signals import StopRequest, stop_requests
 from fewstep.training.turns import Turns
 
 

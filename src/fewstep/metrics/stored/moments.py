@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.metrics.features import vectors
 from fewstep.metrics.frechet import FeatureStatistics
 
 
@@ -37,17 +38,7 @@ class Moments:
         """Of features (N, d), N >= 1; raises ``UserError`` for another shape, or where a value is
         not finite.
         """
-        if features.ndim != 2 or len(features) < 1:
-            raise UserError(
-                f"moments are taken of vectors (N, d), got a tensor of shape {tuple(features.shape)}; "
-                "flatten the samples or extract features first."
-            )
-        if not bool(torch.isfinite(features).all()):
-            raise UserError(
-                "moments are taken of finite features, but some are infinite or not a number; the "
-                "generator has probably diverged."
-            )
-        features = features.double()
+        features = vectors(features, "moments")
         mean = features.mean(0)
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)

@@ -17,7 +17,7 @@ have no parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import annotated_types as at
@@ -28,7 +28,7 @@ from torch.nn.functional import silu
 from fewstep.condition import Condition
 from fewstep.networks.edm.layers import BlockStyle, Conv, DownConv, DrawnLinear, Init, Resample, UNetBlock, group_norm
 from fewstep.networks.edm.noise_label import FourierEmbedding, PositionalEmbedding, augmentation
-from fewstep.networks.edm.unet import Entry, UNet, plan_of
+from fewstep.networks.edm.unet import BlockPlan, Entry, UNet, plan_of
 from fewstep.networks.embedding import SideLabels, one_hot
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Count, Given
@@ -106,19 +106,9 @@ class SongUNet(UNet):
         self.enc = nn.ModuleDict(
             {f"{img_resolution}x{img_resolution}_conv": Conv(in_channels, model_channels, 3, _INIT)}
         )
-        image = in_channels
-        for entry in plan.encoder():
-            self.enc[entry.name] = block(entry)
-            if entry.resample is not None and encoder_type != "standard":
-                self.enc.update(_entrance(entry, encoder_type, image, resample_filter))
-                image = entry.outputs if encoder_type == "residual" else image
-        self.dec = nn.ModuleDict()
-        self._writers: dict[str, str] = {}
-        for entry in plan.decoder(all_attend=False):
-            self.dec[entry.name] = block(entry)
-            if entry.name.endswith(f"_block{num_blocks}") and (decoder_type == "skip" or entry.level == 0):
-                self.dec.update(_exit(entry, out_channels, bool(self._writers), resample_filter))
-                self._writers[f"dec.{entry.name}"] = entry.name.partition("_")[0]
+        self.enc.update(_encoder(plan, block, encoder_type, in_channels, resample_filter))
+        decoder, self._writers = _decoder(plan, block, decoder_type, out_channels, resample_filter)
+        self.dec = nn.ModuleDict(decoder)
         # Last, so that the other weights are drawn alike with and without it.
         self.side = SideLabels(wide, guidance, end)
 
@@ -176,6 +166,35 @@ class SongUNet(UNet):
         """The image at a level, from the level's last activations and the image below."""
         written = self.dec[f"{level}_aux_conv"](silu(self.dec[f"{level}_aux_norm"](hidden)))
         return written if image is None else written + self.dec[f"{level}_aux_up"](image)
+
+
+def _encoder(
+    plan: BlockPlan, block: Callable[[Entry], UNetBlock], encoder_type: str, image: int, taps: Sequence[int]
+) -> dict[str, nn.Module]:
+    """The encoder after its first convolution, with the branch of an ``image`` of so many
+    channels.
+    """
+    made: dict[str, nn.Module] = {}
+    for entry in plan.encoder():
+        made[entry.name] = block(entry)
+        if entry.resample is not None and encoder_type != "standard":
+            made.update(_entrance(entry, encoder_type, image, taps))
+            image = entry.outputs if encoder_type == "residual" else image
+    return made
+
+
+def _decoder(
+    plan: BlockPlan, block: Callable[[Entry], UNetBlock], decoder_type: str, out_channels: int, taps: Sequence[int]
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The decoder, and the levels that write to the image, by the block after which they do."""
+    made: dict[str, nn.Module] = {}
+    writers: dict[str, str] = {}
+    for entry in plan.decoder(all_attend=False):
+        made[entry.name] = block(entry)
+        if entry.name.endswith(f"_block{plan.blocks}") and (decoder_type == "skip" or entry.level == 0):
+            made.update(_exit(entry, out_channels, bool(writers), taps))
+            writers[f"dec.{entry.name}"] = entry.name.partition("_")[0]
+    return made, writers
 
 
 def _entrance(entry: Entry, encoder_type: str, image: int, taps: Sequence[int]) -> dict[str, nn.Module]:

@@ -31,8 +31,10 @@ spreads over the grid.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,7 +53,65 @@ from fewstep.targets import Target
 
 
 @dataclass(frozen=True, eq=False)
-class SoftConsistency(Objective):
+class _Consistency(Objective, abc.ABC):
+    """What both ways have in common: ``student`` and its frozen average on ``times``, which fall to
+    t_min; ``rule`` is EULER or HEUN, ``max_steps`` >= 1.
+    """
+
+    _NAME: ClassVar[str]
+
+    student: TrajectoryDenoiser
+    averaged: TrajectoryDenoiser
+    teacher: Target
+    times: Sequence[float]
+    rule: Rule = HEUN
+    max_steps: int = 3
+    distance: Distance = field(default_factory=SquaredL2)
+
+    def __post_init__(self) -> None:
+        check_decreasing(self.times, f"{self._NAME}'s times")
+        if self.times[-1] == 0 or self.max_steps < 1:
+            raise UserError(
+                f"{self._NAME}: its times must end at t_min, not at 0, and max_steps must be at least 1, got "
+                f"{self.times[-1]:g} and {self.max_steps}."
+            )
+        if any(parameter.requires_grad for parameter in self.averaged.parameters()):
+            raise UserError(
+                f"{self._NAME}: the averaged model must be frozen, since it makes the targets; give an average of "
+                "the student, or a frozen copy."
+            )
+
+    def __call__(self, step: Step, state: State) -> Loss:
+        now, between, end = self.indices(step, state)
+        times = torch.tensor(self.times, dtype=torch.float64)
+        # x_u, where the average's jump from there is the target.
+        with torch.no_grad():
+            x = _carried(self.teacher.denoiser, self.rule, self.times, state, now, between)
+            landed = self.averaged.jump(x, times[between], times[end], state.condition)
+        total = self._apart(state, times[now], times[end], landed).mean()
+        return Loss(total, {self._NAME.replace(" ", "_"): total.detach()})
+
+    @abc.abstractmethod
+    def indices(self, step: Step, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """The indices in ``times`` of t, u and s, each (B,)."""
+
+    @abc.abstractmethod
+    def _apart(self, state: State, t: Tensor, s: Tensor, landed: Tensor) -> Tensor:
+        """The distances (B,) of the student's jumps, t to s, from the target's, which ``landed``
+        at s.
+        """
+
+    def _drawn(self, step: Step, count: int) -> tuple[Tensor, Tensor]:
+        """Uniform numbers (count,) that choose s, and u."""
+        name = self._NAME.replace(" ", "-")
+        return (
+            step.key.uniform(f"{name}-end", count, step.start),
+            step.key.uniform(f"{name}-between", count, step.start),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SoftConsistency(_Consistency):
     """Trains ``student`` on states at ``times[:-1]``; ``times`` falls to t_min, ``rule`` is EULER
     or HEUN, ``max_steps`` >= 1.
 
@@ -59,106 +119,45 @@ class SoftConsistency(Objective):
     and for states at other times.
     """
 
-    student: TrajectoryDenoiser
-    averaged: TrajectoryDenoiser
-    teacher: Target
-    times: Sequence[float]
-    rule: Rule = HEUN
-    max_steps: int = 3
-    distance: Distance = field(default_factory=SquaredL2)
-
-    def __post_init__(self) -> None:
-        _check("soft consistency", self.times, self.max_steps, self.averaged)
-
-    def __call__(self, step: Step, state: State) -> Loss:
-        now, between, end = self.indices(step, state)
-        times = torch.tensor(self.times, dtype=torch.float64)
-        t, s = times[now], times[end]
-        target = self._target(state, now, between, end)
-        apart = self.distance(
-            self.averaged.jump(self.student.jump(state.x, t, s, state.condition), s, 0.0, state.condition), target
-        )
-        total = apart.mean()
-        return Loss(total, {"soft_consistency": total.detach()})
+    _NAME: ClassVar[str] = "soft consistency"
 
     def indices(self, step: Step, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """The indices in ``times`` of t, u and s, each (B,): t < u <= s, as indices."""
-        now = index_among(self.times, state.t, "soft consistency")
-        u_end, u_between = (
-            step.key.uniform(purpose, len(now), step.start)
-            for purpose in ("soft-consistency-end", "soft-consistency-between")
-        )
+        now = index_among(self.times, state.t, self._NAME)
+        u_end, u_between = self._drawn(step, len(now))
         below = len(self.times) - 1 - now
         end = now + 1 + (u_end * below).long()
         between = now + 1 + (u_between * (end - now).clamp(max=self.max_steps)).long()
         return now, between, end
 
-    @torch.no_grad()
-    def _target(self, state: State, now: Tensor, between: Tensor, end: Tensor) -> Tensor:
-        times = torch.tensor(self.times, dtype=torch.float64)
-        x = _carried(self.teacher.denoiser, self.rule, self.times, state, now, between)
-        landed = self.averaged.jump(x, times[between], times[end], state.condition)
-        return self.averaged.jump(landed, times[end], 0.0, state.condition)
+    def _apart(self, state: State, t: Tensor, s: Tensor, landed: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.averaged.jump(landed, s, 0.0, state.condition)
+        ours = self.student.jump(state.x, t, s, state.condition)
+        return self.distance(self.averaged.jump(ours, s, 0.0, state.condition), target)
 
 
 @dataclass(frozen=True, eq=False)
-class InverseConsistency(Objective):
+class InverseConsistency(_Consistency):
     """Trains ``student`` to jump upwards from states at ``times[1:]``; everything else as in
     ``SoftConsistency``, and refused as there.
     """
 
-    student: TrajectoryDenoiser
-    averaged: TrajectoryDenoiser
-    teacher: Target
-    times: Sequence[float]
-    rule: Rule = HEUN
-    max_steps: int = 3
-    distance: Distance = field(default_factory=SquaredL2)
-
-    def __post_init__(self) -> None:
-        _check("inverse consistency", self.times, self.max_steps, self.averaged)
-
-    def __call__(self, step: Step, state: State) -> Loss:
-        now, between, end = self.indices(step, state)
-        times = torch.tensor(self.times, dtype=torch.float64)
-        t, s = times[now], times[end]
-        target = self._target(state, now, between, end)
-        noise = expand(self.student.schedule.sigma(s), state.x)
-        total = self.distance(self.student.jump(state.x, t, s, state.condition) / noise, target / noise).mean()
-        return Loss(total, {"inverse_consistency": total.detach()})
+    _NAME: ClassVar[str] = "inverse consistency"
 
     def indices(self, step: Step, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """The indices in ``times`` of t, u and s, each (B,): s <= u < t, as indices. s is uniform
         among the times above t, u among those up to s.
         """
-        now = index_among(self.times, state.t, "inverse consistency", "up")
-        u_end, u_between = (
-            step.key.uniform(purpose, len(now), step.start)
-            for purpose in ("inverse-consistency-end", "inverse-consistency-between")
-        )
+        now = index_among(self.times, state.t, self._NAME, "up")
+        u_end, u_between = self._drawn(step, len(now))
         end = (u_end * now).long()
         between = now - 1 - (u_between * (now - end).clamp(max=self.max_steps)).long()
         return now, between, end
 
-    @torch.no_grad()
-    def _target(self, state: State, now: Tensor, between: Tensor, end: Tensor) -> Tensor:
-        times = torch.tensor(self.times, dtype=torch.float64)
-        x = _carried(self.teacher.denoiser, self.rule, self.times, state, now, between)
-        return self.averaged.jump(x, times[between], times[end], state.condition)
-
-
-def _check(owner: str, times: Sequence[float], max_steps: int, averaged: TrajectoryDenoiser) -> None:
-    check_decreasing(times, f"{owner}'s times")
-    if times[-1] == 0 or max_steps < 1:
-        raise UserError(
-            f"{owner}: its times must end at t_min, not at 0, and max_steps must be at least 1, got "
-            f"{times[-1]:g} and {max_steps}."
-        )
-    if any(parameter.requires_grad for parameter in averaged.parameters()):
-        raise UserError(
-            f"{owner}: the averaged model must be frozen, since it makes the targets; give an average of "
-            "the student, or a frozen copy."
-        )
+    def _apart(self, state: State, t: Tensor, s: Tensor, landed: Tensor) -> Tensor:
+        noise = expand(self.student.schedule.sigma(s), state.x)
+        return self.distance(self.student.jump(state.x, t, s, state.condition) / noise, landed / noise)
 
 
 def _carried(teacher: Denoiser, rule: Rule, grid: Sequence[float], state: State, now: Tensor, until: Tensor) -> Tensor:

@@ -13,8 +13,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from fewstep.data import Dataset
-from fewstep.metrics.inception import weights_file
-from fewstep.recipes import config
 from fewstep.recipes.config.teachers import TeacherSection
 from fewstep.recipes.reading.places import Named, named_in
 from fewstep.recipes.recipe import DistillRecipe, Recipe
@@ -55,8 +53,8 @@ def digest_of_named(named: Named) -> str | None:
             return content_digest(path)
     if named.mark.what != "weights":
         return None
-    if isinstance(named.owner, config.InceptionFeatures):
-        return content_digest(weights_file(named.value))
+    if named.mark.read is not None:
+        return content_digest(named.mark.read(named.value))
     if named.value is None:
         return None
     # One address may have served several files; the recipe says which.

@@ -57,8 +57,7 @@ from fewstep.recipes.config.prompt_sources import (
     PromptsChoice,
     ScenePrompts,
 )
-from fewstep.recipes.config.references import TeacherReference
-from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, Training
+from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, TeacherReference, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,

@@ -16,7 +16,7 @@ from fewstep.data import Dataset, SampleSpace
 from fewstep.denoisers import freeze
 from fewstep.errors import UserError
 from fewstep.metrics.features import FeatureSpace, fourier_features, placed, placed_readings
-from fewstep.metrics.inception import inception_space
+from fewstep.metrics.inception import inception_space, weights_file
 from fewstep.networks import FeatureNetwork, Reader
 from fewstep.networks.kinds.network_files import load_network
 from fewstep.recipes.config.section import Names, Section, Seed, WeightsPath
@@ -34,6 +34,11 @@ class _Features(Section, abc.ABC):
 
         Raises ``UserError`` where it does not fit the data, or its file or library is missing.
         """
+
+    @property
+    def network_file(self) -> str | None:
+        """The file of a network of ours that is the space; None for others."""
+        return None
 
 
 class DigitFeatures(_Features):
@@ -66,6 +71,10 @@ class ClassifierFeatures(_Features):
     kind: Literal["classifier"]
     path: WeightsPath
 
+    @property
+    def network_file(self) -> str | None:
+        return self.path
+
     def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
         network, name = _trained(self.path, "a classifier, such as emoji32-features", data)
         if not isinstance(network, FeatureNetwork):
@@ -94,6 +103,10 @@ class ReaderFeatures(_Features):
             raise ValueError("give either 'name', a reader that ships, or 'path', a reader's file")
         return self
 
+    @property
+    def network_file(self) -> str | None:
+        return self.path
+
     def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
         if self.path is None:
             return _of(_fitting(scenes_reader(), "the shipped reader of scenes", data), "scenes-features", data, device)
@@ -113,7 +126,7 @@ class InceptionFeatures(_Features):
     """
 
     kind: Literal["inception"]
-    weights: WeightsPath | None = None
+    weights: Annotated[str, Names("weights", read=weights_file)] | None = None
 
     def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
         return inception_space(self.weights, data.low, data.high, device)

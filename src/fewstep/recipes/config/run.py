@@ -1,4 +1,4 @@
-"""How long, how often, and how it is measured."""
+"""How long, how often, and how it is measured, against what."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import Field
 from fewstep.denoisers import HalfLife
 from fewstep.denoisers.average import Decay
 from fewstep.recipes.config.feature_spaces import FeaturesChoice
-from fewstep.recipes.config.references import TeacherReference
 from fewstep.recipes.config.section import Kinds, Section, Seed
 from fewstep.recipes.config.shared_choices import SamplerChoice
 from fewstep.values import Count, Few, Later, NotNegative
@@ -57,6 +56,21 @@ class Distributed(Section):
     mode: Literal["ddp", "fsdp"] = "ddp"
     replicas: Few = 1
     checkpoints: Literal["file", "shards", "background"] | None = None
+
+
+class TeacherReference(Section):
+    """What samples are compared with where that is not the data: the teacher's own samples, for how
+    far a student is from its teacher.
+
+    ``samples``: how many, of which mean and covariance are taken once and kept in the cache folder.
+    ``steps``: of the teacher, the most of ``evaluation.teacher_steps`` unless given; ``guidance``:
+    its scale, that of the evaluation unless given.
+    """
+
+    kind: Literal["teacher"]
+    samples: int = Field(5000, ge=2, le=1_000_000)
+    steps: Few | None = None
+    guidance: NotNegative | None = None
 
 
 class Evaluation(Section):

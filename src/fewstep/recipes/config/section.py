@@ -92,13 +92,15 @@ class Names:
     ``hub`` where that is given. By this mark paths are found (``recipes.reading.places``), and what
     a checksum is taken of (``recipes.building.checksums``). ``file``: the name of what ships, where
     it is not the value. ``within``: the file or folder that is meant by a path, where that may be
-    the folder of a run. ``besides``: values that name nothing.
+    the folder of a run. ``read``: the file that is read of a value, None for no value, where one is
+    read of that too. ``besides``: values that name nothing.
     """
 
     what: Literal["weights", "shipped", "data", "recipe"]
     hub: Hub | None = None
     file: str | None = None
     within: Callable[[Path], Path] | None = None
+    read: Callable[[str | None], Path] | None = None
     besides: frozenset[str] = frozenset()
 
 

@@ -20,7 +20,9 @@ from fewstep.errors import UserError
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.recipes.config.section import Names, first_difference
 from fewstep.system.locations import absolute
-from fewstep.training.saving.checkpoint import CHECKPOINTS, Checkpoints, is_checkpoint, open_checkpoint
+from fewstep.training.saving.checkpoint import CHECKPOINTS
+from fewstep.training.saving.checkpoint_files import is_checkpoint, open_checkpoint
+from fewstep.training.saving.run_checkpoints import Checkpoints
 
 _FAKE = ("fake/denoiser.", "fake/", "degrade/")
 """How checkpoints name a fake score: by the phase that trains it, in which it may carry a critic's

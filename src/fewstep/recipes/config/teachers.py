@@ -71,6 +71,11 @@ class TeacherSection(Section, abc.ABC):
         return None
 
     @property
+    def edm_network(self) -> str | None:
+        """The name of its network in EDM's release (Karras et al. 2022); None for others."""
+        return None
+
+    @property
     def random_model(self) -> DenoiserModel | None:
         """The model of a network with random weights; None for others."""
         return None
@@ -237,6 +242,10 @@ class NvidiaTeacher(_Published):
     always_told: ClassVar[bool] = True
 
     kind: Literal["nvidia"]
+
+    @property
+    def edm_network(self) -> str | None:
+        return self.network
 
     def load(self, data: Dataset | None) -> NetworkDenoiser:
         teacher = nvidia.load(self.path, sha256=self.sha256)

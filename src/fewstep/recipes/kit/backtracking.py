@@ -14,8 +14,8 @@ from fewstep.objectives import ScoreMatching
 from fewstep.recipes import config
 from fewstep.recipes.kit.context import Context
 from fewstep.states import States, Step
-from fewstep.stopping import StopRule
 from fewstep.targets import Backtracked, DegradationPath, Fixed, GuidedTarget, Probes, ReflectedTarget, Target
+from fewstep.targets.hook import StopRule
 from fewstep.training import CopyNode, MeasureSpacing, Phase, Stage, Term
 from fewstep.training.actions import Action
 from fewstep.training.monitors import Check, Reading

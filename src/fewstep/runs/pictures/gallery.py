@@ -21,8 +21,7 @@ from fewstep.metrics.quality import labels_of
 from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.recipes.config import Evaluation
-from fewstep.runs.pictures.picture_captions import captions_below, write_captions
-from fewstep.runs.pictures.sample_files import write_samples
+from fewstep.runs.pictures.sample_files import captions_below, write_captions, write_samples
 from fewstep.runs.sampler import StudentSampler, TeacherSampler, labels_for
 from fewstep.system.files import write_text
 from fewstep.system.ledger import keeping

@@ -1,8 +1,14 @@
-"""Samples as pictures, of the kind that the file's name says."""
+"""Samples as pictures, of the kind that the file's name says, and what stands under them: the
+prompts that they were asked for by, or their classes.
+
+A picture is a grid of samples. Its captions are a JSON file beside it, with the grid's measures:
+the report cuts the picture by them.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.condition import Conditions
 from fewstep.data.pixels import over_white
 from fewstep.errors import UserError
 from fewstep.runs.pictures.plane import scatter_png
-from fewstep.system.files import write_bytes
+from fewstep.system.files import write_bytes, write_text
 
 GAP = 2
 """Pixels around each sample of a grid."""
@@ -99,6 +106,25 @@ def write_picture(path: Path, png: bytes) -> None:
                 f"{kind} ({error}); give a name that ends in .png."
             ) from error
     write_bytes(path, stream.getvalue())
+
+
+def captions_below(owner: Conditions, numbers: Tensor | None, names: Sequence[str] = ()) -> list[str]:
+    """The caption of each of the conditions ``numbers`` (n,): its prompt, or its class' name of
+    ``names``, or its number where it has neither. None without conditions.
+    """
+    if numbers is None or not owner.count:
+        return []
+    known = owner.texts or names
+    return [known[number] if number < len(known) else f"class {number}" for number in numbers.tolist()]
+
+
+def write_captions(picture: Path, captions: Sequence[str], columns: int = 10) -> None:
+    """Writes the captions of the samples in ``picture``, a grid of so many columns, beside it;
+    nothing where there are none.
+    """
+    if captions:
+        content = {"columns": columns, "gap": GAP, "captions": list(captions)}
+        write_text(picture.with_suffix(".json"), json.dumps(content) + "\n")
 
 
 def check_array(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fewstep.training.saving.checkpoint import Checkpoints
+from fewstep.training.saving.run_checkpoints import Checkpoints
 from fewstep.training.saving.sharded import ShardWriter, Writing
 
 Kind = Literal["file", "shards", "background"]

@@ -1,12 +1,8 @@
-"""A checkpoint as a folder of shards, by torch's distributed checkpoint (DCP): each process writes
-what it holds, and a run of any other number of processes reads its part of it.
+"""Writes a checkpoint as a folder of shards, by torch's distributed checkpoint (DCP): each process
+writes what it holds.
 
-    step-00000500/shard-00001-model-00001-of-00001.safetensors, shard-00002-..., manifest.json
-
-Shards are safetensors (DCP's storage for the Hugging Face format): its usual format keeps a pickle
-beside them, which we neither write nor read. ``manifest.json`` has the run's state and each file's
-length and SHA-256, and a checksum of its own. The folder is made aside and renamed once everything
-in it is on the disk: it is complete or absent.
+The folder is made aside and renamed once everything in it is on the disk: it is complete or absent.
+``shard_folder`` says what is in it.
 
 Writing may go on in the background (``begin``, ``finish``): tensors are copied to the CPU at once,
 the run goes on, and the folder gets its name at a later step, when all processes are done.
@@ -15,19 +11,14 @@ the run goes on, and the folder gets its name at a later step, when all processe
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -35,13 +26,15 @@ from fewstep.errors import UserError
 from fewstep.system import distributed
 from fewstep.system.files import sync_folder, why_not_written, write_text
 from fewstep.system.ledger import set_aside
-from fewstep.training.saving.checkpoint import Checkpoint, make_way, place_of, remove_checkpoint
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-_BLOCK = 2**22
-# Shards as DCP names them, the manifest, and one that was begun.
-_PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors|manifest\.json|\.manifest\.json\.\d+-\d+(-\d+)?\.aside")
+from fewstep.training.saving.checkpoint_files import make_way, remove_checkpoint
+from fewstep.training.saving.shard_folder import (
+    FORMAT,
+    MANIFEST,
+    alone_on_purpose,
+    fingerprint,
+    is_folder_of_shards,
+    manifest_digest,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class ShardWriter:
         # one group.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         if self._group is None:
-            _alone_on_purpose()
+            alone_on_purpose()
 
     def begin(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Writing:
         """Copies ``tensors`` to the CPU and begins to write them."""
@@ -107,7 +100,7 @@ class ShardWriter:
             "state": dict(writing.state),
             "files": {name: mark for _, marks in parts for name, mark in marks.items()},
         }
-        text = json.dumps({"digest": _digest(content), **content}, sort_keys=True, indent=1)
+        text = json.dumps({"digest": manifest_digest(content), **content}, sort_keys=True, indent=1)
         write_text(aside / MANIFEST, text)
 
         def rename() -> None:
@@ -130,116 +123,6 @@ class ShardWriter:
         return writing.path
 
 
-class FolderCheckpoint(Checkpoint):
-    """A folder, its manifest read; every file's checksum is compared, by one process each.
-
-    Raises ``UserError`` naming what is missing, damaged or no checkpoint.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        manifest = read_manifest(path)
-        self.state = manifest["state"]
-        place_of(path, self.state)
-        for name in sorted(manifest["files"])[distributed.rank() :: distributed.size()]:
-            check_shard(path / name, manifest["files"][name])
-
-    def read(self, prefix: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from torch.distributed.checkpoint import HuggingFaceStorageReader, load
-
-        stored = {name: kind for name, kind in self._stored.items() if name.startswith(prefix)}
-        slots = {}
-        for name, (shape, dtype) in stored.items():
-            short = name[len(prefix) :]
-            same = short in like and tuple(like[short].shape) == shape
-            slots[name] = (
-                torch.empty_like(like[short], dtype=dtype, requires_grad=False)
-                if same
-                else torch.empty(shape, dtype=dtype)
-            )
-        if slots:
-            _alone_on_purpose()
-            load(slots, storage_reader=HuggingFaceStorageReader(str(self._path)), no_dist=not dist.is_initialized())
-        return {name[len(prefix) :]: value for name, value in slots.items()}
-
-    @functools.cached_property
-    def _stored(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and types by name, in one order for all processes.
-
-        Raises ``UserError`` for shards that carry a right checksum and are none of DCP's.
-        """
-        from safetensors import SafetensorError
-        from torch.distributed.checkpoint import HuggingFaceStorageReader
-        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-        try:
-            found = HuggingFaceStorageReader(str(self._path)).read_metadata().state_dict_metadata
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{self._path}: its shards cannot be read ({error}); restore the folder from a copy, or delete it."
-            ) from error
-        tensors = {name: each for name, each in sorted(found.items()) if isinstance(each, TensorStorageMetadata)}
-        return {name: (tuple(each.size), each.properties.dtype) for name, each in tensors.items()}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards; raises ``UserError`` when it is missing, altered, names
-    files outside, or does not name a shard that is there (DCP would read it).
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(
-            f"{path}: there is no such file, and without it the folder is no checkpoint; restore it from a "
-            "copy, or delete the folder."
-        )
-    try:
-        content = json.loads(path.read_bytes())
-        digest = content.pop("digest")
-        if content["format"] != FORMAT:
-            raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
-        if not isinstance(content["state"], dict):
-            raise ValueError("its state is no object")
-        inside = all(
-            Path(name).name == name and set(mark) == {"bytes", "sha256"} for name, mark in content["files"].items()
-        )
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); restore it from a copy, or delete the folder."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: is not a readable manifest of a checkpoint ({error}); restore it from a copy, or "
-            "delete the folder."
-        ) from None
-    if _digest(content) != digest or not inside:
-        raise UserError(
-            f"{path}: its content does not match its checksum; the file is damaged, restore it from a copy."
-        )
-    strays = sorted(each.name for each in folder.glob("*.safetensors") if each.name not in content["files"])
-    if strays:
-        raise UserError(
-            f"{folder / strays[0]}: is no file of this checkpoint, whose manifest does not name it; move it away."
-        )
-    return dict(content)
-
-
-def check_shard(path: Path, mark: Mapping[str, Any], read: bool = True) -> None:
-    """Raises ``UserError`` unless the file is there and as long as its manifest says, and, when it
-    is to be ``read``, has that checksum.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file, and its checkpoint needs it; restore it from a copy.")
-    try:
-        size = path.stat().st_size
-        found = _fingerprint(path) if read and size == mark["bytes"] else {"bytes": size, "sha256": mark["sha256"]}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore it from a copy.") from error
-    if found != dict(mark):
-        raise UserError(
-            f"{path}: is not the file that its checkpoint was written with; it is damaged, restore it from a copy."
-        )
-
-
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.aside")
 
@@ -249,22 +132,6 @@ def _emptied(aside: Path) -> None:
         if os.path.lexists(aside):
             _removed_or_set_aside(aside)
         aside.mkdir(parents=True)
-
-
-def is_folder_of_shards(path: Path) -> bool:
-    """Whether a path is a folder that holds files of the names that ``ShardWriter`` gives, and
-    nothing else.
-    """
-    return (
-        path.is_dir()
-        and not path.is_symlink()
-        and all(each.is_file() and is_part(each.name) for each in path.iterdir())
-    )
-
-
-def is_part(name: str) -> bool:
-    """Whether a name is one that ``ShardWriter`` gives to a file."""
-    return _PART.fullmatch(name) is not None
 
 
 def _removed_or_set_aside(path: Path) -> None:
@@ -302,23 +169,4 @@ def _synced(path: Path) -> dict[str, Any]:
     """Puts a shard on the disk, and gives its fingerprint."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
-    return _fingerprint(path)
-
-
-def _alone_on_purpose() -> None:
-    """Leaves out DCP's remark that a process without a group works for itself; for good, since it
-    is made in a thread.
-    """
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    sha = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            sha.update(block)
-        return {"bytes": os.fstat(stream.fileno()).st_size, "sha256": sha.hexdigest()}
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return fingerprint(path)

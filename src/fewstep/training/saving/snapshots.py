@@ -18,7 +18,8 @@ from fewstep.system.finite import first_not_finite, first_number_not_finite
 from fewstep.training.phase import Stage, build_optimizers
 from fewstep.training.reporting.divergence import WayBack
 from fewstep.training.reporting.journal import Journal
-from fewstep.training.saving.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from fewstep.training.saving.checkpoint import Checkpoint
+from fewstep.training.saving.optimizer_states import optimizer_tensors, restore_optimizer
 from fewstep.training.saving.origin_checks import check_origins
 from fewstep.training.saving.saver import Saver
 from fewstep.training.settings import Progress, Settings

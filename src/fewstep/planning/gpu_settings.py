@@ -1,0 +1,137 @@
+r"""Ways to run on so many GPUs, and what each takes in memory and time.
+
+With B samples a step on G gpus,
+
+    memory a GPU = weights + gradients + moments + activations + workspace,
+
+- *weights* of all networks that are alive at once: teacher, student, fake score, critic, averages,
+  and the slot of a backtracked target; in float32, under bf16 as well, since autocast shortens
+  activations only;
+- *gradients* and the optimizers' *moments* of what the largest stage trains;
+- *activations*: what autograd keeps at the peak of a step. A rehearsal of the recipe's twin says
+  how many of the student's forward passes that is; what one keeps is counted on the meta device;
+- *workspace*: 1 GiB for the context, the libraries and their scratch memory, and 10 % of the rest
+  for fragmentation. An assumption, the only one about memory.
+
+Data parallel (DDP) divides the batch and with it the activations; sharding (FSDP2) divides weights,
+gradients and moments too, but for one block of a network at a time, and the next one that is
+fetched ahead. With ``training.accumulate`` m the activations are those of a portion, B / (G m)
+samples; sharded, the gradients of the network being trained then stay whole until the last portion.
+With recomputation a forward keeps the inputs of its blocks, and of one block what is inside; it
+costs a forward pass more for each that is kept.
+
+Time: network evaluations times the operations of a forward of the teacher, over the gpus' rate
+times the share of it that is reached. An evaluation of a generator counts as the teacher's, which
+is more than it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fewstep.planning.rehearsal import Rehearsal
+from fewstep.recipes import config
+
+GIB = 2**30
+WORKSPACE = GIB
+FRAGMENTATION = 1.1
+MODES = ("one GPU", "ddp", "fsdp2")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU, in as many portions as the
+    recipe says; what it takes in bytes a GPU, and the largest batch a GPU that fits, None without a
+    bound on the memory.
+    """
+
+    mode: str
+    gpus: int
+    precision: str
+    recompute: bool
+    batch: int
+    state: int
+    activations: int
+    memory: int
+    largest_batch: int | None
+    hours: float
+
+    def fits(self, memory: int | None) -> bool:
+        """Whether it fits into ``memory`` bytes a GPU."""
+        return memory is None or self.memory <= memory
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the settings are computed from: bytes of the whole state, of the largest block, of the
+    largest gradient, of what a forward keeps (by whether it is computed again); evaluations and
+    their operations.
+    """
+
+    state: int
+    gradient: int
+    largest: int
+    kept: dict[bool, int]
+    rehearsal: Rehearsal
+    evaluations: float
+    operations: int
+
+
+def ways_to_run(
+    training: config.Training, measured: Demands, gpus: int, memory: int | None, rate: float
+) -> list[Setting]:
+    """The ways to run on 1, 2, 4, ... up to ``gpus`` gpus of which the batch can be shared, of
+    ``memory`` bytes and ``rate`` operations a second in bf16 each.
+    """
+    counts = sorted({1, gpus, *(2**power for power in range(1, gpus.bit_length()) if 2**power <= gpus)})
+    settings = []
+    for count in counts:
+        if training.batch % (count * training.accumulate):
+            continue
+        for mode in MODES[:1] if count == 1 else MODES[1:]:
+            for precision in ("fp32", "bf16"):
+                settings += [
+                    _setting(training, measured, (mode, count, precision, on), memory, rate)
+                    for on in (False, True)
+                    if measured.kept[on] < measured.kept[False] or not on
+                ]
+    return settings
+
+
+def _setting(
+    training: config.Training, measured: Demands, how: tuple[str, int, str, bool], memory: int | None, rate: float
+) -> Setting:
+    mode, gpus, precision, on = how
+    rehearsal = measured.rehearsal
+    graphs = rehearsal.graphs_bf16 if precision == "bf16" else rehearsal.graphs
+    each = graphs * measured.kept[on]
+    portions, batch = training.accumulate, training.batch // gpus
+    state = measured.state
+    if mode == "fsdp2":
+        state = math.ceil(state / gpus) + 2 * measured.largest + (measured.gradient if portions > 1 else 0)
+
+    def total(rows: int) -> int:
+        return int(FRAGMENTATION * (state + each * rows)) + WORKSPACE
+
+    largest = None if memory is None else portions * max(0, int(((memory - WORKSPACE) / FRAGMENTATION - state) / each))
+    # Of the three parts of a trained evaluation (forward, and a backward of two), recomputing makes
+    # four; most evaluations are trained ones.
+    seconds = (
+        measured.evaluations
+        * measured.operations
+        * (4 / 3 if on else 1)
+        / (gpus * rate * (1 if precision == "bf16" else 0.5))
+    )
+    return Setting(
+        mode,
+        gpus,
+        precision,
+        on,
+        batch,
+        state,
+        int(each * (batch // portions)),
+        total(batch // portions),
+        largest,
+        seconds / 3600,
+    )
