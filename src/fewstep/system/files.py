@@ -22,7 +22,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,6 +119,29 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     tensors are gathered, one after another, in the process that writes. Raises ``NotFinite`` for
     values that are not finite, and nothing is written then.
     """
+    def header(plain: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
+        digest = digest_of(plain, metadata)
+        return digest, {_KEY: json.dumps({"digest": digest, **metadata}, sort_keys=True)}
+
+    return _write_with_header(path, tensors, header)
+
+
+def write_foreign_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> str:
+    """As ``write_tensors``, for other programs to read: nothing of ours is in the file.
+
+    ``header``: the metadata of a safetensors file, at most one entry, so that equal content gives
+    equal bytes.
+    """
+    assert len(header) <= 1
+    return _write_with_header(path, tensors, lambda plain: (digest_of(plain, header), dict(header)))
+
+
+def _write_with_header(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    header: Callable[[Mapping[str, torch.Tensor]], tuple[str, dict[str, str]]],
+) -> str:
+    """Writes the tensors; ``header`` gives the digest and the metadata of all that is written."""
     from safetensors.torch import save
 
     plain: dict[str, torch.Tensor] = {}
@@ -133,9 +156,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         wrong = first_not_finite(plain.items())
         if wrong:
             raise NotFinite(f"{path}: was not written, because '{wrong}' holds values that are not finite.")
-        digest = digest_of(plain, metadata)
-        text = json.dumps({"digest": digest, **metadata}, sort_keys=True)
-        write_bytes(path, save(plain, metadata={_KEY: text}))
+        digest, said = header(plain)
+        write_bytes(path, save(plain, metadata=said))
         return digest
 
     return distributed.together(write)

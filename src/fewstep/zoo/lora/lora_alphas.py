@@ -1,0 +1,136 @@
+"""The alpha that peft's configuration gives a layer.
+
+diffusers keeps that configuration in the header of a safetensors file, as JSON under
+``lora_adapter_metadata``, each of its settings with the prefix that the weights have; peft keeps it
+in ``adapter_config.json`` beside ``adapter_model.safetensors``. A pattern of ranks or alphas is a
+regular expression there; only names of layers are read here, in which a dot is any character, as
+it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.zoo.nvidia.machine import shown_foreign
+
+METADATA = "lora_adapter_metadata"
+
+_PREFIXES = ("", "unet.", "transformer.")
+_PATTERN = re.compile(r"\^?(?:[\w.-]|\\\.)+\$?")
+
+
+@dataclass(frozen=True)
+class PeftAlphas:
+    """``where``: what sentences call the configuration."""
+
+    where: str
+    rank: int
+    alpha: float
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    rank_stabilised: bool
+
+    def of(self, names: tuple[str, ...], rank: int) -> float:
+        """The alpha of a layer, which is called by any of ``names``, such that its weights count by
+        alpha / rank.
+
+        Raises ``UserError`` where its rank is another one than the configuration says.
+        """
+        said = next((value for pattern, value in self.ranks.items() if _matches(pattern, names)), self.rank)
+        if said != rank:
+            raise UserError(
+                f"{self.where}: says rank {said} for layer {shown_foreign(names[0])}, whose weights are of rank "
+                f"{rank}; weights and configuration are of two adapters."
+            )
+        alpha = next((value for pattern, value in self.alphas.items() if _matches(pattern, names)), self.alpha)
+        # Kalajdzievski 2023: alpha / sqrt(rank).
+        return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
+
+
+def peft_alphas(path: Path, header: Mapping[str, str]) -> PeftAlphas | None:
+    """The configuration of an adapter's file with that header; None where there is none.
+
+    Raises ``UserError`` for one that cannot be read.
+    """
+    if METADATA in header:
+        where = f"{path}: its header's '{METADATA}'"
+        return _read(where, header[METADATA])
+    beside = path.parent / "adapter_config.json"
+    if path.name == "adapter_model.safetensors" and beside.is_file():
+        try:
+            return _read(str(beside), beside.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{beside}: cannot be read ({error}); it says the alpha of {path.name}.") from error
+    return None
+
+
+def _read(where: str, text: str) -> PeftAlphas | None:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not JSON; get the adapter from its source again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: is no JSON object; get the adapter from its source again.")
+    prefix = next((each for each in _PREFIXES if f"{each}lora_alpha" in content or f"{each}r" in content), None)
+    if prefix is None:
+        return None
+    settings = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    stabilised = settings.get("use_rslora", False)
+    if settings.get("use_dora", False):
+        raise UserError(f"{where}: says 'use_dora', and only plain low-rank adapters are read.")
+    if not isinstance(stabilised, bool):
+        raise UserError(f"{where}: has {shown_foreign(stabilised)} for 'use_rslora'; it must be true or false.")
+    return PeftAlphas(
+        where,
+        _rank(where, "r", settings.get("r")),
+        checked_alpha(settings.get("lora_alpha"), f"{where} has", "for 'lora_alpha'"),
+        {name: _rank(where, "rank_pattern", value) for name, value in _patterns(where, settings, "rank_pattern")},
+        {
+            name: checked_alpha(value, f"{where} has", "in 'alpha_pattern'")
+            for name, value in _patterns(where, settings, "alpha_pattern")
+        },
+        stabilised,
+    )
+
+
+def checked_alpha(value: object, begins: str, ends: str) -> float:
+    """The value as an alpha. Raises ``UserError`` for one by which no weights can count."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # A whole number of hundreds of digits is too large for a float.
+    if not number or not abs(value) <= 1e30 or value == 0:  # type: ignore[arg-type, operator]
+        raise UserError(f"{begins} alpha {shown_foreign(value)} {ends}; it must be a finite number other than 0.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _rank(where: str, key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: has {shown_foreign(value)} for '{key}'; a rank is a whole number from 1.")
+    return value
+
+
+def _patterns(where: str, settings: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    found = settings.get(key) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: has {shown_foreign(found)} for '{key}'; it must be an object of layers.")
+    for pattern in found:
+        if _PATTERN.fullmatch(pattern) is None:
+            raise UserError(
+                f"{where}: has the pattern {shown_foreign(pattern)} in '{key}'; only names of layers are read, say "
+                "each layer's own."
+            )
+    return list(found.items())
+
+
+def _matches(pattern: str, names: tuple[str, ...]) -> bool:
+    """As peft's ``get_pattern_key``: the whole name, or what it ends with after a dot."""
+    first, body = pattern.startswith("^"), pattern.removeprefix("^").removesuffix("$")
+    # A dot is any character, and so is an escaped dot: no file has another character there.
+    ends = re.compile(("" if first else r"(?:.*\.)?") + re.escape(body.replace("\\.", ".")).replace(r"\.", "."))
+    return any(ends.fullmatch(name) for name in names)
