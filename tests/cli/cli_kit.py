@@ -51,7 +51,7 @@ def called(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Comple
         for each in (*surroundings, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
             stack.enter_context(each)
         try:
-            entry.main()
+            entry.run_command()
             code = 0
         except SystemExit as ended:
             code = int(ended.code or 0)

@@ -45,7 +45,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     before, sys.argv = sys.argv, ["fewstep", *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as ended:
-            entry.main()
+            entry.run_command()
     finally:
         sys.argv = before
     lines = capsys.readouterr().err.splitlines()
@@ -130,7 +130,7 @@ def test_a_secret_address_is_in_no_sentence_and_no_report(capsys, monkeypatch, t
     )
     monkeypatch.setattr(sys, "argv", ["fewstep", "doctor", str(tmp_path / "far.yaml")])
     with pytest.raises(SystemExit):
-        entry.main()
+        entry.run_command()
     said = capsys.readouterr()
     assert "https://***@localhost:9/b.pkl?***" in said.out
     assert "s3cret" not in said.out + said.err
@@ -180,7 +180,7 @@ def test_an_interruption_is_a_sentence(capsys, monkeypatch, inside) -> None:
     monkeypatch.setattr(entry, "app", app if inside else fail)
     monkeypatch.setattr(sys, "argv", ["fewstep"])
     with pytest.raises(SystemExit) as ended:
-        entry.main()
+        entry.run_command()
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == "fewstep: interrupted."
 
@@ -205,7 +205,7 @@ class Held:
     __del__ = interrupt
 
 {where}
-entry.main()
+entry.run_command()
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert (ended.returncode, ended.stderr.strip()) == (130, "fewstep: interrupted.")
@@ -217,7 +217,7 @@ def test_another_defect_keeps_its_traceback(monkeypatch) -> None:
 
     monkeypatch.setattr(entry, "app", fail)
     with pytest.raises(RuntimeError, match="a defect"):
-        entry.main()
+        entry.run_command()
 
 
 def test_nothing_that_is_written_or_said_holds_the_environment(capsys, monkeypatch, tmp_path) -> None:
@@ -236,7 +236,7 @@ def test_nothing_that_is_written_or_said_holds_the_environment(capsys, monkeypat
     ):
         monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
         with contextlib.suppress(SystemExit):
-            entry.main()
+            entry.run_command()
     said = capsys.readouterr()
     assert secret not in said.out + said.err
     files = [file for file in run.rglob("*") if file.is_file()]

@@ -65,7 +65,7 @@ def test_a_name_that_the_locale_cannot_say_is_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(entry, "app", command)
     with pytest.raises(SystemExit) as ended:
-        entry.main()
+        entry.run_command()
     assert ended.value.code == 2
     assert (
         capsys.readouterr().err

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pipeline_kit as kit
 import pytest
 import torch
 from lora_kit import NETWORKS, XL, added, layers_of, network_of, output, pairs_of, read_file, write_file
 from torch import Tensor, nn
 
+import pipeline_kit as kit
 from fewstep.errors import UserError
 from fewstep.networks import DiffusersTextUNet
 from fewstep.networks.low_rank_pair import LowRankPair

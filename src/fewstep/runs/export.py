@@ -1,15 +1,19 @@
-"""A run's student as a folder of diffusers: what ``fewstep export`` does."""
+"""A run's student as a folder of diffusers, or its adapter as a file of other programs: what
+``fewstep export`` does.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from fewstep.denoisers import NetworkDenoiser, TrajectoryDenoiser, load_adapter
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
 from fewstep.recipes.building.prompting import prompts_of
 from fewstep.recipes.config.section import kind_of_section
 from fewstep.runs.loading import load_alone
+from fewstep.zoo.lora import write_lora
 from fewstep.zoo.pipelines import ExportSource, export_pipeline
 
 
@@ -48,3 +52,26 @@ def export_source(run: Path | str) -> ExportSource:
         student.prior.std,
         prompts_of(recipe).alone(recipe.data).texts[0],
     )
+
+
+def export_adapter(run: Path | str, out: Path | str, form: str) -> Path:
+    """Writes the adapter of a run's student as one safetensors file in another program's form, and
+    returns its path.
+
+    Raises ``UserError`` for a run whose student is no adapter or that has not ended, and where
+    something stands at ``out``.
+    """
+    folder, path = RunFolder(Path(run)), Path(out)
+    if not folder.adapter.is_file():
+        raise UserError(
+            f"{run}: has no {folder.adapter.name}; its student is a whole copy ('student.kind: lora' makes an adapter) "
+            "or the run has not ended."
+        )
+    if path.suffix != ".safetensors":
+        raise UserError(f"{out}: an adapter is written as a .safetensors file; give such a name.")
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{out}: is there already; give another name, or move it away.")
+    model = load_alone(run, "cpu").model
+    network = next(part.network for part in model.modules() if isinstance(part, (NetworkDenoiser, TrajectoryDenoiser)))
+    write_lora(path, load_adapter(folder.adapter).on(network), network, form)
+    return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ def load_alone(run: Path | str, device: DeviceName = "auto") -> StudentSampler:
             "with 'fewstep distill ... --resume'."
         )
     model, extra = load_model(path)
+    return sampled_as(path, freeze(model).to(resolve_device(device)), extra)
+
+
+def sampled_as(path: Path, model: Denoiser | Generator, extra: Mapping[str, Any]) -> StudentSampler:
+    """A few-step model, sampled as its file says at ``path``, whose values beside the weights are
+    ``extra``.
+
+    Raises ``UserError`` naming the file where it does not say so.
+    """
     try:
         time, scale = (_number(extra["prior"][name], 0) for name in ("time", "scale"))
         low, high = _range(extra["range"])
@@ -97,7 +106,7 @@ def load_alone(run: Path | str, device: DeviceName = "auto") -> StudentSampler:
         raise UserError(
             f"{path}: holds a model but not how to sample it ({error}); it is not a student's file."
         ) from error
-    return StudentSampler(low, high, freeze(model).to(resolve_device(device)), start, sampling)
+    return StudentSampler(low, high, model, start, sampling)
 
 
 def _range(said: Any) -> tuple[float, float]:

@@ -119,6 +119,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     tensors are gathered, one after another, in the process that writes. Raises ``NotFinite`` for
     values that are not finite, and nothing is written then.
     """
+
     def header(plain: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
         digest = digest_of(plain, metadata)
         return digest, {_KEY: json.dumps({"digest": digest, **metadata}, sort_keys=True)}
@@ -172,6 +173,14 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
         header = stream.metadata() or {}
     return tensors, _verified(Path(path), tensors, header)
+
+
+def is_of_ours(path: Path) -> bool:
+    """Whether a safetensors file has metadata of ours; raises as ``read_tensors`` does for one that
+    cannot be opened.
+    """
+    with opened_tensors(Path(path)) as stream:
+        return _KEY in (stream.metadata() or {})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -134,6 +134,15 @@ def sample_run(
             help="Classifier-free guidance of the teacher, or the scale for a student that was conditioned on it.",
         ),
     ] = None,
+    lora: Annotated[
+        list[str],
+        typer.Option(
+            "--lora",
+            metavar="FILE[:WEIGHT]",
+            help="An adapter to add to the student; with --teacher to the teacher, which a distilled adapter makes a "
+            "few-step student; may be repeated.",
+        ),
+    ] = [],  # noqa: B006
     out: Annotated[
         Path | None,
         typer.Option(
@@ -150,16 +159,21 @@ def sample_run(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
+    from fewstep.runs.added_adapters import adapters_said
     from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
+    from fewstep.system.ledger import print_sentence
 
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     check_picture(picture)
     if npz is not None:
         check_array(npz)
     said = prompts_said(prompt, prompts)
-    sampler = pictured_by(run, teacher, compare, guidance, said)
+    notes: list[str] = []
+    sampler = pictured_by(run, teacher, compare, guidance, said, adapters_said(lora), notes)
+    for note in notes:
+        print_sentence(note)
     samples, numbers = drawn_for(sampler, said, n, seed, class_id, steps)
     with output(picture):
         write_drawn(picture, samples, numbers, sampler)
@@ -176,12 +190,24 @@ def export_run(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="fp32|fp16|bf16", help="The type of the U-Net's weights.")
     ] = "fp32",
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            "--lora",
+            metavar="peft|kohya|comfyui",
+            help="Write the adapter alone, for diffusers (peft), A1111 (kohya) or ComfyUI; OUT is a file.",
+        ),
+    ] = None,
 ) -> None:
     """Writes the student of a text-to-image run as a folder that diffusers opens, with a card that
-    says how to sample it.
+    says how to sample it; or with --lora the adapter of a run whose student is one.
 
     Example: fewstep export runs/sd15-disback exports/sd15-one-step --dtype fp16
     """
     from fewstep.runs import export
+    from fewstep.runs.export import export_adapter
 
+    if lora is not None:
+        typer.echo(str(export_adapter(run, out, lora)))
+        return
     typer.echo(f"{export(run, out, dtype)}: README.md has the call that samples it.")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from fewstep.denoisers import NetworkDenoiser, in_network, load_adapter
+from fewstep.denoisers import NetworkDenoiser, in_network
 from fewstep.denoisers.stored_adapter import adapter_in
 from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
 from fewstep.recipes.config.section import Names, Section
 from fewstep.system.locations import absolute
 from fewstep.values import Later, Positive
+from fewstep.zoo.adapters import read_adapter
 
 AdapterPath = Annotated[str, Names("weights", within=adapter_in)]
 
@@ -66,5 +67,5 @@ class LowRankSection(Section, abc.ABC):
         """
         if self.start is None:
             return in_network(like, AdaptedNetwork.fresh(base, self.form, seed))
-        pairs = load_adapter(adapter_in(Path(absolute(self.start)))).on(base.network)
-        return in_network(like, AdaptedNetwork.holding(base, pairs))
+        file = read_adapter(adapter_in(Path(absolute(self.start))), base.network)
+        return in_network(like, AdaptedNetwork.holding(base, file.pairs))

@@ -16,9 +16,10 @@ from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
+from fewstep.runs.added_adapters import AddedAdapter, adapted_student, adapted_teacher
 from fewstep.runs.loading import load_beside, load_guided, load_teacher
 from fewstep.runs.pictures.sample_files import write_captioned, write_samples
-from fewstep.runs.sampler import Sampler
+from fewstep.runs.sampler import Sampler, TeacherSampler
 
 USUAL = 80
 """Samples of a command that is given neither their number nor prompts."""
@@ -37,22 +38,35 @@ def prompts_said(prompts: Sequence[str], file: Path | None) -> list[str] | None:
 
 
 def pictured_by(
-    run: Path, teacher: bool, compare: bool, guidance: float | None, prompts: Sequence[str] | None
+    run: Path,
+    teacher: bool,
+    compare: bool,
+    guidance: float | None,
+    prompts: Sequence[str] | None,
+    adapters: Sequence[AddedAdapter] = (),
+    notes: list[str] | None = None,
 ) -> Sampler:
     """What a command line asks to draw with: a run's student, its ``teacher``, or (``compare``)
     the student below the teacher. The scale ``guidance`` guides the teacher (1 unless given), and
-    is told to a student that was conditioned on scales.
+    is told to a student that was conditioned on scales. ``adapters`` are added to the student, or
+    to the teacher where that is asked for; ``notes`` takes what is to be said of their files.
 
     Raises ``UserError`` for both ``teacher`` and ``compare``, and for what loading refuses.
     """
     if compare and teacher:
         raise UserError("--compare and --teacher: --compare shows both; leave one of them out.")
+    if compare and adapters:
+        raise UserError("--compare and --lora: adapters are added to the student or to the teacher; leave one out.")
     scale = 1.0 if guidance is None else guidance
     if compare:
         return beside_teacher(run, scale, prompts)
-    if teacher:
+    if not teacher:
+        student = load_guided(run, guidance, prompts)
+        return (adapted_student(student, adapters, notes) if adapters else student).pictured
+    if not adapters:
         return load_teacher(run, scale, prompts=prompts).pictured
-    return load_guided(run, guidance, prompts).pictured
+    made = adapted_teacher(load_teacher(run, prompts=prompts), adapters, notes)
+    return (made.guided(guidance) if isinstance(made, TeacherSampler) else made).pictured
 
 
 def drawn_for(

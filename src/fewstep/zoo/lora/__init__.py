@@ -2,6 +2,6 @@
 
 from fewstep.zoo.lora.fused import fused
 from fewstep.zoo.lora.lora_reader import LoraFile, read_lora
-from fewstep.zoo.lora.lora_writer import LoraForm, write_lora
+from fewstep.zoo.lora.lora_writer import write_lora
 
-__all__ = ["LoraFile", "LoraForm", "fused", "read_lora", "write_lora"]
+__all__ = ["LoraFile", "fused", "read_lora", "write_lora"]

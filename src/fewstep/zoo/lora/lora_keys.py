@@ -91,6 +91,6 @@ def _why_not(key: str) -> str:
             "merge it into its base by the program that made it, and take that."
         )
     return (
-        f"entry {shown_foreign(key)} is unknown; low-rank weights are 'lora_A' and 'lora_B', 'lora_down' and 'lora_up', "
+        f"entry {shown_foreign(key)} is unknown; low-rank weights are 'lora_A' and 'lora_B', 'lora_down' and 'lora_up' "
         "or 'lora.down' and 'lora.up', with 'alpha' beside them."
     )

@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,10 @@ from fewstep.zoo.lora.fused import fitting
 from fewstep.zoo.lora.lora_alphas import METADATA, checked_alpha
 from fewstep.zoo.lora.lora_layers import LoraLayers
 
-LoraForm = Literal["peft", "kohya", "comfyui"]
-
 _Content = tuple[dict[str, Tensor], dict[str, str]]
 
 
-def write_lora(path: Path, pairs: Mapping[str, LowRankPair], network: nn.Module, form: LoraForm) -> str:
+def write_lora(path: Path, pairs: Mapping[str, LowRankPair], network: nn.Module, form: str) -> str:
     """Writes the low-rank weights of layers of ``network``, by their paths in it, in the types that
     they have; returns the file's digest (64 hexadecimal digits).
 
