@@ -15,6 +15,13 @@ FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "
 # By name, what is before a comma is the script: arguments, and the JSON file that must be there
 # afterwards.
 SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "adapters": (
+        (
+            *("--only", "copies", "all 16", "--pictures", "20", "--set", "evaluation.reference=null"),
+            *("--set", "training.steps=6", *FEW),
+        ),
+        "adapters.json",
+    ),
     "convergence": (("--study", "toy", "--budget", "110000", *FEW), "convergence-toy.json"),
     "ddil": (("--only", "pd4", "--budget", "2000", *FEW), "ddil.json"),
     "ddil, overhead": (("--study", "overhead", "--only", "lcm4", "--budget", "2000", *FEW), "ddil-overhead.json"),
@@ -44,6 +51,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
 WITH_OUT = ("faults",)
 # More than 40 seconds of an idle core, or whole processes that are started and ended.
 SLOW = (
+    "adapters",
     "convergence",
     "ddil",
     "ddil, overhead",

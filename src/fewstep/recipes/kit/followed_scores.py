@@ -189,6 +189,8 @@ class FieldFake(Fake):
         return _apart(FieldOfSamples(context.student.model, states, self.samples), context, times)
 
 
+TrainedFakeChoice = Annotated[LearnedFake | LowRankFake, Field(discriminator="kind")]
+"""Of methods whose fake score is always a network that is trained."""
 FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(discriminator="kind")]
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from fewstep.objectives import DistributionMatching, Divergence, DMDWeight, JensenShannon, RatioWeight
 from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import FakeTrunk, TeacherTrunk
-from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, several_steps
+from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, TrainedFakeChoice, several_steps
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
@@ -29,7 +29,7 @@ class FDistillMethod(FollowsScores):
     divergence: Annotated[Divergence, config.Kinds()] = JensenShannon()
     weighting: config.MatchingWeighting = DMDWeight()
     times: config.TimesChoice = LogNormalTimes()
-    fake: LearnedFake = LearnedFake(kind="learned")
+    fake: TrainedFakeChoice = LearnedFake(kind="learned")
     adversarial: Annotated[FakeTrunk | TeacherTrunk, Field(discriminator="kind")] = FakeTrunk(kind="fake-trunk")
     steps: Few = 1
 
@@ -38,6 +38,7 @@ class FDistillMethod(FollowsScores):
     )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
+        "low rank": Example({"fake": {"kind": "lora", "rank": 2}}),
         "2 steps, teacher trunk": Example(
             {"steps": 2, "adversarial": {"kind": "teacher-trunk"}, "divergence": {"kind": "forward-kl"}}
         ),
@@ -49,7 +50,7 @@ class FDistillMethod(FollowsScores):
         return self.traits if self.steps == 1 else several_steps(self.traits)
 
     @property
-    def own_score(self) -> LearnedFake:
+    def own_score(self) -> TrainedFakeChoice:
         return self.fake
 
     @property

@@ -12,7 +12,7 @@ from pydantic import Field
 from fewstep.objectives import DMDWeight, ScoreIdentity
 from fewstep.objectives.scores.fakes import Learned
 from fewstep.recipes import config
-from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, several_steps
+from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, TrainedFakeChoice, several_steps
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
@@ -26,7 +26,7 @@ class IdentityMethod(FollowsScores):
     alpha: float = Field(1.2, ge=0)
     weighting: config.MatchingWeighting = DMDWeight()
     times: config.TimesChoice = LogNormalTimes()
-    fake: LearnedFake = LearnedFake(kind="learned")
+    fake: TrainedFakeChoice = LearnedFake(kind="learned")
     steps: Few = 1
 
     traits: ClassVar[Traits] = Traits(
@@ -34,6 +34,7 @@ class IdentityMethod(FollowsScores):
     )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
+        "low rank": Example({"fake": {"kind": "lora", "rank": 2}}),
         "2 steps": Example({"steps": 2}),
         "images": Example({}, on_digits=True),
     }
@@ -43,7 +44,7 @@ class IdentityMethod(FollowsScores):
         return self.traits if self.steps == 1 else several_steps(self.traits)
 
     @property
-    def own_score(self) -> LearnedFake:
+    def own_score(self) -> TrainedFakeChoice:
         return self.fake
 
     def terms(self, followed: Followed) -> Sequence[Term]:
