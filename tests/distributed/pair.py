@@ -51,6 +51,12 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "target.switch={kind: plateau, window: 2, min_steps: 4, max_steps: 6}",
         "target.nodes=3",
     ),
+    # One base with the adapters of student, fake score, average and nodes.
+    "mixture2d-disback-lora": (
+        "target.record={kind: every, steps: 3}",
+        "target.switch={kind: every, steps: 4}",
+        "target.nodes=3",
+    ),
     "mixture2d-ctm": (CTM, "method.adversarial_after=4"),
     "mixture2d-pd": (),
     "mixture2d-kd": ("method.pairs.count=1100",),
