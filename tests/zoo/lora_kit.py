@@ -28,6 +28,7 @@ SD = {
 XL = {
     **SD,
     "attention_head_dim": [2, 4],
+    "cross_attention_dim": 20,
     "transformer_layers_per_block": [1, 2],
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
@@ -99,7 +100,10 @@ def added(network: nn.Module, pairs: Mapping[str, LowRankPair]) -> dict[str, Ten
 def output(unet: Any) -> Tensor:
     """What diffusers' U-Net computes of fixed inputs, in its type."""
     draws = torch.Generator().manual_seed(5)
-    x, text = torch.randn(2, 4, 8, 8, generator=draws), torch.randn(2, 5, unet.config.cross_attention_dim, generator=draws)
+    x, text = (
+        torch.randn(2, 4, 8, 8, generator=draws),
+        torch.randn(2, 5, unet.config.cross_attention_dim, generator=draws),
+    )
     more = {}
     if unet.config.addition_embed_type == "text_time":
         pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim

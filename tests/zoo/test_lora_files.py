@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pipeline_kit as kit
 import pytest
 import torch
 from lora_kit import NETWORKS, XL, added, layers_of, network_of, output, pairs_of, read_file, write_file
 from torch import Tensor, nn
 
+import pipeline_kit as kit
 from fewstep.errors import UserError
 from fewstep.networks import DiffusersTextUNet
 from fewstep.networks.low_rank_pair import LowRankPair
@@ -250,7 +250,7 @@ def adapted_by(pipe: Any) -> set[str]:
     return {f"unet.{name.removesuffix('.lora_A')}" for name in names}
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default", "error:.*did not match")
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("form", ["peft", "kohya"])
 @pytest.mark.parametrize("name", kit.NAMES)

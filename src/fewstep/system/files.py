@@ -119,6 +119,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     tensors are gathered, one after another, in the process that writes. Raises ``NotFinite`` for
     values that are not finite, and nothing is written then.
     """
+
     def header(plain: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
         digest = digest_of(plain, metadata)
         return digest, {_KEY: json.dumps({"digest": digest, **metadata}, sort_keys=True)}
