@@ -28,6 +28,7 @@ SD = {
 XL = {
     **SD,
     "attention_head_dim": [2, 4],
+    "cross_attention_dim": 20,
     "transformer_layers_per_block": [1, 2],
     "use_linear_projection": True,
     "addition_embed_type": "text_time",

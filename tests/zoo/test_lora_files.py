@@ -250,7 +250,7 @@ def adapted_by(pipe: Any) -> set[str]:
     return {f"unet.{name.removesuffix('.lora_A')}" for name in names}
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default", "error:.*did not match")
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("form", ["peft", "kohya"])
 @pytest.mark.parametrize("name", kit.NAMES)

@@ -3,8 +3,8 @@
 diffusers keeps that configuration in the header of a safetensors file, as JSON under
 ``lora_adapter_metadata``, each of its settings with the prefix that the weights have; peft keeps it
 in ``adapter_config.json`` beside ``adapter_model.safetensors``. A pattern of ranks or alphas is a
-regular expression there; only names of layers are read here, in which a dot is any character, as
-it is there.
+regular expression there, which could take forever; only names of layers are read here, in which a
+dot is any character, as it is there, and one after a backslash is a dot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from fewstep.zoo.nvidia.machine import shown_foreign
 METADATA = "lora_adapter_metadata"
 
 _PREFIXES = ("", "unet.", "transformer.")
-_PATTERN = re.compile(r"\^?(?:[\w.-]|\\\.)+\$?")
+_PATTERN = re.compile(r"\^?(?:[\w:.-]|\\\W)+\$?")
+_LETTER = re.compile(r"\\\W|.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _patterns(where: str, settings: Mapping[str, Any], key: str) -> list[tuple[s
 
 def _matches(pattern: str, names: tuple[str, ...]) -> bool:
     """As peft's ``get_pattern_key``: the whole name, or what it ends with after a dot."""
-    first, body = pattern.startswith("^"), pattern.removeprefix("^").removesuffix("$")
-    # A dot is any character, and so is an escaped dot: no file has another character there.
-    ends = re.compile(("" if first else r"(?:.*\.)?") + re.escape(body.replace("\\.", ".")).replace(r"\.", "."))
+    body = pattern.removeprefix("^").removesuffix("$")
+    letters = (each if each == "." else re.escape(each[-1]) for each in _LETTER.findall(body))
+    ends = re.compile(("" if pattern.startswith("^") else r"(?:.*\.)?") + "".join(letters))
     return any(ends.fullmatch(name) for name in names)

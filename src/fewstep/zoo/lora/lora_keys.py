@@ -1,11 +1,10 @@
 """What an entry of an adapter's file is, by its key. The forms, of a layer ``X``:
 
-| form | keys |
-|---|---|
-| PEFT | ``X.lora_A.weight``, ``X.lora_B.weight``; ``.default`` or another name before ``.weight`` |
-| old diffusers | ``X.lora.down.weight``, ``X.lora.up.weight`` |
-| its attention processors | ``A.processor.to_q_lora.down.weight`` and ``up``; so ``to_k``, ``to_v``, ``to_out`` |
-| kohya | ``lora_unet_X.lora_down.weight``, ``lora_up.weight``, dots of X as underscores |
+- PEFT: ``X.lora_A.weight`` and ``X.lora_B.weight``, with ``.default`` or another name before
+  ``.weight``.
+- Old diffusers: ``X.lora.down.weight`` and ``X.lora.up.weight``; of its attention processors
+  ``A.processor.to_q_lora.down.weight``, and so ``to_k``, ``to_v`` and ``to_out``.
+- kohya: ``lora_unet_X.lora_down.weight`` and ``lora_up.weight``, X with underscores for dots.
 
 Each may come with ``X.alpha``. A file may mix forms, as ``convert_state_dict_to_diffusers`` does.
 """
@@ -29,17 +28,17 @@ _USUAL = (
     re.compile(r"(.+)\.lora[._](down|up)\.weight"),
 )
 _TEXT = re.compile(r"(lora_te\d*_|(base_model\.model\.)?(text_encoder(_\d+)?|text_encoders)\.)")
+_OTHER = re.compile(r"\.(dora_scale|lora_magnitude_vector|hada_|lokr_|oft_|lora_mid|diff(?=$|_b$))")
 _OTHERS = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
     "hada_": "LoHa",
     "lokr_": "LoKr",
     "oft_": "OFT",
-    "lora_mid.": "LoCon in Tucker's form",
+    "lora_mid": "LoCon in Tucker's form",
     "diff": "whole differences of weights",
-    "diff_b": "whole differences of weights",
 }
-"""Adapters of other kinds, by how the last part of a key begins."""
+"""Adapters of other kinds, by what an entry of theirs is called."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,13 @@ def _named(layer: str, part: Part) -> LoraKey:
 
 
 def _why_not(key: str) -> str:
-    kind = next(
-        (kind for start, kind in _OTHERS.items() if re.search(rf"\.{start}" + ("$" if "diff" in start else ""), key)),
-        None,
-    )
-    if kind is not None:
+    other = _OTHER.search(key)
+    if other is not None:
         return (
-            f"entry {shown_foreign(key)} is of another kind of adapter, {kind}, and only plain low-rank ones are read; "
-            "merge it into its base by the program that made it, and take that."
+            f"entry {shown_foreign(key)} is of another kind of adapter, {_OTHERS[other[1]]}, and only plain low-rank "
+            "ones are read; merge it into its base by the program that made it, and take that."
         )
     return (
-        f"entry {shown_foreign(key)} is unknown; low-rank weights are 'lora_A' and 'lora_B', 'lora_down' and 'lora_up' "
-        "or 'lora.down' and 'lora.up', with 'alpha' beside them."
+        f"entry {shown_foreign(key)} is unknown; low-rank weights are 'lora_A' and 'lora_B', 'lora_down' and "
+        "'lora_up', or 'lora.down' and 'lora.up', with 'alpha' beside them."
     )

@@ -123,5 +123,6 @@ class LoraLayers:
 
 def _alike(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether shapes are equal but for 1s at the ends."""
-    longer, shorter = max(shape, wanted, key=len), min(shape, wanted, key=len)
-    return longer[: len(shorter)] == tuple(shorter) and all(size == 1 for size in longer[len(shorter) :])
+    length = max(len(shape), len(wanted))
+    padded, other = ((*each, *(1 for _ in range(length - len(each)))) for each in (shape, wanted))
+    return padded == other

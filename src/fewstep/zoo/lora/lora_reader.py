@@ -78,8 +78,9 @@ def _refuse_pickle(path: Path) -> None:
     if not path.is_file():
         return
     with readable(path), open(path, "rb") as stream:
-        begin = stream.read(4)
-    if begin.startswith((b"PK\x03\x04", b"\x80")) and begin[1:4] != b"\x00\x00\x00":
+        begin = stream.read(9)
+    # The header of safetensors begins after its length.
+    if begin[8:] != b"{" and begin.startswith((b"PK\x03\x04", b"\x80")):
         raise UserError(
             f"{path}: is a pickle, which is a program, and is not read; save the adapter as safetensors by the program "
             "that made it."

@@ -1,8 +1,9 @@
 """Adapters (LoRA) as files that other programs read. Nothing of ours is in them, so that any
 reader of the form reads them whole.
 
-``peft``: what diffusers and peft read. alphas are in the header only, where diffusers 0.35 and later
-look for them; a reader that does not look takes the rank for alpha.
+``peft``: what diffusers and peft read. alphas are in the header only, where diffusers' pipelines
+look for them; a reader that does not look, as diffusers' ``load_lora_adapter`` with neither
+``weight_name`` nor ``use_safetensors``, takes the rank for alpha.
 
 ``kohya``: what A1111 reads. Its SDXL has the original names of layers, Stable Diffusion 1 and 2
 diffusers' (as kohya's trainer names them). All layers get one alpha, the commonest, and the factor
@@ -14,6 +15,7 @@ of another goes into ``up``: diffusers reads such files with one alpha for all a
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,12 +59,13 @@ def _peft(pairs: Mapping[str, LowRankPair], layers: LoraLayers) -> _Content:
         tensors[f"{path}.lora_B.weight"] = pair.up
     rank, alpha = _commonest(pair.rank for pair in pairs.values()), _common_alpha(pairs)
     named = {layers.relative(path): pair for path, pair in pairs.items()}
-    # A pattern without "^" is that of every layer whose name ends with it.
+    # A regular expression, which would be that of every layer whose name ends so without "^".
+    patterns = {f"^{re.escape(name)}": pair for name, pair in named.items()}
     settings = {
         "r": rank,
         "lora_alpha": _number(alpha),
-        "rank_pattern": {f"^{name}": pair.rank for name, pair in named.items() if pair.rank != rank},
-        "alpha_pattern": {f"^{name}": _number(pair.alpha) for name, pair in named.items() if pair.alpha != alpha},
+        "rank_pattern": {name: pair.rank for name, pair in patterns.items() if pair.rank != rank},
+        "alpha_pattern": {name: _number(pair.alpha) for name, pair in patterns.items() if pair.alpha != alpha},
         "target_modules": sorted(named),
     }
     said = {f"{layers.prefix}{name}": value for name, value in settings.items()}
