@@ -16,8 +16,9 @@ from fewstep.denoisers import adapter_of, in_network, load_adapter, save_adapter
 from fewstep.errors import UserError
 from fewstep.networks import AdaptedBase, AdaptedNetwork, Form
 from fewstep.runs import load, load_teacher
-from fewstep.runs.added_adapters import AddedAdapter, adapted_student, adapted_teacher, adapters_said, with_adapters
 from fewstep.runs.export import export_adapter
+from fewstep.runs.loading import adapted_student, adapted_teacher, adapters_said, model_with
+from fewstep.zoo.adapter_files import AddedAdapter
 from fewstep.zoo.lora import read_lora
 
 SMALL = (
@@ -65,7 +66,7 @@ def test_weights_scale_adapters_and_several_add_up(run: Path, style: Path) -> No
     plain = teacher.denoiser.state_dict()
 
     def gained(*adapters: AddedAdapter) -> dict[str, torch.Tensor]:
-        model, notes, _ = with_adapters(teacher.denoiser, adapters)
+        model, notes, _ = model_with(teacher.denoiser, adapters)
         assert not notes
         return {name: value - plain[name] for name, value in model.state_dict().items()}
 

@@ -4,6 +4,8 @@ adapter used by plain diffusers.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ from test_text_recipes import Leaves, values, written
 from fewstep.condition import Condition
 from fewstep.denoisers import NetworkDenoiser, adapter_of, in_network
 from fewstep.errors import UserError
+from fewstep.keeping.run_identity import run_of
 from fewstep.networks import AdaptedBase, AdaptedNetwork, DiffusersTextUNet, Form
 from fewstep.networks.adapters import fitting_layers
+from fewstep.recipes import DistillRecipe, load_recipe
+from fewstep.recipes.building.checksums import origins_of
+from fewstep.recipes.reading.places import anchored
 from fewstep.runs import distill, load
 from fewstep.runs.export import export_adapter
 from fewstep.zoo.pipelines import load_pipeline, time_ids
@@ -149,3 +155,55 @@ def test_a_condition_without_text_is_refused_by_the_base(folders: dict[str, Path
     assert len(adapter_of(role).layers) == len(fitting_layers(teacher.network))
     with pytest.raises(UserError, match="conditioned on 'text'"):
         role(noise(), torch.full((2,), 0.5), Condition())
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_a_teacher_takes_adapters_as_diffusers_fuses_them(
+    name: str, folders: dict[str, Path], ended: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two at weights of their own: a run's own adapter, and the same as another program's file."""
+    file = export_adapter(ended[name], tmp_path / "lora.safetensors", "kohya")
+    theirs = export_adapter(ended[name], tmp_path / "peft.safetensors", "peft")
+    cls = diffusers.StableDiffusionXLPipeline if name == "sdxl" else diffusers.StableDiffusionPipeline
+    pipe = cls.from_pretrained(folders[name])
+    for adapter in ("one", "two"):
+        pipe.load_lora_weights(str(theirs), adapter_name=adapter)
+    pipe.set_adapters(["one", "two"], [0.7, -0.3])
+    pipe.fuse_lora(adapter_names=["one", "two"])
+    pipe.unload_lora_weights()
+    loras = [{"path": str(ended[name]), "weight": 0.7}, {"path": str(file), "weight": -0.3}]
+    recipe = written_with(tmp_path / "r.yaml", folders[name], loras)
+    teacher = recipe.teacher.load(None)
+    own = teacher.network.state_dict()
+    for key, value in pipe.unet.state_dict().items():
+        torch.testing.assert_close(own[f"unet.{key}"], value, rtol=1e-6, atol=1e-6)
+    plain = load_pipeline(folders[name]).denoiser.network.state_dict()
+    assert any(not torch.allclose(own[key], value, atol=1e-5) for key, value in plain.items())
+
+
+def written_with(path: Path, folder: Path, loras: list[dict[str, Any]]) -> DistillRecipe:
+    section = {"kind": "pipeline", "path": str(folder), "loras": loras}
+    path.write_text("# test\n" + json.dumps({**values(folder), "teacher": section}))
+    made = load_recipe(path)
+    assert isinstance(made, DistillRecipe)
+    return made
+
+
+def test_a_teachers_adapters_decide_what_the_run_is_made_from(
+    folders: dict[str, Path], ended: dict[str, Path], tmp_path: Path
+) -> None:
+    """By content: an adapter that was exchanged, or has another weight, is another teacher."""
+    file = export_adapter(ended["sd15"], tmp_path / "lora.safetensors", "peft")
+    digests, hashes = set(), set()
+    for loras in ([], [{"path": "lora.safetensors"}], [{"path": "lora.safetensors", "weight": 0.5}]):
+        with contextlib.chdir(tmp_path):
+            recipe = anchored(written_with(tmp_path / "r.yaml", folders["sd15"], loras))
+        assert [each.path for each in recipe.teacher.loras] == [str(file)] * len(loras)
+        hashes.add(run_of(recipe))
+        digests.add(origins_of(recipe, ["teacher"])["teacher.path"])
+    assert (len(hashes), len(digests)) == (3, 2)
+    before = origins_of(recipe, ["teacher"])
+    file.unlink()
+    other = export_adapter(ended["sd15"], tmp_path / "lora.safetensors", "kohya")
+    assert other == file
+    assert origins_of(recipe, ["teacher"]) != before

@@ -1,15 +1,20 @@
-"""Runs as samplers: their students and their teachers."""
+"""Runs as samplers: their students and their teachers, also with adapters added: a style on a
+few-step student, a distilled adapter on another fine-tune of the same family, or both at once.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fewstep.condition import Classes
 from fewstep.data import Dataset
-from fewstep.denoisers import Denoiser, Generator, freeze, load_model
+from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, TrajectoryDenoiser, freeze, load_model
+from fewstep.denoisers.denoiser import Model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.recipes import DistillRecipe
@@ -21,6 +26,7 @@ from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
+from fewstep.zoo.adapter_files import AddedAdapter, with_adapters
 
 LARGEST = 1e6
 """Of the numbers in a student's file: levels of noise and bounds of samples."""
@@ -190,3 +196,74 @@ def load_guided(run: Path | str, guidance: float | None = None, prompts: Sequenc
             "scale; add --teacher or leave it out."
         )
     return student.guided(guidance)
+
+
+def adapters_said(texts: Sequence[str]) -> list[AddedAdapter]:
+    """The adapters of a command line, each ``FILE`` or ``FILE:WEIGHT``.
+
+    Raises ``UserError`` for a weight that is not finite, and for one file said twice.
+    """
+    found: list[AddedAdapter] = []
+    for text in texts:
+        name, colon, end = text.rpartition(":")
+        weight = _weight(end) if colon else None
+        if weight is not None and not math.isfinite(weight):
+            raise UserError(f"--lora: '{text}' has the weight {weight}; give a finite number.")
+        each = AddedAdapter(Path(text)) if weight is None else AddedAdapter(Path(name), weight)
+        if any(each.path == other.path for other in found):
+            raise UserError(f"--lora: {each.path} is said twice; give it once, with the sum of the weights.")
+        found.append(each)
+    return found
+
+
+def model_with(model: Model, adapters: Sequence[AddedAdapter]) -> tuple[Model, list[str], list[Mapping[str, Any]]]:
+    """A copy of a denoiser with the adapters added to its network's weights; sentences on how their
+    files were read; and what each file says besides its weights, nothing of another program's.
+
+    Raises ``UserError`` naming the file for one that does not fit.
+    """
+    copied = copy.deepcopy(model)
+    inner = next((each for each in copied.modules() if isinstance(each, (NetworkDenoiser, TrajectoryDenoiser))), None)
+    if inner is None:
+        raise UserError("--lora: adapters are added to a denoiser's network, and this model is none; leave them out.")
+    inner.network, files = with_adapters(inner.network, adapters)
+    return copied, [note for file in files for note in file.notes], [file.extra for file in files]
+
+
+def adapted_student(
+    student: StudentSampler, adapters: Sequence[AddedAdapter], notes: list[str] | None = None
+) -> StudentSampler:
+    """A student with adapters added; it is sampled as before."""
+    model, said, _ = model_with(student.model, adapters)
+    if notes is not None:
+        notes += said
+    return replace(student, model=model)
+
+
+def adapted_teacher(
+    teacher: TeacherSampler, adapters: Sequence[AddedAdapter], notes: list[str] | None = None
+) -> TeacherSampler | StudentSampler:
+    """A teacher, not guided, with adapters added: sampled as the first adapter says that was
+    distilled, so that it is a few-step student; as before where none was.
+
+    Raises ``UserError`` for two adapters that were distilled for other steps.
+    """
+    model, remarks, said = model_with(teacher.denoiser, adapters)
+    if notes is not None:
+        notes += remarks
+    distilled = [(each.path, extra) for each, extra in zip(adapters, said, strict=True) if "sampling" in extra]
+    if not distilled:
+        return replace(teacher, denoiser=model)
+    first, extra = distilled[0]
+    other = next((path for path, each in distilled if each["sampling"] != extra["sampling"]), None)
+    if other is not None:
+        raise UserError(f"--lora: {first} and {other} were distilled for other steps; give one of them.")
+    student = sampled_as(first, model, extra)
+    return student.told(teacher.conditions, teacher.codec, teacher.batch)
+
+
+def _weight(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

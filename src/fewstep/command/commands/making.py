@@ -159,7 +159,7 @@ def sample_run(
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
-    from fewstep.runs.added_adapters import adapters_said
+    from fewstep.runs.loading import adapters_said
     from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output

@@ -17,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.networks import GeneratorNetwork
 from fewstep.networks.adapters import AdaptedBase
 from fewstep.networks.kinds.registry import Kind, kinds
-from fewstep.recipes.config.low_rank import LowRankSection
+from fewstep.recipes.config.adapter_sections import LowRankSection
 from fewstep.recipes.config.models import DenoisingChoice, NetworkSection, build_network, check_takes, section_of
 from fewstep.recipes.config.section import (
     Choice,

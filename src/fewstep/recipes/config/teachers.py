@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,16 +16,20 @@ from pydantic import Field, field_validator
 from fewstep.data import Dataset
 from fewstep.data.archive import MOST_CLASSES
 from fewstep.denoisers import EDMInputs, NetworkDenoiser, freeze, load_model
+from fewstep.denoisers.stored_adapter import adapter_in
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.networks.edm import SETTINGS
 from fewstep.prediction import EDM
+from fewstep.recipes.config.adapter_sections import AdapterPath
 from fewstep.recipes.config.models import DenoiserModel
 from fewstep.recipes.config.section import Names, Section, Seed, WeightsPath, kind_of_section
 from fewstep.schedule import KarrasVE
 from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
+from fewstep.values import Later
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
+from fewstep.zoo.adapter_files import AddedAdapter
 from fewstep.zoo.pipelines import OpenedPipeline, PipelinePlace, open_pipeline
 from fewstep.zoo.pipelines.published import published
 from fewstep.zoo.shipped import SHIPPED_PIPELINES, SHIPPED_RANGES, shipped_pipeline
@@ -309,21 +314,36 @@ class DiffusersTeacher(TeacherSection):
         return diffusers_models.remarks_of(self.path, self.revision, self.variant, self.subfolder, self.classes)
 
 
+class TeacherLora(Section):
+    """An adapter that is added to a teacher's weights: a file, or the folder of a run whose student
+    is an adapter. ``weight``: how much of it, 1 for as much as it was trained with.
+    """
+
+    path: AdapterPath
+    weight: float = Field(1.0, ge=-100.0, le=100.0)
+
+
 class PipelineTeacher(TeacherSection):
     """A text-to-image model, as diffusers saves a pipeline of Stable Diffusion 1, 2 or SDXL: a
     folder, or an id of the hub at a ``revision``.
 
     ``variant``: of the weights, such as ``fp16``; a part that has none of it is read from its usual
-    ones.
+    ones. ``loras``: adapters that are added to its U-Net.
     """
 
     kind: Literal["pipeline"]
     path: Annotated[str, Names("weights", hub="models")]
     revision: str | None = None
     variant: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
+    loras: Annotated[list[TeacherLora], Later()] = Field([], max_length=100)
 
     def _opened(self) -> OpenedPipeline:
-        return open_pipeline(self.path, self.revision, self.variant)
+        opened = open_pipeline(self.path, self.revision, self.variant)
+        added = [AddedAdapter(adapter_in(Path(absolute(each.path))), each.weight) for each in self.loras]
+        return replace(opened, adapters=tuple(added))
+
+    def text_model(self) -> OpenedPipeline:
+        return self._opened()
 
     def load(self, data: Dataset | None) -> NetworkDenoiser:
         return self._opened().denoiser()

@@ -18,7 +18,7 @@ from fewstep.networks import AdaptedBase, build, describe_network
 from fewstep.objectives import EDMWeight, ScoreMatching
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
 from fewstep.recipes import config
-from fewstep.recipes.config.low_rank import LowRankSection
+from fewstep.recipes.config.adapter_sections import LowRankSection
 from fewstep.recipes.config.starts import FakePath, begun_fake
 from fewstep.recipes.kit.adversaries import AdversarialChoice, Adversary, build_adversary
 from fewstep.recipes.kit.backtracking import build_target

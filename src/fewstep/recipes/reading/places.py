@@ -38,6 +38,8 @@ def named_in(section: BaseModel, prefix: str = "") -> Iterator[Named]:
         value, key = getattr(section, name), f"{prefix}{name}"
         if is_section(value):
             yield from named_in(value, f"{key}.")
+        for number, each in _listed(value):
+            yield from named_in(each, f"{key}.{number}.")
         for mark in field.marks:
             if isinstance(mark, Names) and value not in mark.besides:
                 yield Named(key, value, mark, section)
@@ -50,10 +52,22 @@ def with_names(section: AnySection, value_of: Callable[[Named], str | None], pre
     changed: dict[str, Any] = {
         name: with_names(value, value_of, f"{prefix}{name}.") for name, value in sections.items()
     }
+    for name, value in inner.items():
+        if listed := _listed(value):
+            changed[name] = [with_names(each, value_of, f"{prefix}{name}.{number}.") for number, each in listed]
     for named in named_in(section, prefix):
         if named.owner is section:
             changed[named.key.removeprefix(prefix)] = value_of(named)
     return section.model_copy(update=changed)
+
+
+def _listed(value: Any) -> list[tuple[int, BaseModel]]:
+    """The sections of a list of them, with their numbers; nothing of another value."""
+    return (
+        [(number, each) for number, each in enumerate(value) if isinstance(each, BaseModel)]
+        if isinstance(value, list)
+        else []
+    )
 
 
 def anchored(recipe: AnySection, sections: Collection[str] | None = None) -> AnySection:

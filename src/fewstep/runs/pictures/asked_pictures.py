@@ -16,10 +16,10 @@ from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.random import Key
-from fewstep.runs.added_adapters import AddedAdapter, adapted_student, adapted_teacher
-from fewstep.runs.loading import load_beside, load_guided, load_teacher
+from fewstep.runs.loading import adapted_student, adapted_teacher, load_beside, load_guided, load_teacher
 from fewstep.runs.pictures.sample_files import write_captioned, write_samples
 from fewstep.runs.sampler import Sampler, TeacherSampler
+from fewstep.zoo.adapter_files import AddedAdapter
 
 USUAL = 80
 """Samples of a command that is given neither their number nor prompts."""

@@ -105,7 +105,7 @@ def checked_alpha(value: object, begins: str, ends: str) -> float:
     """The value as an alpha. Raises ``UserError`` for one by which no weights can count."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # A whole number of hundreds of digits is too large for a float.
-    if not number or not abs(value) <= 1e30 or value == 0:  # type: ignore[arg-type, operator]
+    if not number or not abs(value) <= 1e30 or value == 0:  # type: ignore[arg-type]
         raise UserError(f"{begins} alpha {shown_foreign(value)} {ends}; it must be a finite number other than 0.")
     return float(value)  # type: ignore[arg-type]
 

@@ -50,7 +50,7 @@ class LoraKey:
     underscored: bool
 
 
-def parsed(key: str) -> LoraKey | None:
+def parsed_key(key: str) -> LoraKey | None:
     """What an entry is; None for one of a text encoder.
 
     Raises ``UserError``, without the file's name, for an entry of another kind of adapter and for

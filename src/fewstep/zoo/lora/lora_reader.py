@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.networks.low_rank_pair import LowRankPair
 from fewstep.system.files import opened_tensors, readable
 from fewstep.zoo.lora.lora_alphas import PeftAlphas, checked_alpha, peft_alphas
-from fewstep.zoo.lora.lora_keys import LoraKey, Part, parsed
+from fewstep.zoo.lora.lora_keys import LoraKey, Part, parsed_key
 from fewstep.zoo.lora.lora_layers import PEFT_PREFIX, LoraLayers
 from fewstep.zoo.nvidia.machine import shown_foreign
 
@@ -96,7 +96,7 @@ def _sorted_out(path: Path, keys: list[str], layers: LoraLayers) -> tuple[dict[s
     left_out = 0
     for key in keys:
         try:
-            entry = parsed(key)
+            entry = parsed_key(key)
             layer = None if entry is None else layers.find(entry.layer, entry.underscored)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import AutoencoderCodec, Codec, DenoisingNetwork, DiffusersTextUNet
+from fewstep.zoo.adapter_files import AddedAdapter, with_adapters
 from fewstep.zoo.diffusers_schedulers import ignored_by, meaning_of
 from fewstep.zoo.diffusers_weights import read_configuration, read_weights
 from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, PipelineKind, find, pipeline_kind, zeros_for_empty
@@ -60,7 +61,7 @@ class TextPipeline:
 
 
 @dataclass(frozen=True)
-class Part:
+class PipelinePart:
     """A network's configuration and tensors, and where both are, for sentences."""
 
     config: dict[str, Any]
@@ -74,16 +75,24 @@ class OpenedPipeline:
     """A text-to-image model whose parts are read when they are asked for, each time anew, so that
     no part is in memory that is not used.
 
-    ``guidance``, ``zeros_for_empty``, ``remarks`` and ``files``: as of ``TextPipeline``.
+    ``guidance``, ``zeros_for_empty`` and ``remarks``: as of ``TextPipeline``. ``read``: the
+    pipeline's own files. ``adapters`` are added to the U-Net's weights.
     """
 
     kind: PipelineKind
-    parts: Mapping[str, Part]
+    parts: Mapping[str, PipelinePart]
     tokenizers: Mapping[str, Callable[[], Any]]
     scheduler: tuple[dict[str, Any], Any]
     zeros_for_empty: bool
     remarks: tuple[str, ...] = ()
-    files: Mapping[str, Path] = field(default_factory=dict)
+    read: Mapping[str, Path] = field(default_factory=dict)
+    adapters: tuple[AddedAdapter, ...] = ()
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """See ``TextPipeline``; adapters are among them, in the order in which they are added."""
+        added = {f"adapter-{number}": each.path for number, each in enumerate(self.adapters)}
+        return {**self.read, **added}
 
     @property
     def guidance(self) -> float:
@@ -93,7 +102,7 @@ class OpenedPipeline:
         """The frozen denoiser of latents. Raises ``UserError`` naming what is wrong with it."""
         unet = self.parts["unet"]
         network, shape = text_unet(unet.config, unet.tensors, unet.where, unet.source)
-        return self._around(network, shape)
+        return self._around(with_adapters(network, self.adapters)[0] if self.adapters else network, shape)
 
     def sketch(self) -> NetworkDenoiser:
         """The same without weights, on the meta device."""
@@ -172,7 +181,7 @@ def open_pipeline(source: str | Path, revision: str | None = None, variant: str 
     """
     found = find(source, revision, variant)
     parts = {
-        name: Part(
+        name: PipelinePart(
             read_configuration(found.config(name)),
             functools.partial(read_weights, weights, NO_WEIGHTS),
             found.config(name),
@@ -219,7 +228,7 @@ def time_ids(height: int, width: int) -> Tensor:
     return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
 
-def _given(part: Part) -> tuple[dict[str, Any], Tensors, object, str]:
+def _given(part: PipelinePart) -> tuple[dict[str, Any], Tensors, object, str]:
     return part.config, part.tensors, part.where, part.source
 
 
@@ -227,14 +236,14 @@ def _itself(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _held(module: Any, where: str) -> Part:
+def _held(module: Any, where: str) -> PipelinePart:
     """A network that is held in memory."""
 
     def tensors() -> dict[str, Tensor]:
         return {name: value.detach().cpu().float() for name, value in module.state_dict().items()}
 
     config = module.config
-    return Part(_plain(config if isinstance(config, Mapping) else config.to_dict()), tensors, where, where)
+    return PipelinePart(_plain(config if isinstance(config, Mapping) else config.to_dict()), tensors, where, where)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

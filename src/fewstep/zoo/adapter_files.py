@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from fewstep.denoisers import load_adapter
+from fewstep.denoisers.stored_adapter import adapter_in
 from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.precision import long_copy
 from fewstep.system.files import is_of_ours
-from fewstep.zoo.lora import read_lora
+from fewstep.zoo.lora import fused, read_lora
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,29 @@ class AdapterFile:
     pairs: Mapping[str, LowRankPair]
     notes: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AddedAdapter:
+    """An adapter's file, or the folder of a run whose student is one, and how much of it is
+    added: 1 for as much as it was trained with.
+    """
+
+    path: Path
+    weight: float = 1.0
+
+
+def with_adapters(network: Network, adapters: Sequence[AddedAdapter]) -> tuple[Network, list[AdapterFile]]:
+    """A copy of a network, in float32 at least, with adapters added to its weights; and the files.
+
+    Raises ``UserError`` naming the file for one that cannot be read, or does not fit.
+    """
+    copied, files = long_copy(network), []
+    for each in adapters:
+        file = read_adapter(adapter_in(each.path), copied)
+        copied = fused(copied, file.pairs, each.weight)
+        files.append(file)
+    return copied, files
 
 
 def read_adapter(path: Path, network: nn.Module) -> AdapterFile:

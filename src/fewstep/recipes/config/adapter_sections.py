@@ -17,7 +17,7 @@ from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
 from fewstep.recipes.config.section import Names, Section
 from fewstep.system.locations import absolute
 from fewstep.values import Later, Positive
-from fewstep.zoo.adapters import read_adapter
+from fewstep.zoo.adapter_files import read_adapter
 
 AdapterPath = Annotated[str, Names("weights", within=adapter_in)]
 
