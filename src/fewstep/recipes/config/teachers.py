@@ -29,7 +29,7 @@ from fewstep.system.files import read_tensors
 from fewstep.system.locations import absolute
 from fewstep.values import Later
 from fewstep.zoo import consistency_models, diffusers_models, nvidia, shipped_denoiser
-from fewstep.zoo.adapter_files import AddedAdapter
+from fewstep.zoo.adapter_files import AddedAdapter, read_adapter
 from fewstep.zoo.pipelines import OpenedPipeline, PipelinePlace, open_pipeline
 from fewstep.zoo.pipelines.published import published
 from fewstep.zoo.shipped import SHIPPED_PIPELINES, SHIPPED_RANGES, shipped_pipeline
@@ -362,7 +362,11 @@ class PipelineTeacher(TeacherSection):
         return self._opened().files
 
     def remarks(self) -> tuple[str, ...]:
-        return self._opened().remarks
+        opened = self._opened()
+        if not opened.adapters:
+            return opened.remarks
+        network = opened.sketch().network
+        return (*opened.remarks, *(note for each in opened.adapters for note in read_adapter(each.path, network).notes))
 
 
 TeacherChoice = Annotated[

@@ -90,8 +90,8 @@ class OpenedPipeline:
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """See ``TextPipeline``; adapters are among them, in the order in which they are added."""
-        added = {f"adapter-{number}": each.path for number, each in enumerate(self.adapters)}
+        """See ``TextPipeline``; adapters are among them, by their order and weights."""
+        added = {f"adapter {number} times {each.weight}": each.path for number, each in enumerate(self.adapters)}
         return {**self.read, **added}
 
     @property
