@@ -1,5 +1,5 @@
-"""Tiny text-to-image pipelines of random weights, shaped as Stable Diffusion 1.5 and 2 and as SDXL;
-and guidance from two calls.
+"""Tiny text-to-image pipelines of random weights, shaped as Stable Diffusion 1.5 and 2 and as
+SDXL.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.denoisers import Denoiser
-from fewstep.schedule import Schedule
 
 LENGTH = 12
 SIDE, FACTOR = 8, 2
@@ -146,30 +144,6 @@ def condition(context: Mapping[str, Tensor], rows: int, sizes: Tensor | None = N
     """What an encoder made, a row a sample, with ``sizes`` (1, 6) as time ids."""
     given = {name: value.expand(rows, *value.shape[1:]) for name, value in context.items()}
     return Condition(context=given if sizes is None else {**given, "time_ids": sizes.expand(rows, 6)})
-
-
-class FromTwoCalls(Denoiser):
-    """null + scale (conditional - null), with the null condition given."""
-
-    def __init__(self, denoiser: Denoiser, null: Condition, scale: float):
-        super().__init__()
-        self.denoiser, self.null, self.scale = denoiser, null, scale
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.denoiser.shape
-
-    @property
-    def classes(self) -> int:
-        return 0
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        conditional, null = (self.denoiser(x, t, each) for each in (condition, self.null))
-        return null + self.scale * (conditional - null)
 
 
 def times_of(timesteps: Sequence[int], last: float) -> Tensor:

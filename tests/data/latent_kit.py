@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from filling_kit import hang_in_sync, one_of_two, wait_to_begin
 from torch import Tensor
 
 from fewstep.data import InMemory
 from fewstep.data.latents import Latents, latents_of
 from fewstep.networks import AutoencoderCodec
 from fewstep.random import Key
-from fewstep.system import files
 
 SIDE, FACTOR, CHANNELS = 8, 2, 4
 CONFIG: dict[str, Any] = {
@@ -68,38 +67,21 @@ def content(latents: Latents) -> bytes:
 
 def fill(folder: Path, out: Path, shift: float, count: int) -> None:
     """Makes latents from a process of its own, when the file ``go`` is there; ``out`` gets them."""
-    (out.parent / f"{out.name}.ready").touch()
-    while not (out.parent / "go").exists():
-        time.sleep(0.005)
+    wait_to_begin(out)
     out.write_bytes(content(made(folder, count, CountedCodec(shift=shift, pause=0.02))))
 
 
 def fill_and_hang(folder: Path, marker: Path, count: int, syncs: int) -> None:
-    """Makes latents, and hangs for ever in a sync of a file's bytes, before the file has its
-    name.
-    """
-    real, before = os.fsync, 0
-
-    def fsync(handle: int) -> None:
-        nonlocal before
-        real(handle)
-        before += 1
-        if before > syncs:
-            marker.touch()
-            time.sleep(600)
-
-    files.os.fsync = fsync  # type: ignore[attr-defined]
+    """Makes latents, and hangs for ever in a sync."""
+    hang_in_sync(marker, syncs)
     made(folder, count, CountedCodec())
 
 
 def fill_as_a_group(rank: int, folder: Path, out: Path) -> None:
     """Makes latents as one of two processes of a run."""
-    from torch import distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{out.parent / 'meeting'}", rank=rank, world_size=2)
     codec, said = CountedCodec(shift=float(rank)), list[str]()
-    found = made(folder, 20, codec, say=said.append)
-    assert sum(codec.called) == (20 if rank == 0 else 0)
-    assert len(said) == (1 if rank == 0 else 0), said
-    out.with_suffix(f".{rank}").write_bytes(content(found))
-    dist.destroy_process_group()
+    with one_of_two(rank, out):
+        found = made(folder, 20, codec, say=said.append)
+        assert sum(codec.called) == (20 if rank == 0 else 0)
+        assert len(said) == (1 if rank == 0 else 0), said
+        out.with_suffix(f".{rank}").write_bytes(content(found))

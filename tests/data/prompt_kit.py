@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from filling_kit import hang_in_sync, one_of_two, wait_to_begin
 from torch import Tensor
 
 from fewstep.data.prompts import PromptEncoder, embed, read_prompts
-from fewstep.system import files
 
 IDENTITY = "0123456789abcdef" * 4
 SIZES = {"text": (6, 3), "pooled": (4,)}
@@ -70,35 +69,20 @@ def texts_of(count: int) -> list[str]:
 
 def fill(folder: Path, out: Path, shift: float, count: int, block: int) -> None:
     """Embeds from a process of its own, when the file ``go`` is there; ``out`` gets the rows."""
-    (out.parent / f"{out.name}.ready").touch()
-    while not (out.parent / "go").exists():
-        time.sleep(0.005)
+    wait_to_begin(out)
     made = HashEncoder(shift=shift, pause=0.01)
     found = embed(read_prompts(texts_of(count)), lambda: made, IDENTITY, folder, block=block, say=lambda _: None)
     out.write_bytes(found.rows(torch.arange(count))["text"].numpy().tobytes())
 
 
 def fill_and_hang(folder: Path, marker: Path, count: int, block: int, syncs: int) -> None:
-    """Embeds, and hangs for ever in a sync of a file's bytes, before the file has its name."""
-    real, before = os.fsync, 0
-
-    def fsync(handle: int) -> None:
-        nonlocal before
-        real(handle)
-        before += 1
-        if before > syncs:
-            marker.touch()
-            time.sleep(600)
-
-    files.os.fsync = fsync  # type: ignore[attr-defined]
+    """Embeds, and hangs for ever in a sync."""
+    hang_in_sync(marker, syncs)
     embed(read_prompts(texts_of(count)), HashEncoder, IDENTITY, folder, block=block, say=lambda _: None)
 
 
 def fill_as_a_group(rank: int, folder: Path, out: Path) -> None:
     """Embeds as one of two processes of a run."""
-    from torch import distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{out.parent / 'meeting'}", rank=rank, world_size=2)
     made: list[HashEncoder] = []
 
     def make() -> HashEncoder:
@@ -107,9 +91,9 @@ def fill_as_a_group(rank: int, folder: Path, out: Path) -> None:
 
     said: list[str] = []
     prompts = read_prompts([*texts_of(10), "a b c d e f g h"])
-    found = embed(prompts, make, IDENTITY, folder, block=4, say=said.append)
-    assert len(made) == (rank == 0)
-    assert len(said) == (2 if rank == 0 else 0), said
-    assert len(found.remarks) == 1
-    out.with_suffix(f".{rank}").write_bytes(found.rows(torch.arange(11))["text"].numpy().tobytes())
-    dist.destroy_process_group()
+    with one_of_two(rank, out):
+        found = embed(prompts, make, IDENTITY, folder, block=4, say=said.append)
+        assert len(made) == (rank == 0)
+        assert len(said) == (2 if rank == 0 else 0), said
+        assert len(found.remarks) == 1
+        out.with_suffix(f".{rank}").write_bytes(found.rows(torch.arange(11))["text"].numpy().tobytes())

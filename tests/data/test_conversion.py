@@ -10,11 +10,8 @@ import json
 import os
 import re
 import sys
-import tarfile
 import time
-import types
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,22 +20,16 @@ from PIL import Image
 
 from fewstep.command.cli import app
 from fewstep.data import open_images
-from fewstep.data.conversion.convert import (
-    ImageRecord,
-    cached,
-    from_rows,
-    from_shards,
-    huggingface,
-    webdataset,
-    write_records,
-)
+from fewstep.data.conversion.convert import cached, huggingface, webdataset
 from fewstep.data.conversion.hub import commit_of
+from fewstep.data.conversion.records import ImageRecord, from_rows, from_shards, write_records
 from fewstep.data.conversion.shards import expanded
 from fewstep.data.tree import HIDDEN, PassedOver
 from fewstep.errors import UserError
 from fewstep.recipes import config
 from fewstep.runs.pictures.image_sets import describe_images, make_zip
 from fewstep.runs.pictures.sample_files import write_samples
+from foreign_kit import Rows, datasets_library, read_shards, webdataset_library, write_shard
 from image_kit import picture, png, zipped
 
 
@@ -237,37 +228,14 @@ def test_libraries_that_are_missing_are_named_with_their_extra(tmp_path, monkeyp
         webdataset(tmp_path, "x-{0..3}.tar", None, None)
 
 
-def _shard(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as shard:
-        for name, content in sorted(files.items()):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            shard.addfile(entry, io.BytesIO(content))
-
-
-def _read_shards(urls, shardshuffle, nodesplitter, workersplitter, select_files):
-    """What the library does: samples of files that have a name up to the first dot."""
-    assert (shardshuffle, nodesplitter, workersplitter) == (False, None, None)
-    for url in urls:
-        samples: dict[str, dict[str, object]] = {}
-        with tarfile.open(url) as shard:
-            for entry in shard:
-                if select_files(entry.name):
-                    key, _, extension = entry.name.partition(".")
-                    samples.setdefault(key, {"__key__": key})[extension] = shard.extractfile(entry).read()
-        yield from samples.values()
-
-
 @pytest.fixture
 def shards(tmp_path, monkeypatch):
     """Two shards of two samples each, the library standing in as a function."""
-    library = types.ModuleType("webdataset")
-    library.WebDataset = _read_shards  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "webdataset", library)
+    monkeypatch.setitem(sys.modules, "webdataset", webdataset_library())
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     for number in range(2):
         samples = {f"{number}{seed}.jpg": png(picture(2 * number + seed, 6, 8)) for seed in range(2)}
-        _shard(
+        write_shard(
             tmp_path / f"x-{number}.tar",
             {**samples, **{name.replace("jpg", "cls"): b"1" for name in samples}, f"__MACOSX/._{number}0.jpg": b"fork"},
         )
@@ -312,7 +280,7 @@ def test_shards_of_a_server_are_known_by_what_it_says_of_them(shards, tmp_path, 
     said: list[dict[str, str] | None] = []
     monkeypatch.setattr("fewstep.data.conversion.convert.address_marks", lambda url: said[-1])
     monkeypatch.setattr(
-        sys.modules["webdataset"], "WebDataset", lambda urls, **more: _read_shards([str(tmp_path / "x-0.tar")], **more)
+        sys.modules["webdataset"], "WebDataset", lambda urls, **more: read_shards([str(tmp_path / "x-0.tar")], **more)
     )
     found = []
     for each in ({"etag": '"1"'}, {"etag": '"1"'}, {"etag": '"2"'}, None, {}):
@@ -359,28 +327,16 @@ def test_braces_that_are_neither_are_refused(urls):
         expanded(urls)
 
 
-class _Rows(list):
-    """What the datasets library gives, as far as it is asked."""
-
-    column_names = ("image",)
-    features: ClassVar[dict[str, object]] = {}
-
-    def cast_column(self, name, kind):
-        return self
-
-
 @pytest.fixture
 def library(monkeypatch):
     """The datasets library, standing in; it notes what it was asked to load."""
-    library = types.ModuleType("datasets")
-    library.asked = []  # type: ignore[attr-defined]
-    library.ClassLabel, library.Image = type("ClassLabel", (), {}), lambda decode: None  # type: ignore[attr-defined]
 
     def load(name, split, revision):
         library.asked.append((name, revision))
-        return _Rows([{"image": {"bytes": png(picture(len(library.asked))), "path": None}}])
+        return Rows([{"image": {"bytes": png(picture(len(library.asked))), "path": None}}])
 
-    library.load_dataset = load  # type: ignore[attr-defined]
+    library = datasets_library(load)
+    library.asked = []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)
     return library
 

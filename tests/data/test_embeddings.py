@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filling_kit import cut, filled_by_a_group, filled_by_two, flipped, killed_while_it_fills, packs_in
 from prompt_kit import IDENTITY, SIZES, HashEncoder, fill, fill_and_hang, fill_as_a_group, hashed, texts_of
 from torch import Tensor
 
@@ -53,10 +51,6 @@ def cached(cache: Path, texts: list[str], **more: Any) -> EmbeddedPrompts:
 
 def all_rows(found: EmbeddedPrompts) -> dict[str, Tensor]:
     return found.rows(torch.arange(len(found)))
-
-
-def packs_in(cache: Path) -> list[Path]:
-    return sorted(cache.rglob("pack-*.safetensors"))
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -206,16 +200,6 @@ def test_equal_packs_are_equal_bytes(tmp_path: Path) -> None:
         contents.append([(path.name, path.read_bytes()) for path in packs_in(tmp_path / name)])
     assert contents[0] == contents[1]
     assert [name for name, _ in contents[0]] == [f"pack-0000000{number}.safetensors" for number in (1, 2, 3, 4)]
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 8)
 
 
 def header_cut(path: Path) -> None:
@@ -552,35 +536,14 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         filled(tmp_path / "file", texts_of(2))
 
 
-def _started(target: Any, *arguments: Any) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def _await(path: Path, *processes: Any) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end
-        assert all(process.is_alive() for process in processes)
-        time.sleep(0.01)
-
-
 def test_two_processes_that_fill_one_cache_read_the_same_bits(cache: Path, tmp_path: Path) -> None:
     """Each computes other bits, as batches and machines do; yet both read what was written
     first.
     """
     count = 60
-    processes = [_started(fill, cache, tmp_path / f"out-{each}", each / 8, count, 4) for each in (0, 1)]
-    for each in (0, 1):
-        _await(tmp_path / f"out-{each}.ready", *processes)
-    (tmp_path / "go").touch()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    one, two = ((tmp_path / f"out-{each}").read_bytes() for each in (0, 1))
+    read = filled_by_two(fill, cache, tmp_path, count, 4)
     found = cached(cache, texts_of(count))
-    assert one == two == all_rows(found)["text"].numpy().tobytes()
+    assert read == all_rows(found)["text"].numpy().tobytes()
     listed = [prompt for path in packs_in(cache) for prompt in read_metadata(path)["keys"]]
     assert len(listed) == len(set(listed)) == count + 1
 
@@ -588,12 +551,8 @@ def test_two_processes_that_fill_one_cache_read_the_same_bits(cache: Path, tmp_p
 def test_a_process_that_is_killed_while_it_writes_leaves_a_cache_that_is_used(cache: Path, tmp_path: Path) -> None:
     # A file is synced, and its folder: the unconditional prompt and two blocks are whole, the third
     # block has its bytes and no name.
-    process = _started(fill_and_hang, cache, tmp_path / "hangs", 20, 4, 6)
-    _await(tmp_path / "hangs", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    aside = killed_while_it_fills(fill_and_hang, cache, tmp_path, 20, 4, 6)
     assert len(packs_in(cache)) == 3
-    (aside,) = cache.rglob("*.aside")
     after = HashEncoder()
     said: list[str] = []
     found = filled(cache, texts_of(20), after, block=4, say=said.append)
@@ -606,8 +565,4 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_cache_that_is_used(ca
 
 
 def test_of_several_processes_of_a_run_the_first_embeds_for_all(cache: Path, tmp_path: Path) -> None:
-    processes = [_started(fill_as_a_group, rank, cache, tmp_path / "out") for rank in (0, 1)]
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    assert (tmp_path / "out.0").read_bytes() == (tmp_path / "out.1").read_bytes()
+    assert filled_by_a_group(fill_as_a_group, cache, tmp_path)

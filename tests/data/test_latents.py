@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import pickle
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filling_kit import cut, filled_by_a_group, filled_by_two, flipped, killed_while_it_fills, packs_in
 from latent_kit import (
     CHANNELS,
     FACTOR,
@@ -41,10 +38,6 @@ SHAPE = (CHANNELS, SIDE // FACTOR, SIDE // FACTOR)
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-def packs_in(cache: Path) -> list[Path]:
-    return sorted(cache.rglob("pack-*.safetensors"))
 
 
 def all_of(found: Latents) -> Tensor:
@@ -152,16 +145,6 @@ def test_a_pack_has_16_mib_and_no_more_unless_told(cache: Path, monkeypatch: pyt
     assert [len(read_metadata(path)["keys"]) for path in packs_in(cache)] == [7, 7, 6]
 
 
-def flipped(path: Path) -> None:
-    changed = bytearray(path.read_bytes())
-    changed[-5] ^= 1
-    path.write_bytes(changed)
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 8)
-
-
 @pytest.mark.parametrize("damage", [flipped, cut])
 def test_a_damaged_pack_is_passed_over_and_said_and_stays_and_is_made_again(cache: Path, damage: Any) -> None:
     before = content(made(cache, 20, CountedCodec()))
@@ -199,46 +182,21 @@ def test_copies_read_and_remember_nothing(cache: Path) -> None:
     assert find_resumable(found) == {}
 
 
-def _started(target: Any, *arguments: Any) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def _await(path: Path, *processes: Any) -> None:
-    end = time.monotonic() + 120
-    while not path.exists():
-        assert time.monotonic() < end
-        assert all(process.is_alive() for process in processes)
-        time.sleep(0.01)
-
-
 def test_two_processes_that_fill_one_cache_read_the_same_bits(cache: Path, tmp_path: Path) -> None:
     """Each computes other bits, as batches and machines do; yet both read what was written
     first.
     """
     count = 60
-    processes = [_started(fill, cache, tmp_path / f"out-{each}", each / 8, count) for each in (0, 1)]
-    for each in (0, 1):
-        _await(tmp_path / f"out-{each}.ready", *processes)
-    (tmp_path / "go").touch()
-    for process in processes:
-        process.join(240)
-        assert process.exitcode == 0
-    one, two = ((tmp_path / f"out-{each}").read_bytes() for each in (0, 1))
-    assert one == two == content(made(cache, count, Never()))
+    read = filled_by_two(fill, cache, tmp_path, count)
+    assert read == content(made(cache, count, Never()))
     listed = [key for path in packs_in(cache) for key in read_metadata(path)["keys"]]
     assert len(listed) == len(set(listed)) == count
 
 
 def test_a_process_that_is_killed_while_it_writes_loses_one_pack(cache: Path, tmp_path: Path) -> None:
     # A file is synced, and its folder: two packs are whole, the third has its bytes and no name.
-    process = _started(fill_and_hang, cache, tmp_path / "hangs", 30, 4)
-    _await(tmp_path / "hangs", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    aside = killed_while_it_fills(fill_and_hang, cache, tmp_path, 30, 4)
     assert len(packs_in(cache)) == 2
-    (aside,) = cache.rglob("*.aside")
     after = CountedCodec()
     found = made(cache, 30, after)
     assert sum(after.called) == 30 - 16
@@ -249,11 +207,7 @@ def test_a_process_that_is_killed_while_it_writes_loses_one_pack(cache: Path, tm
 
 
 def test_of_several_processes_of_a_run_the_first_makes_them_for_all(cache: Path, tmp_path: Path) -> None:
-    processes = [_started(fill_as_a_group, rank, cache, tmp_path / "out") for rank in (0, 1)]
-    for process in processes:
-        process.join(240)
-        assert process.exitcode == 0
-    assert (tmp_path / "out.0").read_bytes() == (tmp_path / "out.1").read_bytes()
+    assert filled_by_a_group(fill_as_a_group, cache, tmp_path)
 
 
 # What is refused

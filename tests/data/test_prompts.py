@@ -519,6 +519,25 @@ def test_prompts_of_the_hub_are_a_column_of_a_commit(monkeypatch):
         read_hub_prompts("owner/set", column="none")
 
 
+@pytest.mark.parametrize("name", ["set", "."])
+def test_prompts_of_a_folder_are_of_no_commit(name, tmp_path, monkeypatch):
+    """A recipe's path is absolute when it is read: the hub is never asked for it."""
+    (tmp_path / name).mkdir(exist_ok=True)
+    asked, library = [], types.ModuleType("datasets")
+
+    def load(place, split, revision):
+        asked.append((place, revision))
+        return HubRows({"text": ["a fox"]})
+
+    library.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("fewstep.data.prompts.hub_prompts.commit_of", lambda name, revision: "c" * 40)
+    monkeypatch.chdir(tmp_path)
+    for given in (f"./{name}", str(tmp_path / name)):
+        assert read_hub_prompts(given).remarks == ()
+    assert {(Path(place).resolve(), revision) for place, revision in asked} == {((tmp_path / name).resolve(), None)}
+
+
 def test_a_data_set_that_cannot_be_loaded_is_named(monkeypatch):
     library = types.ModuleType("datasets")
 

@@ -5,7 +5,8 @@ is conditioned on its own caption, and every method that needs data takes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fewstep.recipes.building.distillation import build_distillation
 from fewstep.runs import distill, evaluate, load
 from fewstep.states import Step
 from fewstep.zoo.pipelines import load_pipeline
+from foreign_kit import Rows, datasets_library, webdataset_library, write_shard
 from image_kit import picture, png
 from pipeline_kit import FACTOR, SIDE, pipeline
 
@@ -87,8 +89,34 @@ def test_every_method_learns_from_captioned_pictures(method: str, teacher: str, 
     assert sampler.pictured(2).shape == (2, 3, SIDE * FACTOR, SIDE * FACTOR)
 
 
-def test_a_sample_is_conditioned_on_its_own_caption(place: Path, tmp_path: Path) -> None:
-    parts = build_distillation(validated(plain(place, "lcm")), tmp_path)
+def in_a_folder(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"kind": "images", "path": str(place / "pictures"), "captions": True}
+
+
+def in_shards(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.setitem(sys.modules, "webdataset", webdataset_library())
+    write_shard(place / "a.tar", {path.name: path.read_bytes() for path in (place / "pictures").iterdir()})
+    return {"kind": "webdataset", "urls": str(place / "a.tar"), "caption": "txt"}
+
+
+def in_rows(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    pictures = sorted((place / "pictures").glob("*.png"))
+    rows = [
+        {"image": {"bytes": path.read_bytes()}, "text": caption}
+        for path, caption in zip(pictures, CAPTIONS, strict=True)
+    ]
+    patch.setitem(sys.modules, "datasets", datasets_library(lambda name, split, revision: Rows(rows)))
+    return {"kind": "huggingface", "name": str(place / "pictures"), "caption": "text"}
+
+
+@pytest.mark.parametrize("data", [in_a_folder, in_shards, in_rows])
+def test_a_sample_is_conditioned_on_its_own_caption(
+    data: Callable[[Path, pytest.MonkeyPatch], dict[str, Any]],
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = build_distillation(validated(plain(place, "lcm", data=data(place, monkeypatch))), tmp_path)
     (term,) = parts.stages[0].phases[0].terms
     state = term.states.draw(Step(Key(3), 64))
     model = load_pipeline(place / "sd15")

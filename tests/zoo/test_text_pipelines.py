@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.denoisers import load_model, save_model
+from fewstep.data.prompts import embed, read_prompts
+from fewstep.denoisers import Guided, load_model, save_model
 from fewstep.errors import UserError
 from fewstep.networks import DiffusersTextUNet
+from fewstep.recipes.building.prompting import prompt_conditions
 from fewstep.schedule import ZeroSNRVP
 from fewstep.solvers import EULER, solve
 from fewstep.zoo.pipelines import TextPipeline, from_pipeline, load_pipeline, time_ids
@@ -25,7 +27,6 @@ from pipeline_kit import (
     PROMPTS,
     SCHEDULE,
     SIDE,
-    FromTwoCalls,
     condition,
     noise,
     pipeline,
@@ -63,10 +64,17 @@ def embeddings(name: str, pipe: Any, prompts: list[str]) -> tuple[dict[str, Tens
     return {"text": text}, {"text": null}
 
 
-def conditions(ours: TextPipeline, name: str) -> tuple[Condition, Condition]:
-    """Of the prompts, and of none."""
-    sizes = time_ids(SIDE * FACTOR, SIDE * FACTOR) if name == "sdxl" else None
-    return condition(ours.encoder(PROMPTS), 2, sizes), condition(ours.encoder.null(), 2, sizes)
+def of_prompts(ours: TextPipeline, name: str) -> Condition:
+    """The condition of both prompts."""
+    return condition(ours.encoder(PROMPTS), 2, time_ids(SIDE * FACTOR, SIDE * FACTOR) if name == "sdxl" else None)
+
+
+def guided_sample(ours: TextPipeline, scale: float, times: Tensor, cache: Path) -> Tensor:
+    """Latents of both prompts, guided as runs guide: away from the owner's unconditional prompt."""
+    prompts = embed(read_prompts(PROMPTS), lambda: ours.encoder, ours.encoder.identity, cache)
+    owner = prompt_conditions(prompts, ours.denoiser, ours.codec.factor)
+    with torch.no_grad():
+        return solve(EULER, Guided(ours.denoiser, scale, owner), noise(), times, owner.of(torch.arange(2)))
 
 
 # Prompts
@@ -128,7 +136,7 @@ def test_estimates_are_the_schedulers(name: str, pipes, folders) -> None:
     assert isinstance(ours.denoiser.network, DiffusersTextUNet)
     assert ours.denoiser.shape == (4, SIDE, SIDE)
     assert not any(value.requires_grad for value in ours.denoiser.parameters())
-    given, x = conditions(ours, name)[0], noise()
+    given, x = of_prompts(ours, name), noise()
     more = {"text_embeds": given.context.get("pooled"), "time_ids": given.context.get("time_ids")}
     pipe.scheduler.set_timesteps(1000)
     for index in (0, 399, 950, 999):
@@ -141,7 +149,7 @@ def test_estimates_are_the_schedulers(name: str, pipes, folders) -> None:
 
 @every_pipeline
 @pytest.mark.parametrize("to_clean", [False, True])
-def test_a_guided_ddim_sample_is_the_pipelines(name: str, to_clean: bool, pipes, folders) -> None:
+def test_a_guided_ddim_sample_is_the_pipelines(name: str, to_clean: bool, pipes, folders, tmp_path) -> None:
     ours, pipe = load_pipeline(folders / name), pipes[name]
     config = {**pipe.scheduler.config, "set_alpha_to_one": to_clean}
     usual, pipe.scheduler = pipe.scheduler, diffusers.DDIMScheduler.from_config(config)
@@ -150,10 +158,9 @@ def test_a_guided_ddim_sample_is_the_pipelines(name: str, to_clean: bool, pipes,
         times = times_of(pipe.scheduler.timesteps, 0.0 if to_clean else 1e-3)
     finally:
         pipe.scheduler = usual
-    given, null = conditions(ours, name)
+    found = guided_sample(ours, 3.0, times, tmp_path)
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        found = solve(EULER, FromTwoCalls(ours.denoiser, null, 3.0), noise(), times, given)
-        torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
         pictures = ours.codec.decode(found)
         decoded = pipe.vae.decode(theirs / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
     assert pictures.shape == (2, 3, SIDE * FACTOR, SIDE * FACTOR)
@@ -172,7 +179,7 @@ def test_one_step_of_a_student_is_lcms_at_399(name: str, pipes, folders) -> None
     finally:
         pipe.scheduler = usual
     with torch.no_grad():
-        found = ours.denoiser(noise(), torch.tensor(0.4), conditions(ours, name)[0])
+        found = ours.denoiser(noise(), torch.tensor(0.4), of_prompts(ours, name))
     torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -183,7 +190,7 @@ def test_a_network_that_embeds_its_guidance_samples_as_the_pipeline_does(tmp_pat
         PROMPTS, num_inference_steps=1, timesteps=[399], guidance_scale=4.0, latents=noise(), output_type="latent"
     ).images
     ours = from_pipeline(pipe)
-    given = conditions(ours, "sd15")[0]
+    given = of_prompts(ours, "sd15")
     with torch.no_grad():
         found = ours.denoiser(
             noise(), torch.tensor(0.4), Condition(context=given.context, guidance=torch.full((2,), 4.0))
@@ -199,10 +206,7 @@ def test_no_signal_at_the_last_step_is_read_with_velocities_and_refused_with_noi
     assert pipe.scheduler.timesteps.tolist() == [999, 749, 499, 249]
     ours = from_pipeline(pipe)
     assert isinstance(ours.denoiser.schedule, ZeroSNRVP)
-    given, null = conditions(ours, "sd2")
-    with torch.no_grad():
-        times = times_of(pipe.scheduler.timesteps, 0.0)
-        found = solve(EULER, FromTwoCalls(ours.denoiser, null, 3.0), noise(), times, given)
+    found = guided_sample(ours, 3.0, times_of(pipe.scheduler.timesteps, 0.0), tmp_path / "cache")
     torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
     pipe.scheduler = diffusers.DDIMScheduler(**settings, prediction_type="epsilon")
     with pytest.raises(UserError, match=r"StableDiffusionPipeline\.scheduler: has true for rescale_betas_zero_snr"):
@@ -219,7 +223,7 @@ def test_a_pipeline_in_memory_is_the_same_as_its_folder(name: str, pipes, folder
     assert read.codec.identity == held.codec.identity
     assert (read.guidance, read.zeros_for_empty) == (held.guidance, held.zeros_for_empty)
     assert held.files == {}
-    given, t = conditions(read, name)[0], torch.tensor([0.2, 0.9])
+    given, t = of_prompts(read, name), torch.tensor([0.2, 0.9])
     assert torch.equal(read.denoiser(noise(), t, given), held.denoiser(noise(), t, given))
     # Neither holds the other's weights.
     before = held.denoiser(noise(), t, given)
@@ -241,7 +245,7 @@ def test_a_stored_denoiser_is_read_again_bit_for_bit(name: str, folders, tmp_pat
     assert torch.equal(torch.get_rng_state(), state)
     save_model(tmp_path / "model.safetensors", ours.denoiser)
     again, _ = load_model(tmp_path / "model.safetensors")
-    given, t = conditions(ours, name)[0], torch.tensor([0.2, 0.9])
+    given, t = of_prompts(ours, name), torch.tensor([0.2, 0.9])
     assert torch.equal(again(noise(), t, given), ours.denoiser(noise(), t, given))
     save_model(tmp_path / "again.safetensors", again)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()

@@ -7,7 +7,8 @@ The zip that is written holds PNGs, stored and not compressed, as ``00000/img000
     {"labels": [["00000/img00000000.png", 6], ...], "classes": ["frog", ...]}
 
 ``labels`` is null for a set without classes; the order of images is that of their names. The key
-``classes`` (names of classes) is ours, and EDM's reader passes over it.
+``classes`` (names of classes) is ours, and EDM's reader passes over it. A set with captions has a
+``metadata.jsonl`` besides, as Hugging Face's imagefolder has it (see ``prompts.captions``).
 
 Any other zip of images is read as the folder that it was made of (see ``tree``). Nothing is ever
 extracted, yet a zip with names that leave it (``../``, absolute, links) is refused: it was not made
@@ -29,10 +30,10 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fewstep.data.pixels import encode
-from fewstep.data.tree import METADATA, Tree, tree_of
+from fewstep.data.tree import CAPTIONS, METADATA, Tree, tree_of
 from fewstep.errors import UserError
 from fewstep.system.caches import content_digest
 from fewstep.system.files import as_utf8, replacing
@@ -222,25 +223,46 @@ def read_labels_json(source: Source, name: str) -> Any:
         ) from error
 
 
+class Packed(NamedTuple):
+    """A picture, RGB or grey, with its label and its caption, None for none."""
+
+    picture: Picture
+    label: int | None = None
+    caption: str | None = None
+
+
 def write_archive(
     path: Path,
-    pictures: Iterable[tuple[Picture, int | None]],
+    pictures: Iterable[Packed | tuple[Picture, int | None]],
     classes: Sequence[str] = (),
     more: Mapping[str, Any] | None = None,
 ) -> int:
-    """Writes RGB or grey pictures with their labels as an EDM zip; returns how many.
+    """Writes pictures as an EDM zip; returns how many.
 
     ``more`` are further files of JSON values by name.
 
     Labels are kept where each picture has one. Equal pictures give equal bytes. Raises
-    ``UserError`` when there is no picture or the disk is full; the old file is then untouched.
+    ``UserError`` when there is no picture, for captions of more than 256 MiB together, and when the
+    disk is full; the old file is then untouched.
     """
     labels: list[tuple[str, int | None]] = []
+    captions, size = list[bytes](), 0
     with replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for number, (picture, label) in enumerate(pictures):
+        for number, given in enumerate(pictures):
+            packed = Packed(*given)
             name = f"{number // 1000:05d}/img{number:08d}.png"
-            archive.writestr(_entry(name), encode(picture))
-            labels.append((name, label))
+            archive.writestr(_entry(name), encode(packed.picture))
+            labels.append((name, packed.label))
+            if packed.caption is not None:
+                row = {"file_name": name, "text": packed.caption}
+                captions.append(as_utf8(json.dumps(row, ensure_ascii=False) + "\n"))
+                size += len(captions[-1])
+                # What is written can be read.
+                if size > MOST_BYTES:
+                    raise UserError(
+                        f"{path}: the captions of its first {number + 1:,} images have more than {MOST_BYTES:,} "
+                        "bytes, which they may have together; divide the set."
+                    )
         if not labels:
             raise UserError(f"{path}: there are no images to put into it.")
         whole = all(label is not None for _, label in labels)
@@ -248,6 +270,8 @@ def write_archive(
         for name, value in {METADATA: metadata, **(more or {})}.items():
             # A name that is not UTF-8 has characters that only JSON's own escapes can say.
             archive.writestr(_entry(name), as_utf8(json.dumps(value, ensure_ascii=False)))
+        if captions:
+            archive.writestr(_entry(CAPTIONS), b"".join(captions))
     return len(labels)
 
 

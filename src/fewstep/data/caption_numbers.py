@@ -68,7 +68,8 @@ def captioned(data: Dataset) -> tuple[Prompts, Captioned]:
     if texts is None:
         raise UserError(
             "data: has no captions to train on; use an image set with captions (metadata.jsonl, metadata.csv, or "
-            "NAME.txt beside NAME.png) and 'captions: true', or the scenes."
+            "NAME.txt beside NAME.png) and 'captions: true', 'caption' of a Hugging Face set or of shards, or the "
+            "scenes."
         )
     numbers: dict[str, int] = {}
     first: list[int] = []

@@ -20,12 +20,14 @@ from typing import Any
 from fewstep.data.pixels import SUFFIXES
 
 METADATA = "dataset.json"
+CAPTIONS = "metadata.jsonl"
 # Files that our own sets hold beside the images.
 _OURS = frozenset({METADATA, "names.json"})
 HIDDEN = "hidden files or folders"
 SUFFIX = f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}"
 LINK = "links to folders"
 NOWHERE = "links that lead to no file"
+WITHOUT_CAPTION = "images without a caption"
 EMPTY = "classes without an image, which keep their numbers"
 
 

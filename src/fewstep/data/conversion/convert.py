@@ -21,23 +21,19 @@ import json
 import re
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from fewstep.data.archive import MOST_CLASSES, write_archive
 from fewstep.data.conversion.hub import commit_of, is_commit
+from fewstep.data.conversion.records import Uncaptioned, from_rows, from_shards, write_records
 from fewstep.data.conversion.shards import expanded
-from fewstep.data.labels import class_number
-from fewstep.data.pixels import SUFFIXES, decode, reading_rules, squared
+from fewstep.data.pixels import reading_rules
 from fewstep.data.tree import HIDDEN, PassedOver, is_hidden
 from fewstep.errors import UserError
 from fewstep.system import distributed
 from fewstep.system.caches import address_marks, content_digest, held_cache
 from fewstep.system.files import write_alone
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
 
 _SHARDS = re.compile(r"\.(tar|tgz|tar\.gz)$")
 _ADDRESS = re.compile(r"https?://[^\s'\"`$|;<>\\]+\.(tar|tgz|tar\.gz)")
@@ -59,42 +55,9 @@ class Converted(NamedTuple):
         return self._replace(remarks=(*self.remarks, sentence))
 
 
-class ImageRecord(NamedTuple):
-    """An image file's bytes, its class, and what to call it in errors."""
-
-    content: bytes
-    label: int | None
-    where: str
-
-
 CONVERSION = 2
 """The version of how records become a zip; raised when the same records become another zip."""
 ABOUT = "about.json"
-
-
-def write_records(path: Path, records: Iterable[ImageRecord], size: int | None, classes: Sequence[str] = ()) -> int:
-    """Writes records as an EDM zip, each as the centred square of ``size`` pixels, or as it is;
-    returns how many.
-
-    Raises ``UserError`` for an image that cannot be read, and, where ``size`` is None, for one of
-    another size than the first.
-    """
-    return write_archive(path, _pictures(records, size), classes)
-
-
-def _pictures(records: Iterable[ImageRecord], size: int | None) -> Iterator[tuple[Picture, int | None]]:
-    first: tuple[int, int] | None = None
-    for record in records:
-        picture = decode(record.content, record.where)
-        if size is not None:
-            picture = squared(picture, size)
-        first = first or picture.size
-        if picture.size != first:
-            raise UserError(
-                f"{record.where}: has {picture.width} x {picture.height} pixels, the first image {first[0]} "
-                f"x {first[1]}; give a size, to which all are resized."
-            )
-        yield picture, record.label
 
 
 def cached(
@@ -188,59 +151,18 @@ def _short(content: Any) -> str:
     )
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]], image: str, label: str | None, where: str) -> Iterator[ImageRecord]:
-    """Records of rows whose column ``image`` holds {"bytes", "path"}, as the datasets library gives
-    images undecoded, and whose ``label`` is a number from 0.
-    """
-    for number, row in enumerate(rows):
-        place = f"{where}: row {number}"
-        for column in (image, label):
-            if column is not None and column not in row:
-                raise UserError(
-                    f"{place} has no column '{column}'; it has {', '.join(sorted(row))}; set 'data.image' "
-                    "and 'data.label'."
-                )
-        match row[image]:
-            case {"bytes": bytes(content)}:
-                pass
-            case {"path": str(path)} if Path(path).is_file():
-                content = Path(path).read_bytes()
-            case _:
-                raise UserError(f"{place}: column '{image}' holds no image; set 'data.image' to the column that does.")
-        yield ImageRecord(content, None if label is None else _class(row[label], place), place)
-
-
-def from_shards(samples: Iterable[Mapping[str, Any]], label: str | None, where: str) -> Iterator[ImageRecord]:
-    """Records of WebDataset's undecoded samples: bytes by extension.
-
-    Each has one image; its class is the number in the file of extension ``label``.
-    """
-    for sample in samples:
-        place = f"{where}: sample '{sample.get('__key__')}'"
-        images = [key for key in sample if PurePosixPath(f"x.{key}").suffix.lower() in SUFFIXES]
-        if len(images) != 1:
-            raise UserError(f"{place} has {len(images)} images, not one; these shards cannot be read as an image set.")
-        if label is not None and label not in sample:
-            raise UserError(
-                f"{place} has no '.{label}'; set 'data.label' to the extension that holds the class, or to null."
-            )
-        yield ImageRecord(sample[images[0]], None if label is None else _class(sample[label], place), place)
-
-
-def _class(value: Any, where: str) -> int:
-    return class_number(
-        value,
-        lambda: UserError(
-            f"{where}: the class is {value!r:.40}, not a whole number from 0 to {MOST_CLASSES - 1}; set "
-            "'data.label' to another, or to null."
-        ),
-    )
-
-
 def huggingface(
-    folder: Path, name: str, split: str, image: str, label: str | None, revision: str | None, size: int | None
+    folder: Path,
+    name: str,
+    split: str,
+    image: str,
+    label: str | None,
+    revision: str | None,
+    size: int | None,
+    caption: str | None = None,
 ) -> Converted:
-    """The zip of an image set of the Hugging Face hub, or of a folder that its library reads.
+    """The zip of an image set of the Hugging Face hub, or of a folder that its library reads; with
+    captions where they are asked for by their column.
 
     Needs the extra ``data``.
     """
@@ -249,6 +171,7 @@ def huggingface(
     except ImportError as error:
         raise UserError("'data.kind: huggingface' needs the datasets library: pip install 'fewstep[data]'.") from error
     asked: dict[str, Any] = {"kind": "huggingface", "split": split, "image": image, "label": label, "size": size}
+    asked |= _also(caption)
     content: dict[str, Any] | None
     if Path(name).is_dir():
         content, commit = {"folder": distributed.together(lambda: content_digest(name))}, None
@@ -265,16 +188,19 @@ def huggingface(
                 f"data set '{name}', split '{split}': cannot be loaded ({error}); check 'data.name', "
                 "'data.split' and 'data.revision'."
             ) from error
-        if image not in rows.column_names:
-            raise UserError(
-                f"data set '{name}' has no column '{image}'; it has {', '.join(rows.column_names)}; set 'data.image'."
-            )
+        for key, column in (("image", image), ("caption", caption)):
+            if column is not None and column not in rows.column_names:
+                raise UserError(
+                    f"data set '{name}' has no column '{column}'; it has {', '.join(rows.column_names)}; set "
+                    f"'data.{key}'."
+                )
         feature = None if label is None else rows.features.get(label)
         classes = feature.names if isinstance(feature, datasets.ClassLabel) else ()
-        write_records(
-            path, from_rows(rows.cast_column(image, datasets.Image(decode=False)), image, label, name), size, classes
-        )
-        return PassedOver()
+        undecoded = rows.cast_column(image, datasets.Image(decode=False))
+        lacking = Uncaptioned("set 'data.caption' to the column that holds them, or to null")
+        records = from_rows(undecoded, image, label, name, caption)
+        write_records(path, lacking.among(records, f"data set '{name}'"), size, classes)
+        return lacking.passed_over
 
     found = cached(folder, asked, content, write, f"data set '{name}'")
     if commit is None or is_commit(revision):
@@ -283,6 +209,11 @@ def huggingface(
         f"data set '{name}': {'its newest commit' if revision is None else f'revision {revision}'} is "
         f"{commit}; set 'data.revision' to it, so that it stays the same."
     )
+
+
+def _also(caption: str | None) -> dict[str, str]:
+    """What is asked for besides: nothing where captions are not, as in sets of earlier versions."""
+    return {} if caption is None else {"caption": caption}
 
 
 def _opened(samples: Iterable[Mapping[str, Any]], urls: str) -> Iterator[Mapping[str, Any]]:
@@ -296,9 +227,10 @@ def _opened(samples: Iterable[Mapping[str, Any]], urls: str) -> Iterator[Mapping
         ) from error
 
 
-def webdataset(folder: Path, urls: str, label: str | None, size: int | None) -> Converted:
+def webdataset(folder: Path, urls: str, label: str | None, size: int | None, caption: str | None = None) -> Converted:
     """The zip of the images in WebDataset shards at ``urls`` (paths or http addresses, with
-    braces). Needs the extra ``data``.
+    braces), with captions where they are asked for by the extension of their files. Needs the extra
+    ``data``.
     """
     # The library splits at "::", and reads lists of further addresses from YAML.
     local = ":" not in urls and _SHARDS.search(urls)
@@ -312,7 +244,7 @@ def webdataset(folder: Path, urls: str, label: str | None, size: int | None) -> 
     except ImportError as error:
         raise UserError("'data.kind: webdataset' needs the webdataset library: pip install 'fewstep[data]'.") from error
     shards = expanded(urls)
-    asked: dict[str, Any] = {"kind": "webdataset", "label": label, "size": size}
+    asked: dict[str, Any] = {"kind": "webdataset", "label": label, "size": size, **_also(caption)}
     content: dict[str, Any] | None
     if local:
         content, silent = {"shards": distributed.together(lambda: [content_digest(shard) for shard in shards])}, False
@@ -332,8 +264,10 @@ def webdataset(folder: Path, urls: str, label: str | None, size: int | None) -> 
             workersplitter=None,
             select_files=lambda name: not is_hidden(name, hidden),
         )
-        write_records(path, from_shards(_opened(samples, urls), label, urls), size)
-        return PassedOver.of({HIDDEN: sorted(hidden)})
+        lacking = Uncaptioned("set 'data.caption' to the extension of the files that hold them, or to null")
+        records = from_shards(_opened(samples, urls), label, urls, caption)
+        write_records(path, lacking.among(records, f"shards '{urls}'"), size)
+        return PassedOver.of({HIDDEN: sorted(hidden)}) + lacking.passed_over
 
     found = cached(folder, asked, content, write, f"shards '{urls}'")
     if not silent:

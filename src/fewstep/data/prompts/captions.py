@@ -17,11 +17,11 @@ from typing import Any
 from fewstep.data.archive import Source
 from fewstep.data.prompts.columns import Columns, kind_of_value
 from fewstep.data.prompts.formats import check_bytes, csv_rows, json_rows, lines_of
-from fewstep.data.tree import PassedOver
+from fewstep.data.tree import CAPTIONS, WITHOUT_CAPTION, PassedOver
 from fewstep.errors import UserError
 
 FILE_NAME = "file_name"
-_ROWS = {"metadata.jsonl": json_rows, "metadata.csv": csv_rows}
+_ROWS = {CAPTIONS: json_rows, "metadata.csv": csv_rows}
 _SUFFIX = ".txt"
 _MOST_BYTES = 2**30
 # Of one caption in a file of its own; four bytes a character and some white space are less.
@@ -69,7 +69,7 @@ def captions_of(source: Source, columns: Columns) -> Iterator[tuple[str, Any]]:
             else:
                 alone.append(name)
         passed_over = {"text files without an image": sorted(beside - used)}
-    tally = PassedOver.of({"images without a caption": alone, **passed_over})
+    tally = PassedOver.of({WITHOUT_CAPTION: alone, **passed_over})
     if tally:
         columns.note(tally.sentence(where))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fewstep.data.conversion.hub import commit_of, is_commit
 from fewstep.data.prompts.columns import Columns
 from fewstep.data.prompts.read import Prompts, collected
@@ -29,7 +31,8 @@ def read_hub_prompts(
         ) from error
     place = folder_or_id(name, "data sets")
     source, remarks = f"data set '{name}', split '{split}'", list[str]()
-    commit = None if place != name else distributed.together(lambda: commit_of(name, revision))
+    # An absolute folder is its own place.
+    commit = None if Path(place).is_dir() else distributed.together(lambda: commit_of(name, revision))
     try:
         rows = datasets.load_dataset(place, split=split, revision=commit or revision)
     except (OSError, ValueError) as error:

@@ -123,7 +123,7 @@ def captions_by_image(source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]
     """
     remarks, found, characters = list[str](), dict[str, str](), 0
     for name, value in captions_of(source, Columns(None, remarks.append)):
-        text = _checked(value, str(source.path), name, "image")
+        text = prompt_text(value, str(source.path), name, "image")
         found[source.tree.root + name] = text
         characters = _bounded(characters + len(text), str(source.path))
     if not any(found.values()):
@@ -146,7 +146,7 @@ def collected(found: Iterable[tuple[int | str, Any]], source: str, unit: str, re
     empty, again, characters = 0, 0, 0
     example, repeated = "", ""
     for place, value in found:
-        text = _checked(value, source, place, unit)
+        text = prompt_text(value, source, place, unit)
         if not text:
             empty, example = empty + 1, example or _place(place, unit)
             continue
@@ -180,8 +180,11 @@ def _bounded(characters: int, source: str) -> int:
     return characters
 
 
-def _checked(value: Any, source: str, place: int | str, unit: str) -> str:
-    """The text of a value without white space around it; a null is an empty text."""
+def prompt_text(value: Any, source: str, place: int | str, unit: str) -> str:
+    """The text of a value without white space around it; a null is an empty text.
+
+    Raises ``UserError``, naming the place in ``unit``s of the source, for what is no prompt.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):

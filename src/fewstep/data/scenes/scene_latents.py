@@ -1,4 +1,10 @@
-"""Scenes as a latent diffusion model sees them: a codec's latents, and embedded captions."""
+"""Scenes as a latent diffusion model sees them: a codec's latents, and embedded captions.
+
+What ``data.latents`` and ``captioned`` make of scenes is other data: samples of the codec's
+posterior, on disk, without a range, and without the conditions that a pretraining, which has no
+prompts, asks its data for. The teacher that ships was trained on these means, and its runs are
+known by their identity.
+"""
 
 from __future__ import annotations
 

@@ -189,8 +189,9 @@ class ImagesData(_ImageSet):
 
 
 class HuggingFaceData(_ImageSet):
-    """An image set of the Hugging Face hub or a local folder of one, by the columns ``image`` and
-    ``label`` (null for no classes). ``revision``: of the set, null for the newest.
+    """An image set of the Hugging Face hub or a local folder of one, by the columns ``image``,
+    ``label`` (null for no classes) and ``caption`` (for ``prompts.kind: captions``, null for none).
+    ``revision``: of the set, null for the newest.
     """
 
     kind: Literal["huggingface"]
@@ -199,26 +200,28 @@ class HuggingFaceData(_ImageSet):
     image: str = "image"
     label: str | None = None
     revision: str | None = None
+    caption: Annotated[str | None, Later()] = None
 
     def open(self) -> Dataset:
-        name = folder_or_id(self.name, "data sets")
-        return open_images(
-            huggingface(cache_folder() / "data", name, self.split, self.image, self.label, self.revision, self.size)
-        )
+        name, folder = folder_or_id(self.name, "data sets"), cache_folder() / "data"
+        made = huggingface(folder, name, self.split, self.image, self.label, self.revision, self.size, self.caption)
+        return open_images(made, captions=self.caption is not None)
 
 
 class WebDatasetData(_ImageSet):
     """WebDataset shards at ``urls``, paths or http addresses with braces
     (``train-{000..099}.tar``). ``label``: extension of the file with the class's number (``cls``),
-    null for none.
+    null for none; ``caption``: that of the file with the caption (``txt``), likewise.
     """
 
     kind: Literal["webdataset"]
     urls: Annotated[str, Names("data")]
     label: str | None = None
+    caption: Annotated[str | None, Later()] = None
 
     def open(self) -> Dataset:
-        return open_images(webdataset(cache_folder() / "data", self.urls, self.label, self.size))
+        made = webdataset(cache_folder() / "data", self.urls, self.label, self.size, self.caption)
+        return open_images(made, captions=self.caption is not None)
 
 
 class GivenData(_Data):
