@@ -22,7 +22,7 @@ from fewstep.command.cli import app
 from fewstep.data import open_images
 from fewstep.data.conversion.convert import cached, huggingface, webdataset
 from fewstep.data.conversion.hub import commit_of
-from fewstep.data.conversion.records import ImageRecord, from_rows, from_shards, write_records
+from fewstep.data.conversion.image_records import ImageRecord, from_rows, from_shards, write_records
 from fewstep.data.conversion.shards import expanded
 from fewstep.data.tree import HIDDEN, PassedOver
 from fewstep.errors import UserError

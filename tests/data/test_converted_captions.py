@@ -18,7 +18,7 @@ import torch
 from fewstep.data import Dataset, captioned, open_images
 from fewstep.data.archive import write_archive
 from fewstep.data.conversion.convert import huggingface, webdataset
-from fewstep.data.conversion.records import from_rows, from_shards
+from fewstep.data.conversion.image_records import from_rows, from_shards
 from fewstep.data.prompts import read_hub_prompts, read_prompts
 from fewstep.errors import UserError
 from fewstep.recipes import config

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.data.conversion.hub import commit_of, is_commit
-from fewstep.data.conversion.records import Uncaptioned, from_rows, from_shards, write_records
+from fewstep.data.conversion.image_records import Uncaptioned, from_rows, from_shards, write_records
 from fewstep.data.conversion.shards import expanded
 from fewstep.data.pixels import reading_rules
 from fewstep.data.tree import HIDDEN, PassedOver, is_hidden

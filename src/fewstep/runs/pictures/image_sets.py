@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from fewstep.data import Dataset, Images, open_images
-from fewstep.data.conversion.records import ImageRecord, write_records
+from fewstep.data.conversion.image_records import ImageRecord, write_records
 from fewstep.data.emoji import FONT, NAMES, drawn_by, read_emoji, write_emoji
 from fewstep.data.images import open_source
 from fewstep.data.labels import read_labels
