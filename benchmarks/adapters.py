@@ -92,15 +92,17 @@ def counted(arm: str, options: argparse.Namespace, rows: int = 8) -> dict[str, i
     from fewstep.networks.adapters import bases_of
     from fewstep.planning.footprint import KeptBytes
     from fewstep.random import Key
-    from fewstep.recipes import load_recipe
+    from fewstep.recipes import DistillRecipe, load_recipe
     from fewstep.recipes.building.distillation import build_distillation
     from fewstep.states import Step
     from fewstep.training.phase import build_optimizers, named_networks
 
-    recipe, settings = ARMS[arm]
+    name, settings = ARMS[arm]
     said = [f"{key}={json.dumps(value)}" for key, value in {**settings, **options.more}.items()]
-    with tempfile.TemporaryDirectory() as name:
-        parts = build_distillation(load_recipe(recipe, said), Path(name))
+    recipe = load_recipe(name, said)
+    assert isinstance(recipe, DistillRecipe)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = build_distillation(recipe, Path(folder))
         stage = parts.stages[-1]
         optimizers = build_optimizers(stage)
         for optimizer in optimizers.values():

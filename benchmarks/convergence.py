@@ -177,6 +177,7 @@ def final_distance(folder: Path) -> float:
         from fewstep.runs import RunFolder, load
 
         recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
+        assert recipe.data is not None
         evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
         quality = evaluator.measure(
             lambda place, n, labels: sampler.draw(place, n, labels, 1).clamp(sampler.low, sampler.high), 3

@@ -150,16 +150,20 @@ def foreign_teacher(name: str, out: Path) -> Path:
 
     from fewstep.condition import Condition
     from fewstep.denoisers import copy_of, save_model
+    from fewstep.networks.small_unet import SmallUNet
     from fewstep.zoo import shipped_denoiser
 
     original = shipped_denoiser("digits")
     other = copy_of(original)
+    network = other.network
+    assert isinstance(network, SmallUNet)
+    assert network.leave.bias is not None
     with torch.no_grad():
         if name == "inverted":
-            for tensor in (other.network.enter.weight, other.network.leave.weight, other.network.leave.bias):
+            for tensor in (network.enter.weight, network.leave.weight, network.leave.bias):
                 tensor.neg_()
         else:
-            for tensor in other.network.parameters():
+            for tensor in network.parameters():
                 if tensor.ndim == 4:
                     tensor.copy_(tensor.rot90(2, (2, 3)))
         x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

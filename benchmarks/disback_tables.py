@@ -53,6 +53,7 @@ def by_level(run: Run) -> dict[str, list[float]]:
 
         torch.set_num_threads(1)
         recipe, key = RunFolder(run.folder).read_distill_recipe(), Key(0, "by-level")
+        assert recipe.data is not None
         teacher = build_teacher(recipe.teacher, recipe.data.open())
         labels = labels_for(1000, None, teacher.classes)
         samples = load(run.folder).draw(key, 1000, labels, 1)

@@ -19,6 +19,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +81,21 @@ def solver(run: Path) -> dict[str, Any]:
     """Quality and breadth of a run's teacher by number of steps."""
     import torch
 
+    from fewstep.random import Key
     from fewstep.recipes.building.parts import build_evaluator
     from fewstep.runs import RunFolder, load_teacher
 
     torch.set_num_threads(1)
     recipe, teacher = RunFolder(run).read_distill_recipe(), load_teacher(run)
+    assert recipe.data is not None
     evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
+
+    def drawn(steps: int, place: Key, n: int, labels: torch.Tensor | None) -> torch.Tensor:
+        return teacher.draw(place, n, labels, steps).clamp(teacher.low, teacher.high)
+
     found: dict[str, Any] = {"halves": evaluator.halves()}
     for steps in TEACHER_STEPS:
-        full = evaluator.describe(
-            lambda place, n, labels, steps=steps: teacher.draw(place, n, labels, steps).clamp(
-                teacher.low, teacher.high
-            ),
-            1,
-        )
+        full = evaluator.describe(partial(drawn, steps), 1)
         found[str(steps)] = {"fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)}
     return found
 

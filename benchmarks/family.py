@@ -143,6 +143,7 @@ def solvers() -> dict[str, Any]:
 
     recipe = load_recipe("digits-cd")
     assert isinstance(recipe, DistillRecipe)
+    assert recipe.data is not None
     data = recipe.data.open()
     teacher, evaluator = build_teacher(recipe.teacher, data), build_evaluator(recipe.evaluation, data)
     found: dict[str, Any] = {}
@@ -173,6 +174,7 @@ def solved(
     """
     import torch
 
+    from fewstep.condition import Classes
     from fewstep.solvers import RULES, solve
     from fewstep.states import Prior
     from fewstep.times import RhoGrid, nested_times
@@ -183,9 +185,8 @@ def solved(
         rule == "heun" and RULES[rule].evaluations(steps) == evaluations - 1
     ):
         return None
-    prior = Prior(
-        teacher.schedule, teacher.shape, float(teacher.schedule.time_at_sigma(sigma)), classes=teacher.classes
-    )
+    first = float(teacher.schedule.time_at_sigma(sigma))
+    prior = Prior(teacher.schedule, teacher.shape, first, conditions=Classes(teacher.classes))
     times = (
         nested_times(RhoGrid(), teacher.schedule, prior.time, steps)
         if nested
@@ -237,8 +238,8 @@ def show(rows: Sequence[dict[str, Any]], teacher: Mapping[str, Any], options: ar
     print("\nthe teacher's best solver by network evaluations")
     for evaluations, entry in teacher.items():
         best = entry["best"]
-        figures = f"accuracy {best['accuracy']:.1%}, recall {best['recall']:.3f}, diversity {best['diversity']:.3f}"
-        print(f"{evaluations:>3}: {best['fd']:8.2f}  {best['rule']} from sigma {best['first_sigma']:g}; {figures}")
+        besides = f"accuracy {best['accuracy']:.1%}, recall {best['recall']:.3f}, diversity {best['diversity']:.3f}"
+        print(f"{evaluations:>3}: {best['fd']:8.2f}  {best['rule']} from sigma {best['first_sigma']:g}; {besides}")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -45,7 +45,7 @@ def main() -> None:
     }
     own = steps_of_student(options)
     run_all([*jobs.values()], options, lambda job: measured(job.folder, (own,), options.draws))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "guidance": name,
             "steps": steps[name],
@@ -89,9 +89,11 @@ def steps_within(options: argparse.Namespace) -> dict[str, int]:
 
 def steps_of_student(options: argparse.Namespace) -> int:
     """How many steps the recipe's student takes."""
-    from fewstep.recipes import load_recipe
+    from fewstep.recipes import DistillRecipe, load_recipe
 
-    return load_recipe(options.recipe, overrides_of("none", options)).method.steps_of_student
+    recipe = load_recipe(options.recipe, overrides_of("none", options))
+    assert isinstance(recipe, DistillRecipe)
+    return recipe.method.steps_of_student
 
 
 def job_of(name: str, seed: int, steps: int, options: argparse.Namespace) -> Job:

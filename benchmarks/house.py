@@ -67,7 +67,9 @@ def registries(modules: dict[str, ast.Module]) -> list[str]:
     found = []
     for name, tree in modules.items():
         for node in tree.body:
-            value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+            if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+                continue
+            value = node.value
             if isinstance(value, ast.Dict) and len(value.keys) >= 3:
                 sides = (value.keys, value.values)
                 if any(
@@ -107,7 +109,8 @@ def circles(modules: dict[str, ast.Module]) -> list[list[str]]:
     }
 
     def reached(start: str) -> set[str]:
-        seen, left = set(), [start]
+        seen: set[str] = set()
+        left = [start]
         while left:
             for each in to[left.pop()] - seen:
                 seen.add(each)
@@ -192,12 +195,11 @@ def main() -> None:
     options = parser.parse_args()
     found = measured(ROOT / "src" / "fewstep")
     for name, value in found.items():
-        counted = isinstance(value, list) and name in ("registries", "circles", "ambiguous names")
+        counted = name in ("registries", "circles", "ambiguous names")
         print(f"{name:28}{_shown(value, counted):>14}")
-        if counted and value:
-            for each in value:
-                said = each if isinstance(each, str) else " <-> ".join(each)
-                print(f"    {said}{f' ({STAYS[said]})' if said in STAYS else ''}")
+        for each in value if counted and isinstance(value, list) else ():
+            said = each if isinstance(each, str) else " <-> ".join(each)
+            print(f"    {said}{f' ({STAYS[said]})' if said in STAYS else ''}")
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "house.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -72,6 +72,7 @@ def measured(folder: Path) -> dict[str, Any]:
     from fewstep.times import RhoGrid
 
     recipe, sampler = RunFolder(folder).read_distill_recipe(), load(folder)
+    assert recipe.data is not None
     student, teacher, data = sampler.model, load_teacher(folder).denoiser, recipe.data.open()
     assert isinstance(student, TrajectoryDenoiser)
     schedule, key, level = student.schedule, Key(0, "inversion"), sampler.prior.time

@@ -90,6 +90,7 @@ def measure(name: str) -> tuple[MismatchDegree, MismatchDegree]:
     recipe = load_recipe(name)
     assert isinstance(recipe, DistillRecipe)
     parts = build_distillation(recipe, Path("unused"))
+    assert parts.data is not None
     key = Key(0, "mismatch-benchmark")
     order = key.permutation("subset", len(parts.data))[:ROWS]
     data = parts.data.subset(order)
@@ -157,9 +158,9 @@ def over_training(name: str, tracks: Mapping[str, Sequence[Track]], results: Pat
             evaluations, ratio, norm, deviation, bound = point
             shown = "-" if norm is None else f"{norm:.3g} +- {deviation:.2g}"
             print(f"{evaluations:>14,} {ratio:>24.3f} {shown:>22} {'-' if bound is None else f'{bound:.3g}':>10}")
-    names = [*arms]
-    if len(names) == 2:
-        print("\n" + compared(*names, arms))
+    if len(arms) == 2:
+        one, other = arms
+        print("\n" + compared(one, other, arms))
     write(results / f"mismatch-over-training-{name}.json", arms)
     draw(arms, results / f"mismatch-over-training-{name}.png")
 

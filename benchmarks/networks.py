@@ -20,6 +20,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def measured(kind: str, channels: int, batch: int | None, pairs: int, seconds: f
 
     result: dict[str, Any] = {"batch": batch, "difference": check(runs, x)}
     for what, run in (("forward", forward), ("forward and backward", both)):
-        found = timed({name: lambda name=name, run=run: run(name) for name in runs}, pairs, seconds)
+        found = timed({name: partial(run, name) for name in runs}, pairs, seconds)
         ms = {name: 1e3 * statistics.median(values) for name, values in found.items()}
         result[what] = {"ms": ms, "ratio": ratio(found["ours"], found["plain"])}
     return result

@@ -31,6 +31,10 @@ class Conv(nn.Module):
     resamples alone.
     """
 
+    weight: Tensor
+    bias: Tensor
+    resample_filter: Tensor
+
     def __init__(self, inputs: int, outputs: int, kernel: int, resample: str = "", taps: Sequence[int] = (1, 1)):
         super().__init__()
         self.kernel, self.resample = kernel, resample
@@ -128,6 +132,8 @@ class Positional(nn.Module):
 
 
 class Fourier(nn.Module):
+    freqs: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("freqs", torch.empty(channels // 2))

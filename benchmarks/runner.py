@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def measured(folder: Path, steps: Sequence[int], draws: int = 1) -> dict[str, An
 def _measure(folder: Path, draws: int, steps: Sequence[int]) -> dict[str, Any]:
     import torch
 
+    from fewstep.random import Key
     from fewstep.recipes import DistillRecipe
     from fewstep.recipes.building.parts import build_evaluator
     from fewstep.runs import RunFolder, load
@@ -134,15 +136,15 @@ def _measure(folder: Path, draws: int, steps: Sequence[int]) -> dict[str, Any]:
     torch.set_num_threads(1)
     recipe = RunFolder(folder).read_recipe()
     sampler = load(folder if isinstance(recipe, DistillRecipe) else RunFolder(folder).model)
+    assert recipe.data is not None
     evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
+
+    def drawn(number: int, place: Key, n: int, labels: torch.Tensor | None) -> torch.Tensor:
+        return sampler.draw(place, n, labels, number).clamp(sampler.low, sampler.high)
+
     found: dict[str, Any] = {}
     for number in steps:
-        full = evaluator.describe(
-            lambda place, n, labels, number=number: sampler.draw(place, n, labels, number).clamp(
-                sampler.low, sampler.high
-            ),
-            draws,
-        )
+        full = evaluator.describe(partial(drawn, number), draws)
         found[str(number)] = {"fd": full.quality.fd, "accuracy": full.quality.accuracy, **vars(full.breadth)}
     return found
 

@@ -63,7 +63,7 @@ def measured(model: Path, digits: int, count: int) -> dict[str, dict[str, dict[s
     """The figures of a reader on real scenes of the test part, seen and held out."""
     reader = load_network(model)
     assert isinstance(reader, Reader)
-    found = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     kinds: tuple[Combinations, ...] = ("seen", "held-out")
     for which in kinds:
         data, index = Scenes(count, digits, "test", which), torch.arange(count)

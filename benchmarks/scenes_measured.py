@@ -26,6 +26,8 @@ def measured(folder: Path, pictures: int) -> dict[str, Any]:
 
     found = evaluate(folder, student_steps=[1])
     student = found["student"]["1"]
+    if "fd" not in student:
+        sys.exit(f"{folder}: has no Frechet distance: its recipe has neither data nor 'evaluation.reference'.")
     unseen = scene_prompts(1, held_out=True)
     sampler = load(folder, prompts=unseen).pictured
     numbers = torch.arange(pictures) % len(unseen)

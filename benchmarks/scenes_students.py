@@ -76,15 +76,21 @@ def main() -> None:
 
 def target_of(arm: str, scale: float) -> dict[str, Any]:
     """The settings of a run's target."""
-    from fewstep.recipes import load_recipe
+    from fewstep.recipes import DistillRecipe, load_recipe
+    from fewstep.targets.record import RecordEvery
 
-    recipe = load_recipe(RECIPE)
     guidance = {"kind": "constant", "scale": scale} if scale != 1 else {"kind": "none"}
     if arm == "diff-instruct":
         return {"target": {"kind": "fixed", "guidance": guidance}}
-    nodes, record = recipe.target.nodes, recipe.target.record.steps
-    warm = {"target.nodes": 2, "target.record.steps": record * (nodes - 1)} if arm == "warm" else {}
-    return {"target.guidance": guidance, **warm}
+    if arm != "warm":
+        return {"target.guidance": guidance}
+    recipe = load_recipe(RECIPE)
+    assert isinstance(recipe, DistillRecipe)
+    target = recipe.target.backtracked
+    assert target is not None
+    assert isinstance(target.record, RecordEvery)
+    recorded = target.record.steps * (target.nodes - 1)
+    return {"target.guidance": guidance, "target.nodes": 2, "target.record.steps": recorded}
 
 
 def steps_within(arm: tuple[str, float], options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,8 +32,8 @@ BATCH = 64
 def by_hand(teacher: fs.denoisers.NetworkDenoiser) -> Callable[[int], None]:
     """The loop that one would write in a notebook, with torch's own random numbers."""
     student, fake, average = (fs.denoisers.copy_of(teacher) for _ in range(3))
-    adam = {"lr": 1e-4, "betas": (0.0, 0.999), "fused": True}
-    optimizers = [torch.optim.AdamW(model.parameters(), weight_decay=0.0, **adam) for model in (student, fake)]
+    adam = partial(torch.optim.AdamW, lr=1e-4, betas=(0.0, 0.999), weight_decay=0.0, fused=True)
+    optimizers = [adam(model.parameters()) for model in (student, fake)]
     first = torch.full((BATCH,), 2.5 / 80, dtype=torch.float64)
 
     def noisy(x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

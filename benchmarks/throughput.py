@@ -73,7 +73,7 @@ class Work:
 
     def arguments(self, folder: Path, **training: object) -> list[str]:
         """Of ``fewstep distill``."""
-        values = {
+        values: dict[str, object] = {
             **self.settings,
             **QUIET,
             "training.steps": self.steps,
@@ -107,7 +107,7 @@ WORKS = {
     "digits": Work("digits-diff-instruct", 64, 40),
     "emoji": Work("emoji32-diff-instruct", 16, 12, made_up(SMALL_EDM, 32, 9)),
 }
-WAYS = {
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "one process": (1, {}),
     "one process, half of the batch": (1, {"half": True}),
     "two that share nothing": (2, {"half": True}),
@@ -148,10 +148,10 @@ def timed(work: Work, processes: int, options: dict[str, Any]) -> float:
             subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             for command in commands
         ]
-        for process in running:
+        for command, process in zip(commands, running, strict=True):
             _, error = process.communicate()
             if process.returncode:
-                sys.exit(f"{' '.join(process.args)}\n{error[-2000:]}")
+                sys.exit(f"{' '.join(command)}\n{error[-2000:]}")
         return max(map(seconds_a_step, folders))
 
 
@@ -215,7 +215,7 @@ VARIANTS = [
 def on_gpu(variant: Variant, steps: int, tflops: float) -> dict[str, Any]:
     """Diff-Instruct on ADM at 64 pixels, untrained; runs in a process of its own."""
     from fewstep.planning.rehearsal import footprint_of, prior_of
-    from fewstep.recipes import load_recipe
+    from fewstep.recipes import DistillRecipe, load_recipe
     from fewstep.recipes.building.distillation import build_distillation
     from fewstep.recipes.building.parts import build_settings
     from fewstep.training import Trainer
@@ -231,11 +231,12 @@ def on_gpu(variant: Variant, steps: int, tflops: float) -> dict[str, Any]:
     }
     settings |= {"training.precision": variant.precision, "training.recompute": json.dumps(variant.recompute)}
     recipe = load_recipe("imagenet64-diff-instruct", [f"{key}={value}" for key, value in settings.items()])
+    assert isinstance(recipe, DistillRecipe)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = build_distillation(recipe, folder)
         networks = units([parts.teacher, *(phase.network for stage in parts.stages for phase in stage.phases)])
-        operations = footprint_of(parts.teacher, prior_of(parts.teacher)).operations
+        operations = footprint_of(parts.teacher, prior_of(parts.teacher, parts.prior.conditions)).operations
         if variant.compiled is not None:
             for network in networks:
                 network.compile(mode=variant.compiled)

@@ -35,7 +35,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,10 @@ FAULTS: dict[str, tuple[Tried, int]] = {
 IN_ONE = ("damaged files",)
 
 
-def count(name: str, bench: Bench, tries: int, seed: int) -> dict[str, Any]:
-    """Counts a fault on a bench."""
+def count(name: str, begun: Callable[[], Bench], tries: int, seed: int) -> dict[str, Any]:
+    """Counts a fault on a bench that is begun when it is asked for."""
     tried, _ = FAULTS[name]
+    bench = begun()
     began = time.monotonic()
     found = tried(bench, tries, random.Random(f"{seed}-{name}-{bench.processes}-{bench.mode}"))
     return {
@@ -124,7 +125,7 @@ def main() -> None:
         # One process has half of all the tries, or all; the others share the rest.
         share = 1.0 if not several else 0.5 if processes == 1 else 0.5 / (len(several) * len(chosen.modes))
         folder = chosen.out.absolute() / f"{processes}-{mode}"
-        bench: Bench | None = None
+        begun = cache(partial(Bench.of, folder, processes, mode))
         for name in chosen.faults:
             if name in IN_ONE and processes > 1:
                 continue
@@ -132,9 +133,7 @@ def main() -> None:
                 max(1, round(FAULTS[name][1] * share * chosen.kills / 100)) if name not in IN_ONE else FAULTS[name][1]
             )
             path = folder / f"{name.replace(' ', '-').replace(',', '')}-{tries}-{chosen.seed}.json"
-            if bench is None and not path.is_file():
-                bench = Bench.of(folder, processes, mode)
-            rows.append(kept(path, lambda name=name, bench=bench, tries=tries: count(name, bench, tries, chosen.seed)))
+            rows.append(kept(path, partial(count, name, begun, tries, chosen.seed)))
             print(shown(rows[-1]), *rows[-1]["defects"], sep="\n    ", flush=True)
     content = {"kills": chosen.kills, "seed": chosen.seed, "rows": rows}
     chosen.results.mkdir(parents=True, exist_ok=True)

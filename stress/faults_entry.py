@@ -85,7 +85,13 @@ class Operations:
             stream = plain_fdopen(handle, *arguments, **named)
             return Torn(stream, self) if handle in opened else stream
 
-        os.open, os.fdopen, builtins.open, io.open = open_low, open_descriptor, open_stream, open_stream
+        for module, name, own in (
+            (os, "open", open_low),
+            (os, "fdopen", open_descriptor),
+            (builtins, "open", open_stream),
+            (io, "open", open_stream),
+        ):
+            setattr(module, name, own)
         os.fsync = self.before(os.fsync, lambda *_: True)
         for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir"):
             setattr(os, name, self.before(getattr(os, name), lambda path, *_: self.is_ours(path)))

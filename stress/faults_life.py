@@ -39,6 +39,8 @@ class Forked:
         sys.stdout.flush()
         self._process = multiprocessing.get_context("fork").Process(target=_entered, args=(arguments, environment))
         self._process.start()
+        # It has one from its start on.
+        assert self._process.pid is not None
         self.pid = self._process.pid
 
     @property

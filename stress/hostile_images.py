@@ -46,7 +46,7 @@ def picture(chance: random.Random, side: int = 16, suffix: str = "PNG") -> bytes
 
 
 Entries = list[tuple[str | zipfile.ZipInfo, bytes]]
-WRONG = (
+WRONG: tuple[str, ...] = (
     "name",
     "link",
     "claim",
@@ -143,7 +143,8 @@ def _spoil_as_cameras_and_viewers_do(entries: Entries, what: str, chance: random
     """What is no attack: what other programs put into zips and pictures."""
     match what:
         case "mac":
-            entries += [(f"__MACOSX/{name[:6]}._{name[6:]}", b"\0\x05\x16\x07" + bytes(40)) for name, _ in entries]
+            names = [name for name, _ in entries if isinstance(name, str)]
+            entries += [(f"__MACOSX/{name[:6]}._{name[6:]}", b"\0\x05\x16\x07" + bytes(40)) for name in names]
             entries += [("00000/.DS_Store", bytes(100)), ("00001/._img1.png", picture(chance)), ("Thumbs.db", b"")]
         case "phone":
             entries[0] = ("00000/a.jpg", _photograph(chance))

@@ -44,7 +44,7 @@ WORDS = [
     "copy",
 ]
 HUGE = [10**9, 2**31, 2**63, 10**30, 10**400, 1e12, 1e308, -(10**9), -(2**63) - 1, -1e308]
-ODD = [
+ODD: list[Any] = [
     None,
     True,
     False,
@@ -146,7 +146,9 @@ class Stock:
     def of(cls, folder: Path) -> Stock:
         recipes = {}
         for name in RECIPES:
-            recipes[name] = twin(load_recipe(name), 4, 4).model_dump(mode="json")
+            # Of either task: a twin is of its recipe's type, which a union of both has not.
+            recipe: Any = load_recipe(name)
+            recipes[name] = twin(recipe, 4, 4).model_dump(mode="json")
             recipes[name]["evaluation"].update(samples=20, draws=1, teacher_steps=[2])
         return cls(folder, folder / "run", folder / "teacher" / "model.safetensors", recipes)
 
@@ -158,7 +160,7 @@ def junk(chance: random.Random, instead: Any = None) -> Any:
     if isinstance(instead, int | float) and not isinstance(instead, bool) and chance.random() < 0.75:
         return chance.choice(WHOLE if isinstance(instead, int) else REAL)
     pool = chance.choice((WORDS, HUGE, ODD, ODD))
-    value = copy.deepcopy(chance.choice(pool))
+    value: Any = copy.deepcopy(chance.choice(pool))
     if chance.random() < 0.05:
         for _ in range(chance.choice((5, 50, 200))):
             value = [value] if chance.random() < 0.5 else {"a": value}

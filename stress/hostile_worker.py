@@ -120,6 +120,7 @@ def ready(process: subprocess.Popen[str] | None) -> bool:
     import select
 
     assert process is not None
+    assert process.stdout is not None
     return bool(select.select([process.stdout], [], [], 0.05)[0])
 
 

@@ -20,9 +20,10 @@ def imported(name: str) -> ModuleType:
 
 
 def started(name: str, *arguments: str) -> str:
-    """What a script prints; fails with its errors where it ends with an error."""
+    """What a script prints; fails with that and its errors where it ends with an error."""
     script = next(path for folder in FOLDERS if (path := folder / f"{name}.py").is_file())
     command = [sys.executable, str(script), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    # Some print what they found amiss and end with 1, others say it on standard error.
+    assert ended.returncode == 0, f"{script.name} ended with {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
     return ended.stdout

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from bench_kit import FOLDERS, imported, started
 
+# A distance to the teacher's own samples, few as they are.
+REFERENCE = ("--set", 'evaluation.reference={"kind": "teacher", "samples": 60, "steps": 2}')
 FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "evaluation.draws=1", "--seeds", "1")
 # By name, what is before a comma is the script: arguments, and the JSON file that must be there
 # afterwards.
 SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "adapters": (
         (
-            *("--only", "copies", "all 16", "--pictures", "20", "--set", "evaluation.reference=null"),
-            *("--set", "training.steps=6", *FEW),
+            *("--only", "copies", "all 16", "--pictures", "20"),
+            *("--set", "training.steps=6", *REFERENCE, *FEW),
         ),
         "adapters.json",
     ),
@@ -38,10 +40,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "hostile": (("--count", "3"), "hostile.json"),
     "networks": (("--only", "ddpm++-32", "ncsn++-32", "adm-32", "--batch", "1", "--pairs", "2"), "networks.json"),
     "scenes": (("--count", "40", "--set", "training.steps=2", *FEW), "scenes-1.json"),
-    "scenes_students": (
-        ("--budget", "2000", "--pictures", "20", "--set", "evaluation.reference=null", *FEW),
-        "scenes-students.json",
-    ),
+    "scenes_students": (("--budget", "2000", "--pictures", "20", *REFERENCE, *FEW), "scenes-students.json"),
     "scenes_teacher": (("--count", "4", "--steps", "2"), "scenes-teacher.json"),
     "scaling_model": ((), "scaling_model.json"),
     "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),

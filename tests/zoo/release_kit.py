@@ -117,10 +117,9 @@ def wrapped(wrapper: str, name: str, network: nn.Module, **changes: Any) -> nn.M
     arguments = {key: value for key, value in NETWORKS[name].items() if key != "kind"}
     arguments["label_dim"] = network.classes
     network.released_name = name  # type: ignore[assignment]
-    network._init_args, network._init_kwargs = (
-        (),
-        {**arguments, "out_channels": 6 if wrapper == "iDDPMPrecond" else 3, "dropout": np.float64(0.13)},
-    )  # type: ignore[assignment]
+    arguments |= {"out_channels": 6 if wrapper == "iDDPMPrecond" else 3, "dropout": np.float64(0.13)}
+    network._init_args = ()  # type: ignore[assignment]
+    network._init_kwargs = arguments  # type: ignore[assignment]
     network.__dict__.pop("description", None)
     network.__dict__.pop("_writers", None)
     around = nn.Module()
