@@ -91,7 +91,7 @@ def main() -> None:
     # Seed by seed, so that an early stop leaves whole comparisons.
     jobs = [method.job(options.budget, seed, options.out) for seed in range(options.seeds) for method in methods]
     run_all(jobs, options, lambda job: measured(job.folder, STEPS))
-    teacher = kept(options.out / "teacher.json", solvers)
+    teacher = kept(options.out / "teacher.json", lambda: solvers(options.more))
     rows = [summary(method, options) for method in methods]
     show(rows, teacher, options)
     options.results.mkdir(parents=True, exist_ok=True)
@@ -135,13 +135,16 @@ def cost(folder: Path) -> dict[str, Any]:
     }
 
 
-def solvers() -> dict[str, Any]:
-    """The teacher by network evaluations: the best of rules, first levels and grids, and each."""
+def solvers(more: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher by network evaluations: the best of rules, first levels and grids, and each;
+    measured as the students are where ``more`` says how.
+    """
     from fewstep.recipes import DistillRecipe, load_recipe
     from fewstep.recipes.building.frozen_teachers import build_teacher
     from fewstep.recipes.building.parts import build_evaluator
 
-    recipe = load_recipe("digits-cd")
+    said = [f"{key}={json.dumps(value)}" for key, value in more.items() if key.startswith("evaluation.")]
+    recipe = load_recipe("digits-cd", said)
     assert isinstance(recipe, DistillRecipe)
     assert recipe.data is not None
     data = recipe.data.open()

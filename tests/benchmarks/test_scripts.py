@@ -28,7 +28,11 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "ddil": (("--only", "pd4", "--budget", "2000", *FEW), "ddil.json"),
     "ddil, overhead": (("--study", "overhead", "--only", "lcm4", "--budget", "2000", *FEW), "ddil-overhead.json"),
     "draws": (("--pairs", "2", "--shapes", "3x1x5x5", "2x3x8x8"), "draws.json"),
-    "family": (("--only", "diff-instruct", "--budget", "2000", *FEW), "family.json"),
+    "family": (
+        # Milliseconds a step are those between two lines of the log.
+        ("--only", "diff-instruct", "--budget", "2000", "--set", "training.log_every=1", *FEW),
+        "family.json",
+    ),
     "fastgan": (("--budget", "2000", "--gan", "500", *FEW), "fastgan.json"),
     "field": ((), "field.json"),
     "guided_target": (("--budget", "2000", *FEW), "guided-target-digits-disback-guided.json"),
