@@ -26,6 +26,7 @@ from test_combinations import ON_DIGITS as ON_DIGITS_VARIANTS
 
 from fewstep.denoisers import Guided, NetworkDenoiser
 from fewstep.errors import UserError
+from fewstep.networks.adapters import bases_of
 from fewstep.objectives import ProgressiveDistillation
 from fewstep.planning.twin import small
 from fewstep.random import Key
@@ -400,13 +401,14 @@ def test_of_a_fake_score_with_an_adapter_the_base_starts_at_the_last_node_and_st
     assert parts.path is not None
     assert parts.fake is not None
     after = parts.fake.state_dict()
-    base = {key.replace(".layer.", "."): value for key, value in fake.items() if ".low_rank." not in key}
-    assert not differs(base, parts.path.read(parts.path.last))
+    (base,) = bases_of(parts.fake)
+    assert base is not parts.teacher.network
     assert not differs(
-        base, {key.replace(".layer.", "."): value for key, value in after.items() if ".low_rank." not in key}
+        {f"network.{key}": value for key, value in base.state_dict().items()}, parts.path.read(parts.path.last)
     )
-    assert all(not value.any() for key, value in fake.items() if key.endswith(".up"))
-    assert any(value.any() for key, value in after.items() if key.endswith(".up"))
+    assert fake.keys() == after.keys()
+    assert all(not value.any() for key, value in fake.items() if key.endswith(".lora_B.weight"))
+    assert any(value.any() for key, value in after.items() if key.endswith(".lora_B.weight"))
 
 
 @pytest.mark.parametrize("kind", ["distribution-matching", "f-distill", "sid"])

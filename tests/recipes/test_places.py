@@ -28,6 +28,8 @@ PLAIN = {"subfolder", "variant", "split", "image", "label", "revision", "sha256"
     # A column of prompts, and prompts themselves.
     "column",
     "texts",
+    # A column of captions.
+    "caption",
 }
 
 

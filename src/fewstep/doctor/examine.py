@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.denoisers.stored_adapter import load_adapter
+from fewstep.denoisers.stored_adapter import KIND, load_adapter
 from fewstep.doctor.checkup import check_path, check_run
 from fewstep.doctor.environment import check_environment
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
@@ -116,7 +116,7 @@ def _held(path: Path) -> str:
         return f"is node {metadata['node']} of a degradation path, whole."
     return (
         f"is an adapter of rank {load_adapter(path).ranks}, whole."
-        if "rank" in metadata
+        if metadata.get("kind") == KIND
         else "is whole; it holds tensors, but no model."
     )
 

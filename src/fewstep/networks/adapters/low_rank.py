@@ -86,8 +86,6 @@ class LowRank(nn.Module):
     def draw(self, key: Key, path: str) -> None:
         """Draws ``lora_A``; ``lora_B`` stays at zero."""
         down = self.lora_A.weight
-        if down.is_meta:
-            return
         inputs = down[0].numel()
         with torch.no_grad():
             # The path in a denoiser, so that adapters have the draws that they had.
