@@ -32,6 +32,8 @@ from pipeline_kit import FACTOR, NAMES, PROMPTS, SIDE, condition, noise, pipelin
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+# Its runs take twice as long, and go through the same code.
+one_or_both = pytest.mark.parametrize("name", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 LORA = {"kind": "lora", "rank": 3, "scale": None, "alpha": 6.0}
 SPREAD = {"lr": 0.02}
 
@@ -62,13 +64,22 @@ def adapted(teacher: Path) -> dict[str, Any]:
     }
 
 
+class Ended(dict[str, Path]):
+    """Runs that have ended, by the name of their teacher, each made when it is asked for."""
+
+    def __init__(self, folders: dict[str, Path], root: Path):
+        super().__init__()
+        self.folders, self.root = folders, root
+
+    def __missing__(self, name: str) -> Path:
+        teacher = self.folders[name]
+        self[name] = distill(written(self.root / f"{name}.yaml", teacher, **adapted(teacher)), out=self.root / name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def ended(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("ended")
-    return {
-        name: distill(written(root / f"{name}.yaml", folders[name], **adapted(folders[name])), out=root / name)
-        for name in ("sd15", "sdxl")
-    }
+def ended(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    return Ended(folders, tmp_path_factory.mktemp("ended"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +136,7 @@ def test_a_run_of_adapters_that_was_left_is_the_whole_run(folders: dict[str, Pat
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@one_or_both
 def test_plain_diffusers_samples_with_the_exported_adapter_as_the_student_does(
     name: str, folders: dict[str, Path], ended: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -158,7 +169,7 @@ def test_a_condition_without_text_is_refused_by_the_base(folders: dict[str, Path
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@one_or_both
 def test_a_teacher_takes_adapters_as_diffusers_fuses_them(
     name: str, folders: dict[str, Path], ended: dict[str, Path], tmp_path: Path
 ) -> None:
