@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fewstep.errors import UserError
 from fewstep.zoo.nvidia.machine import shown_foreign
@@ -25,32 +25,48 @@ METADATA = "lora_adapter_metadata"
 _PREFIXES = ("", "unet.", "transformer.")
 _PATTERN = re.compile(r"\^?(?:[\w:.-]|\\\W)+\$?")
 _LETTER = re.compile(r"\\\W|.")
+_VARIANTS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "alora_invocation_tokens",
+    "layer_replication",
+)
+_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Initialisations that leave the base's weights as they are."""
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
 class PeftAlphas:
-    """``where``: what sentences call the configuration."""
+    """``where``: what sentences call the configuration. ``ranks`` and ``alphas``: those of the
+    layers that a pattern matches, the first that does.
+    """
 
     where: str
     rank: int
     alpha: float
-    ranks: Mapping[str, int]
-    alphas: Mapping[str, float]
+    ranks: Sequence[tuple[re.Pattern[str], int]]
+    alphas: Sequence[tuple[re.Pattern[str], float]]
     rank_stabilised: bool
 
-    def of(self, names: tuple[str, ...], rank: int) -> float:
+    def of(self, names: Sequence[str], rank: int) -> float:
         """The alpha of a layer, which is called by any of ``names``, such that its weights count by
         alpha / rank.
 
         Raises ``UserError`` where its rank is another one than the configuration says.
         """
-        said = next((value for pattern, value in self.ranks.items() if _matches(pattern, names)), self.rank)
+        said = _first(self.ranks, names, self.rank)
         if said != rank:
             raise UserError(
-                f"{self.where}: says rank {said} for layer {shown_foreign(names[0])}, whose weights are of rank "
-                f"{rank}; weights and configuration are of two adapters."
+                f"{self.where}: says rank {said} for layer {shown_foreign(names[0])}, whose weights are of "
+                f"rank {rank}; weights and configuration are of two adapters."
             )
-        alpha = next((value for pattern, value in self.alphas.items() if _matches(pattern, names)), self.alpha)
+        alpha = _first(self.alphas, names, self.alpha)
         # Kalajdzievski 2023: alpha / sqrt(rank).
         return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
 
@@ -83,22 +99,36 @@ def _read(where: str, text: str) -> PeftAlphas | None:
     if prefix is None:
         return None
     settings = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    _check_plain(where, settings)
     stabilised = settings.get("use_rslora", False)
-    if settings.get("use_dora", False):
-        raise UserError(f"{where}: says 'use_dora', and only plain low-rank adapters are read.")
     if not isinstance(stabilised, bool):
         raise UserError(f"{where}: has {shown_foreign(stabilised)} for 'use_rslora'; it must be true or false.")
     return PeftAlphas(
         where,
         _rank(where, "r", settings.get("r")),
         checked_alpha(settings.get("lora_alpha"), f"{where} has", "for 'lora_alpha'"),
-        {name: _rank(where, "rank_pattern", value) for name, value in _patterns(where, settings, "rank_pattern")},
-        {
-            name: checked_alpha(value, f"{where} has", "in 'alpha_pattern'")
-            for name, value in _patterns(where, settings, "alpha_pattern")
-        },
+        [(each, _rank(where, "rank_pattern", value)) for each, value in _patterns(where, settings, "rank_pattern")],
+        [
+            (each, checked_alpha(value, f"{where} has", "in 'alpha_pattern'"))
+            for each, value in _patterns(where, settings, "alpha_pattern")
+        ],
         stabilised,
     )
+
+
+def _check_plain(where: str, settings: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` for what makes more of an adapter than low-rank products."""
+    other = next((name for name in _VARIANTS if settings.get(name)), None)
+    if other is not None:
+        raise UserError(
+            f"{where}: says '{other}', by which an adapter is more than low-rank products; only plain ones are read."
+        )
+    start = settings.get("init_lora_weights", True)
+    if start not in _STARTS:
+        raise UserError(
+            f"{where}: says {shown_foreign(start)} for 'init_lora_weights', by which the base's weights are others as "
+            "well; save it by peft with 'path_initial_model_for_weight_conversion'."
+        )
 
 
 def checked_alpha(value: object, begins: str, ends: str) -> float:
@@ -116,7 +146,7 @@ def _rank(where: str, key: str, value: object) -> int:
     return value
 
 
-def _patterns(where: str, settings: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+def _patterns(where: str, settings: Mapping[str, Any], key: str) -> list[tuple[re.Pattern[str], Any]]:
     found = settings.get(key) or {}
     if not isinstance(found, dict):
         raise UserError(f"{where}: has {shown_foreign(found)} for '{key}'; it must be an object of layers.")
@@ -126,12 +156,16 @@ def _patterns(where: str, settings: Mapping[str, Any], key: str) -> list[tuple[s
                 f"{where}: has the pattern {shown_foreign(pattern)} in '{key}'; only names of layers are read, say "
                 "each layer's own."
             )
-    return list(found.items())
+    return [(_compiled(pattern), value) for pattern, value in found.items()]
 
 
-def _matches(pattern: str, names: tuple[str, ...]) -> bool:
+def _compiled(pattern: str) -> re.Pattern[str]:
     """As peft's ``get_pattern_key``: the whole name, or what it ends with after a dot."""
     body = pattern.removeprefix("^").removesuffix("$")
     letters = (each if each == "." else re.escape(each[-1]) for each in _LETTER.findall(body))
-    ends = re.compile(("" if pattern.startswith("^") else r"(?:.*\.)?") + "".join(letters))
-    return any(ends.fullmatch(name) for name in names)
+    return re.compile(("" if pattern.startswith("^") else r"(?:.*\.)?") + "".join(letters))
+
+
+def _first(patterns: Iterable[tuple[re.Pattern[str], N]], names: Sequence[str], usual: N) -> N:
+    """The value of the first pattern that matches one of the names."""
+    return next((value for pattern, value in patterns if any(pattern.fullmatch(name) for name in names)), usual)
