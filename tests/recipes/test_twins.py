@@ -38,7 +38,7 @@ def _slow_but(names, quick):
     return [pytest.param(name, marks=pytest.mark.slow) if name in text else name for name in names]
 
 
-@pytest.mark.parametrize("name", _slow_but(DISTILLED, ("scenes-disback", "scenes-dmd2-4step", "sdxl-disback")))
+@pytest.mark.parametrize("name", _slow_but(DISTILLED, ("scenes-disback",)))
 def test_a_twin_trains_resumes_and_samples(name, tmp_path):
     recipe = twin(LARGE[name], 12)
     whole = trainer_of(recipe, tmp_path / "whole")
