@@ -18,6 +18,7 @@ from fewstep.networks import DiffusersTextUNet
 from fewstep.networks.low_rank_pair import LowRankPair
 from fewstep.zoo.lora import fused, read_lora, write_lora
 from fewstep.zoo.lora.fused import product
+from fewstep.zoo.lora.lora_layers import LoraLayers
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -137,6 +138,28 @@ def test_comfyuis_names_are_those_that_diffusers_converts(name: str, tmp_path: P
             wanted = {"lora_A.weight": pair.down, "lora_B.weight": pair.up, "alpha": torch.tensor(pair.alpha)}[part]
             assert value.equal(wanted), path
         assert not converted
+
+
+def test_the_original_code_numbers_its_modules_so() -> None:
+    """What diffusers' conversion cannot tell: a doubling comes behind the attention where its block
+    has any, and a decoder's block has the layers of the encoder's at its size, and one more.
+    """
+    sd = {**dict(NETWORKS["sd"]["config"]), **LAYOUTS["sd"]}
+    uneven = {**dict(NETWORKS["sd"]["config"]), "layers_per_block": [1, 3]}
+    known = {
+        "up_blocks.0.upsamplers.0.conv": ("output_blocks.2.1.conv", "output_blocks.3.2.conv"),
+        "up_blocks.1.resnets.1.conv2": ("output_blocks.4.0.out_layers.3", "output_blocks.5.0.out_layers.3"),
+        "down_blocks.0.downsamplers.0.conv": ("input_blocks.3.0.op", "input_blocks.2.0.op"),
+        "down_blocks.1.resnets.1.conv1": ("input_blocks.5.0.in_layers.2", "input_blocks.4.0.in_layers.2"),
+        "down_blocks.1.attentions.0.proj_in": ("input_blocks.4.1.proj_in", "input_blocks.3.1.proj_in"),
+    }
+    for index, config in enumerate((sd, uneven)):
+        originals = LoraLayers.of(DiffusersTextUNet(config)).originals
+        for layer, names in known.items():
+            assert originals[f"unet.{layer}"] == names[index]
+    assert LoraLayers.of(DiffusersTextUNet(sd)).originals["unet.up_blocks.1.upsamplers.0.conv"] == (
+        "output_blocks.5.2.conv"
+    )
 
 
 def test_kohyas_names_are_the_original_ones_of_sdxl_alone(tmp_path: Path) -> None:
@@ -299,5 +322,26 @@ def test_peft_computes_what_our_weights_compute(name: str, tmp_path: Path) -> No
     adapted = {path: each for path, each in network.named_modules() if isinstance(each, peft.tuners.lora.LoraLayer)}
     assert set(adapted) >= set(pairs)
     for path, layer in adapted.items():
+        layer.merge()
+        close(layer.get_base_layer().weight.detach(), wanted[path])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_name_at_the_end_of_another_is_a_layer_of_its_own(tmp_path: Path) -> None:
+    """By peft's patterns "out" would be "block.out" as well."""
+    peft = pytest.importorskip("peft")
+    inner = nn.ModuleDict({"out": nn.Linear(5, 6), "next": nn.Linear(6, 5)})
+    network = nn.ModuleDict({"out": nn.Linear(3, 4), "block": inner, "last": nn.Linear(5, 3)})
+    pairs = pairs_of(network, alpha=lambda index: (8.0, 3.0, 3.0, 3.0)[index])
+    assert {path: pair.rank for path, pair in pairs.items()} == {"out": 2, "block.out": 3, "block.next": 4, "last": 2}
+    write_lora(tmp_path / "a.safetensors", pairs, network, "peft")
+    found = read_lora(tmp_path / "a.safetensors", network).pairs
+    assert {path: pair.alpha for path, pair in found.items()} == {path: pair.alpha for path, pair in pairs.items()}
+    tensors, header = read_file(tmp_path / "a.safetensors")
+    wanted = added(network, pairs)
+    peft.inject_adapter_in_model(peft.LoraConfig(**json.loads(header["lora_adapter_metadata"])), network)
+    assert not peft.set_peft_model_state_dict(network, tensors).unexpected_keys
+    for path in pairs:
+        layer = network.get_submodule(path)
         layer.merge()
         close(layer.get_base_layer().weight.detach(), wanted[path])
