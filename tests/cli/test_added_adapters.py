@@ -66,7 +66,8 @@ def test_weights_scale_adapters_and_several_add_up(run: Path, style: Path) -> No
     plain = teacher.denoiser.state_dict()
 
     def gained(*adapters: AddedAdapter) -> dict[str, torch.Tensor]:
-        model, notes, _ = model_with(teacher.denoiser, adapters)
+        notes: list[str] = []
+        model, _ = model_with(teacher.denoiser, adapters, notes.append)
         assert not notes
         return {name: value - plain[name] for name, value in model.state_dict().items()}
 

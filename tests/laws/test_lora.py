@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ from fewstep.denoisers import (
 )
 from fewstep.errors import UserError
 from fewstep.networks import AdaptedBase, AdaptedNetwork, LatentMLP, SongUNet, build
-from fewstep.networks.adapters import Form, apart, bases_of, fitting_layers
-from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.adapters import Form, apart, bases_of, fitting_layers, merged_network
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.networks.precision import shorten
 from fewstep.prediction import EDM
 from fewstep.random import Key
@@ -255,7 +256,7 @@ def test_an_adapter_goes_through_a_file_onto_another_network(kind: str, tmp_path
     for path, low in adapter_of(adapted).layers.items():
         torch.testing.assert_close(
             merged(moved).network.get_parameter(f"{path}.weight") - other.network.get_parameter(f"{path}.weight"),
-            low.delta(),
+            low.pair().product(),
             rtol=1e-4,
             atol=1e-5,
         )
@@ -415,6 +416,37 @@ def test_a_copy_of_the_base_is_a_network_of_its_own(kind: str) -> None:
     assert not torch.equal(call(alone), call(adapted))
 
 
+class _Attends(nn.Module):
+    """Torch's attention multiplies with the weights of its last layer, which it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1)
+        self.leave = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(self.attention(x, x, x)[0])
+
+
+def test_an_adapter_on_a_layer_that_is_not_called_is_refused_and_not_silent() -> None:
+    adapted = AdaptedNetwork.fresh(AdaptedBase(_Attends()), Form(1, 1.0))
+    with pytest.raises(UserError, match=r"_Attends does not call its layer 'attention\.out_proj'.* name 'targets'"):
+        adapted(torch.ones(2, 3, 4))
+    AdaptedNetwork.fresh(AdaptedBase(_Attends()), Form(1, 1.0, ("leave",)))(torch.ones(2, 3, 4))
+
+
+def test_a_files_layer_is_told_from_another_that_ends_alike() -> None:
+    network = nn.Sequential(OrderedDict(conv=nn.Conv2d(4, 4, 1), block=nn.Sequential()))
+    network.block.add_module("conv", nn.Conv2d(4, 4, 1, groups=2))
+    pair = LowRankPair(torch.ones(1, 4, 1, 1), torch.ones(4, 1, 1, 1), 1.0)
+    adapted = AdaptedNetwork.holding(AdaptedBase(network), {"conv": pair})
+    torch.testing.assert_close(
+        merged_network(adapted).get_parameter("conv.weight"), network.conv.weight + torch.ones(4, 4, 1, 1)
+    )
+    with pytest.raises(UserError, match=r"layer 'block\.conv' is a convolution in groups"):
+        AdaptedNetwork.holding(AdaptedBase(network), {"block.conv": pair})
+
+
 def test_a_failing_forward_leaves_the_base_as_it_was() -> None:
     teacher = image_denoiser()
     adapted, expected = spread(role(teacher)), call(teacher)
@@ -481,7 +513,7 @@ def test_a_short_base_computes_nearly_the_same_and_its_copies_are_long(kind: str
     gained = merged(adapted).network.state_dict()
     for path, low in adapter_of(adapted).layers.items():
         own = short.network.get_parameter(f"{path}.weight").to(torch.float32)
-        torch.testing.assert_close(gained[f"{path}.weight"], own + low.delta(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gained[f"{path}.weight"], own + low.pair().product(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_node_on_a_short_base_is_short_and_the_student_long(tmp_path: Path) -> None:
@@ -491,6 +523,8 @@ def test_a_frozen_node_on_a_short_base_is_short_and_the_student_long(tmp_path: P
     freeze(student)
     path = DegradationPath(tmp_path, teacher, like=student)
     path.record(student, 3)
+    # On disk too: what takes a node keeps no more of it.
+    assert {value.dtype for value in path.read(1).values()} == {torch.bfloat16}
     blank = path.blank()
     assert {p.dtype for p in blank.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in student.parameters()} == {torch.float32}

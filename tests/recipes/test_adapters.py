@@ -4,13 +4,16 @@ it, and what is refused.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_combinations import BACKTRACKED, LEARNED, MATCHING, OPTIMIZER, VARIANTS, fitted, tiny, without_syncing
 from test_methods import contents, same
+from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser, adapter_of, in_network, save_adapter
 from fewstep.errors import UserError
@@ -18,6 +21,7 @@ from fewstep.networks import AdaptedBase, AdaptedNetwork, Form
 from fewstep.networks.adapters import bases_of
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.building.untrained_students import remarks_of_starts
 from fewstep.runs import distill, load
 from fewstep.system.files import read_tensors
 
@@ -126,6 +130,38 @@ def test_a_student_and_a_fake_score_begin_from_an_adapters_file(tmp_path: Path) 
         assert adapter_of(model).layers["leave"].alpha == 6.0
         for name, value in given.state_dict().items():
             assert torch.equal(model.state_dict()[name], value)
+
+
+def test_what_is_left_out_of_a_files_adapter_is_said_and_one_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    save_file(
+        {
+            "leave.lora_A.weight": torch.ones(1, 8),
+            "leave.lora_B.weight": torch.ones(2, 1),
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(()),
+        },
+        tmp_path / "start.safetensors",
+    )
+    start = {"start": str(tmp_path / "start.safetensors")}
+    recipe, parts = built(tmp_path, method={**MATCHING, "fake": {**LORA_FAKE, **start}}, student=LORA_STUDENT)
+    said = remarks_of_starts(recipe, parts.teacher.network)
+    assert len(said) == 2
+    assert "1 entries of text encoders are left out" in said[0]
+    assert "no alpha for 1 of 1 layers" in said[1]
+    assert remarks_of_starts(tiny(LOW_RANK, student=LORA_STUDENT), parts.teacher.network) == ()
+    save_adapter(tmp_path / "other.safetensors", AdaptedNetwork.fresh(AdaptedBase(Other()), Form(1, 1.0)).adapter)
+    with pytest.raises(UserError, match=r"other\.safetensors: layer 'leave' has weights of \(1, 3\) and"):
+        built(tmp_path, student={**LORA_STUDENT, "start": str(tmp_path / "other.safetensors")})
+    (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps({"leave": 1}))
+    with pytest.raises(UserError, match=r"pickle\.safetensors: is a pickle, which is a program"):
+        built(tmp_path, student={**LORA_STUDENT, "start": str(tmp_path / "pickle.safetensors")})
+
+
+class Other(nn.Module):
+    """Of one layer that has the name of another network's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leave = nn.Linear(3, 3)
 
 
 def test_a_path_of_adapters_needs_a_fake_score_that_is_one(tmp_path: Path) -> None:

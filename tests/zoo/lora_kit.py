@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.networks import build
-from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 
 SD = {
     "sample_size": 8,

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 import pipeline_kit as kit
 from fewstep.errors import UserError
 from fewstep.networks import DiffusersTextUNet
-from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.zoo.lora import fused, read_lora, write_lora
-from fewstep.zoo.lora.fused import product
 from fewstep.zoo.lora.lora_layers import LoraLayers
 
 diffusers = pytest.importorskip("diffusers")
@@ -44,7 +43,7 @@ def test_each_form_reads_back_what_was_written(name: str, form: Any, every: int,
     for path, pair in found.pairs.items():
         assert pair.down.equal(pairs[path].down)
         assert pair.rank == pairs[path].rank
-        close(product(pair), product(pairs[path]))
+        close(pair.product(), pairs[path].product())
         if form != "kohya":
             assert pair.up.equal(pairs[path].up)
             assert pair.alpha == pairs[path].alpha

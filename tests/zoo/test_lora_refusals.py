@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.errors import NotFinite, UserError
-from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.zoo.lora import fused, read_lora, write_lora
 
 pytest.importorskip("diffusers")

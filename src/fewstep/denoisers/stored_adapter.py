@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fewstep.denoisers.denoiser import Model
 from fewstep.errors import UserError
 from fewstep.networks.adapters import Adapter, adapted_in, merged_network
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.networks.kinds.network_files import FORMAT
-from fewstep.networks.low_rank_pair import LowRankPair
 from fewstep.system.files import read_tensors, write_tensors
 
 ADAPTER = "adapter.safetensors"

@@ -42,6 +42,7 @@ from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.building.parts import build_evaluator, build_settings, evaluator_in
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
+from fewstep.recipes.building.untrained_students import remarks_of_starts
 from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
 from fewstep.recipes.reading.places import without_folders
 from fewstep.runs.pictures.gallery import write_path_picture
@@ -106,7 +107,7 @@ def distill(
         trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), heard)
         write_recipe(folder, recipe)
         announce(parts.data, heard, folder.passed_over)
-        for remark in recipe.teacher.remarks():
+        for remark in (*recipe.teacher.remarks(), *remarks_of_starts(recipe, parts.teacher.network)):
             heard.say(remark)
         if parts.data is None:
             heard.say(WITHOUT_DATA if recipe.evaluation.reference is None else WITH_TEACHER_ALONE)

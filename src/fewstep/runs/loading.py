@@ -4,9 +4,8 @@ few-step student, a distilled adapter on another fine-tune of the same family, o
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, TrajectoryDe
 from fewstep.denoisers.denoiser import Model
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
+from fewstep.networks.precision import long_copy
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.device import DeviceName, resolve_device
 from fewstep.recipes.building.frozen_teachers import open_around, open_teacher, with_prompts
@@ -26,8 +26,10 @@ from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import Prior
-from fewstep.zoo.adapter_files import AddedAdapter, with_adapters
+from fewstep.system.ledger import print_sentence
+from fewstep.zoo.adapter_files import AddedAdapter, add_adapters
 
+Say = Callable[[str], None]
 LARGEST = 1e6
 """Of the numbers in a student's file: levels of noise and bounds of samples."""
 
@@ -216,41 +218,40 @@ def adapters_said(texts: Sequence[str]) -> list[AddedAdapter]:
     return found
 
 
-def model_with(model: Model, adapters: Sequence[AddedAdapter]) -> tuple[Model, list[str], list[Mapping[str, Any]]]:
-    """A copy of a denoiser with the adapters added to its network's weights; sentences on how their
-    files were read; and what each file says besides its weights, nothing of another program's.
+def model_with(
+    model: Model, adapters: Sequence[AddedAdapter], say: Say = print_sentence
+) -> tuple[Model, list[Mapping[str, Any]]]:
+    """A copy of a denoiser with the adapters added to its network's weights, and what each file
+    says besides its weights, nothing of another program's. ``say`` is told how files were read.
 
     Raises ``UserError`` naming the file for one that does not fit.
     """
-    copied = copy.deepcopy(model)
+    copied = long_copy(model)
     inner = next((each for each in copied.modules() if isinstance(each, (NetworkDenoiser, TrajectoryDenoiser))), None)
     if inner is None:
         raise UserError("--lora: adapters are added to a denoiser's network, and this model is none; leave them out.")
-    inner.network, files = with_adapters(inner.network, adapters)
-    return copied, [note for file in files for note in file.notes], [file.extra for file in files]
+    files = add_adapters(inner.network, adapters)
+    for note in (note for file in files for note in file.notes):
+        say(note)
+    return copied, [file.extra for file in files]
 
 
 def adapted_student(
-    student: StudentSampler, adapters: Sequence[AddedAdapter], notes: list[str] | None = None
+    student: StudentSampler, adapters: Sequence[AddedAdapter], say: Say = print_sentence
 ) -> StudentSampler:
     """A student with adapters added; it is sampled as before."""
-    model, said, _ = model_with(student.model, adapters)
-    if notes is not None:
-        notes += said
-    return replace(student, model=model)
+    return replace(student, model=model_with(student.model, adapters, say)[0])
 
 
 def adapted_teacher(
-    teacher: TeacherSampler, adapters: Sequence[AddedAdapter], notes: list[str] | None = None
+    teacher: TeacherSampler, adapters: Sequence[AddedAdapter], say: Say = print_sentence
 ) -> TeacherSampler | StudentSampler:
     """A teacher, not guided, with adapters added: sampled as the first adapter says that was
     distilled, so that it is a few-step student; as before where none was.
 
     Raises ``UserError`` for two adapters that were distilled for other steps.
     """
-    model, remarks, said = model_with(teacher.denoiser, adapters)
-    if notes is not None:
-        notes += remarks
+    model, said = model_with(teacher.denoiser, adapters, say)
     distilled = [(each.path, extra) for each, extra in zip(adapters, said, strict=True) if "sampling" in extra]
     if not distilled:
         return replace(teacher, denoiser=model)

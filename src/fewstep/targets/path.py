@@ -86,9 +86,14 @@ class DegradationPath(Resumable):
         index = len(self.nodes) + 1
         path = self.folder / f"node-{index}.safetensors"
         with keeping(self.folder):
-            digest = write_tensors(path, model.state_dict(), {"node": index, "step": step})
+            digest = write_tensors(path, self._as_kept(model.state_dict()), {"node": index, "step": step})
         self.nodes.append({"file": path.name, "digest": digest, "step": step})
         self._write_manifest()
+
+    def _as_kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A node's weights in the types in which the model that takes them keeps them."""
+        kept = (self.teacher if self._like is None else self.blank()).state_dict()
+        return {name: value.to(kept[name].dtype) for name, value in tensors.items()}
 
     def close(self, reason: str) -> None:
         """Marks the path complete before its planned length, and says why."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from fewstep.denoisers import load_adapter
 from fewstep.denoisers.stored_adapter import adapter_in
-from fewstep.networks.low_rank_pair import LowRankPair
-from fewstep.networks.precision import long_copy
+from fewstep.networks.adapters.low_rank_pair import LowRankPair, add_to_weights
 from fewstep.system.files import is_of_ours
-from fewstep.zoo.lora import fused, read_lora
-
-Network = TypeVar("Network", bound=nn.Module)
+from fewstep.zoo.lora.fused import fitting
+from fewstep.zoo.lora.lora_layers import LoraLayers
+from fewstep.zoo.lora.lora_reader import read_lora, refuse_pickle
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,27 +40,29 @@ class AddedAdapter:
     weight: float = 1.0
 
 
-def with_adapters(network: Network, adapters: Sequence[AddedAdapter]) -> tuple[Network, list[AdapterFile]]:
-    """A copy of a network, in float32 at least, with adapters added to its weights; and the files.
+def add_adapters(network: nn.Module, adapters: Sequence[AddedAdapter]) -> list[AdapterFile]:
+    """Adds adapters to a network's weights, in place, and returns what their files say.
 
     Raises ``UserError`` naming the file for one that cannot be read, or does not fit.
     """
-    copied, files = long_copy(network), []
+    files = []
     for each in adapters:
-        file = read_adapter(adapter_in(each.path), copied)
-        copied = fused(copied, file.pairs, each.weight)
+        file = read_adapter(each.path, network)
+        add_to_weights(network, file.pairs, each.weight)
         files.append(file)
-    return copied, files
+    return files
 
 
 def read_adapter(path: Path, network: nn.Module) -> AdapterFile:
-    """The adapter in a file, for a network.
+    """The adapter in a file, or of a run's folder its student's, for a network.
 
-    Raises ``UserError`` naming the file where it cannot be read, or is no adapter; whether a file
-    of ours fits the network is seen when it is put on.
+    Raises ``UserError`` naming the file where it cannot be read, is no adapter, or does not fit.
     """
+    path = adapter_in(path)
+    refuse_pickle(path)
     if is_of_ours(path):
         stored = load_adapter(path)
-        return AdapterFile(stored.on(network), (), stored.extra)
+        pairs = fitting(LoraLayers.of(network), stored.on(network), str(path))
+        return AdapterFile(pairs, (), stored.extra)
     found = read_lora(path, network)
     return AdapterFile(found.pairs, found.notes)

@@ -163,17 +163,13 @@ def sample_run(
     from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
-    from fewstep.system.ledger import print_sentence
 
     picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
     check_picture(picture)
     if npz is not None:
         check_array(npz)
     said = prompts_said(prompt, prompts)
-    notes: list[str] = []
-    sampler = pictured_by(run, teacher, compare, guidance, said, adapters_said(lora), notes)
-    for note in notes:
-        print_sentence(note)
+    sampler = pictured_by(run, teacher, compare, guidance, said, adapters_said(lora))
     samples, numbers = drawn_for(sampler, said, n, seed, class_id, steps)
     with output(picture):
         write_drawn(picture, samples, numbers, sampler)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.networks.adapters.base import AdaptedBase
-from fewstep.networks.adapters.low_rank import Adapter, Form, LowRank, fitting_layers
+from fewstep.networks.adapters.low_rank import Adapter, Form, Layer, LowRank, check_layer, fitting_layers
+from fewstep.networks.adapters.low_rank_pair import LowRankPair, add_to_weights
 from fewstep.networks.interfaces import DenoisingNetwork
-from fewstep.networks.low_rank_pair import LowRankPair
 from fewstep.networks.precision import long_copy
 from fewstep.random import Key
 
@@ -32,6 +32,7 @@ class AdaptedNetwork(nn.Module):
         super().__init__()
         self.base = base
         self.adapter = adapter
+        self._seen = False
         base.watch(adapter.layers)
 
     @staticmethod
@@ -61,11 +62,12 @@ class AdaptedNetwork(nn.Module):
         every = dict(base.network.named_modules())
         for path, pair in pairs.items():
             layer = every.get(path)
-            if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            if not isinstance(layer, Layer):
                 raise UserError(
                     f"the adapter does not fit at layer '{path}': this network has no such layer; the adapter belongs "
                     "to a network of another shape."
                 )
+            check_layer(path, layer)
             low_rank = LowRank(layer, Form(pair.rank, pair.alpha).rank, pair.alpha)
             for name, own, found in (
                 ("lora_A", low_rank.lora_A.weight, pair.down),
@@ -81,12 +83,23 @@ class AdaptedNetwork(nn.Module):
             layers[path] = low_rank
         if not layers:
             raise UserError("the adapter is empty: it holds no layer.")
-        fitting_layers(base.network, tuple(layers))
         return _view(base, Adapter(layers))
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Raises ``UserError`` after the first call where a layer was not called, so that its
+        adapter would never do anything.
+        """
         with self.base.selected(self.adapter):
-            return self.base.network(*inputs, **named)
+            emitted = self.base.network(*inputs, **named)
+        if not self._seen:
+            self._seen = True
+            idle = next((path for path, low_rank in self.adapter.layers.items() if not low_rank.called), None)
+            if idle is not None:
+                raise UserError(
+                    f"{type(self.base.network).__name__} does not call its layer '{idle}', but uses its weights in "
+                    "another way or not at all, so that an adapter on it would do nothing; name 'targets' without it."
+                )
+        return emitted
 
     def extra_repr(self) -> str:
         """The base, which is no submodule."""
@@ -174,8 +187,5 @@ def merged_network(role: AdaptedNetwork) -> nn.Module:
     rounding.
     """
     plain = role.base.plain(long_copy)
-    with torch.no_grad():
-        for path, low_rank in role.adapter.layers.items():
-            weight, delta = plain.get_parameter(f"{path}.weight"), low_rank.delta()
-            weight.copy_(weight.to(delta.dtype) + delta)
+    add_to_weights(plain, role.adapter.pairs())
     return plain

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from fewstep.errors import UserError
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.networks.interfaces import DenoisingNetwork, Reweighted
-from fewstep.networks.low_rank_pair import LowRankPair
 from fewstep.networks.precision import autocasts
 from fewstep.random import Key
 
@@ -62,7 +62,8 @@ class _Weight(nn.Module):
 
 class LowRank(nn.Module):
     """What is added to one layer: ``lora_A`` (rank, ...), ``lora_B`` (outputs, rank, ...), in
-    float32 at least, also where the layer's own weights are shorter.
+    float32 at least, also where the layer's own weights are shorter. ``called``: whether the layer
+    has ever asked for it.
     """
 
     def __init__(self, layer: Layer, rank: int, alpha: float):
@@ -72,6 +73,7 @@ class LowRank(nn.Module):
         self.lora_A = _Weight(weight.new_zeros((rank, *weight.shape[1:]), dtype=dtype))
         self.lora_B = _Weight(weight.new_zeros((len(weight), rank, *ones), dtype=dtype))
         self.alpha = alpha
+        self.called = False
 
     @property
     def rank(self) -> int:
@@ -94,17 +96,13 @@ class LowRank(nn.Module):
 
     def added_to(self, emitted: Tensor, layer: Layer, x: Tensor) -> Tensor:
         """What the layer emitted on x, and the adapter's part."""
+        self.called = True
         down, up = self.lora_A.weight, self.lora_B.weight
         if x.dtype != down.dtype and not autocasts(x):
             x = x.to(down.dtype)
         low = _computed(layer, x, down)
         low = linear(low, up) if up.ndim == 2 else conv2d(low, up)
         return emitted + (self.scale * low).to(emitted.dtype)
-
-    def delta(self) -> Tensor:
-        """(alpha / rank) B A, of the shape of the layer's weight."""
-        down, up = self.lora_A.weight, self.lora_B.weight
-        return (self.scale * (up.flatten(1) @ down.flatten(1))).view(len(up), *down.shape[1:])
 
     def pair(self) -> LowRankPair:
         """As files have it; a copy."""
@@ -141,9 +139,7 @@ def fitting_layers(network: nn.Module, targets: Sequence[str] | None = None) -> 
     """
     usual = network.adapted_by_default if isinstance(network, DenoisingNetwork) else ()
     wanted = tuple(usual if targets is None else targets)
-    every = {
-        path: layer for path, layer in network.named_modules() if path and isinstance(layer, (nn.Linear, nn.Conv2d))
-    }
+    every = {path: layer for path, layer in network.named_modules() if path and isinstance(layer, Layer)}
     matched = {path: [target for target in wanted if _matches(path, target)] for path in every}
     found = {path: layer for path, layer in every.items() if matched[path] or not wanted}
     idle = sorted(set(wanted) - {target for each in matched.values() for target in each})
@@ -157,7 +153,7 @@ def fitting_layers(network: nn.Module, targets: Sequence[str] | None = None) -> 
             f"{type(network).__name__} has no linear or convolutional layers inside that an adapter could be put on."
         )
     for path, layer in found.items():
-        _check_layer(path, layer)
+        check_layer(path, layer)
     return found
 
 
@@ -165,7 +161,8 @@ def _matches(path: str, target: str) -> bool:
     return path == target or path.endswith(f".{target}")
 
 
-def _check_layer(path: str, layer: Layer) -> None:
+def check_layer(path: str, layer: Layer) -> None:
+    """Raises ``UserError`` for a layer that no adapter can be put on."""
     own = type(layer).forward in (nn.Linear.forward, nn.Conv2d.forward)
     if isinstance(layer, Reweighted):
         return

@@ -6,15 +6,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+
 from fewstep.condition import Classes, Conditions
 from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.networks.adapters import AdaptedBase
 from fewstep.recipes import config
+from fewstep.recipes.config.adapter_sections import LowRankSection
 from fewstep.recipes.config.models import build_generator
 from fewstep.recipes.config.starts import started
 from fewstep.recipes.kit.context import Student
 from fewstep.recipes.methods import Method
+from fewstep.recipes.reading.places import named_in
+from fewstep.recipes.recipe import DistillRecipe
 from fewstep.schedule import Schedule
 from fewstep.states import Prior
 
@@ -43,6 +48,14 @@ def build_student(
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
     prior = method.prior(student, choice.first_time(teacher.schedule))
     return Student(student), replace(prior, conditions=conditions)
+
+
+def remarks_of_starts(recipe: DistillRecipe, network: nn.Module) -> tuple[str, ...]:
+    """Sentences on how the files were read from which the recipe's adapters begin, whoever's they
+    are; ``network``: the teacher's.
+    """
+    sections = {id(named.owner): named.owner for named in named_in(recipe) if isinstance(named.owner, LowRankSection)}
+    return tuple(remark for section in sections.values() for remark in section.remarks(network))
 
 
 def generator_prior(generator: Generator, schedule: Schedule) -> Prior:

@@ -5,19 +5,19 @@ goes on, and where it begins.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser, in_network
 from fewstep.denoisers.stored_adapter import adapter_in
 from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
-from fewstep.recipes.config.section import Names, Section
+from fewstep.recipes.config.section import Names, Section, check_one, null_beside
 from fewstep.system.locations import absolute
 from fewstep.values import Later, Positive
-from fewstep.zoo.adapter_files import read_adapter
+from fewstep.zoo.adapter_files import AdapterFile, read_adapter
 
 AdapterPath = Annotated[str, Names("weights", within=adapter_in)]
 
@@ -43,14 +43,11 @@ class LowRankSection(Section, abc.ABC):
     @model_validator(mode="before")
     @classmethod
     def _alpha_for_scale(cls, values: Any) -> Any:
-        said = isinstance(values, Mapping) and values.get("alpha") is not None
-        return {"scale": None, **values} if said else values
+        return null_beside(values, "alpha", "scale")
 
     @model_validator(mode="after")
     def _says_one_scale(self) -> Self:
-        if (self.scale is None) == (self.alpha is None):
-            both = "are both said" if self.alpha is not None else "are both null"
-            raise ValueError(f"'scale' and 'alpha' {both}; say one of them, and set the other to null")
+        check_one(self, "scale", "alpha")
         return self
 
     @property
@@ -65,7 +62,16 @@ class LowRankSection(Section, abc.ABC):
 
         Raises ``UserError`` for layers that are not there, and for a file that does not fit.
         """
-        if self.start is None:
-            return in_network(like, AdaptedNetwork.fresh(base, self.form, seed))
-        file = read_adapter(adapter_in(Path(absolute(self.start))), base.network)
-        return in_network(like, AdaptedNetwork.holding(base, file.pairs))
+        file = self._file(base.network)
+        network = (
+            AdaptedNetwork.fresh(base, self.form, seed) if file is None else AdaptedNetwork.holding(base, file.pairs)
+        )
+        return in_network(like, network)
+
+    def remarks(self, network: nn.Module) -> tuple[str, ...]:
+        """Sentences on how the file was read for the base's network from which it begins."""
+        file = self._file(network)
+        return () if file is None else file.notes
+
+    def _file(self, network: nn.Module) -> AdapterFile | None:
+        return None if self.start is None else read_adapter(Path(absolute(self.start)), network)

@@ -104,6 +104,18 @@ class Names:
     besides: frozenset[str] = frozenset()
 
 
+def check_one(section: Any, first: str, second: str) -> None:
+    """Raises ``ValueError`` unless of two fields exactly one is said, the other null."""
+    if (getattr(section, first) is None) == (getattr(section, second) is None):
+        both = "are both said" if getattr(section, second) is not None else "are both null"
+        raise ValueError(f"'{first}' and '{second}' {both}; say one of them, and set the other to null")
+
+
+def null_beside(values: Any, said: str, other: str) -> Any:
+    """Plain values of a section in which ``other`` is null unless given, where ``said`` is said."""
+    return {other: None, **values} if isinstance(values, Mapping) and values.get(said) is not None else values
+
+
 WeightsPath = Annotated[str, Names("weights")]
 Seed = Annotated[int, at.Interval(ge=-(2**63), lt=2**63)]
 """What torch takes as one."""

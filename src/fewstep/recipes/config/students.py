@@ -23,8 +23,10 @@ from fewstep.recipes.config.section import (
     Choice,
     Section,
     Seed,
+    check_one,
     fields_of,
     kind_of_section,
+    null_beside,
 )
 from fewstep.recipes.config.starts import ModelPath, started
 from fewstep.schedule import Schedule
@@ -48,14 +50,11 @@ class _DenoisingStudent(Section, abc.ABC):
     @model_validator(mode="before")
     @classmethod
     def _timestep_for_sigma(cls, values: Any) -> Any:
-        said = isinstance(values, Mapping) and values.get("first_timestep") is not None
-        return {"first_sigma": None, **values} if said else values
+        return null_beside(values, "first_timestep", "first_sigma")
 
     @model_validator(mode="after")
     def _says_one_level(self) -> Self:
-        if (self.first_sigma is None) == (self.first_timestep is None):
-            both = "are both said" if self.first_timestep is not None else "are both null"
-            raise ValueError(f"'first_sigma' and 'first_timestep' {both}; say one of them, and set the other to null")
+        check_one(self, "first_sigma", "first_timestep")
         return self
 
     def first_time(self, schedule: Schedule) -> float:

@@ -44,12 +44,11 @@ def pictured_by(
     guidance: float | None,
     prompts: Sequence[str] | None,
     adapters: Sequence[AddedAdapter] = (),
-    notes: list[str] | None = None,
 ) -> Sampler:
     """What a command line asks to draw with: a run's student, its ``teacher``, or (``compare``)
     the student below the teacher. The scale ``guidance`` guides the teacher (1 unless given), and
     is told to a student that was conditioned on scales. ``adapters`` are added to the student, or
-    to the teacher where that is asked for; ``notes`` takes what is to be said of their files.
+    to the teacher where that is asked for.
 
     Raises ``UserError`` for both ``teacher`` and ``compare``, and for what loading refuses.
     """
@@ -62,10 +61,10 @@ def pictured_by(
         return beside_teacher(run, scale, prompts)
     if not teacher:
         student = load_guided(run, guidance, prompts)
-        return (adapted_student(student, adapters, notes) if adapters else student).pictured
+        return (adapted_student(student, adapters) if adapters else student).pictured
     if not adapters:
         return load_teacher(run, scale, prompts=prompts).pictured
-    made = adapted_teacher(load_teacher(run, prompts=prompts), adapters, notes)
+    made = adapted_teacher(load_teacher(run, prompts=prompts), adapters)
     return (made.guided(guidance) if isinstance(made, TeacherSampler) else made).pictured
 
 

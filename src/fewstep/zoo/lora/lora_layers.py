@@ -10,9 +10,9 @@ from functools import cached_property
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.networks.diffusers.backbone import DiffusersNetwork
 from fewstep.networks.diffusers.text_unet import DiffusersTextUNet
-from fewstep.networks.low_rank_pair import LowRankPair
 from fewstep.zoo.lora.original_names import original_name
 
 _PREFIXES = ("unet.", "transformer.", "diffusion_model.", "model.diffusion_model.")

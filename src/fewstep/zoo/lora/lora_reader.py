@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.system.files import opened_tensors, readable
 from fewstep.zoo.lora.lora_alphas import PeftAlphas, checked_alpha, peft_alphas
 from fewstep.zoo.lora.lora_keys import LoraKey, Part, parsed_key
@@ -54,7 +54,7 @@ def read_lora(path: Path, network: nn.Module) -> LoraFile:
     alpha that is 0 or no finite number.
     """
     path = Path(path)
-    _refuse_pickle(path)
+    refuse_pickle(path)
     layers = LoraLayers.of(network)
     with opened_tensors(path) as stream:
         parts, left_out = _sorted_out(path, sorted(stream.keys()), layers)
@@ -74,7 +74,8 @@ def read_lora(path: Path, network: nn.Module) -> LoraFile:
     return LoraFile(pairs, tuple(notes))
 
 
-def _refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path) -> None:
+    """Raises ``UserError`` for a file that is a pickle, which is not read."""
     if not path.is_file():
         return
     with readable(path), open(path, "rb") as stream:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.networks.low_rank_pair import LowRankPair
+from fewstep.networks.adapters.low_rank_pair import LowRankPair
 from fewstep.system.files import write_foreign_tensors
 from fewstep.zoo.lora.fused import fitting
 from fewstep.zoo.lora.lora_alphas import METADATA, checked_alpha
@@ -45,7 +45,7 @@ def write_lora(path: Path, pairs: Mapping[str, LowRankPair], network: nn.Module,
     if form not in _FORMS:
         raise UserError(f"there is no form '{form}' of an adapter's file; it must be one of {', '.join(_FORMS)}.")
     layers = LoraLayers.of(network)
-    given = fitting(layers, pairs)
+    given = fitting(layers, pairs, "the adapter")
     for layer, pair in given.items():
         checked_alpha(pair.alpha, f"the adapter's layer '{layer}' has", "there")
     tensors, header = _FORMS[form](given, layers)

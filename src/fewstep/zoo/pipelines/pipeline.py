@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
 from fewstep.networks import AutoencoderCodec, Codec, DenoisingNetwork, DiffusersTextUNet
-from fewstep.zoo.adapter_files import AddedAdapter, with_adapters
+from fewstep.zoo.adapter_files import AddedAdapter, add_adapters
 from fewstep.zoo.diffusers_schedulers import ignored_by, meaning_of
 from fewstep.zoo.diffusers_weights import read_configuration, read_weights
 from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, PipelineKind, find, pipeline_kind, zeros_for_empty
@@ -102,7 +102,8 @@ class OpenedPipeline:
         """The frozen denoiser of latents. Raises ``UserError`` naming what is wrong with it."""
         unet = self.parts["unet"]
         network, shape = text_unet(unet.config, unet.tensors, unet.where, unet.source)
-        return self._around(with_adapters(network, self.adapters)[0] if self.adapters else network, shape)
+        add_adapters(network, self.adapters)
+        return self._around(network, shape)
 
     def sketch(self) -> NetworkDenoiser:
         """The same without weights, on the meta device."""
