@@ -4,6 +4,7 @@ it, and what is refused.
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from fewstep.denoisers import NetworkDenoiser, adapter_of, in_network, save_adap
 from fewstep.errors import UserError
 from fewstep.networks import AdaptedBase, AdaptedNetwork, Form
 from fewstep.networks.adapters import bases_of
+from fewstep.objectives.scores import passes
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.building.untrained_students import remarks_of_starts
+from fewstep.recipes.kit.backtracking import check_passes
 from fewstep.runs import distill, load
 from fewstep.system.files import read_tensors
+from fewstep.training import Silent, Trainer
 
 # A fixture.
 __all__ = ["without_syncing"]
@@ -162,6 +167,43 @@ class Other(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.leave = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("target", ["fixed", "backtracked"])
+def test_a_run_whose_estimates_are_made_in_one_batch_is_the_same_up_to_rounding(target: str, tmp_path: Path) -> None:
+    nodes = NODES if target == "backtracked" else {"kind": "fixed"}
+    axes = {"student": LORA_STUDENT, "target": nodes, "guidance": "constant", "digits": True, "steps": 7}
+    found = []
+    for how in ("separate", "together"):
+        recipe, parts = built(tmp_path / how, method={**LOW_RANK, "passes": how}, **axes)
+        fitted(recipe, parts, tmp_path / how)
+        found.append(list(parts.student.parameters()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_stays_with_what_was_measured_at_its_start(tmp_path: Path, monkeypatch: Any) -> None:
+    method = {**LOW_RANK, "passes": "measured"}
+    monkeypatch.setattr(passes, "seconds", lambda how, *_: 2.0 if isinstance(how, passes.Separate) else 1.0)
+    recipe, parts = built(tmp_path, method=method, student=LORA_STUDENT)
+    fitted(recipe, parts, tmp_path)
+    _, state = read_tensors(max((tmp_path / "checkpoints").iterdir()))
+    assert "'together_over_separate': 0.5" in str(state)
+    monkeypatch.setattr(passes, "seconds", None)
+    recipe, parts = built(tmp_path, method=method, student=LORA_STUDENT, steps=6)
+    Trainer(tmp_path, parts.stages, parts.average, build_settings(recipe.training), listeners=[Silent()]).fit(True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["together_over_separate"] for line in lines if "together_over_separate" in line} == {0.5}
+    assert max(line["step"] for line in lines) == 6
+
+
+def test_estimates_cannot_share_a_batch_where_networks_are_two_or_sharded(tmp_path: Path) -> None:
+    for method, target in (({**MATCHING, "fake": LEARNED}, "fixed"), (LOW_RANK, "backtracked")):
+        with pytest.raises(UserError, match=r"'method\.passes' other than 'separate' .* has a network of its own; use"):
+            built(tmp_path, method={**method, "passes": "together"}, student=LORA_STUDENT, target=target, steps=7)
+    recipe = tiny({**LOW_RANK, "passes": "measured"}, student=LORA_STUDENT)
+    with pytest.raises(UserError, match=r"and 'distributed\.mode: fsdp' cannot be combined"):
+        check_passes(recipe.target, adapts=True, sharded=True)
 
 
 def test_a_path_of_adapters_needs_a_fake_score_that_is_one(tmp_path: Path) -> None:

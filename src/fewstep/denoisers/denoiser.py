@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+from fewstep.networks.calls import Asking
 from fewstep.networks.precision import long_copy
 from fewstep.schedule import Schedule
 
@@ -43,6 +44,14 @@ class Denoiser(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """See the class's docstring."""
+
+    def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
+        """The same estimate, whose network calls wait to be made (see ``networks.calls``).
+
+        A class that does not say its calls makes them itself.
+        """
+        yield from ()
+        return self(x, t, condition)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -8,6 +8,8 @@ x0, and the factors of guidance add up to 1.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from fewstep.condition import LABELS, Condition, Conditions, as_condition
 from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.wrappers import Wrapper
 from fewstep.errors import UserError
+from fewstep.networks.calls import Asking, Call, answered
 from fewstep.schedule import as_time, expand
 
 
@@ -33,26 +36,32 @@ class Guided(Wrapper):
         self.conditions = conditions
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        return answered(self.asked(x, t, condition))
+
+    def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
+        """See ``Denoiser``."""
         condition = as_condition(condition)
         if condition.labels is None and not condition.context:
             raise UserError("guidance needs a condition to guide towards: give labels or a context.")
         if self.scale == 1:
-            return self.denoiser(x, t, condition)
-        return self._guided(x, as_time(t).expand(len(x)), condition)
+            return (yield from self.denoiser.asked(x, t, condition))
+        return (yield from self._guided(x, as_time(t).expand(len(x)), condition))
 
-    def _guided(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        conditional, null = self._estimates(x, t, condition)
+    def _guided(self, x: Tensor, t: Tensor, condition: Condition) -> Asking:
+        conditional, null = yield from self._estimates(x, t, condition)
         return self._combined(conditional, null, self._scale_of(condition, x))
 
     def _estimates(
         self, x: Tensor, t: Tensor, condition: Condition, rows: slice | Tensor = slice(None)
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Generator[Call, Tensor, tuple[Tensor, Tensor]]:
         """The conditional estimates (B, *D), and the unconditional ones of ``rows``, of one
         call.
         """
         on_device = rows if isinstance(rows, slice) else rows.to(x.device)
         null = self.conditions.null(condition[on_device])
-        both = self.denoiser(torch.cat([x, x[on_device]]), torch.cat([t, t[rows]]), Condition.cat([condition, null]))
+        both = yield from self.denoiser.asked(
+            torch.cat([x, x[on_device]]), torch.cat([t, t[rows]]), Condition.cat([condition, null])
+        )
         return both[: len(x)], both[len(x) :]
 
     def _combined(self, conditional: Tensor, null: Tensor, scale: Tensor | float) -> Tensor:
@@ -77,10 +86,10 @@ class GuidedWithin(Guided):
         super().__init__(denoiser, scale, conditions)
         self.low, self.high = low, high
 
-    def _guided(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def _guided(self, x: Tensor, t: Tensor, condition: Condition) -> Asking:
         level = self.schedule.rho(t)
         rows = ((level > self.low) & (level <= self.high)).nonzero().squeeze(1)
-        conditional, null = self._estimates(x, t, condition, rows)
+        conditional, null = yield from self._estimates(x, t, condition, rows)
         rows = rows.to(x.device)
         inside = self._combined(conditional[rows], null, self._scale_of(condition, x))
         return conditional.index_copy(0, rows, inside)

@@ -16,6 +16,7 @@ from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
+from fewstep.networks.calls import Asking, Call, answered
 from fewstep.networks.grow import grown
 from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.prediction import Prediction
@@ -70,8 +71,12 @@ class NetworkDenoiser(_Networked):
     """
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        return answered(self.asked(x, t, condition))
+
+    def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
+        """See ``Denoiser``."""
         t = as_time(t).expand(len(x))
-        emitted = self.network(*self._fed(x, t), as_condition(condition))
+        emitted = yield Call(self.network, *self._fed(x, t), as_condition(condition))
         cost.count_evaluations(emitted)
         # Under autocast the network emits a shorter type; the sum with x stays in x's.
         return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)

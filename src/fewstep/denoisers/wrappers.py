@@ -9,6 +9,7 @@ from fewstep.condition import Condition
 from fewstep.denoisers.ddim import ddim_between
 from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.threshold import StaticThreshold, Threshold
+from fewstep.networks.calls import Asking, answered
 from fewstep.schedule import Schedule, as_time, expand
 
 
@@ -50,6 +51,10 @@ class Rescheduled(Wrapper):
         return self._schedule
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        return answered(self.asked(x, t, condition))
+
+    def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
+        """See ``Denoiser``."""
         old = self.denoiser.schedule
         t = as_time(t)
         wanted = old.time_of(self._schedule.log_snr(t))
@@ -59,7 +64,7 @@ class Rescheduled(Wrapper):
         factor = torch.where(
             wanted < old.t_min, old.alpha(there) / self._schedule.alpha(t), old.sigma(there) / self._schedule.sigma(t)
         )
-        return self.denoiser(expand(factor, x) * x, there, condition)
+        return (yield from self.denoiser.asked(expand(factor, x) * x, there, condition))
 
 
 class Reflected(Wrapper):
@@ -75,7 +80,11 @@ class Reflected(Wrapper):
         self.threshold = bound if isinstance(bound, Threshold) else StaticThreshold(float(bound))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        return self.threshold.apply(self.denoiser(x, t, condition))
+        return answered(self.asked(x, t, condition))
+
+    def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
+        """See ``Denoiser``."""
+        return self.threshold.apply((yield from self.denoiser.asked(x, t, condition)))
 
 
 class Boundary(Wrapper):
@@ -99,4 +108,9 @@ class Boundary(Wrapper):
     """
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        return ddim_between(self.schedule, x, self.denoiser(x, t, condition), t, self.schedule.t_min)
+        return answered(self.asked(x, t, condition))
+
+    def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
+        """See ``Denoiser``."""
+        estimate = yield from self.denoiser.asked(x, t, condition)
+        return ddim_between(self.schedule, x, estimate, t, self.schedule.t_min)

@@ -10,6 +10,7 @@ from fewstep.networks.adapters.adapted import (
 )
 from fewstep.networks.adapters.base import AdaptedBase
 from fewstep.networks.adapters.low_rank import Adapter, Form, LowRank, fitting_layers
+from fewstep.networks.adapters.portions import beside, shared_by
 
 __all__ = [
     "AdaptedBase",
@@ -20,7 +21,9 @@ __all__ = [
     "adapted_in",
     "apart",
     "bases_of",
+    "beside",
     "fitting_layers",
     "merged_network",
+    "shared_by",
     "shorten_adapters",
 ]

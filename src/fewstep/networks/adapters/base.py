@@ -6,12 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from fewstep.networks.adapters import selection
-from fewstep.networks.adapters.low_rank import Adapter
+from fewstep.networks.adapters.low_rank import Layer
+
+
+class Selected(Protocol):
+    """What a base computes with: an adapter, or several for portions of a batch."""
+
+    def added(self, path: str, emitted: Tensor, layer: Layer, x: Tensor) -> Tensor:
+        """What the layer at ``path`` emitted on x (B, ...), and what is added to it."""
 
 
 class AdaptedBase:
@@ -37,9 +44,9 @@ class AdaptedBase:
                 layer = self.network.get_submodule(path)
                 self._watched[path] = layer.register_forward_hook(_Site(self, path))
 
-    def selected(self, adapter: Adapter) -> AbstractContextManager[None]:
-        """Inside, the network computes with that adapter."""
-        return selection.selected(self, adapter)
+    def selected(self, chosen: Selected) -> AbstractContextManager[None]:
+        """Inside, the network computes with what is chosen."""
+        return selection.selected(self, chosen)
 
     def plain(self, copied: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """What ``copied`` makes of the network, of which no layer asks for an adapter."""
@@ -60,9 +67,8 @@ class _Site:
         self.path = path
 
     def __call__(self, layer: Any, inputs: tuple[Tensor, ...], emitted: Tensor) -> Tensor | None:
-        adapter: Adapter | None = selection.current(self.base)
-        low_rank = None if adapter is None else adapter.layers.get(self.path)
-        return None if low_rank is None else low_rank.added_to(emitted, layer, inputs[0])
+        chosen: Selected | None = selection.current(self.base)
+        return None if chosen is None else chosen.added(self.path, emitted, layer, inputs[0])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         # A copy of the network is a network of its own, which is nobody's base.

@@ -96,7 +96,8 @@ class LowRank(nn.Module):
 
     def added_to(self, emitted: Tensor, layer: Layer, x: Tensor) -> Tensor:
         """What the layer emitted on x, and the adapter's part."""
-        self.called = True
+        if not self.called:
+            self.called = True
         down, up = self.lora_A.weight, self.lora_B.weight
         if x.dtype != down.dtype and not autocasts(x):
             x = x.to(down.dtype)
@@ -125,6 +126,11 @@ class Adapter(nn.Module):
                     holder.add_module(folder, nn.Module())
                 holder = holder.get_submodule(folder)
             holder.add_module(name, layer)
+
+    def added(self, path: str, emitted: Tensor, layer: Layer, x: Tensor) -> Tensor:
+        """What the layer at ``path`` emitted on x, and the adapter's part where it has one."""
+        low_rank = self.layers.get(path)
+        return emitted if low_rank is None else low_rank.added_to(emitted, layer, x)
 
     def pairs(self) -> dict[str, LowRankPair]:
         """As files have it, by the path of the layer."""

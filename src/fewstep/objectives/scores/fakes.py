@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
+from fewstep.networks.calls import Asking, answered, known
 from fewstep.schedule import Schedule, expand
 from fewstep.states import States, Step
 
@@ -47,6 +48,12 @@ class FakeScore(abc.ABC):
         student's samples x0 (B, *D); called without gradient.
         """
 
+    def asked(self, step: Step, schedule: Schedule, x_t: Tensor, t: Tensor, x0: Tensor, condition: Condition) -> Asking:
+        """The same, whose network calls wait to be made; a class that does not say its calls makes
+        them itself.
+        """
+        return known(self.estimate(step, schedule, x_t, t, x0, condition))
+
 
 @dataclass(frozen=True, eq=False)
 class Learned(FakeScore):
@@ -57,7 +64,11 @@ class Learned(FakeScore):
     def estimate(
         self, step: Step, schedule: Schedule, x_t: Tensor, t: Tensor, x0: Tensor, condition: Condition
     ) -> Tensor:
-        return self.denoiser(x_t, t, condition)
+        return answered(self.asked(step, schedule, x_t, t, x0, condition))
+
+    def asked(self, step: Step, schedule: Schedule, x_t: Tensor, t: Tensor, x0: Tensor, condition: Condition) -> Asking:
+        """See ``FakeScore``."""
+        return self.denoiser.asked(x_t, t, condition)
 
 
 @dataclass(frozen=True, eq=False)

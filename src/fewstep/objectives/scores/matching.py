@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -42,6 +43,7 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.objectives.loss import Loss, Objective, RootMeanSquare
 from fewstep.objectives.scores.fakes import FakeScore, as_fake
+from fewstep.objectives.scores.passes import PASSES, Passes
 from fewstep.schedule import Schedule, expand
 from fewstep.states import State, Step
 from fewstep.targets import Target
@@ -131,7 +133,7 @@ class DistributionMatching(Objective):
     """See the module's docstring.
 
     ``fake`` is the score of the student's distribution (a bare denoiser is a ``Learned`` one),
-    ``target`` the teacher in force.
+    ``target`` the teacher in force, ``passes`` how the estimates of both are made.
     """
 
     student: nn.Module
@@ -139,6 +141,7 @@ class DistributionMatching(Objective):
     target: Target
     times: TimeDistribution
     weight: MatchingWeight
+    passes: Passes = PASSES["separate"]
 
     def __call__(self, step: Step, state: State) -> Loss:
         x0 = step.run(self.student, state)
@@ -152,8 +155,10 @@ class DistributionMatching(Objective):
         schedule = target.schedule
         t = self.times.draw(schedule, step.key, "matching-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("matching-noise", x0))
-        fake_x0 = as_fake(self.fake).estimate(step, schedule, x_t, t, x0, state.condition)
-        target_x0 = target(x_t, t, state.condition)
+        fake_x0, target_x0 = self.passes.estimates(
+            partial(as_fake(self.fake).asked, step, schedule, x_t, t, x0, state.condition),
+            partial(target.asked, x_t, t, state.condition),
+        )
         difference = fake_x0 - target_x0
         gap = relative_gap(schedule, t, difference)
         self.target.observe(schedule.log_snr(t), gap)

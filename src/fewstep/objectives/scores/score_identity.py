@@ -25,6 +25,7 @@ w is any weight of distribution matching, a factor without gradient; the publish
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from fewstep.denoisers import Denoiser
 from fewstep.denoisers.denoiser import frozen
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.objectives.scores.matching import Compared, DMDWeight, MatchingWeight, relative_gap
+from fewstep.objectives.scores.passes import PASSES, Passes
 from fewstep.schedule import expand
 from fewstep.states import State, Step
 from fewstep.targets import Target
@@ -42,7 +44,8 @@ from fewstep.times import TimeDistribution
 class ScoreIdentity(Objective):
     """See the module's docstring.
 
-    ``fake`` is trained beside it by ``ScoreMatching``; ``alpha`` is the a of Eq. 23.
+    ``fake`` is trained beside it by ``ScoreMatching``; ``alpha`` is the a of Eq. 23;
+    ``passes``: how the estimates of target and fake score are made.
     """
 
     student: nn.Module
@@ -51,6 +54,7 @@ class ScoreIdentity(Objective):
     times: TimeDistribution
     alpha: float = 1.2
     weight: MatchingWeight = field(default_factory=DMDWeight)
+    passes: Passes = PASSES["separate"]
 
     def __call__(self, step: Step, state: State) -> Loss:
         x0 = step.run(self.student, state)
@@ -59,7 +63,9 @@ class ScoreIdentity(Objective):
         t = self.times.draw(schedule, step.key, "identity-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("identity-noise", x0))
         with frozen(target, self.fake):
-            target_x0, fake_x0 = target(x_t, t, state.condition), self.fake(x_t, t, state.condition)
+            target_x0, fake_x0 = self.passes.estimates(
+                *(partial(each.asked, x_t, t, state.condition) for each in (target, self.fake))
+            )
         difference = target_x0 - fake_x0
         compared = Compared(
             schedule, t, x_t.detach(), x0.detach(), target_x0.detach(), fake_x0.detach(), state.condition

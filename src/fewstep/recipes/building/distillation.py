@@ -24,7 +24,7 @@ from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
 from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
 from fewstep.recipes.building.untrained_students import build_student
-from fewstep.recipes.kit.backtracking import check_nodes, check_reach, check_switch, reach_check
+from fewstep.recipes.kit.backtracking import check_nodes, check_passes, check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
@@ -34,6 +34,7 @@ from fewstep.solvers.sampling import Sampling
 from fewstep.states import Generated, Prior, States, WithGuidance
 from fewstep.targets import Backtracked, DegradationPath, NoGuidance
 from fewstep.training import Monitor, Stage
+from fewstep.training.layout import is_sharded
 from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
 from fewstep.values import name_of
 
@@ -127,6 +128,8 @@ def check_parts(recipe: DistillRecipe, begun: bool = False) -> None:
     )
     check_switch(recipe.target, recipe.method.learns_fake)
     check_nodes(recipe.target, recipe.method.adapts_fake)
+    if recipe.method.in_one_batch:
+        check_passes(recipe.target, recipe.method.adapts_fake, is_sharded(recipe.distributed.mode))
     if not begun:
         check_reach(recipe.target, recipe.method.student_every, recipe.training.steps)
 

@@ -158,6 +158,24 @@ def check_nodes(choice: config.TargetChoice, adapts: bool) -> None:
         )
 
 
+def check_passes(choice: config.TargetChoice, adapts: bool, sharded: bool) -> None:
+    """Raises ``UserError`` where target and fake score cannot share a batch: a fake score that
+    ``adapts`` not, another base for each, networks that are ``sharded``.
+    """
+    path = choice.backtracked
+    if not adapts or (path is not None and path.nodes > 1 and path.recorded_as == "copy"):
+        raise UserError(
+            "'method.passes' other than 'separate' makes the estimates of target and fake score in one batch of the "
+            "network that both are adapters on, and here each has a network of its own; use 'method.fake.kind: lora' "
+            "and, on a path, 'target.recorded_as: lora', or 'method.passes: separate'."
+        )
+    if sharded:
+        raise UserError(
+            "'method.passes' other than 'separate' and 'distributed.mode: fsdp' cannot be combined: a sharded adapter "
+            "is gathered by a pass of its own; use 'method.passes: separate', or 'distributed.mode: ddp'."
+        )
+
+
 def check_switch(choice: config.TargetChoice, learned: bool) -> None:
     """Raises ``UserError`` for a switch rule that watches a learned fake score, of a method without
     such a score.

@@ -17,6 +17,7 @@ from fewstep.denoisers import NetworkDenoiser, copy_of, freeze, in_network
 from fewstep.networks import AdaptedBase, build, describe_network
 from fewstep.objectives import EDMWeight, ScoreMatching
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
+from fewstep.objectives.scores.passes import PASSES, Passes
 from fewstep.recipes import config
 from fewstep.recipes.config.adapter_sections import LowRankSection
 from fewstep.recipes.config.starts import FakePath, begun_fake
@@ -196,14 +197,15 @@ FakeChoice = Annotated[LearnedFake | LowRankFake | DeltaFake | FieldFake, Field(
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """What a method makes its terms of: the ``states``, the ``fake`` score, the ``target``, and a
-    critic where it has one.
+    """What a method makes its terms of: the ``states``, the ``fake`` score, the ``target``, how the
+    estimates of both are made, and a critic where it has one.
     """
 
     context: Context
     states: States
     fake: FakeScore
     target: Target
+    passes: Passes
     adversary: Adversary | None
 
     @property
@@ -217,7 +219,8 @@ class FollowsScores(Method, abc.ABC):
     the ``terms``, and all else follows.
 
     Each field is read here and declared in the method, whose fields have an order that its runs are
-    known by, but for the later ``grid``, of the times of several steps.
+    known by, but for the later ``grid``, of the times of several steps, and ``passes``: how the
+    estimates of target and fake score are made (``objectives.scores.passes``).
     """
 
     if TYPE_CHECKING:
@@ -225,6 +228,7 @@ class FollowsScores(Method, abc.ABC):
         steps: Few
 
     grid: Annotated[config.GridName, Later()] = RhoGrid()
+    passes: Annotated[Passes, config.ByName(PASSES), Later()] = PASSES["separate"]
 
     @property
     def own_score(self) -> Fake:
@@ -267,6 +271,10 @@ class FollowsScores(Method, abc.ABC):
         return self.own_score.adapts
 
     @property
+    def in_one_batch(self) -> bool:
+        return self.passes is not PASSES["separate"]
+
+    @property
     def student_every(self) -> int:
         return self.own_score.every
 
@@ -278,7 +286,7 @@ class FollowsScores(Method, abc.ABC):
         )
         phases = [] if fake.phase is None else [fake.phase]
         adversary = None if self.critic is None else build_adversary(self.critic, context, states, phases)
-        followed = Followed(context, states, fake.score, target.target, adversary)
+        followed = Followed(context, states, fake.score, target.target, self.passes.begun(), adversary)
         terms = [*self.terms(followed), *([] if adversary is None else [adversary.generator_term])]
         student = student_phase(context, terms, self.student_every, target.hook)
         others = phases if adversary is None else adversary.phases

@@ -57,7 +57,9 @@ class AdversarialDiffusionMethod(FollowsScores):
         return build_states(context, transitions.data, transitions)
 
     def terms(self, followed: Followed) -> Sequence[Term]:
-        matching = DistributionMatching(followed.student, followed.fake, followed.target, self.times, self.weighting)
+        matching = DistributionMatching(
+            followed.student, followed.fake, followed.target, self.times, self.weighting, followed.passes
+        )
         # Distribution matching sums over dimensions; the paper's distance, which lambda weighs
         # against logits, is a mean.
         return [Term(matching, followed.states, self.distillation / prod(followed.context.space.shape), "distillation")]

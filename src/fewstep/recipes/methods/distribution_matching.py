@@ -103,7 +103,9 @@ class DistributionMatchingMethod(FollowsScores):
         return self.adversarial
 
     def terms(self, followed: Followed) -> Sequence[Term]:
-        matching = DistributionMatching(followed.student, followed.fake, followed.target, self.times, self.weighting)
+        matching = DistributionMatching(
+            followed.student, followed.fake, followed.target, self.times, self.weighting, followed.passes
+        )
         terms = [Term(matching, followed.states, name="matching")]
         if self.regression is not None:
             context, choice = followed.context, self.regression

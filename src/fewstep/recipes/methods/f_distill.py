@@ -60,5 +60,7 @@ class FDistillMethod(FollowsScores):
     def terms(self, followed: Followed) -> Sequence[Term]:
         assert followed.adversary is not None
         weight = RatioWeight(self.weighting, self.divergence, followed.adversary.critic)
-        matching = DistributionMatching(followed.student, followed.fake, followed.target, self.times, weight)
+        matching = DistributionMatching(
+            followed.student, followed.fake, followed.target, self.times, weight, followed.passes
+        )
         return [Term(matching, followed.states, name="matching")]

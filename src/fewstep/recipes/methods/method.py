@@ -89,6 +89,11 @@ class Method(config.Section, abc.ABC):
         return False
 
     @property
+    def in_one_batch(self) -> bool:
+        """Whether estimates of target and fake score may be made in one batch."""
+        return False
+
+    @property
     def student_every(self) -> int:
         """The steps of the run for one update of the student, where another network is updated more
         often.

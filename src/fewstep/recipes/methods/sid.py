@@ -50,5 +50,7 @@ class IdentityMethod(FollowsScores):
     def terms(self, followed: Followed) -> Sequence[Term]:
         assert isinstance(followed.fake, Learned)
         fake = followed.fake.denoiser
-        objective = ScoreIdentity(followed.student, fake, followed.target, self.times, self.alpha, self.weighting)
+        objective = ScoreIdentity(
+            followed.student, fake, followed.target, self.times, self.alpha, self.weighting, followed.passes
+        )
         return [Term(objective, followed.states, name="identity")]
