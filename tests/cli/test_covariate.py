@@ -235,6 +235,52 @@ def test_a_guided_students_scale_is_passed_on_to_both(guided):
         )
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    """An adapter on the scenes' teacher, guided by one scale that the student is not told, in
+    latents.
+    """
+    folder = tmp_path_factory.mktemp("texts")
+    values = yaml.safe_load(shipped_text("scenes-lcm"))
+    values["method"].update(guidance=None, steps=2)
+    values["target"] = {"kind": "fixed", "guidance": {"kind": "constant", "scale": 3.0}}
+    values["student"] = {"kind": "lora", "rank": 2, "scale": 1.0, "first_timestep": 999, "first_sigma": None}
+    values["data"].update(count=16)
+    values["training"].update(steps=2, batch=4, log_every=1, health_every=1000)
+    values["evaluation"].update(samples=12, draws=1, every=1000, teacher_steps=[4], student_steps=[2])
+    values["evaluation"]["reference"] = {"kind": "teacher", "samples": 12, "steps": 2}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return distill(folder / "tiny.yaml", out=folder / "run")
+
+
+def test_text_is_shared_in_latents_and_measured_in_pictures(texts, tmp_path):
+    found = measure_shift(texts, 4, 12)
+    alone = evaluate(texts, draws=1)["student"]["2"]
+    for row in (found["mixing"][0], found["teacher_then_student"][0], found["student_then_teacher"][-1]):
+        assert row["fd"] == alone["fd"]
+        assert row["prompt_accuracy"] == alone["prompt_accuracy"]["all"]
+    # The teacher that the student has learnt from: guided.
+    teacher = load_teacher(texts)
+    student = load(texts)
+    fine = student.sampling.times(student.schedule, student.prior.time, 4)
+    numbers, key = torch.arange(12), Key(0, "evaluation", 0)
+    start = student.prior.at(key, "prior", 12, numbers)
+    with torch.no_grad():
+        latents = solve(EULER, Guided(teacher.denoiser, 3.0, teacher.conditions), start.x, fine, start.condition)
+    expected = teacher.codec.decode(latents)
+    relay = replace(
+        build_relay(texts, student, Guided(teacher.denoiser, 3.0, teacher.conditions), 4), codec=teacher.codec
+    )
+    torch.testing.assert_close(mixed_sampler(relay, Stochastic(1.0))(key, 12, numbers), expected, rtol=1e-4, atol=1e-4)
+    shown = shift_table(found)
+    assert "prompt accuracy" in shown
+    assert "class accuracy" not in shown
+    assert "-0" not in shown
+    copy = tmp_path / "run"
+    shutil.copytree(texts, copy)
+    assert "Prompt accuracy" in Path(write_run_report(copy)).read_text()
+
+
 def test_what_has_no_time_to_switch_at_is_refused(halved, tmp_path, command):
     code, _, sentence = command("shift", halved, "--teacher-steps", "3")
     assert code == 2

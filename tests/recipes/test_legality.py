@@ -112,9 +112,9 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
-        ("digits-pd", "forward rollout ddil per-batch copy network lora teacher student"),
+        ("digits-pd", "forward rollout ddil per-batch guided copy network lora teacher student"),
         ("digits-lcm", "forward rollout ddil per-batch copy network teacher target student"),
-        ("digits-ctm", "forward rollout ddil per-batch copy network teacher"),
+        ("digits-ctm", "forward rollout ddil per-batch guided copy network teacher"),
         ("digits-dmd2", "prior backtracked guided copy network lora teacher fake student"),
         (
             "digits-dmd2-4step",
@@ -127,15 +127,15 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-sds", "prior backtracked guided copy network lora fastgan latent-mlp teacher student"),
         ("digits-sid", "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student"),
         ("digits-f-distill", "prior backtracked guided copy network lora teacher fake student"),
-        ("digits-scm", "forward rollout ddil per-batch copy network lora teacher student"),
+        ("digits-scm", "forward rollout ddil per-batch guided copy network lora teacher student"),
         ("digits-add", "forward rollout ddil per-batch backtracked guided copy network lora teacher student"),
-        ("digits-reflow", "copy network lora teacher student"),
-        ("digits-kd", "copy network lora teacher student"),
+        ("digits-reflow", "guided copy network lora teacher student"),
+        ("digits-kd", "guided copy network lora teacher student"),
     ],
 )
 def test_the_matrix_as_the_family_is_understood(name, columns):
-    """Written down by hand, so that a slip of the rule shows: scores backtrack and are guided,
-    trajectories are not, one-step students have none.
+    """Written down by hand, so that a slip of the rule shows: scores backtrack, trajectories
+    do not, one-step students have none; what is not told a scale may have a guided target.
     """
     found = [
         column.split()[1]

@@ -66,12 +66,11 @@ def target_refusal(method: Method, kind: str) -> str | None:
 
 def guidance_refusal(method: Method, kind: str) -> str | None:
     """Why the method's target is not guided by this kind of guidance, None where it can be."""
-    if kind == "none" or method.effective_traits.scores:
+    if kind == "none" or method.sampling.guidance is None:
         return None
     return (
-        f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: only methods that "
-        "follow scores have a target to guide, and a student that is told a scale learns it by 'method.guidance'; "
-        "use 'target.guidance.kind: none', or a method that follows scores."
+        f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: by 'method.guidance' its "
+        "student is told the scale by which its teacher is guided, sample by sample; use 'target.guidance.kind: none'."
     )
 
 

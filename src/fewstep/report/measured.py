@@ -10,7 +10,13 @@ from fewstep.report.gather import Evaluated, Run
 from fewstep.report.words import ABSENT, count, is_number, number, percent, with_spread
 
 BREADTH = ("precision", "recall", "density", "coverage", "diversity")
-_SHARED = (("fd", "Frechet distance"), ("accuracy", "Class accuracy"), ("recall", "Recall"), ("diversity", "Diversity"))
+_SHARED = (
+    ("fd", "Frechet distance"),
+    ("accuracy", "Class accuracy"),
+    ("prompt_accuracy", "Prompt accuracy"),
+    ("recall", "Recall"),
+    ("diversity", "Diversity"),
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ def _sensitivity(found: Any, levels: Mapping[float, str]) -> Table | None:
 def _cell(row: Mapping[str, Any], key: str) -> str:
     if key == "fd":
         return with_spread(row.get("fd"), row.get("fd_spread"))
-    return percent(row.get(key)) if key == "accuracy" else number(row.get(key))
+    return percent(row.get(key)) if key in ("accuracy", "prompt_accuracy") else number(row.get(key))
 
 
 def _figures(figures: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:

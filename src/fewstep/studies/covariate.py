@@ -20,11 +20,11 @@ from fewstep.keeping.origins import measured_origins
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Key
-from fewstep.recipes.building.frozen_teachers import build_teacher
-from fewstep.recipes.building.parts import build_evaluator
-from fewstep.runs.loading import load
+from fewstep.recipes.building.parts import evaluator_in
+from fewstep.runs.loading import load_beside, teacher_of
 from fewstep.runs.pictures.image_sets import announce
 from fewstep.runs.sampler import StudentSampler
+from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.studies.sensitivity import step_sensitivity
 from fewstep.studies.shift import (
     PROBABILITIES,
@@ -65,12 +65,17 @@ def measure_shift(
             f"{run}: its recipe has no 'data' section, and 'shift' compares samples with data; run a recipe with data."
         )
     data = recipe.data.open()
-    announce(data, Several(listeners))
-    student = load(folder.path)
-    device = device_of(student.model)
-    evaluator = build_evaluator(choice, data, device)
-    relay = build_relay(folder.path, student, build_teacher(recipe.teacher, data).to(device), teacher_steps)
     listener = Several(listeners)
+    announce(data, listener)
+    teacher = teacher_of(recipe, data)
+    student = load_beside(folder.path, teacher)
+    space = choice.features.space(data.space, device_of(student.model))
+    evaluator = evaluator_in(space, choice, data, student.classes)
+    if recipe.evaluation.reference is not None:
+        moments = teacher_moments(recipe, teacher, space, data, listener.say).get(listener)
+        evaluator = replace(evaluator, reference=lambda: moments)
+    guided = recipe.target.guidance.guided(teacher.denoiser, student.prior.conditions, degraded=0.0)
+    relay = build_relay(folder.path, student, guided, teacher_steps)
     with listener:
         listener.stage("shift", len(PROBABILITIES) + 2 * relay.transitions - 1, 0)
         result = {
@@ -112,7 +117,8 @@ def build_relay(run: Path, student: StudentSampler, teacher: Denoiser, teacher_s
         teacher = Guided(teacher, conditions=student.prior.conditions)
     steps = TEACHER_STEPS * sampling.steps if teacher_steps is None else teacher_steps
     times, fine = (sampling.times(schedule, student.prior.time, count) for count in (sampling.steps, steps))
-    return Relay(teacher, sampling.flow_map(student.model, schedule), student.prior, times, fine, sampling.guidance)
+    flow_map = sampling.flow_map(student.model, schedule)
+    return Relay(teacher, flow_map, student.prior, times, fine, sampling.guidance, student.codec, student.batch)
 
 
 def _tables(relay: Relay, evaluator: Evaluator, draws: int, listener: Listener) -> dict[str, list[dict[str, Any]]]:
@@ -161,4 +167,5 @@ def _sensitivity(relay: Relay, evaluator: Evaluator) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     """None for the infinite level of pure noise, which JSON cannot say."""
-    return value if math.isfinite(value) else None
+    # Without its sign, which a level of 0 may have.
+    return value + 0.0 if math.isfinite(value) else None

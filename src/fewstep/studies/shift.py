@@ -31,7 +31,9 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
+from fewstep.metrics.prompted import PromptedMeasures
 from fewstep.metrics.quality import Evaluator, Sample
+from fewstep.networks import Codec
 from fewstep.random import Key
 from fewstep.runs.sampler import BATCH
 from fewstep.solvers import EULER, FlowMap, solve
@@ -50,7 +52,8 @@ class Relay:
     one of its times to the next: ``Solver(student, 1)`` for a DDIM student, ``Renoise`` for a
     consistency model. Raises ``UserError`` for grids that are not nested. ``guidance``: the scale
     that the condition carries, for a student that was conditioned on one; the teacher is then
-    ``Guided`` and reads the same.
+    ``Guided`` and reads the same. ``codec``: makes pictures of samples that are latents. ``batch``:
+    of samples that are made at a time.
     """
 
     teacher: Denoiser
@@ -59,6 +62,8 @@ class Relay:
     times: Tensor
     fine: Tensor
     guidance: float | None = None
+    codec: Codec | None = None
+    batch: int = BATCH
 
     def __post_init__(self) -> None:
         steps, fine_steps = len(self.times) - 1, len(self.fine) - 1
@@ -99,6 +104,12 @@ class Relay:
         return state.x, state.condition if self.guidance is None else replace(
             state.condition, guidance=torch.full((rows,), self.guidance, device=state.x.device)
         )
+
+    def pictured(self, x: Tensor) -> Tensor:
+        """The samples x (B, *D) as pictures, on the CPU."""
+        if self.codec is None:
+            return x.cpu()
+        return torch.cat([self.codec.decode(part).cpu() for part in x.split(self.codec.rows)])
 
     def taught(self, x: Tensor, transition: int, condition: Condition) -> Tensor:
         """x (B, *D) carried over a transition in [0, n) by the teacher."""
@@ -156,7 +167,8 @@ class StudentFirst(Selection):
 
 def mixed_sampler(relay: Relay, selection: Selection) -> Sample:
     """A sampler ``(place, rows, labels) -> (rows, *D)`` whose every transition is made by whom the
-    selection says; not clamped, without gradient, a function of the place.
+    selection says; pictures where there is a codec; not clamped, without gradient, a function of
+    the place.
 
     A model that no sample of a batch needs is not called; otherwise it sees the whole batch, since
     a row's last bits may depend on how many go with it.
@@ -165,14 +177,14 @@ def mixed_sampler(relay: Relay, selection: Selection) -> Sample:
     @torch.no_grad()
     def sample(key: Key, rows: int, labels: Tensor | None) -> Tensor:
         parts = []
-        for start in range(0, rows, BATCH):
-            count = min(BATCH, rows - start)
+        for start in range(0, rows, relay.batch):
+            count = min(relay.batch, rows - start)
             part = None if labels is None else labels[start : start + count]
             student, (x, condition) = relay.student.at(key, start), relay.starts(key, count, part, start)
             for index in range(relay.transitions):
                 teaches = selection.teaches(key, count, start, index)
                 x = _carried(relay, student, x, index, teaches, condition)
-            parts.append(x.cpu())
+            parts.append(relay.pictured(x))
         return torch.cat(parts)
 
     return sample
@@ -191,7 +203,8 @@ def _carried(relay: Relay, student: FlowMap, x: Tensor, index: int, teaches: Ten
 @dataclass(frozen=True)
 class ShiftRow:
     """One row of a table: ``setting`` is the teacher's probability or the time of the switch;
-    ``accuracy`` is None without a classifier; ``diversity`` is relative to the data's.
+    ``accuracy`` is None without a classifier; ``diversity`` is relative to the data's;
+    ``prompt_accuracy``, of the first draw, is None without prompts or a reader of them.
     """
 
     setting: float
@@ -200,15 +213,42 @@ class ShiftRow:
     accuracy: float | None
     recall: float | None
     diversity: float | None
+    prompt_accuracy: float | None = None
 
 
 def shift_row(relay: Relay, evaluator: Evaluator, selection: Selection, setting: float, draws: int = 1) -> ShiftRow:
     """The quality of one selection's samples, clamped to the data's range."""
     sampler, data = mixed_sampler(relay, selection), evaluator.data
     assert data is not None
-    found = evaluator.describe(lambda key, rows, labels: sampler(key, rows, labels).clamp(data.low, data.high), draws)
+    first: list[tuple[Tensor, Tensor | None]] = []
+
+    def drawn(key: Key, rows: int, labels: Tensor | None) -> Tensor:
+        samples = sampler(key, rows, labels).clamp(data.low, data.high)
+        if not first:
+            first.append((samples, labels))
+        return samples
+
+    found = evaluator.describe(drawn, draws)
     quality, breadth = found.quality, found.breadth
-    return ShiftRow(float(setting), quality.fd, quality.fd_spread, quality.accuracy, breadth.recall, breadth.diversity)
+    return ShiftRow(
+        float(setting),
+        quality.fd,
+        quality.fd_spread,
+        quality.accuracy,
+        breadth.recall,
+        breadth.diversity,
+        _prompt_accuracy(evaluator, relay.prior.conditions.texts, *first[0]),
+    )
+
+
+def _prompt_accuracy(
+    evaluator: Evaluator, texts: Sequence[str], pictures: Tensor, numbers: Tensor | None
+) -> float | None:
+    if not texts or numbers is None:
+        return None
+    measures = PromptedMeasures(evaluator.features, evaluator.readings)
+    accuracy, _ = measures.accuracy(pictures, [texts[number] for number in numbers.tolist()])
+    return None if accuracy is None else accuracy["all"]
 
 
 def mixing(

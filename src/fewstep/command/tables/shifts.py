@@ -32,13 +32,15 @@ def shift_table(result: dict[str, Any]) -> str:
 
 
 def _shared(title: str, rows: list[tuple[str, dict[str, Any]]]) -> str:
+    share = "prompt" if any("prompt_accuracy" in entry for _, entry in rows) else "class"
+    key = "prompt_accuracy" if share == "prompt" else "accuracy"
     return grid(
-        [*left(title), *right("Frechet distance", "class accuracy", "recall", "diversity")],
+        [*left(title), *right("Frechet distance", f"{share} accuracy", "recall", "diversity")],
         [
             [
                 setting,
                 shown_distance(entry),
-                shown_share(entry, "accuracy"),
+                shown_share(entry, key),
                 shown_figure(entry, "recall"),
                 shown_figure(entry, "diversity"),
             ]
