@@ -32,9 +32,13 @@ RATE, COPIES_RATE = 1e-3, 1e-4
 SHOWN = ("fd", "accuracy", "held_out", "diversity", "seconds_a_step")
 
 
-def of_rank(rank: int) -> dict[str, Any]:
-    """The settings of a run all of whose roles are adapters of that rank, of scale 1."""
-    size = {"rank": rank, "alpha": float(rank)}
+def of_rank(rank: int, alpha: float = 16.0) -> dict[str, Any]:
+    """The settings of a run all of whose roles are adapters of that rank.
+
+    One alpha for all ranks, so that a step of one rate moves the weights alike (Hu et al. 2021,
+    Sec. 4.1).
+    """
+    size = {"rank": rank, "alpha": alpha}
     return {f"{where}.{key}": value for where in ("student", "method.fake") for key, value in size.items()}
 
 
@@ -45,13 +49,18 @@ ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "all 16": (ADAPTERS, {}),
     "all 4": (ADAPTERS, of_rank(4)),
     "all 64": (ADAPTERS, of_rank(64)),
+    "all 64, scale 1": (ADAPTERS, of_rank(64, 64.0)),
 }
+
+
+USUAL = [arm for arm in ARMS if "scale" not in arm]
+"""Without the one that shows what one alpha is for, a run at a rate that is too high."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=400, help="of held-out prompts")
-    parser.add_argument("--only", nargs="*", choices=tuple(ARMS), default=list(ARMS), help="these alone")
+    parser.add_argument("--only", nargs="*", choices=tuple(ARMS), default=USUAL, help="these alone")
     parser.add_argument("--only-show", action="store_true", help="tables of the runs that are there")
     options = options_of(parser, "runs/adapters", 3)
     # Seed by seed, so that an early stop leaves whole comparisons.

@@ -1,4 +1,4 @@
-"""Measures a run of a scenes student, for ``scenes_students``: prints JSON."""
+"""Measures a run of a scenes student, for ``scenes_students`` and ``ddil_text``: prints JSON."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 
 
 def main() -> None:
-    folder, pictures = Path(sys.argv[1]), int(sys.argv[2])
+    folder, pictures, *steps = (Path(sys.argv[1]), *map(int, sys.argv[2:]))
     torch.set_num_threads(1)
-    print(json.dumps(measured(folder, pictures)))
+    print(json.dumps(measured(folder, pictures, *steps)))
 
 
-def measured(folder: Path, pictures: int) -> dict[str, Any]:
-    """The figures of the run's student in one step."""
+def measured(folder: Path, pictures: int, steps: int = 1) -> dict[str, Any]:
+    """The figures of the run's student in so many steps."""
     from fewstep.data.scenes import scene_prompts
     from fewstep.metrics.prompted import prompt_accuracy
     from fewstep.runs import evaluate, load
     from fewstep.training.reporting.log import read_log
     from fewstep.zoo import scenes_reader
 
-    found = evaluate(folder, student_steps=[1])
-    student = found["student"]["1"]
+    found = evaluate(folder, student_steps=[steps])
+    student = found["student"][str(steps)]
     if "fd" not in student:
         sys.exit(f"{folder}: has no Frechet distance: its recipe has neither data nor 'evaluation.reference'.")
     unseen = scene_prompts(1, held_out=True)
     sampler = load(folder, prompts=unseen).pictured
     numbers = torch.arange(pictures) % len(unseen)
-    drawn = sampler(pictures, seed=1, classes=numbers)
+    drawn = sampler(pictures, seed=1, classes=numbers, steps=steps)
     held_out = prompt_accuracy(scenes_reader(), drawn, [unseen[number] for number in numbers.tolist()])
     lines = [line for line in read_log(folder / "metrics.jsonl") if line.get("stage") == "distill"]
     first, last = lines[0], lines[-1]

@@ -199,5 +199,7 @@ def mutate(values: Any, chance: random.Random) -> str:
                 ["copy", "lora", "edm", "rho", "fixed", "every", "waves", "file", "learned", "network", "x", None, 3]
             )
         case _:
-            inside[key] = junk(chance, inside[key])
+            value = junk(chance, inside[key])
+            # A network of so many layers is one that a user may want, and takes minutes.
+            inside[key] = 33 if "network" in place and value in (100, 300) else value
     return ".".join(map(str, place))[:60]

@@ -27,6 +27,10 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "convergence": (("--study", "toy", "--budget", "110000", *FEW), "convergence-toy.json"),
     "ddil": (("--only", "pd4", "--budget", "2000", *FEW), "ddil.json"),
     "ddil, overhead": (("--study", "overhead", "--only", "lcm4", "--budget", "2000", *FEW), "ddil-overhead.json"),
+    "ddil_text": (
+        ("--only", "pd4", "--budget", "1000", "--pictures", "20", "--shared-samples", "12", *REFERENCE, *FEW),
+        "ddil-text.json",
+    ),
     "draws": (("--pairs", "2", "--shapes", "3x1x5x5", "2x3x8x8"), "draws.json"),
     "family": (
         # Milliseconds a step are those between two lines of the log.
@@ -43,6 +47,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "fuzz_pickles": (("--minutes", "0.02"), "fuzz_pickles.json"),
     "hostile": (("--count", "3"), "hostile.json"),
     "networks": (("--only", "ddpm++-32", "ncsn++-32", "adm-32", "--batch", "1", "--pairs", "2"), "networks.json"),
+    "passes": (("--batches", "1", "--pairs", "2"), "passes.json"),
     "scenes": (("--count", "40", "--set", "training.steps=2", *FEW), "scenes-1.json"),
     "scenes_students": (("--budget", "2000", "--pictures", "20", *REFERENCE, *FEW), "scenes-students.json"),
     "scenes_teacher": (("--count", "4", "--steps", "2"), "scenes-teacher.json"),
@@ -58,6 +63,7 @@ SLOW = (
     "convergence",
     "ddil",
     "ddil, overhead",
+    "ddil_text",
     "family",
     "fastgan",
     "faults",
@@ -72,7 +78,7 @@ SLOW = (
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)
 # Not for users: ``faults_run`` starts the first, with its task in the environment, ``ddil --study
-# overhead`` the second and ``scenes_students`` the third.
+# overhead`` the second, ``scenes_students`` and ``ddil_text`` the third.
 INNER = ("faults_entry", "collecting", "scenes_measured")
 FILES = [path for folder in FOLDERS for path in folder.glob("*.py")]
 PROGRAMS = sorted(
