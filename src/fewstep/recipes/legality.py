@@ -69,8 +69,9 @@ def guidance_refusal(method: Method, kind: str) -> str | None:
     if kind == "none" or method.sampling.guidance is None:
         return None
     return (
-        f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: by 'method.guidance' its "
-        "student is told the scale by which its teacher is guided, sample by sample; use 'target.guidance.kind: none'."
+        f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: by 'method.guidance' "
+        "its student is told the scale by which its teacher is guided, sample by sample; use 'target.guidance.kind: "
+        "none'."
     )
 
 

@@ -11,13 +11,11 @@ channel, query key value) here. Classes are an embedding there, and the columns 
 A teacher is EDM's denoiser but for the noise label, 250 log sigma. A student is a consistency
 function: its factors make it the identity at sigma_min (``Consistency``).
 
-The files are state dicts, read by ``torch.load(weights_only=True)``, which builds nothing but
-tensors and plain containers.
+The files are state dicts, read by ``state_dicts``.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ from fewstep.networks.kinds.network_files import check_strictly, load_strictly
 from fewstep.prediction import EDM, Consistency, Prediction
 from fewstep.schedule import KarrasVE
 from fewstep.zoo.download import local_file
-from fewstep.zoo.nvidia.machine import shown_foreign
+from fewstep.zoo.state_dicts import read_torch_file
 
 SIGMA_DATA = 0.5
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
@@ -87,7 +85,7 @@ def load_as(
     are normalised in other groups there).
     """
     path = local_file(source, sha256)
-    tensors = _under_our_names(_state_dict(path), description, str(path))
+    tensors = _under_our_names(read_torch_file(path), description, str(path))
     with torch.device("meta"):
         check_strictly(build(description), tensors, str(path))
     with torch.random.fork_rng(devices=[]):
@@ -135,27 +133,6 @@ def _network(name: str) -> Mapping[str, Any]:
             f"there is no network '{name}' in the consistency models' release; it must be one of {', '.join(NETWORKS)}."
         )
     return NETWORKS[name]
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"{path}: is not a state dict that can be read without running code "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise UserError(f"{path}: is not a state dict of tensors; the release's files are.")
-    other = next((name for name, value in content.items() if not value.is_floating_point()), None)
-    if other is not None:
-        raise UserError(
-            f"{path}: tensor {shown_foreign(other)} is {content[other].dtype}; only weights of a floating type are "
-            "read, as the release's are."
-        )
-    return content
 
 
 def _names(description: Mapping[str, Any]) -> dict[str, str]:

@@ -97,7 +97,7 @@ def distill_recipe(
 
 @group.command(name="sample")
 def sample_run(
-    run: RunArgument,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder; none with --base.")] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -143,6 +143,25 @@ def sample_run(
             "few-step student; may be repeated.",
         ),
     ] = [],  # noqa: B006
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="FOLDER|ID",
+            help="A pipeline of diffusers' in the place of RUN: a few-step student that others have published, or that "
+            "was exported.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="With --base, the network's weights: .safetensors or .bin."),
+    ] = None,
+    timesteps: Annotated[
+        str | None,
+        typer.Option("--timesteps", metavar="I,J,...", help="With --base, at which the network is called."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="With --base, of the hub's model.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="With --base, of the weights, such as fp16.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -161,15 +180,23 @@ def sample_run(
     """
     from fewstep.runs.loading import adapters_said
     from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
+    from fewstep.runs.pictures.published_students import check_source, published_by
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.system.caches import output
 
-    picture = out or (run / "samples" / "sample.png" if run.is_dir() else Path("sample.png"))
+    picture = out or (run / "samples" / "sample.png" if run is not None and run.is_dir() else Path("sample.png"))
     check_picture(picture)
     if npz is not None:
         check_array(npz)
     said = prompts_said(prompt, prompts)
-    sampler = pictured_by(run, teacher, compare, guidance, said, adapters_said(lora))
+    of_base = {"--model": model, "--timesteps": timesteps, "--revision": revision, "--variant": variant}
+    check_source(run, base, of_base, {"--teacher": teacher, "--compare": compare, "--class": class_id is not None})
+    adapters = adapters_said(lora)
+    if base is not None:
+        sampler = published_by(base, revision, variant, model, adapters, timesteps, guidance, said)
+    else:
+        assert run is not None
+        sampler = pictured_by(run, teacher, compare, guidance, said, adapters)
     samples, numbers = drawn_for(sampler, said, n, seed, class_id, steps)
     with output(picture):
         write_drawn(picture, samples, numbers, sampler)

@@ -2,7 +2,8 @@
 folder, and for a fake score the checkpoint of a run, since it is in no other file.
 
 A model's file must hold a model of the very same description. A checkpoint has no description: the
-names, types and shapes of its tensors must be the network's.
+names, types and shapes of its tensors must be the network's. Nor has a file of others, which holds
+the network of a text-to-image model under diffusers' names.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from fewstep.denoisers import NetworkDenoiser
 from fewstep.denoisers.denoiser import Model
 from fewstep.denoisers.model_files import describe_model, description_in, load_model, model_in
 from fewstep.errors import UserError
+from fewstep.networks import DiffusersTextUNet
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.recipes.config.section import Names, first_difference
+from fewstep.system.files import is_of_ours
 from fewstep.system.locations import absolute
 from fewstep.training.saving.checkpoint import CHECKPOINTS
 from fewstep.training.saving.checkpoint_files import is_checkpoint, open_checkpoint
 from fewstep.training.saving.run_checkpoints import Checkpoints
+from fewstep.zoo.pipelines.rebuilding import refill_text_unet
+from fewstep.zoo.state_dicts import is_torch_file, read_state_dict
 
 _FAKE = ("fake/denoiser.", "fake/", "degrade/")
 """How checkpoints name a fake score: by the phase that trains it, in which it may carry a critic's
@@ -82,6 +87,8 @@ def begun_fake(fake: NetworkDenoiser, start: str) -> NetworkDenoiser:
 
 
 def _begun(model: Model, path: Path, named: str, what: str, remedy: str) -> Model:
+    if is_torch_file(path) or not is_of_ours(path):
+        return _begun_from_others(model, path, named, what, remedy)
     loaded = None if _is_sketch(model) else _loaded(path)
     held = description_in(path) if loaded is None else describe_model(loaded)
     differs = first_difference(held, describe_model(model))
@@ -89,6 +96,18 @@ def _begun(model: Model, path: Path, named: str, what: str, remedy: str) -> Mode
         raise UserError(f"{named}: holds another model than the recipe's {what} ('{differs}' differs); {remedy}.")
     if loaded is not None:
         load_strictly(model, loaded.state_dict(), str(path))
+    return model
+
+
+def _begun_from_others(model: Model, path: Path, named: str, what: str, remedy: str) -> Model:
+    network = next((each for each in model.modules() if isinstance(each, DiffusersTextUNet)), None)
+    if network is None:
+        raise UserError(
+            f"{named}: is no model's file of ours, and the recipe's {what} is no network of a text-to-image model, "
+            f"whose weights alone are read from files of others; {remedy}."
+        )
+    if not _is_sketch(model):
+        refill_text_unet(network, read_state_dict(path), str(path))
     return model
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from fewstep.zoo.pipelines.rebuilding import (
 )
 from fewstep.zoo.pipelines.text_encoder import TextEncoder, Tower, conditions_of
 from fewstep.zoo.pipelines.tokens import read_tokenizer
+from fewstep.zoo.state_dicts import read_state_dict
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -97,6 +98,13 @@ class OpenedPipeline:
     @property
     def guidance(self) -> float:
         return self.kind.guidance
+
+    def with_network(self, path: Path) -> OpenedPipeline:
+        """The same with the U-Net's weights from a file that holds them alone, under diffusers'
+        names, as those who publish few-step students do.
+        """
+        unet = replace(self.parts["unet"], tensors=functools.partial(read_state_dict, path), source=str(path))
+        return replace(self, parts={**self.parts, "unet": unet}, read={**self.read, "network": path})
 
     def denoiser(self) -> NetworkDenoiser:
         """The frozen denoiser of latents. Raises ``UserError`` naming what is wrong with it."""

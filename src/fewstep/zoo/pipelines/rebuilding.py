@@ -148,6 +148,14 @@ def text_unet(
     return network, shape
 
 
+def refill_text_unet(network: DiffusersTextUNet, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Puts tensors under diffusers' names into a network, in place.
+
+    Raises ``UserError`` naming ``source`` where they are not the network's.
+    """
+    load_strictly(network, {f"unet.{current_name(name)}": value for name, value in tensors.items()}, source)
+
+
 def text_unet_sketch(config: Mapping[str, Any], where: object) -> tuple[DiffusersTextUNet, tuple[int, ...]]:
     """The same on the meta device, without tensors."""
     arguments, shape = _text_unet_arguments(config, where)
