@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.planning.footprint import bytes_of, state_bytes
+from fewstep.planning.footprint import bytes_of, moments_of, state_bytes
 from fewstep.planning.gpu_settings import GIB, Demands, Setting, ways_to_run
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, only_adapters, prior_of, rehearse
-from fewstep.planning.sketch import Part, moments_of, part_of, parts_of, sketch_around
+from fewstep.planning.sketch import Part, part_of, parts_of, sketch_around
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import check_parts, recompute
 from fewstep.recipes.building.frozen_teachers import sketched
@@ -103,7 +103,7 @@ def plan_on_gpus(
         graphs=measured.rehearsal.graphs,
         path_bytes=0 if target is None else (target.nodes - 1) * slot,
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values())
-        + moments_of(built),
+        + max(map(moments_of, built.stages)),
         settings=settings,
         cheapest=min(fitting, key=lambda setting: (setting.hours * setting.gpus, setting.gpus)) if fitting else None,
         notes=(*((open_ended,) if open_ended else ()), *_of_prompts(context)),

@@ -41,7 +41,15 @@ from fewstep.training.ahead import Ahead
 from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.listeners.listener import Listener, Several
 from fewstep.training.monitors import Monitor
-from fewstep.training.phase import Phase, Stage, all_modules, build_optimizers, computes_in_full, named_networks
+from fewstep.training.phase import (
+    Phase,
+    Stage,
+    all_modules,
+    build_optimizers,
+    check_optimizers,
+    computes_in_full,
+    named_networks,
+)
 from fewstep.training.probes import Probe, ProbeRounds
 from fewstep.training.reporting.inbox import Inbox
 from fewstep.training.reporting.journal import Journal, noted
@@ -84,6 +92,7 @@ class Trainer:
         self._device = self.settings.device or device_of(self.average)
         halved = self.settings.precision == "bf16" and not computes_in_full(self.stages)
         self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, halved)
+        check_optimizers(self.stages, isinstance(self._layout, Sharded))
         self._turns = Turns(self._layout, self.settings, self._device, average, self.average)
         kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")
         self._saver = Saver(self.folder / CHECKPOINTS, self.settings.keep, self.settings.run, kind)
