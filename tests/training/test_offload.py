@@ -27,6 +27,7 @@ from fewstep.targets.path_probes import Probes
 from fewstep.targets.record import RecordByDistance
 from fewstep.times import LogNormalTimes
 from fewstep.training import SGD, Adam8bit, Diverged, Phase, Probe, Settings, Stage, Term, Trainer
+from fewstep.training.layout import units
 from fewstep.training.monitors import FakeScoreLag, Monitor
 from fewstep.training.offload import Tight, build_room, check_offload
 from fewstep.training.reporting.log import read_log
@@ -171,8 +172,12 @@ def test_moments_of_8_bits_wait_as_others_do(small_run, monkeypatch):
         ]
     trainer_of(runs[0]).fit()
     with at_work(monkeypatch):
-        trainer_of(runs[1], **WAITING).fit()
+        waiting = trainer_of(runs[1], **WAITING)
+        waiting.fit()
     same(*runs)
+    for optimizer in waiting._optimizers.values():
+        maps = [entry["qmap1"] for entry in optimizer.state.values() if "qmap1" in entry]
+        assert len(maps) > len({id(value) for value in maps}) == 1
 
 
 def test_a_run_goes_on_with_what_waited_and_without(small_run, monkeypatch):
@@ -293,18 +298,18 @@ def test_a_phase_alone_carries_nothing_and_a_stage_that_holds_more_counts(small_
 
 
 def test_the_term_whose_gradient_is_no_number_is_found_though_its_networks_wait(small_run, monkeypatch):
+    """They are looked for when the next phase has had its turn, in which the teacher is not
+    used.
+    """
     run = small_run()
     terms = [
-        Term(run.score_matching, run.prior, name="first"),
-        Term(BadGradient(run.score_matching, run.fake, 1), run.prior, name="second"),
+        Term(run.matching, run.prior, name="first"),
+        Term(BadGradient(run.matching, run.student, 1), run.prior, name="second"),
     ]
-    student = run.stages[0].phases[0]
-    stages = [Stage("s", 4, [Phase("fake", run.fake, terms), student])]
+    fake = run.stages[0].phases[1]
+    stages = [Stage("s", 4, [Phase("student", run.student, terms), fake])]
     settings = Settings(batch=8, log_every=50, **WAITING)
-    with (
-        at_work(monkeypatch),
-        pytest.raises(Diverged, match=r"the gradient of 'second' in phase 'fake' was not finite"),
-    ):
+    with at_work(monkeypatch), pytest.raises(Diverged, match=r"the gradient of 'second' in phase 'student' was not"):
         Trainer(run.folder, stages, run.student, settings).fit()
 
 
@@ -367,8 +372,19 @@ def test_a_recipes_networks_are_built_in_the_hosts_memory_and_its_results_are_th
         here = distill(name, settings, tmp_path / "here")
     for module in ("fewstep.recipes.building.distillation", "fewstep.runs.distill"):
         monkeypatch.setattr(sys.modules[module], "resolve_device", lambda _: CARD)
+    settle = Tight.settle
+    built: list[str] = []
+
+    def watched(room: Tight, modules):
+        found = list(modules)
+        built.extend(places(*units(found)))
+        settle(room, found)
+
+    monkeypatch.setattr(Tight, "settle", watched)
     with at_work(monkeypatch):
         there = distill(name, (*settings, "training.offload=true"), tmp_path / "there")
+    assert len(built) > 4
+    assert set(built) == {"host"}
     for file in ("student.safetensors", "adapter.safetensors"):
         if (here / file).is_file():
             (one, _), (other, _) = read_tensors(here / file), read_tensors(there / file)

@@ -97,14 +97,13 @@ class Tight(Room):
         self._units += [unit for unit in used if id(unit) not in known]
         for parameter in (parameter for unit in self._units for parameter in unit.parameters()):
             parameter.grad = None
-        # Two networks may share weights, of which one is used.
-        staying = {id(value) for unit in used for value in _tensors(unit)}
-        for unit in self._units:
-            if staying.isdisjoint(map(id, _tensors(unit))):
-                _carry(unit, HOST)
+        staying = {id(unit) for unit in used}
+        for unit in (unit for unit in self._units if id(unit) not in staying):
+            _carry(unit, HOST)
         if self._optimizer is not None and self._optimizer is not optimizer:
             _carry_moments(self._optimizer, HOST)
         self._optimizer = optimizer
+        # After the others were sent away: weights that one of them shares come back.
         for unit in used:
             _carry(unit, self._device)
         if optimizer is not None:
