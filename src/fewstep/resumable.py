@@ -71,6 +71,10 @@ class Resumable(abc.ABC):
         """
         return ()
 
+    def in_use(self) -> Sequence[nn.Module]:
+        """Those of ``networks`` that it runs now; all of them unless a class knows better."""
+        return self.networks()
+
     def figures(self) -> dict[str, float]:
         """Named numbers worth a line in the log whenever they change; none unless a class has
         some.

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_kit import CARD, Card, Mixed, Model, OnCard, on_card
 from law_kit import normals, randomised, three_gaussians, tiny_denoiser
 from torch import Tensor, nn
 
+from device_kit import CARD, Card, Mixed, Model, OnCard, on_card
 from fewstep import objectives, states
 from fewstep.condition import Classes, Condition
 from fewstep.data.dataset import InMemory

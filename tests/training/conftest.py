@@ -20,10 +20,10 @@ from fewstep.times import LogNormalTimes
 from fewstep.training import Adam, CopyNode, Phase, Settings, Stage, Term, Trainer
 
 
-def small_teacher(seed: int = 0) -> NetworkDenoiser:
+def small_teacher(seed: int = 0, width: int = 16) -> NetworkDenoiser:
     """A frozen denoiser of points in the plane with random weights, its output layer too."""
     torch.manual_seed(seed)
-    network = build({"kind": "residual-mlp", "dim": 2, "width": 16, "depth": 2, "classes": 0})
+    network = build({"kind": "residual-mlp", "dim": 2, "width": width, "depth": 2, "classes": 0})
     torch.nn.init.normal_(network.leave.weight, std=0.1)
     return freeze(NetworkDenoiser(network, KarrasVE(), EDM(1.0), EDMInputs(1.0), (2,)))
 
@@ -42,9 +42,10 @@ class SmallRun:
         steps: int = 30,
         batch: int = 8,
         seed: int = 0,
+        width: int = 16,
     ):
         self.folder = folder
-        self.teacher = small_teacher()
+        self.teacher = small_teacher(width=width)
         self.student, self.fake = copy_of(self.teacher), copy_of(self.teacher)
         schedule = self.teacher.schedule
         self.prior = Prior(schedule, (2,), float(schedule.time_at_sigma(2.5)))

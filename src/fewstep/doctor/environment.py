@@ -20,6 +20,7 @@ EXTRAS = {
     "diffusers": ("diffusers", "transformers"),
     "data": ("datasets", "webdataset"),
     "metrics": ("torch-fidelity",),
+    "bitsandbytes": ("bitsandbytes",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

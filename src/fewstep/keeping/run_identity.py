@@ -15,11 +15,12 @@ from fewstep.system.locations import same_place
 
 OUTSIDE = frozenset({"teacher", "data", "evaluation"})
 """The sections by which a run is not known: the files that they name may be moved."""
+_WHERE = ("device", "accumulate", "offload")
 
 
 def run_of(recipe: Recipe) -> str:
     """A short hash of the recipe less what a resumed run may change (steps, device, portions,
-    processes), and less the sections that name files, which may have been moved.
+    what waits, processes), and less the sections that name files, which may have been moved.
     """
     plain = with_steps_and_layout(spread_alike(recipe), 1, None).model_dump(mode="json", exclude=set(OUTSIDE))
     return hashlib.sha256(to_json(_as_first_spelled(plain))).hexdigest()[:16]
@@ -64,17 +65,13 @@ def _as_first_spelled(plain: Any) -> Any:
 
 def spread_like(recipe: Recipe, other: Recipe) -> Recipe:
     """The recipe with what of ``other`` changes where it is computed and not what."""
-    training = recipe.training.model_copy(
-        update={"device": other.training.device, "accumulate": other.training.accumulate}
-    )
+    training = recipe.training.model_copy(update={key: getattr(other.training, key) for key in _WHERE})
     return recipe.model_copy(update={"training": training, "distributed": other.distributed})
 
 
 def spread_alike(recipe: Recipe) -> Recipe:
     """The recipe as one for any number of processes, on any device."""
-    training = recipe.training.model_copy(
-        update={key: config.Training.model_fields[key].default for key in ("device", "accumulate")}
-    )
+    training = recipe.training.model_copy(update={key: config.Training.model_fields[key].default for key in _WHERE})
     return recipe.model_copy(update={"training": training, "distributed": config.Distributed()})
 
 

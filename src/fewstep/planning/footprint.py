@@ -203,8 +203,13 @@ def state_bytes(stages: Sequence[Stage], *frozen: nn.Module) -> int:
 
 
 def _bytes_to_train(stage: Stage) -> int:
-    copies = {id(p): (1 + phase.optimizer.moments, p) for phase in stage.phases for p in phase.trained.parameters()}
-    return sum(count * _bytes([parameter]) for count, parameter in copies.values())
+    gradients = {id(p): p for phase in stage.phases for p in phase.trained.parameters()}
+    return _bytes(gradients.values()) + moments_of(stage)
+
+
+def moments_of(stage: Stage) -> int:
+    """Bytes of the moments of a stage's optimizers."""
+    return sum(phase.optimizer.moment_bytes(phase.trained.parameters()) for phase in stage.phases)
 
 
 def _tensors(network: nn.Module) -> Iterable[Tensor]:

@@ -17,6 +17,8 @@ Data parallel (DDP) divides the batch and with it the activations; sharding (FSD
 gradients and moments too, but for one block of a network at a time, and the next one that is
 fetched ahead. With ``training.accumulate`` m the activations are those of a portion, B / (G m)
 samples; sharded, the gradients of the network being trained then stay whole until the last portion.
+Offloaded, on one GPU, the state is the most that a phase, an action or a measurement uses
+(``waiting``); what is carried to the host and back is not in the time.
 With recomputation a forward keeps the inputs of its blocks, and of one block what is inside; it
 costs a forward pass more for each that is kept.
 
@@ -43,13 +45,14 @@ MODES = ("one GPU", "ddp", "fsdp2")
 class Setting:
     """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU, in as many portions as the
     recipe says; what it takes in bytes a GPU, and the largest batch a GPU that fits, None without a
-    bound on the memory.
+    bound on the memory. ``offload``: whether networks that are not used wait in the host's memory.
     """
 
     mode: str
     gpus: int
     precision: str
     recompute: bool
+    offload: bool
     batch: int
     state: int
     activations: int
@@ -64,12 +67,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Demands:
-    """What the settings are computed from: bytes of the whole state, of the largest block, of the
-    largest gradient, of what a forward keeps (by whether it is computed again); evaluations and
-    their operations.
+    """What the settings are computed from: bytes of the whole state, of the most of it that is used
+    at a time (``used``), of the largest block, of the largest gradient, of what a forward keeps (by
+    whether it is computed again); evaluations and their operations.
     """
 
     state: int
+    used: int
     gradient: int
     largest: int
     kept: dict[bool, int]
@@ -89,26 +93,36 @@ def ways_to_run(
     for count in counts:
         if training.batch % (count * training.accumulate):
             continue
-        for mode in MODES[:1] if count == 1 else MODES[1:]:
+        alone = [False, True] if measured.used < measured.state else [False]
+        for mode, offload in (
+            [(MODES[0], each) for each in alone] if count == 1 else [(each, False) for each in MODES[1:]]
+        ):
             for precision in ("fp32", "bf16"):
                 settings += [
-                    _setting(training, measured, (mode, count, precision, on), memory, rate)
+                    _setting(training, measured, _Way(mode, count, precision, on, offload), memory, rate)
                     for on in (False, True)
                     if measured.kept[on] < measured.kept[False] or not on
                 ]
     return settings
 
 
-def _setting(
-    training: config.Training, measured: Demands, how: tuple[str, int, str, bool], memory: int | None, rate: float
-) -> Setting:
-    mode, gpus, precision, on = how
+@dataclass(frozen=True)
+class _Way:
+    mode: str
+    gpus: int
+    precision: str
+    recompute: bool
+    offload: bool
+
+
+def _setting(training: config.Training, measured: Demands, how: _Way, memory: int | None, rate: float) -> Setting:
+    gpus, precision, on = how.gpus, how.precision, how.recompute
     rehearsal = measured.rehearsal
     graphs = rehearsal.graphs_bf16 if precision == "bf16" else rehearsal.graphs
     each = graphs * measured.kept[on]
     portions, batch = training.accumulate, training.batch // gpus
-    state = measured.state
-    if mode == "fsdp2":
+    state = measured.used if how.offload else measured.state
+    if how.mode == "fsdp2":
         state = math.ceil(state / gpus) + 2 * measured.largest + (measured.gradient if portions > 1 else 0)
 
     def total(rows: int) -> int:
@@ -124,10 +138,11 @@ def _setting(
         / (gpus * rate * (1 if precision == "bf16" else 0.5))
     )
     return Setting(
-        mode,
+        how.mode,
         gpus,
         precision,
         on,
+        how.offload,
         batch,
         state,
         int(each * (batch // portions)),

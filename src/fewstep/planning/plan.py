@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fewstep.errors import UserError
-from fewstep.planning.footprint import bytes_of, state_bytes
+from fewstep.planning.footprint import bytes_of, moments_of, state_bytes
 from fewstep.planning.gpu_settings import GIB, Demands, Setting, ways_to_run
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, only_adapters, prior_of, rehearse
-from fewstep.planning.sketch import Part, moments_of, part_of, parts_of, sketch_around
+from fewstep.planning.sketch import Part, part_of, parts_of, sketch_around
+from fewstep.planning.waiting import Waiting, where_idle_waits
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import check_parts, recompute
 from fewstep.recipes.building.frozen_teachers import sketched
@@ -32,7 +35,9 @@ class Plan:
     bytes a sample that a forward keeps, of the student or of the teacher's copies, whichever is
     more; ``largest``: bytes of the largest block; ``path_bytes``: of the nodes on disk; ``notes``:
     what depends on what the run will measure; ``settings`` from the fewest GPUs on; ``cheapest``:
-    the first of those that fit that takes the least GPU-hours.
+    the first of those that fit that takes the least GPU-hours, one that offloads where no other
+    fits. ``carried``: bytes between GPU and host while each phase takes a turn, where a setting
+    offloads.
     """
 
     recipe: str
@@ -48,6 +53,7 @@ class Plan:
     checkpoint_bytes: int
     settings: list[Setting]
     cheapest: Setting | None
+    carried: int = 0
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -87,7 +93,8 @@ def plan_on_gpus(
     beside = 0 if codec is None else bytes_of(codec)
     steps = _steps(recipe, built)
     open_ended = open_end(recipe.target, recipe.method.student_every, recipe.training.steps)
-    measured = _measured(recipe, context, built, steps, slot + beside)
+    waiting = _waiting(recipe, context, built, codec)
+    measured = _measured(recipe, context, built, steps, slot + beside, waiting.state)
     memory = None if memory_gb is None else int(memory_gb * GIB)
     settings = ways_to_run(recipe.training, measured, gpus, memory, tflops * 1e12 * reached)
     fitting = [setting for setting in settings if setting.fits(memory)]
@@ -103,11 +110,26 @@ def plan_on_gpus(
         graphs=measured.rehearsal.graphs,
         path_bytes=0 if target is None else (target.nodes - 1) * slot,
         checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values())
-        + moments_of(built),
+        + max(map(moments_of, built.stages)),
         settings=settings,
-        cheapest=min(fitting, key=lambda setting: (setting.hours * setting.gpus, setting.gpus)) if fitting else None,
+        cheapest=min(fitting, key=_cost) if fitting else None,
+        carried=waiting.carried if any(setting.offload for setting in settings) else 0,
         notes=(*((open_ended,) if open_ended else ()), *_of_prompts(context)),
     )
+
+
+def _cost(setting: Setting) -> tuple[bool, float, int]:
+    """What is offloaded comes last, whose hours leave out what is carried; then GPU-hours."""
+    return setting.offload, setting.hours * setting.gpus, setting.gpus
+
+
+def _waiting(recipe: DistillRecipe, context: Context, built: Built, codec: nn.Module | None) -> Waiting:
+    """Where what is idle waits; samples are measured, and what the run's health is read of."""
+    compared = [] if recipe.evaluation.reference is None else [context.original]
+    sampled = [context.average, *([] if codec is None else [codec]), *compared]
+    fake = [] if built.fake is None else [built.fake.fake]
+    student = context.student.model
+    return where_idle_waits(built.stages, student, context.average, [sampled, [student, context.original, *fake]])
 
 
 def _of_prompts(context: Context) -> tuple[str, ...]:
@@ -130,7 +152,9 @@ def _steps(recipe: DistillRecipe, built: Built) -> dict[str, int]:
     return {name: recipe.training.steps if count is None else count for name, count in steps.items()}
 
 
-def _measured(recipe: DistillRecipe, context: Context, built: Built, steps: dict[str, int], slot: int) -> Demands:
+def _measured(
+    recipe: DistillRecipe, context: Context, built: Built, steps: dict[str, int], slot: int, used: int
+) -> Demands:
     rehearsal, trained = rehearse(recipe), as_trained(context.original)
     beyond = prior_of(trained, context.conditions)
     teacher = footprint_of(trained, beyond)
@@ -149,7 +173,7 @@ def _measured(recipe: DistillRecipe, context: Context, built: Built, steps: dict
         max(bytes_of(phase.trained) for stage in built.stages for phase in stage.phases),
     )
     return Demands(
-        state, gradient, max(each.largest for each in plain), kept, rehearsal, evaluations, teacher.operations
+        state, used, gradient, max(each.largest for each in plain), kept, rehearsal, evaluations, teacher.operations
     )
 
 

@@ -27,8 +27,9 @@ from fewstep.recipes.building.distillation import Distillation, build_distillati
 from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.reading.source import validate
 from fewstep.states import Prior
-from fewstep.training import Stage, Trainer
+from fewstep.training import Adam, Adam8bit, Stage, Trainer
 from fewstep.training.reporting.log import read_log
+from fewstep.values import kind_of
 
 STEPS, BATCH = 24, 4
 _REST = 1e-12
@@ -72,13 +73,15 @@ def rehearse(recipe: DistillRecipe) -> Rehearsal:
 
 def _resting(recipe: DistillRecipe) -> DistillRecipe:
     """The recipe with rates at which nothing moves: a rehearsal counts, and tiny networks at a
-    large network's rates may diverge.
+    large network's rates may diverge. Adam of 8 bits is Adam, so that no library is needed.
     """
+    short, long = kind_of(Adam8bit), kind_of(Adam)
 
     def rested(section: Any) -> Any:
         if not isinstance(section, dict):
             return section
-        return {key: _REST if key == "lr" else rested(value) for key, value in section.items()}
+        at_rest = {key: _REST if key == "lr" else rested(value) for key, value in section.items()}
+        return {**at_rest, "kind": long} if section.get("kind") == short else at_rest
 
     values = recipe.model_dump(mode="json")
     made = validate(

@@ -170,7 +170,7 @@ def load_of(recipe: DistillRecipe, name: str) -> Load:
         sum(found.steps[stage.name] * sum(1 / phase.every for phase in stage.phases) for stage in built.stages) / steps
     )
     evaluations = found.evaluations / (steps * found.batch)
-    by_way = {(setting.precision, setting.recompute): setting for setting in found.settings}
+    by_way = {(setting.precision, setting.recompute): setting for setting in found.settings if not setting.offload}
     return Load(
         blocks=blocks_in_order(context.original),
         trained=trained,

@@ -100,14 +100,3 @@ def part_of(role: str, network: nn.Module, size: int) -> Part:
         sum(p.numel() for p in network.parameters()),
         size,
     )
-
-
-def moments_of(built: Built) -> int:
-    """Bytes of the optimizers' moments of the largest stage."""
-    return max(
-        sum(
-            phase.optimizer.moments * sum(p.numel() * p.element_size() for p in phase.trained.parameters())
-            for phase in stage.phases
-        )
-        for stage in built.stages
-    )

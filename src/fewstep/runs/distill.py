@@ -113,16 +113,20 @@ def distill(
             heard.say(WITHOUT_DATA if recipe.evaluation.reference is None else WITH_TEACHER_ALONE)
         student = trainer.fit(resume)
         assert isinstance(student, (Denoiser, Generator))
+        trainer.bring(student, parts.codec)
         if parts.target is not None and parts.target.short:
             heard.say(parts.target.short)
         _save(folder, recipe, student, parts, whole)
         if parts.path is not None and parts.path.last:
             conditions = parts.prior.conditions
+            trainer.bring(parts.path.carrier, parts.codec)
             write_path_picture(folder.samples, parts.path, conditions, parts.codec, recipe.evaluation)
+            trainer.bring(student, parts.codec)
         sampler = _sampler(recipe, parts, student)
         _write_picture(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
         _write_captions(folder.samples / "final.png", sampler, parts, recipe.evaluation.pictures)
         if parts.space.shape == (2,):
+            trainer.bring(student, parts.teacher, parts.fake)
             _write_directions(folder, sampler, parts)
     return folder.path
 
@@ -230,10 +234,13 @@ def _trainer(
         heard.picture(step, folder.samples / name)
         return {"file": f"samples/{name}"}
 
+    pictured = [module for module in (parts.average, parts.codec) if module is not None]
+    # Moments of the teacher's samples that are not kept yet are made by the first measurement.
+    compared = [] if recipe.evaluation.reference is None else [parts.teacher]
     every, figures = recipe.evaluation.every, {"fd", "accuracy"} - set(evaluator.lacking())
     probes: list[Probe | Monitor] = [
-        *([Probe("evaluation", every, measure)] if figures else []),
-        Probe("samples", every, picture),
+        *([Probe("evaluation", every, measure, [*pictured, *compared])] if figures else []),
+        Probe("samples", every, picture, pictured),
         parts.monitor,
     ]
     return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard])

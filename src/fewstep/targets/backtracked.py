@@ -85,6 +85,9 @@ class Backtracked(Target, Resumable, Hook):
         self._slot = self._slot or self.path.blank()
         return self.path.teacher, self._slot
 
+    def in_use(self) -> Sequence[nn.Module]:
+        return (self.denoiser,)
+
     def figures(self) -> dict[str, float]:
         return {} if self.node is None else {"target_node": self.node}
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.denoisers import Denoiser, freeze
 from fewstep.errors import UserError
@@ -284,6 +284,12 @@ class Recorder(Resumable, Hook):
 
     def decides(self, step: int) -> bool:
         return self.rule.decides(step)
+
+    def networks(self) -> Sequence[nn.Module]:
+        return self.rule.networks()
+
+    def in_use(self) -> Sequence[nn.Module]:
+        return self.rule.in_use()
 
     def figures(self) -> dict[str, float]:
         return {"path_nodes": self.path.last}

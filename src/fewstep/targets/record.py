@@ -14,16 +14,16 @@ the estimates of node i there and f those of the degrading model,
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.cost import unmetered
 from fewstep.denoisers import Denoiser
-from fewstep.resumable import Resumable
+from fewstep.resumable import Resumable, walk
 from fewstep.system import distributed
 from fewstep.values import BelowOne, Positive, Steps, Value
 
@@ -175,8 +175,18 @@ class ByDistance(RecordRule):
             return Decision(record, f"the limit of {self.settings.max_steps} steps was reached")
         return Decision(record)
 
+    def networks(self) -> Sequence[nn.Module]:
+        return [value for value in walk((self._teacher, self._probe)) if isinstance(value, nn.Module)]
+
+    def in_use(self) -> Sequence[nn.Module]:
+        # What it is told of the teacher and of its probes is kept once it was looked for.
+        return self.networks() if self._unit is None else ()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"last": None if self._last is None else self._last.flatten().tolist(), "travelled": self.travelled}
+        return {
+            "last": None if self._last is None else self._last.cpu().flatten().tolist(),
+            "travelled": self.travelled,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         # In the form of the estimates once there is one.

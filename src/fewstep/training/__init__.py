@@ -3,7 +3,7 @@
 from fewstep.training.actions import Action, Copy, CopyNode, MeasureSpacing
 from fewstep.training.listeners import Bar, Listener, Silent, TensorBoard, WandB
 from fewstep.training.monitors import Monitor, Reading
-from fewstep.training.optimizer import SGD, Adam, Optimizer
+from fewstep.training.optimizer import SGD, Adam, Adam8bit, Optimizer
 from fewstep.training.phase import Phase, Stage, Term
 from fewstep.training.probes import Probe
 from fewstep.training.reporting.divergence import Diverged
@@ -14,6 +14,7 @@ __all__ = [
     "SGD",
     "Action",
     "Adam",
+    "Adam8bit",
     "Bar",
     "Copy",
     "CopyNode",

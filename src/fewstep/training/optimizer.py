@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import abc
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import annotated_types as at
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import UserError
 from fewstep.system import distributed
 from fewstep.values import MOST, BelowOne, Costly, Fraction, Later, NotNegative, Positive, Value
 
 Warmup = Annotated[int, at.Interval(ge=0, le=MOST), Costly(4)]
+# What bitsandbytes does: moments of fewer numbers stay in float32, others have a scale a block.
+_FEWEST_OF_8_BITS, _BLOCK, _MAPS = 4096, 256, 2 * 256 * 4
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,15 @@ class Optimizer(Value, abc.ABC):
     decay_along: Annotated[Literal["cosine", "line"], Later()] = field(default="cosine", kw_only=True)
     clip: Positive | None = field(default=None, kw_only=True)
 
-    @property
     @abc.abstractmethod
-    def moments(self) -> int:
-        """How many numbers it keeps for each parameter."""
+    def moment_bytes(self, parameters: Iterable[Tensor]) -> int:
+        """Bytes of what it remembers of the parameters' numbers, its counters of steps left out."""
+
+    def check(self, sharded: bool) -> None:
+        """Raises ``UserError`` where it cannot be built here; ``sharded``: whether its parameters
+        will be divided among processes. The sentence begins with a verb, after what it is of.
+        """
+        return
 
     @abc.abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -59,22 +68,76 @@ class Optimizer(Value, abc.ABC):
 
 
 @dataclass(frozen=True)
-class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015)."""
+class TwoMoments(Optimizer, abc.ABC):
+    """Steps along a mean of gradients over the root of a mean of their squares, whose memories are
+    ``betas``; ``eps`` is added to the root.
+    """
 
-    kind: Literal["adam"] = field(default="adam", kw_only=True)
     betas: tuple[BelowOne, BelowOne] = (0.0, 0.999)
     eps: Annotated[Positive, Later()] = 1e-8
 
-    @property
-    def moments(self) -> int:
-        return 2
+
+@dataclass(frozen=True)
+class Adam(TwoMoments):
+    """Adam (Kingma and Ba 2015)."""
+
+    kind: Literal["adam"] = field(default="adam", kw_only=True)
+
+    def moment_bytes(self, parameters: Iterable[Tensor]) -> int:
+        return sum(2 * parameter.numel() * parameter.element_size() for parameter in parameters)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         # The fused implementation updates all parameters in one pass; it exists for CPU and CUDA.
         return torch.optim.AdamW(
             list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
         )
+
+
+@dataclass(frozen=True)
+class Adam8bit(TwoMoments):
+    """Adam whose moments are kept in 8 bits (Dettmers et al. 2022), by the library bitsandbytes.
+
+    A moment is one byte, an index into a map of 256 values, times a float32 scale for each 256
+    numbers. Tensors of fewer than 4096 numbers keep moments of float32. Steps are taken in float32,
+    so that what is rounded is what is remembered. The host waits for the device at each step.
+    """
+
+    kind: Literal["adam8bit"] = field(default="adam8bit", kw_only=True)
+
+    def moment_bytes(self, parameters: Iterable[Tensor]) -> int:
+        sizes = [parameter.numel() for parameter in parameters]
+        long = sum(2 * 4 * size for size in sizes if size < _FEWEST_OF_8_BITS)
+        short = sum(2 * (size + 4 * math.ceil(size / _BLOCK)) for size in sizes if size >= _FEWEST_OF_8_BITS)
+        # The two maps, one for numbers with a sign and one for squares, are shared by all tensors.
+        return long + short + (_MAPS if short else 0)
+
+    def check(self, sharded: bool) -> None:
+        if sharded:
+            raise UserError(
+                "has 'optimizer.kind: adam8bit', whose library bitsandbytes does not know parameters that "
+                "'distributed.mode: fsdp' divides; use 'optimizer.kind: adam', or 'distributed.mode: ddp'."
+            )
+        _bitsandbytes()
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        built: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(
+            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
+        return built
+
+
+def _bitsandbytes() -> Any:
+    """The library; raises ``UserError`` where it is missing."""
+    # What it says on import of kernels for other things than optimizers is no business of a run.
+    logging.getLogger("bitsandbytes").addHandler(logging.NullHandler())
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(
+            "has 'optimizer.kind: adam8bit', which needs bitsandbytes, and that is not installed: "
+            "pip install 'fewstep[bitsandbytes]', or use 'optimizer.kind: adam'."
+        ) from error
+    return bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -85,8 +148,7 @@ class SGD(Optimizer):
 
     kind: Literal["sgd"] = field(default="sgd", kw_only=True)
 
-    @property
-    def moments(self) -> int:
+    def moment_bytes(self, parameters: Iterable[Tensor]) -> int:
         return 0
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -151,6 +151,17 @@ def build_optimizers(stage: Stage) -> dict[str, torch.optim.Optimizer]:
     return built
 
 
+def check_optimizers(stages: Sequence[Stage], sharded: bool) -> None:
+    """Raises ``UserError`` naming the first phase whose optimizer cannot be built here: before the
+    first step, and not when its stage begins. ``sharded``: whether networks will be.
+    """
+    for phase in _phases(stages):
+        try:
+            phase.optimizer.check(sharded)
+        except UserError as error:
+            raise UserError(f"phase '{phase.name}': {error}") from error
+
+
 def named_networks(stages: Sequence[Stage]) -> dict[str, nn.Module]:
     """Everything that training or an action writes, once each: trained networks by the name of the
     first phase that trains them, then averages and what actions write.

@@ -22,8 +22,9 @@ class Settings:
     background; None is shards where networks are sharded and a file elsewhere. ``mode`` and
     ``replicas``: how several processes share the networks (see ``layout``). ``run``: what tells
     this run's checkpoints from another's; nothing for any. ``device``: where the loop works; None
-    is where the networks are. They are elsewhere only until they are sharded. ``origins``:
-    checksums of what the run is made from, which checkpoints keep.
+    is where the networks are. They are elsewhere only until they are sharded, and while they wait:
+    with ``offload`` those that are not used do, in the host's memory (see ``training.offload``).
+    ``origins``: checksums of what the run is made from, which checkpoints keep.
     """
 
     batch: int = 64
@@ -38,6 +39,7 @@ class Settings:
     checkpoints: Literal["file", "shards", "background"] | None = None
     run: str = ""
     device: torch.device | None = None
+    offload: bool = False
     origins: Origins = field(default_factory=dict)
 
     def __post_init__(self) -> None:

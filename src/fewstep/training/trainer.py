@@ -1,7 +1,8 @@
 """The loop: stages one after another, phases in turn, everything else at its cadence.
 
 A step draws its states from its place (see ``random``), most of them while the step before computes
-(``ahead``); each phase due takes its turn (``turns``) and calls its hook. Nothing the loop does
+(``ahead``); each phase due takes its turn (``turns``) and calls its hook, and what it does not use
+may wait elsewhere meanwhile (``offload``). Nothing the loop does
 depends on how often it was interrupted: a run that was killed and resumed ends byte-equal to one
 that was not, on the same machine and thread count.
 
@@ -20,6 +21,7 @@ checkpoint written in the background) is summed over them first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,10 +43,21 @@ from fewstep.training.ahead import Ahead
 from fewstep.training.layout import Sharded, build_layout
 from fewstep.training.listeners.listener import Listener, Several
 from fewstep.training.monitors import Monitor
-from fewstep.training.phase import Phase, Stage, all_modules, build_optimizers, computes_in_full, named_networks
+from fewstep.training.offload import build_room, networks_in
+from fewstep.training.phase import (
+    Phase,
+    Stage,
+    Term,
+    all_modules,
+    build_optimizers,
+    check_optimizers,
+    computes_in_full,
+    named_networks,
+)
 from fewstep.training.probes import Probe, ProbeRounds
 from fewstep.training.reporting.inbox import Inbox
 from fewstep.training.reporting.journal import Journal, noted
+from fewstep.training.reporting.reports import Report
 from fewstep.training.saving.checkpoint import CHECKPOINTS
 from fewstep.training.saving.saver import Saver
 from fewstep.training.saving.snapshots import CheckpointContent, Optimizers, Snapshots
@@ -84,14 +97,19 @@ class Trainer:
         self._device = self.settings.device or device_of(self.average)
         halved = self.settings.precision == "bf16" and not computes_in_full(self.stages)
         self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, halved)
+        check_optimizers(self.stages, isinstance(self._layout, Sharded))
+        self._room = build_room(self.settings.offload, self.settings.mode, self._device)
         self._turns = Turns(self._layout, self.settings, self._device, average, self.average)
         kind = self.settings.checkpoints or ("shards" if isinstance(self._layout, Sharded) else "file")
         self._saver = Saver(self.folder / CHECKPOINTS, self.settings.keep, self.settings.run, kind)
         self._journal = Journal(self.folder / "metrics.jsonl", self.listener)
         kept = CheckpointContent(self.stages, self.networks, self._stateful, self._journal)
         self._snapshots = Snapshots(kept, self._saver, self.settings, self.listener.say)
-        self._probes = ProbeRounds(probes, self._journal, self.listener.say, self.settings.seed, self._device)
-        self._inbox = Inbox(self._journal, self._snapshots.way_back, self._turns.to_blame)
+        self._used_by_probes = list(networks_in([p.uses if isinstance(p, Probe) else p for p in probes]))
+        self._probes = ProbeRounds(
+            probes, self._journal, self.listener.say, self.settings.seed, self._device, self._room
+        )
+        self._inbox = Inbox(self._journal, self._snapshots.way_back, self._to_blame)
         self._ahead = Ahead(self.settings, self._device)
         self._optimizers: Optimizers = {}
 
@@ -103,7 +121,7 @@ class Trainer:
         """
         distributed.in_step(self.settings.check_portions)
         with locked(self.folder), stop_requests() as stop, self.listener, self._ahead:
-            self._layout.lay_out(all_modules(self.stages, self.networks, self._stateful))
+            self._lay_out()
             found = self._snapshots.restore() if resume else None
             if found is None:
                 self._start()
@@ -118,7 +136,14 @@ class Trainer:
             finally:
                 # However it ends: DDP's modules must be gone before their group is.
                 self._turns.forget()
+            self.bring(self.average)
         return self.average.average
+
+    def bring(self, *models: nn.Module | None) -> None:
+        """Brings these models to the device, for whoever uses them after ``fit``; where networks
+        may wait, all others do.
+        """
+        self._room.take_in(models)
 
     def advance(self, steps: int) -> None:
         """Begins the run, where it has not begun, and makes ``steps`` steps of its first stage,
@@ -127,7 +152,7 @@ class Trainer:
         stage = self.stages[0]
         if not self._turns.ready:
             distributed.in_step(self.settings.check_portions)
-            self._layout.lay_out(all_modules(self.stages, self.networks, self._stateful))
+            self._lay_out()
             self._start()
             self._optimizers = build_optimizers(stage)
             self._turns.prepare(stage)
@@ -135,6 +160,11 @@ class Trainer:
             for _ in range(steps):
                 self._step(stage, StopRequest())
         self._inbox.read()
+
+    def _lay_out(self) -> None:
+        self._layout.lay_out(all_modules(self.stages, self.networks, self._stateful))
+        everything = all_modules(self.stages, self.networks, self._stateful)
+        self._room.settle(itertools.chain(everything, self._used_by_probes))
 
     def _start(self) -> None:
         """Begins a run; a folder in which one has made a step or saved is not touched."""
@@ -167,6 +197,7 @@ class Trainer:
 
     def _begin(self, stage: Stage) -> None:
         """Runs the stage's actions, which count."""
+        self._room.take_in(stage.begin)
         with metered() as meter:
             for action in stage.begin:
                 action.run()
@@ -208,14 +239,19 @@ class Trainer:
         self.listener.step(progress.stage_step, noted(figures))
 
     def _take_turn(self, phase: Phase, steps: Sequence[Step], stage: Stage) -> None:
-        rate = phase.optimizer.rate(self.progress.stage_step, stage.total)
-        report = self._turns.take(phase, steps, self._optimizers[phase.name], rate)
+        rate, optimizer = phase.optimizer.rate(self.progress.stage_step, stage.total), self._optimizers[phase.name]
+        self._room.take_in(phase, *([self.average] if phase.network is self.model else []), optimizer=optimizer)
+        report = self._turns.take(phase, steps, optimizer, rate)
         self._inbox.put(report, f"at step {self.progress.step + 1} (stage '{stage.name}')")
         if phase.after_step is not None:
             done = self.progress.stage_step + 1
             if decides(phase.after_step, done):
                 self._inbox.read()
             phase.after_step(done, phase.network)
+
+    def _to_blame(self, report: Report) -> Sequence[Term]:
+        self._room.take_in(report.phase)
+        return self._turns.to_blame(report)
 
     def _save(self) -> None:
         self._inbox.read()

@@ -45,6 +45,11 @@ def plan_table(plan: dict[str, Any], memory: float | None) -> str:
         ),
         f"on disk: the path {shown_bytes(plan['path_bytes'])}, each checkpoint {shown_bytes(plan['checkpoint_bytes'])}",
         f"work: {plan['evaluations']:.3g} network evaluations of {plan['operations']:.3g} operations",
+        *(
+            [f"offloaded, phases that take a turn each carry {shown_bytes(plan['carried'])} between GPU and host"]
+            if plan["carried"]
+            else []
+        ),
         *plan["notes"],
     ]
     lines = [
@@ -87,7 +92,8 @@ def _settings(settings: list[dict[str, Any]], cheapest: dict[str, Any] | None, m
 
 def _named(setting: dict[str, Any]) -> str:
     how = f"{setting['gpus']} x " if setting["gpus"] > 1 else ""
-    return f"{how}{setting['mode']}, {setting['precision']}{', recomputed' if setting['recompute'] else ''}"
+    besides = [word for key, word in (("recompute", ", recomputed"), ("offload", ", offloaded")) if setting[key]]
+    return f"{how}{setting['mode']}, {setting['precision']}{''.join(besides)}"
 
 
 def _fits(setting: dict[str, Any], memory: float) -> str:
@@ -101,9 +107,10 @@ def _conclusion(plan: dict[str, Any], memory: float | None) -> list[str]:
         return [f"* the fewest GPU-hours of those that {chosen_from}: {_advice(plan['cheapest'])}"]
     if memory is None:
         return []
-    most = max(each["largest_batch"] * each["gpus"] for each in plan["settings"])
+    leanest = max(plan["settings"], key=lambda each: each["largest_batch"] * each["gpus"])
+    most = leanest["largest_batch"] * leanest["gpus"]
     advice = (
-        f"with --set training.batch={most} the leanest of these does."
+        f"with --set training.batch={most} the leanest of these does: {_advice(leanest)}."
         if most
         else "more GPUs, or larger ones, are needed."
     )
@@ -114,6 +121,7 @@ def _advice(setting: dict[str, Any]) -> str:
     options = [
         f"--set training.precision={setting['precision']}",
         *(["--set training.recompute=true"] if setting["recompute"] else []),
+        *(["--set training.offload=true"] if setting["offload"] else []),
     ]
     gpus = "one GPU" if setting["gpus"] == 1 else f"{setting['gpus']} GPUs by {setting['mode']}"
     return f"{gpus}, {' '.join(options)}"

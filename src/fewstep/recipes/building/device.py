@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 
 from fewstep.errors import UserError
-from fewstep.recipes.config import Distributed
+from fewstep.recipes.config import Distributed, Training
 from fewstep.system.launch import local_number
 from fewstep.training.layout import is_sharded
+from fewstep.training.offload import HOST, check_offload
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -41,8 +42,14 @@ def resolve_device(name: DeviceName) -> torch.device:
     return torch.device("cuda", card)
 
 
-def building_device(choice: Distributed, device: torch.device) -> torch.device:
+def building_device(training: Training, spread: Distributed, device: torch.device) -> torch.device:
     """Where the networks of a run that works on ``device`` are built: there, or on the CPU where
-    they will be sharded, since no GPU need hold one whole.
+    they will be sharded, since no GPU need hold one whole, or will wait for their turn, since none
+    need hold all.
+
+    Raises ``UserError`` where they cannot wait.
     """
-    return torch.device("cpu") if is_sharded(choice.mode) else device
+    if training.offload:
+        check_offload(spread.mode, device)
+        return HOST
+    return HOST if is_sharded(spread.mode) else device

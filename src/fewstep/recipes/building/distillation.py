@@ -75,7 +75,8 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     """
     check_parts(recipe, begun)
     data, device = data_of(recipe.data), resolve_device(recipe.training.device)
-    teacher = open_teacher(recipe, data, building_device(recipe.distributed, device))
+    building = building_device(recipe.training, recipe.distributed, device)
+    teacher = open_teacher(recipe, data, building, device if recipe.training.offload else building)
     features = build_features(recipe.evaluation.features, teacher.pictured, device)
     if not begun:
         schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps

@@ -60,9 +60,12 @@ class Teacher:
         return self.space if self.codec is None else pictures_of(self.codec, self.space)
 
 
-def open_teacher(recipe: DistillRecipe, data: Dataset | None, device: torch.device) -> Teacher:
+def open_teacher(
+    recipe: DistillRecipe, data: Dataset | None, device: torch.device, at_work: torch.device | None = None
+) -> Teacher:
     """The recipe's teacher on a device, with its prompts embedded, where it is told prompts; the
-    text encoder is let go.
+    text encoder is let go. ``at_work``: where prompts are embedded and pictures encoded, which is
+    done before the teacher is read; None for the same device.
 
     Raises ``UserError`` where teacher, prompts and data do not go together.
     """
@@ -72,16 +75,20 @@ def open_teacher(recipe: DistillRecipe, data: Dataset | None, device: torch.devi
         denoiser = build_teacher(recipe.teacher, data)
         space = space_of(recipe.teacher, denoiser) if data is None else data.space
         return Teacher(denoiser.to(device), Classes(denoiser.classes), space, data=data)
-    return _of_text(text, prompts_of(recipe), data, device)
+    return _of_text(text, prompts_of(recipe), data, device, device if at_work is None else at_work)
 
 
 def _of_text(
-    text: OpenedPipeline, choice: config.PromptsChoice, pictures: Dataset | None, device: torch.device
+    text: OpenedPipeline,
+    choice: config.PromptsChoice,
+    pictures: Dataset | None,
+    device: torch.device,
+    at_work: torch.device,
 ) -> Teacher:
     codec = text.codec().to(device)
-    listed, data = choice.beside(None if pictures is None else latents_of(pictures, codec))
+    listed, data = choice.beside(None if pictures is None else latents_of(pictures, codec, device=at_work))
     # The encoder is let go before the network is read.
-    around = Around(codec, embedded(text, listed, choice.too_long, device))
+    around = Around(codec, embedded(text, listed, choice.too_long, at_work))
     denoiser = text.denoiser()
     _check_shape(denoiser, data)
     made = {name: shape[-1] for name, shape in around.prompts.shapes.items()}

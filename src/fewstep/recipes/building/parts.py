@@ -59,6 +59,7 @@ def build_settings(training: config.Training, spread: config.Distributed | None 
         mode=spread.mode,
         replicas=spread.replicas,
         checkpoints=spread.checkpoints,
+        offload=training.offload,
     )
 
 

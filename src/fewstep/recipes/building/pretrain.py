@@ -67,14 +67,14 @@ class Pretraining:
 def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
     """One stage: denoising for a denoiser, cross-entropy for a classifier or a reader, the
     squared error for a codec, a game with a critic for a generator; on ``training.device`` (on the
-    CPU where networks are yet to be sharded).
+    CPU where networks are yet to be sharded, or wait for their turn).
 
     Raises ``UserError`` where 'method' and 'model' do not fit, and for a device that is not there.
     """
     data, method, device = (
         recipe.data.open(),
         recipe.method,
-        building_device(recipe.distributed, resolve_device(recipe.training.device)),
+        building_device(recipe.training, recipe.distributed, resolve_device(recipe.training.device)),
     )
     if recipe.evaluation.reference is not None:
         raise UserError(

@@ -28,6 +28,7 @@ class Training(Section):
     activations and compute them again in the backward pass (gradient checkpointing). ``frozen``:
     the type in which the weights of linear and convolutional layers are kept that nothing trains,
     those of the teacher and of a path's node in use; copies that are trained are in float32.
+    ``offload``: networks that a phase does not use wait in the host's memory, with their moments.
     """
 
     steps: Count
@@ -44,6 +45,7 @@ class Training(Section):
     keep: Count = 2
     health_every: Count = 200
     frozen: Annotated[Literal["fp32", "bf16"], Later()] = "fp32"
+    offload: Annotated[bool, Later()] = False
 
 
 class Distributed(Section):

@@ -1,8 +1,13 @@
-"""An optimizer's moments as a checkpoint holds them, and the way back."""
+"""An optimizer's moments as a checkpoint holds them, and the way back.
+
+A checkpoint holds flat named tensors alone. What a library's optimizer keeps in mappings of its own
+has their names in its name, after a slash; a whole number, such as a count of steps, is an int64
+without dimensions, which no optimizer keeps as a tensor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +19,16 @@ from fewstep.training.saving.checkpoint import Checkpoint
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """An optimizer's per-parameter state as flat named tensors."""
-    return {
-        f"{prefix}/{index}/{key}": value
-        for index, entry in optimizer.state_dict()["state"].items()
-        for key, value in entry.items()
-    }
+    return dict(_flat(optimizer.state_dict()["state"], prefix))
+
+
+def _flat(state: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Tensor]]:
+    for key, value in state.items():
+        name = f"{place}/{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        else:
+            yield name, torch.tensor(value) if isinstance(value, int) else value
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, checkpoint: Checkpoint) -> None:
@@ -26,14 +36,21 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, checkpoint:
     it.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, value in checkpoint.read(f"{prefix}/", _MomentsLike(parameters)).items():
-        index, key = name.split("/")
-        parameter = parameters[int(index)]
-        state.setdefault(int(index), {})[key] = (
-            distributed.like(value, parameter) if value.shape == parameter.shape else value
-        )
+        index, *folders, key = name.split("/")
+        parameter, entry = parameters[int(index)], state.setdefault(int(index), {})
+        for folder in folders:
+            entry = entry.setdefault(folder, {})
+        entry[key] = _kept(value, parameter)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _kept(value: Tensor, parameter: Tensor) -> Tensor | int:
+    """An entry as the optimizer keeps it."""
+    if value.ndim == 0 and value.dtype == torch.int64:
+        return int(value)
+    return distributed.like(value, parameter) if value.shape == parameter.shape else value
 
 
 class _MomentsLike(Mapping[str, Tensor]):

@@ -8,18 +8,28 @@ computation on the CPU. An operation on tensors here and there raises ``Mixed``,
 things that PyTorch allows: copies, a number (a tensor without dimensions) from the CPU in
 arithmetic, and an index from the CPU.
 
+``at_work`` is such a device for a whole run, whose networks may come and go. What torch refuses of
+the borrowed name it then lets pass, and draws are made where they belong, since a thread of its own
+would know of no such device.
+
 ``Card.fetched`` counts the numbers that were asked for from there: each would make a program wait
 for a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fewstep.training.ahead import Ahead
 
 CARD = torch.device("meta")
 _aten = torch.ops.aten
@@ -73,15 +83,36 @@ class Card(TorchDispatchMode):
 
 
 def on_card(model: Model) -> Model:
-    """The model, taken to ``CARD`` in place: its parameters stay the same objects, as they do on
-    the way to a GPU.
-    """
+    """The model, taken to ``CARD`` in place."""
+    with _the_same_parameters():
+        return model.to(CARD)
+
+
+@contextlib.contextmanager
+def _the_same_parameters() -> Iterator[None]:
+    """Inside, parameters stay the same objects on their way, as they do on the way to a GPU."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        return model.to(CARD)
+        yield
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@contextlib.contextmanager
+def at_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
+    """Inside, runs may be on ``CARD``, and networks may be carried to it and back."""
+    autocast = torch.autocast
+
+    def shortened(kind: str, *arguments: Any, **named: Any) -> Any:
+        return contextlib.nullcontext() if kind == CARD.type else autocast(kind, *arguments, **named)
+
+    monkeypatch.setattr(torch, "autocast", shortened)
+    for name in ("adam", "sgd"):
+        monkeypatch.setattr(sys.modules[f"torch.optim.{name}"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+    monkeypatch.setattr(Ahead, "__enter__", lambda self: self)
+    with _the_same_parameters(), Card() as card:
+        yield card
 
 
 def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
