@@ -235,6 +235,26 @@ def test_a_manifest_that_cannot_be_read_is_refused_by_name(content: str | None, 
 # Backtracking
 
 
+def test_to_be_asked_for_what_is_in_use_does_not_enter_the_path(tmp_path: Path) -> None:
+    """A run asks before the path is recorded; entered then, the target would be the teacher."""
+    teacher = tiny_denoiser()
+    path = DegradationPath(tmp_path, teacher)
+    target = Backtracked(path, Every(1))
+    assert list(target.in_use()) == [teacher]
+    assert target.node is None
+    assert target.figures() == {}
+    for step in (1, 2):
+        path.record(randomised(copy_of(teacher), step), step)
+    (slot,) = target.in_use()
+    assert slot is not teacher
+    assert target.node is None
+    # It is what the path is entered with.
+    assert target.denoiser is slot
+    assert (target.node, list(target.in_use())) == (1, [slot])
+    target.advance(1, None)
+    assert (target.node, list(target.in_use())) == (0, [teacher])
+
+
 def test_without_nodes_and_with_one_the_target_is_the_teacher_from_the_start(tmp_path: Path) -> None:
     for nodes in (0, 1):
         path = _recorded(tmp_path / str(nodes), nodes)

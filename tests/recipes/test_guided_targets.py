@@ -156,7 +156,7 @@ def test_a_method_that_is_told_a_scale_asks_the_owner_of_conditions(tmp_path: Pa
         ("imagenet64-disback", ["target.guidance={kind: along-path, scale: 2.0}"], "trained with the class of every"),
         ("imagenet64-diff-instruct", ["target.guidance={kind: constant, scale: 2.0}"], "'teacher.kind: nvidia'"),
         ("ffhq64-disback", ["target.guidance={kind: constant, scale: 2.0}"], "this one was never told any"),
-        ("digits-pd", ["target.guidance={kind: constant, scale: 2.0}"], "only methods that follow scores"),
+        ("digits-lcm", ["target.guidance={kind: constant, scale: 2.0}"], "student is told the scale"),
     ],
 )
 def test_a_teacher_that_cannot_be_guided_is_refused_in_a_sentence(

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewstep.denoisers import Averaged
-from fewstep.resumable import Resumable, untouched
+from fewstep.resumable import Resumable
 from fewstep.targets import Backtracked
 from fewstep.training.layout import units
 from fewstep.training.offload import networks_in, now_in_use
@@ -42,14 +42,12 @@ def where_idle_waits(
     Exact but for what is around networks, such as the count of an average.
     """
     held, carried = 0, 0
-    # A target that is asked for what is in force enters its path.
-    with untouched(stages):
-        for asked in (_node_in_force, now_in_use):
-            for stage in stages:
-                used = [_used(asked, phase, *([average] if phase.network is student else [])) for phase in stage.phases]
-                turns = [_bytes(each) + _of_training(phase) for each, phase in zip(used, stage.phases, strict=True)]
-                held = max(held, _bytes(_used(asked, stage.begin)), *turns)
-                carried = max(carried, 2 * _brought(stage.phases, used))
+    for asked in (_node_in_force, now_in_use):
+        for stage in stages:
+            used = [_used(asked, phase, *([average] if phase.network is student else [])) for phase in stage.phases]
+            turns = [_bytes(each) + _of_training(phase) for each, phase in zip(used, stage.phases, strict=True)]
+            held = max(held, _bytes(_used(asked, stage.begin)), *turns)
+            carried = max(carried, 2 * _brought(stage.phases, used))
     return Waiting(max([held, *(_bytes(_used(now_in_use, parts)) for parts in measured)]), carried)
 
 

@@ -86,7 +86,11 @@ class Backtracked(Target, Resumable, Hook):
         return self.path.teacher, self._slot
 
     def in_use(self) -> Sequence[nn.Module]:
-        return (self.denoiser,)
+        # Whoever asks does not use it yet: a path that is still recorded must not be entered.
+        if self._first if self.node is None else self.node:
+            self._slot = self._slot or self.path.blank()
+            return (self._slot,)
+        return (self.path.teacher,)
 
     def figures(self) -> dict[str, float]:
         return {} if self.node is None else {"target_node": self.node}
@@ -94,9 +98,14 @@ class Backtracked(Target, Resumable, Hook):
     def _in_force(self) -> int:
         """The node in force, entered at the first use."""
         if self.node is None:
-            self._enter(max(self.path.last - 1, 0))
+            self._enter(self._first)
         assert self.node is not None
         return self.node
+
+    @property
+    def _first(self) -> int:
+        """The node at which the path is entered."""
+        return max(self.path.last - 1, 0)
 
     def _enter(self, node: int) -> None:
         self.node, self.steps = node, 0

@@ -59,6 +59,9 @@ class DegradationPath(Resumable):
         self.teacher = teacher
         self._like = like
         self._first = None if like is None else {name: value.clone() for name, value in like.state_dict().items()}
+        # Of what takes a node, found before networks are laid out over processes.
+        slot = (self.teacher if like is None else self.blank()).state_dict()
+        self._kept = {name: value.dtype for name, value in slot.items()}
         self.origin = dict(origin or {})
         self.nodes: list[dict[str, Any]] = []
         self.closed = ""
@@ -92,8 +95,7 @@ class DegradationPath(Resumable):
 
     def _as_kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A node's weights in the types in which the model that takes them keeps them."""
-        kept = (self.teacher if self._like is None else self.blank()).state_dict()
-        return {name: value.to(kept[name].dtype) for name, value in tensors.items()}
+        return {name: value.to(self._kept[name]) for name, value in tensors.items()}
 
     def close(self, reason: str) -> None:
         """Marks the path complete before its planned length, and says why."""

@@ -28,7 +28,9 @@ def is_torch_file(path: Path) -> bool:
     if not path.is_file():
         return False
     with readable(path), open(path, "rb") as stream:
-        return stream.read(4).startswith((_ZIP, _PICKLE))
+        begin = stream.read(9)
+    # The header of safetensors begins after its length, of which the first byte may be a pickle's.
+    return begin[8:] != b"{" and begin.startswith((_ZIP, _PICKLE))
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.networks.adapters.low_rank_pair import LowRankPair
-from fewstep.system.files import opened_tensors, readable
+from fewstep.system.files import opened_tensors
 from fewstep.zoo.lora.lora_alphas import PeftAlphas, checked_alpha, peft_alphas
 from fewstep.zoo.lora.lora_keys import LoraKey, Part, parsed_key
 from fewstep.zoo.lora.lora_layers import PEFT_PREFIX, LoraLayers
 from fewstep.zoo.nvidia.machine import shown_foreign
+from fewstep.zoo.state_dicts import is_torch_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +77,7 @@ def read_lora(path: Path, network: nn.Module) -> LoraFile:
 
 def refuse_pickle(path: Path) -> None:
     """Raises ``UserError`` for a file that is a pickle, which is not read."""
-    if not path.is_file():
-        return
-    with readable(path), open(path, "rb") as stream:
-        begin = stream.read(9)
-    # The header of safetensors begins after its length.
-    if begin[8:] != b"{" and begin.startswith((b"PK\x03\x04", b"\x80")):
+    if is_torch_file(path):
         raise UserError(
             f"{path}: is a pickle, which is a program, and is not read; save the adapter as safetensors by the program "
             "that made it."
