@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,9 @@ def test_files_are_counted_by_folder_and_by_length(tmp_path: Path) -> None:
     found = house.measured(wide.parent)
     assert found["widest folder"] == ["wide", 3]
     assert (found["closets"], found["longest file"], found["lines over 120"]) == (2, 51, 1)
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Each is imported by its name alone, so that the second would not be run."""
+    names = Counter(path.name for path in Path(__file__).parents[1].rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1 and name != "conftest.py"] == []
