@@ -24,7 +24,7 @@ from typing import Any
 
 from paired import ratio
 from runner import Job, options_of, run_all
-from scenes_students import PER_CENT, figures, spread
+from scenes_students import cells, figures, of_seeds
 
 COPIES, ADAPTERS = "scenes-disback", "scenes-disback-lora"
 STUDENT = {"kind": "lora", "rank": 16, "scale": None, "alpha": 16.0, "first_sigma": None, "first_timestep": 699}
@@ -73,8 +73,7 @@ def main() -> None:
     rows = [
         {
             "arm": arm,
-            "seeds": [seed for seed in range(options.seeds) if (arm, seed) in found],
-            "figures": [found[arm, seed] for seed in range(options.seeds) if (arm, seed) in found],
+            **of_seeds(found, arm, options.seeds),
             **counted(arm, options),
         }
         for arm in options.only
@@ -155,10 +154,9 @@ def show(rows: Sequence[Mapping[str, Any]], compared: Mapping[str, Mapping[str, 
         f"\n{'arm':<18}{'seeds':>6}{'state MiB':>11}{'kept KiB':>10}" + "".join(f"{key:>26}" for key in SHOWN),
     )
     for row in rows:
-        cells = [spread([each[key] for each in row["figures"]], key in PER_CENT) for key in SHOWN]
         print(
             f"{row['arm']:<18}{len(row['seeds']):>6}{row['state_bytes'] / 2**20:>11.1f}"
-            f"{row['kept_bytes'] / 2**10:>10.0f}" + "".join(f"{cell:>26}" for cell in cells)
+            f"{row['kept_bytes'] / 2**10:>10.0f}" + cells(row, SHOWN)
         )
     for arm, each in compared.items():
         between = "" if each["low"] is None else f" ({each['low']:.2f} to {each['high']:.2f})"

@@ -31,7 +31,7 @@ from typing import Any
 
 from paired import gain, shown
 from runner import Job, kept, options_of, run_all
-from scenes_students import PER_CENT, spread
+from scenes_students import cells, of_seeds
 
 STEPS = 4
 SHOWN = ("fd", "accuracy", "held_out", "diversity")
@@ -83,7 +83,7 @@ def main() -> None:
     options = options_of(parser, "runs/ddil-text", 3)
     steps = {(task, ddil): steps_within(task, ddil, options) for task in options.only for ddil in (False, True)}
     # Seed by seed, so that an early stop leaves whole comparisons.
-    jobs = {(*arm, seed): job_of(*arm, seed, steps[arm], options) for seed in range(options.seeds) for arm in steps}
+    jobs = {(arm, seed): job_of(*arm, seed, steps[arm], options) for seed in range(options.seeds) for arm in steps}
     if not options.only_show:
         waiting = sum(not job.done for job in jobs.values())
         print(f"{waiting} of {len(jobs)} runs to do, about {waiting / 7:.1f} hours of one core", flush=True)
@@ -94,12 +94,11 @@ def main() -> None:
             "task": task,
             "ddil": ddil,
             "steps": steps[task, ddil],
-            "seeds": [seed for seed in range(options.seeds) if (task, ddil, seed) in found],
-            "figures": [found[task, ddil, seed] for seed in range(options.seeds) if (task, ddil, seed) in found],
+            **of_seeds(found, (task, ddil), options.seeds),
         }
         for task, ddil in steps
     ]
-    sharing = [jobs["pd4", True, seed] for seed in range(options.shared) if ("pd4", True, seed) in found]
+    sharing = [jobs[("pd4", True), seed] for seed in range(options.shared) if (("pd4", True), seed) in found]
     compared = {task: compare(rows, task) for task in options.only}
     tables = [shared(job, options) for job in sharing]
     show(rows, compared, tables)
@@ -190,11 +189,8 @@ def show(
 ) -> None:
     print(f"\n{'task':<14}{'states':<12}{'steps':>6}{'seeds':>6}" + "".join(f"{key:>26}" for key in SHOWN))
     for row in rows:
-        cells = [spread([each[key] for each in row["figures"]], key in PER_CENT) for key in SHOWN]
-        print(
-            f"{row['task']:<14}{'ddil' if row['ddil'] else 'usual':<12}{row['steps']:>6}{len(row['seeds']):>6}"
-            + "".join(f"{cell:>26}" for cell in cells)
-        )
+        states = "ddil" if row["ddil"] else "usual"
+        print(f"{row['task']:<14}{states:<12}{row['steps']:>6}{len(row['seeds']):>6}" + cells(row, SHOWN))
     for task, each in compared.items():
         without, with_ddil = TASKS[task].paper
         if each:

@@ -62,8 +62,7 @@ def main() -> None:
             "arm": arm[0],
             "guidance": arm[1],
             "steps": steps[arm],
-            "seeds": [seed for seed in range(options.seeds) if (arm, seed) in found],
-            "figures": [found[arm, seed] for seed in range(options.seeds) if (arm, seed) in found],
+            **of_seeds(found, arm, options.seeds),
         }
         for arm in arms
     ]
@@ -146,16 +145,23 @@ def compare(rows: Sequence[Mapping[str, Any]], scale: float) -> dict[str, Any]:
 def show(rows: Sequence[Mapping[str, Any]], compared: Mapping[float, Mapping[str, Any]]) -> None:
     print(f"\n{'arm':<15}{'guidance':>9}{'steps':>7}{'seeds':>6}" + "".join(f"{key:>26}" for key in SHOWN))
     for row in rows:
-        cells = [spread([each[key] for each in row["figures"]], key in PER_CENT) for key in SHOWN]
-        print(
-            f"{row['arm']:<15}{row['guidance']:>9g}{row['steps']:>7}{len(row['seeds']):>6}"
-            + "".join(f"{cell:>26}" for cell in cells)
-        )
+        print(f"{row['arm']:<15}{row['guidance']:>9g}{row['steps']:>7}{len(row['seeds']):>6}" + cells(row, SHOWN))
     for scale, others in compared.items():
         for arm, each in others.items():
             between = "" if each["low"] is None else f" ({each['low']:+.0f} to {each['high']:+.0f})"
             lower = f"lower on {each['wins']} of {each['pairs']}"
             print(f"guidance {scale:g}: disback's distance below {arm}'s by {each['mean']:+.0f} %{between}, {lower}")
+
+
+def of_seeds(found: Mapping[tuple[Any, int], Any], arm: Any, seeds: int) -> dict[str, list[Any]]:
+    """The ``seeds`` of which an arm's figures were found, and these ``figures``."""
+    there = [seed for seed in range(seeds) if (arm, seed) in found]
+    return {"seeds": there, "figures": [found[arm, seed] for seed in there]}
+
+
+def cells(row: Mapping[str, Any], shown: Sequence[str]) -> str:
+    """A row's figures of these names over its seeds, as columns."""
+    return "".join(f"{spread([each[key] for each in row['figures']], key in PER_CENT):>26}" for key in shown)
 
 
 def spread(values: Sequence[float | None], per_cent: bool) -> str:

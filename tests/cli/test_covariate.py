@@ -110,7 +110,8 @@ def _shift(run: Path) -> dict:
 def test_the_tables_have_their_rows_and_figures(halved):
     found = _shift(halved)
     assert set(found) == {
-        *("student_steps", "teacher_steps", "samples", "draws", "guidance", "origins", "times", "levels"),
+        *("student_steps", "teacher_steps", "samples", "draws", "guidance", "target_guidance", "origins"),
+        *("times", "levels"),
         *("mixing", "teacher_then_student", "student_then_teacher", "sensitivity"),
     }
     assert (found["student_steps"], found["teacher_steps"], found["samples"], found["draws"], found["guidance"]) == (
@@ -276,6 +277,7 @@ def test_text_is_shared_in_latents_and_measured_in_pictures(texts, tmp_path):
     assert "prompt accuracy" in shown
     assert "class accuracy" not in shown
     assert "-0" not in shown
+    assert "teacher guided (constant: scale 3.0)" in shown
     copy = tmp_path / "run"
     shutil.copytree(texts, copy)
     assert "Prompt accuracy" in Path(write_run_report(copy)).read_text()

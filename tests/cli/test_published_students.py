@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.command.entry import run_command
-from fewstep.denoisers import copy_of
+from fewstep.denoisers import copy_of, save_adapter
+from fewstep.doctor import examine
 from fewstep.errors import UserError
+from fewstep.networks import AdaptedBase, AdaptedNetwork, Form
 from fewstep.random import Key
 from fewstep.recipes.config.starts import begun_fake, started
 from fewstep.runs.pictures.published_students import PublishedStudent, timesteps_said
@@ -250,3 +253,29 @@ def test_a_student_and_a_fake_score_begin_from_a_published_file(form: str, bases
     _broken("missing", tmp_path / "w.bin", torch.load(bases / "sd15.bin", weights_only=True))
     with pytest.raises(UserError, match=r"w\.bin: .*lacks"):
         started(copy_of(base), str(tmp_path / "w.bin"))
+
+
+def test_doctor_knows_files_of_others_and_adapters_as_starts(bases: Path, tmp_path: Path) -> None:
+    base = load_pipeline(bases / "sd15").denoiser
+    ours = AdaptedNetwork.fresh(AdaptedBase(base.network), Form(1, 1.0))
+    save_adapter(tmp_path / "ours.safetensors", ours.adapter)
+    save_file({"unet.x.lora_A.weight": torch.ones(1, 1)}, tmp_path / "theirs.safetensors")
+    recipe = {
+        "task": "distill",
+        "teacher": {"kind": "pipeline", "path": str(bases / "sd15")},
+        "prompts": {"kind": "list", "texts": list(PROMPTS)},
+        "method": {"kind": "distribution-matching", "fake": {"kind": "learned", "start": str(bases / "sd15.bin")}},
+        "target": {"kind": "fixed"},
+        "states": {"kind": "usual"},
+        "reflected": {"kind": "none"},
+        "data": None,
+        "training": {"steps": 2},
+        "evaluation": {"features": {"kind": "fourier"}},
+    }
+    for name, words in (("ours", "is a whole adapter"), ("theirs", "1 tensors of another program's adapter")):
+        student = {"kind": "lora", "rank": 1, "start": str(tmp_path / f"{name}.safetensors")}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "student": student}))
+        found = {finding.place: finding for finding in examine(tmp_path / "recipe.yaml")}
+        assert (found["student.start"].level, words in found["student.start"].sentence) == ("ok", True)
+        fake = found["method.fake.start"]
+        assert (fake.level, "tensors of another program; a run says" in fake.sentence) == ("ok", True)

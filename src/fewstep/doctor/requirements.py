@@ -15,7 +15,8 @@ from torch import nn
 
 from fewstep.data.images import open_source
 from fewstep.data.labels import Labels, read_labels
-from fewstep.denoisers import load_model
+from fewstep.denoisers import load_adapter, load_model
+from fewstep.denoisers.stored_adapter import adapter_in
 from fewstep.doctor.environment import EXTRAS, version_of
 from fewstep.doctor.findings import Finding, note, ok, problem, refused
 from fewstep.errors import UserError
@@ -24,9 +25,12 @@ from fewstep.planning.sketch import sketch
 from fewstep.recipes import DistillRecipe, Recipe, config, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import check_parts
 from fewstep.recipes.reading.places import named_in
+from fewstep.system.files import is_of_ours, opened_tensors
 from fewstep.system.locations import absolute, folder_or_id, is_address
 from fewstep.training.saving.checkpoint_files import is_checkpoint, look_at
 from fewstep.zoo.download import cached_file, local_file
+from fewstep.zoo.lora.lora_reader import refuse_pickle
+from fewstep.zoo.state_dicts import is_torch_file, read_state_dict
 
 
 def check_recipe(source: Path | str) -> list[Finding]:
@@ -138,9 +142,29 @@ def _start(key: str, path: Path, within: Callable[[Path], Path]) -> Finding:
         if is_checkpoint(found):
             look_at(found, verify=True)
             return ok(key, f"{found} is a whole checkpoint.")
+        if not found.is_file():
+            return _stored(key, str(found), lambda path: load_model(path)[0])
+        if within is adapter_in:
+            return _adapter(key, found)
+        if is_torch_file(found) or not is_of_ours(found):
+            count = len(read_state_dict(found))
+            return ok(key, f"{found} holds {count:,} tensors of another program; a run says whether they fit.")
     except UserError as error:
         return refused(key, error)
     return _stored(key, str(found), lambda path: load_model(path)[0])
+
+
+def _adapter(key: str, path: Path) -> Finding:
+    """Of an adapter's file, which is loaded with the network that it is on; raises ``UserError``
+    for one that cannot be read.
+    """
+    refuse_pickle(path)
+    if is_of_ours(path):
+        load_adapter(path)
+        return ok(key, f"{path} is a whole adapter.")
+    with opened_tensors(path) as stream:
+        count = len(stream.keys())
+    return ok(key, f"{path} holds {count:,} tensors of another program's adapter; a run says whether they fit.")
 
 
 def _data(choice: config.DataChoice | None) -> Iterator[Finding]:

@@ -84,6 +84,7 @@ def measure_shift(
             "samples": evaluator.samples,
             "draws": draws,
             "guidance": relay.guidance,
+            "target_guidance": recipe.target.guidance.describe() if recipe.target.guidance.guides else None,
             "origins": measured_origins(folder, recipe, data, listener.say),
             "times": relay.times.tolist(),
             "levels": [_finite(level) for level in relay.prior.schedule.rho(relay.times).tolist()],

@@ -63,7 +63,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         found = read_torch_file(path)
     else:
         with opened_tensors(path) as stream:
-            found = _floating(path, {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
+            found = _floating(path, {name: stream.get_tensor(name) for name in sorted(stream.keys())})
     part = next((name for name in found if "lora" in name.lower()), None)
     if part is not None:
         raise UserError(

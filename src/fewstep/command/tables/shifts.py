@@ -28,6 +28,9 @@ def shift_table(result: dict[str, Any]) -> str:
         f"{result['samples']} samples a draw, {shown_draws(result['draws'])}"
     )
     guided = "" if result["guidance"] is None else f", guidance {result['guidance']:g}"
+    if result["target_guidance"] is not None:
+        said = ", ".join(f"{key} {value}" for key, value in result["target_guidance"].items() if key != "kind")
+        guided = f", teacher guided ({result['target_guidance']['kind']}: {said})"
     return "\n\n".join([*tables, _sensitivity(result["sensitivity"], levels), size + guided])
 
 

@@ -72,26 +72,6 @@ def check_source(
         raise UserError(f"{other}: {needs}; leave it out.")
 
 
-def published_by(
-    base: str,
-    revision: str | None,
-    variant: str | None,
-    model: Path | None,
-    adapters: Sequence[AddedAdapter],
-    timesteps: str | None,
-    guidance: float | None,
-    prompts: Sequence[str] | None,
-) -> Sampler:
-    """What a command line asks to draw with beside no run. Raises ``UserError`` without prompts,
-    and what ``PublishedStudent.sampler`` raises.
-    """
-    if prompts is None:
-        raise UserError("--base: draws what prompts say; give some by --prompt or --prompts.")
-    place = PipelinePlace(base, revision, variant)
-    student = PublishedStudent(place, model, tuple(adapters), timesteps_said(timesteps), guidance)
-    return student.sampler(prompts).pictured
-
-
 @dataclass(frozen=True)
 class PublishedStudent:
     """A pipeline at ``place``, its network's weights replaced by those in ``model`` unless None,
@@ -104,6 +84,14 @@ class PublishedStudent:
     adapters: tuple[AddedAdapter, ...] = ()
     timesteps: tuple[int, ...] = ()
     guidance: float | None = None
+
+    def pictured(self, prompts: Sequence[str] | None) -> Sampler:
+        """What draws pictures of these prompts. Raises ``UserError`` without any, and what
+        ``sampler`` raises.
+        """
+        if prompts is None:
+            raise UserError("--base: draws what prompts say; give some by --prompt or --prompts.")
+        return self.sampler(prompts).pictured
 
     def sampler(self, prompts: Sequence[str], device: DeviceName = "auto") -> StudentSampler:
         """What draws these prompts, by their numbers.
