@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +17,7 @@ from typing import ClassVar
 import pytest
 
 from fewstep.errors import UserError
+from fewstep.system import caches
 from fewstep.system.caches import address_marks, cache_folder, content_digest, content_digests, held_cache
 from fewstep.system.locks import locked
 
@@ -171,3 +174,27 @@ def test_who_finds_a_folder_held_waits(tmp_path: Path) -> None:
         order.append((tmp_path / "done").exists())
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert order == [True]
+
+
+def test_a_folder_that_was_let_go_right_after_it_was_found_held_is_ours(tmp_path: Path, monkeypatch) -> None:
+    """The lock is let go between the refusal and whatever is looked at next."""
+    (tmp_path / "entry").mkdir()
+    holder = open(tmp_path / "entry" / "lock", "wb")  # noqa: SIM115 (let go below)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+
+    def let_go_when_refused(folder: Path) -> contextlib.AbstractContextManager[None]:
+        @contextlib.contextmanager
+        def held() -> Iterator[None]:
+            try:
+                with locked_before(folder):
+                    yield
+            except UserError:
+                holder.close()
+                raise
+
+        return held()
+
+    locked_before = caches.locked
+    monkeypatch.setattr(caches, "locked", let_go_when_refused)
+    with held_cache(tmp_path / "entry"):
+        assert holder.closed

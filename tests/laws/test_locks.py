@@ -198,6 +198,17 @@ def test_asking_writes_nothing_and_who_asks_is_not_seen(tmp_path: Path) -> None:
     assert (after.st_mtime_ns, after.st_ctime_ns, after.st_size) == (before.st_mtime_ns, before.st_ctime_ns, 0)
 
 
+def test_who_only_asks_does_not_keep_a_worker_out(tmp_path: Path) -> None:
+    """The shared lock of a question is there when a worker comes, and gone a moment later."""
+    asking = open(tmp_path / "lock", "wb")  # noqa: SIM115 (let go below)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    answered = threading.Timer(0.05, asking.close)
+    answered.start()
+    with locked(tmp_path):
+        assert asking.closed
+    answered.join()
+
+
 def test_a_lock_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(UserError, match=r"lock: cannot be read \(Is a directory\); put an empty file in its place"):

@@ -24,7 +24,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.system.files import write_alone
 from fewstep.system.ledger import NAME, file_digest, keeping_file, print_sentence
-from fewstep.system.locks import in_use, locked
+from fewstep.system.locks import InUse, locked
 
 # A file that changed so lately may change again without another time of change: clocks of file
 # systems are coarse.
@@ -98,10 +98,9 @@ def held_cache(folder: Path) -> Iterator[None]:
             try:
                 stack.enter_context(locked(folder))
                 break
-            except UserError:
-                if not in_use(folder):
-                    raise
-            time.sleep(_PAUSE)
+            except InUse:
+                # Whether it is still held is not asked: it may have been let go since, and is ours.
+                time.sleep(_PAUSE)
         yield
 
 

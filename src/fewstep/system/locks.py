@@ -18,11 +18,18 @@ from fewstep.system import distributed
 from fewstep.system.files import why_not_written
 
 _NAME = "lock"
+# Seconds. Who asks (``in_use``) holds the lock for as long as one call takes, and must not pass for
+# a worker: a lock that is refused is asked for again.
+_ASKED, _AGAIN = 0.2, 0.01
+
+
+class InUse(UserError):
+    """Another process, or another thread, holds the folder."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process: a second process gets a ``UserError``.
+    """Holds the folder for this process: a second process gets ``InUse``.
 
     The lock goes with the process however that ends. A thread that holds a folder may lock it
     again, another thread may not.
@@ -43,15 +50,11 @@ def _locked(folder: Path) -> Iterator[None]:
     # Of one file there is one lock, which counts for each thread how often it is held. Where the
     # kernel has no lock, a file whose being there is the lock would outlive its process: that is
     # refused. ``filelock`` refuses links; ours leads to what ``in_use`` asks.
-    lock = FileLock(
-        os.path.realpath(path), blocking=False, is_singleton=True, thread_local=True, fallback_to_soft=False
-    )
+    lock = FileLock(os.path.realpath(path), is_singleton=True, thread_local=True, fallback_to_soft=False)
     try:
-        lock.acquire()
+        lock.acquire(timeout=_ASKED, poll_interval=_AGAIN, blocking=True)
     except Timeout as error:
-        raise UserError(
-            f"{folder}: another fewstep process is working in this folder; wait for it or stop it."
-        ) from error
+        raise InUse(f"{folder}: another fewstep process is working in this folder; wait for it or stop it.") from error
     except OSError as error:
         raise UserError(why_not_written(path, error)) from error
     try:
