@@ -10,7 +10,7 @@ are asked for:
 - *Backwards twice* (R1 through a network's features). A kernel's backward pass has no derivative.
   Where the gradient is recorded, the formula of the gradient stands in its place: ``_Twice`` after
   the kernel goes by the formula, and ``_Once`` before it drops what the kernel gives. Elsewhere
-  both do nothing.
+  both do nothing, and where nothing is recorded they are left out.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     """
     if differentiates_forward():
         return _formula(q, k, v, bias)
+    if not torch.is_grad_enabled():
+        return _kernel(q, k, v, bias)
     once_q, once_k, once_v = _Once.apply(q, k, v)
     return _Twice.apply(q, k, v, bias, _kernel(once_q, once_k, once_v, bias))
 

@@ -233,11 +233,12 @@ class UNetBlock(nn.Module):
         else:
             hidden = self.norm1(hidden + modulation)
         x = self._sum(self.conv1(silu(hidden)), x if self.skip is None else self.skip(x))
-        return self._sum(x, self._attended(x)) if self.heads else x
+        return self._sum(self._attended(x), x) if self.heads else x
 
-    def _sum(self, x: Tensor, y: Tensor) -> Tensor:
-        total = x + y
-        # In place: nothing else has seen the sum.
+    def _sum(self, change: Tensor, x: Tensor) -> Tensor:
+        # In place: nothing else has seen what a convolution just gave, and none needs it for its
+        # gradient.
+        total = change.add_(x)
         return total if self.style.scale == 1.0 else total.mul_(self.style.scale)
 
     def _attended(self, x: Tensor) -> Tensor:
