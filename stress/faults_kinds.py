@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from faults_life import Ended, Life
-from faults_run import Bench, Kept
+from faults_run import LEDGER, Bench, Kept
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EACCES)
 KILLS_A_RUN = 8
+SPEAK_FOR_THEMSELVES = (LEDGER, "metrics.jsonl")
+"""Files of which a damaged one is cut or begun anew, and not kept: see ``system.ledger``."""
 DAMAGES = ("cut", "turned", "foreign", "gone", "empty")
 
 
@@ -253,17 +255,25 @@ def _damaged(
     """One try.
 
     A run that goes on must end as if nothing had been, but for the damaged file where nothing makes
-    it again; one that is refused must go on once the file is restored.
+    it again, and must keep what it found there under another name where it writes that file anew;
+    one that is refused must go on once the file is restored.
     """
     run, where = bench.fresh("damaged", source), f"{source.name}/{name} {what}"
     path = run / name
+    before = [each.read_bytes() for each in run.rglob("*") if each.is_file()] if name == LEDGER else []
     _damage(path, what, foreign / name, chance)
+    found = None if what == "gone" else path.read_bytes()
     ended = bench.go_on(run)
     count.tries += 1
     count.saw(ended, where)
     if ended.code == 0:
         count.resumed += 1
-        differences = bench.differences(run, name)
+        # Without its ledger a run takes what it wrote for somebody's.
+        stood = before if found is None else [*before, found]
+        differences = bench.differences(run, name, stood)
+        if found is not None and name not in SPEAK_FOR_THEMSELVES and path.is_file():
+            replaced = path.read_bytes() != found
+            differences += [f"{name}: what stood there is lost"] if replaced and found not in bench.aside(run) else []
         count.equal += not differences
         count.defects += [f"{where}: {'; '.join(differences)}"] if differences else []
         return

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from fewstep.system.ledger import NAME as LEDGER
 EVERY = 5
 # What is another at every run (times), and what no command reads again.
 IGNORED = ("lock", "report.html", "samples.png")
+_ASIDE = re.compile(r"\.(set-aside|unreadable)(-\d+)?(\.|$)")
 
 
 def recipe(path: Path, seed: int = 0, mode: str = "ddp") -> Path:
@@ -102,20 +105,33 @@ class Bench:
             shutil.copytree(source, run)
         return run
 
-    def differences(self, run: Path, besides: str = "") -> list[str]:
+    def differences(self, run: Path, besides: str = "", stood: Collection[bytes] = ()) -> list[str]:
         """What of the run is not byte for byte as in the reference; the file ``besides`` may be
         otherwise.
+
+        ``stood``: contents that the run may have found in its way, and may keep under other names.
         """
         ours, theirs = _files(run), _files(self.reference)
         found = [f"{name} is not there" for name in theirs if name not in ours and name != besides]
-        found += [f"{name} is too many" for name in ours if name not in theirs and name != besides]
-        # A checkpoint counts the lines of the log, which are fewer when the log was damaged.
-        read = _without_log_lines if besides == "metrics.jsonl" else _content
-        return found + [
-            f"{name} differs"
-            for name in theirs
-            if name in ours and name != besides and read(ours[name]) != read(theirs[name])
+        found += [
+            f"{name} is too many"
+            for name in ours
+            if name not in theirs and name != besides and not (_ASIDE.search(name) and ours[name].read_bytes() in stood)
         ]
+
+        def equal(name: str) -> bool:
+            # A checkpoint counts the lines of the log, which are fewer when the log was damaged.
+            read = _without_log_lines if besides == "metrics.jsonl" else _content
+            found, expected = read(ours[name]), read(theirs[name])
+            if name == LEDGER and isinstance(found, dict):
+                found, expected = ({**each, besides: None} for each in (found, expected))
+            return bool(found == expected)
+
+        return found + [f"{name} differs" for name in theirs if name in ours and name != besides and not equal(name)]
+
+    def aside(self, run: Path) -> list[bytes]:
+        """What a run keeps under other names."""
+        return [path.read_bytes() for name, path in _files(run).items() if _ASIDE.search(name)]
 
 
 @dataclass(frozen=True)
@@ -180,7 +196,8 @@ def _files(run: Path) -> dict[str, Path]:
     """The files of a run that must be equal: of its checkpoints the newest, which is one file or a
     folder of some.
     """
-    newest = max((path.name for path in (run / "checkpoints").glob("step-*")), default="")
+    steps = (path.name for path in (run / "checkpoints").glob("step-*") if not _ASIDE.search(path.name))
+    newest = max(steps, default="").partition(".")[0]
     files = {
         path.relative_to(run).as_posix(): path
         for path in run.rglob("*")
