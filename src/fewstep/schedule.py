@@ -314,8 +314,8 @@ class ShiftedFlow(Schedule):
     al. 2024, Eq. 23).
 
     So whatever is said in times is shifted: an even grid, a draw of times between two bounds, a
-    student's steps. s = 1 is ``RectifiedFlow``. Flux and others let s = e^mu grow with the number of
-    tokens.
+    student's steps. s = 1 is ``RectifiedFlow``. Flux and others let s = e^mu grow with the number
+    of tokens.
     """
 
     kind: Literal["shifted-flow"] = field(default="shifted-flow", kw_only=True)
