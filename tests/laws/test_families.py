@@ -135,7 +135,7 @@ def test_features_stop_half_way_and_are_the_images(case: FamilyCase) -> None:
         handle.remove()
     tokens = network.tokens_in(case.config, case.shape)
     assert found.shape == (len(x), network.bottleneck, tokens)
-    # A change in the last corner of the picture is largest in the last token, where blocks add little.
+    # Where blocks add little, a change in the last corner is largest in the last token.
     moved = x.clone()
     moved[:, :, -1, -1] += 1e-3
     with torch.no_grad():
