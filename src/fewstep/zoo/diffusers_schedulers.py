@@ -168,7 +168,9 @@ def _betas(config: dict[str, Any]) -> DiscreteVP:
 
 def _flow(config: dict[str, Any], tokens: int | None) -> Meaning:
     """x_t = (1 - sigma) x0 + sigma eps, told N sigma."""
-    plain = {"prediction_type": "flow_prediction", **config}
+    # Solvers that can also do flows write their own default, noise, where nothing else is said.
+    usual = "epsilon" if flag(config, "use_flow_sigmas", False) else "flow_prediction"
+    plain = {"prediction_type": usual, **config}
     prediction, steps = _chosen(plain, _FLOW, "of a flow"), _steps(config)
     for name in ("invert_sigmas", "stochastic_sampling"):
         if flag(config, name, False):

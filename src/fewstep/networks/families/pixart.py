@@ -45,7 +45,7 @@ class PixArt(DiffusersTransformer):
     def called(self, x: Tensor, noise_label: Tensor, condition: Condition) -> dict[str, Any]:
         text = context_tensor(condition, "text", self.context_shapes["text"], x)
         height, width = x.shape[2] * _PIXELS, x.shape[3] * _PIXELS
-        sizes = None, None
+        sizes: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.told_sizes:
             sizes = x.new_tensor([[height, width]]).expand(len(x), 2), x.new_full((len(x), 1), height / width)
         return {

@@ -41,6 +41,7 @@ class DiffusersTransformer(DenoisingNetwork, abc.ABC):
     does not know.
     """
 
+    part = "transformer"
     class_name: ClassVar[str]
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     last_layer: ClassVar[str] = "proj_out"
