@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep.condition import Condition
 
 TOKENS, ROWS = 5, 2
+STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ class FamilyCase:
     context: Mapping[str, tuple[int, ...]]
     scheduler: Callable[[], Any]
     masked: bool = False
-    settings: Mapping[str, Any] = None  # type: ignore[assignment]
 
     def network(self) -> Any:
         """diffusers' transformer with random weights."""
@@ -123,7 +123,7 @@ CASES: Mapping[str, FamilyCase] = {
         },
         (4, 8, 8),
         {"text": (TOKENS, 12), "pooled": (6,)},
-        _flow(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=64),
+        _flow(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=4096),
     ),
     "pixart": FamilyCase(
         "diffusers-pixart",
@@ -146,9 +146,9 @@ CASES: Mapping[str, FamilyCase] = {
         "diffusers-sana",
         "SanaTransformer2DModel",
         {
-            "sample_size": 4,
-            "in_channels": 6,
-            "out_channels": 6,
+            "sample_size": 16,
+            "in_channels": 8,
+            "out_channels": 8,
             "num_layers": 2,
             "attention_head_dim": 4,
             "num_attention_heads": 2,
@@ -158,7 +158,7 @@ CASES: Mapping[str, FamilyCase] = {
             "caption_channels": 12,
             "timestep_scale": 0.001,
         },
-        (6, 4, 4),
+        (8, 16, 16),
         {"text": (TOKENS, 12)},
         _flow(shift=3.0),
         masked=True,
@@ -177,7 +177,7 @@ CASES: Mapping[str, FamilyCase] = {
         },
         (4, 8, 8),
         {"text": (TOKENS, 12)},
-        _flow(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=64),
+        _flow(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=4096),
         masked=True,
     ),
     "z-image": FamilyCase(
@@ -217,3 +217,16 @@ CASES: Mapping[str, FamilyCase] = {
         _ddim(**_STABLE),
     ),
 }
+
+
+def times_of(case: FamilyCase) -> list[float]:
+    """When the pipeline calls its network, and 0."""
+    import diffusers
+
+    if isinstance(case.scheduler(), diffusers.FlowMatchEulerDiscreteScheduler):
+        return [1.0, 0.75, 0.5, 0.25, 0.0]
+    scheduler = case.scheduler()
+    scheduler.set_timesteps(STEPS)
+    # DDIM's last step goes to the signal that timestep 0 has, or to all of it.
+    assert scheduler.config.set_alpha_to_one
+    return [*((int(each) + 1) / 1000 for each in scheduler.timesteps), 0.0]

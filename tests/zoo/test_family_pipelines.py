@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from family_kit import CASES, FamilyCase
+from family_kit import CASES, STEPS, FamilyCase, times_of
 from fewstep.condition import Condition
 from fewstep.denoisers import Guided, NetworkDenoiser
 from fewstep.networks import build
 from fewstep.networks.families import DiffusersTransformer
 from fewstep.zoo.diffusers_schedulers import meaning_of
 
-STEPS, SCALE = 4, 3.0
+SCALE = 3.0
 every_family = pytest.mark.parametrize("name", CASES)
 
 
@@ -178,17 +178,6 @@ def denoiser(case: FamilyCase, network: Any) -> NetworkDenoiser:
     return NetworkDenoiser(ours, *meaning, case.shape)
 
 
-def times_of(case: FamilyCase) -> list[float]:
-    """When the pipeline calls its network, and 0."""
-    if isinstance(case.scheduler(), diffusers.FlowMatchEulerDiscreteScheduler):
-        return [1.0, 0.75, 0.5, 0.25, 0.0]
-    scheduler = case.scheduler()
-    scheduler.set_timesteps(STEPS)
-    # DDIM's last step goes to the signal that timestep 0 has, or to all of it.
-    assert scheduler.config.set_alpha_to_one
-    return [*((int(each) + 1) / 1000 for each in scheduler.timesteps), 0.0]
-
-
 def sampled(model: Any, case: FamilyCase, condition: Condition) -> Tensor:
     """Euler's steps along the schedule's own line."""
     schedule, x = model.schedule, case.noise()
@@ -250,7 +239,7 @@ def test_x0_at_ten_times_is_what_the_scheduler_makes_of_the_networks_output(name
             if scheduler.config.use_dynamic_shifting:
                 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-                given["mu"] = calculate_shift(16, 16, 64, 0.5, 1.15)
+                given["mu"] = calculate_shift(16, 16, 4096, 0.5, 1.15)
             scheduler.set_timesteps(sigmas=[time], **given)
             # One step to the end is the estimate.
             expected = scheduler.step(emitted, scheduler.timesteps[0], x).prev_sample

@@ -113,6 +113,13 @@ def check_plain(arguments: Mapping[str, Any]) -> None:
         _plain(value, name, _DEEPEST)
 
 
+def check_at_most(value: Any, name: str, most: int) -> None:
+    """Raises ``UserError`` for a number, or one in a list, above ``most``; other values pass."""
+    for each in value if type(value) in (list, tuple) else [value]:
+        if isinstance(each, int | float) and each > most:
+            raise UserError(f"has {each} for {name}, which must be at most {most:,}")
+
+
 def _plain(value: Any, name: str, levels: int) -> None:
     if levels and type(value) in (list, tuple) and len(value) <= _LONGEST:
         for each in value:

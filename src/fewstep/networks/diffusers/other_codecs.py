@@ -70,13 +70,14 @@ class FramedCodec(Codec):
         self.channels = settings.z_dim
         self.factor = 2 ** len(settings.temperal_downsample)
         for name, place in (("latents_mean", "offset"), ("latents_std", "scale")):
-            numbers = torch.tensor(getattr(settings, name), dtype=torch.float32)
-            if numbers.shape != (self.channels,) or (name == "latents_std" and bool((numbers <= 0).any())):
+            numbers = list(getattr(settings, name))
+            if len(numbers) != self.channels or (name == "latents_std" and min(numbers) <= 0):
                 raise UserError(
-                    f"codec: has {numbers.numel()} numbers for {name}, which must be one for each of {self.channels} "
+                    f"codec: has {len(numbers)} numbers for {name}, which must be one for each of {self.channels} "
                     "channels of latents, and those of latents_std above 0; correct its configuration."
                 )
-            self.register_buffer(place, numbers.reshape(1, -1, 1, 1, 1), persistent=False)
+            a_channel = torch.tensor(numbers, dtype=torch.float32).reshape(1, -1, 1, 1, 1)
+            self.register_buffer(place, a_channel, persistent=False)
         self.requires_grad_(False).eval()
 
     @property

@@ -12,6 +12,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -45,6 +46,12 @@ class DiffusersTransformer(DenoisingNetwork, abc.ABC):
     class_name: ClassVar[str]
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     last_layer: ClassVar[str] = "proj_out"
+    tables: ClassVar[Mapping[str, int]] = MappingProxyType(
+        {"sample_size": 512, "pos_embed_max_size": 512, "axes_lens": 8192}
+    )
+    """Settings by whose squares or lengths tables of positions are made, which no file's size
+    bounds, and their largest values.
+    """
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()

@@ -208,7 +208,9 @@ def open_pipeline(source: str | Path, revision: str | None = None, variant: str 
     zeros = zeros_for_empty(found.index, found.kind, found.root / INDEX)
     scheduler = read_configuration(found.root / SCHEDULER), found.root / SCHEDULER
     remarks = (*found.remarks, *ignored_by(*scheduler))
-    encoder = functools.partial(_clip, found, parts, zeros) if found.kind.is_clip else functools.partial(_own, found)
+    encoder = (
+        functools.partial(_clip, found, parts, zeros) if found.kind.is_clip else functools.partial(_own, found, parts)
+    )
     return OpenedPipeline(found.kind, parts, encoder, scheduler, zeros, remarks, dict(found.files))
 
 
@@ -227,7 +229,7 @@ def _towers(
     return TextEncoder(towers, zeros)
 
 
-def _own(found: Found) -> PipelineEncoder:
+def _own(found: Found, parts: Mapping[str, PipelinePart]) -> PipelineEncoder:
     index, root = found.index, found.root
     models = {
         part: text_model_named(index[part][1], root / part, found.weights[part])
@@ -235,7 +237,7 @@ def _own(found: Found) -> PipelineEncoder:
         if part in found.weights
     }
     tokenizers = {name: tokenizer_named(index[name][1], root / name) for name in found.tokenizers}
-    return PipelineEncoder(found.class_name, found.kind, models, tokenizers)
+    return PipelineEncoder(found.class_name, found.kind, parts[found.kind.network].config, models, tokenizers)
 
 
 def from_pipeline(pipe: Any) -> TextPipeline:
@@ -267,7 +269,7 @@ def from_pipeline(pipe: Any) -> TextPipeline:
         if kind.is_clip:
             return _towers(kind, parts, tokenizers, zeros)
         models = {part: copy.deepcopy(held[part]).cpu().float() for part in kind.encoders if held.get(part) is not None}
-        return PipelineEncoder(name, kind, models, tokenizers)
+        return PipelineEncoder(name, kind, parts[kind.network].config, models, tokenizers)
 
     return OpenedPipeline(kind, parts, encoder, scheduler, zeros, ignored_by(*scheduler)).whole()
 

@@ -22,7 +22,16 @@ from fewstep.networks.families import DiffusersTransformer
 from fewstep.networks.kinds.bounds import Undrawn, at_most
 from fewstep.networks.kinds.network_files import load_strictly, room_for
 from fewstep.networks.kinds.registry import kind_named
-from fewstep.zoo.diffusers_configurations import LARGEST, MOST, Expected, arguments_in, check_plain, shape_of, sides_of
+from fewstep.zoo.diffusers_configurations import (
+    LARGEST,
+    MOST,
+    Expected,
+    arguments_in,
+    check_at_most,
+    check_plain,
+    shape_of,
+    sides_of,
+)
 from fewstep.zoo.diffusers_schedulers import about
 from fewstep.zoo.diffusers_weights import CORRECT, current_name
 from fewstep.zoo.pipelines.kinds import Codecs, PipelineKind
@@ -200,6 +209,8 @@ def _of_transformer(
     check_plain(arguments)
     family = kind_named(kind.kind).cls
     assert issubclass(family, DiffusersTransformer)
+    for name, most in family.tables.items():
+        check_at_most(arguments.get(name), name, most)
     shape, patch = family.shape_in(arguments, side), family.patch_in(arguments)
     if any(type(size) is not int or not 1 <= size <= LARGEST for size in (*shape, patch)) or shape[1] % patch:
         raise UserError(

@@ -13,6 +13,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.system.files import digest_of
+from fewstep.zoo.pipelines.encoders.text_models import quietly
 from fewstep.zoo.pipelines.kinds import PipelineKind
 
 Rows = dict[str, Tensor]
@@ -41,7 +43,8 @@ class PipelineEncoder(nn.Module):
     """Called as ``encoder(prompts) -> {"text": (B, length, D), ...}``, with ``"pooled": (B, P)`` or
     ``"mask": (B, length)`` where the pipeline has such. Frozen, in float32 and without gradients.
 
-    ``name``: the class of the pipeline, of the ``kind`` that is read. ``models`` and
+    ``name``: the class of the pipeline, of the ``kind`` that is read. ``network``: its network's
+    configuration, which says how wide a text is that no model reads. ``models`` and
     ``tokenizers``: its parts by name. ``rows`` prompts are encoded at a time.
 
     Raises ``UserError`` for a tokenizer that cannot say what it is made of.
@@ -50,7 +53,14 @@ class PipelineEncoder(nn.Module):
     rows: int = 8
     zeros_for_empty = False
 
-    def __init__(self, name: str, kind: PipelineKind, models: Mapping[str, nn.Module], tokenizers: Mapping[str, Any]):
+    def __init__(
+        self,
+        name: str,
+        kind: PipelineKind,
+        network: Mapping[str, Any],
+        models: Mapping[str, nn.Module],
+        tokenizers: Mapping[str, Any],
+    ):
         import diffusers
 
         super().__init__()
@@ -63,11 +73,14 @@ class PipelineEncoder(nn.Module):
                     f"{part}: is a {type(tokenizer).__name__} without tokenizer.json, by which prompts are known; save "
                     "it with a newer transformers."
                 )
-        cls: Any = vars(diffusers).get(name) or getattr(diffusers, name)
+        with quietly():
+            # Parts of it that are not used here would be spoken of when it is imported.
+            cls: Any = getattr(diffusers, name)
         parts = (each for each in inspect.signature(cls.__init__).parameters if each != "self")
         lacking = {each: None for each in parts if each in (*kind.parts, *kind.tokenizers, *kind.without, "scheduler")}
         # In a tuple, where nn.Module does not look: its models are ours.
         self._pipeline = (cls(**{**lacking, **models, **tokenizers}),)
+        vars(self._pipeline[0])[kind.network] = SimpleNamespace(config=SimpleNamespace(**network))
         self._name = name
         self.requires_grad_(False).eval()
 
@@ -195,6 +208,9 @@ _ASKED: Mapping[str, _Asked] = {
 }
 
 
+_PASSING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
+
+
 def _contents(tokenizer: Any) -> dict[str, Any]:
     """What decides the tokens of a text, but for how a call asks them to be cut and padded."""
     told = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -209,5 +225,13 @@ def _contents(tokenizer: Any) -> dict[str, Any]:
 def _settings(model: Any) -> dict[str, Any]:
     """The plain values of a model's configuration that may change what it computes."""
     plain: dict[str, Any] = json.loads(json.dumps(model.config.to_dict(), default=str, sort_keys=True))
-    passing = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
-    return {name: value for name, value in plain.items() if name not in passing}
+    return _lasting(plain)
+
+
+def _lasting(plain: dict[str, Any]) -> dict[str, Any]:
+    """Without what a file says of itself, and of how it is to be computed."""
+    return {
+        name: _lasting(value) if isinstance(value, dict) else value
+        for name, value in plain.items()
+        if name not in _PASSING
+    }

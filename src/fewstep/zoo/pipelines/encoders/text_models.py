@@ -4,6 +4,8 @@ named here, safetensors alone, sizes that the files cover.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,21 @@ def text_model_named(name: str, folder: Path, weights: WeightFiles) -> nn.Module
     try:
         settings = cls.config_class.from_json_file(str(config))
         # What it says is built without memory first, and only as large as its files.
-        with torch.device("meta"), at_most(_values_in(weights), "its files"):
+        with torch.device("meta"), at_most(_values_in(weights), "its file"):
             cls(settings)
-        variant = _variant_of(weights)
-        model, loading = cls.from_pretrained(
-            str(folder),
-            config=settings,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            variant=variant,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        with quietly():
+            model, loading = cls.from_pretrained(
+                str(folder),
+                config=settings,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                variant=_variant_of(weights),
+                output_loading_info=True,
+            )
+    except (
+        *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, UserError),
+    ) as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise UserError(f"{folder}: is no {name} that can be read ({reason:.300}); {CORRECT}.") from error
     for what, names in (
@@ -88,6 +92,22 @@ def _transformers(folder: Path) -> Any:
     except ImportError as error:
         raise UserError(f"{folder}: needs transformers: pip install 'fewstep[diffusers]'.") from error
     return transformers
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Inside, transformers draws no progress on the terminal, and says nothing but errors."""
+    from transformers.utils import logging
+
+    shown, said = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(said)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _values_in(weights: WeightFiles) -> int:
