@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.networks.diffusers.backbone import DiffusersNetwork, made, other_attention
-from fewstep.networks.diffusers.context import context_tensor, token_mask
+from fewstep.networks.diffusers.text_context import context_tensor, token_mask
 from fewstep.networks.embedding import start_at_zero
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Given

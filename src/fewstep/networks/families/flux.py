@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.networks.diffusers.context import context_tensor
+from fewstep.networks.diffusers.text_context import context_tensor
 from fewstep.networks.families.packing import pack, unpack
 from fewstep.networks.families.transformer import DiffusersTransformer
 from fewstep.networks.kinds.registry import register

@@ -326,7 +326,7 @@ class TeacherLora(Section):
 class PipelineTeacher(TeacherSection):
     """A text-to-image model, as diffusers saves a pipeline: a folder, or an id of the hub at a
     ``revision``. Stable Diffusion 1, 2, XL, 3 and 3.5, Flux, PixArt, Sana, Qwen-Image and Z-Image
-    are read (``zoo/pipelines/kinds.py``).
+    are read (``zoo/pipelines/pipeline_kinds.py``).
 
     ``variant``: of the weights, such as ``fp16``; a part that has none of it is read from its usual
     ones. ``loras``: adapters that are added to its network. ``size``: the side of its pictures in

@@ -17,7 +17,7 @@ from fewstep.system.locations import folder_or_id
 from fewstep.zoo.diffusers_folders import snapshot, snapshot_commit
 from fewstep.zoo.diffusers_weights import CORRECT, WeightFiles, find_weights, has_weights, read_configuration
 from fewstep.zoo.nvidia.machine import shown_foreign
-from fewstep.zoo.pipelines.kinds import PipelineKind, pipeline_kind, setting_for_empty
+from fewstep.zoo.pipelines.pipeline_kinds import PipelineKind, pipeline_kind, setting_for_empty
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"

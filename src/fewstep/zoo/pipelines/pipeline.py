@@ -1,8 +1,8 @@
 """Text-to-image models that diffusers saved, or holds, as teachers.
 
-Which classes of pipelines are read is in ``kinds``. Nothing of a file is run, no class is imported
-because a file names it, and only safetensors are read. Weights of any floating type are computed in
-float32.
+Which classes of pipelines are read is in ``pipeline_kinds``. Nothing of a file is run, no class is
+imported because a file names it, and only safetensors are read. Weights of any floating type are
+computed in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fewstep.zoo.pipelines.encoders.text_encoder import TextEncoder, Tower
 from fewstep.zoo.pipelines.encoders.text_models import text_model_named, tokenizer_named
 from fewstep.zoo.pipelines.encoders.tokens import read_tokenizer
 from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, Found, find, zeros_for_empty
-from fewstep.zoo.pipelines.kinds import KINDS, PipelineKind, pipeline_kind
+from fewstep.zoo.pipelines.pipeline_kinds import KINDS, PipelineKind, pipeline_kind
 from fewstep.zoo.pipelines.rebuilding import (
     NO_WEIGHTS,
     Tensors,

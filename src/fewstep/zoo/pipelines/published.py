@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from fewstep.errors import UserError
 from fewstep.system.locations import is_hub_id
-from fewstep.zoo.pipelines.kinds import KINDS
 from fewstep.zoo.pipelines.pipeline import OpenedPipeline, PipelinePart
+from fewstep.zoo.pipelines.pipeline_kinds import KINDS
 
 _SCHEDULER: Mapping[str, Any] = {
     "_class_name": "DDIMScheduler",

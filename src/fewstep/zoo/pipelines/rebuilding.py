@@ -34,7 +34,7 @@ from fewstep.zoo.diffusers_configurations import (
 )
 from fewstep.zoo.diffusers_schedulers import about
 from fewstep.zoo.diffusers_weights import CORRECT, current_name
-from fewstep.zoo.pipelines.kinds import Codecs, PipelineKind
+from fewstep.zoo.pipelines.pipeline_kinds import Codecs, PipelineKind
 
 Made = TypeVar("Made", bound=nn.Module)
 

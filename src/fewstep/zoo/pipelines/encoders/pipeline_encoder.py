@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.system.files import digest_of
 from fewstep.zoo.pipelines.encoders.text_models import quietly
-from fewstep.zoo.pipelines.kinds import PipelineKind
+from fewstep.zoo.pipelines.pipeline_kinds import PipelineKind
 
 Rows = dict[str, Tensor]
 
