@@ -120,7 +120,7 @@ def _flux(folder: Path) -> dict[str, Any]:
 
 def _pixart(folder: Path) -> dict[str, Any]:
     tokenizer = _t5_tokenizer()
-    return {"tokenizer": tokenizer, "text_encoder": _t5(tokenizer), "vae": _vae()}
+    return {"tokenizer": tokenizer, "text_encoder": _t5(tokenizer), "vae": _vae(shift=None)}
 
 
 def _sana(folder: Path) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _z_image(folder: Path) -> dict[str, Any]:
     }
 
 
-def _vae() -> Any:
+def _vae(shift: float | None = 0.0609) -> Any:
     import diffusers
 
     return diffusers.AutoencoderKL(
@@ -185,7 +185,7 @@ def _vae() -> Any:
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=1.5305,
-        shift_factor=0.0609,
+        shift_factor=shift,
     )
 
 

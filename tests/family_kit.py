@@ -192,7 +192,7 @@ CASES: Mapping[str, FamilyCase] = {
             "n_kv_heads": 2,
             "cap_feat_dim": 12,
             "axes_dims": [4, 6, 6],
-            "axes_lens": [64, 32, 32],
+            "axes_lens": [512, 32, 32],
         },
         (4, 8, 8),
         {"text": (TOKENS, 12)},

@@ -147,7 +147,7 @@ def test_a_codec_is_the_pipelines(name: str, pipes, whole) -> None:
             theirs = ((inner - mean) / std).squeeze(2)
         else:
             inner = vae.encode(shown).latent_dist.mean
-            theirs = (inner - vae.config.get("shift_factor", 0.0)) * vae.config.scaling_factor
+            theirs = (inner - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
         decoded = vae.decode(inner).sample.clamp(-1, 1).reshape(found.shape)
     torch.testing.assert_close(latents, theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found, decoded, rtol=1e-3, atol=1e-3)
@@ -193,7 +193,7 @@ def _rewritten(path: Path, **changes: Any) -> None:
         ("text_encoder/config.json", {"num_layers": 3}, "text_encoder: lacks 'encoder.block.2"),
         ("text_encoder/config.json", {"num_layers": 1}, "text_encoder: has, and its class has not"),
         ("tokenizer/tokenizer.json", {"model": None}, "tokenizer: is no T5Tokenizer"),
-        ("vae/config.json", {"shift_factor": "x"}, "vae.config.json"),
+        ("vae/config.json", {"shift_factor": "x"}, "vae.config.json: has 'x' for shift_factor"),
         ("scheduler/scheduler_config.json", {"_class_name": "Euler"}, "scheduler_config.json: is the configuration of"),
     ],
 )  # fmt: skip

@@ -140,7 +140,6 @@ def test_other_solvers_on_flows_say_their_shift(name: str) -> None:
     ("changes", "said"),
     [
         ({"invert_sigmas": True}, "true for invert_sigmas"),
-        ({"stochastic_sampling": True}, "true for stochastic_sampling"),
         ({"shift": 0.0}, "0.0 for shift"),
         ({"shift": "three"}, "three"),
         ({"use_dynamic_shifting": True, "max_image_seq_len": 256}, "256 for base_image_seq_len and 256"),

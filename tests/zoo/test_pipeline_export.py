@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from card_kit import code_of, run_cards
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -123,32 +121,6 @@ def source_of(teachers: Path, case: Case) -> ExportSource:
     return ExportSource(student_of(teachers, case), case.sampling, times, place, "distribution-matching", "0123456789")
 
 
-def code_of(folder: Path) -> str:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    return code
-
-
-def run_cards(parent: Path, names: Sequence[str]) -> dict[str, Any]:
-    """What the code of each folder's card makes, in a process that has no fewstep."""
-    asked = {"prompts": PROMPTS, "latents": noise(), "seed": SEED}
-    torch.save({name: {**asked, "code": code_of(parent / name)} for name in names}, parent / "given.pt")
-    script = Path(__file__).with_name("card_script.py")
-    surroundings = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "OMP_NUM_THREADS": "1",
-    }
-    ran = subprocess.run(
-        [sys.executable, script, "given.pt", "found.pt"],
-        cwd=parent,
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return torch.load(parent / "found.pt", weights_only=True)
-
-
 @pytest.fixture(scope="module")
 def exported(teachers, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
@@ -159,9 +131,14 @@ def exported(teachers, tmp_path_factory) -> Path:
     return folder
 
 
+def asked_of(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: {"prompts": PROMPTS, "latents": noise(), "seed": SEED} for name in names}
+
+
 @pytest.fixture(scope="module")
 def drawn(exported) -> dict[str, Any]:
-    return run_cards(exported, [*CASES, *SHORT])
+    asked = {"prompts": PROMPTS, "latents": noise(), "seed": SEED}
+    return run_cards(exported, dict.fromkeys((*CASES, *SHORT), asked))
 
 
 @torch.no_grad()
@@ -306,7 +283,9 @@ def test_a_teacher_in_a_variant_alone_and_weights_in_shards(teachers, tmp_path, 
         *(f"unet/diffusion_pytorch_model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)),
     }
     expected = our_pictures(teachers, CASES["one-step"])
-    torch.testing.assert_close(run_cards(tmp_path, ["sharded"])["sharded"]["pictures"], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        run_cards(tmp_path, asked_of("sharded"))["sharded"]["pictures"], expected, rtol=0, atol=1e-5
+    )
     assert all(path.stat().st_mode == (out / "README.md").stat().st_mode for path in out.rglob("*") if path.is_file())
 
 
@@ -349,7 +328,7 @@ def test_a_run_is_exported_by_the_command(teachers, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: README.md has the call that samples it.\n"
     facts = read_facts(tmp_path / "out")
     assert (facts["run"], facts["method"]) == (run_of(RunFolder(run).read_recipe()), "distribution-matching")
-    found = run_cards(tmp_path, ["out"])["out"]
+    found = run_cards(tmp_path, asked_of("out"))["out"]
     torch.testing.assert_close(found["pictures"], our_pictures(teachers, one), rtol=0, atol=1e-5)
     fs.export(run, tmp_path / "short", "bf16")
     assert read_facts(tmp_path / "short")["dtype"] == "bf16"

@@ -73,6 +73,8 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     ``adapted_by_default`` are the layers that a low-rank adapter goes on unless it is told others,
     by their names or the ends of their paths; empty for every linear and convolutional layer.
     ``part`` is the part of diffusers' pipelines that it holds, under the same name; empty for none.
+    ``reads_guidance``: whether it is told a scale of guidance, ``told`` the one where a condition
+    says none, None where it must.
     """
 
     entries: ClassVar[tuple[str, ...]] = ("features",)
@@ -82,6 +84,8 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     bottleneck: int
     leave: nn.Linear | nn.Conv2d
     recompute: bool = False
+    reads_guidance: bool = False
+    told: float | None = None
     context_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
     @abc.abstractmethod

@@ -79,11 +79,14 @@ def meaning_of(config: dict[str, Any], path: object, tokens: int | None = None) 
 
 
 def settings_of(schedule: Schedule, prediction: Prediction, inputs: Inputs) -> dict[str, Any]:
-    """The entries by which a scheduler says these three, of a variance preserving process: what
-    ``meaning_of`` reads, without the class.
+    """The entries by which a scheduler says these three: what ``meaning_of`` reads, without the
+    class. Of a flow they are those of ``FlowMatchEulerDiscreteScheduler``, its shift as a number.
 
-    Raises ``UserError`` for what such schedulers have no words for.
+    Raises ``UserError`` for what diffusers' schedulers have no words for.
     """
+    if isinstance(schedule, (RectifiedFlow, ShiftedFlow)) and prediction == Flow() and isinstance(inputs, FlowInputs):
+        shift = schedule.shift if isinstance(schedule, ShiftedFlow) else 1.0
+        return {"num_train_timesteps": round(inputs.count), "shift": shift, "use_dynamic_shifting": False}
     said = next((name for name, kind in _VP.items() if kind == prediction), None)
     if (
         not isinstance(schedule, DiscreteVP)
@@ -93,8 +96,8 @@ def settings_of(schedule: Schedule, prediction: Prediction, inputs: Inputs) -> d
     ):
         raise UserError(
             f"schedule '{kind_of(type(schedule))}' with prediction '{kind_of(type(prediction))}' and inputs "
-            f"'{kind_of(type(inputs))}' is none of diffusers' variance preserving ones, which alone are written so "
-            "far; take a student whose teacher is a model of Stable Diffusion 1, 2 or SDXL."
+            f"'{kind_of(type(inputs))}' is none of diffusers' variance preserving ones or flows, which alone are "
+            "written; take a student whose teacher is a text-to-image model."
         )
     return {
         "num_train_timesteps": schedule.steps,
@@ -172,9 +175,8 @@ def _flow(config: dict[str, Any], tokens: int | None) -> Meaning:
     usual = "epsilon" if flag(config, "use_flow_sigmas", False) else "flow_prediction"
     plain = {"prediction_type": usual, **config}
     prediction, steps = _chosen(plain, _FLOW, "of a flow"), _steps(config)
-    for name in ("invert_sigmas", "stochastic_sampling"):
-        if flag(config, name, False):
-            raise UserError(f"has true for {name}, which is not read here (it must be false)")
+    if flag(config, "invert_sigmas", False):
+        raise UserError("has true for invert_sigmas, which is not read here (it must be false)")
     shift, epsilon = _shift(config, tokens), 1.0 / steps
     schedule = RectifiedFlow(epsilon) if shift == 1.0 else ShiftedFlow(shift, epsilon)
     return schedule, prediction, FlowInputs(float(steps))

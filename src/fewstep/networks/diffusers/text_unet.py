@@ -102,6 +102,7 @@ class DiffusersTextUNet(DiffusersNetwork):
             )
         super().__init__(unet)
         self.waves: int | None = unet.config.time_cond_proj_dim
+        self.reads_guidance = self.waves is not None
         if self.waves is not None:
             start_at_zero(unet.time_embedding.cond_proj)
         self.context_shapes = _context_shapes(unet.config)

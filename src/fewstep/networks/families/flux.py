@@ -43,7 +43,8 @@ class Flux(DiffusersTransformer):
     def __init__(self, config: Annotated[Mapping[str, Any], Given()], told: Annotated[float, Given()] = 3.5):
         super().__init__(config)
         settings = self.transformer.config
-        self.told = told if settings.guidance_embeds else None
+        self.reads_guidance = bool(settings.guidance_embeds)
+        self.told = told if self.reads_guidance else None
         self.context_shapes = {"text": (1, settings.joint_attention_dim), "pooled": (settings.pooled_projection_dim,)}
 
     def _width(self) -> int:

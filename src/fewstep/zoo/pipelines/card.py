@@ -21,7 +21,7 @@ tags:
 # {name}
 
 A student of {steps}, distilled from {teacher} by fewstep {version} (method `{method}`{run}). A picture takes
-{evaluations} of its U-Net of {parameters:,} parameters, and no second pass for guidance{guidance}.
+{evaluations} of its {network} of {parameters:,} parameters, and no second pass for guidance{guidance}.
 
 One call samples it. Start Python beside this folder, or give `from_pretrained` the folder's path:
 
@@ -31,7 +31,7 @@ One call samples it. Start Python beside this folder, or give `from_pretrained` 
 
 - The network is called at {timesteps}, for which it was trained; other times, numbers of steps and schedulers are
   others than it knows. What diffusers says of a first timestep that is not the last one of all can be passed over.
-- The U-Net's weights are {dtype}. Text encoders, tokenizers and VAE are the teacher's files, byte for byte; what
+- The {network}'s weights are {dtype}. Text encoders, tokenizers and VAE are the teacher's files, byte for byte; what
   licence the teacher has holds for them, and may hold for the student.
 - `fewstep.json` has the same facts for programs, and the SHA-256 of each file; `fewstep doctor` compares them.
 """
@@ -53,9 +53,10 @@ picture.save("sample.png")"""
 @dataclass(frozen=True)
 class Card:
     """What a card says. ``name``: of the folder. ``pipeline``: the class of diffusers'.
-    ``teacher``: its name; ``on_hub``: whether that is an id of the hub. ``arguments``: of the call.
-    ``guidance``: the scale on which the student is conditioned, None for none. ``dtype``: torch's
-    name of the weights' type. ``run``: the hash of the run, None where it is not known.
+    ``network``: what the part is called that denoises. ``teacher``: its name; ``on_hub``: whether
+    that is an id of the hub. ``arguments``: of the call. ``guidance``: the scale on which the
+    student is conditioned, None for none. ``dtype``: torch's name of the weights' type. ``run``:
+    the hash of the run, None where it is not known.
     """
 
     name: str
@@ -64,7 +65,8 @@ class Card:
     on_hub: bool
     method: str
     run: str | None
-    timesteps: Sequence[int]
+    timesteps: Sequence[float]
+    network: str
     guidance: float | None
     arguments: dict[str, Any]
     dtype: str
@@ -75,7 +77,7 @@ class Card:
     def text(self) -> str:
         """The card, Markdown with the front matter that the hub reads."""
         steps = len(self.timesteps)
-        listed = ", ".join(map(str, self.timesteps))
+        listed = ", ".join(f"{each:.6g}" for each in self.timesteps)
         return _CARD.format(
             base=f"base_model: {self.teacher}\n" if self.on_hub else "",
             name=_plain(self.name),
@@ -86,6 +88,7 @@ class Card:
             method=self.method,
             run="" if self.run is None else f", run `{self.run}`",
             parameters=self.parameters,
+            network=self.network,
             guidance=""
             if self.guidance is None
             else ": the guidance scale is one of its inputs, for which it was trained",

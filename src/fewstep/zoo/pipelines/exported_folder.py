@@ -1,15 +1,15 @@
 """A distilled student as the folder of a text-to-image pipeline, which plain diffusers opens and
 samples.
 
-The U-Net and the scheduler are the student's. Text encoders, tokenizers and VAE are copied from the
-teacher's folder byte for byte: what one version of transformers writes another one reads as random.
-The index names the classes that ``index`` knows, and nothing else that the teacher's names.
+The network and the scheduler are the student's. Text encoders, tokenizers and VAE are copied from
+the teacher's folder byte for byte: what one version of transformers writes another one reads as
+random. The index names the classes that ``index`` knows, and nothing else that the teacher's names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,17 @@ from torch import nn
 
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.errors import NotFinite, UserError
-from fewstep.networks import DiffusersTextUNet
+from fewstep.networks import DenoisingNetwork
 from fewstep.solvers.sampling import Sampling
 from fewstep.system.files import write_text
 from fewstep.system.finite import first_not_finite
 from fewstep.system.folders import copy_file, new_folder
 from fewstep.system.locations import absolute, is_hub_id
-from fewstep.zoo.diffusers_weights import CORRECT, read_configuration
+from fewstep.zoo.diffusers_weights import read_configuration
 from fewstep.zoo.pipelines.card import Card
 from fewstep.zoo.pipelines.facts import CARD, as_json, write_facts
 from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, Found, find, index_of
-from fewstep.zoo.pipelines.rebuilding import denoising_sketch
+from fewstep.zoo.pipelines.rebuilding import codec_sketch, denoising_sketch
 from fewstep.zoo.pipelines.sampled_by import SampledBy, sampled_by, text_denoiser
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,10 +59,10 @@ class PipelinePlace:
 class ExportSource:
     """A student, and what its folder is made of.
 
-    ``student``: a ``NetworkDenoiser`` around the network ``diffusers-text-unet``, or that in
-    ``Boundary``. ``sampling``, ``times`` (decreasing, the last 0) and ``scale`` (of the noise) say
-    how it is sampled. ``teacher``: the pipeline from which it was distilled. ``method``, ``run``
-    (a hash, None where there is none) and ``prompt`` (of the example) are for the card.
+    ``student``: a ``NetworkDenoiser`` around a network that is a part of diffusers' pipelines, or
+    that in ``Boundary``. ``sampling``, ``times`` (decreasing, the last 0) and ``scale`` (of the
+    noise) say how it is sampled. ``teacher``: the pipeline from which it was distilled. ``method``,
+    ``run`` (a hash, None where there is none) and ``prompt`` (of the example) are for the card.
     """
 
     student: nn.Module
@@ -76,7 +76,7 @@ class ExportSource:
 
 
 def export_pipeline(source: ExportSource, out: Path | str, dtype: str = "fp32") -> Path:
-    """Writes the folder ``out``, whole or not at all; ``dtype``: of the U-Net's weights, one of
+    """Writes the folder ``out``, whole or not at all; ``dtype``: of the network's weights, one of
     fp32, fp16 and bf16. Returns the folder.
 
     Raises ``UserError`` for a student that diffusers does not sample as ours does, a teacher whose
@@ -90,12 +90,12 @@ def export_pipeline(source: ExportSource, out: Path | str, dtype: str = "fp32") 
     except ImportError as error:
         raise UserError("an export needs diffusers: pip install 'fewstep[diffusers]'.") from error
     denoiser = text_denoiser(source.student)
-    by = sampled_by(source.student, source.sampling, source.times, source.scale)
     found = find(source.teacher.source, source.teacher.revision, source.teacher.variant)
+    by = sampled_by(source.student, source.sampling, source.times, source.scale, found.kind.alone)
     _check_fits(denoiser, found)
     height, width = _picture(denoiser.shape, found)
-    by = SampledBy(by.scheduler, by.timesteps, {**by.arguments, "height": height, "width": width})
-    network = _unet(denoiser, DTYPES[dtype])
+    by = replace(by, arguments={**by.arguments, "height": height, "width": width})
+    network = _network(denoiser, found, DTYPES[dtype])
     out = Path(absolute(str(out)))
     card = Card(
         out.name,
@@ -105,6 +105,7 @@ def export_pipeline(source: ExportSource, out: Path | str, dtype: str = "fp32") 
         source.method,
         source.run,
         by.timesteps,
+        "U-Net" if found.kind.network == "unet" else "transformer",
         source.sampling.guidance,
         dict(by.arguments),
         str(DTYPES[dtype]).removeprefix("torch."),
@@ -112,7 +113,7 @@ def export_pipeline(source: ExportSource, out: Path | str, dtype: str = "fp32") 
         source.prompt,
     )
     with new_folder(out) as folder:
-        _write_network(network, folder / "unet")
+        _write_network(network, folder / found.kind.network)
         by.scheduler.save_config(folder / Path(SCHEDULER).parent)
         for name, path in found.beside_the_network.items():
             copy_file(path, folder / name)
@@ -132,27 +133,29 @@ def _facts(source: ExportSource, by: SampledBy, found: Found, dtype: str) -> dic
         "scheduler": type(by.scheduler).__name__,
         "steps": len(by.timesteps),
         "timesteps": list(by.timesteps),
+        **({"sigmas": list(by.sigmas)} if by.sigmas else {}),
         "guidance": source.sampling.guidance,
         "dtype": dtype,
         "call": dict(by.arguments),
     }
 
 
-def _unet(denoiser: NetworkDenoiser, dtype: torch.dtype) -> Any:
+def _network(denoiser: NetworkDenoiser, found: Found, dtype: torch.dtype) -> Any:
     """diffusers' own network with the student's weights in that type, of the student's size.
 
     Raises ``UserError`` for weights that are not finite in it.
     """
     import diffusers
 
-    held: Any = denoiser.network
+    held: Any = getattr(denoiser.network, found.kind.network)
     _, height, width = denoiser.shape
-    config = {name: value for name, value in held.unet.config.items() if not name.startswith("_")}
+    config = {name: value for name, value in held.config.items() if not name.startswith("_")}
+    if found.kind.network == "unet":
+        # By it a U-Net's pipelines choose the size of pictures, and nothing else.
+        config["sample_size"] = height if height == width else [height, width]
     with torch.device("meta"):
-        network: Any = diffusers.UNet2DConditionModel(
-            **{**config, "sample_size": height if height == width else [height, width]}
-        )
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in held.unet.state_dict().items()}
+        network: Any = getattr(diffusers, found.kind.network_class)(**config)
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in held.state_dict().items()}
     wrong = first_not_finite(tensors.items())
     if wrong:
         raise NotFinite(
@@ -181,10 +184,11 @@ def _write_network(network: Any, folder: Path) -> None:
 def _check_fits(denoiser: NetworkDenoiser, found: Found) -> None:
     """Raises ``UserError`` unless the teacher's other parts make what the student takes."""
     network, where = denoiser.network, found.config(found.kind.network)
-    assert isinstance(network, DiffusersTextUNet)
+    assert isinstance(network, DenoisingNetwork)
     other, shape = denoising_sketch(found.kind, read_configuration(where), where, None)
     taken = other.context_shapes
-    if taken != network.context_shapes or shape[0] != denoiser.shape[0]:
+    alike = type(other) is type(network) and taken == network.context_shapes
+    if not alike or shape[0] != denoiser.shape[0]:
         raise UserError(
             f"{where}: takes latents of {shape[0]} channels and {_shown(taken)}, and the student latents of "
             f"{denoiser.shape[0]} and {_shown(network.context_shapes)}; give the pipeline that it was distilled from."
@@ -197,11 +201,9 @@ def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _picture(shape: tuple[int, ...], found: Found) -> tuple[int, int]:
     """Height and width in pixels. Raises ``UserError`` for those that the pipelines refuse."""
-    config = found.config("vae")
-    levels = read_configuration(config).get("block_out_channels")
-    if not isinstance(levels, list) or not 1 <= len(levels) <= 16:
-        raise UserError(f"{config}: has no list of block_out_channels that says how large pictures are; {CORRECT}.")
-    height, width = (side * 2 ** (len(levels) - 1) for side in shape[1:])
+    where = found.config("vae")
+    factor = codec_sketch(found.kind.codec, read_configuration(where), where).factor
+    height, width = (side * factor for side in shape[1:])
     if height % 8 or width % 8:
         raise UserError(
             f"the student makes pictures of {height} x {width} pixels, and diffusers' pipelines make multiples of 8 "

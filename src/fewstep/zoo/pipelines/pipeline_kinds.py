@@ -29,7 +29,9 @@ class PipelineKind:
     ``network``: the part that denoises, of the class ``network_class``, and ``kind``: the name of
     our network around it. ``codec``: the class of its VAE. ``encoders`` and ``tokenizers``: the
     other parts, with the classes that they may have; those in ``optional`` may be missing.
-    ``guidance``: the scale that diffusers takes where none is given. ``pooled``: whether its index
+    ``guidance``: the scale that diffusers takes where none is given. ``alone``: the arguments of a
+    call by which it samples without a second pass, and at exactly the size that is asked for.
+    ``pooled``: whether its index
     says if the empty prompt is zeros. ``without``: parts that it may do without, and which are left
     out.
     """
@@ -41,6 +43,7 @@ class PipelineKind:
     encoders: Mapping[str, tuple[str, ...]]
     tokenizers: Mapping[str, tuple[str, ...]]
     guidance: float
+    alone: Mapping[str, Any]
     pooled: bool = False
     without: tuple[str, ...] = ()
     optional: frozenset[str] = field(default=frozenset())
@@ -84,6 +87,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"text_encoder": ("CLIPTextModel",)},
         {"tokenizer": CLIP},
         7.5,
+        {"guidance_scale": 1.0},
         without=("safety_checker", "feature_extractor", "image_encoder"),
     ),
     "StableDiffusionXLPipeline": PipelineKind(
@@ -91,6 +95,8 @@ KINDS: Mapping[str, PipelineKind] = {
         {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("CLIPTextModelWithProjection",)},
         {"tokenizer": CLIP, "tokenizer_2": CLIP},
         5.0,
+        # As SDXL's scripts of few-step students say it.
+        {"guidance_scale": 0.0},
         pooled=True,
         without=("feature_extractor", "image_encoder"),
     ),
@@ -106,6 +112,7 @@ KINDS: Mapping[str, PipelineKind] = {
         },
         {"tokenizer": CLIP, "tokenizer_2": CLIP, "tokenizer_3": _T5},
         7.0,
+        {"guidance_scale": 1.0},
         without=("feature_extractor", "image_encoder"),
         optional=frozenset(("text_encoder_3", "tokenizer_3")),
     ),
@@ -117,6 +124,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",)},
         {"tokenizer": CLIP, "tokenizer_2": _T5},
         1.0,
+        {},
         without=("feature_extractor", "image_encoder"),
     ),
     **dict.fromkeys(
@@ -129,6 +137,7 @@ KINDS: Mapping[str, PipelineKind] = {
             {"text_encoder": ("T5EncoderModel",)},
             {"tokenizer": _T5},
             4.5,
+            {"guidance_scale": 1.0, "use_resolution_binning": False},
         ),
     ),
     "SanaPipeline": PipelineKind(
@@ -139,6 +148,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"text_encoder": ("Gemma2Model", "Gemma2ForCausalLM")},
         {"tokenizer": _GEMMA},
         4.5,
+        {"guidance_scale": 1.0, "use_resolution_binning": False},
     ),
     "QwenImagePipeline": PipelineKind(
         "transformer",
@@ -148,6 +158,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"text_encoder": ("Qwen2_5_VLForConditionalGeneration",)},
         {"tokenizer": _QWEN},
         4.0,
+        {"true_cfg_scale": 1.0},
     ),
     "ZImagePipeline": PipelineKind(
         "transformer",
@@ -158,6 +169,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"tokenizer": _QWEN},
         # Its own scale of 5 counts from the prompt's estimate on.
         6.0,
+        {"guidance_scale": 0.0},
     ),
 }
 

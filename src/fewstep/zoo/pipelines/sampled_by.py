@@ -5,6 +5,8 @@ r"""How diffusers' pipelines sample a student: by which scheduler, and called wi
 | ``renoise``, or in one step | ``LCMScheduler`` | ``timesteps`` |
 | ``ddim`` | ``DDIMScheduler``, trailing | ``num_inference_steps`` |
 | ``renoise``, from a ``Boundary`` | ``TCDScheduler`` | ``timesteps``, ``eta`` 1 |
+| ``ddim``, or in one step, of a flow | ``FlowMatchEulerDiscreteScheduler`` | ``sigmas`` |
+| ``renoise`` of a flow | the same, with ``stochastic_sampling`` | ``sigmas`` |
 
 - ``LCMScheduler`` noises the estimate of x_0 to the next timestep. Its own boundary, c_skip x +
   c_out x_0 with c_skip = 1 / (1 + (2 s i)^2) at timestep i, is moved out of the way by its
@@ -14,6 +16,8 @@ r"""How diffusers' pipelines sample a student: by which scheduler, and called wi
 - ``TCDScheduler`` at eta = 1 goes to timestep 0 along the estimate, which is what ``Boundary``
   computes, and noises that. It knows that some noise is in there still, for which ours takes x_0:
   where there are several steps, both differ by a share sigma_0^2 / 2 (4e-4 for Stable Diffusion).
+- ``FlowMatchEulerDiscreteScheduler`` shifts the ``sigmas`` of a call, which are our times before
+  the shift. It steps along the straight line, or goes to the estimate and noises that.
 
 All begin with noise of unit variance.
 """
@@ -29,8 +33,9 @@ from torch import nn
 
 from fewstep.denoisers import Boundary, NetworkDenoiser
 from fewstep.errors import UserError
-from fewstep.networks import DiffusersTextUNet
+from fewstep.networks import DenoisingNetwork
 from fewstep.networks.kinds.build import describe_network
+from fewstep.prediction import Flow
 from fewstep.solvers.sampling import Sampling
 from fewstep.zoo.diffusers_schedulers import settings_of
 
@@ -42,16 +47,18 @@ _TOLERANCE = 1e-6
 @dataclass(frozen=True, eq=False)
 class SampledBy:
     """``scheduler``: one of diffusers'; ``timesteps``: where the network is called, decreasing;
-    ``arguments``: of the pipeline's call, by which it samples the student.
+    ``arguments``: of the pipeline's call, by which it samples the student; ``sigmas``: of a flow,
+    the noise levels at its timesteps, which are no whole numbers.
     """
 
     scheduler: Any
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     arguments: Mapping[str, Any]
+    sigmas: tuple[float, ...] = ()
 
 
 def text_denoiser(student: nn.Module) -> NetworkDenoiser:
-    """The student's denoiser around the U-Net of a text-to-image model.
+    """The student's denoiser around the network of a text-to-image model.
 
     Raises ``UserError`` for a student of another kind.
     """
@@ -63,17 +70,20 @@ def text_denoiser(student: nn.Module) -> NetworkDenoiser:
         )
     # An adapter that is not folded in is refused there.
     describe_network(inner.network)
-    if not isinstance(inner.network, DiffusersTextUNet):
+    if not (isinstance(inner.network, DenoisingNetwork) and inner.network.part and inner.network.context_shapes):
         raise UserError(
-            f"the student's network is a {type(inner.network).__name__}, and a text-to-image folder holds a "
-            "UNet2DConditionModel; take a student of a text-to-image teacher."
+            f"the student's network is a {type(inner.network).__name__}, and a text-to-image folder holds diffusers' "
+            "own; take a student of a text-to-image teacher."
         )
     return inner
 
 
-def sampled_by(student: nn.Module, sampling: Sampling, times: Sequence[float], scale: float) -> SampledBy:
+def sampled_by(
+    student: nn.Module, sampling: Sampling, times: Sequence[float], scale: float, alone: Mapping[str, Any]
+) -> SampledBy:
     """How diffusers samples the ``student`` as ``sampling`` does along ``times`` (decreasing, the
-    last 0), from noise of the standard deviation ``scale``.
+    last 0), from noise of the standard deviation ``scale``; ``alone``: the arguments by which its
+    pipeline makes no second pass.
 
     Raises ``UserError`` for a student of another kind, and for what none of the schedulers does.
     """
@@ -84,9 +94,16 @@ def sampled_by(student: nn.Module, sampling: Sampling, times: Sequence[float], s
             f"the student starts from noise of the standard deviation {scale:g}, and diffusers' pipelines from unit "
             "noise; take a student that starts as the teacher does."
         )
-    timesteps = timesteps_of(times, settings["num_train_timesteps"])
-    scheduler, arguments = _chosen(isinstance(student, Boundary), sampling, timesteps, settings)
-    return SampledBy(scheduler, timesteps, {**arguments, "guidance_scale": _guidance(denoiser, sampling)})
+    told = {**alone, **_guidance(denoiser, sampling)}
+    if isinstance(denoiser.prediction, Flow):
+        _check_ends(times)
+        levels = [float(denoiser.schedule.sigma(time)) for time in times[:-1]]
+        scheduler = _of_flow(isinstance(student, Boundary), sampling, len(levels), settings)
+        timesteps = tuple(settings["num_train_timesteps"] * level for level in levels)
+        return SampledBy(scheduler, timesteps, {"sigmas": list(times[:-1]), **told}, tuple(levels))
+    steps = timesteps_of(times, settings["num_train_timesteps"])
+    scheduler, arguments = _chosen(isinstance(student, Boundary), sampling, steps, settings)
+    return SampledBy(scheduler, steps, {**arguments, **told})
 
 
 def timesteps_of(times: Sequence[float], count: int) -> tuple[int, ...]:
@@ -94,8 +111,7 @@ def timesteps_of(times: Sequence[float], count: int) -> tuple[int, ...]:
 
     Raises ``UserError`` for a time between two of them.
     """
-    if len(times) < 2 or times[-1] != 0:
-        raise UserError(f"the student's times {tuple(times)} do not end at 0; give those of its sampling.")
+    _check_ends(times)
     places = [count * time - 1 for time in times[:-1]]
     off = next((place for place in places if abs(place - round(place)) > _TOLERANCE), None)
     if off is not None:
@@ -104,6 +120,28 @@ def timesteps_of(times: Sequence[float], count: int) -> tuple[int, ...]:
             "'student.first_timestep' gives students that are called at such."
         )
     return tuple(round(place) for place in places)
+
+
+def _check_ends(times: Sequence[float]) -> None:
+    if len(times) < 2 or times[-1] != 0:
+        raise UserError(f"the student's times {tuple(times)} do not end at 0; give those of its sampling.")
+
+
+def _of_flow(boundary: bool, sampling: Sampling, steps: int, settings: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    if boundary or sampling.jump not in ("renoise", "ddim") or (sampling.rule != "euler" and steps > 1):
+        raise _not_sampled(boundary, sampling)
+    noised = sampling.jump == "renoise" and steps > 1
+    return diffusers.FlowMatchEulerDiscreteScheduler(**settings, stochastic_sampling=noised)
+
+
+def _not_sampled(boundary: bool, sampling: Sampling) -> UserError:
+    what = f"jumps of the kind '{sampling.jump}'{' from a boundary' if boundary else ''} by '{sampling.rule}'"
+    return UserError(
+        f"the student is sampled by {what}, which no scheduler of diffusers' does as ours; take a student that is "
+        "sampled by 'renoise', or by 'ddim'."
+    )
 
 
 def _chosen(
@@ -120,11 +158,7 @@ def _chosen(
     if boundary and sampling.jump == "renoise":
         return diffusers.TCDScheduler(**free), {**asked, "eta": 1.0}
     if boundary or sampling.jump not in ("renoise", "ddim") or (sampling.rule != "euler" and steps > 1):
-        what = f"jumps of the kind '{sampling.jump}'{' from a boundary' if boundary else ''} by '{sampling.rule}'"
-        raise UserError(
-            f"the student is sampled by {what}, which no scheduler of diffusers' does as ours; take a student that is "
-            "sampled by 'renoise', or by 'ddim'."
-        )
+        raise _not_sampled(boundary, sampling)
     if sampling.jump == "renoise" or steps == 1:
         if timesteps[-1] == 0:
             raise UserError(
@@ -142,18 +176,17 @@ def _chosen(
     return scheduler, {"num_inference_steps": steps}
 
 
-def _guidance(denoiser: NetworkDenoiser, sampling: Sampling) -> float:
-    """The scale that a call gives: the student's own, or none, which is 0 where SDXL's scripts
-    give 0, and 1.
+def _guidance(denoiser: NetworkDenoiser, sampling: Sampling) -> dict[str, float]:
+    """The argument by which the network is told a scale: the sampling's, or the usual one of a
+    network that has such; none for a network that reads no scale.
     """
     network = denoiser.network
-    assert isinstance(network, DiffusersTextUNet)
-    if (network.waves is None) != (sampling.guidance is None):
-        reads = "reads no guidance scale" if network.waves is None else "reads a guidance scale"
+    assert isinstance(network, DenoisingNetwork)
+    scale = network.told if sampling.guidance is None else sampling.guidance
+    if network.reads_guidance != (scale is not None):
+        reads = "reads a guidance scale" if network.reads_guidance else "reads no guidance scale"
         raise UserError(
             f"the student's network {reads}, and its sampling says {sampling.guidance}; give the sampling that it was "
             "trained for."
         )
-    if sampling.guidance is not None:
-        return sampling.guidance
-    return 0.0 if "pooled" in network.context_shapes else 1.0
+    return {} if scale is None else {"guidance_scale": scale}
