@@ -1,4 +1,5 @@
-"""What the code of exported folders' cards draws, in a process that has diffusers and no fewstep."""
+"""What the code of exported folders' cards draws, in a process that has diffusers and no fewstep.
+"""
 
 from __future__ import annotations
 
