@@ -17,6 +17,7 @@ from fewstep.system.locations import folder_or_id
 from fewstep.zoo.diffusers_folders import snapshot, snapshot_commit
 from fewstep.zoo.diffusers_weights import CORRECT, WeightFiles, find_weights, has_weights, read_configuration
 from fewstep.zoo.nvidia.machine import shown_foreign
+from fewstep.zoo.pipelines.tokens import TOKENIZER_FILES
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -32,10 +33,6 @@ _CLASSES = {
     "tokenizer": _TOKENIZERS,
     "tokenizer_2": _TOKENIZERS,
 }
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "vocab.json", "merges.txt"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
 
 
 _OF_DIFFUSERS = ("unet", "vae", "scheduler")
@@ -100,7 +97,7 @@ class Found:
         for part, weights in self.weights.items():
             listed += [self.config(part), *weights.files, *(() if weights.index is None else (weights.index,))]
         for name in self.kind.tokenizers:
-            listed += [path for each in _TOKENIZER_FILES if (path := self.root / name / each).is_file()]
+            listed += [path for each in TOKENIZER_FILES if (path := self.root / name / each).is_file()]
         return {path.relative_to(self.root).as_posix(): path for path in listed}
 
     @property
