@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
 from pipeline_kit import LENGTH, write_tokenizer
 
 SIDE = 24
@@ -65,7 +66,9 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray((np.asarray(spots, dtype=np.int64) + noise).clip(0, 255).astype(np.uint8))
 
 
-def write_pictures(folder: Path, sizes: list[tuple[int, int]], captions: list[str] | None = None, seed: int = 0) -> Path:
+def write_pictures(
+    folder: Path, sizes: list[tuple[int, int]], captions: list[str] | None = None, seed: int = 0
+) -> Path:
     """A folder of PNGs 000000.png, 000001.png, ..., with ``metadata.jsonl`` where captions are
     given.
     """

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from clip_kit import SIDE, clip_folder, picture
-from pipeline_kit import write_tokenizer
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
+from clip_kit import SIDE, clip_folder, picture
 from fewstep.errors import UserError
 from fewstep.zoo.clip import ClipFolder
 from fewstep.zoo.clip.clip_folder import MOST_TOKENIZER_BYTES
 from fewstep.zoo.clip.clip_pictures import ClipPictures
+from pipeline_kit import write_tokenizer
 
 SIZES = [(64, 64), (90, 61), (33, 100), (17, 20), (24, 24), (25, 30)]
 TEXTS = ["a red digit seven", "blue", "", "red " * 40]
@@ -41,9 +41,7 @@ def theirs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
             found = processor(text=["a"], images=picture(*size, number), return_tensors="pt", padding=True)
             pictures.append(model(**found).image_embeds)
         for text in TEXTS:
-            found = processor(
-                text=[text], images=picture(24, 24), return_tensors="pt", padding=True, truncation=True
-            )
+            found = processor(text=[text], images=picture(24, 24), return_tensors="pt", padding=True, truncation=True)
             texts.append(model(**found).text_embeds)
     return torch.cat(pictures), torch.cat(texts)
 

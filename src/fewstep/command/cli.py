@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.command.commands import image_data, looking, making, measuring, sample_command
+from fewstep.command.commands import image_data, looking, making, measure_command, measuring, sample_command
 
 app = typer.Typer(
     name="fewstep",
@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 # In the order in which ``--help`` lists them.
-for group in (making.group, sample_command.group, measuring.group, looking.group):
+for group in (making.group, sample_command.group, measure_command.group, measuring.group, looking.group):
     app.registered_commands += group.registered_commands
 app.add_typer(image_data.group)
 

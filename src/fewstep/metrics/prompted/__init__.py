@@ -4,6 +4,7 @@ from fewstep.metrics.prompted.accuracy import prompt_accuracy
 from fewstep.metrics.prompted.prompt_diversities import PromptDiversity, prompt_diversity, protocol
 from fewstep.metrics.prompted.prompt_figures import PromptedFigures, PromptedMeasures
 from fewstep.metrics.prompted.rises import caption_rises
+from fewstep.metrics.prompted.similarities import similarities
 
 __all__ = [
     "PromptDiversity",
@@ -13,4 +14,5 @@ __all__ = [
     "prompt_accuracy",
     "prompt_diversity",
     "protocol",
+    "similarities",
 ]

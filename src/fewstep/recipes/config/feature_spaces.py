@@ -24,6 +24,7 @@ from fewstep.recipes.given import given_features
 from fewstep.system.locations import absolute
 from fewstep.values import Positive
 from fewstep.zoo import digit_features, scenes_reader
+from fewstep.zoo.clip.clip_space import check_pictures, clip_space
 
 
 class _Features(Section, abc.ABC):
@@ -132,6 +133,17 @@ class InceptionFeatures(_Features):
         return inception_space(self.weights, data.low, data.high, device)
 
 
+class ClipFeatures(_Features):
+    """The embeddings of pictures by the CLIP model in a local folder, ``path``."""
+
+    kind: Literal["clip"]
+    path: WeightsPath
+
+    def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
+        check_pictures(data.shape)
+        return clip_space(absolute(self.path), data.low, data.high, device)
+
+
 class GivenFeatures(_Features):
     """A feature space of the caller's own, by its name (``recipes.given``)."""
 
@@ -143,7 +155,13 @@ class GivenFeatures(_Features):
 
 
 FeaturesChoice = Annotated[
-    DigitFeatures | FourierFeatures | ClassifierFeatures | ReaderFeatures | InceptionFeatures | GivenFeatures,
+    DigitFeatures
+    | FourierFeatures
+    | ClassifierFeatures
+    | ReaderFeatures
+    | InceptionFeatures
+    | ClipFeatures
+    | GivenFeatures,
     Field(discriminator="kind"),
 ]
 

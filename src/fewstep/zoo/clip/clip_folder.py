@@ -1,5 +1,5 @@
-"""A folder of a CLIP model that transformers' ``save_pretrained`` wrote (OpenAI's, and OpenCLIP's in
-that form): which files are read, and the model of them.
+"""A folder of a CLIP model that transformers' ``save_pretrained`` wrote (OpenAI's, and OpenCLIP's
+in that form): which files are read, and the model of them.
 
 The class is ours to name: a folder of another one is refused, and nothing in a file is imported.
 Only safetensors are read.

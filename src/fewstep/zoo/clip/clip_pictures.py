@@ -78,7 +78,7 @@ class ClipPictures:
         size = _size(values.get("size", 224)) if resized else None
         crop = _sides(values.get("crop_size", 224), "crop_size") if cropped else None
         if crop is not None and size is not None and max(crop) > (size if isinstance(size, int) else min(size)):
-            raise UserError(f"has {crop[0]} x {crop[1]} for crop_size, more than the size to which pictures are resized.")
+            raise UserError(f"has {crop[0]} x {crop[1]} for crop_size, more than the size that pictures have then.")
         kind = whole_number({"resample": values.get("resample", _BICUBIC)}, "resample", 0, 5)
         if kind not in (_BILINEAR, _BICUBIC):
             raise UserError(f"has {kind} for resample, which must be {_BICUBIC} (bicubic) or {_BILINEAR} (bilinear).")

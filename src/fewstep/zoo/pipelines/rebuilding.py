@@ -228,7 +228,8 @@ def text_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_heads(arguments: Mapping[str, Any], width: int, heads: int) -> None:
-    """Raises ``UserError`` where heads of attention cannot share a width; both as they are usually.
+    """Raises ``UserError`` where heads of attention cannot share a width; ``width`` and ``heads``:
+    as they are unless said.
     """
     heads, hidden = arguments.get("num_attention_heads", heads), arguments.get("hidden_size", width)
     if hidden % heads:
