@@ -141,18 +141,13 @@ def test_a_run_is_drawn_and_measured(tmp_path):
     from fewstep.runs import distill, write_reference
 
     settings = [
-        *("training.steps=2", "training.batch=4", "evaluation.samples=12", "evaluation.draws=1"),
-        *(
-            "evaluation.teacher_steps=[2]",
-            "evaluation.reference.samples=70",
-            "evaluation.every=100",
-            "target.record.steps=1",
-        ),
-        *("target.switch.steps=1", "evaluation.pictures=4"),
+        *("training.steps=2", "training.batch=2", "target.record.steps=1", "target.switch.steps=1"),
+        *("evaluation.samples=4", "evaluation.draws=1", "evaluation.teacher_steps=[1]", "evaluation.every=100"),
+        *("evaluation.reference.samples=8", "evaluation.pictures=2"),
         "prompts={kind: list, texts: [a red seven, a blue two]}",
     ]
     run = distill("scenes-disback", settings, tmp_path / "run")
-    for name, more in (("student", []), ("teacher", ["--teacher", "--steps", 2, "--guidance", 3])):
+    for name, more in (("student", []), ("teacher", ["--teacher", "--steps", 1, "--guidance", 3])):
         drawn = called("sample", run, "-n", 3, *more, "--folder", tmp_path / name)
         assert drawn.returncode == 0, drawn.stderr
     record = json.loads((tmp_path / "student" / RECORD).read_text())

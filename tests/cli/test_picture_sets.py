@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from cli_kit import called, fewstep
 
 from clip_kit import clip_folder, picture, write_pictures
 from fewstep.command.tables.picture_figures import pictures_table
 from fewstep.data.pixels import centre_patch, pixels_of, squared
+from fewstep.doctor import examine
 from fewstep.errors import UserError
 from fewstep.metrics import FeatureStatistics, Reference, frechet_distance, save_reference
 from fewstep.metrics.features import fourier_features
+from fewstep.recipes import shipped_text
 from fewstep.runs.protocols import ClipChoice, PictureProtocol, measure_pictures
 from fewstep.runs.protocols.earlier_results import MOST_BYTES
 from fewstep.system.caches import content_digest
@@ -282,3 +285,14 @@ def test_options_that_do_not_go_together_are_refused(arguments, said):
     result = called("measure", *arguments)
     assert result.returncode == 2
     assert said in result.stderr.replace("\n", " ")
+
+
+def test_the_doctor_looks_at_a_clip_folder(root, tmp_path):
+    values = yaml.safe_load(shipped_text("digits-disback"))
+    for folder, level in ((root / "clip", "ok"), (root / "real", "problem")):
+        values["evaluation"]["features"] = {"kind": "clip", "path": str(folder)}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+        found = {finding.place: finding for finding in examine(str(tmp_path / "recipe.yaml"))}
+        assert found["evaluation.features.path"].level == level
+        assert str(folder) in found["evaluation.features.path"].sentence
+        assert found["evaluation.features.kind: clip"].level == "ok"

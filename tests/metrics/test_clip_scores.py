@@ -16,9 +16,8 @@ from fewstep.errors import UserError
 from fewstep.metrics.averages import Average
 from fewstep.metrics.prompted import similarities
 from fewstep.runs.protocols.clip_figures import ClipChoice, clip_score
-from fewstep.runs.protocols.picture_sets import PictureSet, View
+from fewstep.runs.protocols.picture_sets import PictureSet, PictureView
 from fewstep.zoo.clip import ClipFolder
-from fewstep.zoo.clip.clip_space import clip_space
 
 
 def test_a_picture_is_as_near_to_its_own_embedding_as_can_be():
@@ -96,14 +95,18 @@ def test_a_patch_is_in_the_exact_centre(width, height, left, top):
 
 def test_a_picture_smaller_than_a_patch_stays_whole():
     small = picture(400, 298)
-    assert View(patch=299)(small) is small
+    assert PictureView(patch=299)(small) is small
 
 
 def test_a_view_is_the_square_that_data_sets_take():
     wide = picture(50, 30)
-    assert View(20)(wide).tobytes() == squared(wide, 20).tobytes()
-    assert View()(wide) is wide
-    assert (View(20).sides(wide), View(patch=9).sides(wide), View().sides(wide)) == ((20, 20), (9, 9), (30, 50))
+    assert PictureView(20)(wide).tobytes() == squared(wide, 20).tobytes()
+    assert PictureView()(wide) is wide
+    assert (PictureView(20).sides(wide), PictureView(patch=9).sides(wide), PictureView().sides(wide)) == (
+        (20, 20),
+        (9, 9),
+        (30, 50),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,7 @@ def test_the_score_of_a_set_is_the_mean_of_its_cosines(clip, tmp_path):
     """
     captions = ["red", "", "blue " * 30, *(f"a red {number}" for number in range(37)), ""]
     folder = write_pictures(tmp_path / "set", [(20 + number, 30) for number in range(len(captions))], captions)
-    choice, pictures = ClipChoice(ClipFolder.find(clip), View(16), "A "), PictureSet.open(folder)
+    choice, pictures = ClipChoice(ClipFolder.find(clip), PictureView(16), "A "), PictureSet.open(folder)
     towers, read = choice.open(), list[int]()
     assert pictures.captions is not None
     found = clip_score(choice, towers, pictures, pictures.captions, read.append)
@@ -138,7 +141,7 @@ def test_the_score_of_a_set_is_the_mean_of_its_cosines(clip, tmp_path):
 
 
 def test_clip_is_a_feature_space_of_pictures_of_any_size(clip):
-    space = clip_space(clip, -1.0, 1.0)
+    space = ClipFolder.find(clip).space(-1.0, 1.0)
     levels = np.asarray(picture(40, 30)).transpose(2, 0, 1).copy()
     samples = torch.from_numpy(levels).float()[None] / 127.5 - 1
     own = ClipFolder.find(clip).open().of_pictures([picture(40, 30)])

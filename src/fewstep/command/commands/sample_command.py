@@ -125,7 +125,7 @@ def sample_run(
     from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
     from fewstep.runs.pictures.published_students import PublishedStudent, check_source, timesteps_said
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
-    from fewstep.runs.protocols.drawn_folders import PromptPictures, check_alone, drawn_by
+    from fewstep.runs.protocols.drawn_folders import PromptPictures, check_alone, what_draws
     from fewstep.system.caches import output
     from fewstep.training.listeners import Several
     from fewstep.zoo.pipelines import PipelinePlace
@@ -148,7 +148,7 @@ def sample_run(
         assert run is not None
         sampler = pictured_by(run, teacher, compare, guidance, said, adapters)
     if folder is not None:
-        made = drawn_by(student, run, teacher, guidance, adapters)
+        made = what_draws(student, run, teacher, guidance, adapters)
         PromptPictures(sampler, made, seed, 1 if n is None else n, steps).draw(folder, Several(listeners()))
         typer.echo(str(folder))
         return

@@ -24,7 +24,7 @@ from fewstep.recipes.given import given_features
 from fewstep.system.locations import absolute
 from fewstep.values import Positive
 from fewstep.zoo import digit_features, scenes_reader
-from fewstep.zoo.clip.clip_space import check_pictures, clip_space
+from fewstep.zoo.clip import ClipFolder
 
 
 class _Features(Section, abc.ABC):
@@ -39,6 +39,11 @@ class _Features(Section, abc.ABC):
     @property
     def network_file(self) -> str | None:
         """The file of a network of ours that is the space; None for others."""
+        return None
+
+    @property
+    def clip_folder(self) -> str | None:
+        """The folder of the CLIP model that is the space; None for others."""
         return None
 
 
@@ -139,9 +144,17 @@ class ClipFeatures(_Features):
     kind: Literal["clip"]
     path: WeightsPath
 
+    @property
+    def clip_folder(self) -> str | None:
+        return self.path
+
     def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
-        check_pictures(data.shape)
-        return clip_space(absolute(self.path), data.low, data.high, device)
+        if len(data.shape) != 3 or data.shape[0] not in (1, 3):
+            raise UserError(
+                f"'evaluation.features.kind: clip' reads pictures, and samples have the shape {data.shape}; use "
+                "another kind."
+            )
+        return ClipFolder.find(absolute(self.path)).space(data.low, data.high, device)
 
 
 class GivenFeatures(_Features):

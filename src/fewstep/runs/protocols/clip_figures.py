@@ -11,7 +11,7 @@ from fewstep.errors import UserError
 from fewstep.metrics.averages import Average
 from fewstep.metrics.prompted import similarities
 from fewstep.recipes.building.device import resolve_device
-from fewstep.runs.protocols.picture_sets import PictureSet, View
+from fewstep.runs.protocols.picture_sets import PictureSet, PictureView
 from fewstep.zoo.clip import ClipFolder, ClipTowers
 
 
@@ -22,7 +22,7 @@ class ClipChoice:
     """
 
     folder: ClipFolder
-    view: View
+    view: PictureView
     prefix: str
 
     @classmethod
@@ -36,7 +36,7 @@ class ClipChoice:
             if size is not None or prefix is not None:
                 raise UserError("--clip-size and --clip-prefix: say how CLIP is asked; give its folder by --clip.")
             return None
-        return cls(ClipFolder.find(path), View(size), prefix or "")
+        return cls(ClipFolder.find(path), PictureView(size), prefix or "")
 
     def open(self) -> ClipTowers:
         """The model, where there is a GPU on it."""

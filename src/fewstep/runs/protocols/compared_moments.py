@@ -15,13 +15,13 @@ from fewstep.metrics.frechet import FeatureStatistics
 from fewstep.metrics.stored.kept_moments import KeptMoments
 from fewstep.metrics.stored.moments import Moments
 from fewstep.metrics.stored.reference import Reference, load_reference
-from fewstep.runs.protocols.picture_sets import TOGETHER, PictureSet, View
+from fewstep.runs.protocols.picture_sets import TOGETHER, PictureSet, PictureView
 from fewstep.runs.teacher_reference import shipped_moments
 from fewstep.training.saving.origin_checks import DATA, Origins, difference, exchanged
 
 
 def moments_of_set(
-    pictures: PictureSet, view: View, space: FeatureSpace, features: dict[str, Any], say: Callable[[str], None]
+    pictures: PictureSet, view: PictureView, space: FeatureSpace, features: dict[str, Any], say: Callable[[str], None]
 ) -> FeatureStatistics:
     """The moments of a set, seen so, in a space; ``features``: all that decides the space. They are
     computed where they are not kept yet, which ``say`` is told.

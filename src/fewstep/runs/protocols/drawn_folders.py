@@ -135,7 +135,7 @@ def check_alone(others: Mapping[str, object]) -> None:
         raise UserError(f"{other} and --folder: a folder holds a picture of each prompt; leave one of them out.")
 
 
-def drawn_by(
+def what_draws(
     student: PublishedStudent | None,
     run: Path | None,
     teacher: bool,

@@ -19,7 +19,7 @@ from fewstep.metrics.frechet import FeatureStatistics, frechet_distance
 from fewstep.metrics.stored.moments import Moments
 from fewstep.runs.protocols.clip_figures import ClipChoice, clip_score
 from fewstep.runs.protocols.compared_moments import fitting_reference, moments_of_set
-from fewstep.runs.protocols.picture_sets import PictureSet, View, digest_of_texts
+from fewstep.runs.protocols.picture_sets import PictureSet, PictureView, digest_of_texts
 from fewstep.runs.protocols.said_features import SaidFeatures
 from fewstep.runs.protocols.score_files import read_scores
 from fewstep.system.caches import content_digest
@@ -30,11 +30,11 @@ from fewstep.training import Listener
 class PictureProtocol:
     """What is measured of sets of pictures.
 
-    ``size`` and ``patch``: of what a Frechet and a patch distance see (``View``). ``real``: the
-    pictures that both are to, or ``reference``, a file of statistics, for the first. ``features``:
-    as ``SaidFeatures`` reads them. ``prompts``: a file of captions in the order of the pictures,
-    their own unless given. ``diversity``: whether pictures of one prompt are compared; ``targets``:
-    a set with the picture that each prompt is meant to make.
+    ``size`` and ``patch``: of what a Frechet and a patch distance see (``PictureView``). ``real``:
+    the pictures that both are to, or ``reference``, a file of statistics, for the first.
+    ``features``: as ``SaidFeatures`` reads them. ``prompts``: a file of captions in the order of
+    the pictures, their own unless given. ``diversity``: whether pictures of one prompt are
+    compared. ``targets``: a set with the picture that each prompt is meant to make.
     """
 
     size: int | None = None
@@ -112,7 +112,7 @@ class SetsMeasurer:
     def _compared(self, sets: Sequence[PictureSet], rows: list[dict[str, Any]], origins: dict[str, Any]) -> str:
         """Puts the figures that compare features into the rows; gives the space's name."""
         protocol, said = self.protocol, SaidFeatures.of(self.protocol.features)
-        view = View(protocol.size)
+        view = PictureView(protocol.size)
         space = said.space(view.sides(sets[0].picture(0)))
         origins["features"] = said.origins
         real = None if protocol.real is None else PictureSet.open(protocol.real)
@@ -141,7 +141,7 @@ class SetsMeasurer:
     def _patches(
         self, sets: Sequence[PictureSet], rows: list[dict[str, Any]], real: PictureSet, said: SaidFeatures
     ) -> None:
-        view = View(patch=self.protocol.patch)
+        view = PictureView(patch=self.protocol.patch)
         space = said.space(view.sides(sets[0].picture(0)))
         against = moments_of_set(real, view, space, said.described, self.listener.say)
         for each, row in zip(sets, rows, strict=True):
@@ -153,7 +153,7 @@ class SetsMeasurer:
         path: Path,
         space: FeatureSpace,
         pictures: PictureSet,
-        view: View,
+        view: PictureView,
         features: dict[str, str],
         origins: dict[str, Any],
     ) -> FeatureStatistics:
@@ -221,7 +221,7 @@ class SetsMeasurer:
             )
         return pictures.captions
 
-    def _told(self, pictures: PictureSet, view: View, space: FeatureSpace, what: str) -> Any:
+    def _told(self, pictures: PictureSet, view: PictureView, space: FeatureSpace, what: str) -> Any:
         """The blocks of features of a set, while the listener is told how many there are."""
         with self.listener:
             report = self._counter(f"{what} of {pictures.source.path.name}", len(pictures))

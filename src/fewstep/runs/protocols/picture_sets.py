@@ -1,9 +1,9 @@
 """Sets of pictures in a folder or a zip, of any sizes, in the natural order of their names: 2.png
 is before 10.png.
 
-A ``View`` is what of a picture is measured. As DMD2 has it (Yin et al. 2024), a Frechet distance is
-of the largest centred square, resized by Lanczos' filter, and a Patch-FID of the 299 x 299 pixels
-in the centre, at full size; a picture that is smaller than a patch stays whole.
+A ``PictureView`` is what of a picture is measured. As DMD2 has it (Yin et al. 2024), a Frechet
+distance is of the largest centred square, resized by Lanczos' filter, and a Patch-FID of the
+299 x 299 pixels in the centre, at full size; a picture that is smaller than a patch stays whole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LARGEST_VIEW = 4096
 
 
 @dataclass(frozen=True)
-class View:
+class PictureView:
     """The centred square of ``size`` pixels a side, or the ``patch`` of so many in the centre, or
     the picture as it is; not both.
     """
@@ -95,7 +95,7 @@ class PictureSet:
         name = self.names[index]
         return decode(self.source.read(name), self.source.place(name))
 
-    def features(self, view: View, space: FeatureSpace) -> Iterator[Tensor]:
+    def features(self, view: PictureView, space: FeatureSpace) -> Iterator[Tensor]:
         """The features of all pictures in blocks (n, d).
 
         Raises ``UserError`` naming a picture of another size than the space reads.

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fewstep.errors import UserError
+from fewstep.metrics.features import FeatureSpace
+from fewstep.metrics.inception import as_bytes
 from fewstep.system.caches import content_digests
 from fewstep.zoo.clip.clip_pictures import ClipPictures, processing_file
 from fewstep.zoo.clip.clip_towers import ClipTowers
@@ -124,6 +129,20 @@ class ClipFolder:
             self.weights.name,
         )
         return ClipTowers(model, tokenizer, pictures, str(self.root))
+
+    def space(self, low: float, high: float, device: torch.device | str = "cpu") -> FeatureSpace:
+        """The embeddings (B, d), of length 1, of images (B, 1 or 3, H, W) in [``low``, ``high``] of
+        any size, taken of 8-bit pictures; no gradient passes. ``device``: where the model is.
+        """
+        towers = self.open().to(device)
+
+        def extract(samples: Tensor) -> Tensor:
+            from PIL import Image
+
+            levels = as_bytes(samples.cpu(), low, high).permute(0, 2, 3, 1).contiguous().numpy()
+            return towers.of_pictures([Image.fromarray(each) for each in levels]).to(samples.device)
+
+        return FeatureSpace(f"clip-{self.digest[:16]}", extract, resizes=True)
 
 
 def _check_class(config: Mapping[str, Any], where: Path) -> None:
