@@ -140,6 +140,20 @@ def test_the_score_of_a_set_is_the_mean_of_its_cosines(clip, tmp_path):
     assert len(read) == 2
 
 
+def test_a_line_of_pixels_is_refused_by_name(clip, tmp_path):
+    """Before it takes all memory: resized by its shorter side it would be 24 x 24,000,000."""
+    folder = write_pictures(tmp_path / "set", [(20, 30)], ["red"])
+    Image.new("RGB", (1, 1_000_000)).save(folder / "000001.png")
+    pictures = PictureSet.open(folder)
+    for view in (PictureView(), PictureView(16)):
+        choice = ClipChoice(ClipFolder.find(clip), view, "")
+        if view.size is None:
+            with pytest.raises(UserError, match=r"'000001\.png': has 1 x 1000000 pixels, and 24,000,000 at its longer"):
+                clip_score(choice, choice.open(), pictures, ["red", "blue"])
+        else:
+            assert clip_score(choice, choice.open(), pictures, ["red", "blue"])["count"] == 2
+
+
 def test_clip_is_a_feature_space_of_pictures_of_any_size(clip):
     space = ClipFolder.find(clip).space(-1.0, 1.0)
     levels = np.asarray(picture(40, 30)).transpose(2, 0, 1).copy()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from clip_kit import SIDE, clip_folder, picture
+from device_kit import Card, on_card
 from fewstep.errors import UserError
 from fewstep.zoo.clip import ClipFolder
 from fewstep.zoo.clip.clip_folder import MOST_TOKENIZER_BYTES
@@ -22,6 +23,7 @@ from fewstep.zoo.clip.clip_pictures import ClipPictures
 from pipeline_kit import write_tokenizer
 
 SIZES = [(64, 64), (90, 61), (33, 100), (17, 20), (24, 24), (25, 30)]
+VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 24, "patch_size": 8}
 TEXTS = ["a red digit seven", "blue", "", "red " * 40]
 
 
@@ -163,6 +165,9 @@ HOSTILE: list[tuple[Callable[[Path], None], str]] = [
     (lambda folder: _processing(folder, image_std=[0, 1, 1]), "image_std"),
     (lambda folder: _processing(folder, image_mean=[1, 1]), "image_mean"),
     (lambda folder: _processing(folder, rescale_factor="1/255"), "rescale_factor"),
+    (lambda folder: _config(folder, vision_config={**VISION, "hidden_act": "run"}), "is no network that can be built"),
+    (lambda folder: (folder / "preprocessor_config.json").write_text(" " * 2**21), "more than such a file may have"),
+    (lambda folder: (folder / "preprocessor_config.json").write_text("[" * 10**5), "missing or not JSON"),
     (lambda folder: (folder / "merges.txt").unlink(), "neither tokenizer.json nor vocab.json with merges.txt"),
 ]
 
@@ -197,3 +202,17 @@ def test_pictures_are_cut_and_filled_as_transformers_does(size: tuple[int, int])
     settings = {"do_resize": False, "crop_size": {"height": SIDE, "width": SIDE}}
     theirs = CLIPImageProcessorPil(**settings)(picture(*size), return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(ClipPictures.of(settings)(picture(*size)), theirs, rtol=0, atol=1e-6)
+
+
+def test_a_model_on_a_device_embeds_pictures_and_captions_that_are_not(whole: Path) -> None:
+    """As on the CPU, to the rounding of another kernel of attention; embeddings come back to it."""
+    here, there = ClipFolder.find(whole).open(), ClipFolder.find(whole).open()
+    pictures = [picture(30, 40), picture(50, 24, 1)]
+    with Card():
+        on_card(there)
+        for ours, theirs in (
+            (there.of_pictures(pictures), here.of_pictures(pictures)),
+            (there.of_texts(TEXTS), here.of_texts(TEXTS)),
+        ):
+            assert ours.device.type == "cpu"
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

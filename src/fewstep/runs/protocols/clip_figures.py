@@ -62,8 +62,10 @@ def clip_score(
         part = described[start : start + towers.rows]
         texts = [choice.prefix + captions[index] for index in part]
         cut += sum(towers.tokens(text) > towers.length for text in texts)
-        seen = towers.of_pictures([choice.view(pictures.picture(index)) for index in part])
-        found += similarities(seen, towers.of_texts(texts)).tolist()
+        seen = [choice.view(pictures.picture(index)) for index in part]
+        for index, picture in zip(part, seen, strict=True):
+            towers.pictures.check(picture, pictures.source.place(pictures.names[index]))
+        found += similarities(towers.of_pictures(seen), towers.of_texts(texts)).tolist()
         report(len(part))
     average = Average.of(found).as_json()
     return {**average, "cut": cut, "without_caption": len(captions) - len(described)}

@@ -81,6 +81,7 @@ class ClipFolder:
                 f"{processing_file(root)}: there is no such file, and it says how pictures are read; get it from the "
                 "model's source."
             )
+        _check_size(processing_file(root), _MOST_CONFIGURATION)
         return cls(root, *find_weights(root, STEM, None, "--clip"))
 
     @property

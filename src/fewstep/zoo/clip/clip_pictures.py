@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 LARGEST_SIDE = 4096
+LONGEST_SIDE = 2**16
+"""Of a picture that was resized by its shorter side: a line of pixels would take all memory."""
 _FILE, _WHOLE = "preprocessor_config.json", "processor_config.json"
 _CLASSES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
 _BILINEAR, _BICUBIC = 2, 3
@@ -95,6 +97,7 @@ class ClipPictures:
     def __call__(self, picture: Picture) -> Tensor:
         from PIL import Image
 
+        self.check(picture, "a picture")
         if self.size is not None:
             picture = picture.resize(self._resized(*picture.size), Image.Resampling(self.filter))
         levels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
@@ -102,6 +105,17 @@ class ClipPictures:
             levels = _centre(levels, *self.crop)
         mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.deviation))
         return (levels.float() * self.scale - mean) / deviation
+
+    def check(self, picture: Picture, where: str) -> None:
+        """Raises ``UserError`` for a picture, which ``where`` names, that is too long for its
+        shorter side.
+        """
+        longer = 0 if self.size is None else max(self._resized(*picture.size))
+        if longer > LONGEST_SIDE:
+            raise UserError(
+                f"{where}: has {picture.width} x {picture.height} pixels, and {longer:,} at its longer side when its "
+                f"shorter one is as CLIP reads it, more than {LONGEST_SIDE:,}; leave it out, or give --clip-size."
+            )
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the resized picture."""

@@ -55,7 +55,7 @@ class ClipTowers(nn.Module):
         model: Any = self.model
         for start in range(0, len(pictures), self.rows):
             read = torch.stack([self.pictures(each) for each in pictures[start : start + self.rows]])
-            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            with torch.no_grad():
                 pooled = model.vision_model(read.to(self._device), return_dict=True).pooler_output
                 yield self._of_length_1(model.visual_projection(pooled), "a picture")
 
@@ -69,7 +69,7 @@ class ClipTowers(nn.Module):
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            with torch.no_grad():
                 pooled = model.text_model(ids.to(self._device), return_dict=True).pooler_output
                 yield self._of_length_1(model.text_projection(pooled), "a caption")
 
