@@ -28,7 +28,7 @@ from fewstep.system.ledger import NAME as LEDGER
 EVERY = 5
 # What is another at every run (times), and what no command reads again.
 IGNORED = ("lock", "report.html", "samples.png")
-_ASIDE = re.compile(r"\.(set-aside|unreadable)(-\d+)?(\.|$)")
+_ASIDE = re.compile(r"\.(set-aside|unreadable|another-run|not-finite)(-\d+)?(\.|$)")
 
 
 def recipe(path: Path, seed: int = 0, mode: str = "ddp") -> Path:

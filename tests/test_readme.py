@@ -97,6 +97,8 @@ def test_every_command_of_the_readme_exists():
         "checkpoints",
         "inspect",
         "export",
+        "play",
+        "prefer",
     }
     assert used <= set(known)
 

@@ -85,3 +85,13 @@ class Stopped(Exception):
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.signal = signal
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation was refused; torch says so on a CPU by a plain RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or "not enough memory" in str(error)
+        or "can't allocate memory" in str(error)
+        or "out of memory" in str(error)
+    )

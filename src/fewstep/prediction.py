@@ -8,6 +8,7 @@ With a = alpha(t), s = sigma(t), x_t = a x0 + s eps, and sd the data's standard 
 - s score = -eps: skip 1 / a; out s / a.
 - v = a eps - s x0: skip a / (a^2 + s^2); out -s / (a^2 + s^2).
 - velocity u = a' x0 + s' eps: skip -s' / (s a' - a s'); out s / (s a' - a s').
+- flow eps - x0: skip 1 / (a + s); out -s / (a + s).
 - F of EDM: skip sd^2 a / (s^2 + sd^2 a^2); out s sd / sqrt(s^2 + sd^2 a^2).
 - F of consistency models: skip sd^2 / (a ((r - r_min)^2 + sd^2)); out (r - r_min) sd / sqrt(r^2 +
   sd^2).
@@ -139,6 +140,20 @@ class Velocity(Prediction):
         sigma, sigma_rate = schedule.sigma(t), schedule.sigma_rate(t)
         wronskian = sigma * schedule.alpha_rate(t) - schedule.alpha(t) * sigma_rate
         return -sigma_rate / wronskian, sigma / wronskian
+
+
+@dataclass(frozen=True)
+class Flow(Prediction):
+    """The network emits eps - x0: the velocity along the straight line from x0 to eps, whatever the
+    times are called (Lipman et al. 2023). Under ``RectifiedFlow`` it is ``Velocity``.
+    """
+
+    kind: Literal["flow"] = field(default="flow", kw_only=True)
+
+    def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        sigma = schedule.sigma(t)
+        total = schedule.alpha(t) + sigma
+        return 1 / total, -sigma / total
 
 
 @dataclass(frozen=True)

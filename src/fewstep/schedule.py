@@ -10,6 +10,7 @@ process seen as variance exploding.
   et al. 2020); index i is t = (i + 1) / N.
 - ``ZeroSNRVP``: the same with alpha rescaled so that alpha(1) = 0 (Lin et al. 2024).
 - ``RectifiedFlow``: alpha(t) 1 - t; sigma(t) t (Liu et al. 2022).
+- ``ShiftedFlow``: the same line with sigma(t) = s t / (1 + (s - 1) t) (Esser et al. 2024, Eq. 23).
 
 Every function takes t as a tensor of any shape (or a number) and answers in float64 of the same
 shape; ``add_noise`` broadcasts t (B,) against x (B, *D) and answers in x's type.
@@ -304,6 +305,47 @@ class RectifiedFlow(Schedule):
     def time_of(self, log_snr: Tensor | float) -> Tensor:
         # log((1 - t)^2 / t^2) = log_snr
         return torch.sigmoid(-0.5 * as_time(log_snr))
+
+
+@dataclass(frozen=True)
+class ShiftedFlow(Schedule):
+    """The straight interpolation x_t = (1 - sigma) x_0 + sigma eps, of which equal times go more
+    slowly where there is more noise: sigma(t) = s t / (1 + (s - 1) t) with s = ``shift`` (Esser et
+    al. 2024, Eq. 23).
+
+    So whatever is said in times is shifted: an even grid, a draw of times between two bounds, a
+    student's steps. s = 1 is ``RectifiedFlow``. Flux and others let s = e^mu grow with the number
+    of tokens.
+    """
+
+    kind: Literal["shifted-flow"] = field(default="shifted-flow", kw_only=True)
+    shift: Annotated[float, at.Interval(ge=1e-3, le=1e3)] = 3.0
+    epsilon: Annotated[float, at.Interval(gt=0, lt=1)] = 1e-3
+
+    @property
+    def t_min(self) -> float:
+        return self.epsilon
+
+    def _stretch(self, t: Tensor) -> Tensor:
+        return 1.0 + (self.shift - 1.0) * t
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        return (1.0 - t) / self._stretch(t)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        return self.shift * t / self._stretch(t)
+
+    def alpha_rate(self, t: Tensor | float) -> Tensor:
+        return -self.sigma_rate(t)
+
+    def sigma_rate(self, t: Tensor | float) -> Tensor:
+        return self.shift / self._stretch(as_time(t)) ** 2
+
+    def time_of(self, log_snr: Tensor | float) -> Tensor:
+        # alpha / sigma = (1 - t) / (s t)
+        return torch.sigmoid(-0.5 * as_time(log_snr) - math.log(self.shift))
 
 
 def _linear(vp: DiscreteVP) -> Tensor:

@@ -27,6 +27,8 @@ COMMANDS = [
     "measure",
     "shift",
     "compare",
+    "prefer",
+    "play",
     "report",
     "checkpoints",
     "doctor",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import EDMInputs, GaussianMixture, NetworkDenoiser
 from fewstep.networks import build
-from fewstep.prediction import EDM, X0, Epsilon, Prediction, Score, V, Velocity
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ZeroSNRVP
+from fewstep.prediction import EDM, X0, Epsilon, Flow, Prediction, Score, V, Velocity
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ShiftedFlow, ZeroSNRVP
 
 SCHEDULES: dict[str, Schedule] = {
     "karras-ve": KarrasVE(),
@@ -19,6 +19,7 @@ SCHEDULES: dict[str, Schedule] = {
     "vp-cosine": DiscreteVP("cosine"),
     "vp-zero-snr": ZeroSNRVP("scaled_linear", beta_start=0.00085, beta_end=0.012),
     "flow": RectifiedFlow(),
+    "flow-shifted": ShiftedFlow(3.0),
 }
 PREDICTIONS: dict[str, Prediction] = {
     "x0": X0(),
@@ -26,6 +27,7 @@ PREDICTIONS: dict[str, Prediction] = {
     "score": Score(),
     "v": V(),
     "velocity": Velocity(),
+    "flow": Flow(),
     "edm": EDM(0.5),
     "edm-0.9": EDM(0.9),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.denoisers import EDMInputs, NetworkDenoiser
 from fewstep.errors import UserError
-from fewstep.prediction import EDM, X0, Epsilon, Prediction, Score, V, Velocity, score_of
+from fewstep.prediction import EDM, X0, Epsilon, Flow, Prediction, Score, V, Velocity, score_of
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule, expand
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -36,6 +36,7 @@ DEFINITIONS: dict[str, tuple[Prediction, Emission]] = {
     "eps": (Epsilon(), lambda schedule, t, x0, eps: eps),
     "score": (Score(), lambda schedule, t, x0, eps: -eps / expand(schedule.sigma(t), eps)),
     "v": (V(), lambda schedule, t, x0, eps: expand(schedule.alpha(t), x0) * eps - expand(schedule.sigma(t), x0) * x0),
+    "flow": (Flow(), lambda schedule, t, x0, eps: eps - x0),
     "velocity": (
         Velocity(),
         lambda schedule, t, x0, eps: expand(schedule.alpha_rate(t), x0) * x0 + expand(schedule.sigma_rate(t), x0) * eps,

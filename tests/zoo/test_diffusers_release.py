@@ -18,7 +18,7 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Guided, NetworkDenoiser, load_model, save_model
 from fewstep.errors import UserError
 from fewstep.networks import build
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
+from fewstep.schedule import DiscreteVP, KarrasVE, ShiftedFlow
 from fewstep.zoo import diffusers_models
 
 diffusers = pytest.importorskip("diffusers")
@@ -168,8 +168,8 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
     [
         (
             SCHEDULER,
-            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "configuration of a FlowMatchEulerDiscreteScheduler, which must be one of DDPMScheduler",
+            {"_class_name": "ScoreSdeVeScheduler"},
+            "configuration of a ScoreSdeVeScheduler, which must be one of DDPMScheduler",
         ),
         (SCHEDULER, {"_class_name": ["DDPMScheduler"]}, "has list for _class_name"),
         (SCHEDULER, {"beta_schedule": "sigmoid"}, "has 'sigmoid' for beta_schedule, which must be one of linear"),
@@ -204,7 +204,7 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
         (
             SCHEDULER,
             {"use_flow_sigmas": True},
-            "has 'epsilon' for prediction_type, which with use_flow_sigmas: true must be one of flow_prediction",
+            "has 'epsilon' for prediction_type, which of a flow must be one of flow_prediction",
         ),
         (SCHEDULER, {"use_flow_sigmas": 1}, "has 1 for use_flow_sigmas, which must be true or false"),
         (SCHEDULER, {"num_train_timesteps": "gone"}, "lacks the entry 'num_train_timesteps'"),
@@ -486,14 +486,15 @@ def test_a_flows_estimate_is_the_schedulers(tmp_path, prediction):
     scheduler = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type=prediction, flow_shift=3.0)
     path, network = folder(tmp_path, scheduler)
     denoiser = diffusers_models.load(path)
-    assert denoiser.schedule == RectifiedFlow(1e-3)
+    assert denoiser.schedule == ShiftedFlow(3.0, 1e-3)
     scheduler.set_timesteps(5)
     x = noised()
     for number, sigma in enumerate(scheduler.sigmas[:5]):
         scheduler._step_index = number
         # Their timesteps are cut to whole numbers, ours are the noise level itself.
         expected = scheduler.convert_model_output(network(x, sigma * 1000).sample, sample=x)
-        assert torch.allclose(denoiser(x, sigma.double().expand(3)), expected, rtol=1e-4, atol=1e-5)
+        time = sigma.double() / (3 - 2 * sigma.double())
+        assert torch.allclose(denoiser(x, time.expand(3)), expected, rtol=1e-4, atol=1e-5)
         assert abs(float(sigma) * 1000 - float(scheduler.timesteps[number])) <= 1
 
 

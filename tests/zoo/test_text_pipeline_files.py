@@ -179,7 +179,10 @@ def test_the_hub_is_asked_for_what_is_read_alone(folder, monkeypatch) -> None:
         f"{part}/{STEMS[part]}{end}" for part in NETWORKS for end in (".safetensors", "-?????-of-?????.safetensors")
     ]
     found = load_pipeline("owner/name")
-    assert asked == [("owner/name", None, "*.json", "*/merges.txt"), ("owner/name", "0" * 40, *usual)]
+    assert asked == [
+        ("owner/name", None, "*.json", "*/merges.txt", "*/*.model", "*/*.jinja"),
+        ("owner/name", "0" * 40, *usual),
+    ]
     weights = path / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".fp16.safetensors"))
     asked.clear()
@@ -199,8 +202,8 @@ def test_the_hub_is_asked_for_what_is_read_alone(folder, monkeypatch) -> None:
     [
         (
             INDEX,
-            {"_class_name": "FluxPipeline"},
-            "of the class 'FluxPipeline', and only StableDiffusionPipeline",
+            {"_class_name": "StableCascadePipeline"},
+            "of the class 'StableCascadePipeline', and only StableDiffusionPipeline",
         ),
         (INDEX, {"_class_name": "StableDiffusionInpaintPipeline"}, "of the class 'StableDiffusionInpaintPipeline'"),
         (INDEX, {"_class_name": ["os", "system"]}, "of the class list"),

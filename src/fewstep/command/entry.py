@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from fewstep.command.cli import app
-from fewstep.errors import SharedError, Stopped, UserError, one_line
+from fewstep.errors import SharedError, Stopped, UserError, is_out_of_memory, one_line
 from fewstep.system.ending import Ended, ended_by_signals
 from fewstep.system.imports import foremost
 from fewstep.system.launch import launched
@@ -54,16 +54,6 @@ def _end_at_once_where_interrupted() -> None:
         sys.excepthook = _AtOnce(sys.excepthook)
     if not isinstance(sys.unraisablehook, _AtOnce):
         sys.unraisablehook = _AtOnce(sys.unraisablehook)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation was refused; torch says so on a CPU by a plain RuntimeError."""
-    return (
-        isinstance(error, MemoryError)
-        or "not enough memory" in str(error)
-        or "can't allocate memory" in str(error)
-        or "out of memory" in str(error)
-    )
 
 
 def _is_a_lost_process(error: Exception) -> bool:
@@ -131,7 +121,7 @@ def run_command() -> None:
                 "go on with --resume.",
                 1,
             )
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _fail(
             "there is not enough memory; 'fewstep plan RECIPE' says what a recipe takes: lower "

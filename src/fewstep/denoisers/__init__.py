@@ -8,7 +8,7 @@ from fewstep.denoisers.exact.field import StableTargetField
 from fewstep.denoisers.exact.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.guided import Guided, GuidedRescaled, GuidedWithin
 from fewstep.denoisers.headed import FrozenTrunk, Headed
-from fewstep.denoisers.inputs import EDMInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
+from fewstep.denoisers.inputs import EDMInputs, FlowInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
 from fewstep.denoisers.jumps import EndJump, TrajectoryDenoiser, trajectory_of
 from fewstep.denoisers.model_files import load_model, save_model
 from fewstep.denoisers.network import Generator, NetworkDenoiser, grown_denoiser, in_network
@@ -23,6 +23,7 @@ __all__ = [
     "DynamicThreshold",
     "EDMInputs",
     "EndJump",
+    "FlowInputs",
     "FrozenTrunk",
     "GaussianMixture",
     "Generator",

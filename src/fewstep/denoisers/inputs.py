@@ -5,6 +5,8 @@ The conventions of published networks, with r = sigma / alpha the noise level of
 - ``EDMInputs``: factor on x_t 1 / sqrt(sigma^2 + (sd alpha)^2); label factor log(r) / 4; source
   Karras et al. 2022, Tab. 1.
 - ``TimestepInputs``: factor on x_t 1; label count t - offset; source Ho et al. 2020.
+- ``FlowInputs``: factor on x_t 1 / (alpha + sigma); label count sigma / (alpha + sigma); source
+  Esser et al. 2024.
 - ``VPInputs``: factor on x_t 1 / sqrt(sigma^2 + alpha^2); label (steps - 1) u, where r(u) = r;
   source Song et al. 2021; Karras et al. 2022, Tab. 1.
 - ``VEInputs``: factor on x_t 1 / alpha; label log(r / 2); source Song et al. 2021; Karras et al.
@@ -90,6 +92,21 @@ class TimestepInputs(Inputs):
 
     def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), self.count * t - self.offset
+
+
+@dataclass(frozen=True)
+class FlowInputs(Inputs):
+    """x as it is on the straight line from x0 to eps, and count sigma / (alpha + sigma): where on
+    that line x is, which is what flow transformers are told, whatever shift their times have.
+    """
+
+    kind: Literal["flow"] = field(default="flow", kw_only=True)
+    count: Positive = 1000.0
+
+    def scale_and_label(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = schedule.sigma(t)
+        total = schedule.alpha(t) + sigma
+        return 1 / total, self.count * sigma / total
 
 
 @dataclass(frozen=True)

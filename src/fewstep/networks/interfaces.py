@@ -72,10 +72,12 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     a sharded network gathers its weights on entering and lets them go on leaving.
     ``adapted_by_default`` are the layers that a low-rank adapter goes on unless it is told others,
     by their names or the ends of their paths; empty for every linear and convolutional layer.
+    ``part`` is the part of diffusers' pipelines that it holds, under the same name; empty for none.
     """
 
     entries: ClassVar[tuple[str, ...]] = ("features",)
     adapted_by_default: ClassVar[tuple[str, ...]] = ()
+    part: ClassVar[str] = ""
 
     bottleneck: int
     leave: nn.Linear | nn.Conv2d

@@ -26,6 +26,11 @@ def render(template: str, /, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
+def stylesheet() -> str:
+    """The style of all pages, in CSS."""
+    return render("style.css.j2")
+
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SMALL = 240
 _T = TypeVar("_T")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,6 +44,16 @@ class Sampler(abc.ABC):
         return self.draw(Key(seed, "sample"), n, labels, self.usual_steps if steps is None else steps).clamp(
             self.low, self.high
         )
+
+    def in_parts(
+        self, n: int, seed: int = 0, classes: int | Tensor | None = None, steps: int | None = None
+    ) -> Iterator[Tensor]:
+        """The samples of the call, bit for bit, ``together`` of them at a time."""
+        labels, steps = labels_for(n, classes, self.classes), self.usual_steps if steps is None else steps
+        for first in range(0, n, self.together):
+            rows = min(self.together, n - first)
+            part = None if labels is None else labels[first : first + rows]
+            yield self.draw(Key(seed, "sample"), rows, part, steps, first).clamp(self.low, self.high)
 
     @property
     def pictured(self) -> Sampler:

@@ -6,6 +6,7 @@ What is left out takes the class' own default, and what a class does not know it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ LARGEST = 4096
 """Of a sample's side."""
 MOST = 1_000_000
 _DEEPEST = 2
+_LONGEST = 1000
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,40 @@ def shape_of(arguments: dict[str, Any], usual: int) -> tuple[int, ...]:
 def arguments_in(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a configuration that are arguments of its class."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def check_plain(arguments: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` for an entry that no class takes for a size, a number, a flag or a name:
+    what a class of diffusers' says of its own arguments is that they are such, or lists of them.
+    """
+    for name, value in arguments.items():
+        _plain(value, name, _DEEPEST)
+
+
+def check_at_most(value: Any, name: str, most: int) -> None:
+    """Raises ``UserError`` for a number, or one in a list, above ``most``; other values pass."""
+    for each in value if type(value) in (list, tuple) else [value]:
+        if isinstance(each, int | float) and each > most:
+            raise UserError(f"has {each} for {name}, which must be at most {most:,}")
+
+
+def _plain(value: Any, name: str, levels: int) -> None:
+    if levels and type(value) in (list, tuple) and len(value) <= _LONGEST:
+        for each in value:
+            _plain(each, name, levels - 1)
+        return
+    fits = (
+        value is None
+        or type(value) is bool
+        or (type(value) is int and 0 <= value <= MOST)
+        or (type(value) is float and math.isfinite(value))
+        or (type(value) is str and len(value) <= _LONGEST)
+    )
+    if not fits:
+        raise UserError(
+            f"has {value!r:.80} for {name}, which must be a whole number up to {MOST:,}, a finite number, a flag, a "
+            "short text, or a list of such"
+        )
 
 
 def _numbers(value: Any, name: str, bounds: tuple[int, int], levels: int) -> None:

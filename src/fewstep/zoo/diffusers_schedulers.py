@@ -4,8 +4,10 @@
   (``EulerDiscreteScheduler``): schedule ``DiscreteVP`` of its betas, with
   ``rescale_betas_zero_snr`` ``ZeroSNRVP``; prediction ``Epsilon``, ``X0`` or ``V``; inputs
   ``TimestepInputs``: index i.
-- ``DPMSolverMultistep-`` with ``use_flow_sigmas``: schedule ``RectifiedFlow``; prediction
-  ``Velocity`` or ``X0``; inputs ``TimestepInputs``: N t.
+- ``FlowMatchEulerDiscreteScheduler`` and its kin, ``DPMSolverMultistep-`` and ``UniPCMultistep-``
+  with ``use_flow_sigmas``: schedule ``RectifiedFlow``, or ``ShiftedFlow`` of their shift, which
+  with ``use_dynamic_shifting`` is that of the number of tokens; prediction ``Flow`` or ``X0``;
+  inputs ``FlowInputs``: N sigma.
 - ``EDMEulerScheduler``, ``EDMDPMSolverMultistep-``: schedule ``KarrasVE(sigma_min, sigma_max)``;
   prediction ``EDM``; inputs ``EDMInputs``.
 - ``CMStochasticIterativeScheduler``: schedule ``KarrasVE(sigma_min, sigma_max)``; prediction
@@ -18,15 +20,15 @@ out. Of what changes an estimate, clipping and thresholding, it is said that it 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from fewstep.denoisers import EDMInputs, TimestepInputs
+from fewstep.denoisers import EDMInputs, FlowInputs, TimestepInputs
 from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
-from fewstep.prediction import EDM, X0, Consistency, Epsilon, Prediction, V, Velocity
-from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ZeroSNRVP
+from fewstep.prediction import EDM, X0, Consistency, Epsilon, Flow, Prediction, V
+from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow, Schedule, ShiftedFlow, ZeroSNRVP
 from fewstep.values import kind_of
 from fewstep.zoo.diffusers_weights import CORRECT
 from fewstep.zoo.nvidia.modules import flag, real, whole_number, word
@@ -35,9 +37,10 @@ Meaning = tuple[Schedule, Prediction, Inputs]
 
 _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _VP: Mapping[str, Prediction] = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
-_FLOW: Mapping[str, Prediction] = {"flow_prediction": Velocity(), "sample": X0()}
+_FLOW: Mapping[str, Prediction] = {"flow_prediction": Flow(), "sample": X0()}
 _MOST_STEPS = 100_000
 _LOWEST, _HIGHEST = 1e-6, 1e6
+_SHIFTS = (1e-3, 1e3)
 # Below it an estimate is a difference of numbers that float32 cannot tell apart.
 _LEAST_SIGNAL = 1e-7
 _CLIPPING = {
@@ -58,8 +61,9 @@ def about(path: object) -> Iterator[None]:
         raise UserError(f"{path}: {str(error).removesuffix('.')}; {CORRECT}.") from error
 
 
-def meaning_of(config: dict[str, Any], path: Path) -> Meaning:
-    """The schedule, the prediction and the inputs.
+def meaning_of(config: dict[str, Any], path: object, tokens: int | None = None) -> Meaning:
+    """The schedule, the prediction and the inputs; ``tokens``: of one sample, as its network sees
+    it, None for a network that sees none.
 
     Raises ``UserError`` naming file, key and value.
     """
@@ -68,7 +72,7 @@ def meaning_of(config: dict[str, Any], path: Path) -> Meaning:
         if name not in _SCHEDULERS:
             raise UserError(f"is the configuration of a {name:.80}, which must be one of {', '.join(_SCHEDULERS)}")
         _left_out(config)
-        schedule, prediction, inputs = _SCHEDULERS[name](config)
+        schedule, prediction, inputs = _SCHEDULERS[name](config, tokens)
         prediction.check(schedule)
         inputs.check(schedule)
     return schedule, prediction, inputs
@@ -123,9 +127,9 @@ def _left_out(config: dict[str, Any]) -> list[str]:
     return [*on, "thresholding"] if flag(config, "thresholding", False) else on
 
 
-def _vp(config: dict[str, Any]) -> Meaning:
+def _vp(config: dict[str, Any], tokens: int | None) -> Meaning:
     if flag(config, "use_flow_sigmas", False):
-        return _flow(config)
+        return _flow(config, tokens)
     schedule = _betas(config)
     predictions = {
         name: kind for name, kind in _VP.items() if name != "sample" or config["_class_name"] != "PNDMScheduler"
@@ -162,13 +166,49 @@ def _betas(config: dict[str, Any]) -> DiscreteVP:
     return (ZeroSNRVP if rescaled else DiscreteVP)(_BETAS[betas], steps, start, end)  # type: ignore[arg-type]
 
 
-def _flow(config: dict[str, Any]) -> Meaning:
-    """Its sigma is the time: x_t = (1 - sigma) x0 + sigma eps; the shift moves its grid only."""
-    prediction, steps = _chosen(config, _FLOW, "with use_flow_sigmas: true"), _steps(config)
-    return RectifiedFlow(1.0 / steps), prediction, TimestepInputs(float(steps), 0.0)
+def _flow(config: dict[str, Any], tokens: int | None) -> Meaning:
+    """x_t = (1 - sigma) x0 + sigma eps, told N sigma."""
+    # Solvers that can also do flows write their own default, noise, where nothing else is said.
+    usual = "epsilon" if flag(config, "use_flow_sigmas", False) else "flow_prediction"
+    plain = {"prediction_type": usual, **config}
+    prediction, steps = _chosen(plain, _FLOW, "of a flow"), _steps(config)
+    for name in ("invert_sigmas", "stochastic_sampling"):
+        if flag(config, name, False):
+            raise UserError(f"has true for {name}, which is not read here (it must be false)")
+    shift, epsilon = _shift(config, tokens), 1.0 / steps
+    schedule = RectifiedFlow(epsilon) if shift == 1.0 else ShiftedFlow(shift, epsilon)
+    return schedule, prediction, FlowInputs(float(steps))
 
 
-def _edm(config: dict[str, Any]) -> Meaning:
+def _shift(config: dict[str, Any], tokens: int | None) -> float:
+    """s of sigma = s t / (1 + (s - 1) t); dynamic ones are e^mu, or mu, with mu linear in the
+    number of tokens.
+    """
+    least, most = _SHIFTS
+    if not flag(config, "use_dynamic_shifting", False):
+        name = "shift" if "shift" in config else "flow_shift"
+        return real({name: 1.0, **config}, name, least, most)
+    if tokens is None:
+        raise UserError(
+            "has true for use_dynamic_shifting, by a number of tokens that this network does not have (it must be "
+            "false)"
+        )
+    usual = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096, **config}
+    low, high = (real(usual, name, -_HIGHEST, _HIGHEST) for name in ("base_shift", "max_shift"))
+    first, last = (whole_number(usual, name, 1, 2**31) for name in ("base_image_seq_len", "max_image_seq_len"))
+    if not first < last:
+        raise UserError(f"has {first} for base_image_seq_len and {last} for max_image_seq_len, which must be more")
+    mu = low + (high - low) * (tokens - first) / (last - first)
+    kind = word({"time_shift_type": "exponential", **config}, "time_shift_type")
+    if kind not in ("exponential", "linear"):
+        raise UserError(f"has '{kind:.80}' for time_shift_type, which must be exponential or linear")
+    shift = math.exp(min(mu, 100.0)) if kind == "exponential" else mu
+    if not least <= shift <= most:
+        raise UserError(f"shifts times by {shift:.3g} at {tokens} tokens, which must be from {least:g} to {most:g}")
+    return shift
+
+
+def _edm(config: dict[str, Any], tokens: int | None) -> Meaning:
     prediction = config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(
@@ -179,7 +219,7 @@ def _edm(config: dict[str, Any]) -> Meaning:
     return _levels(config), EDM(data), EDMInputs(data)
 
 
-def _consistency(config: dict[str, Any]) -> Meaning:
+def _consistency(config: dict[str, Any], tokens: int | None) -> Meaning:
     schedule, data = _levels(config), real(_having(config, "sigma_data"), "sigma_data", _LOWEST, _HIGHEST)
     return schedule, Consistency(data, schedule.sigma_min), EDMInputs(data, 1000.0)
 
@@ -209,10 +249,11 @@ def _having(config: dict[str, Any], name: str) -> dict[str, Any]:
     return config
 
 
-_SCHEDULERS: Mapping[str, Callable[[dict[str, Any]], Meaning]] = {
+_SCHEDULERS: Mapping[str, Callable[[dict[str, Any], int | None], Meaning]] = {
     **dict.fromkeys(("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), _vp),
     **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"), _vp),
     **dict.fromkeys(("HeunDiscreteScheduler", "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler"), _vp),
+    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), _flow),
     **dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), _edm),
     "CMStochasticIterativeScheduler": _consistency,
 }

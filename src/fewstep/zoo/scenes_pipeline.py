@@ -24,15 +24,15 @@ from fewstep.data.scenes.scene_latents import SceneLatents
 from fewstep.data.scenes.tokenizer import write_tokenizer
 from fewstep.denoisers import NetworkDenoiser, load_model
 from fewstep.errors import UserError
-from fewstep.networks import AutoencoderCodec, CaptionReader, CaptionUNet, PatchAutoencoder
+from fewstep.networks import CaptionReader, CaptionUNet, Codec, PatchAutoencoder
 from fewstep.networks.kinds.network_files import load_network
 from fewstep.schedule import DiscreteVP
 from fewstep.system.files import write_bytes, write_text
 from fewstep.zoo.diffusers_weights import find_weights, read_configuration, read_weights
+from fewstep.zoo.pipelines.encoders.text_encoder import TextEncoder, Tower
+from fewstep.zoo.pipelines.encoders.tokens import read_tokenizer
 from fewstep.zoo.pipelines.index import INDEX, SCHEDULER
 from fewstep.zoo.pipelines.rebuilding import NO_WEIGHTS, codec, text_model
-from fewstep.zoo.pipelines.text_encoder import TextEncoder, Tower
-from fewstep.zoo.pipelines.tokens import read_tokenizer
 from fewstep.zoo.shipped import shipped_pipeline
 
 NAME = "scenes"
@@ -55,12 +55,12 @@ def scene_latents(scenes: Scenes) -> SceneLatents:
     return SceneLatents(scenes, scene_codec(), embedded, encoder.identity)
 
 
-def scene_codec() -> AutoencoderCodec:
+def scene_codec() -> Codec:
     """The shipped codec, (3, 32, 32) in [-1, 1] to (16, 8, 8) and back; made by
     ``scenes-codec``.
     """
     config, tensors, where, source = _part("vae", _DIFFUSERS)
-    made = codec(config, lambda: tensors, where, source)
+    made = codec("AutoencoderKL", config, lambda: tensors, where, source)
     made.rows = 100
     return made
 

@@ -127,11 +127,10 @@ def class_of(whose: str, name: str, config: Mapping[str, Any]) -> Any:
         import diffusers
     except ImportError as error:
         raise UserError(f"{whose}: needs diffusers: pip install 'fewstep[diffusers]'.") from error
-    cls: Any = {
-        "UNet2DModel": diffusers.UNet2DModel,
-        "UNet2DConditionModel": diffusers.UNet2DConditionModel,
-        "AutoencoderKL": diffusers.AutoencoderKL,
-    }[name]
+    # A name of ours, never a file's.
+    cls: Any = vars(diffusers).get(name) or getattr(diffusers, name, None)
+    if cls is None:
+        raise UserError(f"{whose}: the installed diffusers has no {name}; install a newer one.")
     unknown = sorted(set(config) - set(inspect.signature(cls.__init__).parameters) - {"self"})
     if unknown:
         raise UserError(

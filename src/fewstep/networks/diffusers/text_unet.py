@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.networks.diffusers.backbone import DiffusersNetwork, made, other_attention
+from fewstep.networks.diffusers.text_context import context_tensor, token_mask
 from fewstep.networks.embedding import start_at_zero
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Given
@@ -65,6 +66,7 @@ class DiffusersTextUNet(DiffusersNetwork):
     networks with other conditions, with attention of another kind, or without a middle block.
     """
 
+    part = "unet"
     adapted_by_default = (
         "to_q",
         "to_k",
@@ -105,32 +107,13 @@ class DiffusersTextUNet(DiffusersNetwork):
         self.context_shapes = _context_shapes(unet.config)
 
     def conditioned(self, condition: Condition, x: Tensor) -> dict[str, Any]:
-        given = {name: self._given(condition, name, x) for name in self.context_shapes}
+        given = {name: context_tensor(condition, name, shape, x) for name, shape in self.context_shapes.items()}
         return {
             "encoder_hidden_states": given["text"],
-            "encoder_attention_mask": _mask(condition, given["text"]),
+            "encoder_attention_mask": token_mask(condition, given["text"]),
             "added_cond_kwargs": {"text_embeds": given.get("pooled"), "time_ids": given.get("time_ids")},
             "timestep_cond": self._guidance(condition, x),
         }
-
-    def _given(self, condition: Condition, name: str, x: Tensor) -> Tensor:
-        """One tensor of the context (B, ...), in the type of x.
-
-        Raises ``UserError`` for one that is missing or of another shape.
-        """
-        value, shape = condition.context.get(name), self.context_shapes[name]
-        if value is None:
-            raise UserError(
-                f"this network is conditioned on '{name}' and the condition has none: give "
-                f"Condition(context={{'{name}': ...}}), of shape ({_shown(shape)}) a batch."
-            )
-        fits = value.ndim == len(shape) + 1 and len(value) == len(x) and value.shape[-1] == shape[-1]
-        if not fits:
-            raise UserError(
-                f"this network takes '{name}' of shape ({_shown(shape)}) for a batch of {len(x)}, and the condition "
-                f"has {tuple(value.shape)}: make it by the encoder of the same pipeline, a row a sample."
-            )
-        return value.to(x.dtype)
 
     def _guidance(self, condition: Condition, x: Tensor) -> Tensor | None:
         if self.waves is None:
@@ -156,16 +139,6 @@ def guidance_waves(scale: Tensor, channels: int) -> Tensor:
     return nn.functional.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, channels % 2))
 
 
-def _mask(condition: Condition, text: Tensor) -> Tensor | None:
-    mask = condition.context.get("mask")
-    if mask is not None and mask.shape != text.shape[:2]:
-        raise UserError(
-            f"this network's text has {tuple(text.shape[:2])} tokens and its mask is of shape {tuple(mask.shape)}: "
-            "give a number a token, 1 for one that counts."
-        )
-    return mask
-
-
 def _context_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """What a network asks of a context.
 
@@ -185,7 +158,3 @@ def _context_shapes(config: Any) -> dict[str, tuple[int, ...]]:
             )
         shapes |= {"pooled": (pooled,), "time_ids": (TIME_IDS,)}
     return shapes
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return ", ".join(["rows", *("tokens" if size == 1 else str(size) for size in shape)])

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
@@ -57,15 +57,18 @@ def at_most(numbers: int, holder: str) -> Iterator[None]:
 
 
 class Undrawn(TorchFunctionMode):
-    """While it lasts, what changes a tensor in place does nothing, so that weights have no initial
-    values, and take no memory.
+    """While it lasts, what changes a parameter in place does nothing, so that weights have no
+    initial values, and take no memory.
+
+    Other tensors are computed as ever: tables that no file holds, such as those of positions, are
+    made when a network is.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):
+        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
             return args[0]
         return func(*args, **(kwargs or {}))
 

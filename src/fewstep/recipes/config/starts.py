@@ -18,7 +18,7 @@ from fewstep.denoisers import NetworkDenoiser
 from fewstep.denoisers.denoiser import Model
 from fewstep.denoisers.model_files import describe_model, description_in, load_model, model_in
 from fewstep.errors import UserError
-from fewstep.networks import DiffusersTextUNet
+from fewstep.networks import DenoisingNetwork
 from fewstep.networks.kinds.network_files import load_strictly
 from fewstep.recipes.config.section import Names, first_difference
 from fewstep.system.files import is_of_ours
@@ -26,7 +26,7 @@ from fewstep.system.locations import absolute
 from fewstep.training.saving.checkpoint import CHECKPOINTS
 from fewstep.training.saving.checkpoint_files import is_checkpoint, open_checkpoint
 from fewstep.training.saving.run_checkpoints import Checkpoints
-from fewstep.zoo.pipelines.rebuilding import refill_text_unet
+from fewstep.zoo.pipelines.rebuilding import refill
 from fewstep.zoo.state_dicts import is_torch_file, read_state_dict
 
 _FAKE = ("fake/denoiser.", "fake/", "degrade/")
@@ -100,14 +100,14 @@ def _begun(model: Model, path: Path, named: str, what: str, remedy: str) -> Mode
 
 
 def _begun_from_others(model: Model, path: Path, named: str, what: str, remedy: str) -> Model:
-    network = next((each for each in model.modules() if isinstance(each, DiffusersTextUNet)), None)
+    network = next((each for each in model.modules() if isinstance(each, DenoisingNetwork) and each.part), None)
     if network is None:
         raise UserError(
             f"{named}: is no model's file of ours, and the recipe's {what} is no network of a text-to-image model, "
             f"whose weights alone are read from files of others; {remedy}."
         )
     if not _is_sketch(model):
-        refill_text_unet(network, read_state_dict(path), str(path))
+        refill(network, read_state_dict(path), str(path))
     return model
 
 

@@ -324,11 +324,14 @@ class TeacherLora(Section):
 
 
 class PipelineTeacher(TeacherSection):
-    """A text-to-image model, as diffusers saves a pipeline of Stable Diffusion 1, 2 or SDXL: a
-    folder, or an id of the hub at a ``revision``.
+    """A text-to-image model, as diffusers saves a pipeline: a folder, or an id of the hub at a
+    ``revision``. Stable Diffusion 1, 2, XL, 3 and 3.5, Flux, PixArt, Sana, Qwen-Image and Z-Image
+    are read (``zoo/pipelines/pipeline_kinds.py``).
 
     ``variant``: of the weights, such as ``fp16``; a part that has none of it is read from its usual
-    ones. ``loras``: adapters that are added to its U-Net.
+    ones. ``loras``: adapters that are added to its network. ``size``: the side of its pictures in
+    pixels, null for the model's own; where a flow shifts its times by the number of tokens, it does
+    so by those of that size.
     """
 
     kind: Literal["pipeline"]
@@ -336,11 +339,12 @@ class PipelineTeacher(TeacherSection):
     revision: str | None = None
     variant: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
     loras: Annotated[list[TeacherLora], Later()] = Field([], max_length=100)
+    size: Annotated[int | None, Field(ge=8, le=8192), Later()] = None
 
     def _opened(self) -> OpenedPipeline:
         opened = open_pipeline(self.path, self.revision, self.variant)
         added = [AddedAdapter(adapter_in(Path(absolute(each.path))), each.weight) for each in self.loras]
-        return replace(opened, adapters=tuple(added))
+        return replace(opened, adapters=tuple(added), size=self.size)
 
     def text_model(self) -> OpenedPipeline:
         return self._opened()
@@ -352,7 +356,8 @@ class PipelineTeacher(TeacherSection):
         return self.text_sketch().sketch()
 
     def text_sketch(self) -> OpenedPipeline:
-        return published(self.path) or self._opened()
+        known = published(self.path)
+        return self._opened() if known is None else replace(known, size=self.size)
 
     @property
     def pipeline(self) -> PipelinePlace:

@@ -65,8 +65,7 @@ def write_captioned(
         "RGB", (columns * (wide + gap) + gap, rows * (tall + lines * line + 2 * gap) + gap), (255, 255, 255)
     )
     pen = ImageDraw.Draw(canvas)
-    pixels = ((samples.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
-    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    pixels = _pixels(samples, low, high).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     for index, text in enumerate(texts):
         left, top = gap + index % columns * (wide + gap), gap + index // columns * (tall + lines * line + 2 * gap)
         tile = Image.fromarray(pixels[index].contiguous().numpy()).resize((wide, tall), Image.Resampling.NEAREST)
@@ -127,6 +126,13 @@ def write_captions(picture: Path, captions: Sequence[str], columns: int = 10) ->
         write_text(picture.with_suffix(".json"), json.dumps(content) + "\n")
 
 
+def picture_png(sample: Tensor, low: float, high: float) -> bytes:
+    """The PNG of one image (C, H, W) with values in [low, high], a pixel a value, and nothing
+    around it.
+    """
+    return _png_of(_pixels(sample, low, high))
+
+
 def check_array(path: Path) -> None:
     """Raises ``UserError`` for a name that is not an .npz's."""
     if Path(path).suffix.lower() != ".npz":
@@ -155,20 +161,29 @@ def _broken(text: str, width: float, length: Callable[[str], float]) -> list[str
     return lines
 
 
-def _grid(samples: Tensor, low: float, high: float, columns: int) -> bytes:
+def _pixels(samples: Tensor, low: float, high: float) -> Tensor:
+    return ((samples.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+
+
+def _png_of(pixels: Tensor) -> bytes:
+    """The PNG of pixels (C, H, W), uint8."""
     from PIL import Image
 
+    array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).contiguous().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _grid(samples: Tensor, low: float, high: float, columns: int) -> bytes:
     count, channels, height, width = samples.shape
     zoom, gap = max(1, 32 // height), GAP
     rows = math.ceil(count / columns)
-    pixels = ((samples.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+    pixels = _pixels(samples, low, high)
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     tall, wide = height * zoom + gap, width * zoom + gap
     canvas = torch.full((channels, rows * tall + gap, columns * wide + gap), 64, dtype=torch.uint8)
     for index in range(count):
         top, left = gap + index // columns * tall, gap + index % columns * wide
         canvas[:, top : top + height * zoom, left : left + width * zoom] = pixels[index]
-    array = canvas[0].numpy() if channels == 1 else canvas.permute(1, 2, 0).contiguous().numpy()
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, format="PNG")
-    return stream.getvalue()
+    return _png_of(canvas)

@@ -27,8 +27,8 @@ from fewstep.zoo.diffusers_schedulers import about
 from fewstep.zoo.diffusers_weights import WeightFiles, find_weights, read_configuration, read_weights
 from fewstep.zoo.nvidia.machine import shown_foreign
 from fewstep.zoo.nvidia.modules import whole_number
+from fewstep.zoo.pipelines.encoders.tokens import TOKENIZER_FILES, read_tokenizer
 from fewstep.zoo.pipelines.rebuilding import check_heads, filled, text_values
-from fewstep.zoo.pipelines.tokens import TOKENIZER_FILES, read_tokenizer
 
 CONFIGURATION, STEM = "config.json", "model"
 MOST_TOKENIZER_BYTES = 2**26

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.zoo.clip.clip_pictures import ClipPictures
-from fewstep.zoo.pipelines.text_encoder import Tower, length_of
+from fewstep.zoo.pipelines.encoders.text_encoder import Tower, length_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -2,6 +2,7 @@
 students of theirs as folders that diffusers samples.
 """
 
+from fewstep.zoo.pipelines.encoders.text_encoder import TextEncoder
 from fewstep.zoo.pipelines.exported_folder import ExportSource, PipelinePlace, export_pipeline
 from fewstep.zoo.pipelines.pipeline import (
     OpenedPipeline,
@@ -11,7 +12,6 @@ from fewstep.zoo.pipelines.pipeline import (
     open_pipeline,
     time_ids,
 )
-from fewstep.zoo.pipelines.text_encoder import TextEncoder
 
 __all__ = [
     "ExportSource",

@@ -28,7 +28,7 @@ from fewstep.zoo.diffusers_weights import CORRECT, read_configuration
 from fewstep.zoo.pipelines.card import Card
 from fewstep.zoo.pipelines.facts import CARD, as_json, write_facts
 from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, Found, find, index_of
-from fewstep.zoo.pipelines.rebuilding import text_unet_sketch
+from fewstep.zoo.pipelines.rebuilding import denoising_sketch
 from fewstep.zoo.pipelines.sampled_by import SampledBy, sampled_by, text_denoiser
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -180,9 +180,9 @@ def _write_network(network: Any, folder: Path) -> None:
 
 def _check_fits(denoiser: NetworkDenoiser, found: Found) -> None:
     """Raises ``UserError`` unless the teacher's other parts make what the student takes."""
-    network, where = denoiser.network, found.config("unet")
+    network, where = denoiser.network, found.config(found.kind.network)
     assert isinstance(network, DiffusersTextUNet)
-    other, shape = text_unet_sketch(read_configuration(where), where)
+    other, shape = denoising_sketch(found.kind, read_configuration(where), where, None)
     taken = other.context_shapes
     if taken != network.context_shapes or shape[0] != denoiser.shape[0]:
         raise UserError(

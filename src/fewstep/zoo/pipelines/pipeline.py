@@ -1,12 +1,13 @@
 """Text-to-image models that diffusers saved, or holds, as teachers.
 
-What is read is ``StableDiffusionPipeline`` (Stable Diffusion 1 and 2) and
-``StableDiffusionXLPipeline``. Nothing of a file is run, no class is imported because a file names
-it, and only safetensors are read. Weights of any floating type are computed in float32.
+Which classes of pipelines are read is in ``pipeline_kinds``. Nothing of a file is run, no class is
+imported because a file names it, and only safetensors are read. Weights of any floating type are
+computed in float32.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -19,25 +20,29 @@ from torch import Tensor
 
 from fewstep.denoisers import NetworkDenoiser, freeze
 from fewstep.errors import UserError
-from fewstep.networks import AutoencoderCodec, Codec, DenoisingNetwork, DiffusersTextUNet
+from fewstep.networks import Codec, DenoisingNetwork
 from fewstep.zoo.adapter_files import AddedAdapter, add_adapters
 from fewstep.zoo.diffusers_schedulers import ignored_by, meaning_of
 from fewstep.zoo.diffusers_weights import read_configuration, read_weights
-from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, PipelineKind, find, pipeline_kind, zeros_for_empty
+from fewstep.zoo.pipelines.encoders.pipeline_encoder import PipelineEncoder
+from fewstep.zoo.pipelines.encoders.text_encoder import TextEncoder, Tower
+from fewstep.zoo.pipelines.encoders.text_models import text_model_named, tokenizer_named
+from fewstep.zoo.pipelines.encoders.tokens import read_tokenizer
+from fewstep.zoo.pipelines.index import INDEX, SCHEDULER, Found, find, zeros_for_empty
+from fewstep.zoo.pipelines.pipeline_kinds import KINDS, PipelineKind, pipeline_kind
 from fewstep.zoo.pipelines.rebuilding import (
     NO_WEIGHTS,
     Tensors,
     codec,
     codec_sketch,
+    denoising_network,
+    denoising_sketch,
     text_model,
-    text_unet,
-    text_unet_sketch,
+    tokens_in,
 )
-from fewstep.zoo.pipelines.text_encoder import TextEncoder, Tower, conditions_of
-from fewstep.zoo.pipelines.tokens import read_tokenizer
 from fewstep.zoo.state_dicts import read_state_dict
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+Encoder = TextEncoder | PipelineEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class TextPipeline:
 
     denoiser: NetworkDenoiser
     codec: Codec
-    encoder: TextEncoder
+    encoder: Encoder
     guidance: float
     zeros_for_empty: bool
     remarks: tuple[str, ...] = ()
@@ -76,18 +81,21 @@ class OpenedPipeline:
     """A text-to-image model whose parts are read when they are asked for, each time anew, so that
     no part is in memory that is not used.
 
-    ``guidance``, ``zeros_for_empty`` and ``remarks``: as of ``TextPipeline``. ``read``: the
-    pipeline's own files. ``adapters`` are added to the U-Net's weights.
+    ``guidance``, ``zeros_for_empty`` and ``remarks``: as of ``TextPipeline``. ``parts``: its
+    network and its codec. ``make_encoder`` reads its text encoders. ``read``: the pipeline's own
+    files. ``adapters`` are added to the network's weights. ``size``: the side of pictures in
+    pixels; None for the model's own.
     """
 
     kind: PipelineKind
     parts: Mapping[str, PipelinePart]
-    tokenizers: Mapping[str, Callable[[], Any]]
+    make_encoder: Callable[[], Encoder]
     scheduler: tuple[dict[str, Any], Any]
     zeros_for_empty: bool
     remarks: tuple[str, ...] = ()
     read: Mapping[str, Path] = field(default_factory=dict)
     adapters: tuple[AddedAdapter, ...] = ()
+    size: int | None = None
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -100,58 +108,52 @@ class OpenedPipeline:
         return self.kind.guidance
 
     def with_network(self, path: Path) -> OpenedPipeline:
-        """The same with the U-Net's weights from a file that holds them alone, under diffusers'
+        """The same with the network's weights from a file that holds them alone, under diffusers'
         names, as those who publish few-step students do.
         """
-        unet = replace(self.parts["unet"], tensors=functools.partial(read_state_dict, path), source=str(path))
-        return replace(self, parts={**self.parts, "unet": unet}, read={**self.read, "network": path})
+        part = self.kind.network
+        network = replace(self.parts[part], tensors=functools.partial(read_state_dict, path), source=str(path))
+        return replace(self, parts={**self.parts, part: network}, read={**self.read, "network": path})
 
     def denoiser(self) -> NetworkDenoiser:
         """The frozen denoiser of latents. Raises ``UserError`` naming what is wrong with it."""
-        unet = self.parts["unet"]
-        network, shape = text_unet(unet.config, unet.tensors, unet.where, unet.source)
+        network, shape = denoising_network(self.kind, *_given(self._network), self._side())
         add_adapters(network, self.adapters)
         return self._around(network, shape)
 
     def sketch(self) -> NetworkDenoiser:
         """The same without weights, on the meta device."""
-        unet = self.parts["unet"]
-        return self._around(*text_unet_sketch(unet.config, unet.where))
+        part = self._network
+        return self._around(*denoising_sketch(self.kind, part.config, part.where, self._side()))
 
-    def codec(self) -> AutoencoderCodec:
+    def codec(self) -> Codec:
         """The codec. Raises ``UserError`` naming what is wrong with it."""
-        return codec(*_given(self.parts["vae"]))
+        return codec(self.kind.codec, *_given(self.parts["vae"]))
 
-    def codec_sketch(self) -> AutoencoderCodec:
+    def codec_sketch(self) -> Codec:
         """The same without weights, on the meta device."""
         vae = self.parts["vae"]
-        return codec_sketch(vae.config, vae.where)
+        return codec_sketch(self.kind.codec, vae.config, vae.where)
 
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> Encoder:
         """The text encoder. Raises ``UserError`` naming what is wrong with it."""
-        towers = [
-            Tower(
-                self.tokenizers[name](), text_model(part.endswith("_2"), *_given(self.parts[part])), self._where(part)
-            )
-            for name, part in zip(self.kind.tokenizers, TEXT_ENCODERS[: len(self.kind.tokenizers)], strict=True)
-        ]
-        return TextEncoder(towers, self.zeros_for_empty)
+        return self.make_encoder()
 
     def whole(self) -> TextPipeline:
         """All parts; raises ``UserError`` where they do not belong together."""
         encoder, vae, denoiser = self.encoder(), self.codec(), self.denoiser()
-        self.check_together(denoiser, conditions_of(encoder), vae.channels)
+        self.check_together(denoiser, encoder.makes, vae.channels)
         return TextPipeline(denoiser, vae, encoder, self.guidance, self.zeros_for_empty, self.remarks, dict(self.files))
 
     def check_together(self, denoiser: NetworkDenoiser, made: Mapping[str, int], channels: int) -> None:
         """Raises ``UserError`` unless the denoiser takes what encoder and codec make: tensors of
         the last dimensions ``made``, by name, and latents of so many ``channels``.
         """
-        where = self._where("unet")
+        where = self._network.where
         network = denoiser.network
         assert isinstance(network, DenoisingNetwork)
         asked = network.context_shapes
-        for name in made.keys() | asked.keys() - {"time_ids"}:
+        for name in (made.keys() | asked.keys()) - {"time_ids", "mask"}:
             takes, is_made = asked.get(name, (None,))[-1], made.get(name)
             if takes != is_made:
                 raise UserError(
@@ -164,12 +166,17 @@ class OpenedPipeline:
                 "from one pipeline."
             )
 
-    def _around(self, network: DiffusersTextUNet, shape: tuple[int, ...]) -> NetworkDenoiser:
-        schedule, prediction, inputs = meaning_of(*self.scheduler)
-        return freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape))
+    @property
+    def _network(self) -> PipelinePart:
+        return self.parts[self.kind.network]
 
-    def _where(self, part: str) -> str:
-        return str(self.parts[part].where)
+    def _side(self) -> int | None:
+        """That of latents; None for the model's own."""
+        return None if self.size is None else self.codec_sketch().latent_shape(self.size)[1]
+
+    def _around(self, network: DenoisingNetwork, shape: tuple[int, ...]) -> NetworkDenoiser:
+        schedule, prediction, inputs = meaning_of(*self.scheduler, tokens_in(network, shape))
+        return freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape))
 
 
 def load_pipeline(source: str | Path, revision: str | None = None, variant: str | None = None) -> TextPipeline:
@@ -198,11 +205,39 @@ def open_pipeline(source: str | Path, revision: str | None = None, variant: str 
         )
         for name, weights in found.weights.items()
     }
-    tokenizers = {name: functools.partial(read_tokenizer, found.root / name) for name in found.kind.tokenizers}
     zeros = zeros_for_empty(found.index, found.kind, found.root / INDEX)
     scheduler = read_configuration(found.root / SCHEDULER), found.root / SCHEDULER
     remarks = (*found.remarks, *ignored_by(*scheduler))
-    return OpenedPipeline(found.kind, parts, tokenizers, scheduler, zeros, remarks, dict(found.files))
+    encoder = (
+        functools.partial(_clip, found, parts, zeros) if found.kind.is_clip else functools.partial(_own, found, parts)
+    )
+    return OpenedPipeline(found.kind, parts, encoder, scheduler, zeros, remarks, dict(found.files))
+
+
+def _clip(found: Found, parts: Mapping[str, PipelinePart], zeros: bool) -> TextEncoder:
+    tokenizers = {name: read_tokenizer(found.root / name) for name in found.tokenizers}
+    return _towers(found.kind, parts, tokenizers, zeros)
+
+
+def _towers(
+    kind: PipelineKind, parts: Mapping[str, PipelinePart], tokenizers: Mapping[str, Any], zeros: bool
+) -> TextEncoder:
+    towers = [
+        Tower(tokenizers[name], text_model(part.endswith("_2"), *_given(parts[part])), str(parts[part].where))
+        for name, part in zip(kind.tokenizers, kind.encoders, strict=True)
+    ]
+    return TextEncoder(towers, zeros)
+
+
+def _own(found: Found, parts: Mapping[str, PipelinePart]) -> PipelineEncoder:
+    index, root = found.index, found.root
+    models = {
+        part: text_model_named(index[part][1], root / part, found.weights[part])
+        for part in found.kind.encoders
+        if part in found.weights
+    }
+    tokenizers = {name: tokenizer_named(index[name][1], root / name) for name in found.tokenizers}
+    return PipelineEncoder(found.class_name, found.kind, parts[found.kind.network].config, models, tokenizers)
 
 
 def from_pipeline(pipe: Any) -> TextPipeline:
@@ -215,19 +250,28 @@ def from_pipeline(pipe: Any) -> TextPipeline:
     import diffusers
 
     name = type(pipe).__name__
-    if type(pipe) not in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline):
+    if name not in KINDS or type(pipe) is not getattr(diffusers, name, None):
         name = f"{type(pipe).__module__}.{name}"
     kind = pipeline_kind(name, "what was given")
     held: Mapping[str, Any] = pipe.components
-    lacking = next((part for part in (*kind.parts, *kind.tokenizers, "scheduler") if held.get(part) is None), None)
+    wanted = [part for part in (*kind.parts, *kind.tokenizers, "scheduler") if part not in kind.optional]
+    lacking = next((part for part in wanted if held.get(part) is None), None)
     if lacking is not None:
         raise UserError(f"{name}: has no '{lacking}', which a text-to-image model needs; give a whole pipeline.")
-    parts = {part: _held(held[part], f"{name}.{part}") for part in kind.parts}
-    tokenizers = {part: functools.partial(_itself, held[part]) for part in kind.tokenizers}
+    of_clip = kind.encoders if kind.is_clip else ()
+    parts = {part: _held(held[part], f"{name}.{part}") for part in (kind.network, "vae", *of_clip)}
     config = {**_plain(held["scheduler"].config), "_class_name": type(held["scheduler"]).__name__}
     zeros = zeros_for_empty(_plain(pipe.config), kind, name)
     scheduler = config, f"{name}.scheduler"
-    return OpenedPipeline(kind, parts, tokenizers, scheduler, zeros, ignored_by(*scheduler)).whole()
+    tokenizers = {part: held[part] for part in kind.tokenizers if held.get(part) is not None}
+
+    def encoder() -> Encoder:
+        if kind.is_clip:
+            return _towers(kind, parts, tokenizers, zeros)
+        models = {part: copy.deepcopy(held[part]).cpu().float() for part in kind.encoders if held.get(part) is not None}
+        return PipelineEncoder(name, kind, parts[kind.network].config, models, tokenizers)
+
+    return OpenedPipeline(kind, parts, encoder, scheduler, zeros, ignored_by(*scheduler)).whole()
 
 
 def time_ids(height: int, width: int) -> Tensor:
@@ -239,10 +283,6 @@ def time_ids(height: int, width: int) -> Tensor:
 
 def _given(part: PipelinePart) -> tuple[dict[str, Any], Tensors, object, str]:
     return part.config, part.tensors, part.where, part.source
-
-
-def _itself(tokenizer: Any) -> Any:
-    return tokenizer
 
 
 def _held(module: Any, where: str) -> PipelinePart:

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from fewstep.errors import UserError
 from fewstep.system.locations import is_hub_id
-from fewstep.zoo.pipelines.index import KINDS
 from fewstep.zoo.pipelines.pipeline import OpenedPipeline, PipelinePart
+from fewstep.zoo.pipelines.pipeline_kinds import KINDS
 
 _SCHEDULER: Mapping[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -75,7 +75,7 @@ def published(source: str) -> OpenedPipeline | None:
     name, unet, vae = _MODELS[source]
     configs = {"unet": unet, "vae": vae}
     parts = {part: PipelinePart(dict(config), _unread, source, part) for part, config in configs.items()}
-    return OpenedPipeline(KINDS[name], parts, {}, (dict(_SCHEDULER), source), KINDS[name].pooled)
+    return OpenedPipeline(KINDS[name], parts, _unread, (dict(_SCHEDULER), source), KINDS[name].pooled)
 
 
 def _unread() -> NoReturn:

@@ -8,6 +8,7 @@ are in their network, so that no more than one network is held twice.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,12 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.networks import AutoencoderCodec, DiffusersTextUNet, build
+from fewstep.networks import AutoencoderCodec, Codec, DenoisingNetwork, build
+from fewstep.networks.diffusers import DeepCompressionCodec, FramedCodec
+from fewstep.networks.families import DiffusersTransformer
 from fewstep.networks.kinds.bounds import Undrawn, at_most
 from fewstep.networks.kinds.network_files import load_strictly, room_for
-from fewstep.zoo.diffusers_configurations import MOST, Expected, arguments_in, shape_of, sides_of
+from fewstep.networks.kinds.registry import kind_named
+from fewstep.zoo.diffusers_configurations import (
+    LARGEST,
+    MOST,
+    Expected,
+    arguments_in,
+    check_at_most,
+    check_plain,
+    shape_of,
+    sides_of,
+)
 from fewstep.zoo.diffusers_schedulers import about
 from fewstep.zoo.diffusers_weights import CORRECT, current_name
+from fewstep.zoo.pipelines.pipeline_kinds import Codecs, PipelineKind
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -132,76 +146,126 @@ _TEXT = Expected(
 )
 
 
-def text_unet(
-    config: Mapping[str, Any], tensors: Tensors, where: object, source: str
-) -> tuple[DiffusersTextUNet, tuple[int, ...]]:
-    """The denoiser's network and the shape of one sample. ``where`` is the configuration and
-    ``source`` the tensors, for sentences.
+def denoising_network(
+    kind: PipelineKind, config: Mapping[str, Any], tensors: Tensors, where: object, source: str, side: int | None
+) -> tuple[DenoisingNetwork, tuple[int, ...]]:
+    """The denoiser's network and the shape of one sample, with a ``side`` unless that is None.
+    ``where`` is the configuration and ``source`` the tensors, for sentences.
 
     Raises ``UserError`` naming what is wrong.
     """
-    arguments, shape = _text_unet_arguments(config, where)
-    named = {f"unet.{current_name(name)}": value for name, value in tensors().items()}
-    network = filled(lambda: build({"kind": "diffusers-text-unet", "config": arguments}), named, where, source)
-    assert isinstance(network, DiffusersTextUNet)
+    arguments, shape = _arguments_and_shape(kind, config, where, side)
+    named = {f"{kind.network}.{current_name(name)}": value for name, value in tensors().items()}
+    network = filled(lambda: build({"kind": kind.kind, "config": arguments}), named, where, source)
+    assert isinstance(network, DenoisingNetwork)
     return network, shape
 
 
-def refill_text_unet(network: DiffusersTextUNet, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Puts tensors under diffusers' names into a network, in place.
+def refill(network: DenoisingNetwork, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Puts tensors under diffusers' names into a network that is a part of a pipeline, in place.
 
     Raises ``UserError`` naming ``source`` where they are not the network's.
     """
-    load_strictly(network, {f"unet.{current_name(name)}": value for name, value in tensors.items()}, source)
+    load_strictly(network, {f"{network.part}.{current_name(name)}": value for name, value in tensors.items()}, source)
 
 
-def text_unet_sketch(config: Mapping[str, Any], where: object) -> tuple[DiffusersTextUNet, tuple[int, ...]]:
+def denoising_sketch(
+    kind: PipelineKind, config: Mapping[str, Any], where: object, side: int | None
+) -> tuple[DenoisingNetwork, tuple[int, ...]]:
     """The same on the meta device, without tensors."""
-    arguments, shape = _text_unet_arguments(config, where)
+    arguments, shape = _arguments_and_shape(kind, config, where, side)
     with torch.device("meta"):
-        network = _made(lambda: build({"kind": "diffusers-text-unet", "config": arguments}), where)
-    assert isinstance(network, DiffusersTextUNet)
+        network = _made(lambda: build({"kind": kind.kind, "config": arguments}), where)
+    assert isinstance(network, DenoisingNetwork)
     return network, shape
 
 
-def _text_unet_arguments(config: Mapping[str, Any], where: object) -> tuple[dict[str, Any], tuple[int, ...]]:
+def tokens_in(network: DenoisingNetwork, shape: tuple[int, ...]) -> int | None:
+    """How many tokens a sample of that shape has for a transformer; None for another network."""
+    if not isinstance(network, DiffusersTransformer):
+        return None
+    return network.tokens_in(network.transformer.config, shape)
+
+
+def _arguments_and_shape(
+    kind: PipelineKind, config: Mapping[str, Any], where: object, side: int | None
+) -> tuple[dict[str, Any], tuple[int, ...]]:
     """The checked arguments of the network's class, and the shape of one sample."""
     with about(where):
         arguments = arguments_in(config)
-        _UNET.check(arguments)
-        return arguments, shape_of(arguments, 4)
+        return _OF_PART[kind.network](kind, arguments, side)
 
 
-def codec(config: Mapping[str, Any], tensors: Tensors, where: object, source: str) -> AutoencoderCodec:
-    """The codec; as ``text_unet``."""
-    arguments = _codec_arguments(config, where)
+def _of_unet(kind: PipelineKind, arguments: dict[str, Any], side: int | None) -> tuple[dict[str, Any], tuple[int, ...]]:
+    _UNET.check(arguments)
+    arguments = arguments if side is None else {**arguments, "sample_size": side}
+    return arguments, shape_of(arguments, 4)
+
+
+def _of_transformer(
+    kind: PipelineKind, arguments: dict[str, Any], side: int | None
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    check_plain(arguments)
+    family = kind_named(kind.kind).cls
+    assert issubclass(family, DiffusersTransformer)
+    for name, most in family.tables.items():
+        check_at_most(arguments.get(name), name, most)
+    shape, patch = family.shape_in(arguments, side), family.patch_in(arguments)
+    if any(type(size) is not int or not 1 <= size <= LARGEST for size in (*shape, patch)) or shape[1] % patch:
+        raise UserError(
+            f"makes samples of shape {shape} in patches of {patch}, which must be whole numbers up to {LARGEST}, and "
+            "sides that patches divide"
+        )
+    return arguments, shape
+
+
+_OF_PART: Mapping[str, Callable[..., tuple[dict[str, Any], tuple[int, ...]]]] = {
+    "unet": _of_unet,
+    "transformer": _of_transformer,
+}
+
+
+def codec(kind: Codecs, config: Mapping[str, Any], tensors: Tensors, where: object, source: str) -> Codec:
+    """The codec of that class; as ``denoising_network``."""
+    make = _maker_of_codec(kind, config, where)
     named = {f"vae.{current_name(name)}": value for name, value in tensors().items()}
-    found = filled(lambda: AutoencoderCodec(arguments), named, where, source)
+    found = filled(make, named, where, source)
     # What is built without initial values has not heard that it is frozen.
     return found.requires_grad_(False)
 
 
-def codec_sketch(config: Mapping[str, Any], where: object) -> AutoencoderCodec:
+def codec_sketch(kind: Codecs, config: Mapping[str, Any], where: object) -> Codec:
     """The same on the meta device, without tensors."""
-    arguments = _codec_arguments(config, where)
+    make = _maker_of_codec(kind, config, where)
     with torch.device("meta"):
-        return _made(lambda: AutoencoderCodec(arguments), where)
+        return _made(make, where)
 
 
-def _codec_arguments(config: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """The checked arguments of the codec's class."""
+def _maker_of_codec(kind: Codecs, config: Mapping[str, Any], where: object) -> Callable[[], Codec]:
+    """What makes it of the checked arguments of its class."""
     with about(where):
         arguments = arguments_in(config)
+        if kind != "AutoencoderKL":
+            check_plain(arguments)
+            return functools.partial(_OTHER_CODECS[kind], arguments)
         size = arguments.get("sample_size")
         if isinstance(size, list):
             # It says how large tiles are, which the codec says itself.
             arguments["sample_size"] = max(sides_of(arguments))
         _VAE.check(arguments)
-        return arguments
+        return functools.partial(AutoencoderCodec, arguments)
+
+
+_OTHER_CODECS: Mapping[str, Callable[[Mapping[str, Any]], Codec]] = {
+    "AutoencoderDC": DeepCompressionCodec,
+    "AutoencoderKLQwenImage": FramedCodec,
+}
 
 
 def text_model(projects: bool, config: Mapping[str, Any], tensors: Tensors, where: object, source: str) -> nn.Module:
-    """A CLIP text encoder, with its projection of the whole text or without; as ``text_unet``."""
+    """A CLIP text encoder, with its projection of the whole text or without; as
+    ``denoising_network``.
+    """
     try:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
     except ImportError as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.system.files import digest_of
-from fewstep.zoo.pipelines.tokens import contents_of
+from fewstep.zoo.pipelines.encoders.tokens import contents_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,12 @@ class TextEncoder(nn.Module):
     def pooled_width(self) -> int | None:
         """P, the size of the whole text's embedding; None where there is none."""
         return self._settings(1).projection_dim if len(self.models) == 2 else None
+
+    @property
+    def makes(self) -> Mapping[str, int]:
+        """The tensors, by name with the size of their last dimension."""
+        pooled = self.pooled_width
+        return {"text": self.width, **({} if pooled is None else {"pooled": pooled})}
 
     @property
     def identity(self) -> str:
@@ -150,9 +156,3 @@ def length_of(tower: Tower) -> int:
         )
     # A tokenizer that does not know its limit says a very large number.
     return min(tower.tokenizer.model_max_length, model.config.max_position_embeddings)
-
-
-def conditions_of(encoder: TextEncoder) -> Mapping[str, int]:
-    """The tensors that an encoder makes, by name with the size of their last dimension."""
-    pooled = encoder.pooled_width
-    return {"text": encoder.width, **({} if pooled is None else {"pooled": pooled})}

@@ -1,0 +1,1 @@
+"""The text encoders of pipelines, with their tokenizers."""
