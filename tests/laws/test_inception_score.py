@@ -16,11 +16,14 @@ import torch
 from law_kit import normals
 from torch import Tensor, nn
 
+from clip_kit import picture, write_pictures
+from fewstep.data.pixels import centre_patch, pixels_of
 from fewstep.errors import UserError
 from fewstep.metrics import ClassScores, inception_score
 from fewstep.metrics.inception import as_bytes, inception_space
 from fewstep.metrics.inception_score import random_splits
 from fewstep.random import Key
+from fewstep.runs.protocols.picture_sets import PictureSet, PictureView
 
 # The score
 
@@ -173,6 +176,24 @@ def test_the_wrapper_gives_features_and_logits_without_bias(tmp_path: Path) -> N
     assert torch.equal(space.head(torch.zeros(1, 6)), torch.zeros(1, 5))
     assert not space.labelled
     assert space.name == "inception"
+
+
+@pytest.mark.usefixtures("fidelity")
+def test_pictures_of_a_folder_are_given_as_their_own_bytes(tmp_path: Path) -> None:
+    """Of any sizes, each as it is, and in the order of their names; or the patch in the centre."""
+    torch.save({"fc": torch.zeros(2)}, tmp_path / "weights.pth")
+    sizes = [(20, 30), (20, 30), (31, 9), (20, 30)]
+    pictures = PictureSet.open(write_pictures(tmp_path / "set", sizes))
+    space = inception_space(tmp_path / "weights.pth")
+    for view, seen in (
+        (PictureView(), lambda each: each),
+        (PictureView(patch=20), lambda each: centre_patch(each, 20)),
+    ):
+        blocks = list(pictures.features(view, space))
+        assert [len(block) for block in blocks] == [2, 1, 1]
+        for found, each in zip(torch.cat(blocks), map(picture, *zip(*sizes, strict=True), range(4)), strict=True):
+            levels = torch.from_numpy(pixels_of(seen(each))).float().flatten(1)
+            assert torch.equal(found, torch.cat([levels.mean(1), levels.amax(1)]))
 
 
 class _Hostile:

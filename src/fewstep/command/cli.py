@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from fewstep.command.commands import image_data, looking, making, measuring, page_commands, sample_command
+from fewstep.command.commands import (
+    image_data,
+    looking,
+    making,
+    measure_command,
+    measuring,
+    page_commands,
+    sample_command,
+)
 
 app = typer.Typer(
     name="fewstep",
@@ -19,7 +27,14 @@ app = typer.Typer(
 )
 
 # In the order in which ``--help`` lists them.
-for group in (making.group, sample_command.group, measuring.group, page_commands.group, looking.group):
+for group in (
+    making.group,
+    sample_command.group,
+    measure_command.group,
+    measuring.group,
+    page_commands.group,
+    looking.group,
+):
     app.registered_commands += group.registered_commands
 app.add_typer(image_data.group)
 

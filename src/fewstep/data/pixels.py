@@ -277,6 +277,20 @@ def squared(picture: Picture, size: int) -> Picture:
     return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
 
 
+def centre_patch(picture: Picture, side: int) -> Picture:
+    """The ``side`` x ``side`` pixels in the picture's centre; the picture itself where it is
+    smaller in either direction, as DMD2's Patch-FID has it.
+
+    Where the centre is between two pixels, the half is rounded to the even one, as torchvision
+    does.
+    """
+    width, height = picture.size
+    if min(width, height) < side:
+        return picture
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return picture.crop((left, top, left + side, top + side))
+
+
 def sizes_of(height: int, width: int, size: int | None) -> tuple[int, int, int, int, int, int]:
     """What ``squared`` does with a picture, as SDXL is told of it (``Dataset.sizes``): its height
     and width, how much was cut off at the top and at the left, in pixels of the resized picture,

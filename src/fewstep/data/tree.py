@@ -22,7 +22,7 @@ from fewstep.data.pixels import SUFFIXES
 METADATA = "dataset.json"
 CAPTIONS = "metadata.jsonl"
 # Files that our own sets hold beside the images.
-_OURS = frozenset({METADATA, "names.json"})
+_OURS = frozenset({METADATA, "names.json", "drawn.json"})
 HIDDEN = "hidden files or folders"
 SUFFIX = f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}"
 LINK = "links to folders"

@@ -28,6 +28,7 @@ from fewstep.recipes.reading.places import named_in
 from fewstep.system.files import is_of_ours, opened_tensors
 from fewstep.system.locations import absolute, folder_or_id, is_address
 from fewstep.training.saving.checkpoint_files import is_checkpoint, look_at
+from fewstep.zoo.clip import ClipFolder
 from fewstep.zoo.download import cached_file, local_file
 from fewstep.zoo.lora.lora_reader import refuse_pickle
 from fewstep.zoo.state_dicts import is_torch_file, read_state_dict
@@ -227,6 +228,9 @@ def _shards(urls: str) -> Finding:
 def _features(choice: config.FeaturesChoice) -> Iterator[Finding]:
     if choice.network_file is not None:
         yield _stored("evaluation.features.path", choice.network_file, load_network)
+    elif choice.clip_folder is not None:
+        yield _library("evaluation.features.kind: clip", "diffusers", "transformers")
+        yield _clip("evaluation.features.path", choice.clip_folder)
     elif isinstance(choice, config.InceptionFeatures):
         yield _library("evaluation.features.kind: inception", "metrics", "torch-fidelity")
         key = "evaluation.features.weights"
@@ -267,6 +271,15 @@ def _stored(key: str, source: str, load: Callable[[Path], nn.Module], remedy: st
     except UserError as error:
         return refused(key, error)
     return ok(key, f"{path} is whole: {sum(p.numel() for p in model.parameters()):,} parameters.")
+
+
+def _clip(key: str, source: str) -> Finding:
+    """The folder of a CLIP model: whether what is read of it is there."""
+    try:
+        found = ClipFolder.find(absolute(source))
+    except UserError as error:
+        return refused(key, error)
+    return ok(key, f"{found.root} is there: {len(found.files)} files of a CLIP model.")
 
 
 def _library(key: str, extra: str, package: str) -> Finding:

@@ -24,7 +24,8 @@ class FeatureSpace:
     ``head``: features -> logits (B, K) of the network's classes, or None where there is no
     classifier; ``labelled``: whether these are the data's classes, so that it can judge them.
     ``readings``: what the space's network tells of a picture's attributes, None where it tells
-    none. ``name``: equal for equal spaces, for reference statistics.
+    none. ``name``: equal for equal spaces, for reference statistics. ``resizes``: whether it reads
+    pictures of any size, which it resizes itself.
     """
 
     name: str
@@ -32,6 +33,7 @@ class FeatureSpace:
     head: Features | None = None
     labelled: bool = False
     readings: Readings | None = None
+    resizes: bool = False
 
     def classify(self, samples: Tensor) -> Tensor:
         """Samples (B, *D) -> logits (B, K); raises ``UserError`` where there is no classifier."""

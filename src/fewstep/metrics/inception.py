@@ -48,7 +48,7 @@ def inception_space(
     def head(features: Tensor) -> Tensor:
         return features @ network.fc.weight.to(features).T
 
-    return FeatureSpace("inception", placed(extract, device), head)
+    return FeatureSpace("inception", placed(extract, device), head, resizes=True)
 
 
 def as_bytes(samples: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:

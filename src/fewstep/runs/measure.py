@@ -23,7 +23,7 @@ from fewstep.metrics.gathered import KEPT, Gathered, spaced
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import manifold_scores
 from fewstep.metrics.quality import BREADTH_ROWS, NEIGHBOURHOODS
-from fewstep.metrics.stored.reference import Reference, load_reference, save_reference
+from fewstep.metrics.stored.reference import Reference, save_reference
 from fewstep.random import Key
 from fewstep.recipes.building.checksums import origins_of
 from fewstep.recipes.building.parts import data_of
@@ -31,12 +31,13 @@ from fewstep.runs.blocks import Crew, Job, Workers
 from fewstep.runs.evaluate import chosen
 from fewstep.runs.loading import load, load_teacher
 from fewstep.runs.pictures.image_sets import announce, said_of
+from fewstep.runs.protocols.compared_moments import fitting_reference
 from fewstep.runs.sampler import Sampler
 from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.system.caches import content_digest, output
 from fewstep.training import Listener
 from fewstep.training.listeners import Several
-from fewstep.training.saving.origin_checks import DATA, Origins, difference, exchanged
+from fewstep.training.saving.origin_checks import Origins
 
 METRICS = ("fd", "kid", "is", "breadth", "accuracy")
 KERNEL_SUBSET = 1000
@@ -125,7 +126,7 @@ def write_reference(
         )
     if recipe.evaluation.reference is not None:
         teacher = load_teacher(folder.path)
-        space = recipe.evaluation.features.space(teacher.space if data is None else data)
+        space = recipe.evaluation.features.space(teacher.pictured.space if data is None else data)
         reference = teacher_moments(recipe, teacher, space, data, Several(listeners).say).reference(Several(listeners))
     else:
         assert data is not None
@@ -175,25 +176,8 @@ def _stored(path: Path | str, space: FeatureSpace, look: SampleSpace, origins: O
     """The reference, checked before anything is sampled; its data may be others than the run's
     ``origins`` say.
     """
-    found = load_reference(path)
     dimensions = space.extract(torch.full((1, *look.shape), look.low)).shape[1]
-    if len(found.statistics.mean) != dimensions:
-        raise UserError(
-            f"{path}: holds statistics of {len(found.statistics.mean)} features, this run measures "
-            f"{dimensions}; take both from one feature space."
-        )
-    if found.space not in (None, space.name):
-        raise UserError(
-            f"{path}: holds statistics in the feature space '{found.space}', this run measures in "
-            f"'{space.name}'; write others by 'fewstep measure RUN --write-reference FILE'."
-        )
-    for key in (key for key in exchanged(found.origins, origins) if key != DATA):
-        why = (
-            f"holds statistics in the features of another network than '{key}' names now "
-            f"({difference(key, found.origins, origins)})"
-        )
-        raise UserError(f"{path}: {why}; write others by 'fewstep measure RUN --write-reference FILE'.")
-    return found
+    return fitting_reference(path, space, dimensions, origins)
 
 
 def _data_count(data: Dataset, wanted: tuple[str, ...], stored: bool) -> int:

@@ -47,6 +47,16 @@ class Expected:
             if value is not None or name not in self.nullable:
                 self._check(arguments, name)
 
+    def taken(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of a configuration that are expected, checked; the others are passed over."""
+        known = {
+            *(*self.whole, *self.wholes, *self.numbers, *self.reals, *self.factors),
+            *(*self.flags, *self.texts, *self.words),
+        }
+        arguments = {name: value for name, value in config.items() if name in known}
+        self.check(arguments)
+        return arguments
+
     def _check(self, arguments: dict[str, Any], name: str) -> None:
         if name in self.whole:
             whole_number(arguments, name, *self.whole[name])

@@ -10,7 +10,7 @@ import typer
 
 from fewstep.command.arguments import MOST_SAMPLES, MOST_STEPS, JsonOption, RunArgument, listeners
 from fewstep.command.tables.comparisons import comparison_table
-from fewstep.command.tables.evaluations import measurement_table, quality_table
+from fewstep.command.tables.evaluations import quality_table
 from fewstep.command.tables.shifts import shift_table
 
 group = typer.Typer()
@@ -48,68 +48,6 @@ def evaluate_run(
     result = evaluate(run, teacher_steps, student_steps, draws, listeners(), guidance, samples)
     write_run_report(run)
     typer.echo(json.dumps(result) if as_json else quality_table(result))
-
-
-@group.command(name="measure")
-def measure_run(
-    run: RunArgument,
-    samples: Annotated[int, typer.Option("--samples", min=2, max=MOST_SAMPLES, help="How many samples.")] = 50_000,
-    processes: Annotated[
-        int,
-        typer.Option(
-            "--processes", min=1, help="Processes, each on one thread; the result is the same for any number."
-        ),
-    ] = 1,
-    teacher: Annotated[bool, typer.Option("--teacher", help="Measure the run's teacher instead.")] = False,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", min=1, max=MOST_STEPS, help="Steps; the student's own and 35 for the teacher unless given."
-        ),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            metavar="FILE",
-            help="Statistics of the data: .npz with mu and sigma, or what --write-reference wrote.",
-        ),
-    ] = None,
-    metric: Annotated[
-        list[str],
-        typer.Option(
-            "--metric",
-            help="fd, kid, is, breadth or accuracy; repeatable; all that the feature space allows unless given.",
-        ),
-    ] = [],  # noqa: B006
-    batch: Annotated[
-        int, typer.Option("--batch", min=1, max=500, help="Samples in memory at a time, in each process.")
-    ] = 500,
-    write: Annotated[
-        Path | None,
-        typer.Option(
-            "--write-reference",
-            metavar="FILE",
-            help="Write the statistics of the run's data to a file, and do nothing else.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measures student or teacher on many samples, over processes: Frechet and kernel distance,
-    inception score, precision, recall, density, coverage, diversity, class accuracy.
-
-    Example: fewstep measure runs/digits-disback --samples 50000 --processes 2
-    """
-    from fewstep.runs import Workers, measure_many, write_reference
-
-    workers = Workers(processes, batch)
-    if write is not None:
-        typer.echo(str(write_reference(run, write, workers, listeners())))
-        return
-    result = measure_many(
-        run, samples, "teacher" if teacher else "student", steps, reference, metric or None, workers, listeners()
-    )
-    typer.echo(json.dumps(result) if as_json else measurement_table(result))
 
 
 @group.command(name="shift")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.command.arguments import MOST_STEPS
+from fewstep.command.arguments import MOST_STEPS, listeners
 
 group = typer.Typer()
 
@@ -84,6 +84,16 @@ ArrayFile = Annotated[
     Path | None, typer.Option("--npz", metavar="FILE.npz", help="Also write the samples as an array.")
 ]
 
+PicturesFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder",
+        metavar="DIR",
+        help="In the place of a grid, a file a picture and their prompts, -n of each prompt, for fewstep measure "
+        "--pictures; goes on where it was stopped.",
+    ),
+]
+
 
 @group.command(name="sample")
 def sample_run(
@@ -105,8 +115,9 @@ def sample_run(
     variant: Variant = None,
     out: PictureFile = None,
     npz: ArrayFile = None,
+    folder: PicturesFolder = None,
 ) -> None:
-    """Draws samples into a PNG grid, and optionally an .npz.
+    """Draws samples into a PNG grid, and optionally an .npz; or pictures of prompts into a folder.
 
     Example: fewstep sample runs/digits-disback -n 50 --class 7 --seed 1 --npz sevens.npz
     """
@@ -114,9 +125,13 @@ def sample_run(
     from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
     from fewstep.runs.pictures.published_students import PublishedStudent, check_source, timesteps_said
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
+    from fewstep.runs.protocols.drawn_folders import PromptPictures, check_alone, what_draws
     from fewstep.system.caches import output
+    from fewstep.training.listeners import Several
     from fewstep.zoo.pipelines import PipelinePlace
 
+    if folder is not None:
+        check_alone({"--out": out, "--npz": npz, "--compare": compare, "--class": class_id is not None})
     picture = out or (run / "samples" / "sample.png" if run is not None and run.is_dir() else Path("sample.png"))
     check_picture(picture)
     if npz is not None:
@@ -124,6 +139,7 @@ def sample_run(
     said, adapters = prompts_said(prompt, prompts), adapters_said(lora)
     of_base = {"--model": model, "--timesteps": timesteps, "--revision": revision, "--variant": variant}
     check_source(run, base, of_base, {"--teacher": teacher, "--compare": compare, "--class": class_id is not None})
+    student: PublishedStudent | None = None
     if base is not None:
         place = PipelinePlace(base, revision, variant)
         student = PublishedStudent(place, model, tuple(adapters), timesteps_said(timesteps), guidance)
@@ -131,6 +147,11 @@ def sample_run(
     else:
         assert run is not None
         sampler = pictured_by(run, teacher, compare, guidance, said, adapters)
+    if folder is not None:
+        made = what_draws(student, run, teacher, guidance, adapters)
+        PromptPictures(sampler, made, seed, 1 if n is None else n, steps).draw(folder, Several(listeners()))
+        typer.echo(str(folder))
+        return
     samples, numbers = drawn_for(sampler, said, n, seed, class_id, steps)
     with output(picture):
         write_drawn(picture, samples, numbers, sampler)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fewstep.errors import UserError
 
 KNOWN = ("prompt", "caption", "text")
 """The columns that are looked for, in this order."""
 _SHOWN_NAMES = 12
+
+
+class ChosenColumns(Protocol):
+    """Says which columns of a file are read."""
+
+    def among(self, names: Sequence[str], place: str) -> tuple[str, ...]:
+        """The columns to be read of those that are there; raises ``UserError``, which begins with
+        the place, without them.
+        """
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.data.archive import PackedText
-from fewstep.data.prompts.columns import Columns, columns_there, kind_of_value
+from fewstep.data.prompts.columns import ChosenColumns, Columns, columns_there, kind_of_value
 from fewstep.errors import UserError
 from fewstep.system.files import readable
 
@@ -84,7 +84,7 @@ def _plain(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]
         yield number, (line,)
 
 
-def csv_rows(path: TextFile, columns: Columns) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def csv_rows(path: TextFile, columns: ChosenColumns) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """The rows of CSV."""
     rows = csv.reader((line for _, line in lines_of(path)), strict=True)
     try:

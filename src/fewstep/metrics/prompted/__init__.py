@@ -1,6 +1,6 @@
 """What is measured of pictures and the prompts that they were asked for by."""
 
-from fewstep.metrics.prompted.accuracy import prompt_accuracy
+from fewstep.metrics.prompted.accuracy import prompt_accuracy, similarities
 from fewstep.metrics.prompted.prompt_diversities import PromptDiversity, prompt_diversity, protocol
 from fewstep.metrics.prompted.prompt_figures import PromptedFigures, PromptedMeasures
 from fewstep.metrics.prompted.rises import caption_rises
@@ -13,4 +13,5 @@ __all__ = [
     "prompt_accuracy",
     "prompt_diversity",
     "protocol",
+    "similarities",
 ]

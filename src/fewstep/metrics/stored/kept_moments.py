@@ -109,7 +109,7 @@ class KeptMoments:
                 save_reference(file, Reference(computed, self.space, made=self.made))
                 return str(file)
         except UserError as error:
-            self.say(f"the moments of the teacher's samples are not kept: {error}")
+            self.say(f"the moments are not kept: {error}")
             return None
 
 

@@ -24,6 +24,7 @@ from fewstep.recipes.given import given_features
 from fewstep.system.locations import absolute
 from fewstep.values import Positive
 from fewstep.zoo import digit_features, scenes_reader
+from fewstep.zoo.clip import ClipFolder
 
 
 class _Features(Section, abc.ABC):
@@ -38,6 +39,11 @@ class _Features(Section, abc.ABC):
     @property
     def network_file(self) -> str | None:
         """The file of a network of ours that is the space; None for others."""
+        return None
+
+    @property
+    def clip_folder(self) -> str | None:
+        """The folder of the CLIP model that is the space; None for others."""
         return None
 
 
@@ -132,6 +138,25 @@ class InceptionFeatures(_Features):
         return inception_space(self.weights, data.low, data.high, device)
 
 
+class ClipFeatures(_Features):
+    """The embeddings of pictures by the CLIP model in a local folder, ``path``."""
+
+    kind: Literal["clip"]
+    path: WeightsPath
+
+    @property
+    def clip_folder(self) -> str | None:
+        return self.path
+
+    def space(self, data: Dataset | SampleSpace, device: torch.device | str = "cpu") -> FeatureSpace:
+        if len(data.shape) != 3 or data.shape[0] not in (1, 3):
+            raise UserError(
+                f"'evaluation.features.kind: clip' reads pictures, and samples have the shape {data.shape}; use "
+                "another kind."
+            )
+        return ClipFolder.find(absolute(self.path)).space(data.low, data.high, device)
+
+
 class GivenFeatures(_Features):
     """A feature space of the caller's own, by its name (``recipes.given``)."""
 
@@ -143,7 +168,13 @@ class GivenFeatures(_Features):
 
 
 FeaturesChoice = Annotated[
-    DigitFeatures | FourierFeatures | ClassifierFeatures | ReaderFeatures | InceptionFeatures | GivenFeatures,
+    DigitFeatures
+    | FourierFeatures
+    | ClassifierFeatures
+    | ReaderFeatures
+    | InceptionFeatures
+    | ClipFeatures
+    | GivenFeatures,
     Field(discriminator="kind"),
 ]
 

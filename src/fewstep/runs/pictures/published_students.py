@@ -58,17 +58,24 @@ def timesteps_said(text: str | None) -> tuple[int, ...]:
 
 
 def check_source(
-    run: Path | None, base: str | None, of_base: Mapping[str, object], of_run: Mapping[str, object]
+    run: Path | None,
+    base: object,
+    of_base: Mapping[str, object],
+    of_run: Mapping[str, object],
+    named: tuple[str, str] = ("--base", "a pipeline"),
 ) -> None:
     """Raises ``UserError`` unless a command line names a run or a base, one of them, and options of
-    the other are not given; options by their names, what is not given being None or false.
+    the other are not given; options by their names, what is not given being None, false or empty.
+
+    ``named``: the option that names a base, and what that is.
     """
-    if (run is None) == (base is None):
-        both = "give one of them, not both" if run is not None else "give a run's folder, or a pipeline by --base"
-        raise UserError(f"RUN and --base: {both}.")
-    other = next((name for name, value in (of_base if base is None else of_run).items() if value), None)
+    option, what = named
+    if (run is not None) == bool(base):
+        both = "give one of them, not both" if run is not None else f"give a run's folder, or {what} by {option}"
+        raise UserError(f"RUN and {option}: {both}.")
+    other = next((name for name, value in (of_run if base else of_base).items() if value), None)
     if other is not None:
-        needs = "needs --base" if base is None else "is of a run, and --base names a pipeline"
+        needs = f"is of a run, and {option} names {what}" if base else f"needs {option}"
         raise UserError(f"{other}: {needs}; leave it out.")
 
 

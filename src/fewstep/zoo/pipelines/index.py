@@ -17,15 +17,13 @@ from fewstep.system.locations import folder_or_id
 from fewstep.zoo.diffusers_folders import snapshot, snapshot_commit
 from fewstep.zoo.diffusers_weights import CORRECT, WeightFiles, find_weights, has_weights, read_configuration
 from fewstep.zoo.nvidia.machine import shown_foreign
+from fewstep.zoo.pipelines.encoders.tokens import TOKENIZER_FILES
 from fewstep.zoo.pipelines.pipeline_kinds import PipelineKind, pipeline_kind, setting_for_empty
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-)
+_TOKENIZER_FILES = (*TOKENIZER_FILES, "spiece.model", "tokenizer.model", "chat_template.jinja")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,6 @@ _TEXT = Expected(
     texts=("hidden_act",),
     nullable=frozenset(("pad_token_id", "bos_token_id", "eos_token_id")),
 )
-_TEXT_NAMES = {*_TEXT.whole, *_TEXT.reals, *_TEXT.texts}
 
 
 def denoising_network(
@@ -157,7 +156,7 @@ def denoising_network(
     """
     arguments, shape = _arguments_and_shape(kind, config, where, side)
     named = {f"{kind.network}.{current_name(name)}": value for name, value in tensors().items()}
-    network = _filled(lambda: build({"kind": kind.kind, "config": arguments}), named, where, source)
+    network = filled(lambda: build({"kind": kind.kind, "config": arguments}), named, where, source)
     assert isinstance(network, DenoisingNetwork)
     return network, shape
 
@@ -230,7 +229,7 @@ def codec(kind: Codecs, config: Mapping[str, Any], tensors: Tensors, where: obje
     """The codec of that class; as ``denoising_network``."""
     make = _maker_of_codec(kind, config, where)
     named = {f"vae.{current_name(name)}": value for name, value in tensors().items()}
-    found = _filled(make, named, where, source)
+    found = filled(make, named, where, source)
     # What is built without initial values has not heard that it is frozen.
     return found.requires_grad_(False)
 
@@ -272,11 +271,7 @@ def text_model(projects: bool, config: Mapping[str, Any], tensors: Tensors, wher
     except ImportError as error:
         raise UserError(f"{where}: needs transformers: pip install 'fewstep[diffusers]'.") from error
     with about(where):
-        arguments = {name: value for name, value in config.items() if name in _TEXT_NAMES}
-        _TEXT.check(arguments)
-        heads, hidden = arguments.get("num_attention_heads", 8), arguments.get("hidden_size", 512)
-        if hidden % heads:
-            raise UserError(f"has {hidden} for hidden_size, which {heads} num_attention_heads cannot share")
+        arguments = text_values(config)
         if config.get("use_attention_mask"):
             raise UserError("has true for use_attention_mask, which is not read here (it must be false)")
     cls: Any = CLIPTextModelWithProjection if projects else CLIPTextModel
@@ -285,11 +280,27 @@ def text_model(projects: bool, config: Mapping[str, Any], tensors: Tensors, wher
     bare = {_bare(name): value for name, value in found.items()}
     if len(bare) != len(found):
         raise UserError(f"{source}: has a tensor twice, with and without 'text_model.' before its name; {CORRECT}.")
-    model: nn.Module = _filled(lambda: cls(CLIPTextConfig(**arguments)), bare, where, source, _bare)
+    model: nn.Module = filled(lambda: cls(CLIPTextConfig(**arguments)), bare, where, source, _bare)
     return model.requires_grad_(False).eval()
 
 
-def _filled(
+def text_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked values of a CLIP text encoder's configuration."""
+    arguments = _TEXT.taken(config)
+    check_heads(arguments, 512, 8)
+    return arguments
+
+
+def check_heads(arguments: Mapping[str, Any], width: int, heads: int) -> None:
+    """Raises ``UserError`` where heads of attention cannot share a width; ``width`` and ``heads``:
+    as they are unless said.
+    """
+    heads, hidden = arguments.get("num_attention_heads", heads), arguments.get("hidden_size", width)
+    if hidden % heads:
+        raise UserError(f"has {hidden} for hidden_size, which {heads} num_attention_heads cannot share")
+
+
+def filled(
     make: Callable[[], Made],
     tensors: Mapping[str, Tensor],
     where: object,

@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
         self.models = nn.ModuleList(tower.model for tower in towers)
         self.tokenizers = [tower.tokenizer for tower in towers]
         self._contents = [contents_of(tower.tokenizer, tower.where) for tower in towers]
-        lengths = [_length(tower) for tower in towers]
+        lengths = [length_of(tower) for tower in towers]
         if len(set(lengths)) != 1:
             raise UserError(
                 f"{towers[-1].where}: takes {lengths[-1]} tokens and the first encoder {lengths[0]}; both must take as "
@@ -141,7 +141,7 @@ class TextEncoder(nn.Module):
         return model.config
 
 
-def _length(tower: Tower) -> int:
+def length_of(tower: Tower) -> int:
     """The number of tokens that a tower takes."""
     model: Any = tower.model
     tokens, known = len(tower.tokenizer), model.config.vocab_size

@@ -10,6 +10,11 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.zoo.diffusers_weights import CORRECT, read_configuration
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+"""What of a tokenizer's folder is read."""
 _SPECIAL = ("unk_token", "bos_token", "eos_token", "pad_token")
 
 
