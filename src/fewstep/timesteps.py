@@ -96,7 +96,7 @@ class DiscreteGrid(Grid, abc.ABC):
         if not schedule.timesteps:
             raise UserError(
                 f"a grid of '{name_of(self)}' is of a discrete schedule's timesteps, which a '{name_of(schedule)}' "
-                "schedule has not; use another grid, such as 'rho'."
+                "schedule has not; use another grid, such as 'uniform'."
             )
         return schedule.timesteps
 

@@ -1,5 +1,4 @@
-"""What the code of exported folders' cards draws, in a process that has diffusers and no fewstep.
-"""
+"""What the code of exported folders' cards draws, in a process without fewstep."""
 
 from __future__ import annotations
 
