@@ -219,6 +219,15 @@ def family_pipeline(name: str, folder: Path) -> Any:
     return made
 
 
+def class_pipeline() -> Any:
+    """diffusers' own ``DiTPipeline``."""
+    import diffusers
+
+    case = CASES["dit"]
+    vae = _vae(shift=None).eval().requires_grad_(False)
+    return diffusers.DiTPipeline(transformer=case.network(), vae=vae, scheduler=case.scheduler())
+
+
 def size_of(name: str) -> int:
     """The side of its pictures, in pixels."""
     return PIXELS.get(name, 16)

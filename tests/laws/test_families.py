@@ -43,10 +43,10 @@ def test_a_forward_derivative_is_a_central_difference(case: FamilyCase) -> None:
         value, slope = torch.func.jvp(lambda each: network(each, label, condition), (x,), (along,))
         assert torch.allclose(value, network(x, label, condition), rtol=1e-9, atol=1e-9)
         # Some layers compute in float32 whatever they are given.
-        step = 1e-3
+        step = 2e-4
         there, back = (network(x + sign * step * along, label, condition) for sign in (1, -1))
     error = (slope - (there - back) / (2 * step)).norm() / slope.norm()
-    assert float(error) < 1e-3
+    assert float(error) < 1e-2
 
 
 @every_family
@@ -190,8 +190,8 @@ def test_what_a_network_lacks_is_one_sentence(case: FamilyCase) -> None:
         with pytest.raises(UserError, match="takes 'text' of shape"):
             network(x, label, Condition(context=narrow))
     else:
-        with pytest.raises(UserError, match="knows the classes 0 to 9 and -1 for none"):
-            network(x, label, Condition(labels=torch.tensor([0, 10])))
+        with pytest.raises(UserError, match="is told one of 10 classes a sample, or -1 for none"):
+            network(x, label, Condition(labels=torch.full((2, 10), 0.1)))
 
 
 def test_packing_has_an_inverse_and_an_order() -> None:

@@ -67,14 +67,14 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     checkpointing): less memory, one more forward pass, and the same values and gradients bit for
     bit. Networks too small to gain by it ignore it. ``context_shapes`` are the tensors that it asks
     of a condition's context, by name with the shape of one sample's, in which 1 stands for a number
-    of tokens. ``entries`` are the methods besides ``forward``
-    that are called from outside and run layers; they and ``forward`` do not call one another, since
-    a sharded network gathers its weights on entering and lets them go on leaving.
-    ``adapted_by_default`` are the layers that a low-rank adapter goes on unless it is told others,
-    by their names or the ends of their paths; empty for every linear and convolutional layer.
-    ``part`` is the part of diffusers' pipelines that it holds, under the same name; empty for none.
-    ``reads_guidance``: whether it is told a scale of guidance, ``told`` the one where a condition
-    says none, None where it must.
+    of tokens. ``entries`` are the methods besides ``forward`` that are called from outside and run
+    layers; they and ``forward`` do not call one another, since a sharded network gathers its
+    weights on entering and lets them go on leaving. ``adapted_by_default`` are the layers that a
+    low-rank adapter goes on unless it is told others, by their names or the ends of their paths;
+    empty for every linear and convolutional layer. ``part`` is the part of diffusers' pipelines
+    that it holds, under the same name; empty for none. ``classes``: how many classes it tells
+    apart, 0 for none. ``reads_guidance``: whether it is told a scale of guidance, ``told`` the one
+    where a condition says none, None where it must.
     """
 
     entries: ClassVar[tuple[str, ...]] = ("features",)
@@ -84,6 +84,7 @@ class DenoisingNetwork(nn.Module, abc.ABC):
     bottleneck: int
     leave: nn.Linear | nn.Conv2d
     recompute: bool = False
+    classes: int = 0
     reads_guidance: bool = False
     told: float | None = None
     context_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})

@@ -10,7 +10,6 @@ from fewstep.denoisers import NetworkDenoiser, TrajectoryDenoiser, load_adapter
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.keeping.run_identity import run_of
-from fewstep.recipes.building.prompting import prompts_of
 from fewstep.recipes.config.section import kind_of_section
 from fewstep.runs.loading import load_alone
 from fewstep.zoo.lora import write_lora
@@ -50,7 +49,7 @@ def export_source(run: Path | str) -> ExportSource:
         str(kind_of_section(type(recipe.method))),
         run_of(recipe),
         student.prior.std,
-        prompts_of(recipe).alone(recipe.data).texts[0],
+        "" if recipe.prompts is None else recipe.prompts.alone(recipe.data).texts[0],
     )
 
 

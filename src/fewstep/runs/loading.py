@@ -19,7 +19,7 @@ from fewstep.keeping.run_folder import RunFolder
 from fewstep.networks.precision import long_copy
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.device import DeviceName, resolve_device
-from fewstep.recipes.building.frozen_teachers import open_around, open_teacher, with_prompts
+from fewstep.recipes.building.frozen_teachers import codec_beside, open_around, open_teacher, with_prompts
 from fewstep.recipes.building.parts import data_of
 from fewstep.recipes.building.prompting import asked_of
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler
@@ -54,7 +54,7 @@ def load(
     if not asked_of(student.model):
         if prompts is not None:
             raise UserError(f"{run}: this student is told no prompts; leave the prompts out.")
-        return student
+        return _of_classes(Path(run), student, device)
     folder = Path(run)
     if not folder.is_dir():
         raise UserError(
@@ -72,7 +72,20 @@ def load_beside(run: Path | str, teacher: TeacherSampler, device: DeviceName = "
     prompts and codec are the teacher's, and nothing is opened anew.
     """
     student = load_alone(run, device)
-    return student.told(teacher.conditions, teacher.codec, teacher.batch) if asked_of(student.model) else student
+    if asked_of(student.model) or teacher.codec is not None:
+        return student.told(teacher.conditions, teacher.codec, teacher.batch)
+    return student
+
+
+def _of_classes(run: Path, student: StudentSampler, device: DeviceName) -> StudentSampler:
+    """The same with the codec of its teacher, where its samples are latents and the run says where
+    that is.
+    """
+    if not run.is_dir() or math.isfinite(student.low):
+        return student
+    recipe = RunFolder(run).read_distill_recipe()
+    codec = codec_beside(recipe, resolve_device(device))
+    return student if codec is None else student.told(student.prior.conditions, codec, recipe.evaluation.batch)
 
 
 def load_alone(run: Path | str, device: DeviceName = "auto") -> StudentSampler:

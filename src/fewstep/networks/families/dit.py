@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
@@ -30,7 +31,7 @@ class DiT(DiffusersTransformer):
 
     def __init__(self, config: Annotated[Mapping[str, Any], Given()]):
         super().__init__(config)
-        self.classes: int = self.transformer.config.num_embeds_ada_norm
+        self.classes = int(self.transformer.config.num_embeds_ada_norm)
 
     def _width(self) -> int:
         return int(self.transformer.inner_dim)
@@ -39,10 +40,14 @@ class DiT(DiffusersTransformer):
         labels = condition.labels
         if labels is None:
             labels = noise_label.new_full((len(x),), -1).long()
-        if labels.ndim != 1 or bool(((labels < -1) | (labels >= self.classes)).any()):
+        if labels.is_meta:
+            # Sizes alone are asked for, also by shares of classes.
+            labels = torch.zeros(len(x), dtype=torch.int64, device="meta")
+        # Which they are is not asked here: the answer would be waited for at each call.
+        if labels.ndim != 1:
             raise UserError(
-                f"this network knows the classes 0 to {self.classes - 1} and -1 for none, and was given others; give "
-                "a class a sample."
+                f"this network is told one of {self.classes} classes a sample, or -1 for none, and was given labels of "
+                f"shape {tuple(labels.shape)}; give a class a sample."
             )
         return {"hidden_states": x, "timestep": noise_label, "class_labels": labels.remainder(self.classes + 1)}
 

@@ -75,7 +75,25 @@ def open_teacher(
         denoiser = build_teacher(recipe.teacher, data)
         space = space_of(recipe.teacher, denoiser) if data is None else data.space
         return Teacher(denoiser.to(device), Classes(denoiser.classes), space, data=data)
+    if text.kind.is_told_classes:
+        _check_no_prompts(recipe)
+        return _of_classes(text, data, device, device if at_work is None else at_work)
     return _of_text(text, prompts_of(recipe), data, device, device if at_work is None else at_work)
+
+
+def _of_classes(
+    model: OpenedPipeline, pictures: Dataset | None, device: torch.device, at_work: torch.device
+) -> Teacher:
+    codec = model.codec().to(device)
+    data = None if pictures is None else latents_of(pictures, codec, device=at_work)
+    denoiser = model.denoiser()
+    _check_shape(denoiser, data)
+    if data is not None and data.classes not in (0, denoiser.classes):
+        raise UserError(
+            f"the teacher knows {denoiser.classes} classes, and the data has {data.classes}; take data of the "
+            "teacher's classes, or without any."
+        )
+    return Teacher(denoiser.to(device), Classes(denoiser.classes), latent_space(denoiser), codec, data)
 
 
 def _of_text(
@@ -129,6 +147,14 @@ def open_around(recipe: DistillRecipe, prompts: Sequence[str] | None, device: to
     return Around(text.codec().to(device), embedded(text, choice.alone(recipe.data), choice.too_long, device))
 
 
+def codec_beside(recipe: DistillRecipe, device: torch.device) -> Codec | None:
+    """What makes pictures of a student's samples where these are latents of classes; None where
+    they are pictures or points themselves.
+    """
+    model = recipe.teacher.text_model()
+    return None if model is None or not model.kind.is_told_classes else model.codec().to(device)
+
+
 def with_prompts(recipe: DistillRecipe, prompts: Sequence[str] | None) -> DistillRecipe:
     """The recipe with other prompts, unless these are None.
 
@@ -174,7 +200,7 @@ def space_of(choice: config.TeacherChoice, teacher: NetworkDenoiser) -> SampleSp
 
 def latent_space(denoiser: NetworkDenoiser) -> SampleSpace:
     """What latents look like: they have no range."""
-    return SampleSpace(denoiser.shape, -math.inf, math.inf, 0)
+    return SampleSpace(denoiser.shape, -math.inf, math.inf, denoiser.classes)
 
 
 def pictures_of(codec: Codec, latents: SampleSpace) -> SampleSpace:
@@ -190,6 +216,8 @@ def sketched(recipe: DistillRecipe) -> Teacher:
     shapes = asked_of(denoiser)
     if not shapes:
         _check_no_prompts(recipe)
+        if text is not None:
+            return Teacher(denoiser, Classes(denoiser.classes), latent_space(denoiser), text.codec_sketch())
         # Their range plays no part in sizes.
         return Teacher(denoiser, Classes(denoiser.classes), SampleSpace(denoiser.shape, -1.0, 1.0, denoiser.classes))
     prompts_of(recipe)
@@ -236,8 +264,8 @@ def pretrained_model(choice: config.TeacherChoice) -> config.DenoiserModel | Non
 def _check_no_prompts(recipe: DistillRecipe) -> None:
     if recipe.prompts is not None:
         raise UserError(
-            "the recipe has 'prompts', and its teacher is told no prompts; leave 'prompts' out, or use "
-            "'teacher.kind: pipeline'."
+            "the recipe has 'prompts', and its teacher is told no prompts; leave 'prompts' out, or use a text-to-image "
+            "model by 'teacher.kind: pipeline'."
         )
 
 

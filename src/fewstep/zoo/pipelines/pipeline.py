@@ -136,7 +136,14 @@ class OpenedPipeline:
         return codec_sketch(self.kind.codec, vae.config, vae.where)
 
     def encoder(self) -> Encoder:
-        """The text encoder. Raises ``UserError`` naming what is wrong with it."""
+        """The text encoder. Raises ``UserError`` naming what is wrong with it, and for a model of
+        classes, which has none.
+        """
+        if self.kind.is_told_classes:
+            raise UserError(
+                f"{self._network.where}: is told classes, and its pipeline has no text encoder; open it as a model of "
+                "classes, by open_pipeline."
+            )
         return self.make_encoder()
 
     def whole(self) -> TextPipeline:
@@ -176,7 +183,7 @@ class OpenedPipeline:
 
     def _around(self, network: DenoisingNetwork, shape: tuple[int, ...]) -> NetworkDenoiser:
         schedule, prediction, inputs = meaning_of(*self.scheduler, tokens_in(network, shape))
-        return freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape))
+        return freeze(NetworkDenoiser(network, schedule, prediction, inputs, shape, network.classes))
 
 
 def load_pipeline(source: str | Path, revision: str | None = None, variant: str | None = None) -> TextPipeline:

@@ -59,6 +59,11 @@ class PipelineKind:
         return (self.network, "vae", "scheduler")
 
     @property
+    def is_told_classes(self) -> bool:
+        """Whether its samples are of classes, so that it reads no prompts."""
+        return not self.encoders
+
+    @property
     def is_clip(self) -> bool:
         """Whether its prompts are read by CLIP's text encoders alone."""
         return bool(self.tokenizers) and all(classes == CLIP for classes in self.tokenizers.values())
@@ -170,6 +175,10 @@ KINDS: Mapping[str, PipelineKind] = {
         # Its own scale of 5 counts from the prompt's estimate on.
         6.0,
         {"guidance_scale": 0.0},
+    ),
+    # Of classes: there is no text to be read.
+    "DiTPipeline": PipelineKind(
+        "transformer", "DiTTransformer2DModel", "diffusers-dit", "AutoencoderKL", {}, {}, 4.0, {}
     ),
 }
 
