@@ -9,7 +9,8 @@ exit code 2 and exactly one sentence on stderr, which begins with ``fewstep: ``,
 change happens to be valid. (A run that diverges has shown its progress before it says so, and
 ``doctor`` prints what it found.) A traceback, more than 60 seconds of processor time (or five
 minutes of waiting, on a machine that does other things as well), and more than 1 GiB of memory are
-defects. So is a file of somebody's own that a command removed or replaced ("lost").
+defects. So is a file of somebody's own that a command removed or replaced ("lost"), and code in a
+file that was run ("executed").
 
 Most cases run one after another in one process, which calls ``command.entry.run_command`` as the
 command does and is begun anew every 100 cases and after a defect: starting one takes longer than a
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ COLUMNS = (
     "tracebacks",
     "untidy",
     "lost",
+    "executed",
     "hangs",
     "over memory",
     "crashes",
@@ -112,9 +115,14 @@ def theirs(here: Path, stock: Any) -> set[str]:
     return set(contents(here / "out").values()) - ours
 
 
-def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool = False) -> dict[str, Any]:
-    """Runs the cases; counts by kind, sentences and defects."""
+def count(
+    cases: int, seed: int, folder: Path, only: int | None, verbose: bool = False, kinds: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs the cases, of all ``kinds`` unless some are named; counts by kind, sentences and
+    defects.
+    """
     from hostile_cases import cases as made
+    from hostile_foreign import TRIPWIRE
     from hostile_lives import contents
 
     stock = prepare(folder)
@@ -124,7 +132,7 @@ def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool =
     began = time.monotonic()
     with open(folder / "worker-stderr", "w") as errors:
         worker = Worker(errors)
-        for number, case in enumerate(made(stock, cases, seed)):
+        for number, case in enumerate(made(stock, cases, seed, kinds)):
             if only not in (None, number):
                 continue
             start, here = time.monotonic(), folder / f"case-{number}"
@@ -133,6 +141,9 @@ def count(cases: int, seed: int, folder: Path, only: int | None, verbose: bool =
             spent, column = time.monotonic() - start, judged(found, case.arguments[0])
             if before - set(contents(here / "out").values()):
                 column = "lost"
+            if (folder / TRIPWIRE).exists():
+                (folder / TRIPWIRE).unlink()
+                column = "executed"
             row = table.setdefault(case.kind, dict.fromkeys(COLUMNS, 0))
             row["cases"] += 1
             row[column] += 1
@@ -189,19 +200,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Where the cases' files are made; a temporary folder unless given.")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only", type=int, help="Run this case alone, and write nothing.")
+    parser.add_argument("--kinds", nargs="+", default=(), help="Of these kinds alone, such as foreign.")
     parser.add_argument("--verbose", action="store_true", help="Print what each case said.")
     chosen = parser.parse_args()
     with contextlib.ExitStack() as stack:
         if chosen.out is not None:
             chosen.out.mkdir(parents=True, exist_ok=True)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-", dir=chosen.out)))
-        result = count(chosen.count, chosen.seed, folder, chosen.only, chosen.verbose)
+        result = count(chosen.count, chosen.seed, folder, chosen.only, chosen.verbose, chosen.kinds)
     print(f"{'':12}" + "".join(f"{column:>13}" for column in COLUMNS))
     for kind, row in result["kinds"].items():
         print(f"{kind:12}" + "".join(f"{row[column]:>13}" for column in COLUMNS))
     if chosen.only is None:
         chosen.results.mkdir(parents=True, exist_ok=True)
-        (chosen.results / "hostile.json").write_text(json.dumps(result, indent=1) + "\n")
+        (chosen.results / f"hostile{'-'.join(('', *chosen.kinds))}.json").write_text(
+            json.dumps(result, indent=1) + "\n"
+        )
     sys.exit(1 if result["defects"] else 0)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
 from hostile_files import run_folder, weights
+from hostile_foreign import foreign
 from hostile_images import images
 from hostile_lives import belongings, environments
 from hostile_values import PLANNED, RECIPES, TEXTS, WORDS, Case, Stock, holder, junk, mutate, places
@@ -115,12 +116,16 @@ KINDS: dict[str, tuple[int, Callable[[Stock, Path, random.Random], tuple[str, tu
     "runs": (17, run_folder),
     "belongings": (16, belongings),
     "environment": (4, environments),
+    "foreign": (20, foreign),
 }
 
 
-def cases(stock: Stock, count: int, seed: int) -> Iterator[Case]:
-    """The cases, each with its files in a folder of its own, made when it is asked for."""
-    kinds, shares = list(KINDS), [share for share, _ in KINDS.values()]
+def cases(stock: Stock, count: int, seed: int, of: Sequence[str] = ()) -> Iterator[Case]:
+    """The cases, of all kinds or those named ``of``, each with its files in a folder of its own,
+    made when it is asked for.
+    """
+    kinds = [name for name in KINDS if not of or name in of]
+    shares = [KINDS[name][0] for name in kinds]
     for number in range(count):
         chance = random.Random(f"{seed}-{number}")
         kind = chance.choices(kinds, shares)[0]

@@ -134,6 +134,7 @@ def test_pictures_without_prompts_are_refused(tmp_path):
     assert load_teacher(run).classes == 10
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_and_measured(tmp_path):
     """The shipped scenes: the student's pictures and the teacher's, and their distance in the
     features of the shipped reader, to which the teacher's own moments belong as well.

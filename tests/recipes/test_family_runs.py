@@ -107,7 +107,9 @@ def written(path: Path, values: dict[str, Any]) -> Path:
 
 
 @families
-@pytest.mark.parametrize("adapters", [False, True], ids=["copies", "adapters"])
+@pytest.mark.parametrize(
+    "adapters", [pytest.param(False, id="copies"), pytest.param(True, id="adapters", marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_left_is_the_whole_run(name: str, adapters: bool, folders, tmp_path: Path) -> None:
     file = written(tmp_path / "r.yaml", recipe_of(name, folders[name], adapters))
     whole = distill(file, out=tmp_path / "whole")
