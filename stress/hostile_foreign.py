@@ -185,7 +185,8 @@ def state_dict(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tu
 
 
 def configuration(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
-    """A pipeline's folder one of whose JSON files is changed: any value, or a size that nobody has."""
+    """A pipeline's folder one of whose JSON files is changed: any value, or a size that nobody has.
+    """
     source = chance.choice((classes_pipeline(stock.folder), shipped_pipeline("scenes")))
     folder = here / "pipeline"
     shutil.copytree(source, folder)
@@ -219,7 +220,7 @@ def configuration(stock: Stock, here: Path, chance: random.Random) -> tuple[str,
         recipe["prompts"] = {"kind": "list", "texts": ["a red seven"]}
     mine = here / "mine.yaml"
     mine.write_text(yaml.safe_dump(recipe, default_flow_style=True))
-    whole = ("distill", str(mine), "--out", str(here / "out"))
+    whole: tuple[str, ...] = ("distill", str(mine), "--out", str(here / "out"))
     if source.name != "dit":
         whole = _sampled(here, base=folder)
     command = chance.choice((("plan", str(mine)), whole))

@@ -31,6 +31,7 @@ class DiffusersNetwork(DenoisingNetwork):
     ``unet``: it; its middle block makes the features.
     """
 
+    part = "unet"
     unet: Any
 
     def __init__(self, unet: Any):

@@ -66,7 +66,6 @@ class DiffusersTextUNet(DiffusersNetwork):
     networks with other conditions, with attention of another kind, or without a middle block.
     """
 
-    part = "unet"
     adapted_by_default = (
         "to_q",
         "to_k",

@@ -11,8 +11,8 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.networks.adapters.low_rank_pair import LowRankPair
-from fewstep.networks.diffusers.backbone import DiffusersNetwork
 from fewstep.networks.diffusers.text_unet import DiffusersTextUNet
+from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.zoo.lora.original_names import original_name
 
 _PREFIXES = ("unet.", "transformer.", "diffusion_model.", "model.diffusion_model.")
@@ -25,7 +25,8 @@ PEFT_PREFIX = "base_model.model."
 @dataclass(frozen=True, eq=False)
 class LoraLayers:
     """``layers``: the linear and convolutional ones, by path in the network. ``prefix``: where in
-    our network the model lies whose names files have (``unet.`` for diffusers' networks).
+    our network the model lies whose names files have (``unet.`` or ``transformer.`` for diffusers'
+    networks).
     ``originals``: Stable Diffusion's original names, by path, of the layers that have one.
     ``original_by_kohya``: whether kohya's files have these; its SDXL is the original code, and its
     Stable Diffusion 1 and 2 are diffusers'.
@@ -50,7 +51,8 @@ class LoraLayers:
                 f"{type(network).__name__} has no linear or convolutional layers inside that an adapter could be put "
                 "on."
             )
-        prefix = "unet." if isinstance(network, DiffusersNetwork) else ""
+        part = network.part if isinstance(network, DenoisingNetwork) else ""
+        prefix = f"{part}." if part else ""
         originals: dict[str, str] = {}
         by_kohya = False
         if isinstance(network, DiffusersTextUNet):

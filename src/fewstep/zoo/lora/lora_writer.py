@@ -74,6 +74,11 @@ def _peft(pairs: Mapping[str, LowRankPair], layers: LoraLayers) -> _Content:
 
 def _kohya(pairs: Mapping[str, LowRankPair], layers: LoraLayers) -> _Content:
     tensors: dict[str, Tensor] = {}
+    if layers.prefix == "transformer.":
+        raise UserError(
+            "kohya's files of transformers have the names of each model's first release, which are not known here; "
+            "write the form 'peft', which diffusers and ComfyUI read."
+        )
     alpha = _common_alpha(pairs)
     for path, pair in pairs.items():
         name = layers.underscored(path)
@@ -91,8 +96,8 @@ def _comfyui(pairs: Mapping[str, LowRankPair], layers: LoraLayers) -> _Content:
     for path, pair in pairs.items():
         if path not in layers.originals:
             raise UserError(
-                f"ComfyUI has no name for layer '{path}': it knows networks of Stable Diffusion 1, 2 and XL; write "
-                "the form 'peft'."
+                f"ComfyUI has no name of its own for layer '{path}': it has such of Stable Diffusion 1, 2 and XL; "
+                "write the form 'peft'."
             )
         name = f"diffusion_model.{layers.originals[path]}"
         tensors[f"{name}.lora_A.weight"] = pair.down
