@@ -185,8 +185,7 @@ def state_dict(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tu
 
 
 def configuration(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
-    """A pipeline's folder one of whose JSON files is changed: any value, or a size that nobody has.
-    """
+    """A pipeline's folder, one of its JSON files changed: any value, or a size that nobody has."""
     source = chance.choice((classes_pipeline(stock.folder), shipped_pipeline("scenes")))
     folder = here / "pipeline"
     shutil.copytree(source, folder)
@@ -216,15 +215,12 @@ def configuration(stock: Stock, here: Path, chance: random.Random) -> tuple[str,
     recipe |= {"teacher": {"kind": "pipeline", "path": str(folder)}, "data": None, "student": {"kind": "copy"}}
     recipe["evaluation"]["features"] = {"kind": "fourier"}
     recipe["target"] = {"kind": "fixed"}
-    if source.name != "dit":
-        recipe["prompts"] = {"kind": "list", "texts": ["a red seven"]}
     mine = here / "mine.yaml"
     mine.write_text(yaml.safe_dump(recipe, default_flow_style=True))
-    whole: tuple[str, ...] = ("distill", str(mine), "--out", str(here / "out"))
+    what = f"configuration {path.relative_to(folder)}: {what}"[:100]
     if source.name != "dit":
-        whole = _sampled(here, base=folder)
-    command = chance.choice((("plan", str(mine)), whole))
-    return f"configuration {path.relative_to(folder)}: {what}"[:100], command
+        return what, _sampled(here, base=folder)
+    return what, chance.choice((("plan", str(mine)), ("distill", str(mine), "--out", str(here / "out"))))
 
 
 def captions(stock: Stock, here: Path, chance: random.Random) -> tuple[str, tuple[str, ...]]:
