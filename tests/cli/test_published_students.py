@@ -139,8 +139,6 @@ def test_a_network_that_is_told_a_scale_must_be_told(bases: Path, command: Comma
     assert (code, "fewstep: --guidance: this network is told a scale; give the one" in error) == (2, True)
     code, _, error = command("--base", bases / "guided", *asked, "--guidance", 4)
     assert code == 0, error
-    code, _, error = command("--base", bases / "sd15", *asked, "--guidance", 4)
-    assert (code, "this network is told no scale" in error) == (2, True)
 
 
 class _Hostile:
