@@ -63,7 +63,7 @@ def folder_sampling(folder: Path) -> FolderSampling:
             f"{where}: has {shown_foreign(name)} for the scheduler, and exported folders have "
             f"{', '.join((*_JUMPS, FLOW))}; {CORRECT}."
         )
-    timesteps = facts.get("timesteps")
+    timesteps: Any = facts.get("timesteps")
     if not is_timesteps(timesteps):
         raise UserError(f"{where}: names no timesteps; give them by --timesteps.")
     if name == "TCDScheduler" and call.get("eta") != 1:
