@@ -268,6 +268,16 @@ def test_what_pipelines_take_where_a_call_does_not_say_is_diffusers_own() -> Non
         assert USUAL[pipeline_name] == {name: each.default for name, each in taken.items() if name in names}
 
 
+def test_a_second_pass_is_counted_as_each_pipeline_does(folders: Path) -> None:
+    checked = checked_folder(folders / "sd15", None)
+    told = checked_folder(folders / "told", None)
+    assert (checked.second_pass({"guidance_scale": 1.0}), checked.second_pass({})) == (None, 7.5)
+    assert (told.second_pass({"guidance_scale": 8.0}), told.told({"guidance_scale": 8.0})) == (None, 8.0)
+    z_image, qwen = (replace(checked, pipeline=name) for name in ("ZImagePipeline", "QwenImagePipeline"))
+    assert (z_image.second_pass({"guidance_scale": 0.5}), z_image.second_pass({"guidance_scale": 0.0})) == (0.5, None)
+    assert (qwen.second_pass({}), qwen.second_pass({"negative_prompt": " "})) == (None, 4.0)
+
+
 def test_a_scheduler_that_is_wrong_is_not_blamed_on_the_card(copied: Callable[[str], Path]) -> None:
     folder = copied("sd3")
     settings(shift=1.0)(folder)
