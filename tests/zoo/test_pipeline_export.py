@@ -237,7 +237,7 @@ def test_facts_name_each_file_and_a_change_of_any(teachers, exported, tmp_path) 
     assert set(facts["files"]) == written - {"README.md", "fewstep.json"}
     assert has_problem(examine(out)) is False
     (out / "README.md").write_text("my own card")
-    assert [finding.level for finding in examine(out)] == ["ok"]
+    assert [finding.level for finding in examine(out)] == ["ok", "ok", "note", "ok"]
     weights = out / "unet" / WEIGHTS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

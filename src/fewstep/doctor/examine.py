@@ -1,22 +1,23 @@
 """What is wrong, where, and what to do about it: what ``fewstep doctor`` does.
 
 An examination says what it has looked at, place by place, and does not stop at the first thing that
-is wrong. Nothing is written, fetched from a network or run; files are read as ``inspect``, sampling
-and resuming read them.
+is wrong. Nothing is written, fetched from a network or run but the networks of a pipeline's folder,
+for one picture; files are read as ``inspect``, sampling and resuming read them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fewstep.denoisers.stored_adapter import KIND, load_adapter
 from fewstep.doctor.checkup import check_path, check_run
 from fewstep.doctor.environment import check_environment
-from fewstep.doctor.findings import Finding, note, ok, problem, refused
+from fewstep.doctor.findings import Finding, ok, problem, refused
 from fewstep.doctor.inspect import inspect
 from fewstep.doctor.requirements import check_recipe
+from fewstep.doctor.student_folders import check_student_folder, is_pipeline_folder
 from fewstep.errors import UserError
 from fewstep.keeping.run_folder import RunFolder
 from fewstep.recipes import shipped_names
@@ -24,16 +25,20 @@ from fewstep.system.files import check_finite, verify_tensors
 from fewstep.system.locations import is_address
 from fewstep.training.saving.checkpoint import is_folder, place_of
 from fewstep.training.saving.checkpoint_files import check_values, look_at
-from fewstep.zoo.pipelines.facts import FACTS, changed_files, read_facts
 
 _WEIGHTS = (".safetensors", ".pkl", ".pt")
-_CHANGED = {"missing": "there is no such file.", "changed": "is not the file that was written: its SHA-256 differs."}
 
 
-def examine(target: Path | str | None = None) -> list[Finding]:
-    """The findings of a run folder, a path's folder, an exported folder, a file of weights, or a
-    recipe (a shipped name or a YAML file); of this machine when there is none of these.
+def examine(target: Path | str | None = None, attempt: bool = False) -> list[Finding]:
+    """The findings of a run folder, a path's folder, a text-to-image pipeline's (exported or
+    downloaded), a file of weights, or a recipe (a shipped name or a YAML file); of this machine
+    when there is none of these. ``attempt``: a picture is tried also of a pipeline that is not
+    small.
+
+    Raises ``UserError`` for ``attempt`` of anything else.
     """
+    if attempt and (target is None or not is_pipeline_folder(Path(target))):
+        raise UserError("--try: draws a picture of the folder of a text-to-image pipeline; name one, or leave it out.")
     if target is None:
         return check_environment()
     path = Path(target)
@@ -43,7 +48,7 @@ def examine(target: Path | str | None = None) -> list[Finding]:
             check_values(path)
             return [ok(path, _checkpoint(path, state))]
         if path.is_dir() and (RunFolder(path).recipe.is_file() or str(target) not in shipped_names()):
-            return _folder(path)
+            return _folder(path, attempt)
         if path.suffix in _WEIGHTS:
             return [_weights(path, str(target))]
         return check_recipe(target)
@@ -51,37 +56,11 @@ def examine(target: Path | str | None = None) -> list[Finding]:
         return [refused(target, error)]
 
 
-def _folder(path: Path) -> list[Finding]:
-    """Of an exported folder, a path's, or a run's."""
-    if (path / FACTS).is_file():
-        return list(_export(path))
+def _folder(path: Path, attempt: bool) -> list[Finding]:
+    """Of a pipeline's folder, a path's, or a run's."""
+    if is_pipeline_folder(path):
+        return list(check_student_folder(path, attempt))
     return list(check_path(path)) if (path / "manifest.json").is_file() else check_run(path)
-
-
-def _export(folder: Path) -> Iterator[Finding]:
-    """Of a folder that ``fewstep export`` wrote: its files against ``fewstep.json``.
-
-    Raises ``UserError`` for a ``fewstep.json`` that cannot be read.
-    """
-    facts = read_facts(folder)
-    changed = changed_files(folder, facts)
-    again = "Restore it from a copy, or export the run again into a new folder."
-    for name, what in changed.items():
-        yield problem(folder / name, _CHANGED[what], again)
-    if not changed:
-        yield ok(
-            folder / FACTS,
-            f"{len(facts['files'])} files are as they were written: a student of timesteps "
-            f"{', '.join(map(str, facts.get('timesteps', [])))}, {facts.get('dtype')}, of the run {facts.get('run')}.",
-        )
-    parts = sorted({folder / Path(name).parts[0] for name in facts["files"] if "/" in name})
-    for path in sorted(each for part in parts for each in part.rglob("*") if each.is_file()):
-        if path.relative_to(folder).as_posix() not in facts["files"]:
-            yield note(
-                path,
-                "was not exported, and diffusers may read it in the place of what was.",
-                "Take it away if it is not yours.",
-            )
 
 
 def has_problem(findings: list[Finding]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -90,7 +91,10 @@ def _fidelity() -> Any:
 def _network(weights: Path | str | None) -> Any:
     fidelity, path = _fidelity(), weights_file(weights)
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of pickles that it may not understand torch warns before it refuses them.
+            warnings.simplefilter("ignore")
+            torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
             f"{path}: does not hold weights alone, and is not read; get torch-fidelity's "

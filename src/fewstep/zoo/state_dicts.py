@@ -8,6 +8,7 @@ mapped and not read where the file allows it.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+        with warnings.catch_warnings():
+            # Of pickles that it may not understand torch warns before it refuses them.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(
             f"{path}: is not a state dict that can be read without running code "

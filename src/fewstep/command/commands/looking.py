@@ -67,10 +67,13 @@ def ask_doctor(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN | CHECKPOINT | RECIPE]",
-            help="A run folder, a file of weights, or a recipe; this machine unless given.",
+            metavar="[RUN | FOLDER | CHECKPOINT | RECIPE]",
+            help="A run folder, the folder of a pipeline, a file of weights, or a recipe; this machine unless given.",
         ),
     ] = None,
+    attempt: Annotated[
+        bool, typer.Option("--try", help="Draw a picture also of a pipeline that is large: minutes without a GPU.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Says what is wrong and what to do about it; exit code 2 if something is.
@@ -81,7 +84,7 @@ def ask_doctor(
 
     from fewstep.doctor import examine, has_problem
 
-    findings = examine(target)
+    findings = examine(target, attempt)
     listed = [all_without_secrets(asdict(finding)) for finding in findings]
     typer.echo(json.dumps({"findings": listed}) if as_json else findings_table(listed))
     if has_problem(findings):

@@ -44,7 +44,8 @@ GuidanceScale = Annotated[
     typer.Option(
         "--guidance",
         min=0,
-        help="Classifier-free guidance of the teacher, or the scale for a student that was conditioned on it.",
+        help="Classifier-free guidance of the teacher, or the scale for a student that was conditioned on it; with "
+        "--base, of a network that is told no scale, by a second pass, where 1 is none.",
     ),
 ]
 Added = Annotated[
@@ -71,6 +72,14 @@ NetworkFile = Annotated[
 ]
 Timesteps = Annotated[
     str | None, typer.Option("--timesteps", metavar="I,J,...", help="With --base, at which the network is called.")
+]
+Sigmas = Annotated[
+    str | None,
+    typer.Option(
+        "--sigmas",
+        metavar="S,T,...",
+        help="With --base, of a flow in the place of timesteps: its times before the shift, such as 1,0.75,0.5,0.25.",
+    ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="With --base, of the hub's model.")]
 Variant = Annotated[str | None, typer.Option("--variant", help="With --base, of the weights, such as fp16.")]
@@ -111,6 +120,7 @@ def sample_run(
     base: Base = None,
     model: NetworkFile = None,
     timesteps: Timesteps = None,
+    sigmas: Sigmas = None,
     revision: Revision = None,
     variant: Variant = None,
     out: PictureFile = None,
@@ -123,7 +133,7 @@ def sample_run(
     """
     from fewstep.runs.loading import adapters_said
     from fewstep.runs.pictures.asked_pictures import drawn_for, pictured_by, prompts_said, write_drawn
-    from fewstep.runs.pictures.published_students import PublishedStudent, check_source, timesteps_said
+    from fewstep.runs.pictures.published_students import PublishedStudent, check_source, sigmas_said, timesteps_said
     from fewstep.runs.pictures.sample_files import check_array, check_picture, write_array
     from fewstep.runs.protocols.drawn_folders import PromptPictures, check_alone, what_draws
     from fewstep.system.caches import output
@@ -137,12 +147,14 @@ def sample_run(
     if npz is not None:
         check_array(npz)
     said, adapters = prompts_said(prompt, prompts), adapters_said(lora)
-    of_base = {"--model": model, "--timesteps": timesteps, "--revision": revision, "--variant": variant}
+    called = {"--timesteps": timesteps, "--sigmas": sigmas}
+    of_base = {"--model": model, **called, "--revision": revision, "--variant": variant}
     check_source(run, base, of_base, {"--teacher": teacher, "--compare": compare, "--class": class_id is not None})
     student: PublishedStudent | None = None
     if base is not None:
         place = PipelinePlace(base, revision, variant)
-        student = PublishedStudent(place, model, tuple(adapters), timesteps_said(timesteps), guidance)
+        called_at = timesteps_said(timesteps), guidance, sigmas_said(sigmas)
+        student = PublishedStudent(place, model, tuple(adapters), *called_at)
         sampler = student.pictured(said)
     else:
         assert run is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from fewstep.errors import UserError
 from fewstep.networks import DenoisingNetwork
 from fewstep.recipes import config
 from fewstep.recipes.recipe import DistillRecipe
+from fewstep.system.ledger import print_sentence
 from fewstep.zoo.pipelines import OpenedPipeline, time_ids
 
 
@@ -28,13 +30,18 @@ def prompts_of(recipe: DistillRecipe) -> config.PromptsChoice:
 
 
 def embedded(
-    text: OpenedPipeline, prompts: Prompts, too_long: TooLong, device: torch.device | str = "cpu"
+    text: OpenedPipeline,
+    prompts: Prompts,
+    too_long: TooLong,
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    say: Callable[[str], None] = print_sentence,
 ) -> EmbeddedPrompts:
-    """The prompts embedded by the model's text encoder, on a device where the cache lacks them; the
-    encoder is let go.
+    """The prompts embedded by the model's text encoder, on a device where the ``cache`` lacks them
+    (the machine's unless given); the encoder is let go. ``say`` is told what is worth a line.
     """
     encoder = text.encoder()
-    return embed(prompts, lambda: encoder.to(device), encoder.identity, too_long=too_long)
+    return embed(prompts, lambda: encoder.to(device), encoder.identity, cache, too_long=too_long, say=say)
 
 
 def prompt_conditions(prompts: EmbeddedPrompts, denoiser: Denoiser, factor: int) -> PromptConditions:

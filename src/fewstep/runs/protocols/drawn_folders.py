@@ -158,6 +158,7 @@ def what_draws(
         "variant": place.variant,
         "model": None if student.model is None else content_digest(student.model),
         "timesteps": list(student.timesteps),
+        **({"sigmas": list(student.sigmas)} if student.sigmas else {}),
         **shared,
     }
 

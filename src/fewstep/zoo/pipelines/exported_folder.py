@@ -131,6 +131,7 @@ def _facts(source: ExportSource, by: SampledBy, found: Found, dtype: str) -> dic
         "run": source.run,
         "pipeline": found.class_name,
         "scheduler": type(by.scheduler).__name__,
+        "settings": {name: value for name, value in by.scheduler.config.items() if not name.startswith("_")},
         "steps": len(by.timesteps),
         "timesteps": list(by.timesteps),
         **({"sigmas": list(by.sigmas)} if by.sigmas else {}),

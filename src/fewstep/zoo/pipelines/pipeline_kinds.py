@@ -31,6 +31,8 @@ class PipelineKind:
     other parts, with the classes that they may have; those in ``optional`` may be missing.
     ``guidance``: the scale that diffusers takes where none is given. ``alone``: the arguments of a
     call by which it samples without a second pass, and at exactly the size that is asked for.
+    ``unguided``: the scale of a call up to which there is no second pass. ``own_sigmas``: whether
+    the pipeline gives its scheduler 1 to 1 / n evenly where a call gives no sigmas.
     ``pooled``: whether its index
     says if the empty prompt is zeros. ``without``: parts that it may do without, and which are left
     out.
@@ -44,6 +46,8 @@ class PipelineKind:
     tokenizers: Mapping[str, tuple[str, ...]]
     guidance: float
     alone: Mapping[str, Any]
+    unguided: float = 1.0
+    own_sigmas: bool = False
     pooled: bool = False
     without: tuple[str, ...] = ()
     optional: frozenset[str] = field(default=frozenset())
@@ -130,6 +134,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"tokenizer": CLIP, "tokenizer_2": _T5},
         1.0,
         {},
+        own_sigmas=True,
         without=("feature_extractor", "image_encoder"),
     ),
     **dict.fromkeys(
@@ -164,6 +169,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"tokenizer": _QWEN},
         4.0,
         {"true_cfg_scale": 1.0},
+        own_sigmas=True,
     ),
     "ZImagePipeline": PipelineKind(
         "transformer",
@@ -175,6 +181,8 @@ KINDS: Mapping[str, PipelineKind] = {
         # Its own scale of 5 counts from the prompt's estimate on.
         6.0,
         {"guidance_scale": 0.0},
+        unguided=0.0,
+        own_sigmas=True,
     ),
     # Of classes: there is no text to be read.
     "DiTPipeline": PipelineKind(

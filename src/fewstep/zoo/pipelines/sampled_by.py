@@ -106,6 +106,21 @@ def sampled_by(
     return SampledBy(scheduler, steps, {**arguments, **told})
 
 
+def needs_of(scheduler: str, count: int) -> Mapping[str, Any]:
+    """The settings that a scheduler of that class needs for any student of ``count`` timesteps."""
+    if scheduler == "FlowMatchEulerDiscreteScheduler":
+        return {"use_dynamic_shifting": False}
+    # A Stable Diffusion pipeline sets the offset of any scheduler to 1.
+    common = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
+    free = {**common, "original_inference_steps": count}
+    needs: dict[str, dict[str, Any]] = {
+        "LCMScheduler": {**free, "timestep_scaling": _NO_BOUNDARY},
+        "TCDScheduler": free,
+        "DDIMScheduler": {**common, "timestep_spacing": "trailing"},
+    }
+    return needs.get(scheduler, {})
+
+
 def timesteps_of(times: Sequence[float], count: int) -> tuple[int, ...]:
     """The timesteps i of times (i + 1) / ``count``, of all but the last, which must be 0.
 
@@ -151,12 +166,9 @@ def _chosen(
     import diffusers
 
     count, steps = settings["num_train_timesteps"], len(timesteps)
-    # A Stable Diffusion pipeline sets the offset of any scheduler to 1.
-    common = {**settings, "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
-    free = {**common, "original_inference_steps": count}
     asked = {"timesteps": list(timesteps)}
     if boundary and sampling.jump == "renoise":
-        return diffusers.TCDScheduler(**free), {**asked, "eta": 1.0}
+        return diffusers.TCDScheduler(**settings, **needs_of("TCDScheduler", count)), {**asked, "eta": 1.0}
     if boundary or sampling.jump not in ("renoise", "ddim") or (sampling.rule != "euler" and steps > 1):
         raise _not_sampled(boundary, sampling)
     if sampling.jump == "renoise" or steps == 1:
@@ -164,8 +176,8 @@ def _chosen(
             raise UserError(
                 "the student is called at timestep 0, from where LCMScheduler returns its input; take fewer steps."
             )
-        return diffusers.LCMScheduler(**free, timestep_scaling=_NO_BOUNDARY), asked
-    scheduler: Any = diffusers.DDIMScheduler(**common, timestep_spacing="trailing")
+        return diffusers.LCMScheduler(**settings, **needs_of("LCMScheduler", count)), asked
+    scheduler: Any = diffusers.DDIMScheduler(**settings, **needs_of("DDIMScheduler", count))
     scheduler.set_timesteps(steps)
     strides = {before - after for before, after in pairwise(timesteps)}
     if scheduler.timesteps.tolist() != list(timesteps) or strides != {count // steps}:
