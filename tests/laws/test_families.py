@@ -52,10 +52,12 @@ def test_a_forward_derivative_is_a_central_difference(case: FamilyCase) -> None:
 
 
 @every_family
-def test_features_have_second_derivatives(case: FamilyCase) -> None:
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "computed again"])
+def test_features_have_second_derivatives(case: FamilyCase, recomputed: bool) -> None:
     """R1 through a critic: the gradient of the gradient's size, by central differences."""
     network, (x, label, condition) = ours(case), given(case)
     network.requires_grad_(True)
+    network.recompute = recomputed
     weights = torch.randn(network.bottleneck, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
 
     def size(at: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ role, in silence, and torch would miss what it kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,7 +63,26 @@ def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[Non
     """For ``torch.utils.checkpoint``'s ``context_fn``: what a block's forward pass runs in, and its
     recomputation.
     """
-    return contextlib.nullcontext(), _restored(dict(_current), tuple(_held))
+    then, held = dict(_current), tuple(_held)
+    return contextlib.nullcontext(), Again(lambda: _restored(then, held))
+
+
+class Again(AbstractContextManager[None]):
+    """A context that may be entered any number of times, as a block is computed again for each
+    backward pass through it: each time it is what ``make`` gives.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]):
+        self.make = make
+        self._inside: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        made = self.make()
+        made.__enter__()
+        self._inside.append(made)
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._inside.pop().__exit__(*raised)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class PipelineKind:
     call by which it samples without a second pass, and at exactly the size that is asked for.
     ``pooled``: whether its index
     says if the empty prompt is zeros. ``without``: parts that it may do without, and which are left
-    out.
+    out. ``tokens``: the length of a prompt's text, in its models that are published.
     """
 
     network: Literal["unet", "transformer"]
@@ -46,6 +46,7 @@ class PipelineKind:
     alone: Mapping[str, Any]
     pooled: bool = False
     without: tuple[str, ...] = ()
+    tokens: int = 77
     optional: frozenset[str] = field(default=frozenset())
 
     @property
@@ -81,6 +82,21 @@ class PipelineKind:
 _UNET: tuple[Literal["unet"], str, str, Literal["AutoencoderKL"]]
 _UNET = ("unet", "UNet2DConditionModel", "diffusers-text-unet", "AutoencoderKL")
 
+
+def _pixart(tokens: int) -> PipelineKind:
+    return PipelineKind(
+        "transformer",
+        "PixArtTransformer2DModel",
+        "diffusers-pixart",
+        "AutoencoderKL",
+        {"text_encoder": ("T5EncoderModel",)},
+        {"tokenizer": _T5},
+        4.5,
+        {"guidance_scale": 1.0, "use_resolution_binning": False},
+        tokens=tokens,
+    )
+
+
 KINDS: Mapping[str, PipelineKind] = {
     "StableDiffusionPipeline": PipelineKind(
         *_UNET,
@@ -114,6 +130,8 @@ KINDS: Mapping[str, PipelineKind] = {
         7.0,
         {"guidance_scale": 1.0},
         without=("feature_extractor", "image_encoder"),
+        # Those of CLIP, and behind them T5's.
+        tokens=77 + 256,
         optional=frozenset(("text_encoder_3", "tokenizer_3")),
     ),
     "FluxPipeline": PipelineKind(
@@ -126,20 +144,10 @@ KINDS: Mapping[str, PipelineKind] = {
         1.0,
         {},
         without=("feature_extractor", "image_encoder"),
+        tokens=512,
     ),
-    **dict.fromkeys(
-        ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-        PipelineKind(
-            "transformer",
-            "PixArtTransformer2DModel",
-            "diffusers-pixart",
-            "AutoencoderKL",
-            {"text_encoder": ("T5EncoderModel",)},
-            {"tokenizer": _T5},
-            4.5,
-            {"guidance_scale": 1.0, "use_resolution_binning": False},
-        ),
-    ),
+    "PixArtAlphaPipeline": _pixart(120),
+    "PixArtSigmaPipeline": _pixart(300),
     "SanaPipeline": PipelineKind(
         "transformer",
         "SanaTransformer2DModel",
@@ -149,6 +157,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"tokenizer": _GEMMA},
         4.5,
         {"guidance_scale": 1.0, "use_resolution_binning": False},
+        tokens=300,
     ),
     "QwenImagePipeline": PipelineKind(
         "transformer",
@@ -159,6 +168,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"tokenizer": _QWEN},
         4.0,
         {"true_cfg_scale": 1.0},
+        tokens=512,
     ),
     "ZImagePipeline": PipelineKind(
         "transformer",
@@ -170,6 +180,7 @@ KINDS: Mapping[str, PipelineKind] = {
         # Its own scale of 5 counts from the prompt's estimate on.
         6.0,
         {"guidance_scale": 0.0},
+        tokens=512,
     ),
 }
 
