@@ -4,6 +4,7 @@ dropped at random. What they emit is compared with diffusers in ``tests/zoo``.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from family_kit import CASES, FamilyCase
 from fewstep.condition import Condition
+from fewstep.denoisers.denoiser import frozen
 from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
@@ -50,10 +52,12 @@ def test_a_forward_derivative_is_a_central_difference(case: FamilyCase) -> None:
 
 
 @every_family
-def test_features_have_second_derivatives(case: FamilyCase) -> None:
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "computed again"])
+def test_features_have_second_derivatives(case: FamilyCase, recomputed: bool) -> None:
     """R1 through a critic: the gradient of the gradient's size, by central differences."""
     network, (x, label, condition) = ours(case), given(case)
     network.requires_grad_(True)
+    network.recompute = recomputed
     weights = torch.randn(network.bottleneck, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
 
     def size(at: Tensor) -> Tensor:
@@ -118,6 +122,30 @@ def test_a_block_is_computed_again_under_its_own_adapter(case: FamilyCase) -> No
         if plain is None:
             continue
         torch.testing.assert_close(plain, again, rtol=1e-12, atol=1e-14)
+
+
+@every_family
+@pytest.mark.parametrize("held", [False, True], ids=["trained", "held still"])
+def test_recomputation_changes_no_bit_of_what_features_give(case: FamilyCase, held: bool) -> None:
+    """As a critic on them asks: twice before the backward pass, of a network that may be held still
+    until then.
+    """
+    network, (x, label, condition) = ours(case), given(case)
+    network.requires_grad_(True)
+    found = []
+    for on in (False, True):
+        network.recompute = on
+        at = x.clone().requires_grad_()
+        with frozen(network) if held else nullcontext():
+            features = [network.features(part, label, condition) for part in (at, at * 0.5)]
+            emitted = network(at, label, condition)
+        total = emitted.square().mean() + sum(each.square().mean() for each in features)
+        wanted = [at] if held else [at, *network.parameters()]
+        found.append(torch.autograd.grad(total, wanted, allow_unused=True))
+        assert network.recompute == on
+    for plain, again in zip(*found, strict=True):
+        assert (plain is None) == (again is None)
+        assert plain is None or torch.equal(plain, again)
 
 
 @every_family

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep import cost
 from fewstep.condition import Condition
 from fewstep.denoisers import NetworkDenoiser, TimestepInputs, copy_of, load_model, model_files, save_model
+from fewstep.denoisers.denoiser import frozen
 from fewstep.errors import UserError
 from fewstep.networks import DiffusersTextUNet, build, grown
 from fewstep.networks.diffusers.text_unet import guidance_waves
@@ -190,6 +191,23 @@ def test_recomputation_changes_no_bit(name: str) -> None:
     network.recompute = False
     gradients()
     assert len(calls) == 3
+
+
+@every_config
+def test_recomputation_remembers_what_was_held_still(name: str) -> None:
+    """As a generator's term asks a critic, whose backward pass comes when the critic is let go."""
+    network, (x, label), condition = network_of(name).requires_grad_(True), inputs(), condition_of()
+    found = []
+    for on in (False, True):
+        network.recompute = on
+        at = x.clone().requires_grad_()
+        with frozen(network):
+            total = network.features(at, label, condition).sin().sum() + network(at, label, condition).sin().sum()
+        total.backward()
+        assert at.grad is not None
+        found.append(at.grad)
+        assert all(value.requires_grad and value.grad is None for value in network.parameters())
+    assert torch.equal(*found)
 
 
 def test_copies_forget_one_another() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+from fewstep.networks.adapters.selection import held_still
 from fewstep.networks.calls import Asking
 from fewstep.networks.precision import long_copy
 from fewstep.schedule import Schedule
@@ -87,12 +88,5 @@ def frozen(*models: HasParameters) -> Iterator[None]:
 
     What was computed inside stays so: its backward, later, reaches no parameter.
     """
-    before = [(value, value.requires_grad) for model in models for value in model.parameters()]
-    try:
-        for value, _ in before:
-            value.requires_grad_(False)
+    with held_still([value for model in models for value in model.parameters()]):
         yield
-    finally:
-        # A parameter that two models share is listed twice, both times as it was.
-        for value, required in before:
-            value.requires_grad_(required)

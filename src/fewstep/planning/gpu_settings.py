@@ -30,7 +30,7 @@ is more than it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewstep.planning.rehearsal import Rehearsal
 from fewstep.recipes import config
@@ -44,8 +44,9 @@ MODES = ("one GPU", "ddp", "fsdp2")
 @dataclass(frozen=True)
 class Setting:
     """A way to run: ``mode`` on ``gpus`` with ``batch`` samples a GPU, in as many portions as the
-    recipe says; what it takes in bytes a GPU, and the largest batch a GPU that fits, None without a
-    bound on the memory. ``offload``: whether networks that are not used wait in the host's memory.
+    recipe says (``portions``); what it takes in bytes a GPU, ``each`` for a sample, and the largest
+    batch a GPU that fits, None without a bound on the memory. ``offload``: whether networks that
+    are not used wait in the host's memory.
     """
 
     mode: str
@@ -59,6 +60,13 @@ class Setting:
     memory: int
     largest_batch: int | None
     hours: float
+    each: float
+    portions: int
+
+    def most(self, memory: int) -> int:
+        """The largest batch a GPU that fits into ``memory`` bytes; 0 for none."""
+        rows = int(((memory - WORKSPACE) / FRAGMENTATION - self.state) / self.each)
+        return self.portions * max(0, rows)
 
     def fits(self, memory: int | None) -> bool:
         """Whether it fits into ``memory`` bytes a GPU."""
@@ -125,10 +133,7 @@ def _setting(training: config.Training, measured: Demands, how: _Way, memory: in
     if how.mode == "fsdp2":
         state = math.ceil(state / gpus) + 2 * measured.largest + (measured.gradient if portions > 1 else 0)
 
-    def total(rows: int) -> int:
-        return int(FRAGMENTATION * (state + each * rows)) + WORKSPACE
-
-    largest = None if memory is None else portions * max(0, int(((memory - WORKSPACE) / FRAGMENTATION - state) / each))
+    rows = batch // portions
     # Of the three parts of a trained evaluation (forward, and a backward of two), recomputing makes
     # four; most evaluations are trained ones.
     seconds = (
@@ -137,7 +142,7 @@ def _setting(training: config.Training, measured: Demands, how: _Way, memory: in
         * (4 / 3 if on else 1)
         / (gpus * rate * (1 if precision == "bf16" else 0.5))
     )
-    return Setting(
+    made = Setting(
         how.mode,
         gpus,
         precision,
@@ -145,8 +150,11 @@ def _setting(training: config.Training, measured: Demands, how: _Way, memory: in
         how.offload,
         batch,
         state,
-        int(each * (batch // portions)),
-        total(batch // portions),
-        largest,
+        int(each * rows),
+        int(FRAGMENTATION * (state + each * rows)) + WORKSPACE,
+        None,
         seconds / 3600,
+        each,
+        portions,
     )
+    return made if memory is None else replace(made, largest_batch=made.most(memory))

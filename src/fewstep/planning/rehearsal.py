@@ -73,7 +73,8 @@ def rehearse(recipe: DistillRecipe) -> Rehearsal:
 
 def _resting(recipe: DistillRecipe) -> DistillRecipe:
     """The recipe with rates at which nothing moves: a rehearsal counts, and tiny networks at a
-    large network's rates may diverge. Adam of 8 bits is Adam, so that no library is needed.
+    large network's rates may diverge. Adam of 8 bits is Adam, so that no library is needed. Nothing
+    is computed again, since what that saves is counted on the networks themselves.
     """
     short, long = kind_of(Adam8bit), kind_of(Adam)
 
@@ -84,9 +85,9 @@ def _resting(recipe: DistillRecipe) -> DistillRecipe:
         return {**at_rest, "kind": long} if section.get("kind") == short else at_rest
 
     values = recipe.model_dump(mode="json")
-    made = validate(
-        {**values, "method": rested(values["method"]), "target": rested(values["target"])}, "the recipe's twin"
-    )
+    rested_parts = {name: rested(values[name]) for name in ("method", "target")}
+    training = {**values["training"], "recompute": False}
+    made = validate({**values, **rested_parts, "training": training}, "the recipe's twin")
     assert isinstance(made, DistillRecipe)
     return made
 

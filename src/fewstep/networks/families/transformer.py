@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.condition import Condition
 from fewstep.errors import UserError
-from fewstep.networks.adapters.selection import contexts
+from fewstep.networks.adapters.selection import Again, contexts
 from fewstep.networks.diffusers.backbone import class_of
 from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.kernels import attend
@@ -202,7 +202,7 @@ def _computed_again(block: nn.Module, *inputs: Any) -> Any:
 def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """What a block's forward pass runs in, which is inside ours already, and its recomputation."""
     first, again = contexts()
-    return first, _with_our_attention(again)
+    return first, Again(lambda: _with_our_attention(again))
 
 
 @contextmanager

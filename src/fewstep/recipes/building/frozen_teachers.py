@@ -26,7 +26,7 @@ from fewstep.recipes.recipe import DistillRecipe, PretrainRecipe
 from fewstep.zoo.pipelines import OpenedPipeline
 
 TOKENS = 77
-"""Of CLIP's text encoders: what a plan takes the length of prompts for."""
+"""What a plan takes the length of prompts for where no pipeline says it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +222,8 @@ def sketched(recipe: DistillRecipe) -> Teacher:
         return Teacher(denoiser, Classes(denoiser.classes), SampleSpace(denoiser.shape, -1.0, 1.0, denoiser.classes))
     prompts_of(recipe)
     codec = None if text is None else text.codec_sketch()
-    conditions = Unembedded({**shapes, "text": (TOKENS, shapes["text"][-1])})
+    tokens = TOKENS if text is None else text.kind.tokens
+    conditions = Unembedded({**shapes, "text": (tokens, shapes["text"][-1])})
     return Teacher(denoiser, conditions, latent_space(denoiser), codec)
 
 

@@ -15,6 +15,7 @@ from fewstep.denoisers import NetworkDenoiser, in_network
 from fewstep.denoisers.stored_adapter import adapter_in
 from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
 from fewstep.recipes.config.section import Names, Section, check_one, null_beside
+from fewstep.recipes.config.starts import need_not_be_there
 from fewstep.system.locations import absolute
 from fewstep.values import Later, Positive
 from fewstep.zoo.adapter_files import AdapterFile, read_adapter
@@ -62,7 +63,8 @@ class LowRankSection(Section, abc.ABC):
 
         Raises ``UserError`` for layers that are not there, and for a file that does not fit.
         """
-        file = self._file(base.network)
+        missing = self.start is not None and need_not_be_there(base.network, self.start)
+        file = None if missing else self._file(base.network)
         network = (
             AdaptedNetwork.fresh(base, self.form, seed) if file is None else AdaptedNetwork.holding(base, file.pairs)
         )

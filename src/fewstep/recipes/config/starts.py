@@ -62,7 +62,9 @@ def started(
 
     Raises ``UserError`` for a file of another model, with the ``remedy``.
     """
-    return model if start is None else _begun(model, model_in(Path(absolute(start))), start, "student", remedy)
+    if start is None or need_not_be_there(model, start):
+        return model
+    return _begun(model, model_in(Path(absolute(start))), start, "student", remedy)
 
 
 def begun_fake(fake: NetworkDenoiser, start: str) -> NetworkDenoiser:
@@ -71,6 +73,8 @@ def begun_fake(fake: NetworkDenoiser, start: str) -> NetworkDenoiser:
 
     Raises ``UserError`` for weights of another network.
     """
+    if need_not_be_there(fake, start):
+        return fake
     path = fake_in(Path(absolute(start)))
     remedy = "use one that was made from this teacher, or 'method.fake.start: teacher'"
     if not is_checkpoint(path):
@@ -115,6 +119,13 @@ def _loaded(path: Path) -> nn.Module:
     # What is built afterwards must not depend on whether there was a start.
     with torch.random.fork_rng(devices=[]):
         return load_model(path)[0]
+
+
+def need_not_be_there(model: nn.Module, start: str) -> bool:
+    """Whether a model can do without the file or folder from which it begins: a plan's, where there
+    is none. What it takes does not depend on what is in the file.
+    """
+    return _is_sketch(model) and not Path(absolute(start)).exists()
 
 
 def _is_sketch(model: nn.Module) -> bool:

@@ -33,9 +33,8 @@ class PipelineKind:
     call by which it samples without a second pass, and at exactly the size that is asked for.
     ``unguided``: the scale of a call up to which there is no second pass. ``own_sigmas``: whether
     the pipeline gives its scheduler 1 to 1 / n evenly where a call gives no sigmas.
-    ``pooled``: whether its index
-    says if the empty prompt is zeros. ``without``: parts that it may do without, and which are left
-    out.
+    ``pooled``: whether its index says if the empty prompt is zeros. ``without``: parts that it may
+    do without, and which are left out. ``tokens``: the length of a prompt's text, in its models that are published.
     """
 
     network: Literal["unet", "transformer"]
@@ -50,6 +49,7 @@ class PipelineKind:
     own_sigmas: bool = False
     pooled: bool = False
     without: tuple[str, ...] = ()
+    tokens: int = 77
     optional: frozenset[str] = field(default=frozenset())
 
     @property
@@ -90,6 +90,21 @@ class PipelineKind:
 _UNET: tuple[Literal["unet"], str, str, Literal["AutoencoderKL"]]
 _UNET = ("unet", "UNet2DConditionModel", "diffusers-text-unet", "AutoencoderKL")
 
+
+def _pixart(tokens: int) -> PipelineKind:
+    return PipelineKind(
+        "transformer",
+        "PixArtTransformer2DModel",
+        "diffusers-pixart",
+        "AutoencoderKL",
+        {"text_encoder": ("T5EncoderModel",)},
+        {"tokenizer": _T5},
+        4.5,
+        {"guidance_scale": 1.0, "use_resolution_binning": False},
+        tokens=tokens,
+    )
+
+
 KINDS: Mapping[str, PipelineKind] = {
     "StableDiffusionPipeline": PipelineKind(
         *_UNET,
@@ -123,6 +138,8 @@ KINDS: Mapping[str, PipelineKind] = {
         7.0,
         {"guidance_scale": 1.0},
         without=("feature_extractor", "image_encoder"),
+        # Those of CLIP, and behind them T5's.
+        tokens=77 + 256,
         optional=frozenset(("text_encoder_3", "tokenizer_3")),
     ),
     "FluxPipeline": PipelineKind(
@@ -136,20 +153,10 @@ KINDS: Mapping[str, PipelineKind] = {
         {},
         own_sigmas=True,
         without=("feature_extractor", "image_encoder"),
+        tokens=512,
     ),
-    **dict.fromkeys(
-        ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-        PipelineKind(
-            "transformer",
-            "PixArtTransformer2DModel",
-            "diffusers-pixart",
-            "AutoencoderKL",
-            {"text_encoder": ("T5EncoderModel",)},
-            {"tokenizer": _T5},
-            4.5,
-            {"guidance_scale": 1.0, "use_resolution_binning": False},
-        ),
-    ),
+    "PixArtAlphaPipeline": _pixart(120),
+    "PixArtSigmaPipeline": _pixart(300),
     "SanaPipeline": PipelineKind(
         "transformer",
         "SanaTransformer2DModel",
@@ -159,6 +166,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"tokenizer": _GEMMA},
         4.5,
         {"guidance_scale": 1.0, "use_resolution_binning": False},
+        tokens=300,
     ),
     "QwenImagePipeline": PipelineKind(
         "transformer",
@@ -170,6 +178,7 @@ KINDS: Mapping[str, PipelineKind] = {
         4.0,
         {"true_cfg_scale": 1.0},
         own_sigmas=True,
+        tokens=512,
     ),
     "ZImagePipeline": PipelineKind(
         "transformer",
@@ -183,6 +192,7 @@ KINDS: Mapping[str, PipelineKind] = {
         {"guidance_scale": 0.0},
         unguided=0.0,
         own_sigmas=True,
+        tokens=512,
     ),
     # Of classes: there is no text to be read.
     "DiTPipeline": PipelineKind(
