@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.networks import build
 from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
 from fewstep.networks.families import DiffusersTransformer
-from fewstep.networks.families.packing import pack, unpack
+from fewstep.networks.families.transformer import pack, unpack
 
 LABELS = torch.tensor([300.0, 700.0], dtype=torch.float64)
 every_family = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

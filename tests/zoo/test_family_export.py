@@ -20,7 +20,7 @@ from family_kit import CASES
 from fewstep.condition import Condition
 from fewstep.denoisers import NetworkDenoiser, copy_of
 from fewstep.errors import UserError
-from fewstep.networks.families.packing import pack
+from fewstep.networks.families.transformer import pack
 from fewstep.random import Key
 from fewstep.solvers.sampling import Sampling
 from fewstep.zoo.pipelines import ExportSource, PipelinePlace, export_pipeline, open_pipeline

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.networks.diffusers.text_context import context_tensor
-from fewstep.networks.families.packing import pack, unpack
-from fewstep.networks.families.transformer import DiffusersTransformer
+from fewstep.networks.families.transformer import DiffusersTransformer, pack, unpack
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Given
 

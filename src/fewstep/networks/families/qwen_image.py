@@ -14,8 +14,7 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.errors import UserError
 from fewstep.networks.diffusers.text_context import context_tensor, token_mask
-from fewstep.networks.families.packing import PATCH, pack, unpack
-from fewstep.networks.families.transformer import DiffusersTransformer
+from fewstep.networks.families.transformer import PATCH, DiffusersTransformer, pack, unpack
 from fewstep.networks.kinds.registry import register
 from fewstep.values import Given
 

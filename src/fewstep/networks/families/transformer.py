@@ -29,6 +29,9 @@ from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.networks.kernels import attend
 from fewstep.networks.norm import LayerNorm
 
+PATCH = 2
+"""Of packed latents: the side of a patch."""
+
 
 class DiffusersTransformer(DenoisingNetwork, abc.ABC):
     """(B, C, H, W), noise labels (B,), condition -> (B, C, H, W), around one of diffusers'
@@ -162,6 +165,22 @@ class DiffusersTransformer(DenoisingNetwork, abc.ABC):
         """
         found: Tensor = output[-1] if isinstance(output, tuple) else output
         return found[:, -count:]
+
+
+def pack(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W / 4, 4 C): patches row by row; in a token the channel comes first,
+    then the row, then the column.
+    """
+    batch, channels, height, width = x.shape
+    patches = x.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH * PATCH)
+
+
+def unpack(tokens: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of ``pack``, to the ``shape`` (B, C, H, W)."""
+    batch, channels, height, width = shape
+    patches = tokens.reshape(batch, height // PATCH, width // PATCH, channels, PATCH, PATCH)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
 class _OurAttention(TorchFunctionMode):

@@ -32,9 +32,10 @@ class PipelineKind:
     ``guidance``: the scale that diffusers takes where none is given. ``alone``: the arguments of a
     call by which it samples without a second pass, and at exactly the size that is asked for.
     ``unguided``: the scale of a call up to which there is no second pass. ``own_sigmas``: whether
-    the pipeline gives its scheduler 1 to 1 / n evenly where a call gives no sigmas.
-    ``pooled``: whether its index says if the empty prompt is zeros. ``without``: parts that it may
-    do without, and which are left out. ``tokens``: the length of a prompt's text, in its models that are published.
+    the pipeline gives its scheduler 1 to 1 / n evenly where a call gives no sigmas. ``pooled``:
+    whether its index says if the empty prompt is zeros. ``without``: parts that it may do without,
+    and which are left out. ``tokens``: the length of a prompt's text, in its models that are
+    published.
     """
 
     network: Literal["unet", "transformer"]
