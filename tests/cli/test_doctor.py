@@ -307,6 +307,7 @@ def test_every_shipped_recipe_is_ready_or_says_what_it_lacks():
             "teacher": recipe.task == "distill" and recipe.teacher.pipeline is not None and not on_hub(recipe),
             "teacher.kind: pipeline": on_hub(recipe),
             "prompts": on_hub(recipe),
+            "student.start": recipe.task == "distill" and bool(vars(recipe.student).get("start")),
             "evaluation.features.path": recipe.evaluation.features.kind == "classifier",
             "evaluation.features.kind: inception": recipe.evaluation.features.kind == "inception",
         }

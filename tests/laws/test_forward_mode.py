@@ -12,8 +12,10 @@ import torch
 from law_kit import normals, randomised
 from torch import Tensor, nn
 
+from family_kit import CASES
 from fewstep.condition import Condition
 from fewstep.networks import build
+from fewstep.networks.families import DiffusersTransformer
 from fewstep.networks.kinds.registry import kinds
 
 EDM: dict[str, Any] = {"img_resolution": 8, "channel_mult": [1, 2], "num_blocks": 1}
@@ -100,10 +102,12 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...
 
 
 def test_every_kind_of_network_is_here() -> None:
-    # Numbers of tokens have no direction.
+    # Numbers of tokens have no direction; families of transformers have laws of their own.
+    families = set(kinds(DiffusersTransformer))
     assert {description["kind"] for description, _, _ in NETWORKS.values()} | {"caption-reader"} == {
-        name for name in kinds() if not name.startswith("tests-")
+        name for name in kinds() if not name.startswith("tests-") and name not in families
     }
+    assert {case.kind for case in CASES.values()} == families
 
 
 @every_network

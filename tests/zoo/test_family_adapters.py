@@ -103,7 +103,7 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
 def test_forms_that_have_no_names_for_transformers_are_refused(tmp_path: Path) -> None:
     network = ours("sd3")
     pairs = pairs_of(drawn(network))
-    for form, said in (("kohya", "the names of each model's first release"), ("comfyui", "has no name of its own")):
+    for form, said in (("kohya", "the names of each model's first release"), ("comfyui", "has no name for layer")):
         with pytest.raises(UserError, match=f"{said}.*write the form 'peft'"):
             write_lora(tmp_path / "a.safetensors", pairs, network, form)
     assert list(tmp_path.iterdir()) == []

@@ -96,7 +96,7 @@ def _comfyui(pairs: Mapping[str, LowRankPair], layers: LoraLayers) -> _Content:
     for path, pair in pairs.items():
         if path not in layers.originals:
             raise UserError(
-                f"ComfyUI has no name of its own for layer '{path}': it has such of Stable Diffusion 1, 2 and XL; "
+                f"ComfyUI has no name for layer '{path}': it knows networks of Stable Diffusion 1, 2 and XL; "
                 "write the form 'peft'."
             )
         name = f"diffusion_model.{layers.originals[path]}"
