@@ -55,6 +55,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "throughput": (("--rounds", "1", "--only", "digits"), "throughput-cpu.json"),
     "faults": (("--kills", "1", "--processes", "1", "--faults", "SIGTERM"), "faults.json"),
     "inversion": (("--steps", "3", *FEW), "inversion.json"),
+    "which_card": (("--recipes", "pixart-sigma-disback", "--cards", "8", "80"), "which-card.json"),
 }
 WITH_OUT = ("faults",)
 # More than 40 seconds of an idle core, or whole processes that are started and ended.
@@ -74,6 +75,7 @@ SLOW = (
     "scaling_model",
     "scenes_students",
     "throughput",
+    "which_card",
 )
 # Its set is drawn from a font of emoji, which a machine need not have: ``--help`` alone.
 NEEDS_MORE = ("emoji",)

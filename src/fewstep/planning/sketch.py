@@ -47,13 +47,14 @@ def sketch_around(recipe: DistillRecipe, folder: Path, opened: Teacher) -> tuple
     """The same around a teacher that is ``opened`` as a sketch."""
     teacher = opened.denoiser
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
-    # Digits and points are at hand, and some methods look at them.
+    # Digits and points are at hand, and some methods look at them. Others have values, of which a
+    # threshold takes its bound.
     blank: Dataset | None = None
     if recipe.data is not None:
         blank = (
             recipe.data.open()
             if recipe.data.at_hand
-            else InMemory(torch.zeros(2, *teacher.shape), labels, teacher.classes)
+            else InMemory(torch.ones(2, *teacher.shape), labels, teacher.classes)
         )
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or
     # at least no larger than the run's.
