@@ -150,6 +150,7 @@ def test_a_start_that_is_not_there_changes_no_sketch(name: str, tmp_path: Path) 
     assert roles[0] == roles[1]
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_counted_once() -> None:
     """A rehearsal counts the same passes whatever the recipe says of recomputation."""
     counts = []
