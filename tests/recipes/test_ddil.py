@@ -15,7 +15,7 @@ from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe, shipped_names
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.kit.state_sources import stops_at
-from fewstep.recipes.methods.progressive import GuidanceRange
+from fewstep.recipes.methods.along_trajectories.progressive import GuidanceRange
 from fewstep.recipes.reading.source import dump
 from fewstep.states import Dagger, ForwardDiffusion, Mixture, OpenRollout, PerBatch, Rollout, States, Step
 from fewstep.times import RhoGrid, UniformGrid, UniformTimes

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from fewstep.recipes.config.section import Choice, kind_of_section
-from fewstep.recipes.methods.adversarial_diffusion import AdversarialDiffusionMethod
-from fewstep.recipes.methods.consistency import ConsistencyMethod
-from fewstep.recipes.methods.continuous_consistency import ContinuousMethod
-from fewstep.recipes.methods.distribution_matching import DistributionMatchingMethod
-from fewstep.recipes.methods.f_distill import FDistillMethod
-from fewstep.recipes.methods.knowledge import KnowledgeMethod
+from fewstep.recipes.methods.along_trajectories.consistency import ConsistencyMethod
+from fewstep.recipes.methods.along_trajectories.continuous_consistency import ContinuousMethod
+from fewstep.recipes.methods.along_trajectories.knowledge import KnowledgeMethod
+from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMethod
+from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
+from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
+from fewstep.recipes.methods.following_scores.adversarial_diffusion import AdversarialDiffusionMethod
+from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
+from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
+from fewstep.recipes.methods.following_scores.sid import IdentityMethod
 from fewstep.recipes.methods.method import Built, Method, Traits
-from fewstep.recipes.methods.progressive import ProgressiveMethod
-from fewstep.recipes.methods.rectified_flow import RectifiedFlowMethod
-from fewstep.recipes.methods.sid import IdentityMethod
-from fewstep.recipes.methods.trajectory import TrajectoryMethod
 
 
 class _Methods(Choice):

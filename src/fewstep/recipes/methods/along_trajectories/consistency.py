@@ -17,8 +17,8 @@ from fewstep.denoisers import Averaged, Boundary, Denoiser, HalfLife, NetworkDen
 from fewstep.objectives import ConsistencyDistillation, Ladder
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
+from fewstep.recipes.methods.along_trajectories.progressive import GuidanceRange
 from fewstep.recipes.methods.method import Built, Example, GridMethod, Traits, student_phase
-from fewstep.recipes.methods.progressive import GuidanceRange
 from fewstep.solvers.sampling import Sampling
 from fewstep.states import States, WithGuidance
 from fewstep.targets import Fixed
