@@ -254,6 +254,7 @@ def texts(tmp_path_factory) -> Path:
     return distill(folder / "tiny.yaml", out=folder / "run")
 
 
+@pytest.mark.slow
 def test_text_is_shared_in_latents_and_measured_in_pictures(texts, tmp_path):
     found = measure_shift(texts, 4, 12)
     alone = evaluate(texts, draws=1)["student"]["2"]

@@ -75,6 +75,7 @@ def test_killed_three_times_in_each_stage_the_end_is_byte_equal(undisturbed, tmp
     same(folder, reference)
 
 
+@pytest.mark.slow
 def test_a_guided_run_that_is_killed_in_each_stage_ends_byte_equal(tmp_path):
     """Which conditions recording drops, and at which scale the target stands, are functions of the
     place. Recording ends at line 10 (2 at the start, 8 steps).

@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from pair import EVALUATED, untimed
 
 from fewstep.runs import distill, evaluate
 
 
+@pytest.mark.slow
 def test_three_processes_find_what_one_finds(tmp_path):
     run = distill("mixture2d-diff-instruct", EVALUATED, tmp_path / "run")
     alone = untimed(json.loads(json.dumps(evaluate(run))))

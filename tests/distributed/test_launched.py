@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from fewstep.training.saving.run_checkpoints import Checkpoints
 
 SETTINGS = {
@@ -81,6 +83,7 @@ def log_of(run: Path) -> list[dict]:
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 
 
+@pytest.mark.slow
 def test_a_stopped_and_then_killed_run_ends_as_an_undisturbed_one(tmp_path):
     """In shards; ``stress/faults.py`` does it many times, in both modes."""
     mode = "fsdp"

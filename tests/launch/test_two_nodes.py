@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from launch_kit import LAUNCH, environment
 from safetensors.torch import load_file
@@ -32,6 +33,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 def test_two_nodes_make_the_run_of_one_process(tmp_path):
     """The same draws, the same log but for its clock, the same student to rounding; and one process
     writes.
