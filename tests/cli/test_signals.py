@@ -18,8 +18,7 @@ import pytest
 from cli_kit import ENVIRONMENT, small_recipe
 
 from fewstep.runs.blocks import _begin
-from fewstep.system import ending
-from fewstep.system.ending import SIGNALS, Ended, ended_by_signals
+from fewstep.system.ending import SIGNALS, Ended, ended_by_signals, stop_requests
 from fewstep.training.saving.run_checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
@@ -199,7 +198,67 @@ def test_an_import_is_awaited_before_a_command_ends(tmp_path, monkeypatch, numbe
     assert sys.modules[name].done
 
 
-def test_an_import_without_end_is_not_awaited(tmp_path, monkeypatch):
-    monkeypatch.setattr(ending, "_PATIENCE", 0.2)
-    with pytest.raises(Ended):
-        _imported_while_ended(tmp_path, monkeypatch, "imported_without_end", signal.SIGTERM, "time.sleep(30)")
+WITHOUT_END = """
+import os, signal, time
+from fewstep.command import entry
+from fewstep.system import ending
+ending._PATIENCE = 0.2
+def work():
+    import without_end
+entry.app = work
+from fewstep.start import main
+main()
+"""
+# What an extension makes of an exception that comes to it.
+CATCHES_ALL = """
+import os, time
+os.kill(os.getpid(), {number})
+try:
+    time.sleep(30)
+except BaseException as error:
+    raise ImportError(f"an extension could not begin: {{error}}") from error
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_import_without_end_is_not_awaited(tmp_path, number):
+    """Nor is an exception handed to what is being imported, which may make another of it."""
+    (tmp_path / "without_end.py").write_text(CATCHES_ALL.format(number=int(number)))
+    ended = ran(f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + WITHOUT_END)
+    assert (ended.returncode, ended.stderr.strip()) == (128 + number, said_of(number))
+
+
+# Compiled code that makes an error of its own of whatever comes to it.
+OF_ITS_OWN = """
+import os
+from fewstep.command import entry
+def work():
+    try:
+        os.kill(os.getpid(), {number})
+    except BaseException as error:
+        raise ValueError("could not determine the shape") from error
+entry.app = work
+from fewstep.start import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_came_back_as_another_error_is_that_signal(number):
+    ended = ran(OF_ITS_OWN.format(number=int(number)))
+    assert (ended.returncode, ended.stderr.strip()) == (128 + number, said_of(number))
+
+
+def _interrupted_twice() -> None:
+    with stop_requests() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal == signal.SIGINT
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ValueError("could not determine the shape") from error
+
+
+def test_a_second_ctrl_c_that_came_back_as_another_error_is_a_ctrl_c():
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted_twice()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ import typer
 
 from fewstep.command.cli import app
 from fewstep.errors import SharedError, Stopped, UserError, is_out_of_memory, one_line
-from fewstep.system.ending import Ended, ended_by_signals
+from fewstep.system.ending import Ended, end_at_once, ended_by_signals
 from fewstep.system.imports import foremost
 from fewstep.system.launch import launched
 
@@ -30,7 +31,7 @@ class _AtOnce:
     or another signal among them ends the process, in one sentence.
 
     It may fall into a callback or into the interpreter's own end, where Python would say so and go
-    on. Nothing needs to be undone: files are written aside.
+    on.
     """
 
     def __init__(self, before: Callable[..., Any]):
@@ -43,10 +44,7 @@ class _AtOnce:
         if not issubclass(kind, (KeyboardInterrupt, Ended)):
             self.before(*what)
             return
-        sentence, code = (str(error), 128 + error.signal) if isinstance(error, Ended) else ("interrupted.", 130)
-        # A progress bar may have hidden the cursor.
-        os.write(2, (b"\x1b[?25h" if os.isatty(2) else b"") + f"fewstep: {sentence}\n".encode())
-        os._exit(code)
+        end_at_once(error.signal if isinstance(error, Ended) else signal.SIGINT)
 
 
 def _end_at_once_where_interrupted() -> None:

@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 _PATIENCE, _PAUSE = 5.0, 0.05
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -35,6 +36,16 @@ class _Interrupted(KeyboardInterrupt):
     """A Ctrl-C. After one of Python's own kind that came through code which C runs by name, as
     torch's beginnings do, Python kills itself by SIGINT at its end, whatever the exit code.
     """
+
+
+def end_at_once(number: int) -> NoReturn:
+    """Ends the process in the sentence and with the exit code of signal ``number``, where an
+    exception could be lost. Nothing needs to be undone: files are written aside.
+    """
+    how = "interrupted." if number == signal.SIGINT else str(Ended(number))
+    # A progress bar may have hidden the cursor.
+    os.write(2, (b"\x1b[?25h" if os.isatty(2) else b"") + f"fewstep: {how}\n".encode())
+    os._exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -63,28 +74,54 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], N
             signal.signal(number, earlier)
 
 
-def ended_by_signals() -> contextlib.AbstractContextManager[None]:
+class _Raised(contextlib.AbstractContextManager[None]):
+    """What ends the block inside by an exception of a signal, which stays that exception.
+
+    Compiled code through which it comes may make an error of its own of it: pydantic a
+    ``SchemaError``, torch a ``ValueError``.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def raise_for(self, number: int) -> NoReturn:
+        self.number = number
+        raise self._error(number)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.number is not None and error is not None and not isinstance(error, (Ended, KeyboardInterrupt)):
+            raise self._error(self.number) from error
+
+    @staticmethod
+    def _error(number: int) -> BaseException:
+        return _Interrupted() if number == signal.SIGINT else Ended(number)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
     """Inside, each of ``SIGNALS`` raises ``Ended``, and SIGINT a ``KeyboardInterrupt``, where
-    Python would; but for an import, whose end is awaited for ``_PATIENCE`` seconds.
+    Python would; but for an import, whose end is awaited for ``_PATIENCE`` seconds, after which
+    the process ends at once.
 
     An exception that comes to an extension while it is being imported may end the process by C++'s
     own means, with an abort and pages of frames.
     """
     first: dict[int, float] = {}
+    raised = _Raised()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if _imports(frame) and time.monotonic() - first.setdefault(number, time.monotonic()) < _PATIENCE:
+        if _imports(frame):
+            if time.monotonic() - first.setdefault(number, time.monotonic()) > _PATIENCE:
+                end_at_once(number)
             again = threading.Timer(_PAUSE, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
             return
-        if number == signal.SIGINT:
-            raise _Interrupted
-        raise Ended(number)
+        raised.raise_for(number)
 
-    return handled(
-        (*SIGNALS, signal.SIGINT) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else SIGNALS, end
-    )
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with raised, handled((*SIGNALS, signal.SIGINT) if usual else SIGNALS, end):
+        yield
 
 
 @dataclass
@@ -99,14 +136,14 @@ def stop_requests() -> Iterator[StopRequest]:
     """Listens while inside, in the main thread; elsewhere signals cannot be received and nothing is
     listened to.
     """
-    request = StopRequest()
+    request, raised = StopRequest(), _Raised()
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if request.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raised.raise_for(number)
         request.signal = number
 
-    with handled((*SIGNALS, signal.SIGINT), ask):
+    with raised, handled((*SIGNALS, signal.SIGINT), ask):
         yield request
 
 
