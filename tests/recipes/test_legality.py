@@ -128,6 +128,7 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-sid", "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student"),
         ("digits-f-distill", "prior backtracked guided copy network lora teacher fake student"),
         ("digits-scm", "forward rollout ddil per-batch guided copy network lora teacher student"),
+        ("digits-pcm", "forward guided copy network lora teacher target student"),
         ("digits-add", "forward rollout ddil per-batch backtracked guided copy network lora teacher student"),
         ("digits-reflow", "guided copy network lora teacher student"),
         ("digits-kd", "guided copy network lora teacher student"),
@@ -160,6 +161,11 @@ def test_the_matrix_as_the_family_is_understood(name, columns):
             r"'points' \(7\) must be a multiple of 'intervals' \(2\)",
         ),
         ("digits-lcm", ["method.points=4"], r"at least the largest of 'rollout_steps'"),
+        (
+            "digits-pcm",
+            ["method.phases=3"],
+            r"'points' \(16\) must be a multiple of 'phases' \(3\), and 'steps' \(4\) must be 'phases'",
+        ),
         ("digits-ctm", ["method.points=3", "method.steps=4"], r"'points' \(3\) must be at least 'steps' \(4\)"),
         ("digits-kd", ["method.steps=2"], r"'steps' is 2, but stored pairs start from pure noise"),
         (

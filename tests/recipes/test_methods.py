@@ -232,6 +232,15 @@ def test_f_distill_of_the_reverse_divergence_is_distribution_matching_with_its_c
     assert not same_student(other, plain, tmp_path / "other")
 
 
+def test_one_phase_without_a_critic_is_consistency_distillation(tmp_path):
+    """Bit for bit; several phases, or a critic, are another run."""
+    consistency = tiny({"kind": "consistency", "points": 8, "steps": 1, "rollout_steps": [1]})
+    phased = {"kind": "phased-consistency", "points": 8, "phases": 1, "steps": 1}
+    assert same_student(consistency, tiny(phased), tmp_path / "one")
+    assert not same_student(consistency, tiny({**phased, "phases": 2, "steps": 2}), tmp_path / "two")
+    assert not same_student(consistency, tiny({**phased, "adversarial": {"weight": 1.0}}), tmp_path / "critic")
+
+
 def test_a_warmup_of_one_step_is_none_and_a_longer_one_is_another_run(tmp_path):
     """Of the continuous tangent, whose share is whole from the first step on."""
     method = VARIANTS["continuous-consistency"]

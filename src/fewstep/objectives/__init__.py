@@ -51,6 +51,7 @@ from fewstep.objectives.scores.score_matching import (
 from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation, UnitWeight
 from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
 from fewstep.objectives.trajectories.ladder import Ladder
+from fewstep.objectives.trajectories.phased import PhasedCritic, PhasedGenerator
 from fewstep.objectives.trajectories.progressive_distillation import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
 from fewstep.objectives.trajectories.soft_consistency import InverseConsistency, SoftConsistency
 
@@ -98,6 +99,8 @@ __all__ = [
     "NonSaturating",
     "Objective",
     "Perceptual",
+    "PhasedCritic",
+    "PhasedGenerator",
     "PlainWeight",
     "ProgressiveDistillation",
     "PseudoHuber",

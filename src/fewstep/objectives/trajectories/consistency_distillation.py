@@ -64,15 +64,20 @@ class ConsistencyDistillation(Objective):
     weight: DenoisingWeight = field(default_factory=UnitWeight)
 
     def __call__(self, step: Step, state: State) -> Loss:
-        schedule = self.student.schedule
-        s, edge = self.ladder.below(state.t)
-        target = self._target(state, s, edge)
-        estimate = step.run(self.student, state)
-        apart = self.distance(ddim_between(schedule, state.x, estimate, state.t, edge), target)
-        total = (self.weight.at(schedule, state.t).to(apart) * apart).mean()
+        target = self.target_end(state)
+        apart = self.distance(self.end(state, step.run(self.student, state)), target)
+        total = (self.weight.at(self.student.schedule, state.t).to(apart) * apart).mean()
         return Loss(total, {"consistency": total.detach()})
 
+    def end(self, state: State, estimate: Tensor) -> Tensor:
+        """Where the student's estimates (B, *D) at a state go: x (B, *D) at the lower edges of the
+        states' intervals.
+        """
+        return ddim_between(self.student.schedule, state.x, estimate, state.t, self.ladder.below(state.t)[1])
+
     @torch.no_grad()
-    def _target(self, state: State, s: Tensor, edge: Tensor) -> Tensor:
+    def target_end(self, state: State) -> Tensor:
+        """Where the average goes from a step of the teacher: x (B, *D) at these edges."""
+        s, edge = self.ladder.below(state.t)
         x_s = teacher_step(self.rule, self.teacher.denoiser, state.x, state.t, s, state.condition)
         return ddim_between(self.student.schedule, x_s, self.averaged(x_s, s, state.condition), s, edge)

@@ -89,6 +89,14 @@ class Ladder:
                 f"last, got {_listed(self.edges)}."
             )
 
+    @classmethod
+    def in_parts(cls, times: tuple[float, ...], skip: int, parts: int) -> Ladder:
+        """The ladder whose ``parts`` intervals have equally many of the steps of ``times``, or as
+        nearly as whole steps allow.
+        """
+        steps = len(times) - 1
+        return cls(times, skip, (0.0, *sorted(times[round(index * steps / parts)] for index in range(1, parts))))
+
     @property
     def starts(self) -> tuple[float, ...]:
         """The times at which states may stand: all but the last."""
@@ -103,3 +111,10 @@ class Ladder:
         now = times[index]
         edge = edges[(edges < now[:, None]).sum(1) - 1]
         return torch.maximum(times[(index + self.skip).clamp(max=len(times) - 1)], edge), edge
+
+    def above(self, edge: Tensor) -> Tensor:
+        """The upper end of the intervals whose lower edges are ``edge`` (B,), (B,), float64: the
+        next edge, or the first time.
+        """
+        ends = torch.tensor([*self.edges[1:], self.times[0]], dtype=torch.float64)
+        return ends[torch.searchsorted(torch.tensor(self.edges, dtype=torch.float64), edge)]

@@ -137,14 +137,8 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
                 channels = [features.shape[1] for features in network.stages(context.data.take(context.data.head(1)))]
             critic = ProjectedCritic(network.to(context.building_device).stages, channels, classes, choice.width)
             return CleanCritic(critic.to(context.building_device)), Clean()
-        view = Noised(context.original.schedule, choice.times)
-        trunk = context.original.network
-        if not isinstance(trunk, DenoisingNetwork):
-            raise UserError(
-                f"'method.adversarial.kind: {choice.kind}' puts a head on the teacher's features, which "
-                f"{type(trunk).__name__} has not; derive it from DenoisingNetwork."
-            )
-        head = FeatureHead(trunk.bottleneck, classes, choice.width).to(context.building_device)
+    view = Noised(context.original.schedule, choice.times)
+    head = head_on_teacher(context, choice.width, f"method.adversarial.kind: {choice.kind}")
     if isinstance(choice, TeacherTrunk):
         return FrozenTrunk(context.original, head), view
     if "fake" not in type(context.method).model_fields:
@@ -160,3 +154,20 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
             "or 'lora', or 'adversarial.kind: teacher-trunk'."
         )
     return Headed(fake, head), view
+
+
+def head_on_teacher(context: Context, width: int, setting: str) -> FeatureHead:
+    """A fresh critic's head for the bottleneck of the teacher's network, its weights drawn by the
+    run's seed.
+
+    Raises ``UserError`` for a network without features, naming the ``setting`` that asks for them.
+    """
+    trunk = context.original.network
+    if not isinstance(trunk, DenoisingNetwork):
+        raise UserError(
+            f"'{setting}' puts a head on the teacher's features, which {type(trunk).__name__} has not; derive it "
+            "from DenoisingNetwork."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.training.seed)
+        return FeatureHead(trunk.bottleneck, context.original.classes, width).to(context.building_device)

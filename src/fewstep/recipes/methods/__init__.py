@@ -9,6 +9,7 @@ from fewstep.recipes.config.section import Choice, kind_of_section
 from fewstep.recipes.methods.along_trajectories.consistency import ConsistencyMethod
 from fewstep.recipes.methods.along_trajectories.continuous_consistency import ContinuousMethod
 from fewstep.recipes.methods.along_trajectories.knowledge import KnowledgeMethod
+from fewstep.recipes.methods.along_trajectories.phased_consistency import PhasedMethod
 from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMethod
 from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
 from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
@@ -46,6 +47,7 @@ __all__ = [
     "KnowledgeMethod",
     "Method",
     "MethodChoice",
+    "PhasedMethod",
     "ProgressiveMethod",
     "RectifiedFlowMethod",
     "Traits",

@@ -116,8 +116,7 @@ class ConsistencyMethod(GridMethod):
 
     def build(self, context: Context) -> Built:
         student, times = context.denoising_student, self.grid_times(context)
-        edges = (0.0, *sorted(times[round(index * self.points / self.intervals)] for index in range(1, self.intervals)))
-        ladder = Ladder(times, self.skip, edges)
+        ladder = Ladder.in_parts(times, self.skip, self.intervals)
         target = Averaged(student, HalfLife(self.ema, ramp=0.0))
         averaged = target.average
         assert isinstance(averaged, Denoiser)
