@@ -48,6 +48,7 @@ from fewstep.objectives.scores.score_matching import (
     ScoreMatching,
     ScoreWeight,
 )
+from fewstep.objectives.trajectories.average_velocity import FlowLine, MeanFlow
 from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation, UnitWeight
 from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
 from fewstep.objectives.trajectories.ladder import Ladder
@@ -81,6 +82,7 @@ __all__ = [
     "ExponentialWeight",
     "FakeScore",
     "FieldOfSamples",
+    "FlowLine",
     "ForwardKL",
     "GANLoss",
     "Hinge",
@@ -94,6 +96,7 @@ __all__ = [
     "Loss",
     "MatchingWeight",
     "Mean",
+    "MeanFlow",
     "NoiseWeight",
     "Noised",
     "NonSaturating",

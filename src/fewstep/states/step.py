@@ -128,7 +128,12 @@ class Step:
         return self._graphs[key][2]
 
     def jvp(
-        self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition, tangents: tuple[Tensor, Tensor]
+        self,
+        model: Callable[[Tensor, Tensor, Condition], Tensor],
+        x: Tensor,
+        t: Tensor,
+        condition: Condition,
+        tangents: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """The model's estimate (B, *D) at x (B, *D) and t (B,), with its graph, and without one the
         derivative of the estimate along ``tangents``, those of x (B, *D) and t (B,): forward-mode

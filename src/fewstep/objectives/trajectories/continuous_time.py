@@ -59,6 +59,15 @@ class LogWeight(nn.Module):
         return self.last(self.waves(angle)).sum(1)
 
 
+def along_trajectory(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor, rate: Tensor) -> Tensor:
+    """d x_t (B, *D) for each unit of a variable of which t's derivative is ``rate`` (B,), on the
+    trajectory through x (B, *D) at t (B,) whose clean sample is x0 (B, *D): a teacher's estimate,
+    or the sample that x was made of.
+    """
+    noise = (x - expand(schedule.alpha(t), x) * x0) / expand(schedule.sigma(t), x)
+    return expand(schedule.alpha_rate(t) * rate, x) * x0 + expand(schedule.sigma_rate(t) * rate, x) * noise
+
+
 @dataclass(frozen=True)
 class TrigFlow:
     """TrigFlow's coordinates on a schedule; see the module's docstring.
@@ -100,8 +109,7 @@ class TrigFlow:
         rate = ((self.sigma_data * alpha) ** 2 + sigma**2) / (
             self.sigma_data * (sigma_rate * alpha - sigma * alpha_rate)
         )
-        noise = (x - expand(alpha, x) * x0) / expand(sigma, x)
-        return expand(alpha_rate * rate, x) * x0 + expand(sigma_rate * rate, x) * noise, rate
+        return along_trajectory(schedule, x, x0, t, rate), rate
 
     def drift(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """d x~ / d u (B, *D) along that trajectory."""

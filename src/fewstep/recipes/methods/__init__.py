@@ -9,6 +9,7 @@ from fewstep.recipes.config.section import Choice, kind_of_section
 from fewstep.recipes.methods.along_trajectories.consistency import ConsistencyMethod
 from fewstep.recipes.methods.along_trajectories.continuous_consistency import ContinuousMethod
 from fewstep.recipes.methods.along_trajectories.knowledge import KnowledgeMethod
+from fewstep.recipes.methods.along_trajectories.mean_flow import MeanFlowMethod
 from fewstep.recipes.methods.along_trajectories.phased_consistency import PhasedMethod
 from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMethod
 from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
@@ -45,6 +46,7 @@ __all__ = [
     "FDistillMethod",
     "IdentityMethod",
     "KnowledgeMethod",
+    "MeanFlowMethod",
     "Method",
     "MethodChoice",
     "PhasedMethod",

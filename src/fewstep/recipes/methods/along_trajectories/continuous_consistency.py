@@ -78,7 +78,7 @@ class ContinuousMethod(Method):
 
 def _check_differentiable(context: Context) -> None:
     """Raises ``UserError`` for a student whose raw output in TrigFlow's coordinates is not finite,
-    or is no function of the time that has a derivative.
+    or that has no derivative by the time.
     """
     model = context.original
     # At t = 0 itself a prediction may be 0 / 0: just above it, skip is 1 and out no more than a
@@ -91,10 +91,16 @@ def _check_differentiable(context: Context) -> None:
             f"which a prediction of '{name_of(model.prediction)}' does not make so; use a teacher that predicts edm, "
             "eps, v or velocity, or 'method.kind: consistency'."
         )
+    check_told_a_time(context)
+
+
+def check_told_a_time(context: Context) -> None:
+    """Raises ``UserError`` for a network that is no function of the time that has a derivative."""
+    model = context.original
     time = torch.full((1,), 0.5 * model.schedule.t_max, dtype=torch.float64, requires_grad=True)
     if not model.inputs.scale_and_label(model.schedule, time)[1].requires_grad:
         raise UserError(
-            "'method.kind: continuous-consistency' needs a network that is told a time, and inputs of "
+            f"'method.kind: {context.method.kind}' needs a network that is told a time, and inputs of "
             f"'{name_of(model.inputs)}' tell it the nearest index, which has no derivative; use another teacher, or "
             "'method.kind: consistency'."
         )
