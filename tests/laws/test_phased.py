@@ -13,10 +13,11 @@ from trajectory_kit import FromFunction, carried, exact_step, noisy
 from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser, copy_of, freeze
 from fewstep.objectives import ConsistencyDistillation, Hinge, Ladder, PhasedCritic, PhasedGenerator
-from fewstep.objectives.trajectories.phased import renoised, seen_in_phase
+from fewstep.objectives.trajectories.phased import seen_in_phase
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import HEUN
+from fewstep.solvers.transition import renoised
 from fewstep.states import State, Step
 from fewstep.targets import Fixed
 from fewstep.times import RhoGrid

@@ -130,6 +130,7 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-scm", "forward rollout ddil per-batch guided copy network lora teacher student"),
         ("digits-pcm", "forward guided copy network lora teacher target student"),
         ("digits-meanflow", "forward rollout ddil per-batch guided copy network teacher"),
+        ("digits-tcd", "forward rollout ddil per-batch guided copy network teacher"),
         ("digits-add", "forward rollout ddil per-batch backtracked guided copy network lora teacher student"),
         ("digits-reflow", "guided copy network lora teacher student"),
         ("digits-kd", "guided copy network lora teacher student"),
@@ -168,6 +169,7 @@ def test_the_matrix_as_the_family_is_understood(name, columns):
             r"'points' \(16\) must be a multiple of 'phases' \(3\), and 'steps' \(4\) must be 'phases'",
         ),
         ("digits-meanflow", ["method.end=0.6"], r"'same' \(0.5\) and 'end' \(0.6\) must be at most 1 in sum"),
+        ("digits-tcd", ["method.points=3", "method.steps=4"], r"'points' \(3\) must be at least 'steps' \(4\)"),
         ("digits-ctm", ["method.points=3", "method.steps=4"], r"'points' \(3\) must be at least 'steps' \(4\)"),
         ("digits-kd", ["method.steps=2"], r"'steps' is 2, but stored pairs start from pure noise"),
         (

@@ -55,6 +55,7 @@ from fewstep.objectives.trajectories.ladder import Ladder
 from fewstep.objectives.trajectories.phased import PhasedCritic, PhasedGenerator
 from fewstep.objectives.trajectories.progressive_distillation import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
 from fewstep.objectives.trajectories.soft_consistency import InverseConsistency, SoftConsistency
+from fewstep.objectives.trajectories.to_any_end import TrajectoryConsistency
 
 __all__ = [
     "L1",
@@ -122,6 +123,7 @@ __all__ = [
     "SoftenedReverseKL",
     "SquaredHellinger",
     "SquaredL2",
+    "TrajectoryConsistency",
     "TrigFlow",
     "TruncatedSNR",
     "UnitWeight",

@@ -24,6 +24,7 @@ from fewstep.schedule import Schedule
 from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
 from fewstep.solvers.gamma import Gamma
 from fewstep.solvers.rule import RULES, solve
+from fewstep.solvers.strategic import Strategic
 from fewstep.times import Grid, RhoGrid, UniformGrid, nested_times
 from fewstep.timesteps import MOST_TIMESTEPS
 from fewstep.values import name_of
@@ -60,12 +61,13 @@ def grid_from(said: Any) -> Grid:
 @dataclass(frozen=True)
 class Sampling:
     """``jump``: ``renoise`` (to the estimate of x_0, and noised again: consistency models, DMD2),
-    ``ddim`` (deterministic: progressive distillation, flows) or ``gamma`` (trajectory models;
-    ``gamma`` in [0, 1]). ``grid``: of the nested times; ``steps``: how many unless told otherwise;
-    ``guidance``: the scale given to a student that was conditioned on it. ``rule``: the solver of
-    whole samples for ``ddim``, ``euler`` (DDIM itself) or ``dpm2m``, as DDIL samples its students
-    (App. A). ``held``: the times of these ``steps``, falling and above 0, as a student's file holds
-    them; empty where it does not (files of earlier versions), and they are the grid's.
+    ``ddim`` (deterministic: progressive distillation, flows), ``gamma`` or ``strategic``
+    (trajectory models, as CTM and as TCD sample them; ``gamma`` in [0, 1]). ``grid``: of the nested
+    times; ``steps``: how many unless told otherwise; ``guidance``: the scale given to a student
+    that was conditioned on it. ``rule``: the solver of whole samples for ``ddim``, ``euler`` (DDIM
+    itself) or ``dpm2m``, as DDIL samples its students (App. A). ``held``: the times of these
+    ``steps``, falling and above 0, as a student's file holds them; empty where it does not (files
+    of earlier versions), and they are the grid's.
     """
 
     jump: str = "renoise"
@@ -173,4 +175,5 @@ _JUMPS: Mapping[str, Callable[[Any, Schedule, Sampling], FlowMap]] = {
     # A single step has no inner points, so that any grid does; the uniform one exists everywhere.
     "ddim": lambda model, _, __: Solver(model, 1, grid=UniformGrid()),
     "gamma": lambda model, _, sampling: Gamma(model, sampling.gamma),
+    "strategic": lambda model, _, sampling: Strategic(model, sampling.gamma),
 }

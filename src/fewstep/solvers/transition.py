@@ -19,10 +19,10 @@ from fewstep.condition import Condition
 from fewstep.denoisers import Denoiser
 from fewstep.denoisers.ddim import ddim_between, x0_of_transition
 from fewstep.errors import UserError
-from fewstep.schedule import as_time, expand
+from fewstep.schedule import Schedule, as_time, expand
 from fewstep.solvers.rule import Rule
 
-__all__ = ["ddim_between", "teacher_step", "x0_of_transition"]
+__all__ = ["ddim_between", "renoised", "teacher_step", "x0_of_transition"]
 
 
 def teacher_step(
@@ -59,3 +59,12 @@ def teacher_step(
     )
     gain = torch.where(corrected, rule.slopes[1] * schedule.alpha(s) * (schedule.rho(s) - schedule.rho(t)), 0.0)
     return end + expand(gain, x) * (end_slope - slope)
+
+
+def renoised(schedule: Schedule, x: Tensor, t: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
+    """x (B, *D) at t (B,) carried to tau (B,), not before t, by the forward process with ``noise``
+    (B, *D); x itself where tau = t. alpha must not be 0 at t.
+    """
+    ratio = schedule.alpha(tau) / schedule.alpha(t)
+    added = (schedule.sigma(tau) ** 2 - (ratio * schedule.sigma(t)) ** 2).clamp(min=0).sqrt()
+    return expand(ratio, x) * x + expand(added, x) * noise

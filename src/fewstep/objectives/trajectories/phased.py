@@ -25,17 +25,9 @@ from fewstep.objectives.games.adversarial import Critic, GANLoss
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation
 from fewstep.objectives.trajectories.ladder import Ladder
-from fewstep.schedule import Schedule, expand
+from fewstep.schedule import Schedule
+from fewstep.solvers.transition import renoised
 from fewstep.states import State, Step
-
-
-def renoised(schedule: Schedule, x: Tensor, t: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
-    """x (B, *D) at t (B,) carried to tau (B,), not before t, by the forward process with ``noise``
-    (B, *D); x itself where tau = t. alpha must not be 0 at t.
-    """
-    ratio = schedule.alpha(tau) / schedule.alpha(t)
-    added = (schedule.sigma(tau) ** 2 - (ratio * schedule.sigma(t)) ** 2).clamp(min=0).sqrt()
-    return expand(ratio, x) * x + expand(added, x) * noise
 
 
 def seen_in_phase(

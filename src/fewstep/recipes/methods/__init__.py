@@ -14,6 +14,7 @@ from fewstep.recipes.methods.along_trajectories.phased_consistency import Phased
 from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMethod
 from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
 from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
+from fewstep.recipes.methods.along_trajectories.trajectory_consistency import TrajectoryConsistencyMethod
 from fewstep.recipes.methods.following_scores.adversarial_diffusion import AdversarialDiffusionMethod
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
@@ -53,5 +54,6 @@ __all__ = [
     "ProgressiveMethod",
     "RectifiedFlowMethod",
     "Traits",
+    "TrajectoryConsistencyMethod",
     "TrajectoryMethod",
 ]
