@@ -53,6 +53,7 @@ from fewstep.objectives.trajectories.consistency_distillation import Consistency
 from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
 from fewstep.objectives.trajectories.ladder import Ladder
 from fewstep.objectives.trajectories.phased import PhasedCritic, PhasedGenerator
+from fewstep.objectives.trajectories.piecewise import PiecewiseVelocity
 from fewstep.objectives.trajectories.progressive_distillation import ProgressiveDistillation, SNRPlusOne, TruncatedSNR
 from fewstep.objectives.trajectories.soft_consistency import InverseConsistency, SoftConsistency
 from fewstep.objectives.trajectories.to_any_end import TrajectoryConsistency
@@ -105,6 +106,7 @@ __all__ = [
     "Perceptual",
     "PhasedCritic",
     "PhasedGenerator",
+    "PiecewiseVelocity",
     "PlainWeight",
     "ProgressiveDistillation",
     "PseudoHuber",

@@ -11,6 +11,7 @@ from fewstep.recipes.methods.along_trajectories.continuous_consistency import Co
 from fewstep.recipes.methods.along_trajectories.knowledge import KnowledgeMethod
 from fewstep.recipes.methods.along_trajectories.mean_flow import MeanFlowMethod
 from fewstep.recipes.methods.along_trajectories.phased_consistency import PhasedMethod
+from fewstep.recipes.methods.along_trajectories.piecewise_flow import PiecewiseFlowMethod
 from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMethod
 from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
 from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
@@ -51,6 +52,7 @@ __all__ = [
     "Method",
     "MethodChoice",
     "PhasedMethod",
+    "PiecewiseFlowMethod",
     "ProgressiveMethod",
     "RectifiedFlowMethod",
     "Traits",

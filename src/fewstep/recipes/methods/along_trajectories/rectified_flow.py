@@ -7,6 +7,7 @@ teacher will do.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -30,7 +31,24 @@ from fewstep.training.actions import MakePairs
 from fewstep.values import Costly, Few
 
 
-class RectifiedFlowMethod(Method):
+class FlowMethod(Method, abc.ABC):
+    """Of methods whose student is a flow, whatever the teacher's schedule, sampled by Euler steps
+    from where no signal is left.
+    """
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling("ddim", UniformGrid(), self.steps_of_student)
+
+    def wrapped(self, student: Denoiser) -> Denoiser:
+        return Rescheduled(student, RectifiedFlow())
+
+    def prior(self, student: Denoiser, time: float) -> Prior:
+        # A flow starts where no signal is left.
+        return Prior(student.schedule, student.shape, 1.0, 1.0, Classes(student.classes))
+
+
+class RectifiedFlowMethod(FlowMethod):
     """``reflows`` rounds of reflow on ``pairs`` couplings each (no more than its steps draw), the
     first made by ``solver_steps`` steps of the teacher, the later ones by ``flow_steps`` Euler
     steps of the flow. ``distil``: the share of the run that the last stage takes, which makes a
@@ -74,17 +92,6 @@ class RectifiedFlowMethod(Method):
     @property
     def steps_of_student(self) -> int:
         return self.steps
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling("ddim", UniformGrid(), self.steps_of_student)
-
-    def wrapped(self, student: Denoiser) -> Denoiser:
-        return Rescheduled(student, RectifiedFlow())
-
-    def prior(self, student: Denoiser, time: float) -> Prior:
-        # A flow starts where no signal is left.
-        return Prior(student.schedule, student.shape, 1.0, 1.0, Classes(student.classes))
 
     def build(self, context: Context) -> Built:
         distils = self.distil > 0
