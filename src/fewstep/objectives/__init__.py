@@ -51,6 +51,7 @@ from fewstep.objectives.scores.score_matching import (
 from fewstep.objectives.trajectories.average_velocity import FlowLine, MeanFlow
 from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation, UnitWeight
 from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
+from fewstep.objectives.trajectories.easy_consistency import EasyConsistency, GapCurriculum
 from fewstep.objectives.trajectories.ladder import Ladder
 from fewstep.objectives.trajectories.phased import PhasedCritic, PhasedGenerator
 from fewstep.objectives.trajectories.piecewise import PiecewiseVelocity
@@ -80,6 +81,7 @@ __all__ = [
     "DistributionMatching",
     "Divergence",
     "EDMWeight",
+    "EasyConsistency",
     "EndpointRegression",
     "ExponentialWeight",
     "FakeScore",
@@ -87,6 +89,7 @@ __all__ = [
     "FlowLine",
     "ForwardKL",
     "GANLoss",
+    "GapCurriculum",
     "Hinge",
     "Imitation",
     "InverseConsistency",

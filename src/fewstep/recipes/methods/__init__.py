@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fewstep.recipes.config.section import Choice, kind_of_section
 from fewstep.recipes.methods.along_trajectories.consistency import ConsistencyMethod
 from fewstep.recipes.methods.along_trajectories.continuous_consistency import ContinuousMethod
+from fewstep.recipes.methods.along_trajectories.easy_tuning import EasyTuningMethod
 from fewstep.recipes.methods.along_trajectories.knowledge import KnowledgeMethod
 from fewstep.recipes.methods.along_trajectories.mean_flow import MeanFlowMethod
 from fewstep.recipes.methods.along_trajectories.phased_consistency import PhasedMethod
@@ -45,6 +46,7 @@ __all__ = [
     "ConsistencyMethod",
     "ContinuousMethod",
     "DistributionMatchingMethod",
+    "EasyTuningMethod",
     "FDistillMethod",
     "IdentityMethod",
     "KnowledgeMethod",
