@@ -70,8 +70,9 @@ def guidance_refusal(method: Method, kind: str) -> str | None:
         return None
     if "teacher" not in method.effective_traits.roles:
         return (
-            f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: its student follows "
-            "the data and never asks the teacher, so that nothing would be guided; use 'target.guidance.kind: none'."
+            f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: its student "
+            "follows the data and never asks the teacher, so that nothing would be guided; use "
+            "'target.guidance.kind: none'."
         )
     if method.sampling.guidance is None:
         return None

@@ -46,7 +46,7 @@ class TrajectoryConsistency(Objective):
     ladder: Ladder
     rule: Rule = HEUN
     distance: Distance = field(default_factory=SquaredL2)
-    end: float = 0.0
+    end: float = 0.25
 
     def __post_init__(self) -> None:
         if not 0 <= self.end <= 1 or len(self.ladder.edges) > 1:

@@ -64,7 +64,8 @@ class MeanFlowMethod(Method):
         if self.velocity == "teacher":
             return self.traits
         because = dict.fromkeys(
-            ("rollout", "ddil", "per-batch"), "with 'velocity: data' a state must know the clean sample it is made of"
+            ("rollout", "ddil", "per-batch"),
+            "following the data's own velocity needs states that know the clean sample they are made of",
         )
         return replace(self.traits, states=frozenset({"forward"}), roles=(), because=because)
 
