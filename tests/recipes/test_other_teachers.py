@@ -21,11 +21,32 @@ from fewstep.runs.sampler import StudentSampler
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.training import Trainer
 
-RECIPES = ("kd", "pd", "cd", "ctm", "reflow", "dmd2-4step", "sid", "add", "scm", "f-distill")
+RECIPES = (
+    "kd",
+    "pd",
+    "cd",
+    "ctm",
+    "reflow",
+    "dmd2-4step",
+    "sid",
+    "add",
+    "scm",
+    "f-distill",
+    "pcm",
+    "tcd",
+    "meanflow",
+    "perflow",
+    "ect",
+)
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
     "scm": ("cd", {"kind": "continuous-consistency", "sigma_data": 2.3}),
     "f-distill": ("sid", {"kind": "f-distill"}),
+    "pcm": ("cd", {"kind": "phased-consistency", "points": 8, "adversarial": {}}),
+    "tcd": ("cd", {"kind": "trajectory-consistency", "points": 8}),
+    "meanflow": ("cd", {"kind": "mean-flow"}),
+    "perflow": ("cd", {"kind": "piecewise-rectified-flow"}),
+    "ect": ("cd", {"kind": "easy-consistency"}),
 }
 
 
@@ -136,3 +157,19 @@ def test_consistency_in_continuous_time_refuses_a_teacher_that_it_cannot_differe
     with pytest.raises(UserError, match=sentence) as caught:
         build_distillation(recipe, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_average_velocity_refuses_a_teacher_that_is_told_an_index(tmp_path):
+    network = build({"kind": "residual-mlp", "dim": 2, "width": 8, "depth": 1, "classes": 0})
+    teacher = NetworkDenoiser(network, DiscreteVP("cosine"), Epsilon(), IDDPMInputs(), (2,))
+    save_model(tmp_path / "teacher.safetensors", teacher)
+    values = load_recipe("mixture2d-cd").model_dump(mode="json")
+    values |= {
+        "method": METHODS["meanflow"][1],
+        "teacher": {"kind": "file", "path": str(tmp_path / "teacher.safetensors")},
+        "student": {"kind": "copy", "first_sigma": 10.0},
+    }
+    recipe = validate(values, "test")
+    assert isinstance(recipe, DistillRecipe)
+    with pytest.raises(UserError, match=r"'method\.kind: mean-flow' needs a network that is told a time"):
+        build_distillation(recipe, tmp_path)

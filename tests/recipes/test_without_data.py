@@ -45,7 +45,19 @@ DATA_FREE = (
     "digits-kd",
     "digits-dmd",
 )
-IN_NEED = ("digits-pd", "digits-lcm", "digits-ctm", "digits-add", "digits-dmd2", "digits-dmd2-ddil")
+IN_NEED = (
+    "digits-pd",
+    "digits-lcm",
+    "digits-pcm",
+    "digits-ctm",
+    "digits-tcd",
+    "digits-meanflow",
+    "digits-ect",
+    "digits-perflow",
+    "digits-add",
+    "digits-dmd2",
+    "digits-dmd2-ddil",
+)
 
 
 def without_data(name: str, **sections: object) -> DistillRecipe:
