@@ -21,11 +21,12 @@ from fewstep.runs.sampler import StudentSampler
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.training import Trainer
 
-RECIPES = ("kd", "pd", "cd", "ctm", "reflow", "dmd2-4step", "sid", "add", "scm", "f-distill")
+RECIPES = ("kd", "pd", "cd", "ctm", "reflow", "dmd2-4step", "sid", "add", "scm", "f-distill", "sida")
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
     "scm": ("cd", {"kind": "continuous-consistency", "sigma_data": 2.3}),
     "f-distill": ("sid", {"kind": "f-distill"}),
+    "sida": ("sid", {"kind": "sida"}),
 }
 
 

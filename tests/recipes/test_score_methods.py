@@ -1,0 +1,56 @@
+"""Runs of methods that follow scores, whose extra parts switched off are the method without them,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_combinations import VARIANTS, fitted, tiny, without_syncing
+
+from fewstep.errors import UserError
+from fewstep.recipes import DistillRecipe, load_recipe
+from fewstep.recipes.building.distillation import build_distillation
+
+# A fixture.
+__all__ = ["without_syncing"]
+
+
+def trained_by(recipe: DistillRecipe, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of student and fake score after the run."""
+    parts = build_distillation(recipe, folder)
+    fitted(recipe, parts, folder)
+    found = {f"student.{name}": value for name, value in parts.student.state_dict().items()}
+    if parts.fake is not None:
+        found |= {f"fake.{name}": value for name, value in parts.fake.state_dict().items()}
+    return found
+
+
+def alike(first: DistillRecipe, second: DistillRecipe, folder: Path) -> bool:
+    """Whether two runs leave the same student and the same fake score, bit for bit."""
+    ours, theirs = trained_by(first, folder / "ours"), trained_by(second, folder / "theirs")
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def sida(weight: float, critic_weight: float) -> dict[str, Any]:
+    """SiDA at the weights of the student's adversarial term and of the critic's."""
+    adversarial = {"kind": "fake-trunk", "weight": weight, "critic_weight": critic_weight}
+    return {**VARIANTS["sida"], "alpha": 1.2, "adversarial": adversarial}
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_sida_without_weight_is_sid(tmp_path: Path, steps: int) -> None:
+    """Either weight alone makes it another run."""
+    plain = tiny({**VARIANTS["sid"], "steps": steps})
+    assert alike(tiny({**sida(0.0, 0.0), "steps": steps}), plain, tmp_path / "none")
+    assert not alike(tiny({**sida(0.1, 0.0), "steps": steps}), plain, tmp_path / "student")
+    assert not alike(tiny({**sida(0.0, 0.1), "steps": steps}), plain, tmp_path / "critic")
+
+
+def test_a_negative_weight_of_sidas_critic_is_refused() -> None:
+    with pytest.raises(UserError, match="adversarial"):
+        load_recipe("digits-sida", overrides=["method.adversarial.weight=-1"])
