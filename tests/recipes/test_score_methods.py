@@ -54,3 +54,24 @@ def test_sida_without_weight_is_sid(tmp_path: Path, steps: int) -> None:
 def test_a_negative_weight_of_sidas_critic_is_refused() -> None:
     with pytest.raises(UserError, match="adversarial"):
         load_recipe("digits-sida", overrides=["method.adversarial.weight=-1"])
+
+
+@pytest.mark.parametrize("digits", [False, True])
+def test_sid_lsg_at_scales_of_one_is_sid(tmp_path: Path, digits: bool) -> None:
+    """Either scale alone makes it another run, where there are classes."""
+
+    def run(training: float, fake: float) -> DistillRecipe:
+        method = {**VARIANTS["sid-lsg"], "alpha": 1.2, "training_guidance": training, "fake_guidance": fake}
+        return tiny(method, digits=digits, steps=3)
+
+    plain = tiny(VARIANTS["sid"], digits=digits, steps=3)
+    assert alike(run(1.0, 1.0), plain, tmp_path / "none")
+    if digits:
+        assert not alike(run(1.5, 1.0), plain, tmp_path / "training")
+        assert not alike(run(1.0, 1.5), plain, tmp_path / "student")
+
+
+def test_guidance_of_the_fake_score_needs_a_teacher_with_classes(tmp_path: Path) -> None:
+    for name in ("training_guidance", "fake_guidance"):
+        with pytest.raises(UserError, match=rf"'method\.{name}' needs a teacher with classes"):
+            build_distillation(tiny({**VARIANTS["sid-lsg"], name: 1.5}), tmp_path)

@@ -16,6 +16,7 @@ from fewstep.recipes.methods.following_scores.adversarial_diffusion import Adver
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
+from fewstep.recipes.methods.following_scores.sid_lsg import GuidedIdentityMethod
 from fewstep.recipes.methods.following_scores.sida import AdversarialIdentityMethod
 from fewstep.recipes.methods.method import Built, Method, Traits
 
@@ -44,6 +45,7 @@ __all__ = [
     "ContinuousMethod",
     "DistributionMatchingMethod",
     "FDistillMethod",
+    "GuidedIdentityMethod",
     "IdentityMethod",
     "KnowledgeMethod",
     "Method",

@@ -89,6 +89,13 @@ class Method(config.Section, abc.ABC):
         return False
 
     @property
+    def guiding(self) -> tuple[str, ...]:
+        """The settings by which its estimates are guided, for which the teacher must know
+        conditions.
+        """
+        return ()
+
+    @property
     def in_one_batch(self) -> bool:
         """Whether estimates of target and fake score may be made in one batch."""
         return False
