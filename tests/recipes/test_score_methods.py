@@ -75,3 +75,25 @@ def test_guidance_of_the_fake_score_needs_a_teacher_with_classes(tmp_path: Path)
     for name in ("training_guidance", "fake_guidance"):
         with pytest.raises(UserError, match=rf"'method\.{name}' needs a teacher with classes"):
             build_distillation(tiny({**VARIANTS["sid-lsg"], name: 1.5}), tmp_path)
+
+
+@pytest.mark.parametrize("digits", [False, True])
+def test_decoupled_dmd_at_a_scale_of_one_is_distribution_matching(tmp_path: Path, digits: bool) -> None:
+    plain = tiny(VARIANTS["distribution-matching"], digits=digits)
+    assert alike(tiny(VARIANTS["decoupled-dmd"], digits=digits), plain, tmp_path)
+
+
+def test_decoupled_dmd_is_another_run_at_another_scale(tmp_path: Path) -> None:
+    """Of a teacher whose estimates depend on the class."""
+    small = ("training.steps=3", "training.batch=4", "evaluation.samples=20", "evaluation.draws=1")
+    one, two = (load_recipe("digits-decoupled-dmd", [*small, f"method.guidance={scale}"]) for scale in (1.0, 2.0))
+    assert isinstance(one, DistillRecipe)
+    assert isinstance(two, DistillRecipe)
+    assert not alike(one, two, tmp_path)
+
+
+def test_decoupled_dmd_refuses_a_guided_target_and_a_teacher_without_classes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a term of its own, 'method\.guidance'; use 'target\.guidance\.kind: none'"):
+        build_distillation(tiny(VARIANTS["decoupled-dmd"], guidance="constant", digits=True), tmp_path)
+    with pytest.raises(UserError, match=r"'method\.guidance' needs a teacher with classes"):
+        build_distillation(tiny({**VARIANTS["decoupled-dmd"], "guidance": 2.0}), tmp_path)

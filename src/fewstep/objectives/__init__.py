@@ -29,6 +29,7 @@ from fewstep.objectives.scores.density_ratio import (
     SquaredHellinger,
 )
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
+from fewstep.objectives.scores.guidance_augmentation import GuidanceAugmentation
 from fewstep.objectives.scores.matching import (
     Compared,
     DiffInstructWeight,
@@ -82,6 +83,7 @@ __all__ = [
     "FieldOfSamples",
     "ForwardKL",
     "GANLoss",
+    "GuidanceAugmentation",
     "Hinge",
     "Imitation",
     "InverseConsistency",

@@ -66,7 +66,15 @@ def target_refusal(method: Method, kind: str) -> str | None:
 
 def guidance_refusal(method: Method, kind: str) -> str | None:
     """Why the method's target is not guided by this kind of guidance, None where it can be."""
-    if kind == "none" or method.sampling.guidance is None:
+    if kind == "none":
+        return None
+    traits = method.effective_traits
+    if not traits.guided:
+        return (
+            f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: "
+            f"{traits.because['guided']}; use 'target.guidance.kind: none'."
+        )
+    if method.sampling.guidance is None:
         return None
     return (
         f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: by 'method.guidance' "

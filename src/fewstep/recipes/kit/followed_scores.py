@@ -301,6 +301,7 @@ class FollowsScores(Method, abc.ABC):
 def several_steps(traits: Traits) -> Traits:
     """The traits of such a method when its student takes several steps."""
     because = {
+        **traits.because,
         "prior": "a student of several steps is trained at all of its times",
         "generator": "a student of several steps must be a denoiser",
     }

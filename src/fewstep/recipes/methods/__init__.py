@@ -13,6 +13,7 @@ from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMe
 from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
 from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
 from fewstep.recipes.methods.following_scores.adversarial_diffusion import AdversarialDiffusionMethod
+from fewstep.recipes.methods.following_scores.decoupled_dmd import DecoupledMethod
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
@@ -43,6 +44,7 @@ __all__ = [
     "Built",
     "ConsistencyMethod",
     "ContinuousMethod",
+    "DecoupledMethod",
     "DistributionMatchingMethod",
     "FDistillMethod",
     "GuidedIdentityMethod",
