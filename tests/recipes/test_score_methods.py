@@ -12,8 +12,11 @@ import torch
 from test_combinations import VARIANTS, fitted, tiny, without_syncing
 
 from fewstep.errors import UserError
+from fewstep.random import Key
 from fewstep.recipes import DistillRecipe, load_recipe
 from fewstep.recipes.building.distillation import build_distillation
+from fewstep.schedule import RectifiedFlow
+from fewstep.times import LogNormalTimes
 
 # A fixture.
 __all__ = ["without_syncing"]
@@ -97,3 +100,24 @@ def test_decoupled_dmd_refuses_a_guided_target_and_a_teacher_without_classes(tmp
         build_distillation(tiny(VARIANTS["decoupled-dmd"], guidance="constant", digits=True), tmp_path)
     with pytest.raises(UserError, match=r"'method\.guidance' needs a teacher with classes"):
         build_distillation(tiny({**VARIANTS["decoupled-dmd"], "guidance": 2.0}), tmp_path)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_ladd_is_the_adversarial_part_of_add(tmp_path: Path, steps: int) -> None:
+    """A distillation of so small a weight that no gradient holds it."""
+
+    def add(distillation: float) -> DistillRecipe:
+        method = {**VARIANTS["adversarial-diffusion"], "adversarial": VARIANTS["ladd"]["adversarial"]}
+        return tiny({**method, "steps": steps, "distillation": distillation})
+
+    ladd = tiny({**VARIANTS["ladd"], "steps": steps})
+    assert alike(ladd, add(1e-30), tmp_path / "without")
+    assert not alike(ladd, add(1.0), tmp_path / "with")
+
+
+def test_the_times_of_ladds_critic_are_logit_normal_on_a_flow() -> None:
+    times = LogNormalTimes(mean=0.5, std=0.7).draw(RectifiedFlow(), Key(0), "times", 4000)
+    logits = torch.logit(times)
+    assert abs(float(logits.mean()) - 0.5) < 4 * 0.7 / 4000**0.5
+    assert abs(float(logits.std()) - 0.7) < 4 * 0.7 / 8000**0.5
+    assert abs(float((logits < 0.5).double().mean()) - 0.5) < 4 * 0.5 / 4000**0.5

@@ -16,6 +16,7 @@ from fewstep.recipes.methods.following_scores.adversarial_diffusion import Adver
 from fewstep.recipes.methods.following_scores.decoupled_dmd import DecoupledMethod
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
+from fewstep.recipes.methods.following_scores.latent_adversarial import LatentAdversarialMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
 from fewstep.recipes.methods.following_scores.sid_lsg import GuidedIdentityMethod
 from fewstep.recipes.methods.following_scores.sida import AdversarialIdentityMethod
@@ -50,6 +51,7 @@ __all__ = [
     "GuidedIdentityMethod",
     "IdentityMethod",
     "KnowledgeMethod",
+    "LatentAdversarialMethod",
     "Method",
     "MethodChoice",
     "ProgressiveMethod",
