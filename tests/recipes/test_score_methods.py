@@ -121,3 +121,22 @@ def test_the_times_of_ladds_critic_are_logit_normal_on_a_flow() -> None:
     assert abs(float(logits.mean()) - 0.5) < 4 * 0.7 / 4000**0.5
     assert abs(float(logits.std()) - 0.7) < 4 * 0.7 / 8000**0.5
     assert abs(float((logits < 0.5).double().mean()) - 0.5) < 4 * 0.5 / 4000**0.5
+
+
+def test_dp_dmd_without_anchor_and_matched_throughout_is_distribution_matching(tmp_path: Path) -> None:
+    """Of several steps; the anchor alone, and the steps that are left out, make it another run."""
+    plain = tiny({**VARIANTS["distribution-matching"], "steps": 3})
+
+    def run(anchor: float, matched_from: int) -> DistillRecipe:
+        settings = {"steps": 3, "anchor": anchor, "matched_from": matched_from, "jump": "renoise"}
+        return tiny({**VARIANTS["dp-dmd"], **settings})
+
+    assert alike(run(0.0, 0), plain, tmp_path / "none")
+    assert not alike(run(1.0, 0), plain, tmp_path / "anchor")
+    assert not alike(run(0.0, 1), plain, tmp_path / "later")
+
+
+@pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 2, "matched_from": 2}])
+def test_dp_dmd_refuses_steps_that_leave_nothing_to_match(settings: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="'steps'"):
+        tiny({**VARIANTS["dp-dmd"], **settings})

@@ -19,6 +19,7 @@ from fewstep.objectives.games.adversarial import (
 from fewstep.objectives.games.balanced import Balanced
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare, loss_of
 from fewstep.objectives.regression import EndpointRegression, Imitation
+from fewstep.objectives.scores.anchored_jump import AnchoredJump
 from fewstep.objectives.scores.density_ratio import (
     Divergence,
     ForwardKL,
@@ -59,6 +60,7 @@ __all__ = [
     "L1",
     "AdversarialCritic",
     "AdversarialGenerator",
+    "AnchoredJump",
     "AttributeReading",
     "Balanced",
     "Classification",

@@ -15,6 +15,7 @@ from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMeth
 from fewstep.recipes.methods.following_scores.adversarial_diffusion import AdversarialDiffusionMethod
 from fewstep.recipes.methods.following_scores.decoupled_dmd import DecoupledMethod
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
+from fewstep.recipes.methods.following_scores.dp_dmd import AnchoredMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
 from fewstep.recipes.methods.following_scores.latent_adversarial import LatentAdversarialMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
@@ -42,6 +43,7 @@ MethodChoice = Annotated[Method, _Methods()]
 __all__ = [
     "AdversarialDiffusionMethod",
     "AdversarialIdentityMethod",
+    "AnchoredMethod",
     "Built",
     "ConsistencyMethod",
     "ContinuousMethod",
