@@ -52,7 +52,7 @@ def _loss(fake: Denoiser, guidance: float) -> Tensor:
 @every_schedule
 @pytest.mark.parametrize("scale", [0.5, 1.5, 3.0])
 def test_training_at_a_scale_asks_the_guided_estimate_to_be_the_samples_own(schedule: Schedule, scale: float) -> None:
-    """A pair of estimates whose guidance is a denoiser has this denoiser's loss, and not its own."""
+    """A pair of estimates whose guidance is a denoiser has its loss, and not one of their own."""
     exact = one_gaussian(schedule)
     split = _Split(exact, scale)
     torch.testing.assert_close(_loss(split, scale), _loss(exact, 1.0), rtol=1e-9, atol=1e-12)

@@ -140,3 +140,11 @@ def test_dp_dmd_without_anchor_and_matched_throughout_is_distribution_matching(t
 def test_dp_dmd_refuses_steps_that_leave_nothing_to_match(settings: dict[str, int]) -> None:
     with pytest.raises(UserError, match="'steps'"):
         tiny({**VARIANTS["dp-dmd"], **settings})
+
+
+def test_swiftbrush_differs_from_diff_instruct_in_its_fake_score_alone() -> None:
+    ours, theirs = (load_recipe(f"scenes-{name}").model_dump(mode="json") for name in ("swiftbrush", "diff-instruct"))
+    assert ours["method"].pop("fake")["kind"] == "lora"
+    assert theirs["method"].pop("fake")["kind"] == "learned"
+    assert ours == theirs
+    assert ours["data"] is None

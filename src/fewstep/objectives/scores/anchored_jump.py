@@ -50,6 +50,4 @@ class AnchoredJump(Objective):
                 f"{float(state.t.min()):.4g} to {first:.4g}; give pure noise at the student's first time."
             )
         reached = self.teacher(state.x, first, self.anchor, state.condition)
-        return x0_of_transition(
-            self.student.schedule, state.x, reached, state.t, torch.full_like(state.t, self.anchor)
-        )
+        return x0_of_transition(self.student.schedule, state.x, reached, state.t, torch.full_like(state.t, self.anchor))

@@ -1,5 +1,5 @@
-"""Diversity-preserved DMD (DP-DMD, Wu et al. 2026): the first of several steps follows the teacher's
-trajectory, and the later ones are trained by distribution matching.
+"""Diversity-preserved DMD (DP-DMD, Wu et al. 2026): the first of several steps follows the
+teacher's trajectory, and the later ones are trained by distribution matching.
 """
 
 from __future__ import annotations
