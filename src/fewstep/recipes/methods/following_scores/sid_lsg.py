@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.denoisers import Denoiser, Guided
 from fewstep.objectives import DMDWeight, ScoreIdentity
 from fewstep.objectives.scores.fakes import Learned
 from fewstep.recipes import config
@@ -27,6 +26,7 @@ from fewstep.recipes.kit.followed_scores import (
 )
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.states import States
+from fewstep.targets import ConstantGuidance
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
 from fewstep.values import Few, NotNegative
@@ -75,9 +75,7 @@ class GuidedIdentityMethod(FollowsScores):
         assert parts.phase is not None
         learning = replace(parts.learning, guidance=self.training_guidance, conditions=context.conditions)
         terms = [replace(term, objective=learning) for term in parts.phase.terms]
-        network: Denoiser = learning.fake
-        if self.fake_guidance != 1:
-            network = Guided(network, self.fake_guidance, context.conditions)
+        network = ConstantGuidance(scale=self.fake_guidance).guided(learning.fake, context.conditions, 0.0)
         # The guided estimate is what leaves the data's range, so the threshold comes after it.
         score = Learned(context.reflected(network, "fake"))
         return replace(parts, score=score, learning=learning, phase=replace(parts.phase, terms=terms))
