@@ -34,6 +34,7 @@ def below(cls: type) -> Iterator[type]:
 
 NEUTRAL = {
     ("Sampling", "steps"),
+    ("Sampling", "jump"),
     ("ForwardDiffusion", "label_dropout"),
     ("Term", "weight"),
     ("HalfLife", "steps"),

@@ -126,6 +126,11 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ),
         ("digits-sds", "prior backtracked guided copy network lora fastgan latent-mlp teacher student"),
         ("digits-sid", "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student"),
+        ("digits-sid-lsg", "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student"),
+        ("digits-decoupled-dmd", "prior backtracked copy network lora fastgan latent-mlp teacher fake student"),
+        ("digits-ladd", "forward rollout ddil per-batch guided copy network lora teacher student"),
+        ("digits-dp-dmd", "backtracked guided copy network lora teacher fake student"),
+        ("digits-sida", "prior backtracked guided copy network lora teacher fake student"),
         ("digits-f-distill", "prior backtracked guided copy network lora teacher fake student"),
         ("digits-scm", "forward rollout ddil per-batch guided copy network lora teacher student"),
         ("digits-pcm", "forward guided copy network lora teacher target student"),
@@ -253,6 +258,7 @@ def test_a_plateau_goes_with_every_learned_fake_score(tmp_path):
         "distribution-matching, low rank",
         "f-distill",
         "sid",
+        "sida",
     ):
         build_distillation(tiny(VARIANTS[name], target=plateau), tmp_path)
 

@@ -55,6 +55,8 @@ ON_DIGITS = (
     "digits-kd",
     "digits-disback-dmd2",
     "digits-disback-guided",
+    "digits-sid-lsg",
+    "digits-decoupled-dmd",
     "digits-pd-ddil",
     *(name for name in DISTILLING if name.startswith("digits-lcm") or "fastgan" in name),
 )

@@ -37,6 +37,7 @@ RECIPES = (
     "meanflow",
     "perflow",
     "ect",
+    "sida",
 )
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
@@ -47,6 +48,7 @@ METHODS = {
     "meanflow": ("cd", {"kind": "mean-flow"}),
     "perflow": ("cd", {"kind": "piecewise-rectified-flow"}),
     "ect": ("cd", {"kind": "easy-consistency"}),
+    "sida": ("sid", {"kind": "sida"}),
 }
 
 

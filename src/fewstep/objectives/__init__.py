@@ -19,6 +19,7 @@ from fewstep.objectives.games.adversarial import (
 from fewstep.objectives.games.balanced import Balanced
 from fewstep.objectives.loss import Largest, Loss, Mean, Objective, Reduction, RootMeanSquare, loss_of
 from fewstep.objectives.regression import EndpointRegression, Imitation
+from fewstep.objectives.scores.anchored_jump import AnchoredJump
 from fewstep.objectives.scores.density_ratio import (
     Divergence,
     ForwardKL,
@@ -29,6 +30,7 @@ from fewstep.objectives.scores.density_ratio import (
     SquaredHellinger,
 )
 from fewstep.objectives.scores.fakes import Delta, FakeScore, FieldOfSamples, Learned
+from fewstep.objectives.scores.guidance_augmentation import GuidanceAugmentation
 from fewstep.objectives.scores.matching import (
     Compared,
     DiffInstructWeight,
@@ -63,6 +65,7 @@ __all__ = [
     "L1",
     "AdversarialCritic",
     "AdversarialGenerator",
+    "AnchoredJump",
     "AttributeReading",
     "Balanced",
     "Classification",
@@ -90,6 +93,7 @@ __all__ = [
     "ForwardKL",
     "GANLoss",
     "GapCurriculum",
+    "GuidanceAugmentation",
     "Hinge",
     "Imitation",
     "InverseConsistency",

@@ -68,11 +68,17 @@ def guidance_refusal(method: Method, kind: str) -> str | None:
     """Why the method's target is not guided by this kind of guidance, None where it can be."""
     if kind == "none":
         return None
-    if "teacher" not in method.effective_traits.roles:
+    traits = method.effective_traits
+    if "teacher" not in traits.roles:
         return (
             f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: its student "
             "follows the data and never asks the teacher, so that nothing would be guided; use "
             "'target.guidance.kind: none'."
+        )
+    if not traits.guided:
+        return (
+            f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: "
+            f"{traits.because['guided']}; use 'target.guidance.kind: none'."
         )
     if method.sampling.guidance is None:
         return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import LABELS, Condition, Conditions
-from fewstep.denoisers import Denoiser
+from fewstep.denoisers import Denoiser, Guided
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.schedule import Schedule, expand
 from fewstep.states import State, Step
@@ -94,7 +94,8 @@ class ScoreMatching(Objective):
     The samples are noised to times of their own; no gradient reaches the student. ``dropout`` in
     [0, 1]: the share of samples at which ``fake`` is not told the condition that the student was
     asked for, but the unconditional one of ``conditions``, so that it learns the unconditional
-    estimate as well, which guidance needs.
+    estimate as well, which guidance needs. ``guidance`` >= 0: the scale at which its estimate is
+    guided while it is trained (SiD-LSG, Zhou et al. 2024, kappa_1); 1 is no guidance.
     """
 
     fake: Denoiser
@@ -103,6 +104,7 @@ class ScoreMatching(Objective):
     weight: DenoisingWeight
     dropout: float = 0.0
     conditions: Conditions = LABELS
+    guidance: float = 1.0
 
     def __call__(self, step: Step, state: State) -> Loss:
         total = self.error(step, step.sample(self.student, state), state.condition)
@@ -113,7 +115,8 @@ class ScoreMatching(Objective):
         schedule = self.fake.schedule
         t = self.times.draw(schedule, step.key, "fake-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("fake-noise", x0))
-        return denoising_loss(self.fake(x_t, t, self._told(step, condition)), x0, self.weight.at(schedule, t))
+        trained = self.fake if self.guidance == 1 else Guided(self.fake, self.guidance, self.conditions)
+        return denoising_loss(trained(x_t, t, self._told(step, condition)), x0, self.weight.at(schedule, t))
 
     def _told(self, step: Step, condition: Condition) -> Condition:
         if not self.dropout:

@@ -184,6 +184,7 @@ def _check_guidable(recipe: DistillRecipe, conditions: Conditions) -> None:
     asked = {
         "method.guidance": recipe.method.sampling.guidance is not None,
         "target.guidance": recipe.target.guidance.guides,
+        **{f"method.{name}": True for name in recipe.method.guiding},
     }
     for key, guides in asked.items():
         if guides and not conditions.count:

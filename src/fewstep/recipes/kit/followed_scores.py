@@ -250,6 +250,10 @@ class FollowsScores(Method, abc.ABC):
         """
         return trajectory_states(context, self.steps)
 
+    def fake_parts(self, context: Context, states: States) -> FakeParts:
+        """The fake score and its training, on the method's states."""
+        return self.own_score.parts(context, states, self.times)
+
     def begin(self, followed: Followed) -> Sequence[Action]:
         """What is done once before the first step; nothing unless the method says so."""
         return ()
@@ -280,7 +284,7 @@ class FollowsScores(Method, abc.ABC):
 
     def build(self, context: Context) -> Built:
         states = self.states(context)
-        fake = self.own_score.parts(context, states, self.times)
+        fake = self.fake_parts(context, states)
         target = build_target(
             context, fake.degraded, fake.recorded_by, states, fake.start, learned=self.own_score.learned
         )
@@ -297,6 +301,7 @@ class FollowsScores(Method, abc.ABC):
 def several_steps(traits: Traits) -> Traits:
     """The traits of such a method when its student takes several steps."""
     because = {
+        **traits.because,
         "prior": "a student of several steps is trained at all of its times",
         "generator": "a student of several steps must be a denoiser",
     }

@@ -143,6 +143,22 @@ class _Sources:
         )
 
 
+def states_of_data(context: Context) -> States:
+    """What a student that learns from noised data is asked at: data at its own times unless the
+    recipe says otherwise, and at the first of them the noise that its samples start from.
+    """
+    times = context.student_times()
+    transitions = Transitions(
+        times,
+        context.student_map,
+        teacher_transition(context.teacher, 4, context),
+        lambda: started_states(context, times),
+        whole=True,
+        anywhere=True,
+    )
+    return build_states(context, transitions.data, transitions)
+
+
 def trajectory_states(context: Context, steps: int) -> States:
     """What a student that is trained by its own samples is asked at: pure noise for one step, and
     for several its own trajectory unless the recipe says otherwise.

@@ -18,9 +18,14 @@ from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedF
 from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
 from fewstep.recipes.methods.along_trajectories.trajectory_consistency import TrajectoryConsistencyMethod
 from fewstep.recipes.methods.following_scores.adversarial_diffusion import AdversarialDiffusionMethod
+from fewstep.recipes.methods.following_scores.decoupled_dmd import DecoupledMethod
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
+from fewstep.recipes.methods.following_scores.dp_dmd import AnchoredMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
+from fewstep.recipes.methods.following_scores.latent_adversarial import LatentAdversarialMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
+from fewstep.recipes.methods.following_scores.sid_lsg import GuidedIdentityMethod
+from fewstep.recipes.methods.following_scores.sida import AdversarialIdentityMethod
 from fewstep.recipes.methods.method import Built, Method, Traits
 
 
@@ -42,14 +47,19 @@ MethodChoice = Annotated[Method, _Methods()]
 
 __all__ = [
     "AdversarialDiffusionMethod",
+    "AdversarialIdentityMethod",
+    "AnchoredMethod",
     "Built",
     "ConsistencyMethod",
     "ContinuousMethod",
+    "DecoupledMethod",
     "DistributionMatchingMethod",
     "EasyTuningMethod",
     "FDistillMethod",
+    "GuidedIdentityMethod",
     "IdentityMethod",
     "KnowledgeMethod",
+    "LatentAdversarialMethod",
     "MeanFlowMethod",
     "Method",
     "MethodChoice",

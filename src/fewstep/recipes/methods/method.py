@@ -34,7 +34,8 @@ class Traits:
     the target may be a degraded one; ``students``: 'copy' (denoisers all of whose weights are
     trained), 'lora', 'generator'; ``roles``: whose estimates may be thresholded; ``usual_roles``:
     whose are unless the recipe names some, all if None. ``because``: the reason of a refusal by the
-    refused kind, where the general one does not fit.
+    refused kind, where the general one does not fit. ``guided``: whether the target may be guided;
+    where it may not, ``because`` says why.
     """
 
     states: frozenset[str]
@@ -43,6 +44,7 @@ class Traits:
     roles: tuple[config.Role, ...] = ("teacher",)
     usual_roles: tuple[config.Role, ...] | None = None
     because: Mapping[str, str] = field(default_factory=dict)
+    guided: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ class Method(config.Section, abc.ABC):
     def adapts_fake(self) -> bool:
         """Whether its fake score is a low-rank adapter, as which a path can be recorded."""
         return False
+
+    @property
+    def guiding(self) -> tuple[str, ...]:
+        """The settings by which its estimates are guided, for which the teacher must know
+        conditions.
+        """
+        return ()
 
     @property
     def in_one_batch(self) -> bool:

@@ -13,7 +13,7 @@ from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import AdversarialChoice, TeacherTrunk
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.followed_scores import Followed, FollowsScores
-from fewstep.recipes.kit.state_sources import Transitions, build_states, started_states, teacher_transition
+from fewstep.recipes.kit.state_sources import states_of_data
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.states import States
 from fewstep.times import LogNormalTimes
@@ -49,12 +49,7 @@ class AdversarialDiffusionMethod(FollowsScores):
         return self.adversarial
 
     def states(self, context: Context) -> States:
-        times = context.student_times()
-        teacher = teacher_transition(context.teacher, 4, context)
-        transitions = Transitions(
-            times, context.student_map, teacher, lambda: started_states(context, times), whole=True, anywhere=True
-        )
-        return build_states(context, transitions.data, transitions)
+        return states_of_data(context)
 
     def terms(self, followed: Followed) -> Sequence[Term]:
         matching = DistributionMatching(
