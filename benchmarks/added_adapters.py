@@ -20,34 +20,28 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from fewstep.data.prompts import PromptConditions, embed, read_prompts
-from fewstep.data.scenes import Scenes, scene_prompts
-from fewstep.data.scenes.drawing import pictured
-from fewstep.denoisers import NetworkDenoiser, adapter_of, copy_of, in_network, save_adapter
+from fewstep.data.scenes import scene_prompts
+from fewstep.denoisers import adapter_of, copy_of, in_network, save_adapter
 from fewstep.metrics.prompted import prompt_accuracy
 from fewstep.networks.adapters import AdaptedBase, AdaptedNetwork, Form
-from fewstep.random import Key
 from fewstep.runs import load_teacher
 from fewstep.runs.loading import adapted_teacher
 from fewstep.runs.sampler import Sampler, TeacherSampler
-from fewstep.schedule import expand
 from fewstep.zoo import scenes_reader
 from fewstep.zoo.adapter_files import AddedAdapter
-from fewstep.zoo.pipelines import TextPipeline, load_pipeline
+from fewstep.zoo.pipelines import load_pipeline
 from fewstep.zoo.shipped import shipped_pipeline
+from taught_scenes import greys, ground_of, taught
 
 DARK, LIGHT = (-0.9, -0.75), (0.15, 0.3)
 """The grounds' greys; those of scenes are from -0.9 to 0.3."""
 ADAPTER_RATE, COPY_RATE = 1e-3, 2e-4
-RANK, BATCH, SCALE = 8, 32, 3.0
+RANK, SCALE = 8, 3.0
 
 
 def main() -> None:
@@ -62,8 +56,8 @@ def main() -> None:
     model = load_pipeline(shipped_pipeline("scenes"))
     style = in_network(model.denoiser, AdaptedNetwork.fresh(AdaptedBase(model.denoiser.network), Form(RANK, RANK)))
     tuned = copy_of(model.denoiser)
-    taught(model, style, DARK, ADAPTER_RATE, options.steps)
-    taught(model, tuned, LIGHT, COPY_RATE, options.steps)
+    taught(model, style, greys(*DARK), ADAPTER_RATE, options.steps)
+    taught(model, tuned, greys(*LIGHT), COPY_RATE, options.steps)
     teacher = load_teacher(options.run, prompts=scene_prompts(1, held_out=False))
     distilled = AddedAdapter(options.run)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,47 +90,12 @@ def main() -> None:
     (options.results / "added-adapters.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def taught(model: TextPipeline, student: NetworkDenoiser, ground: tuple[float, float], rate: float, steps: int) -> None:
-    """Trains the student on scenes of that ground, by the mean square of its error in velocity."""
-    student.train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    for step, (latents, condition) in enumerate(batches(model, ground, steps)):
-        key = Key(0, "taught", step)
-        schedule = student.schedule
-        t = schedule.t_min + (schedule.t_max - schedule.t_min) * key.uniform("time", len(latents)).double()
-        noised = schedule.add_noise(latents, t, key.normal("noise", latents.shape).float())
-        error = student(noised, t, condition) - latents
-        loss = (error.square() * expand(1 / schedule.sigma(t).square(), error)).mean()
-        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-    student.requires_grad_(False).eval()
-
-
-def batches(model: TextPipeline, ground: tuple[float, float], steps: int) -> Iterator[tuple[Tensor, Any]]:
-    """Latents of scenes of that ground, and the conditions of their captions."""
-    scenes, encoder = Scenes(20_000), model.encoder
-    indices = [Key(0, "scenes", step).permutation("scene", len(scenes))[:BATCH] for step in range(steps)]
-    captions = [scenes.captions(index) for index in indices]
-    every = sorted({text for texts in captions for text in texts if text})
-    conditions = PromptConditions(embed(read_prompts(every), lambda: encoder, encoder.identity, say=lambda _: None))
-    for index, texts in zip(indices, captions, strict=True):
-        arranged = scenes.arrangement(index)
-        tone = ground[0] + (ground[1] - ground[0]) * Key(0, "ground").uniform("tone", BATCH, int(index[0])).float()
-        with torch.no_grad():
-            latents = model.codec.encode(pictured(replace(arranged, tone=tone)))
-        yield latents, conditions.of(torch.tensor([every.index(text) if text else -1 for text in texts]))
-
-
 def measured(sampler: Sampler, steps: int, options: argparse.Namespace) -> dict[str, float]:
     """The share of pictures with a dark and with a light ground, and prompt accuracy."""
     texts = sampler.owner.texts
     numbers = torch.arange(options.pictures) % len(texts)
     drawn = sampler.pictured(options.pictures, seed=1, classes=numbers, steps=steps)
-    edge = torch.cat([drawn[:, :, 0], drawn[:, :, -1], drawn[:, :, :, 0], drawn[:, :, :, -1]], dim=2)
-    grey = edge.flatten(1).median(1).values
+    grey = ground_of(drawn).median(1).values
     found = prompt_accuracy(scenes_reader(), drawn, [texts[number] for number in numbers.tolist()])
     return {
         "dark": float((grey < DARK[1] + 0.05).float().mean()),
