@@ -250,6 +250,22 @@ def _balanced(s: Scene) -> objectives.Objective:
     )
 
 
+def _phased(s: Scene, real: bool) -> objectives.Objective:
+    consistency = _consistency(s, EULER, objectives.PseudoHuber(), (0.0, 0.2))
+    assert isinstance(consistency, objectives.ConsistencyDistillation)
+    critic = FrozenTrunk(s.teacher(), _head(s))
+    if real:
+        return objectives.PhasedCritic(critic, consistency, objectives.NonSaturating())
+    return objectives.PhasedGenerator(consistency, critic, objectives.Hinge())
+
+
+def _any_end(s: Scene) -> objectives.Objective:
+    student = s.trajectory(1)
+    return objectives.TrajectoryConsistency(
+        student, freeze(copy_of(student)), Fixed(s.teacher()), objectives.Ladder(TIMES)
+    )
+
+
 def _fourier(s: Scene) -> objectives.Perceptual:
     return objectives.Perceptual(placed(fourier_features(2, 8), s.device))
 
@@ -294,6 +310,22 @@ OBJECTIVES: dict[str, Case] = {
     "identity": lambda s: (
         objectives.ScoreIdentity(s.denoiser(1), s.denoiser(2), Fixed(s.teacher()), LogNormalTimes()),
         s.prior,
+    ),
+    "augmentation": lambda s: (
+        objectives.GuidanceAugmentation(s.denoiser(1), Fixed(s.teacher()), LogNormalTimes(), objectives.DMDWeight()),
+        s.prior,
+    ),
+    "anchored jump": lambda s: (objectives.AnchoredJump(s.denoiser(1), Solver(s.teacher(), 3, HEUN), 0.5), s.prior),
+    "phased, generator": lambda s: (_phased(s, False), s.forward),
+    "phased, critic": lambda s: (_phased(s, True), s.forward),
+    "trajectory consistency": lambda s: (_any_end(s), s.forward),
+    "piecewise velocity": lambda s: (
+        objectives.PiecewiseVelocity(s.flow(1), Fixed(freeze(s.flow(9))), (1.0, 0.5, 0.0)),
+        ForwardDiffusion(DATA, RectifiedFlow(), GridTimes((1.0, 0.5))),
+    ),
+    "easy consistency": lambda s: (
+        objectives.EasyConsistency(s.denoiser(1), objectives.GapCurriculum()),
+        s.forward,
     ),
     "generator, clean": lambda s: (_adversary(s, objectives.CleanCritic(_flat(s)), objectives.Clean(), False), s.prior),
     "critic, clean": lambda s: (_adversary(s, objectives.CleanCritic(_flat(s)), objectives.Clean(), True), s.prior),
@@ -359,8 +391,9 @@ def test_no_objective_is_left_out(tmp_path):
         if isinstance(found, type) and issubclass(found, objectives.Objective)
     } - tried == {
         objectives.Objective,
-        # It takes a forward derivative, which torch can't compute under this card's dispatch mode.
+        # They take a forward derivative, which torch can't compute under this card's dispatch mode.
         objectives.ContinuousConsistency,
+        objectives.MeanFlow,
     }
 
 

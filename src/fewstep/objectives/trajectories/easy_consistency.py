@@ -90,8 +90,9 @@ class EasyConsistency(Objective):
         target = self.target(state, self.curriculum.below(schedule, state.t, step.key.step))
         estimate = step.run(self.student, state)
         square = (estimate.detach() - target).square().flatten(1).mean(1)
-        scale = (square.to(state.t) + self.constant) ** -self.power
-        total = denoising_loss(estimate, target, self.weight.at(schedule, state.t) * scale)
+        # Where the samples are, so that the host does not wait for them.
+        scale = (square.double() + self.constant) ** -self.power
+        total = denoising_loss(estimate, target, self.weight.at(schedule, state.t).to(scale) * scale)
         return Loss(total, {"easy_consistency": square.mean()})
 
     @torch.no_grad()
