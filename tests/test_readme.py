@@ -162,7 +162,7 @@ def test_the_worked_example_of_a_method_is_the_code():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     shown = {name: tree for block in blocks if "\nclass " in f"\n{block}" for name, tree in classes_in(block).items()}
-    assert shown.keys() == {"ScoreIdentity", "IdentityMethod"}
+    assert shown.keys() == {"ScoreIdentity", "FollowsIdentity", "IdentityMethod"}
     folder = ROOT / "src" / "fewstep"
     for path in ("objectives/scores/score_identity.py", "recipes/methods/following_scores/sid.py"):
         for name, tree in classes_in((folder / path).read_text(encoding="utf-8")).items():

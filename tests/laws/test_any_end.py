@@ -16,7 +16,7 @@ from fewstep.objectives import ConsistencyDistillation, Ladder, TrajectoryConsis
 from fewstep.random import Key
 from fewstep.schedule import KarrasVE, Schedule
 from fewstep.solvers import EULER, HEUN, Renoise
-from fewstep.solvers.strategic import Strategic
+from fewstep.solvers.stochastic import Strategic
 from fewstep.states import State, Step
 from fewstep.targets import Fixed
 from fewstep.times import RhoGrid

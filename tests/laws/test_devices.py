@@ -53,9 +53,9 @@ from fewstep.random import Key
 from fewstep.runs.sampler import StudentSampler, TeacherSampler
 from fewstep.schedule import DiscreteVP, KarrasVE, RectifiedFlow
 from fewstep.solvers import EULER, HEUN, Renoise, Solver
-from fewstep.solvers.gamma import Gamma
 from fewstep.solvers.rule import DPM2M, Rule
 from fewstep.solvers.sampling import Sampling
+from fewstep.solvers.stochastic import Gamma
 from fewstep.states import (
     Alternate,
     Attributed,

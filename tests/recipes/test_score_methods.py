@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_combinations import VARIANTS, fitted, tiny, without_syncing
+from test_combinations import ON_DIGITS, VARIANTS, fitted, tiny, without_syncing
 
 from fewstep.errors import UserError
 from fewstep.random import Key
@@ -148,3 +148,27 @@ def test_swiftbrush_differs_from_diff_instruct_in_its_fake_score_alone() -> None
     assert theirs["method"].pop("fake")["kind"] == "learned"
     assert ours == theirs
     assert ours["data"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "share"),
+    [
+        ("decoupled-dmd, guided", 0.1),
+        ("sid-lsg, guided", 0.1),
+        ("decoupled-dmd", 0.0),
+        ("sid-lsg", 0.0),
+        ("distribution-matching, images", 0.0),
+    ],
+)
+def test_a_path_learns_the_unconditional_estimate_that_a_method_asks_for(
+    tmp_path: Path, method: str, share: float
+) -> None:
+    """The target itself is not guided."""
+    recipe = tiny({**VARIANTS, **ON_DIGITS}[method], target="backtracked", digits=True)
+    record = build_distillation(recipe, tmp_path).stages[0]
+    assert record.phases[0].terms[0].objective.dropout == share
+
+
+def test_ladd_refuses_a_guidance_that_would_reach_no_estimate(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"its student follows a critic .*; use 'target\.guidance\.kind: none'"):
+        build_distillation(tiny(ON_DIGITS["ladd, images"], guidance="constant", digits=True), tmp_path)

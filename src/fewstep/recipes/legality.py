@@ -69,16 +69,16 @@ def guidance_refusal(method: Method, kind: str) -> str | None:
     if kind == "none":
         return None
     traits = method.effective_traits
+    if not traits.guided:
+        return (
+            f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: "
+            f"{traits.because['guided']}; use 'target.guidance.kind: none'."
+        )
     if "teacher" not in traits.roles:
         return (
             f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: its student "
             "follows the data and never asks the teacher, so that nothing would be guided; use "
             "'target.guidance.kind: none'."
-        )
-    if not traits.guided:
-        return (
-            f"'method.kind: {_name(method)}' and 'target.guidance.kind: {kind}' cannot be combined: "
-            f"{traits.because['guided']}; use 'target.guidance.kind: none'."
         )
     if method.sampling.guidance is None:
         return None

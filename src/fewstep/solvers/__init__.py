@@ -2,8 +2,8 @@
 
 from fewstep.solvers.churn import NO_CHURN, Churn, solve_with_churn
 from fewstep.solvers.flow_map import FlowMap, Renoise, Rescaled, Solver
-from fewstep.solvers.gamma import Gamma
 from fewstep.solvers.rule import DPM2M, EULER, HEUN, RULES, Rule, solve
+from fewstep.solvers.stochastic import Gamma
 from fewstep.solvers.transition import ddim_between, teacher_step, x0_of_transition
 
 __all__ = [

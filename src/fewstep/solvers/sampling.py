@@ -22,9 +22,8 @@ from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.schedule import Schedule
 from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
-from fewstep.solvers.gamma import Gamma
 from fewstep.solvers.rule import RULES, solve
-from fewstep.solvers.strategic import Strategic
+from fewstep.solvers.stochastic import Gamma, Strategic
 from fewstep.times import Grid, RhoGrid, UniformGrid, nested_times
 from fewstep.timesteps import MOST_TIMESTEPS
 from fewstep.values import name_of

@@ -51,7 +51,8 @@ class BacktrackedTarget(Section):
 
     ``guidance``: of the estimates of the node in force. ``dropout``: the share of samples whose
     condition the degrading teacher is not told, so that nodes keep an unconditional estimate that
-    is theirs; null for ``DROPOUT`` where the target is guided, and for none where it is not.
+    is theirs; null for ``DROPOUT`` where the target is guided, or the method guides what it asks,
+    and for none elsewhere.
     ``recorded_as``: what a node is: a ``copy`` of the teacher, or an adapter on it (``lora``) of
     the fake score's rank, alpha and layers.
     """
@@ -65,12 +66,13 @@ class BacktrackedTarget(Section):
     dropout: Annotated[Fraction | None, Later()] = None
     recorded_as: Annotated[Literal["copy", "lora"], Later()] = "copy"
 
-    @property
-    def dropped(self) -> float:
-        """The share of conditions that recording drops."""
+    def dropped(self, method_guides: bool) -> float:
+        """The share of conditions that recording drops; ``method_guides``: whether the method needs
+        unconditional estimates, too.
+        """
         if self.dropout is not None:
             return self.dropout
-        return DROPOUT if self.guidance.guides else 0.0
+        return DROPOUT if self.guidance.guides or method_guides else 0.0
 
     @property
     def backtracked(self) -> BacktrackedTarget | None:

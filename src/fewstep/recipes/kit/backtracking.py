@@ -91,7 +91,9 @@ def build_target(
         return TargetParts(target, [], [], steps, backtracked, path)
     probes = Probes(objective.student, states, objective.times, context.original)
     recorder = path.recorder(choice.record.rule(probes, context.original))
-    recorded_by = replace(objective, dropout=choice.dropped, conditions=context.conditions)
+    recorded_by = replace(
+        objective, dropout=choice.dropped(bool(context.method.guiding)), conditions=context.conditions
+    )
     phase = Phase("degrade", degraded, [Term(recorded_by, states, name="degradation")], choice.optimizer, 1, recorder)
     begin: list[Action] = [MeasureSpacing(path, degraded, probes), *([] if start is None else [CopyNode(path, start)])]
     least = LeastSteps(tuple(choice.switch.updates(choice.nodes - 2)[0]), context.method.student_every)

@@ -298,6 +298,23 @@ class FollowsScores(Method, abc.ABC):
         return Built([*target.record, stage], target.path, fake.learning, states)
 
 
+class FollowsLearned(FollowsScores, abc.ABC):
+    """Such a method whose fake score is always a network that is trained, and whose student takes
+    one step or several.
+    """
+
+    if TYPE_CHECKING:
+        fake: TrainedFakeChoice
+
+    @property
+    def effective_traits(self) -> Traits:
+        return self.traits if self.steps == 1 else several_steps(self.traits)
+
+    @property
+    def own_score(self) -> TrainedFakeChoice:
+        return self.fake
+
+
 def several_steps(traits: Traits) -> Traits:
     """The traits of such a method when its student takes several steps."""
     because = {

@@ -4,8 +4,9 @@ by soft consistency, denoising and an adversarial term.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,7 +36,27 @@ class DenoisingTerm(config.Section):
     weighting: config.DenoisingWeighting = EDMWeight()
 
 
-class TrajectoryMethod(GridMethod):
+class LearnsJumps(GridMethod, abc.ABC):
+    """Of methods whose student is told the time at which a jump ends."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.steps > self.points:
+            raise ValueError(
+                f"'points' ({self.points}) must be at least 'steps' ({self.steps}), whose times are among "
+                "the training grid's"
+            )
+        return self
+
+    @property
+    def steps_of_student(self) -> int:
+        return self.steps
+
+    def grown(self, copy: NetworkDenoiser) -> Denoiser:
+        return trajectory_of(copy)
+
+
+class TrajectoryMethod(LearnsJumps):
     """``max_steps``: the teacher's at most in one state (its u is drawn among them).
 
     ``adversarial``: balanced by gradients against the soft consistency, from step
@@ -60,25 +81,9 @@ class TrajectoryMethod(GridMethod):
         "classifier features": Example({"points": 4, "adversarial": {"kind": "classifier-features"}}, on_digits=True),
     }
 
-    @model_validator(mode="after")
-    def _steps_fit(self) -> TrajectoryMethod:
-        if self.steps > self.points:
-            raise ValueError(
-                f"'points' ({self.points}) must be at least 'steps' ({self.steps}), whose times are among "
-                "the training grid's"
-            )
-        return self
-
-    @property
-    def steps_of_student(self) -> int:
-        return self.steps
-
     @property
     def sampling(self) -> Sampling:
         return Sampling("gamma", self.grid, self.steps, self.gamma)
-
-    def grown(self, copy: NetworkDenoiser) -> Denoiser:
-        return trajectory_of(copy)
 
     def build(self, context: Context) -> Built:
         student, times = context.student.model, self.grid_times(context)

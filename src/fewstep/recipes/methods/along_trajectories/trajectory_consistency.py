@@ -7,20 +7,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fewstep.denoisers import Averaged, Denoiser, HalfLife, NetworkDenoiser, TrajectoryDenoiser, trajectory_of
+from fewstep.denoisers import Averaged, HalfLife, TrajectoryDenoiser
 from fewstep.objectives import Ladder, TrajectoryConsistency
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.state_sources import Transitions, build_states, forward_states, teacher_transition
-from fewstep.recipes.methods.method import Built, Example, GridMethod, Traits, student_phase
+from fewstep.recipes.methods.along_trajectories.trajectory import LearnsJumps
+from fewstep.recipes.methods.method import Built, Example, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
 from fewstep.targets import Fixed
 from fewstep.training import Stage, Term
 from fewstep.values import Few
 
 
-class TrajectoryConsistencyMethod(GridMethod):
+class TrajectoryConsistencyMethod(LearnsJumps):
     """``skip``: how many of the ``points`` a teacher's step takes. ``end``: the share of states
     whose jump goes to clean samples; the others' end is drawn. ``gamma``: for sampling.
     """
@@ -39,25 +40,9 @@ class TrajectoryConsistencyMethod(GridMethod):
         "images": Example({"points": 4, "end": 0.0}, on_digits=True),
     }
 
-    @model_validator(mode="after")
-    def _steps_are_points(self) -> TrajectoryConsistencyMethod:
-        if self.steps > self.points:
-            raise ValueError(
-                f"'points' ({self.points}) must be at least 'steps' ({self.steps}), whose times are among "
-                "the training grid's"
-            )
-        return self
-
-    @property
-    def steps_of_student(self) -> int:
-        return self.steps
-
     @property
     def sampling(self) -> Sampling:
         return Sampling("strategic", self.grid, self.steps, self.gamma)
-
-    def grown(self, copy: NetworkDenoiser) -> Denoiser:
-        return trajectory_of(copy)
 
     def build(self, context: Context) -> Built:
         student, times = context.student.model, self.grid_times(context)

@@ -11,14 +11,14 @@ from pydantic import Field
 
 from fewstep.objectives import DistributionMatching, DMDWeight, GuidanceAugmentation
 from fewstep.recipes import config
-from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, TrainedFakeChoice, several_steps
+from fewstep.recipes.kit.followed_scores import Followed, FollowsLearned, LearnedFake, TrainedFakeChoice
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
 from fewstep.values import Few
 
 
-class DecoupledMethod(FollowsScores):
+class DecoupledMethod(FollowsLearned):
     """``guidance``: the scale of the augmentation, at least 1; at 1 there is none.
 
     ``weighting``, ``times``: of distribution matching; ``augmentation_weighting``,
@@ -48,14 +48,6 @@ class DecoupledMethod(FollowsScores):
         "guided, low rank": Example({"fake": {"kind": "lora", "rank": 2}}, on_digits=True),
         "guided, 2 steps": Example({"steps": 2}, on_digits=True),
     }
-
-    @property
-    def effective_traits(self) -> Traits:
-        return self.traits if self.steps == 1 else several_steps(self.traits)
-
-    @property
-    def own_score(self) -> TrainedFakeChoice:
-        return self.fake
 
     @property
     def guiding(self) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ from pydantic import Field
 from fewstep.objectives import DistributionMatching, Divergence, DMDWeight, JensenShannon, RatioWeight
 from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import FakeTrunk, TeacherTrunk
-from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, TrainedFakeChoice, several_steps
+from fewstep.recipes.kit.followed_scores import Followed, FollowsLearned, LearnedFake, TrainedFakeChoice
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.times import LogNormalTimes
 from fewstep.training import Term
 from fewstep.values import Few
 
 
-class FDistillMethod(FollowsScores):
+class FDistillMethod(FollowsLearned):
     """``divergence``: which; 'reverse-kl' is distribution matching with a critic.
 
     ``adversarial``: the critic, on noised samples.
@@ -44,14 +44,6 @@ class FDistillMethod(FollowsScores):
         ),
         "images": Example({}, on_digits=True),
     }
-
-    @property
-    def effective_traits(self) -> Traits:
-        return self.traits if self.steps == 1 else several_steps(self.traits)
-
-    @property
-    def own_score(self) -> TrainedFakeChoice:
-        return self.fake
 
     @property
     def critic(self) -> FakeTrunk | TeacherTrunk:

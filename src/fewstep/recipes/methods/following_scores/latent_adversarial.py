@@ -31,7 +31,11 @@ class LatentAdversarialMethod(Method):
     grid: Annotated[config.GridName, Later()] = RhoGrid()
 
     traits: ClassVar[Traits] = Traits(
-        frozenset({"forward", "rollout", "ddil", "per-batch"}), False, roles=("teacher", "student")
+        frozenset({"forward", "rollout", "ddil", "per-batch"}),
+        False,
+        roles=("student",),
+        guided=False,
+        because={"guided": "its student follows a critic on the teacher's features, and no estimate of the teacher's"},
     )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({"steps": 2}),

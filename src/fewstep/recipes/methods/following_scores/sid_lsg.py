@@ -6,33 +6,30 @@ The target's own scale is the recipe's ``target.guidance``, as in every method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.objectives import DMDWeight, ScoreIdentity
+from fewstep.objectives import DMDWeight
 from fewstep.objectives.scores.fakes import Learned
 from fewstep.recipes import config
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.followed_scores import (
     FakeParts,
-    Followed,
-    FollowsScores,
     LearnedFake,
     TrainedFakeChoice,
-    several_steps,
 )
+from fewstep.recipes.methods.following_scores.sid import FollowsIdentity
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.states import States
 from fewstep.targets import ConstantGuidance
 from fewstep.times import LogNormalTimes
-from fewstep.training import Term
 from fewstep.values import Few, NotNegative
 
 
-class GuidedIdentityMethod(FollowsScores):
+class GuidedIdentityMethod(FollowsIdentity):
     """``training_guidance``: the fake score's scale in its own training (kappa_1);
     ``fake_guidance``: its scale in the student's loss (kappa_2 = kappa_3); 1 is no guidance.
     """
@@ -57,14 +54,6 @@ class GuidedIdentityMethod(FollowsScores):
     }
 
     @property
-    def effective_traits(self) -> Traits:
-        return self.traits if self.steps == 1 else several_steps(self.traits)
-
-    @property
-    def own_score(self) -> TrainedFakeChoice:
-        return self.fake
-
-    @property
     def guiding(self) -> tuple[str, ...]:
         scales = {"training_guidance": self.training_guidance, "fake_guidance": self.fake_guidance}
         return tuple(name for name, scale in scales.items() if scale != 1)
@@ -79,11 +68,3 @@ class GuidedIdentityMethod(FollowsScores):
         # The guided estimate is what leaves the data's range, so the threshold comes after it.
         score = Learned(context.reflected(network, "fake"))
         return replace(parts, score=score, learning=learning, phase=replace(parts.phase, terms=terms))
-
-    def terms(self, followed: Followed) -> Sequence[Term]:
-        assert isinstance(followed.fake, Learned)
-        fake = followed.fake.denoiser
-        identity = ScoreIdentity(
-            followed.student, fake, followed.target, self.times, self.alpha, self.weighting, followed.passes
-        )
-        return [Term(identity, followed.states, name="identity")]

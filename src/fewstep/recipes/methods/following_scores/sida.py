@@ -4,19 +4,18 @@ of its fake score, which sees data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.objectives import DMDWeight, ScoreIdentity
-from fewstep.objectives.scores.fakes import Learned
+from fewstep.objectives import DMDWeight
 from fewstep.recipes import config
 from fewstep.recipes.kit.adversaries import FakeTrunk
-from fewstep.recipes.kit.followed_scores import Followed, FollowsScores, LearnedFake, TrainedFakeChoice, several_steps
+from fewstep.recipes.kit.followed_scores import LearnedFake, TrainedFakeChoice
+from fewstep.recipes.methods.following_scores.sid import FollowsIdentity
 from fewstep.recipes.methods.method import Example, Traits
 from fewstep.times import LogNormalTimes
-from fewstep.training import Term
 from fewstep.values import Few
 
 
@@ -27,7 +26,7 @@ class IdentityTrunk(FakeTrunk):
     critic_weight: float = Field(0.03, ge=0)
 
 
-class AdversarialIdentityMethod(FollowsScores):
+class AdversarialIdentityMethod(FollowsIdentity):
     """``alpha``: of SiD's Eq. 23. ``adversarial``: the critic. ``steps``: the student's."""
 
     kind: Literal["sida"]
@@ -49,21 +48,5 @@ class AdversarialIdentityMethod(FollowsScores):
     }
 
     @property
-    def effective_traits(self) -> Traits:
-        return self.traits if self.steps == 1 else several_steps(self.traits)
-
-    @property
-    def own_score(self) -> TrainedFakeChoice:
-        return self.fake
-
-    @property
     def critic(self) -> IdentityTrunk:
         return self.adversarial
-
-    def terms(self, followed: Followed) -> Sequence[Term]:
-        assert isinstance(followed.fake, Learned)
-        fake = followed.fake.denoiser
-        identity = ScoreIdentity(
-            followed.student, fake, followed.target, self.times, self.alpha, self.weighting, followed.passes
-        )
-        return [Term(identity, followed.states, name="identity")]
