@@ -137,7 +137,10 @@ def teacher_file(digits: bool = False) -> Path:
         else {"kind": "residual-mlp", "width": 8, "depth": 1, "classes": 0}
     )
     assert isinstance(network, DenoisingNetwork)
-    torch.nn.init.normal_(network.leave.weight, std=0.1)
+    # Networks begin with zeros where they would depend on the time and the class.
+    for weight in network.parameters():
+        if weight.dim() > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
     sigma_data = 0.75 if digits else 2.3
     teacher = NetworkDenoiser(
         network,

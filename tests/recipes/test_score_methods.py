@@ -172,3 +172,17 @@ def test_a_path_learns_the_unconditional_estimate_that_a_method_asks_for(
 def test_ladd_refuses_a_guidance_that_would_reach_no_estimate(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"its student follows a critic .*; use 'target\.guidance\.kind: none'"):
         build_distillation(tiny(ON_DIGITS["ladd, images"], guidance="constant", digits=True), tmp_path)
+
+
+def test_the_guidance_of_decoupled_dmd_weighs_its_augmentation_beyond_one(tmp_path: Path) -> None:
+    recipe = tiny({**ON_DIGITS["decoupled-dmd, guided"], "guidance": 3.5}, digits=True)
+    terms = build_distillation(recipe, tmp_path).stages[-1].phases[0].terms
+    assert {term.name: term.weight for term in terms} == {"matching": 1.0, "augmentation": 2.5}
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_dp_dmds_anchor_is_the_students_second_time(tmp_path: Path, steps: int) -> None:
+    parts = build_distillation(tiny({**VARIANTS["dp-dmd"], "steps": steps}), tmp_path)
+    anchor = next(term for term in parts.stages[-1].phases[0].terms if term.name == "anchor")
+    times = parts.sampling.times(parts.prior.schedule, parts.prior.time)
+    assert anchor.objective.anchor == pytest.approx(float(times[1]))
