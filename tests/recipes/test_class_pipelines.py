@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,15 @@ def test_data_of_the_same_classes_becomes_latents(folder: Path, tmp_path: Path) 
         written(tmp_path / "r.yaml", recipe_of(folder, data=data)), ["training.steps=12"], out=tmp_path / "run"
     )
     assert load(run).pictured(2).shape == (2, 3, 16, 16)
+
+
+def test_an_activation_that_diffusers_does_not_know_is_refused_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+    """Its constructor ends with a name that was never bound."""
+    changed = shutil.copytree(folder, tmp_path / "dit")
+    config = changed / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "activation_fn": "novel"}))
+    opened = open_pipeline(changed)
+    for reads in (opened.sketch, opened.denoiser):
+        with pytest.raises(UserError, match="cannot be built with the arguments that are given") as raised:
+            reads()
+        assert "\n" not in str(raised.value)

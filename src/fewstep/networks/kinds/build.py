@@ -16,6 +16,20 @@ from fewstep.networks.kinds.bounds import MOST_UNITS, Undrawn, at_most, machine_
 from fewstep.networks.kinds.registry import arguments_of, find_kind, kind_named
 from fewstep.values import checked
 
+NOT_BUILT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What constructors raise of values that they do not take; a name that was never bound is how
+diffusers' say it of an unknown activation.
+"""
+
 
 def build(description: Mapping[str, Any], module: str | None = None) -> nn.Module:
     """A fresh network from ``{"kind": ..., **arguments}``.
@@ -52,7 +66,7 @@ def build(description: Mapping[str, Any], module: str | None = None) -> nn.Modul
         raise UserError(f"network '{kind.name}': the argument '{missing}' is missing; add it.")
     try:
         return _built(kind.cls, arguments)
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+    except NOT_BUILT as error:
         # What torch says of a size goes on with its own stack.
         reason = str(error).partition("\n")[0]
         raise UserError(

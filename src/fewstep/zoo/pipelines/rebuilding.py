@@ -20,6 +20,7 @@ from fewstep.networks import AutoencoderCodec, Codec, DenoisingNetwork, build
 from fewstep.networks.diffusers import DeepCompressionCodec, FramedCodec
 from fewstep.networks.families import DiffusersTransformer
 from fewstep.networks.kinds.bounds import Undrawn, at_most
+from fewstep.networks.kinds.build import NOT_BUILT
 from fewstep.networks.kinds.network_files import load_strictly, room_for
 from fewstep.networks.kinds.registry import kind_named
 from fewstep.zoo.diffusers_configurations import (
@@ -321,7 +322,7 @@ def _made(make: Callable[[], Made], where: object) -> Made:
         return make()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+    except NOT_BUILT as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{where}: is no network that can be built ({reason}); correct its values.") from error
 
