@@ -10,7 +10,8 @@ noise is the same for all. Copies are trained at the rates of ``scenes-disback``
 of ``scenes-disback-lora``. Each student is measured as ``scenes_students`` measures them. Bytes are
 counted, not planned: of the state, those of all networks, a target's slot, gradients and moments
 after a step of each optimizer; and what autograd keeps of a student's forward pass for its
-backward, a sample. Runs that are there are not repeated.
+backward, a sample. Runs whose figures are
+there are not repeated.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from paired import ratio
-from runner import Job, options_of, run_all
+from runner import Job, options_of, studied
 from scenes_students import cells, figures, of_seeds
 
 COPIES, ADAPTERS = "scenes-disback", "scenes-disback-lora"
@@ -65,11 +67,7 @@ def main() -> None:
     options = options_of(parser, "runs/adapters", 3)
     # Seed by seed, so that an early stop leaves whole comparisons.
     jobs = {(arm, seed): job_of(arm, seed, options) for seed in range(options.seeds) for arm in options.only}
-    if not options.only_show:
-        waiting = sum(not job.done for job in jobs.values())
-        print(f"{waiting} of {len(jobs)} runs to do, about {waiting / 6:.1f} hours of one core", flush=True)
-        run_all([*jobs.values()], options, lambda job: figures(job, options))
-    found = {place: figures(job, options) for place, job in jobs.items() if job.done}
+    found = studied(jobs, options, partial(figures, pictures=options.pictures), 1 / 6, pictures=options.pictures)
     rows = [
         {
             "arm": arm,

@@ -15,23 +15,21 @@ prompt, fifty prompts), over the teacher's. ``--shared`` students of PD with DDI
 with the teacher of 32 steps, as the paper's Tables 5, 6 and 7 have it.
 
 Seeds are paired, evaluation noise is the same for all; means over seeds, gains with Student's 95 %
-interval. Runs that are there are not repeated, and a run that was cut off goes on.
+interval. Runs whose figures are there are not repeated, and a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from paired import gain, shown
-from runner import Job, kept, options_of, run_all
-from scenes_students import cells, of_seeds
+from runner import Job, options_of, studied
+from scenes_students import cells, figures, of_seeds
 
 STEPS = 4
 SHOWN = ("fd", "accuracy", "held_out", "diversity")
@@ -84,11 +82,8 @@ def main() -> None:
     steps = {(task, ddil): steps_within(task, ddil, options) for task in options.only for ddil in (False, True)}
     # Seed by seed, so that an early stop leaves whole comparisons.
     jobs = {(arm, seed): job_of(*arm, seed, steps[arm], options) for seed in range(options.seeds) for arm in steps}
-    if not options.only_show:
-        waiting = sum(not job.done for job in jobs.values())
-        print(f"{waiting} of {len(jobs)} runs to do, about {waiting / 7:.1f} hours of one core", flush=True)
-        run_all([*jobs.values()], options, lambda job: figures(job, options))
-    found = {place: figures(job, options) for place, job in jobs.items() if job.done}
+    how = {"pictures": options.pictures, "steps": STEPS}
+    found = studied(jobs, options, partial(figures, **how), 1 / 7, **how)
     rows = [
         {
             "task": task,
@@ -98,9 +93,10 @@ def main() -> None:
         }
         for task, ddil in steps
     ]
-    sharing = [jobs[("pd4", True), seed] for seed in range(options.shared) if (("pd4", True), seed) in found]
+    sharing = {place: job for place, job in jobs.items() if place[0] == ("pd4", True) and place[1] < options.shared}
     compared = {task: compare(rows, task) for task in options.only}
-    tables = [shared(job, options) for job in sharing]
+    samples = options.shared_samples
+    tables = [*studied(sharing, options, partial(shared, samples=samples), 1 / 7, shared=samples).values()]
     show(rows, compared, tables)
     options.results.mkdir(parents=True, exist_ok=True)
     content = {"budget": options.budget, "rows": rows, "ddil over reflected": compared, "shared": tables}
@@ -131,34 +127,11 @@ def job_of(name: str, ddil: bool, seed: int, steps: int, options: argparse.Names
     return Job(folder, recipe, {**settings, **more, "training.steps": steps})
 
 
-def figures(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """What is measured of a run at four steps, kept beside it."""
+def shared(job: Job, samples: int) -> Mapping[str, Any]:
+    """Tables 5 to 7 of a run."""
+    from fewstep.studies import measure_shift
 
-    def make() -> dict[str, Any]:
-        return _printed("scenes_measured.py", job.folder, options.pictures, STEPS)
-
-    return kept(job.folder / f"measured-{options.pictures}-{STEPS}.json", make)
-
-
-def shared(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """Tables 5 to 7 of a run, kept beside it."""
-    samples = options.shared_samples
-
-    def make() -> dict[str, Any]:
-        from fewstep.studies import measure_shift
-
-        return measure_shift(job.folder, samples=samples)
-
-    return kept(job.folder / f"shared-{samples}.json", make)
-
-
-def _printed(script: str, *arguments: object) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"{arguments[0]}: {result.stderr.splitlines()[-1]}")
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    return measure_shift(job.folder, samples=samples)
 
 
 def compare(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:

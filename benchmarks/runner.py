@@ -1,10 +1,12 @@
 """Runs of shipped recipes with overrides, each `fewstep distill` or `fewstep pretrain` on one
-thread, several at a time; one that is there is not repeated, one that was cut off goes on.
+thread, several at a time; one that is there is not repeated, one that was cut off goes on. A study
+whose figures are kept apart from its runs goes on where its runs are gone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -51,17 +53,17 @@ class Job:
             "1",
         ]
 
+    def said(self, more: Mapping[str, Any]) -> list[str]:
+        """Its settings and ``more``, as the command line says them."""
+        return [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **more}.items()]
+
     def run(self, more: Mapping[str, Any]) -> None:
         """Runs it, with ``more`` settings, in a process of its own; ends the benchmark with its
         last line of error if it fails.
         """
         command = self.command
         # training.steps is given in full beside all shares, so that none is scaled.
-        command += [
-            argument
-            for key, value in {**self.settings, **more}.items()
-            for argument in ("--set", f"{key}={json.dumps(value)}")
-        ]
+        command += [argument for setting in self.said(more) for argument in ("--set", setting)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             sys.exit(f"{self.folder}: {result.stderr.splitlines()[-1]}")
@@ -100,10 +102,47 @@ def run_all(jobs: Sequence[Job], options: argparse.Namespace, then: Callable[[Jo
             print(f"[{done}/{len(jobs)}] {job.folder.name}", flush=True)
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def studied(
+    jobs: Mapping[Any, Job],
+    options: argparse.Namespace,
+    measure: Callable[[Job], Mapping[str, Any]],
+    hours: float,
+    **how: Any,
+) -> dict[Any, Any]:
+    """What ``measure`` finds of each of a study's runs, by their places; of those that are there.
+
+    Runs and measures what is not there, unless ``options.only_show``, and says before by ``hours``
+    a run how long that takes. Figures are kept beside the results, under a name that holds a
+    digest of the whole recipe and of ``how`` is measured: they are small enough to be committed,
+    so that a study goes on on another machine; figures of other settings are not taken for these.
+    """
+    files = {place: figures_file(job, options, how) for place, job in jobs.items()}
+    if not options.only_show:
+        waiting = {place: job for place, job in jobs.items() if not files[place].is_file()}
+        print(
+            f"{len(waiting)} of {len(jobs)} runs to do, about {len(waiting) * hours:.1f} hours of one core", flush=True
+        )
+        places = {job.folder: place for place, job in waiting.items()}
+        run_all([*waiting.values()], options, lambda job: kept(files[places[job.folder]], lambda: measure(job)))
+    return {place: json.loads(file.read_text()) for place, file in files.items() if file.is_file()}
+
+
+def figures_file(job: Job, options: argparse.Namespace, how: Mapping[str, Any]) -> Path:
+    """Where the figures of a run are kept that was measured so."""
+    from fewstep.recipes import load_recipe
+
+    recipe = load_recipe(job.recipe, job.said(options.more)).model_dump(mode="json")
+    # Where it is computed changes no figure.
+    recipe["training"].pop("device")
+    digest = hashlib.sha256(json.dumps([recipe, how], sort_keys=True).encode()).hexdigest()[:12]
+    return Path(options.results, job.folder.parent.name, f"{job.folder.name}-{digest}.json")
+
+
+def kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """What ``path`` holds, made and written when it is not there."""
     if not path.is_file():
         value = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps(value))
         aside.replace(path)

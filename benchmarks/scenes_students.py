@@ -12,7 +12,7 @@ is measured by ``fewstep evaluate``: the Frechet distance to the guided teacher'
 prompt accuracy of seen prompts, diversity a prompt (ten pictures of each of fifty prompts) over the
 teacher's; and by the prompts of held-out combinations, which no run was trained on. Seeds are
 paired, evaluation noise is the same for all; means over seeds, gains with Student's interval. Runs
-that are there are not repeated.
+whose figures are there are not repeated.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from paired import gain
-from runner import Job, kept, options_of, run_all
+from runner import Job, options_of, studied
 
 RECIPE = "scenes-disback"
 ARMS = ("disback", "warm", "diff-instruct")
@@ -52,11 +54,7 @@ def main() -> None:
         for arm, seeds in arms.items()
         if seed < seeds
     }
-    if not options.only_show:
-        waiting = sum(not job.done for job in jobs.values())
-        print(f"{waiting} of {len(jobs)} runs to do, about {waiting / 6:.1f} hours of one core", flush=True)
-        run_all([*jobs.values()], options, lambda job: figures(job, options))
-    found = {place: figures(job, options) for place, job in jobs.items() if job.done}
+    found = studied(jobs, options, partial(figures, pictures=options.pictures), 1 / 6, pictures=options.pictures)
     rows = [
         {
             "arm": arm[0],
@@ -116,17 +114,15 @@ def job_of(arm: tuple[str, float], seed: int, steps: int, options: argparse.Name
     return Job(options.out / f"{arm[0]}-{arm[1]:g}-{steps}-{seed}", RECIPE, settings)
 
 
-def figures(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """What is measured of a run, kept beside it."""
-
-    def make() -> dict[str, Any]:
-        command = [sys.executable, __file__.replace("scenes_students", "scenes_measured"), str(job.folder)]
-        result = subprocess.run([*command, str(options.pictures)], capture_output=True, text=True, check=False)
-        if result.returncode:
-            sys.exit(f"{job.folder}: {result.stderr.splitlines()[-1]}")
-        return json.loads(result.stdout)
-
-    return kept(job.folder / f"measured-{options.pictures}.json", make)
+def figures(job: Job, pictures: int, steps: int = 1) -> dict[str, Any]:
+    """What is measured of a run's student in so many steps, in a process of its own."""
+    script = Path(__file__).with_name("scenes_measured.py")
+    command = [sys.executable, str(script), str(job.folder), str(pictures), str(steps)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{job.folder}: {result.stderr.splitlines()[-1]}")
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
 
 
 def compare(rows: Sequence[Mapping[str, Any]], scale: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from hostile_worker import LIMIT_MIB, LIMIT_SECONDS, LIMIT_WAITING, Worker, alon
 
 PROGRESS = re.compile(
     r"[\w -]+: \d+/\d+ steps|step \d+: |passed over a checkpoint|.* is kept as |there is no checkpoint|resuming with "
+    r"|[\w ]+: \d+ of \d+ different prompts are not in the cache; "
 )
 COLUMNS = (
     "cases",
@@ -207,6 +209,8 @@ def main() -> None:
         if chosen.out is not None:
             chosen.out.mkdir(parents=True, exist_ok=True)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-", dir=chosen.out)))
+        # Embeddings and moments that the user has kept are none of the cases' business.
+        os.environ["FEWSTEP_CACHE"] = str(folder / "cache")
         result = count(chosen.count, chosen.seed, folder, chosen.only, chosen.verbose, chosen.kinds)
     print(f"{'':12}" + "".join(f"{column:>13}" for column in COLUMNS))
     for kind, row in result["kinds"].items():

@@ -47,9 +47,11 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        # Of what torch says the first sentence: the next ones advise to run the file's code.
+        said = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UserError(
-            f"{path}: is not a state dict that can be read without running code "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+            f"{path}: is not a state dict that can be read without running code ({said}); "
+            "get its weights as safetensors, or download it again."
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
