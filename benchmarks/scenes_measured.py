@@ -20,6 +20,7 @@ def measured(folder: Path, pictures: int, steps: int = 1) -> dict[str, Any]:
     """The figures of the run's student in so many steps."""
     from fewstep.data.scenes import scene_prompts
     from fewstep.metrics.prompted import prompt_accuracy
+    from fewstep.report.history import History
     from fewstep.runs import evaluate, load
     from fewstep.training.reporting.log import read_log
     from fewstep.zoo import scenes_reader
@@ -34,7 +35,8 @@ def measured(folder: Path, pictures: int, steps: int = 1) -> dict[str, Any]:
     drawn = sampler(pictures, seed=1, classes=numbers, steps=steps)
     held_out = prompt_accuracy(scenes_reader(), drawn, [unseen[number] for number in numbers.tolist()])
     # What trains the student, whatever its stages are called.
-    lines = [line for line in read_log(folder / "metrics.jsonl") if line.get("stage") not in (None, "record")]
+    log = read_log(folder / "metrics.jsonl")
+    lines = [line for line in log if line.get("stage") not in (None, "record")]
     first, last = lines[0], lines[-1]
     return {
         "fd": student["fd"],
@@ -42,6 +44,7 @@ def measured(folder: Path, pictures: int, steps: int = 1) -> dict[str, Any]:
         "held_out": held_out["all"],
         "diversity": student.get("prompt_diversity_ratio"),
         "teacher": {steps: each.get("prompt_accuracy") for steps, each in found["teacher"].items()},
+        "first_gap": History.of(log).first_gap(),
         "seconds_a_step": (last["seconds"] - first["seconds"]) / max(last["step"] - first["step"], 1),
         "evaluations": last["evaluations"],
     }

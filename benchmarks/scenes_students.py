@@ -5,14 +5,18 @@ ablation and Diff-Instruct, with a guided target and without guidance.
     python benchmarks/scenes_students.py --seeds 5 --out runs/scenes-students
     python benchmarks/scenes_students.py --only-show --out runs/scenes-students
 
+``along path`` is DisBack too, but guided by 1 at the last node and by the full scale at the teacher
+only; ``first gap`` is the gap between the scores at the first step after recording.
+
 All runs have the network evaluations of one sample that the recipe ``scenes-disback`` has, or
 ``--budget``: recording, which DisBack alone has, is paid from them. The warm ablation records as
-long and keeps the last node alone. At guidance 1, as many seeds as ``--plain-seeds``. Each student
-is measured by ``fewstep evaluate``: the Frechet distance to the guided teacher's own samples, the
-prompt accuracy of seen prompts, diversity a prompt (ten pictures of each of fifty prompts) over the
-teacher's; and by the prompts of held-out combinations, which no run was trained on. Seeds are
-paired, evaluation noise is the same for all; means over seeds, gains with Student's interval. Runs
-whose figures are there are not repeated.
+long and keeps the last node alone. There are ``--plain-seeds`` runs at guidance 1, and
+``--along-seeds`` runs that are guided along the path. Each student is measured by ``fewstep
+evaluate``: the Frechet distance to the guided teacher's own samples, the prompt accuracy of seen
+prompts, diversity a prompt (ten pictures of each of fifty prompts) over the teacher's; and by the
+prompts of held-out combinations, which no run was trained on. Seeds are paired, evaluation noise is
+the same for all; means over seeds, gains with Student's interval. Runs whose figures are there are
+not repeated.
 """
 
 from __future__ import annotations
@@ -33,18 +37,21 @@ from runner import Job, options_of, studied
 RECIPE = "scenes-disback"
 ARMS = ("disback", "warm", "diff-instruct")
 SCALE = 1.75
-SHOWN = ("fd", "accuracy", "held_out", "diversity", "seconds_a_step")
+ALONG = "along path"
+SHOWN = ("fd", "accuracy", "held_out", "diversity", "first_gap", "seconds_a_step")
 PER_CENT = ("accuracy", "held_out", "diversity")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plain-seeds", type=int, default=3, help="of runs at guidance 1")
+    parser.add_argument("--along-seeds", type=int, default=3, help="of runs that are guided along the path")
     parser.add_argument("--budget", type=float, help="network evaluations of one sample, a run")
     parser.add_argument("--pictures", type=int, default=400, help="of held-out prompts")
     parser.add_argument("--only-show", action="store_true", help="tables of the runs that are there")
     options = options_of(parser, "runs/scenes-students", 5)
     arms = {(arm, SCALE): options.seeds for arm in ARMS}
+    arms[ALONG, SCALE] = min(options.along_seeds, options.seeds)
     arms |= {(arm, 1.0): min(options.plain_seeds, options.seeds) for arm in ("disback", "diff-instruct")}
     steps = {arm: steps_within(arm, options) for arm in arms}
     # Seed by seed, so that an early stop leaves whole comparisons.
@@ -76,7 +83,8 @@ def target_of(arm: str, scale: float) -> dict[str, Any]:
     from fewstep.recipes import DistillRecipe, load_recipe
     from fewstep.targets.record import RecordEvery
 
-    guidance = {"kind": "constant", "scale": scale} if scale != 1 else {"kind": "none"}
+    kind = "along-path" if arm == ALONG else "constant"
+    guidance = {"kind": kind, "scale": scale} if scale != 1 else {"kind": "none"}
     if arm == "diff-instruct":
         return {"target": {"kind": "fixed", "guidance": guidance}}
     if arm != "warm":
@@ -111,7 +119,7 @@ def job_of(arm: tuple[str, float], seed: int, steps: int, options: argparse.Name
         **target_of(*arm),
         "training.steps": steps,
     }
-    return Job(options.out / f"{arm[0]}-{arm[1]:g}-{steps}-{seed}", RECIPE, settings)
+    return Job(options.out / f"{arm[0].replace(' ', '-')}-{arm[1]:g}-{steps}-{seed}", RECIPE, settings)
 
 
 def figures(job: Job, pictures: int, steps: int = 1) -> dict[str, Any]:
