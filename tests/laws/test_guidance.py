@@ -11,15 +11,16 @@ import pytest
 import torch
 from law_kit import SCHEDULES, normals, randomised, three_gaussians, time, tiny_denoiser
 from torch import Tensor
+from torch.nn import functional
 
 from fewstep import cost
 from fewstep.condition import LABELS, NO_CLASS, Classes, Condition, Conditions
-from fewstep.denoisers import Denoiser, GaussianMixture, StaticThreshold, copy_of, freeze
+from fewstep.denoisers import Denoiser, GaussianMixture, Guided, GuidedPatchwise, StaticThreshold, copy_of, freeze
 from fewstep.errors import UserError
 from fewstep.objectives import DistributionMatching, EDMWeight, PlainWeight, ScoreIdentity, ScoreMatching
 from fewstep.prediction import score_of
 from fewstep.random import Key
-from fewstep.schedule import DiscreteVP, KarrasVE, Schedule
+from fewstep.schedule import DiscreteVP, KarrasVE, Schedule, expand
 from fewstep.states import Prior, State, States, Step
 from fewstep.targets import (
     Backtracked,
@@ -32,6 +33,7 @@ from fewstep.targets import (
     GuidedTarget,
     IntervalGuidance,
     NoGuidance,
+    PatchwiseGuidance,
     ReflectedTarget,
     RescaledGuidance,
 )
@@ -42,6 +44,7 @@ ALL = {
     "constant": ConstantGuidance(3.0),
     "interval": IntervalGuidance(3.0, 0.3, 2.0),
     "rescaled": RescaledGuidance(3.0, 0.5),
+    "patchwise": PatchwiseGuidance(3.0, 2),
     "along-path": GuidanceAlongPath(3.0),
 }
 every_kind = pytest.mark.parametrize("guidance", ALL.values(), ids=ALL.keys())
@@ -77,7 +80,7 @@ def test_every_kind_is_tried_here_and_is_rebuilt_from_its_description() -> None:
 
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
 def test_a_scale_is_a_number_from_zero_on(scale: float) -> None:
-    for kind in (ConstantGuidance, RescaledGuidance, GuidanceAlongPath):
+    for kind in (ConstantGuidance, RescaledGuidance, PatchwiseGuidance, GuidanceAlongPath):
         with pytest.raises(UserError, match="'scale'"):
             kind(scale)
 
@@ -214,6 +217,77 @@ def test_an_estimate_without_contrast_is_left_as_it_is() -> None:
 
     found = _guided(RescaledGuidance(3.0, 1.0), Flat())(X, T, LABEL)
     assert torch.equal(found, _guided(ConstantGuidance(3.0), Flat())(X, T, LABEL))
+
+
+# Patch by patch
+
+
+class Pictures(Denoiser):
+    """Estimates of pictures that have nothing to do with one another, by class."""
+
+    shape, classes = (3, 4, 6), 2
+    schedule: Schedule = KarrasVE()
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        assert isinstance(condition, Condition)
+        assert condition.labels is not None
+        estimates = normals(3, *self.shape, seed=2)
+        return estimates[condition.labels + 1].to(x)
+
+
+def _velocity(schedule: Schedule, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+    """eps - x0, with eps by its definition."""
+    alpha, sigma = (expand(each, x) for each in (schedule.alpha(t), schedule.sigma(t)))
+    return (x - alpha * x0) / sigma - x0
+
+
+def _patches(values: Tensor, patch: int) -> Tensor:
+    """(B, patches, numbers of a patch)"""
+    return functional.unfold(values, patch, stride=patch).transpose(1, 2)
+
+
+@every_schedule
+def test_patchwise_the_velocity_has_the_guided_direction_and_the_conditional_length(schedule: Schedule) -> None:
+    model, (x, t, labels) = (
+        Pictures(),
+        (normals(6, 3, 4, 6), torch.linspace(0.1, 0.9, 6, dtype=torch.float64), LABEL % 2),
+    )
+    model.schedule = schedule
+    t = t.clamp(schedule.t_min, 1.0)
+    asked = [_guided(guidance, model)(x, t, labels) for guidance in (ConstantGuidance(3.0), PatchwiseGuidance(3.0, 2))]
+    conditional = model(x, t, Condition(labels=labels))
+    guided, found, wanted = (_patches(_velocity(schedule, x, t, x0), 2) for x0 in (*asked, conditional))
+    assert guided.shape == (6, 6, 12)
+    torch.testing.assert_close(found.norm(dim=2), wanted.norm(dim=2), rtol=1e-7, atol=1e-10)
+    along = functional.cosine_similarity(found, guided, dim=2)
+    torch.testing.assert_close(along, torch.ones_like(along), rtol=1e-9, atol=1e-9)
+
+
+@every_schedule
+def test_patchwise_a_sample_without_height_is_one_patch(schedule: Schedule) -> None:
+    mixture, (x, t, labels) = three_gaussians(schedule), _asked(schedule)
+    found, conditional = _guided(ALL["patchwise"], mixture)(x, t, labels), mixture(x, t, labels)
+    ours, theirs = (_velocity(schedule, x, t, x0).norm(dim=1) for x0 in (found, conditional))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_patchwise_a_velocity_of_nothing_stays_nothing_and_has_a_derivative() -> None:
+    """Where guided estimates leave nothing to go, no number is divided by nothing."""
+    model = Pictures()
+    t = KarrasVE().time_at_sigma(torch.ones(2))
+    labels, null = torch.tensor([0, 1]), torch.tensor([NO_CLASS, NO_CLASS])
+    x0 = Guided(model, 3.0)(normals(2, 3, 4, 6), t, labels)
+    x = (expand(1 + KarrasVE().sigma(t), x0) * x0).requires_grad_()
+    found = GuidedPatchwise(model, 3.0, 2)(x, t, labels)
+    torch.testing.assert_close(found, x0)
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    assert bool(slope.isfinite().all())
+    assert not torch.equal(model(x, t, Condition(labels=labels)), model(x, t, Condition(labels=null)))
+
+
+def test_patches_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="patches of 4 x 4 does not fit samples of 4 x 6; give a 'patch' that divides"):
+        GuidedPatchwise(Pictures(), 3.0, 4)
 
 
 # Along a path

@@ -21,6 +21,7 @@ from fewstep.denoisers import (
     Denoiser,
     DynamicThreshold,
     Guided,
+    GuidedPatchwise,
     GuidedRescaled,
     GuidedWithin,
     NetworkDenoiser,
@@ -96,6 +97,7 @@ WRAPPED = {
     "guided": lambda model: Guided(model, 3.0),
     "guided at 1": lambda model: Guided(model, 1.0),
     "guided within": lambda model: GuidedWithin(model, 3.0, 0.2, 5.0),
+    "guided, patchwise": lambda model: GuidedPatchwise(model, 3.0, 2),
     "guided, rescaled": lambda model: GuidedRescaled(model, 3.0, 0.7),
     "thresholded": lambda model: Reflected(Guided(model, 3.0), DynamicThreshold(1.0)),
     "clamped": lambda model: Reflected(model, 0.5),
@@ -116,7 +118,7 @@ def test_a_wrapper_that_is_asked_says_what_it_says_when_it_is_called(wrapped: st
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(others, own, rtol=1e-4, atol=1e-5)
     # Guidance asks twice of each sample, or of those inside an interval.
-    twice = {"guided": 4, "guided within": 2, "guided, rescaled": 4, "thresholded": 4}
+    twice = {"guided": 4, "guided within": 2, "guided, patchwise": 4, "guided, rescaled": 4, "thresholded": 4}
     assert sizes == [8 + twice.get(wrapped, 0)]
 
 

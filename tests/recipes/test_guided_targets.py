@@ -61,7 +61,7 @@ def guided(kind: str, scale: float = 3.0, **settings: Any) -> dict[str, Any]:
 FIXED = {"kind": "fixed"}
 
 
-@pytest.mark.parametrize("kind", ["constant", "rescaled", "along-path"])
+@pytest.mark.parametrize("kind", ["constant", "rescaled", "patchwise", "along-path"])
 def test_a_scale_of_one_is_no_guidance_bit_for_bit_at_no_cost(kind: str, tmp_path: Path) -> None:
     plain, _, paid = run(tmp_path / "plain", BACKTRACKED)
     one, _, cost = run(tmp_path / "one", {**BACKTRACKED, **guided(kind, 1.0)})

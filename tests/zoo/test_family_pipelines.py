@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from family_kit import CASES, STEPS, FamilyCase, times_of
-from fewstep.condition import Condition
+from fewstep.condition import Condition, Conditions
 from fewstep.denoisers import Guided, NetworkDenoiser
 from fewstep.networks import build
 from fewstep.networks.families import DiffusersTransformer
+from fewstep.targets import PatchwiseGuidance
 from fewstep.zoo.diffusers_schedulers import meaning_of
 
 SCALE = 3.0
@@ -111,10 +112,17 @@ def _qwen(case: FamilyCase, network: Any) -> Tensor:
     pipe = diffusers.QwenImagePipeline(
         transformer=network, scheduler=case.scheduler(), vae=None, text_encoder=None, tokenizer=None
     )
-    given, _ = prompts(case)
+    given, other = prompts(case)
     packed = pipe._pack_latents(case.noise(), 2, *case.shape)
     found = _called(
-        pipe, case, latents=packed, true_cfg_scale=1.0, prompt_embeds=given["text"], prompt_embeds_mask=given["mask"]
+        pipe,
+        case,
+        latents=packed,
+        true_cfg_scale=SCALE,
+        prompt_embeds=given["text"],
+        prompt_embeds_mask=given["mask"],
+        negative_prompt_embeds=other["text"],
+        negative_prompt_embeds_mask=other["mask"],
     )
     return pipe._unpack_latents(found, case.shape[1] * 8, case.shape[2] * 8, 8).squeeze(2)
 
@@ -201,6 +209,36 @@ class Away(torch.nn.Module):
         return untold + SCALE * (told - untold)
 
 
+class AwayFrom(Conditions):
+    """What guidance goes away from is one condition, whatever it goes towards."""
+
+    count, identity = 0, ""
+
+    def __init__(self, other: Condition):
+        self.other = other
+
+    def of(self, numbers: Tensor | None) -> Condition:
+        return self.other
+
+    def null(self, condition: Condition) -> Condition:
+        return self.other
+
+    def sketch(self, rows: int) -> Condition:
+        return self.other
+
+
+class AwayByPatches(torch.nn.Module):
+    """The same as ``target.guidance: {kind: patchwise}`` has it."""
+
+    def __init__(self, inner: NetworkDenoiser, other: Condition):
+        super().__init__()
+        self.inner, self.schedule = PatchwiseGuidance(SCALE).guided(inner, AwayFrom(other), 0.0), inner.schedule
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        found: Tensor = self.inner(x, t, condition)
+        return found
+
+
 @every_family
 def test_a_sample_is_the_pipelines(name: str) -> None:
     case = CASES[name]
@@ -211,8 +249,7 @@ def test_a_sample_is_the_pipelines(name: str) -> None:
         theirs = PIPELINES[name](case, network)
         if name == "dit":
             other = Condition(labels=torch.tensor([-1, -1]))
-        # Qwen-Image's pipeline rescales what guidance gives by a rule of its own.
-        found = sampled(inner if name == "qwen-image" else Away(inner, other), case, given)
+        found = sampled(AwayByPatches(inner, other) if name == "qwen-image" else Away(inner, other), case, given)
     assert found.shape == theirs.shape
     assert float(theirs.std()) > 0.1
     torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
@@ -259,4 +296,5 @@ def test_guidance_is_asked_of_the_same_network() -> None:
         guided = Guided(model, SCALE)(case.noise(), now, case.condition())
         none = Condition(labels=torch.tensor([-1, -1]))
         expected = Away(model, none)(case.noise(), now, case.condition())
-    torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5)
+    # A batch of twice the size rounds otherwise, by how much differs from machine to machine.
+    torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))

@@ -6,7 +6,7 @@ from fewstep.denoisers.average import Averaged, HalfLife, PowerFunction
 from fewstep.denoisers.denoiser import Denoiser, copy_of, device_of, freeze
 from fewstep.denoisers.exact.field import StableTargetField
 from fewstep.denoisers.exact.gaussian_mixture import GaussianMixture
-from fewstep.denoisers.guided import Guided, GuidedRescaled, GuidedWithin
+from fewstep.denoisers.guided import Guided, GuidedPatchwise, GuidedRescaled, GuidedWithin
 from fewstep.denoisers.headed import FrozenTrunk, Headed
 from fewstep.denoisers.inputs import EDMInputs, FlowInputs, IDDPMInputs, TimestepInputs, VEInputs, VPInputs
 from fewstep.denoisers.jumps import EndJump, TrajectoryDenoiser, trajectory_of
@@ -28,6 +28,7 @@ __all__ = [
     "GaussianMixture",
     "Generator",
     "Guided",
+    "GuidedPatchwise",
     "GuidedRescaled",
     "GuidedWithin",
     "HalfLife",

@@ -12,6 +12,7 @@ from collections.abc import Generator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fewstep.condition import LABELS, Condition, Conditions, as_condition
 from fewstep.denoisers.denoiser import Denoiser
@@ -120,3 +121,44 @@ class GuidedRescaled(Guided):
         # An estimate that is the same everywhere has no contrast to bring back.
         factor = torch.where(own > 0, wanted / own.clamp(min=torch.finfo(own.dtype).tiny), 1.0)
         return expand(torch.lerp(torch.ones_like(factor), factor, self.share), guided) * guided
+
+
+class GuidedPatchwise(Guided):
+    """The guided estimate whose velocity has, patch by patch, the length of the conditional one's
+    (the rule of diffusers' ``QwenImagePipeline``).
+
+    The velocity is that of the straight line from x0 to the noise, v = eps - x0, which a network of
+    a flow emits. With c = alpha + sigma it is (x - c x0) / sigma, so that
+
+        x0 = (x - r (x - c guided)) / c,  r = |x - c conditional| / |x - c guided|,
+
+    the lengths being those of ``patch`` x ``patch`` places over all channels, or of the whole
+    sample where it has no height and width. Raises ``UserError`` for a picture that has no whole
+    number of patches.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float, patch: int, conditions: Conditions = LABELS):
+        super().__init__(denoiser, scale, conditions)
+        if len(denoiser.shape) == 3 and any(side % patch for side in denoiser.shape[1:]):
+            raise UserError(
+                f"guidance by patches of {patch} x {patch} does not fit samples of "
+                f"{denoiser.shape[1]} x {denoiser.shape[2]}; give a 'patch' that divides both."
+            )
+        self.patch = patch
+
+    def _guided(self, x: Tensor, t: Tensor, condition: Condition) -> Asking:
+        conditional, null = yield from self._estimates(x, t, condition)
+        guided = self._combined(conditional, null, self._scale_of(condition, x))
+        ends = expand(self.schedule.alpha(t) + self.schedule.sigma(t), x)
+        line = x - ends * guided
+        ratio = self._lengths(x - ends * conditional) / self._lengths(line)
+        return (x - ratio * line) / ends
+
+    def _lengths(self, values: Tensor) -> Tensor:
+        """Lengths of patches, at each of their places (B, 1, H, W); of samples (B, 1, ...)."""
+        # Above 0, where the root has a derivative.
+        tiny = torch.finfo(values.dtype).tiny
+        if values.ndim != 4:
+            return expand(values.square().flatten(1).sum(1).clamp(min=tiny).sqrt(), values)
+        places = functional.avg_pool2d(values.square().sum(1, keepdim=True), self.patch, divisor_override=1)
+        return places.clamp(min=tiny).sqrt().repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)

@@ -7,6 +7,7 @@ from fewstep.targets.guided_estimates import (
     GuidanceAlongPath,
     IntervalGuidance,
     NoGuidance,
+    PatchwiseGuidance,
     RescaledGuidance,
 )
 from fewstep.targets.hook import Hook, StopRule, decides
@@ -30,6 +31,7 @@ __all__ = [
     "Hook",
     "IntervalGuidance",
     "NoGuidance",
+    "PatchwiseGuidance",
     "Plateau",
     "Probes",
     "RecordByDistance",

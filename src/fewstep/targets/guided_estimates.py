@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fewstep.condition import Conditions
-from fewstep.denoisers import Denoiser, Guided, GuidedRescaled, GuidedWithin
-from fewstep.values import Contradiction, Fraction, NotNegative, Positive, Value
+from fewstep.denoisers import Denoiser, Guided, GuidedPatchwise, GuidedRescaled, GuidedWithin
+from fewstep.values import Contradiction, Count, Fraction, NotNegative, Positive, Value
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,25 @@ class RescaledGuidance(Guidance):
 
     def guided(self, denoiser: Denoiser, conditions: Conditions, degraded: float) -> Denoiser:
         return GuidedRescaled(denoiser, self.scale, self.share, conditions) if self.guides else denoiser
+
+
+@dataclass(frozen=True)
+class PatchwiseGuidance(Guidance):
+    """``scale``, the velocity of each patch of ``patch`` x ``patch`` places brought back to the
+    length of the conditional estimate's, as diffusers' pipeline of Qwen-Image does, whose patches
+    are of 2 x 2 latents; at every node of a path.
+    """
+
+    kind: Literal["patchwise"] = field(default="patchwise", kw_only=True)
+    scale: NotNegative
+    patch: Count = 2
+
+    @property
+    def guides(self) -> bool:
+        return self.scale != 1
+
+    def guided(self, denoiser: Denoiser, conditions: Conditions, degraded: float) -> Denoiser:
+        return GuidedPatchwise(denoiser, self.scale, self.patch, conditions) if self.guides else denoiser
 
 
 @dataclass(frozen=True)
