@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo demo-text check test test-all lint weights clean
+.PHONY: demo demo-text check test test-all lint docs weights clean
 
 demo: .venv/.core
 	$(BIN)/fewstep distill digits-disback --out runs/demo --resume
@@ -39,6 +39,11 @@ lint: .venv/.test
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in runs/site; a broken link fails. The variable silences a notice about another program's version.
+docs: .venv/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "the site: runs/site/index.html"
 
 # Trains the shipped weights anew, by the recipes that made them (an hour and a half of two cores).
 weights: .venv/.core
