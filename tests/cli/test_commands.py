@@ -15,24 +15,10 @@ import pytest
 from cli_kit import ENVIRONMENT, called, failed, fewstep, small_recipe
 
 import fewstep as fs
+from fewstep.command.cli import FIRST, app
 from fewstep.system.files import read_tensors, write_tensors
 
-COMMANDS = [
-    "recipes",
-    "pretrain",
-    "distill",
-    "sample",
-    "export",
-    "evaluate",
-    "measure",
-    "shift",
-    "compare",
-    "prefer",
-    "play",
-    "report",
-    "checkpoints",
-    "doctor",
-]
+COMMANDS = [str(command.name) for command in app.registered_commands]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +36,16 @@ def test_help_shows_an_example_for_every_command():
     assert all(name in called("--help").stdout for name in COMMANDS)
     for name in COMMANDS:
         assert f"Example: fewstep {name}" in called(name, "--help").stdout
+
+
+def test_without_a_command_the_first_ones_are_said_and_all_others_by_what_they_are_for():
+    shown = called()
+    assert shown.returncode == 0
+    first, rest = shown.stdout.partition("  make:")[::2]
+    assert [line.split()[1] for line in first.splitlines() if line.startswith("  fewstep ")] == list(FIRST)
+    others = {name.strip() for line in rest.splitlines() for name in line.rpartition(":")[2].split(",")}
+    assert set(COMMANDS) - set(FIRST) <= others
+    assert max(map(len, shown.stdout.splitlines())) <= 100
 
 
 def test_help_imports_nothing_heavy():

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fewstep.command.arguments import JsonOption, RecipeArgument, RunArgument, SetOption
-from fewstep.command.tables.contents import checkpoints_table, findings_table, inspection_table
+from fewstep.command.tables.contents import checkpoints_table, findings_table, inspection_table, runs_table
 from fewstep.command.tables.prospects import plan_table
 from fewstep.errors import all_without_secrets
 
 group = typer.Typer()
+
+
+@group.command(name="runs")
+def show_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look; 'runs' unless given.")] = Path(
+        "runs"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Lists the runs below a folder: how far each is, and the distance that it measured last.
+
+    Example: fewstep runs
+    """
+    from fewstep.studies.listed_runs import list_runs
+
+    found = [run.as_json() for run in list_runs(folder)]
+    typer.echo(json.dumps({"runs": found}) if as_json else runs_table(found, str(folder)))
 
 
 @group.command(name="inspect")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import time
 from typing import Any
 
 from fewstep.command.grid import grid, left, right
@@ -36,6 +37,26 @@ def _inspected(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return one_line(value) if isinstance(value, str) else json.dumps(value)
+
+
+def runs_table(found: list[dict[str, Any]], folder: str) -> str:
+    """A line a run; below, a line for each that cannot be read."""
+    read = [run for run in found if run["problem"] is None]
+    rows = [
+        [
+            one_line(run["folder"]),
+            str(run["method"]),
+            run["state"],
+            f"{run['at'] or 0:,}/{run['steps']:,}",
+            "" if run["evaluations"] is None else f"{run['evaluations']:,}",
+            "" if run["distance"] is None else f"{run['distance']:.4g}",
+            "" if run["changed"] is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run["changed"])),
+        ]
+        for run in read
+    ]
+    headings = [*left("run", "method", "state"), *right("step", "evaluations", "distance"), *left("last")]
+    lines = [grid(headings, rows)] if rows else [f"{one_line(folder)}: has no runs that can be read."]
+    return "\n".join(lines + [f"unreadable: {one_line(run['problem'])}" for run in found if run["problem"] is not None])
 
 
 def checkpoints_table(found: dict[str, Any]) -> str:
