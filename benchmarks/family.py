@@ -82,6 +82,7 @@ METHODS = (
     Method("dmd2-4step", 16.5, own=4),
     Method("disback-dmd2", 13.5),
     Method("f-distill", 14),
+    Method("rcm", 14, own=2),
     Method("sid", 12),
     Method("add", 11, own=4),
 )

@@ -38,6 +38,7 @@ RECIPES = (
     "perflow",
     "ect",
     "sida",
+    "rcm",
 )
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
@@ -49,6 +50,7 @@ METHODS = {
     "perflow": ("cd", {"kind": "piecewise-rectified-flow"}),
     "ect": ("cd", {"kind": "easy-consistency"}),
     "sida": ("sid", {"kind": "sida"}),
+    "rcm": ("sid", {"kind": "rcm", "consistency": {"kind": "continuous", "sigma_data": 2.3}}),
 }
 
 

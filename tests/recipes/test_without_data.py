@@ -52,6 +52,7 @@ IN_NEED = (
     "digits-ctm",
     "digits-tcd",
     "digits-meanflow",
+    "digits-rcm",
     "digits-ect",
     "digits-perflow",
     "digits-add",

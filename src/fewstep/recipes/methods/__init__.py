@@ -23,6 +23,7 @@ from fewstep.recipes.methods.following_scores.distribution_matching import Distr
 from fewstep.recipes.methods.following_scores.dp_dmd import AnchoredMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
 from fewstep.recipes.methods.following_scores.latent_adversarial import LatentAdversarialMethod
+from fewstep.recipes.methods.following_scores.score_regularized import ScoreRegularizedMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
 from fewstep.recipes.methods.following_scores.sid_lsg import GuidedIdentityMethod
 from fewstep.recipes.methods.following_scores.sida import AdversarialIdentityMethod
@@ -67,6 +68,7 @@ __all__ = [
     "PiecewiseFlowMethod",
     "ProgressiveMethod",
     "RectifiedFlowMethod",
+    "ScoreRegularizedMethod",
     "Traits",
     "TrajectoryConsistencyMethod",
     "TrajectoryMethod",
