@@ -83,6 +83,7 @@ METHODS = (
     Method("disback-dmd2", 13.5),
     Method("f-distill", 14),
     Method("rcm", 14, own=2),
+    Method("moment", 9, own=4),
     Method("sid", 12),
     Method("add", 11, own=4),
 )

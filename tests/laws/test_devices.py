@@ -266,6 +266,10 @@ def _any_end(s: Scene) -> objectives.Objective:
     )
 
 
+def _descent() -> objectives.Descent:
+    return objectives.Descent((*TIMES, 0.05), 2)
+
+
 def _fourier(s: Scene) -> objectives.Perceptual:
     return objectives.Perceptual(placed(fourier_features(2, 8), s.device))
 
@@ -314,6 +318,23 @@ OBJECTIVES: dict[str, Case] = {
     "augmentation": lambda s: (
         objectives.GuidanceAugmentation(s.denoiser(1), Fixed(s.teacher()), LogNormalTimes(), objectives.DMDWeight()),
         s.prior,
+    ),
+    "moments": lambda s: (
+        objectives.MomentMatching(
+            s.denoiser(1), s.denoiser(2), Fixed(s.teacher()), _descent(), objectives.DiffInstructWeight()
+        ),
+        s.forward,
+    ),
+    "auxiliary moment": lambda s: (
+        objectives.AuxiliaryMoment(
+            s.denoiser(2),
+            s.denoiser(1),
+            LogNormalTimes(),
+            objectives.EDMWeight(),
+            teacher=Fixed(s.teacher()),
+            descent=_descent(),
+        ),
+        s.forward,
     ),
     "anchored jump": lambda s: (objectives.AnchoredJump(s.denoiser(1), Solver(s.teacher(), 3, HEUN), 0.5), s.prior),
     "phased, generator": lambda s: (_phased(s, False), s.forward),

@@ -129,6 +129,7 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-sid-lsg", "prior backtracked guided copy network lora fastgan latent-mlp teacher fake student"),
         ("digits-decoupled-dmd", "prior backtracked copy network lora fastgan latent-mlp teacher fake student"),
         ("digits-ladd", "forward rollout ddil per-batch copy network lora student"),
+        ("digits-moment", "forward rollout ddil per-batch guided copy network lora teacher fake student"),
         ("digits-rcm", "forward rollout ddil per-batch backtracked guided copy network lora teacher fake student"),
         ("digits-dp-dmd", "backtracked guided copy network lora teacher fake student"),
         ("digits-sida", "prior backtracked guided copy network lora teacher fake student"),

@@ -39,9 +39,11 @@ RECIPES = (
     "ect",
     "sida",
     "rcm",
+    "moment",
 )
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
+    "moment": ("sid", {"kind": "moment-matching", "steps": 2, "levels": 2}),
     "scm": ("cd", {"kind": "continuous-consistency", "sigma_data": 2.3}),
     "f-distill": ("sid", {"kind": "f-distill"}),
     "pcm": ("cd", {"kind": "phased-consistency", "points": 8, "adversarial": {}}),

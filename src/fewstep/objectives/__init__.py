@@ -41,6 +41,7 @@ from fewstep.objectives.scores.matching import (
     PlainWeight,
     SDSWeight,
 )
+from fewstep.objectives.scores.moment_matching import AuxiliaryMoment, Descent, MomentMatching
 from fewstep.objectives.scores.score_identity import ScoreIdentity
 from fewstep.objectives.scores.score_matching import (
     Denoising,
@@ -67,6 +68,7 @@ __all__ = [
     "AdversarialGenerator",
     "AnchoredJump",
     "AttributeReading",
+    "AuxiliaryMoment",
     "Balanced",
     "Classification",
     "Clean",
@@ -79,6 +81,7 @@ __all__ = [
     "Delta",
     "Denoising",
     "DenoisingWeight",
+    "Descent",
     "DiffInstructWeight",
     "Distance",
     "DistributionMatching",
@@ -106,6 +109,7 @@ __all__ = [
     "MatchingWeight",
     "Mean",
     "MeanFlow",
+    "MomentMatching",
     "NoiseWeight",
     "Noised",
     "NonSaturating",

@@ -23,6 +23,7 @@ from fewstep.recipes.methods.following_scores.distribution_matching import Distr
 from fewstep.recipes.methods.following_scores.dp_dmd import AnchoredMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
 from fewstep.recipes.methods.following_scores.latent_adversarial import LatentAdversarialMethod
+from fewstep.recipes.methods.following_scores.moment import MomentMethod
 from fewstep.recipes.methods.following_scores.score_regularized import ScoreRegularizedMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
 from fewstep.recipes.methods.following_scores.sid_lsg import GuidedIdentityMethod
@@ -64,6 +65,7 @@ __all__ = [
     "MeanFlowMethod",
     "Method",
     "MethodChoice",
+    "MomentMethod",
     "PhasedMethod",
     "PiecewiseFlowMethod",
     "ProgressiveMethod",

@@ -122,7 +122,10 @@ class ScoreRegularizedMethod(FollowsLearned):
         frozenset({"copy", "lora"}),
         ("teacher", "fake", "student"),
         ("teacher", "fake"),
-        because={"generator": "consistency needs a student that is a denoiser"},
+        because={
+            "generator": "consistency needs a student that is a denoiser",
+            "backtracked": "without 'method.matching' it follows no scores",
+        },
     )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({"consistency": {"kind": "continuous", "sigma_data": 2.3}, "steps": 2}),
