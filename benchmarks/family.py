@@ -69,6 +69,7 @@ METHODS = (
     Method("pcm", 14, own=4),
     Method("scm", 5, own=2),
     Method("ect", 4, own=2),
+    Method("tcm", 7),
     Method("meanflow", 5),
     Method("ctm", 15, own=2),
     Method("tcd", 6, own=2),

@@ -37,6 +37,7 @@ from fewstep.denoisers import (
     StraightThrough,
     TimestepInputs,
     TrajectoryDenoiser,
+    Truncated,
     copy_of,
     device_of,
     freeze,
@@ -348,6 +349,14 @@ OBJECTIVES: dict[str, Case] = {
         objectives.EasyConsistency(s.denoiser(1), objectives.GapCurriculum()),
         s.forward,
     ),
+    "truncated consistency": lambda s: (
+        objectives.EasyConsistency(
+            student := s.denoiser(1),
+            objectives.GapCurriculum(),
+            nearer=Truncated(student, freeze(s.denoiser(2)), 0.3),
+        ),
+        s.forward,
+    ),
     "generator, clean": lambda s: (_adversary(s, objectives.CleanCritic(_flat(s)), objectives.Clean(), False), s.prior),
     "critic, clean": lambda s: (_adversary(s, objectives.CleanCritic(_flat(s)), objectives.Clean(), True), s.prior),
     "generator, noised": lambda s: (_adversary(s, Headed(s.denoiser(2), _head(s)), _noised(), False), s.prior),
@@ -481,6 +490,7 @@ def test_a_state_goes_to_a_device_without_its_times():
 DENOISERS: dict[str, Callable[[Scene], Denoiser]] = {
     "rescheduled": lambda s: Rescheduled(s.denoiser(1), DiscreteVP("cosine")),
     "reflected": lambda s: Reflected(s.denoiser(1), StraightThrough(DynamicThreshold(0.5, 0.6))),
+    "truncated": lambda s: Truncated(s.denoiser(1), s.denoiser(2), 0.4),
     "guided": lambda s: Guided(s.denoiser(1), 3.0),
     "guided within": lambda s: GuidedWithin(s.denoiser(1), 3.0, 1.0, 20.0),
     "guided and rescaled": lambda s: GuidedRescaled(s.denoiser(1), 3.0, 0.5),

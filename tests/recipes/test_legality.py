@@ -139,6 +139,7 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-meanflow", "forward rollout ddil per-batch guided copy network teacher"),
         ("digits-tcd", "forward rollout ddil per-batch guided copy network teacher"),
         ("digits-perflow", "forward guided copy network lora teacher student"),
+        ("digits-tcm", "forward copy network lora student"),
         ("digits-ect", "forward copy network lora student"),
         ("digits-add", "forward rollout ddil per-batch backtracked guided copy network lora teacher student"),
         ("digits-reflow", "guided copy network lora teacher student"),

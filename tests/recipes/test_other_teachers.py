@@ -40,9 +40,11 @@ RECIPES = (
     "sida",
     "rcm",
     "moment",
+    "tcm",
 )
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
+    "tcm": ("cd", {"kind": "truncated-consistency"}),
     "moment": ("sid", {"kind": "moment-matching", "steps": 2, "levels": 2}),
     "scm": ("cd", {"kind": "continuous-consistency", "sigma_data": 2.3}),
     "f-distill": ("sid", {"kind": "f-distill"}),

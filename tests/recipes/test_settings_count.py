@@ -22,6 +22,7 @@ OF_JUMPS = (
     "trajectory",
     "trajectory-consistency",
     "easy-consistency",
+    "truncated-consistency",
     "continuous-consistency",
     "mean-flow",
     "knowledge",

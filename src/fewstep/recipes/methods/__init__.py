@@ -17,6 +17,7 @@ from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMe
 from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
 from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
 from fewstep.recipes.methods.along_trajectories.trajectory_consistency import TrajectoryConsistencyMethod
+from fewstep.recipes.methods.along_trajectories.truncated_consistency import TruncatedMethod
 from fewstep.recipes.methods.following_scores.adversarial_diffusion import AdversarialDiffusionMethod
 from fewstep.recipes.methods.following_scores.decoupled_dmd import DecoupledMethod
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
@@ -74,4 +75,5 @@ __all__ = [
     "Traits",
     "TrajectoryConsistencyMethod",
     "TrajectoryMethod",
+    "TruncatedMethod",
 ]
