@@ -71,6 +71,7 @@ METHODS = (
     Method("ect", 4, own=2),
     Method("tcm", 7),
     Method("meanflow", 5),
+    Method("ayf", 5, own=4),
     Method("ctm", 15, own=2),
     Method("tcd", 6, own=2),
     Method("sds", 4),

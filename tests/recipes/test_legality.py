@@ -137,6 +137,7 @@ def test_the_first_of_several_refusals_is_raised_and_several_roles_are_each_look
         ("digits-scm", "forward rollout ddil per-batch guided copy network lora teacher student"),
         ("digits-pcm", "forward guided copy network lora teacher target student"),
         ("digits-meanflow", "forward rollout ddil per-batch guided copy network teacher"),
+        ("digits-ayf", "forward rollout ddil per-batch guided copy network teacher"),
         ("digits-tcd", "forward rollout ddil per-batch guided copy network teacher"),
         ("digits-perflow", "forward guided copy network lora teacher student"),
         ("digits-tcm", "forward copy network lora student"),

@@ -41,9 +41,11 @@ RECIPES = (
     "rcm",
     "moment",
     "tcm",
+    "ayf",
 )
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
+    "ayf": ("cd", {"kind": "align-your-flow"}),
     "tcm": ("cd", {"kind": "truncated-consistency"}),
     "moment": ("sid", {"kind": "moment-matching", "steps": 2, "levels": 2}),
     "scm": ("cd", {"kind": "continuous-consistency", "sigma_data": 2.3}),

@@ -53,6 +53,7 @@ IN_NEED = (
     "digits-tcd",
     "digits-meanflow",
     "digits-rcm",
+    "digits-ayf",
     "digits-tcm",
     "digits-moment",
     "digits-ect",

@@ -51,7 +51,7 @@ from fewstep.objectives.scores.score_matching import (
     ScoreMatching,
     ScoreWeight,
 )
-from fewstep.objectives.trajectories.average_velocity import FlowLine, MeanFlow
+from fewstep.objectives.trajectories.average_velocity import AlignedFlow, AverageVelocity, FlowLine, MeanFlow
 from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation, UnitWeight
 from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
 from fewstep.objectives.trajectories.easy_consistency import EasyConsistency, GapCurriculum
@@ -66,9 +66,11 @@ __all__ = [
     "L1",
     "AdversarialCritic",
     "AdversarialGenerator",
+    "AlignedFlow",
     "AnchoredJump",
     "AttributeReading",
     "AuxiliaryMoment",
+    "AverageVelocity",
     "Balanced",
     "Classification",
     "Clean",
