@@ -53,7 +53,7 @@ class Descent:
     """
 
     times: tuple[float, ...]
-    reach: int = 1
+    reach: int = 8
 
     def __post_init__(self) -> None:
         check_decreasing(self.times, "moment matching's times")

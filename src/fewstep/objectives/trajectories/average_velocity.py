@@ -190,6 +190,7 @@ class AlignedFlow(AverageVelocity):
     ``constant``: c, above 0. Raises ``UserError`` for others.
     """
 
+    same: float = 0.0
     warmup: int = 0
     share: float = 0.99
     constant: float = 0.1
