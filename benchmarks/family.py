@@ -69,7 +69,9 @@ METHODS = (
     Method("pcm", 14, own=4),
     Method("scm", 5, own=2),
     Method("ect", 4, own=2),
+    Method("tcm", 7),
     Method("meanflow", 5),
+    Method("ayf", 5, own=4),
     Method("ctm", 15, own=2),
     Method("tcd", 6, own=2),
     Method("sds", 4),
@@ -82,6 +84,8 @@ METHODS = (
     Method("dmd2-4step", 16.5, own=4),
     Method("disback-dmd2", 13.5),
     Method("f-distill", 14),
+    Method("rcm", 14, own=2),
+    Method("moment", 9, own=4),
     Method("sid", 12),
     Method("add", 11, own=4),
 )

@@ -120,6 +120,12 @@ def test_every_command_of_the_readme_exists():
     assert used <= set(known)
 
 
+def test_every_method_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [path.name for path in (ROOT / "docs" / "methods").glob("*.md") if path.name != "README.md"]
+    assert [name for name in pages if f"](docs/methods/{name})" not in text] == []
+
+
 def test_links_of_the_documents_lead_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):

@@ -221,3 +221,30 @@ class GridTimes(TimeDistribution):
             )
         rising = torch.tensor(self.times[::-1], dtype=torch.float64, device=u.device)
         return rising[(u * len(rising)).long().clamp(max=len(rising) - 1)]
+
+
+@dataclass(frozen=True)
+class LateTimes(TimeDistribution):
+    """The part of ``source`` at ``low`` in [0, 1] and above: its draws given that they lie there.
+
+    Raises ``UserError`` where ``source`` has nothing there.
+    """
+
+    source: TimeDistribution
+    low: float
+
+    def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
+        share = self.low_share(schedule)
+        return self.source.quantile(schedule, share + (1 - share) * u).clamp(min=self.low)
+
+    def low_share(self, schedule: Schedule) -> float:
+        """The share of the source below ``low``, in [0, 1)."""
+        below, above = 0.0, 1.0
+        # Draws are 53-bit numbers.
+        for _ in range(53):
+            middle = (below + above) / 2
+            late = float(self.source.quantile(schedule, torch.tensor([middle], dtype=torch.float64))) >= self.low
+            below, above = (below, middle) if late else (middle, above)
+        if above == 1.0:
+            raise UserError(f"times of training: none of them lie at t = {self.low:.4g} or above; choose later ones.")
+        return above

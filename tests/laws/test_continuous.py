@@ -22,6 +22,8 @@ from fewstep.objectives import (
     ConsistencyDistillation,
     ContinuousConsistency,
     Denoising,
+    DistributionMatching,
+    DMDWeight,
     EDMWeight,
     Ladder,
     LogWeight,
@@ -35,6 +37,7 @@ from fewstep.schedule import DiscreteVP, KarrasVE, Schedule
 from fewstep.solvers import EULER, HEUN, solve
 from fewstep.states import State, Step
 from fewstep.targets import Fixed
+from fewstep.times import LogNormalTimes
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 SD = 0.6
@@ -288,6 +291,38 @@ def test_the_weight_is_none_at_first_and_best_where_it_undoes_the_mean_square() 
     assert at(best)[0] == pytest.approx(1 + math.log(square), rel=1e-6)
     assert min(at(best + 0.1)[0], at(best - 0.1)[0]) > at(best)[0]
     assert at(best - 0.1)[1] < 0 < at(best + 0.1)[1]
+
+
+@every_schedule
+def test_without_a_weight_it_is_the_weight_that_is_not_yet_learned(schedule: Schedule) -> None:
+    """Loss and gradient, bit for bit; nothing is owned."""
+    amount = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    teacher = one_gaussian(schedule)
+    student, state = _bent(three_gaussians(schedule), amount), _state(teacher)
+    weighted = _objective(student, teacher)
+    plain = replace(weighted, log_weight=None)
+    assert plain.owned == ()
+    losses = [_loss(each, state) for each in (weighted, plain)]
+    assert torch.equal(*losses)
+    assert torch.equal(*(torch.autograd.grad(each, amount)[0] for each in losses))
+
+
+@every_schedule
+def test_the_exact_student_is_still_for_consistency_and_for_distribution_matching(schedule: Schedule) -> None:
+    """The end of a Gaussian teacher's exact flow, from the exact noise: what it makes is the data,
+    so that the teacher is the exact fake score, and both parts of rCM leave it where it is.
+    """
+    teacher, shift = one_gaussian(schedule), torch.zeros((), dtype=torch.float64, requires_grad=True)
+    exact = FromFunction(schedule, lambda x, t, _: carried(teacher, x, t, 0.0) + shift)
+    state = _state(teacher)
+    matching = DistributionMatching(exact, teacher, Fixed(teacher), LogNormalTimes(), DMDWeight())
+    consistency = replace(_objective(exact, teacher), log_weight=None)
+    gradients = [
+        torch.autograd.grad(each(Step(Key(0), len(state.x)), state).total, shift)[0]
+        for each in (matching, consistency, replace(consistency, student=_shifted(teacher, shift)))
+    ]
+    assert float(gradients[0]) == 0
+    assert float(gradients[1].abs()) < 1e-6 * float(gradients[2].abs())
 
 
 def _float_state(schedule: Schedule, rows: int) -> State:

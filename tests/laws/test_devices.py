@@ -38,6 +38,7 @@ from fewstep.denoisers import (
     StraightThrough,
     TimestepInputs,
     TrajectoryDenoiser,
+    Truncated,
     copy_of,
     device_of,
     freeze,
@@ -267,6 +268,10 @@ def _any_end(s: Scene) -> objectives.Objective:
     )
 
 
+def _descent() -> objectives.Descent:
+    return objectives.Descent((*TIMES, 0.05), 2)
+
+
 def _fourier(s: Scene) -> objectives.Perceptual:
     return objectives.Perceptual(placed(fourier_features(2, 8), s.device))
 
@@ -316,6 +321,23 @@ OBJECTIVES: dict[str, Case] = {
         objectives.GuidanceAugmentation(s.denoiser(1), Fixed(s.teacher()), LogNormalTimes(), objectives.DMDWeight()),
         s.prior,
     ),
+    "moments": lambda s: (
+        objectives.MomentMatching(
+            s.denoiser(1), s.denoiser(2), Fixed(s.teacher()), _descent(), objectives.DiffInstructWeight()
+        ),
+        s.forward,
+    ),
+    "auxiliary moment": lambda s: (
+        objectives.AuxiliaryMoment(
+            s.denoiser(2),
+            s.denoiser(1),
+            LogNormalTimes(),
+            objectives.EDMWeight(),
+            teacher=Fixed(s.teacher()),
+            descent=_descent(),
+        ),
+        s.forward,
+    ),
     "anchored jump": lambda s: (objectives.AnchoredJump(s.denoiser(1), Solver(s.teacher(), 3, HEUN), 0.5), s.prior),
     "phased, generator": lambda s: (_phased(s, False), s.forward),
     "phased, critic": lambda s: (_phased(s, True), s.forward),
@@ -326,6 +348,14 @@ OBJECTIVES: dict[str, Case] = {
     ),
     "easy consistency": lambda s: (
         objectives.EasyConsistency(s.denoiser(1), objectives.GapCurriculum()),
+        s.forward,
+    ),
+    "truncated consistency": lambda s: (
+        objectives.EasyConsistency(
+            student := s.denoiser(1),
+            objectives.GapCurriculum(),
+            nearer=Truncated(student, freeze(s.denoiser(2)), 0.3),
+        ),
         s.forward,
     ),
     "generator, clean": lambda s: (_adversary(s, objectives.CleanCritic(_flat(s)), objectives.Clean(), False), s.prior),
@@ -392,9 +422,11 @@ def test_no_objective_is_left_out(tmp_path):
         if isinstance(found, type) and issubclass(found, objectives.Objective)
     } - tried == {
         objectives.Objective,
+        objectives.AverageVelocity,
         # They take a forward derivative, which torch can't compute under this card's dispatch mode.
         objectives.ContinuousConsistency,
         objectives.MeanFlow,
+        objectives.AlignedFlow,
     }
 
 
@@ -461,6 +493,7 @@ def test_a_state_goes_to_a_device_without_its_times():
 DENOISERS: dict[str, Callable[[Scene], Denoiser]] = {
     "rescheduled": lambda s: Rescheduled(s.denoiser(1), DiscreteVP("cosine")),
     "reflected": lambda s: Reflected(s.denoiser(1), StraightThrough(DynamicThreshold(0.5, 0.6))),
+    "truncated": lambda s: Truncated(s.denoiser(1), s.denoiser(2), 0.4),
     "guided": lambda s: Guided(s.denoiser(1), 3.0),
     "guided within": lambda s: GuidedWithin(s.denoiser(1), 3.0, 1.0, 20.0),
     "guided by patches": lambda s: GuidedPatchwise(s.denoiser(1), 3.0, 2),

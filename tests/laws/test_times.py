@@ -13,6 +13,7 @@ from fewstep.random import Key
 from fewstep.schedule import KarrasVE, RectifiedFlow, Schedule
 from fewstep.times import (
     Grid,
+    LateTimes,
     LogNormalTimes,
     LogSNRGrid,
     RhoGrid,
@@ -29,6 +30,7 @@ DISTRIBUTIONS: dict[str, TimeDistribution] = {
     "uniform": UniformTimes(),
     "uniform-dmd": UniformTimes(0.02, 0.98),
     "log-normal": LogNormalTimes(),
+    "late": LateTimes(LogNormalTimes(), 0.05),
     "rho": RhoTimes(low=0.05, high=10.0),
 }
 every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS.keys())

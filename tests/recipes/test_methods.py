@@ -234,6 +234,20 @@ def test_f_distill_of_the_reverse_divergence_is_distribution_matching_with_its_c
     assert not same_student(other, plain, tmp_path / "other")
 
 
+def test_truncated_consistency_divides_the_run_and_asks_no_student_below_its_boundary(tmp_path):
+    """The gap goes on in the second stage, whose nearer model is the first stage's average."""
+    parts = build_distillation(tiny({**VARIANTS["truncated-consistency"], "first": 0.25}, steps=8), tmp_path)
+    assert [(stage.name, stage.until) for stage in parts.stages] == [("first", 2), ("truncated", 6)]
+    late, boundary = (term.objective for term in parts.stages[1].phases[0].terms)
+    assert late.curriculum.begun == boundary.curriculum.begun == 2
+    assert parts.stages[1].begin[0].target is late.nearer.first
+    with pytest.raises(UserError, match=r"'method\.boundary' \(20\) must be no more than the least noise level"):
+        build_distillation(tiny({**VARIANTS["truncated-consistency"], "boundary": 20.0}), tmp_path / "high")
+    late_only = {"late_times": {"kind": "uniform", "high": 0.001}}
+    with pytest.raises(UserError, match=r"times of training: none of them lie at t ="):
+        build_distillation(tiny({**VARIANTS["truncated-consistency"], **late_only}), tmp_path / "early")
+
+
 def test_one_phase_without_a_critic_is_consistency_distillation(tmp_path):
     """Bit for bit; several phases, or a critic, are another run."""
     consistency = tiny({"kind": "consistency", "points": 8, "steps": 1, "rollout_steps": [1]})

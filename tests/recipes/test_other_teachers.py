@@ -38,9 +38,16 @@ RECIPES = (
     "perflow",
     "ect",
     "sida",
+    "rcm",
+    "moment",
+    "tcm",
+    "ayf",
 )
 # Methods that have no recipe for the plane, in the place of another's.
 METHODS = {
+    "ayf": ("cd", {"kind": "align-your-flow"}),
+    "tcm": ("cd", {"kind": "truncated-consistency"}),
+    "moment": ("sid", {"kind": "moment-matching", "steps": 2, "levels": 2}),
     "scm": ("cd", {"kind": "continuous-consistency", "sigma_data": 2.3}),
     "f-distill": ("sid", {"kind": "f-distill"}),
     "pcm": ("cd", {"kind": "phased-consistency", "points": 8, "adversarial": {}}),
@@ -49,6 +56,7 @@ METHODS = {
     "perflow": ("cd", {"kind": "piecewise-rectified-flow"}),
     "ect": ("cd", {"kind": "easy-consistency"}),
     "sida": ("sid", {"kind": "sida"}),
+    "rcm": ("sid", {"kind": "rcm", "consistency": {"kind": "continuous", "sigma_data": 2.3}}),
 }
 
 

@@ -142,6 +142,53 @@ def test_dp_dmd_refuses_steps_that_leave_nothing_to_match(settings: dict[str, in
         tiny({**VARIANTS["dp-dmd"], **settings})
 
 
+def rcm(consistency: dict[str, Any], weight: float, matching: float, steps: int = 2) -> DistillRecipe:
+    """rCM at the weights of its consistency and of its matching."""
+    return tiny(
+        {**VARIANTS["rcm"], "consistency": {**consistency, "weight": weight}, "matching": matching, "steps": steps}
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_rcm_without_consistency_is_distribution_matching(tmp_path: Path, steps: int) -> None:
+    """Student and fake score."""
+    plain = tiny({**VARIANTS["distribution-matching"], "steps": steps})
+    term = {"kind": "continuous", "sigma_data": 2.3}
+    assert alike(rcm(term, 0.0, 1.0, steps), plain, tmp_path / "none")
+    assert not alike(rcm(term, 1.0, 1.0, steps), plain, tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("term", "plain"),
+    [
+        (
+            {"kind": "continuous", "sigma_data": 2.3, "log_weight": "learned", "tangent_warmup": 3},
+            {"kind": "continuous-consistency", "sigma_data": 2.3, "tangent_warmup": 3},
+        ),
+        (
+            {"kind": "discrete", "points": 8, "skip": 2},
+            {"kind": "consistency", "points": 8, "skip": 2, "rule": "euler", "distance": {"kind": "l2"}, "ema": 0.0}
+            | {"rollout_steps": [2]},
+        ),
+    ],
+)
+def test_rcm_without_matching_is_its_consistency(tmp_path: Path, term: dict[str, Any], plain: dict[str, Any]) -> None:
+    """The student, bit for bit; the fake score is trained beside it."""
+    expected = trained_by(tiny({**plain, "steps": 2}), tmp_path / "plain")
+    for matching in (0.0, 1.0):
+        found = trained_by(rcm(term, 1.0, matching), tmp_path / f"{matching}")
+        same = all(torch.equal(value, found[name]) for name, value in expected.items())
+        assert same == (matching == 0)
+
+
+def test_rcm_without_either_is_refused_and_without_matching_follows_no_degraded_target(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="both 0, so that nothing trains the student"):
+        rcm({"kind": "continuous"}, 0.0, 0.0)
+    values = {**VARIANTS["rcm"], "matching": 0.0}
+    with pytest.raises(UserError, match=r"'target\.kind: backtracked' cannot be combined"):
+        build_distillation(tiny(values, target="backtracked"), tmp_path)
+
+
 def test_swiftbrush_differs_from_diff_instruct_in_its_fake_score_alone() -> None:
     ours, theirs = (load_recipe(f"scenes-{name}").model_dump(mode="json") for name in ("swiftbrush", "diff-instruct"))
     assert ours["method"].pop("fake")["kind"] == "lora"

@@ -22,14 +22,17 @@ OF_JUMPS = (
     "trajectory",
     "trajectory-consistency",
     "easy-consistency",
+    "truncated-consistency",
     "continuous-consistency",
     "mean-flow",
+    "align-your-flow",
     "knowledge",
     "rectified-flow",
 )
 SAMPLING_ALONE = {
     ("trajectory", "gamma"),
     ("trajectory-consistency", "gamma"),
+    ("align-your-flow", "gamma"),
     *((kind, "steps") for kind in OF_JUMPS),
 }
 """What says how samples are made and nothing of training."""

@@ -14,7 +14,7 @@ from fewstep.denoisers.model_files import load_model, save_model
 from fewstep.denoisers.network import Generator, NetworkDenoiser, grown_denoiser, in_network
 from fewstep.denoisers.stored_adapter import adapter_of, load_adapter, merged, save_adapter
 from fewstep.denoisers.threshold import DynamicThreshold, StaticThreshold, StraightThrough
-from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled
+from fewstep.denoisers.wrappers import Boundary, Reflected, Rescheduled, Truncated
 
 __all__ = [
     "Averaged",
@@ -43,6 +43,7 @@ __all__ = [
     "StraightThrough",
     "TimestepInputs",
     "TrajectoryDenoiser",
+    "Truncated",
     "VEInputs",
     "VPInputs",
     "adapter_of",

@@ -114,3 +114,26 @@ class Boundary(Wrapper):
         """See ``Denoiser``."""
         estimate = yield from self.denoiser.asked(x, t, condition)
         return ddim_between(self.schedule, x, estimate, t, self.schedule.t_min)
+
+
+class Truncated(Wrapper):
+    """A denoiser from the time ``boundary`` on, and another one, ``first``, below it: a consistency
+    model that is trained at late times alone (TCM, Lee et al. 2024).
+
+    Both are called for all samples, so that how often each is called depends on no draw.
+    """
+
+    def __init__(self, denoiser: Denoiser, first: Denoiser, boundary: float):
+        super().__init__(denoiser)
+        self.first = first
+        self.boundary = boundary
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+        return answered(self.asked(x, t, condition))
+
+    def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
+        """See ``Denoiser``."""
+        late = (as_time(t).expand(len(x)) >= self.boundary).to(x.device)
+        above = yield from self.denoiser.asked(x, t, condition)
+        below = yield from self.first.asked(x, t, condition)
+        return torch.where(late.reshape(late.shape + (1,) * (x.ndim - 1)), above, below)

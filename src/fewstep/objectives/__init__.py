@@ -41,6 +41,7 @@ from fewstep.objectives.scores.matching import (
     PlainWeight,
     SDSWeight,
 )
+from fewstep.objectives.scores.moment_matching import AuxiliaryMoment, Descent, MomentMatching
 from fewstep.objectives.scores.score_identity import ScoreIdentity
 from fewstep.objectives.scores.score_matching import (
     Denoising,
@@ -50,7 +51,7 @@ from fewstep.objectives.scores.score_matching import (
     ScoreMatching,
     ScoreWeight,
 )
-from fewstep.objectives.trajectories.average_velocity import FlowLine, MeanFlow
+from fewstep.objectives.trajectories.average_velocity import AlignedFlow, AverageVelocity, FlowLine, MeanFlow
 from fewstep.objectives.trajectories.consistency_distillation import ConsistencyDistillation, UnitWeight
 from fewstep.objectives.trajectories.continuous_time import ContinuousConsistency, LogWeight, TrigFlow
 from fewstep.objectives.trajectories.easy_consistency import EasyConsistency, GapCurriculum
@@ -65,8 +66,11 @@ __all__ = [
     "L1",
     "AdversarialCritic",
     "AdversarialGenerator",
+    "AlignedFlow",
     "AnchoredJump",
     "AttributeReading",
+    "AuxiliaryMoment",
+    "AverageVelocity",
     "Balanced",
     "Classification",
     "Clean",
@@ -79,6 +83,7 @@ __all__ = [
     "Delta",
     "Denoising",
     "DenoisingWeight",
+    "Descent",
     "DiffInstructWeight",
     "Distance",
     "DistributionMatching",
@@ -106,6 +111,7 @@ __all__ = [
     "MatchingWeight",
     "Mean",
     "MeanFlow",
+    "MomentMatching",
     "NoiseWeight",
     "Noised",
     "NonSaturating",

@@ -55,9 +55,10 @@ def target_refusal(method: Method, kind: str) -> str | None:
     """Why the method does not take this target, None where it does."""
     if kind == "fixed" or method.effective_traits.scores:
         return None
-    reason = (
+    usual = (
         "it learns the jumps of the teacher's own trajectories, and those of a degraded teacher end in degraded samples"
     )
+    reason = method.effective_traits.because.get(kind, usual)
     return (
         f"'method.kind: {_name(method)}' and 'target.kind: {kind}' cannot be combined: {reason}; use "
         "'target.kind: fixed', or a method that follows scores."

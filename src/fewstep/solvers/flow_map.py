@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.schedule import Schedule, as_time
 from fewstep.solvers.rule import EULER, Rule, solve
+from fewstep.solvers.transition import ancestral
 from fewstep.times import Grid, RhoGrid
 
 
@@ -77,10 +79,24 @@ class Renoise(FlowMap):
         if float(s) == 0:
             return x0
         noise = self.key.normal(f"renoise-{float(s):.12g}", x0.shape, self.start).to(x0)
+        return self.noised(x, x0, t, s, noise)
+
+    def noised(self, x: Tensor, x0: Tensor, t: Tensor | float, s: Tensor | float, noise: Tensor) -> Tensor:
+        """x_s (B, *D) of the estimate x0 (B, *D) at x (B, *D) and t, by ``noise`` (B, *D)."""
         return self.schedule.add_noise(x0, torch.full((len(x0),), float(s), dtype=torch.float64), noise)
 
-    def at(self, key: Key, start: int = 0) -> Renoise:
+    def at(self, key: Key, start: int = 0) -> Self:
         return replace(self, key=key, start=start)
+
+
+@dataclass(frozen=True, eq=False)
+class Ancestral(Renoise):
+    """A few-step student that jumps by the forward process' posterior: to x_s given its estimate of
+    x_0 and the x_t that it was asked at (``transition.ancestral``), with the noise of ``Renoise``.
+    """
+
+    def noised(self, x: Tensor, x0: Tensor, t: Tensor | float, s: Tensor | float, noise: Tensor) -> Tensor:
+        return ancestral(self.schedule, x, x0, t, s, noise)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from fewstep.denoisers import Denoiser
 from fewstep.errors import UserError
 from fewstep.random import Key
 from fewstep.schedule import Schedule
-from fewstep.solvers.flow_map import FlowMap, Renoise, Solver
+from fewstep.solvers.flow_map import Ancestral, FlowMap, Renoise, Solver
 from fewstep.solvers.rule import RULES, solve
 from fewstep.solvers.stochastic import Gamma, Strategic
 from fewstep.times import Grid, RhoGrid, UniformGrid, nested_times
@@ -60,6 +60,7 @@ def grid_from(said: Any) -> Grid:
 @dataclass(frozen=True)
 class Sampling:
     """``jump``: ``renoise`` (to the estimate of x_0, and noised again: consistency models, DMD2),
+    ``ancestral`` (likewise, but by the posterior given the last point as well: moment matching),
     ``ddim`` (deterministic: progressive distillation, flows), ``gamma`` or ``strategic``
     (trajectory models, as CTM and as TCD sample them; ``gamma`` in [0, 1]). ``grid``: of the nested
     times; ``steps``: how many unless told otherwise; ``guidance``: the scale given to a student
@@ -171,6 +172,7 @@ class Sampling:
 
 _JUMPS: Mapping[str, Callable[[Any, Schedule, Sampling], FlowMap]] = {
     "renoise": lambda model, schedule, _: Renoise(model, schedule, Key(0)),
+    "ancestral": lambda model, schedule, _: Ancestral(model, schedule, Key(0)),
     # A single step has no inner points, so that any grid does; the uniform one exists everywhere.
     "ddim": lambda model, _, __: Solver(model, 1, grid=UniformGrid()),
     "gamma": lambda model, _, sampling: Gamma(model, sampling.gamma),

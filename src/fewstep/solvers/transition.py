@@ -22,7 +22,7 @@ from fewstep.errors import UserError
 from fewstep.schedule import Schedule, as_time, expand
 from fewstep.solvers.rule import Rule
 
-__all__ = ["ddim_between", "renoised", "teacher_step", "x0_of_transition"]
+__all__ = ["ancestral", "ddim_between", "renoised", "teacher_step", "x0_of_transition"]
 
 
 def teacher_step(
@@ -68,3 +68,23 @@ def renoised(schedule: Schedule, x: Tensor, t: Tensor, tau: Tensor, noise: Tenso
     ratio = schedule.alpha(tau) / schedule.alpha(t)
     added = (schedule.sigma(tau) ** 2 - (ratio * schedule.sigma(t)) ** 2).clamp(min=0).sqrt()
     return expand(ratio, x) * x + expand(added, x) * noise
+
+
+def ancestral(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor | float, s: Tensor | float, noise: Tensor) -> Tensor:
+    r"""x_s (B, *D) drawn from q(x_s given x_t, x_0) of the forward process by ``noise`` (B, *D), at
+    x (B, *D), t > 0 and 0 <= s <= t, each (B,) or (): DDPM's step (Ho et al. 2020, Eq. 7).
+
+    With r = alpha_t / alpha_s and k = (r sigma_s / sigma_t)^2, x_s = (k / r) x_t + (1 - k) alpha_s
+    x_0 + sqrt(1 - k) sigma_s eps. s = t gives x_t and s = 0 gives x0, bit for bit; from alpha_t = 0
+    it is x0 noised to s, since x_t knows nothing of it.
+    """
+    t, s = as_time(t), as_time(s)
+    alpha_s, ratio = schedule.alpha(s), schedule.sigma(s) / schedule.sigma(t)
+    # Only s = t may have no signal, and nothing decays there.
+    decay = torch.where(alpha_s > 0, schedule.alpha(t) / torch.where(alpha_s > 0, alpha_s, 1.0), 1.0)
+    kept = (decay * ratio) ** 2
+    return (
+        expand((1 - kept) * alpha_s, x) * x0
+        + expand((1 - kept).clamp(min=0).sqrt() * schedule.sigma(s), x) * noise
+        + expand(decay * ratio**2, x) * x
+    )

@@ -129,6 +129,40 @@ class ExponentialWeight(MatchingWeight):
 
 
 @dataclass(frozen=True, eq=False)
+class Difference:
+    """What a student follows: the difference of the ``fake`` score's and the ``target``'s estimates
+    at its samples, noised in whatever way.
+    """
+
+    fake: Denoiser | FakeScore
+    target: Target
+    weight: MatchingWeight
+    passes: Passes = PASSES["separate"]
+
+    def loss(self, step: Step, x0: Tensor, x_t: Tensor, t: Tensor, condition: Condition) -> Loss:
+        """The scalar whose gradient by the samples x0 (B, *D) is the weighted difference at x_t (B,
+        *D) and t (B,), which is held constant.
+        """
+        gradient, gap = self._gradient(step, x0.detach(), x_t, t, condition)
+        total = (gradient * x0).sum() / len(x0)
+        return Loss(total, {"gap": gap, "gradient": gradient.square().mean().sqrt()}, {"gradient": RootMeanSquare()})
+
+    @torch.no_grad()
+    def _gradient(self, step: Step, x0: Tensor, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        target = self.target.denoiser
+        schedule = target.schedule
+        fake_x0, target_x0 = self.passes.estimates(
+            partial(as_fake(self.fake).asked, step, schedule, x_t, t, x0, condition),
+            partial(target.asked, x_t, t, condition),
+        )
+        difference = fake_x0 - target_x0
+        gap = relative_gap(schedule, t, difference)
+        self.target.observe(schedule.log_snr(t), gap)
+        compared = Compared(schedule, t, x_t, x0, target_x0, fake_x0, condition)
+        return expand(self.weight.at(compared), x0) * difference, gap.mean()
+
+
+@dataclass(frozen=True, eq=False)
 class DistributionMatching(Objective):
     """See the module's docstring.
 
@@ -145,25 +179,11 @@ class DistributionMatching(Objective):
 
     def __call__(self, step: Step, state: State) -> Loss:
         x0 = step.run(self.student, state)
-        gradient, gap = self._gradient(step, x0.detach(), state)
-        total = (gradient * x0).sum() / len(x0)
-        return Loss(total, {"gap": gap, "gradient": gradient.square().mean().sqrt()}, {"gradient": RootMeanSquare()})
-
-    @torch.no_grad()
-    def _gradient(self, step: Step, x0: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        target = self.target.denoiser
-        schedule = target.schedule
+        schedule = self.target.denoiser.schedule
         t = self.times.draw(schedule, step.key, "matching-time", step.rows, step.start)
-        x_t = schedule.add_noise(x0, t, step.noise_like("matching-noise", x0))
-        fake_x0, target_x0 = self.passes.estimates(
-            partial(as_fake(self.fake).asked, step, schedule, x_t, t, x0, state.condition),
-            partial(target.asked, x_t, t, state.condition),
-        )
-        difference = fake_x0 - target_x0
-        gap = relative_gap(schedule, t, difference)
-        self.target.observe(schedule.log_snr(t), gap)
-        compared = Compared(schedule, t, x_t, x0, target_x0, fake_x0, state.condition)
-        return expand(self.weight.at(compared), x0) * difference, gap.mean()
+        x_t = schedule.add_noise(x0.detach(), t, step.noise_like("matching-noise", x0))
+        difference = Difference(self.fake, self.target, self.weight, self.passes)
+        return difference.loss(step, x0, x_t, t, state.condition)
 
 
 def relative_gap(schedule: Schedule, t: Tensor, difference: Tensor) -> Tensor:

@@ -107,16 +107,18 @@ class ScoreMatching(Objective):
     guidance: float = 1.0
 
     def __call__(self, step: Step, state: State) -> Loss:
-        total = self.error(step, step.sample(self.student, state), state.condition)
+        total = self.error(step, step.sample(self.student, state), state)
         return Loss(total, {"denoising": total.detach()})
 
-    def error(self, step: Step, x0: Tensor, condition: Condition) -> Tensor:
-        """The loss on given clean samples (B, *D), with the times and noise of the step's place."""
+    def error(self, step: Step, x0: Tensor, state: State) -> Tensor:
+        """The loss on clean samples (B, *D) that were made of a state, with the times and noise of
+        the step's place.
+        """
         schedule = self.fake.schedule
         t = self.times.draw(schedule, step.key, "fake-time", step.rows, step.start)
         x_t = schedule.add_noise(x0, t, step.noise_like("fake-noise", x0))
         trained = self.fake if self.guidance == 1 else Guided(self.fake, self.guidance, self.conditions)
-        return denoising_loss(trained(x_t, t, self._told(step, condition)), x0, self.weight.at(schedule, t))
+        return denoising_loss(trained(x_t, t, self._told(step, state.condition)), x0, self.weight.at(schedule, t))
 
     def _told(self, step: Step, condition: Condition) -> Condition:
         if not self.dropout:
@@ -129,4 +131,4 @@ class ScoreMatching(Objective):
         """The loss on samples that the student makes now, without gradient: what a monitor compares
         with the training loss.
         """
-        return self.error(step, self.student(state.x, state.t, state.condition), state.condition)
+        return self.error(step, self.student(state.x, state.t, state.condition), state)

@@ -25,8 +25,9 @@ normalised to g / (|g| + c), and
     L = E [ exp(w(u)) mean |F - sg(F) - g|^2 - w(u) ],
 
 whose gradient is that of -2 exp(w) <g, F>. w is the learned logarithm of a weight; where it is
-best, exp(-w) is the mean square at u. |g| is a root mean square over dimensions, so that c = 0.1
-means the same for samples of every size (the paper writes a norm).
+best, exp(-w) is the mean square at u. Without it, w = 0: the plain square of the normalised
+tangent, as rCM has it (Zheng et al. 2025, arXiv:2510.08431). |g| is a root mean square over
+dimensions, so that c = 0.1 means the same for samples of every size (the paper writes a norm).
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class TrigFlow:
 class ContinuousConsistency(Objective):
     """See the module's docstring.
 
-    ``warmup`` >= 0 steps of the stage; ``constant``: c, above 0; ``log_weight``: w, owned here.
+    ``warmup`` >= 0 steps of the stage; ``constant``: c, above 0; ``log_weight``: w, owned here, or
+    None for w = 0.
 
     Raises ``UserError`` where the student's estimate at t = 0 is not x itself, by its prediction,
     since F is not finite there.
@@ -130,7 +132,7 @@ class ContinuousConsistency(Objective):
 
     student: Denoiser
     teacher: Target
-    log_weight: LogWeight
+    log_weight: LogWeight | None
     sigma_data: float = 0.5
     warmup: int = 0
     constant: float = 0.1
@@ -148,7 +150,7 @@ class ContinuousConsistency(Objective):
 
     @property
     def owned(self) -> Sequence[nn.Module]:
-        return (self.log_weight,)
+        return () if self.log_weight is None else (self.log_weight,)
 
     def __call__(self, step: Step, state: State) -> Loss:
         flow = TrigFlow(self.student.schedule, self.sigma_data)
@@ -160,9 +162,11 @@ class ContinuousConsistency(Objective):
         tangent = self.tangent(flow, state, raw.detach(), slope, target_x0, step.key.step)
         size = tangent.square().flatten(1).mean(1).sqrt()
         tangent = tangent / expand(size + self.constant, tangent)
-        log_weight = self.log_weight(flow.angle(state.t).to(state.x.device, state.x.dtype))
         apart = (raw - raw.detach() - tangent).square().flatten(1).mean(1)
-        total = (log_weight.exp() * apart - log_weight).mean()
+        if self.log_weight is not None:
+            log_weight = self.log_weight(flow.angle(state.t).to(state.x.device, state.x.dtype))
+            apart = log_weight.exp() * apart - log_weight
+        total = apart.mean()
         return Loss(total, {"continuous": total.detach(), "tangent": size.mean()})
 
     def tangent(self, flow: TrigFlow, state: State, raw: Tensor, slope: Tensor, target_x0: Tensor, step: int) -> Tensor:

@@ -14,6 +14,11 @@ and r rises towards t over the run. With rho = sigma / alpha, at stage a = 0, 1,
 No teacher is asked: given x_t, the mean of x_r over the samples it may be made of is one DDIM step
 of the exact denoiser.
 
+With another model, ``nearer``, in the place of f at the nearer point, whose estimates below a time
+t' are those of a model that was trained before (``Truncated``), this is truncated consistency
+(TCM, Lee et al. 2024, arXiv:2410.14895). f is then trained at t >= t' alone, and at t = t' the
+nearer point always lies below, which keeps f from being the same everywhere.
+
 A sample's square error, its mean over dimensions, is divided by (itself + c)^p without gradient: p
 = 1 / 2 is the gradient of a pseudo-Huber distance up to a factor of 2, p = 0 the plain square.
 """
@@ -37,20 +42,23 @@ from fewstep.states import State, Step
 class GapCurriculum:
     """r of t at a step of the stage; see the module's docstring.
 
-    ``factor``: q > 1; ``stage``: steps >= 1 in each a; ``widening``: k >= 0, ``falling``: b >= 0.
-    Raises ``UserError`` for other values.
+    ``factor``: q > 1; ``stage``: steps >= 1 in each a; ``widening``: k >= 0, ``falling``: b >= 0;
+    ``begun``: the steps >= 0 that it has gone through before, in another stage of a run. Raises
+    ``UserError`` for other values.
     """
 
     factor: float = 2.0
     stage: int = 400
     widening: float = 8.0
     falling: float = 1.0
+    begun: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.factor > 1 and self.stage >= 1 and self.widening >= 0 and self.falling >= 0):
+        rest = (self.widening, self.falling, self.begun)
+        if not (self.factor > 1 and self.stage >= 1 and all(value >= 0 for value in rest)):
             raise UserError(
-                "gap curriculum: 'factor' must be above 1, 'stage' at least 1, 'widening' and 'falling' at least 0, "
-                f"got {self.factor}, {self.stage}, {self.widening} and {self.falling}."
+                "gap curriculum: 'factor' must be above 1, 'stage' at least 1, 'widening', 'falling' and 'begun' at "
+                f"least 0, got {self.factor}, {self.stage}, {self.widening}, {self.falling} and {self.begun}."
             )
 
     def below(self, schedule: Schedule, t: Tensor, number: int) -> Tensor:
@@ -58,7 +66,7 @@ class GapCurriculum:
         below t_min, where networks are not called.
         """
         rho = schedule.rho(t)
-        shrunk = self.factor ** -float(number // self.stage + 1)
+        shrunk = self.factor ** -float((self.begun + number) // self.stage + 1)
         share = 1 - shrunk * (1 + self.widening * torch.sigmoid(-self.falling * rho))
         level = torch.where(share > 0, rho * share, rho)
         r = torch.minimum(schedule.time_at_sigma(level), t)
@@ -67,7 +75,8 @@ class GapCurriculum:
 
 @dataclass(frozen=True, eq=False)
 class EasyConsistency(Objective):
-    """Trains ``student`` on states that carry x0 and noise; ``power`` p >= 0, ``constant`` c > 0.
+    """Trains ``student`` on states that carry x0 and noise; ``power`` p >= 0, ``constant`` c > 0;
+    ``nearer``: what is asked at the nearer point, the student itself unless given.
 
     Raises ``UserError`` for other values, and for states without x0 and noise.
     """
@@ -77,6 +86,7 @@ class EasyConsistency(Objective):
     weight: DenoisingWeight = field(default_factory=EDMWeight)
     power: float = 0.5
     constant: float = 1e-3
+    nearer: Denoiser | None = None
 
     def __post_init__(self) -> None:
         if not (self.power >= 0 and self.constant > 0):
@@ -106,6 +116,7 @@ class EasyConsistency(Objective):
         schedule = self.student.schedule
         # The network is called for all samples, however many need it: processes must agree.
         called = r.clamp(min=schedule.t_min)
-        near = self.student(schedule.add_noise(state.x0, called, state.noise), called, state.condition)
+        model = self.student if self.nearer is None else self.nearer
+        near = model(schedule.add_noise(state.x0, called, state.noise), called, state.condition)
         inside = (r > 0).to(near.device).view(-1, *[1] * (near.dim() - 1))
         return torch.where(inside, near, state.x0)

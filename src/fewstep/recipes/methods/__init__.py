@@ -10,19 +10,23 @@ from fewstep.recipes.methods.along_trajectories.consistency import ConsistencyMe
 from fewstep.recipes.methods.along_trajectories.continuous_consistency import ContinuousMethod
 from fewstep.recipes.methods.along_trajectories.easy_tuning import EasyTuningMethod
 from fewstep.recipes.methods.along_trajectories.knowledge import KnowledgeMethod
-from fewstep.recipes.methods.along_trajectories.mean_flow import MeanFlowMethod
 from fewstep.recipes.methods.along_trajectories.phased_consistency import PhasedMethod
 from fewstep.recipes.methods.along_trajectories.piecewise_flow import PiecewiseFlowMethod
 from fewstep.recipes.methods.along_trajectories.progressive import ProgressiveMethod
 from fewstep.recipes.methods.along_trajectories.rectified_flow import RectifiedFlowMethod
 from fewstep.recipes.methods.along_trajectories.trajectory import TrajectoryMethod
 from fewstep.recipes.methods.along_trajectories.trajectory_consistency import TrajectoryConsistencyMethod
+from fewstep.recipes.methods.along_trajectories.truncated_consistency import TruncatedMethod
+from fewstep.recipes.methods.average_velocities.align_your_flow import AlignedFlowMethod
+from fewstep.recipes.methods.average_velocities.mean_flow import MeanFlowMethod
 from fewstep.recipes.methods.following_scores.adversarial_diffusion import AdversarialDiffusionMethod
 from fewstep.recipes.methods.following_scores.decoupled_dmd import DecoupledMethod
 from fewstep.recipes.methods.following_scores.distribution_matching import DistributionMatchingMethod
 from fewstep.recipes.methods.following_scores.dp_dmd import AnchoredMethod
 from fewstep.recipes.methods.following_scores.f_distill import FDistillMethod
 from fewstep.recipes.methods.following_scores.latent_adversarial import LatentAdversarialMethod
+from fewstep.recipes.methods.following_scores.moment import MomentMethod
+from fewstep.recipes.methods.following_scores.score_regularized import ScoreRegularizedMethod
 from fewstep.recipes.methods.following_scores.sid import IdentityMethod
 from fewstep.recipes.methods.following_scores.sid_lsg import GuidedIdentityMethod
 from fewstep.recipes.methods.following_scores.sida import AdversarialIdentityMethod
@@ -48,6 +52,7 @@ MethodChoice = Annotated[Method, _Methods()]
 __all__ = [
     "AdversarialDiffusionMethod",
     "AdversarialIdentityMethod",
+    "AlignedFlowMethod",
     "AnchoredMethod",
     "Built",
     "ConsistencyMethod",
@@ -63,11 +68,14 @@ __all__ = [
     "MeanFlowMethod",
     "Method",
     "MethodChoice",
+    "MomentMethod",
     "PhasedMethod",
     "PiecewiseFlowMethod",
     "ProgressiveMethod",
     "RectifiedFlowMethod",
+    "ScoreRegularizedMethod",
     "Traits",
     "TrajectoryConsistencyMethod",
     "TrajectoryMethod",
+    "TruncatedMethod",
 ]

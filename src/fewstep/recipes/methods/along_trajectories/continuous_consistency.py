@@ -63,7 +63,7 @@ class ContinuousMethod(Method):
 
     def build(self, context: Context) -> Built:
         student, times = context.denoising_student, context.student_times()
-        _check_differentiable(context)
+        check_differentiable(context)
         diffused = ForwardDiffusion(context.data, context.schedule, self.times, conditions=context.conditions)
         teacher = teacher_transition(context.teacher, 2, context)
         transitions = Transitions(times, context.student_map, teacher, lambda: diffused, whole=True, anywhere=True)
@@ -76,7 +76,7 @@ class ContinuousMethod(Method):
         return Built([Stage("distill", context.training.steps, [phase])])
 
 
-def _check_differentiable(context: Context) -> None:
+def check_differentiable(context: Context) -> None:
     """Raises ``UserError`` for a student whose raw output in TrigFlow's coordinates is not finite,
     or that has no derivative by the time.
     """
@@ -87,7 +87,7 @@ def _check_differentiable(context: Context) -> None:
     skip, out = model.prediction.coefficients(model.schedule, near)
     if not (abs(float(skip) - 1) < 1e-6 and abs(float(out)) < 100 * float(model.schedule.sigma(near))):
         raise UserError(
-            "'method.kind: continuous-consistency' needs a network whose estimate of a clean sample is that sample, "
+            f"'method.kind: {context.method.kind}' needs a network whose estimate of a clean sample is that sample, "
             f"which a prediction of '{name_of(model.prediction)}' does not make so; use a teacher that predicts edm, "
             "eps, v or velocity, or 'method.kind: consistency'."
         )

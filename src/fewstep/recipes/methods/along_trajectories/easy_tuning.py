@@ -4,24 +4,69 @@ by a gap between two noise levels that narrows over the run.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import annotated_types as at
 from pydantic import Field
 
+from fewstep.denoisers import Denoiser
 from fewstep.objectives import EasyConsistency, EDMWeight, GapCurriculum
 from fewstep.recipes import config
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods.method import Built, Example, Method, Traits, student_phase
 from fewstep.solvers.sampling import Sampling
-from fewstep.states import ForwardDiffusion
-from fewstep.times import LogNormalTimes, RhoGrid
+from fewstep.states import ForwardDiffusion, States
+from fewstep.times import LogNormalTimes, RhoGrid, TimeDistribution
 from fewstep.training import Stage, Term
 from fewstep.values import MOST, Few, Positive, Share
 
 
-class EasyTuningMethod(Method):
+class TunesOnData(Method, abc.ABC):
+    """A method whose student learns consistency from data alone, by a gap that narrows."""
+
+    if TYPE_CHECKING:
+        # Declared by each method, whose fields have an order that its runs are known by.
+        times: config.TimesChoice
+        weighting: config.DenoisingWeighting
+        factor: float
+        stage: int
+        widening: float
+        falling: float
+        power: float
+        constant: float
+        grid: config.GridName
+        steps: int
+
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"forward"}),
+        False,
+        roles=("student",),
+        because=dict.fromkeys(
+            ("rollout", "ddil", "per-batch"), "a state must know the clean sample and the noise it is made of"
+        ),
+    )
+
+    @property
+    def steps_of_student(self) -> int:
+        return self.steps
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling("renoise", self.grid, self.steps)
+
+    def diffused(self, context: Context, times: TimeDistribution) -> States:
+        """Data at these times."""
+        return ForwardDiffusion(context.data, context.schedule, times, conditions=context.conditions)
+
+    def objective(self, context: Context, begun: int = 0, nearer: Denoiser | None = None) -> EasyConsistency:
+        """What trains the student; ``begun``: the steps that the gap has narrowed for before."""
+        curriculum = GapCurriculum(self.factor, self.stage, self.widening, self.falling, begun)
+        return EasyConsistency(context.denoising_student, curriculum, self.weighting, self.power, self.constant, nearer)
+
+
+class EasyTuningMethod(TunesOnData):
     """``times`` and ``weighting``: of training. ``factor``: by which the gap narrows every
     ``stage`` steps; ``widening`` and ``falling``: k and b of the gap at low noise.
 
@@ -41,33 +86,14 @@ class EasyTuningMethod(Method):
     grid: config.GridName = RhoGrid()
     steps: Few = 2
 
-    traits: ClassVar[Traits] = Traits(
-        frozenset({"forward"}),
-        False,
-        roles=("student",),
-        because=dict.fromkeys(
-            ("rollout", "ddil", "per-batch"), "a state must know the clean sample and the noise it is made of"
-        ),
-    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
         "1 step, plain": Example({"steps": 1, "power": 0.0, "factor": 4.0, "stage": 1}),
         "images": Example({"stage": 2}, on_digits=True),
     }
 
-    @property
-    def steps_of_student(self) -> int:
-        return self.steps
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling("renoise", self.grid, self.steps)
-
     def build(self, context: Context) -> Built:
         # Asked for here, so that a grid without such steps is refused before anything is trained.
         context.student_times()
-        states = ForwardDiffusion(context.data, context.schedule, self.times, conditions=context.conditions)
-        curriculum = GapCurriculum(self.factor, self.stage, self.widening, self.falling)
-        objective = EasyConsistency(context.denoising_student, curriculum, self.weighting, self.power, self.constant)
-        phase = student_phase(context, [Term(objective, states, name="easy consistency")])
-        return Built([Stage("distill", context.training.steps, [phase])])
+        term = Term(self.objective(context), self.diffused(context, self.times), name="easy consistency")
+        return Built([Stage("distill", context.training.steps, [student_phase(context, [term])])])

@@ -4,14 +4,15 @@ along a trajectory; the teacher's trajectory, or the data's.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fewstep.denoisers import Denoiser, NetworkDenoiser, TrajectoryDenoiser, trajectory_of
-from fewstep.objectives import MeanFlow
+from fewstep.objectives import AverageVelocity, MeanFlow
 from fewstep.recipes import config
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.kit.state_sources import Transitions, build_states, teacher_transition
@@ -25,7 +26,57 @@ from fewstep.training import Stage, Term
 from fewstep.values import Few, Positive
 
 
-class MeanFlowMethod(Method):
+class LearnsAverages(Method, abc.ABC):
+    """A method whose student learns the average velocity between any two times."""
+
+    if TYPE_CHECKING:
+        # Declared by each method, whose fields have an order that its runs are known by.
+        times: config.TimesChoice
+        same: float
+        end: float
+        grid: config.GridName
+        steps: int
+
+    traits: ClassVar[Traits] = Traits(
+        frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"})
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.same + self.end > 1:
+            raise ValueError(f"'same' ({self.same:g}) and 'end' ({self.end:g}) must be at most 1 in sum")
+        return self
+
+    @property
+    def steps_of_student(self) -> int:
+        return self.steps
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling("gamma", self.grid, self.steps)
+
+    def grown(self, copy: NetworkDenoiser) -> Denoiser:
+        return trajectory_of(copy)
+
+    @abc.abstractmethod
+    def objective(self, student: TrajectoryDenoiser, context: Context) -> AverageVelocity:
+        """What trains the student."""
+
+    def build(self, context: Context) -> Built:
+        check_told_a_time(context)
+        student = context.student.model
+        assert isinstance(student, TrajectoryDenoiser)
+        diffused = ForwardDiffusion(context.data, context.schedule, self.times, conditions=context.conditions)
+        teacher = teacher_transition(context.teacher, 2, context)
+        transitions = Transitions(
+            context.student_times(), context.student_map, teacher, lambda: diffused, whole=True, anywhere=True
+        )
+        states = build_states(context, diffused, transitions)
+        term = Term(self.objective(student, context), states, name=self.kind.replace("-", " "))
+        return Built([Stage("distill", context.training.steps, [student_phase(context, [term])])])
+
+
+class MeanFlowMethod(LearnsAverages):
     """``velocity``: whose trajectories are followed. ``times``: of training, log-normal in sigma /
     alpha, which is logit-normal on the paper's line.
 
@@ -44,20 +95,11 @@ class MeanFlowMethod(Method):
     grid: config.GridName = RhoGrid()
     steps: Few = 1
 
-    traits: ClassVar[Traits] = Traits(
-        frozenset({"forward", "rollout", "ddil", "per-batch"}), False, frozenset({"copy"})
-    )
     examples: ClassVar[Mapping[str, Example]] = {
         "": Example({}),
         "of data, 2 steps": Example({"velocity": "data", "steps": 2}),
         "images": Example({"power": 0.0}, on_digits=True),
     }
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> MeanFlowMethod:
-        if self.same + self.end > 1:
-            raise ValueError(f"'same' ({self.same:g}) and 'end' ({self.end:g}) must be at most 1 in sum")
-        return self
 
     @property
     def effective_traits(self) -> Traits:
@@ -69,28 +111,6 @@ class MeanFlowMethod(Method):
         )
         return replace(self.traits, states=frozenset({"forward"}), roles=(), because=because)
 
-    @property
-    def steps_of_student(self) -> int:
-        return self.steps
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling("gamma", self.grid, self.steps)
-
-    def grown(self, copy: NetworkDenoiser) -> Denoiser:
-        return trajectory_of(copy)
-
-    def build(self, context: Context) -> Built:
-        check_told_a_time(context)
-        student = context.student.model
-        assert isinstance(student, TrajectoryDenoiser)
-        diffused = ForwardDiffusion(context.data, context.schedule, self.times, conditions=context.conditions)
-        teacher = teacher_transition(context.teacher, 2, context)
-        transitions = Transitions(
-            context.student_times(), context.student_map, teacher, lambda: diffused, whole=True, anywhere=True
-        )
-        states = build_states(context, diffused, transitions)
+    def objective(self, student: TrajectoryDenoiser, context: Context) -> MeanFlow:
         target = Fixed(context.teacher) if self.velocity == "teacher" else None
-        objective = MeanFlow(student, target, self.same, self.end, self.power, self.constant)
-        phase = student_phase(context, [Term(objective, states, name="mean flow")])
-        return Built([Stage("distill", context.training.steps, [phase])])
+        return MeanFlow(student, target, self.same, self.end, self.power, self.constant)

@@ -1,0 +1,1 @@
+"""Methods whose student learns the average velocity between any two times, by its derivative."""
