@@ -6,28 +6,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from test_combinations import VARIANTS, tiny
 
 from device_kit import CARD, SECOND, Card, Move, at_work
 from fewstep.errors import UserError
+from fewstep.networks.adapters import bases_of
 from fewstep.networks.elsewhere import given_place
 from fewstep.planning.plan import plan_recipe
 from fewstep.planning.rehearsal import Rehearsal
 from fewstep.planning.twin import twin
 from fewstep.recipes import DistillRecipe, config, load_recipe
 from fewstep.recipes.building.distillation import Distillation, build_distillation
+from fewstep.recipes.building.parts import build_settings
 from fewstep.recipes.building.placement import place_roles
 from fewstep.runs.distill import distill, pretrain
 from fewstep.system.files import read_tensors
+from fewstep.training import Silent, Trainer
 from fewstep.training.reporting.log import read_log
 from fewstep.training.turns import Turns
 from interrupt_kit import Interrupted, Interrupter
 
-NAMED = {"cpu": torch.device("cpu"), "cuda:0": CARD, "cuda:1": SECOND}
+CPU = torch.device("cpu")
+NAMED = {"cpu": CPU, "cuda:0": CARD, "cuda:1": SECOND}
 TINY = ("training.steps=12", "training.batch=8", "training.checkpoint_every=5", "training.health_every=4")
 MEASURED = ("evaluation.every=6", "evaluation.samples=64", "evaluation.draws=1", "evaluation.teacher_steps=[2]")
 APART = {"teacher": "cuda:1", "fake": "cuda:1"}
@@ -115,6 +121,50 @@ def test_a_placed_run_on_images_is_the_run_on_one_device(name, places, tmp_path,
     here = on_one_device(name, tmp_path / "here")
     request.getfixturevalue("cards")
     assert_same(here, distill(name, (*TINY, *MEASURED, *set_to(places)), tmp_path / "there"))
+
+
+TANGENTS = {"continuous-consistency", "mean-flow"}
+"""Differentiate forwards, which the devices that are made up do not."""
+
+
+def trained(recipe: DistillRecipe, folder: Path, device: torch.device) -> Distillation:
+    parts = build_distillation(recipe, folder)
+    settings = replace(build_settings(recipe.training), device=device)
+    Trainer(folder, parts.stages, parts.average, settings, listeners=[Silent()]).fit()
+    return parts
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name]["kind"] not in TANGENTS])
+def test_every_method_may_be_placed(name, tmp_path, request):
+    """No network that a method builds is forgotten, wherever the student is: what it trains is on
+    the device of its role, and no bit is another.
+    """
+    with Card():
+        alone = trained(tiny(VARIANTS[name]), tmp_path / "alone", CPU)
+    request.getfixturevalue("cards")
+    parts = trained(tiny(VARIANTS[name], placement={"student": "cuda:1"}), tmp_path / "placed", CARD)
+    for phase in (phase for stage in parts.stages for phase in stage.phases):
+        place = SECOND if phase.network is parts.student else CARD
+        assert given_place(phase.network) == place
+        assert {value.device for value in phase.trained.parameters()} == {place}
+    expected, found = (each.average.average.state_dict() for each in (alone, parts))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[key].cpu()) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("name", ["distribution-matching, low rank", "distribution-matching, low rank, fake trunk"])
+def test_an_adapter_on_a_path_of_copies_goes_with_its_own_base(name, tmp_path, request):
+    """The base of the fake score is a copy of the teacher's network, and is where the score is."""
+    with Card():
+        alone = trained(tiny(VARIANTS[name], target="backtracked"), tmp_path / "alone", CPU)
+    request.getfixturevalue("cards")
+    recipe = tiny(VARIANTS[name], target="backtracked", placement={"fake": "cuda:1"})
+    parts = trained(recipe, tmp_path / "placed", CARD)
+    assert parts.fake is not None
+    assert {value.device for base in bases_of(parts.fake) for value in base.parameters()} == {SECOND}
+    assert {value.device for value in parts.teacher.parameters()} == {CARD}
+    expected, found = (each.average.average.state_dict() for each in (alone, parts))
+    assert all(torch.equal(value, found[key].cpu()) for key, value in expected.items())
 
 
 def test_a_critic_on_networks_of_its_own_may_be_placed(tmp_path, request):
