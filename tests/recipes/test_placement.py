@@ -295,14 +295,14 @@ CUDA = torch.device("cuda", 0)
             "mixture2d-disback-lora",
             ("training.placement.teacher=cuda:1", "training.placement.fake=cuda:1"),
             (
-                r"'training\.placement' has the student on 'cuda:0' and the teacher on 'cuda:1', and this student is "
-                r"an adapter on the teacher's network; place both on one device\."
+                r"'training\.placement' has 'student' on 'cuda:0' and 'teacher' on 'cuda:1', and here 'student' is an "
+                r"adapter on the teacher's network; place both on one device\."
             ),
         ),
         (
             "mixture2d-disback-lora",
             ("training.placement.fake=cuda:1",),
-            r"'training\.placement' has the fake on 'cuda:1' and the teacher on 'cuda:0', and this fake is an adapter",
+            r"'training\.placement' has 'fake' on 'cuda:1' and 'teacher' on 'cuda:0', and here 'fake' is an adapter",
         ),
         (
             "digits-dmd2",

@@ -92,8 +92,8 @@ def _check_adapters(recipe: DistillRecipe, devices: Places) -> None:
     for role, adapts in adapted.items():
         if adapts and devices[role] != devices["teacher"]:
             raise UserError(
-                f"'training.placement' has the {role} on '{devices[role]}' and the teacher on '{devices['teacher']}', "
-                f"and this {role} is an adapter on the teacher's network; place both on one device."
+                f"'training.placement' has '{role}' on '{devices[role]}' and 'teacher' on '{devices['teacher']}', and "
+                f"here '{role}' is an adapter on the teacher's network; place both on one device."
             )
 
 
