@@ -1,19 +1,19 @@
-"""A device that is not there: tensors that say they are elsewhere, hold real numbers on the CPU,
+"""Devices that are not there: tensors that say they are elsewhere, hold real numbers on the CPU,
 and refuse what a GPU refuses.
 
-Inside ``with Card():`` the device ``CARD`` (torch's meta device, whose name is borrowed) has
-memory. A tensor taken there becomes an ``OnCard``; what is computed of it stays there until it is
-taken back, with the CPU's own kernels, so that results are bit for bit those of the same
-computation on the CPU. An operation on tensors here and there raises ``Mixed``, but for the three
-things that PyTorch allows: copies, a number (a tensor without dimensions) from the CPU in
-arithmetic, and an index from the CPU.
+Inside ``with Card():`` the devices ``CARD`` and ``SECOND`` (torch's meta device, whose name is
+borrowed, without a number and with one) have memory. A tensor taken there becomes an ``OnCard``;
+what is computed of it stays there until it is taken back, with the CPU's own kernels, so that
+results are bit for bit those of the same computation on the CPU. An operation on tensors here and
+there, or on both cards, raises ``Mixed``, but for the three things that PyTorch allows: copies, a
+number (a tensor without dimensions) from the CPU in arithmetic, and an index from the CPU.
 
 ``at_work`` is such a device for a whole run, whose networks may come and go. What torch refuses of
 the borrowed name it then lets pass, and draws are made where they belong, since a thread of its own
 would know of no such device.
 
 ``Card.fetched`` counts the numbers that were asked for from there: each would make a program wait
-for a GPU.
+for a GPU. ``Card.moves`` notes what went from one device to another, in order.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
@@ -32,6 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fewstep.training.ahead import Ahead
 
 CARD = torch.device("meta")
+SECOND = torch.device("meta", 1)
 _aten = torch.ops.aten
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
 _INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
@@ -43,20 +45,29 @@ class Mixed(Exception):
     """An operation on tensors of two devices."""
 
 
+@dataclass(frozen=True)
+class Move:
+    """A tensor of ``shape`` that went from one device to another."""
+
+    source: torch.device
+    goal: torch.device
+    shape: tuple[int, ...]
+
+
 class OnCard(Tensor):
-    """A tensor on ``CARD``; ``held`` has its numbers."""
+    """A tensor on a card; ``held`` has its numbers."""
 
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> OnCard:
+    def __new__(cls, held: Tensor, card: torch.device = CARD) -> OnCard:
         made = Tensor._make_wrapper_subclass(
             cls,
             held.shape,
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=CARD,
+            device=card,
             requires_grad=held.requires_grad,
         )
         made.held = held
@@ -71,15 +82,21 @@ class OnCard(Tensor):
 
 
 class Card(TorchDispatchMode):
-    """Inside, there is a device ``CARD``."""
+    """Inside, there are the devices ``CARD`` and ``SECOND``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fetched = 0
+        self.moves: list[Move] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.fetched += function is _aten._local_scalar_dense.default and isinstance(args[0], OnCard)
-        return _run(function, args, kwargs or {})
+        made = _run(function, args, kwargs or {})
+        if function in _COPIES:
+            source, goal = (args[1], args[0]) if function is _aten.copy_.default else (args[0], made)
+            if source.device != goal.device:
+                self.moves.append(Move(source.device, goal.device, tuple(source.shape)))
+        return made
 
 
 def on_card(model: Model) -> Model:
@@ -120,7 +137,8 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = [value for value in tensors if isinstance(value, OnCard)]
     _check(function, args, there, [value for value in tensors if not isinstance(value, OnCard)])
     asked = kwargs.get("device")
-    goes = bool(there) if asked is None else torch.device(asked) == CARD
+    place = (there[0].device if there else None) if asked is None else torch.device(asked)
+    goes = place is not None and place.type == CARD.type
     held_args, held_kwargs = tree_map_only(
         OnCard, lambda value: value.held, (args, kwargs if asked is None else {**kwargs, "device": torch.device("cpu")})
     )
@@ -129,20 +147,22 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     if asked is not None and function is _aten._to_copy.default:
         # A copy between devices is never the tensor itself.
-        return OnCard(made) if goes else made
+        return OnCard(made, place) if goes else made
     if not goes:
         return made
-    made = tree_map_only(Tensor, OnCard, made)
+    made = tree_map_only(Tensor, lambda value: OnCard(value, place), made)
     return return_and_correct_aliasing(function, args, kwargs, made) if there else made
 
 
 def _check(function: Any, args: Any, there: list[Tensor], here: list[Tensor]) -> None:
     """Raises ``Mixed`` where PyTorch would refuse the devices of the arguments."""
-    if any(value.device == CARD for value in here):
+    if any(value.device.type == CARD.type for value in here):
         # PyTorch makes an index of a list on its own; here that tensor would have no numbers.
         raise Mixed(f"{function}: a tensor came to the card past this kit; index with a tensor, not with a list")
     if not there or function in _COPIES:
         return
+    if len({value.device for value in there}) > 1:
+        raise Mixed(f"{function}: tensors are on both cards")
     wrong = [value for value in here if value.ndim > 0]
     if function in _JOINING:
         wrong = here

@@ -220,6 +220,9 @@ def test_bad_input_is_one_sentence(run, tmp_path):
         ("distill", "digits-disback", "--set", "training.step=3"): "did you mean 'steps'",
         ("distill", "digits-disback", "--set", "training.steps=-1"): "'training.steps' is -1",
         ("distill", "digits-disback", "--set", "training.steps=ten"): "'training.steps' is 'ten'",
+        ("distill", "digits-disback", "--set", "training.placement.teacher=cuda:99"): "'training.placement.teacher' is "
+        "'cuda:99', which needs a GPU of that number",
+        ("distill", "digits-disback", "--set", "training.placement.teacher=mps"): "'mps' is no place for networks",
         ("distill", "nothing.yaml"): "no such recipe file",
         ("distill", "digits-teacher"): "recipe for 'fewstep pretrain'",
         ("pretrain", "digits-disback"): "recipe for 'fewstep distill'",

@@ -650,15 +650,15 @@ def test_the_device_allows_what_a_gpu_allows():
 def test_an_average_and_the_flag_of_a_step_do_not_wait_for_the_device(tmp_path):
     with Card() as card:
         model = Scene(CARD, tmp_path).teacher()
-        average, soundness = Averaged(model, HalfLife(50.0)), Soundness(CARD)
+        average, soundness = Averaged(model, HalfLife(50.0)), Soundness()
         report = Report(Phase("p", model, [Term(_Nothing(), Scene(CARD, tmp_path).prior)]), [])
         for value in (1.0, float("nan")):
             report.add([torch.full((), value, device=CARD)], {}, {})
             report.end(torch.ones((), device=CARD))
-            soundness.judge(report)
-            average.update(model, soundness.lost)
+            lost = soundness.judge(report)
+            average.update(model, lost)
         assert card.fetched == 0
-        assert (float(soundness.lost), average.updates) == (1.0, 1)
+        assert (float(lost), average.updates) == (1.0, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,6 +49,7 @@ from interrupt_kit import Interrupted, Interrupter
 
 SCHEDULE = KarrasVE()
 PRIOR = Prior(SCHEDULE, (3, 8, 8), 2.5 / 80, conditions=Classes(4))
+CPU = torch.device("cpu")
 PLACE = Key(3, "stage", 5)
 
 
@@ -125,12 +126,15 @@ def test_what_runs_a_network_or_remembers_is_not_drawn_ahead(name):
 def test_normals_are_the_same_and_a_wrong_guess_costs_only_time():
     like, other = torch.empty(6, 3, 64, 64), torch.empty(6, 2, dtype=torch.float64)
     drawn = Step(PLACE, 6, 2)
-    step = in_a_thread(Step(PLACE, 6, 2), Asked((), (("a", (6, 3, 64, 64)), ("b", (5, 2)), ("unasked", (6, 1)))))
+    step = in_a_thread(
+        Step(PLACE, 6, 2), Asked((), (("a", (6, 3, 64, 64), CPU), ("b", (5, 2), CPU), ("unasked", (6, 1), CPU)))
+    )
     for purpose, x in (("a", like), ("a", like), ("b", other), ("c", like)):
         found = step.noise_like(purpose, x)
         assert torch.equal(found, drawn.noise_like(purpose, x))
         assert found.dtype == x.dtype
-    assert step.asked.normals == drawn.asked.normals == (("a", (6, 3, 64, 64)), ("b", (6, 2)), ("c", (6, 3, 64, 64)))
+    expected = (("a", (6, 3, 64, 64), CPU), ("b", (6, 2), CPU), ("c", (6, 3, 64, 64), CPU))
+    assert step.asked.normals == drawn.asked.normals == expected
 
 
 @dataclass(frozen=True, eq=False)

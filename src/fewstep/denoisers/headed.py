@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fewstep.condition import Condition, as_condition
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.wrappers import Wrapper
+from fewstep.networks.elsewhere import Door
 
 
 class Headed(Wrapper):
@@ -32,16 +33,16 @@ class Headed(Wrapper):
         """How real x (B, *D) looks at noise level t, (B,); an evaluation of the trunk without what
         comes after its features.
         """
-        condition = as_condition(condition)
-        return self.head(self.denoiser.features(x, t, condition), condition)
+        return _judged(self.denoiser, self.head, x, t, as_condition(condition))
 
 
-class FrozenTrunk(nn.Module):
+class FrozenTrunk(nn.Module, Door):
     """A trainable head on a frozen denoiser's features (FastGen's variant of DMD2): called as
     ``critic(x (B, *D), t, condition) -> logits (B,)``.
 
     The denoiser, frozen by the caller, is no submodule: training this module leaves it alone, and
-    it is not saved with it; nor does ``critic.to(device)`` move it. Gradients go through it to x.
+    it is not saved with it; nor does ``critic.to(device)`` move it. The head is where the denoiser
+    is. Gradients go through it to x.
     """
 
     def __init__(self, denoiser: NetworkDenoiser, head: nn.Module):
@@ -49,6 +50,7 @@ class FrozenTrunk(nn.Module):
         # In a tuple, where nn.Module does not look for submodules.
         self._frozen = (denoiser,)
         self.head = head
+        self.place = denoiser.place
 
     @property
     def denoiser(self) -> NetworkDenoiser:
@@ -60,5 +62,11 @@ class FrozenTrunk(nn.Module):
 
     def logits(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """How real x looks at noise level t, (B,)."""
-        condition = as_condition(condition)
-        return self.head(self.denoiser.features(x, t, condition), condition)
+        return _judged(self.denoiser, self.head, x, t, as_condition(condition))
+
+
+def _judged(trunk: NetworkDenoiser, head: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    # Where the trunk is, the head is; logits are fewer numbers than features.
+    features = trunk.features(x, t, condition)
+    logits: Tensor = head(features, condition.to(features.device))
+    return logits.to(x.device)

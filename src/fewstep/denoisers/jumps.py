@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep import cost
-from fewstep.condition import Condition, as_condition
+from fewstep.condition import Condition
 from fewstep.denoisers.ddim import ddim_between
 from fewstep.denoisers.network import NetworkDenoiser, _Networked
 from fewstep.denoisers.wrappers import Wrapper
@@ -51,9 +51,9 @@ class TrajectoryDenoiser(_Networked):
         t, s = as_time(t).expand(len(x)), as_time(s).expand(len(x))
         fed, label = self._fed(x, t)
         _, end_label = self.inputs.scale_and_label(self._schedule, s.clamp(min=self._schedule.t_min))
-        emitted = self.network(fed, label, as_condition(condition), end_label.to(x.device, x.dtype))
+        emitted = self.network(fed, label, self._told(condition), end_label.to(fed.device, x.dtype))
         cost.count_evaluations(emitted)
-        return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)
+        return self._x0_of(emitted, x, t)
 
     def jump(
         self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition | Tensor | None = None

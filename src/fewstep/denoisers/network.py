@@ -17,13 +17,14 @@ from fewstep.denoisers.denoiser import Denoiser
 from fewstep.denoisers.inputs import Inputs
 from fewstep.errors import UserError
 from fewstep.networks.calls import Asking, Call, answered
+from fewstep.networks.elsewhere import Door
 from fewstep.networks.grow import grown
 from fewstep.networks.interfaces import DenoisingNetwork
 from fewstep.prediction import Prediction
 from fewstep.schedule import Schedule, as_time, expand
 
 
-class _Networked(Denoiser, abc.ABC):
+class _Networked(Denoiser, Door, abc.ABC):
     """A denoiser that holds one network and what it is fed and emits; see the two kinds,
     ``NetworkDenoiser`` and ``TrajectoryDenoiser``.
     """
@@ -61,7 +62,15 @@ class _Networked(Denoiser, abc.ABC):
 
     def _fed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         scale, label = self.inputs.scale_and_label(self._schedule, t)
-        return expand(scale, x) * x, label.to(x.device, x.dtype)
+        fed = self.brought(expand(scale, x) * x)
+        return fed, label.to(fed.device, x.dtype)
+
+    def _told(self, condition: Condition | Tensor | None) -> Condition:
+        return self.brought(as_condition(condition))
+
+    def _x0_of(self, emitted: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        # Under autocast the network emits a shorter type; the sum with x stays in x's.
+        return self.prediction.to_x0(self._schedule, emitted.to(x.device).to(x.dtype), x, t)
 
 
 class NetworkDenoiser(_Networked):
@@ -76,14 +85,13 @@ class NetworkDenoiser(_Networked):
     def asked(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Asking:
         """See ``Denoiser``."""
         t = as_time(t).expand(len(x))
-        emitted = yield Call(self.network, *self._fed(x, t), as_condition(condition))
+        emitted = yield Call(self.network, *self._fed(x, t), self._told(condition))
         cost.count_evaluations(emitted)
-        # Under autocast the network emits a shorter type; the sum with x stays in x's.
-        return self.prediction.to_x0(self._schedule, emitted.to(x.dtype), x, t)
+        return self._x0_of(emitted, x, t)
 
     def features(self, x: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        """The network's innermost activations (B, bottleneck, ...) where ``forward`` would use it;
-        counted as an evaluation.
+        """The network's innermost activations (B, bottleneck, ...) where ``forward`` would use it,
+        on the network's device; counted as an evaluation.
 
         Raises ``UserError`` for a network that is no ``DenoisingNetwork``.
         """
@@ -92,7 +100,7 @@ class NetworkDenoiser(_Networked):
                 f"{type(self.network).__name__} has no features to put a critic's head on: use a network "
                 "that derives from DenoisingNetwork."
             )
-        found = self.network.features(*self._fed(x, as_time(t).expand(len(x))), as_condition(condition))
+        found = self.network.features(*self._fed(x, as_time(t).expand(len(x))), self._told(condition))
         cost.count_evaluations(found)
         return found.to(x.dtype)
 
@@ -109,7 +117,7 @@ def grown_denoiser(denoiser: NetworkDenoiser, **changes: bool) -> NetworkDenoise
     return in_network(denoiser, grown(denoiser.network, **changes))
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, Door):
     """A student that is no denoiser: it maps latents to samples and knows nothing of noise levels
     (FastGAN; an MLP on z).
 
@@ -127,7 +135,7 @@ class Generator(nn.Module):
         self.classes = classes
 
     def forward(self, z: Tensor, t: Tensor | None = None, condition: Condition | Tensor | None = None) -> Tensor:
-        emitted = self.network(z, as_condition(condition))
+        emitted = self.network(self.brought(z), self.brought(as_condition(condition)))
         cost.count_evaluations(emitted)
         # As a denoiser's: in the latent's type, also under autocast.
-        return emitted.to(z.dtype)
+        return emitted.to(z.device).to(z.dtype)

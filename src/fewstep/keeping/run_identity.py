@@ -15,12 +15,12 @@ from fewstep.system.locations import same_place
 
 OUTSIDE = frozenset({"teacher", "data", "evaluation"})
 """The sections by which a run is not known: the files that they name may be moved."""
-_WHERE = ("device", "accumulate", "offload")
+_WHERE = ("device", "accumulate", "offload", "placement")
 
 
 def run_of(recipe: Recipe) -> str:
-    """A short hash of the recipe less what a resumed run may change (steps, device, portions,
-    what waits, processes), and less the sections that name files, which may have been moved.
+    """A short hash of the recipe less what a resumed run may change (steps, devices, portions, what
+    waits, processes), and less the sections that name files, which may have been moved.
     """
     plain = with_steps_and_layout(spread_alike(recipe), 1, None).model_dump(mode="json", exclude=set(OUTSIDE))
     return hashlib.sha256(to_json(_as_first_spelled(plain))).hexdigest()[:16]

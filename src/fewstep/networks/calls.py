@@ -2,7 +2,8 @@
 batch.
 
 A denoiser's ``asked`` is a generator: it yields each call of a network, is sent what the network
-emits, and returns the estimate. ``answered`` makes the calls one after another.
+emits, and returns the estimate. ``answered`` makes the calls one after another, ``answered_apart``
+those of several denoisers in turns.
 ``answered_together`` asks several denoisers at once: calls of one network, whatever the adapters
 that it computes with, become one call of all their samples.
 """
@@ -56,8 +57,17 @@ def known(estimate: Tensor) -> Asking:
 
 def answered(asking: Asking) -> Tensor:
     """The estimate; each call is made by itself."""
-    (estimate,) = _answered([asking], lambda calls: [call.emitted() for call in calls])
+    (estimate,) = answered_apart([asking])
     return estimate
+
+
+def answered_apart(askings: Sequence[Asking]) -> list[Tensor]:
+    """The estimates; each call is made by itself, and the first calls of all are made before any of
+    them goes on: on devices of their own (``elsewhere``) they are at work at once.
+
+    Equal to ``answered`` of each bit for bit.
+    """
+    return _answered(askings, lambda calls: [call.emitted() for call in calls])
 
 
 def answered_together(askings: Sequence[Asking]) -> list[Tensor]:

@@ -17,7 +17,9 @@ Data parallel (DDP) divides the batch and with it the activations; sharding (FSD
 gradients and moments too, but for one block of a network at a time, and the next one that is
 fetched ahead. With ``training.accumulate`` m the activations are those of a portion, B / (G m)
 samples; sharded, the gradients of the network being trained then stay whole until the last portion.
-Offloaded, on one GPU, the state is the most that a phase, an action or a measurement uses
+Placed, a GPU holds the networks of its roles (``by_device``), and the one that holds most decides.
+Activations are counted whole on it, since it may be the one that keeps them; the time counts no
+overlap. Offloaded, on one GPU, the state is the most that a phase, an action or a measurement uses
 (``waiting``); what is carried to the host and back is not in the time.
 With recomputation a forward keeps the inputs of its blocks, and of one block what is inside; it
 costs a forward pass more for each that is kept.
@@ -39,6 +41,8 @@ GIB = 2**30
 WORKSPACE = GIB
 FRAGMENTATION = 1.1
 MODES = ("one GPU", "ddp", "fsdp2")
+PLACED = "placed"
+"""The mode of a run whose roles have devices of their own."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,29 @@ class Demands:
     operations: int
 
 
+@dataclass(frozen=True)
+class PlacedGpus:
+    """Roles on ``gpus`` gpus, of which the one that holds most has ``state`` bytes."""
+
+    gpus: int
+    state: int
+
+
 def ways_to_run(
-    training: config.Training, measured: Demands, gpus: int, memory: int | None, rate: float
+    training: config.Training,
+    measured: Demands,
+    gpus: int,
+    memory: int | None,
+    rate: float,
+    placed: PlacedGpus | None = None,
 ) -> list[Setting]:
     """The ways to run on 1, 2, 4, ... up to ``gpus`` gpus of which the batch can be shared, of
-    ``memory`` bytes and ``rate`` operations a second in bf16 each.
+    ``memory`` bytes and ``rate`` operations a second in bf16 each; as it is ``placed``, where roles
+    have devices of their own.
     """
+    if placed is not None:
+        measured = replace(measured, state=placed.state)
+        return _in_each_type(training, measured, PLACED, placed.gpus, False, memory, rate)
     counts = sorted({1, gpus, *(2**power for power in range(1, gpus.bit_length()) if 2**power <= gpus)})
     settings = []
     for count in counts:
@@ -105,13 +126,20 @@ def ways_to_run(
         for mode, offload in (
             [(MODES[0], each) for each in alone] if count == 1 else [(each, False) for each in MODES[1:]]
         ):
-            for precision in ("fp32", "bf16"):
-                settings += [
-                    _setting(training, measured, _Way(mode, count, precision, on, offload), memory, rate)
-                    for on in (False, True)
-                    if measured.kept[on] < measured.kept[False] or not on
-                ]
+            settings += _in_each_type(training, measured, mode, count, offload, memory, rate)
     return settings
+
+
+def _in_each_type(
+    training: config.Training, measured: Demands, mode: str, gpus: int, offload: bool, memory: int | None, rate: float
+) -> list[Setting]:
+    """A mode in float32 and in bf16, and with recomputation where that saves something."""
+    return [
+        _setting(training, measured, _Way(mode, gpus, precision, on, offload), memory, rate)
+        for precision in ("fp32", "bf16")
+        for on in (False, True)
+        if measured.kept[on] < measured.kept[False] or not on
+    ]
 
 
 @dataclass(frozen=True)
@@ -122,13 +150,18 @@ class _Way:
     recompute: bool
     offload: bool
 
+    @property
+    def shares(self) -> int:
+        """Among how many the batch is divided."""
+        return 1 if self.mode == PLACED else self.gpus
+
 
 def _setting(training: config.Training, measured: Demands, how: _Way, memory: int | None, rate: float) -> Setting:
     gpus, precision, on = how.gpus, how.precision, how.recompute
     rehearsal = measured.rehearsal
     graphs = rehearsal.graphs_bf16 if precision == "bf16" else rehearsal.graphs
     each = graphs * measured.kept[on]
-    portions, batch = training.accumulate, training.batch // gpus
+    portions, batch = training.accumulate, training.batch // how.shares
     state = measured.used if how.offload else measured.state
     if how.mode == "fsdp2":
         state = math.ceil(state / gpus) + 2 * measured.largest + (measured.gradient if portions > 1 else 0)
@@ -140,7 +173,7 @@ def _setting(training: config.Training, measured: Demands, how: _Way, memory: in
         measured.evaluations
         * measured.operations
         * (4 / 3 if on else 1)
-        / (gpus * rate * (1 if precision == "bf16" else 0.5))
+        / (how.shares * rate * (1 if precision == "bf16" else 0.5))
     )
     made = Setting(
         how.mode,

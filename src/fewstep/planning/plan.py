@@ -8,15 +8,16 @@ memory and time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.planning.by_device import held_by_device
 from fewstep.planning.footprint import bytes_of, moments_of, state_bytes
-from fewstep.planning.gpu_settings import GIB, Demands, Setting, ways_to_run
+from fewstep.planning.gpu_settings import GIB, Demands, PlacedGpus, Setting, ways_to_run
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, only_adapters, prior_of, rehearse
 from fewstep.planning.sketch import Part, part_of, parts_of, sketch_around
 from fewstep.planning.waiting import Waiting, where_idle_waits
@@ -37,7 +38,8 @@ class Plan:
     what depends on what the run will measure; ``settings`` from the fewest GPUs on; ``cheapest``:
     the first of those that fit that takes the least GPU-hours, one that offloads where no other
     fits. ``carried``: bytes between GPU and host while each phase takes a turn, where a setting
-    offloads.
+    offloads. ``by_device``: the state on each device, in bytes by its name, where
+    roles have devices of their own; empty where they have not.
     """
 
     recipe: str
@@ -55,6 +57,7 @@ class Plan:
     cheapest: Setting | None
     carried: int = 0
     notes: tuple[str, ...] = ()
+    by_device: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -96,11 +99,14 @@ def plan_on_gpus(
     waiting = _waiting(recipe, context, built, codec)
     measured = _measured(recipe, context, built, steps, slot + beside, waiting.state)
     memory = None if memory_gb is None else int(memory_gb * GIB)
-    settings = ways_to_run(recipe.training, measured, gpus, memory, tflops * 1e12 * reached)
+    held = held_by_device(recipe, opened, slot, beside)
+    placed = None if held is None else PlacedGpus(held.gpus, held.largest)
+    settings = ways_to_run(recipe.training, measured, gpus, memory, tflops * 1e12 * reached, placed)
     fitting = [setting for setting in settings if setting.fits(memory)]
+    parts = [*parts_of(context, built, slot), *([] if codec is None else [part_of("codec", codec, beside)])]
     return Plan(
         recipe=name,
-        parts=[*parts_of(context, built, slot), *([] if codec is None else [part_of("codec", codec, beside)])],
+        parts=parts if held is None else held.told(parts),
         steps=steps,
         batch=recipe.training.batch,
         evaluations=measured.evaluations,
@@ -115,6 +121,7 @@ def plan_on_gpus(
         cheapest=min(fitting, key=_cost) if fitting else None,
         carried=waiting.carried if any(setting.offload for setting in settings) else 0,
         notes=(*((open_ended,) if open_ended else ()), *_of_prompts(context)),
+        by_device={} if held is None else held.state,
     )
 
 

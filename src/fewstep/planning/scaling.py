@@ -41,7 +41,7 @@ from fewstep.planning.gpu_settings import FRAGMENTATION, WORKSPACE
 from fewstep.planning.plan import plan_on_gpus
 from fewstep.planning.sketch import sketch
 from fewstep.planning.timeline import Stretch, pass_through, played
-from fewstep.recipes import DistillRecipe
+from fewstep.recipes import DistillRecipe, config
 from fewstep.training.layout import blocks, units
 
 WEIGHT, GRADIENT = 2, 4
@@ -161,8 +161,9 @@ def load_of(recipe: DistillRecipe, name: str) -> Load:
 
     Raises ``UserError`` as ``plan_on_gpus`` does.
     """
-    # In one portion: a layout has its own.
-    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"accumulate": 1})})
+    # In one portion and on one device: a layout has its own.
+    alone = {"accumulate": 1, "placement": config.Placement()}
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=alone)})
     found = plan_on_gpus(recipe, name, 1)
     context, built = sketch(recipe, Path("plan"))
     steps = sum(found.steps.values())

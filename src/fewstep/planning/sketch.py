@@ -18,6 +18,7 @@ from fewstep.planning.footprint import bytes_of
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.distillation import build_context
 from fewstep.recipes.building.frozen_teachers import Teacher, sketched
+from fewstep.recipes.building.placement import Places
 from fewstep.recipes.kit.context import Context
 from fewstep.recipes.methods import Built
 from fewstep.training.phase import named_networks
@@ -28,12 +29,15 @@ ADAPTER = "lora"
 
 @dataclass(frozen=True)
 class Part:
-    """A network of the run: its ``role``, ``kind``, ``parameters`` and the bytes of its weights."""
+    """A network of the run: its ``role``, ``kind``, ``parameters`` and the bytes of its weights;
+    ``device``: where it is, empty where all are on one device.
+    """
 
     role: str
     kind: str
     parameters: int
     bytes: int
+    device: str = ""
 
 
 def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
@@ -43,8 +47,12 @@ def sketch(recipe: DistillRecipe, folder: Path) -> tuple[Context, Built]:
     return sketch_around(recipe, folder, sketched(recipe))
 
 
-def sketch_around(recipe: DistillRecipe, folder: Path, opened: Teacher) -> tuple[Context, Built]:
-    """The same around a teacher that is ``opened`` as a sketch."""
+def sketch_around(
+    recipe: DistillRecipe, folder: Path, opened: Teacher, places: Places | None = None
+) -> tuple[Context, Built]:
+    """The same around a teacher that is ``opened`` as a sketch; ``places``: marks of the roles'
+    networks, devices on which nothing is kept.
+    """
     teacher = opened.denoiser
     labels = torch.zeros(2, dtype=torch.int64) if teacher.classes else None
     # Digits and points are at hand, and some methods look at them. Others have values, of which a
@@ -58,9 +66,8 @@ def sketch_around(recipe: DistillRecipe, folder: Path, opened: Teacher) -> tuple
         )
     # Copies of the teacher are where it is; what is made besides (heads, a generator) is small, or
     # at least no larger than the run's.
-    context = build_context(
-        recipe, folder, replace(opened, data=blank), fourier_features(math.prod(teacher.shape), 1), torch.device("meta")
-    )
+    features, device = fourier_features(math.prod(teacher.shape), 1), torch.device("meta")
+    context = build_context(recipe, folder, replace(opened, data=blank), features, device, places)
     built = recipe.method.build(context)
     for stage in built.stages:
         for phase in stage.phases:
@@ -72,15 +79,18 @@ def parts_of(context: Context, built: Built, slot: int) -> list[Part]:
     """The networks of a run: the teacher, what is trained and averaged, and the ``slot`` of a
     backtracked target, in bytes, 0 for none.
     """
+    parts = [part_of(role, network, bytes_of(network)) for role, network in networks_of(context, built).items()]
+    return parts if built.path is None else [*parts, part_of("target's slot", built.path.carrier, slot)]
+
+
+def networks_of(context: Context, built: Built) -> dict[str, nn.Module]:
+    """The teacher and what is trained and averaged, by role."""
     fake = None if built.fake is None else built.fake.fake
     networks = {
         "fake score" if network is fake else _role(name): network
         for name, network in named_networks(built.stages).items()
     }
-    parts = [
-        part_of(role, network, bytes_of(network)) for role, network in {"teacher": context.original, **networks}.items()
-    ]
-    return parts if built.path is None else [*parts, part_of("target's slot", built.path.carrier, slot)]
+    return {"teacher": context.original, **networks}
 
 
 def _role(name: str) -> str:

@@ -171,6 +171,7 @@ def _training(training: dict[str, Any], batch: int) -> dict[str, Any]:
         "precision": "fp32",
         "device": "cpu",
         "offload": False,
+        "placement": {},
         "log_every": 1,
         "checkpoint_every": 7,
         "health_every": 1_000_000,

@@ -41,6 +41,7 @@ from fewstep.recipes import DistillRecipe, PretrainRecipe, Recipe
 from fewstep.recipes.building.device import resolve_device
 from fewstep.recipes.building.distillation import Distillation, build_distillation
 from fewstep.recipes.building.parts import build_evaluator, build_settings, evaluator_in
+from fewstep.recipes.building.placement import place_roles
 from fewstep.recipes.building.pretrain import Pretraining, build_pretraining
 from fewstep.recipes.building.untrained_students import remarks_of_starts
 from fewstep.recipes.config import TEACHER_STEPS, LowRankStudent
@@ -209,7 +210,8 @@ def _heard(listeners: Sequence[Listener]) -> Listener:
 def _trainer(
     folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
 ) -> Trainer:
-    space = recipe.evaluation.features.space(parts.pictured, resolve_device(recipe.training.device))
+    device = resolve_device(recipe.training.device)
+    space = recipe.evaluation.features.space(parts.pictured, place_roles(recipe, device).get("features", device))
     evaluator = evaluator_in(space, recipe.evaluation, parts.data, parts.prior.conditions.count)
     evaluator = replace(evaluator, conditional=bool(parts.prior.conditions.count))
     if recipe.evaluation.reference is not None:

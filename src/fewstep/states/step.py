@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewstep import cost
 from fewstep.condition import Condition
 from fewstep.cost import unmetered
+from fewstep.networks.elsewhere import given_place
 from fewstep.random import Key
 from fewstep.states.state import CPU, State, States
 
@@ -24,11 +25,11 @@ T = TypeVar("T")
 @dataclass(frozen=True, eq=False)
 class Asked:
     """What a step was asked for and can be made before it: states whose draws need no network, and
-    normals by purpose and shape.
+    normals by purpose and shape, with the device to which they went.
     """
 
     states: tuple[States, ...] = ()
-    normals: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    normals: tuple[tuple[str, tuple[int, ...], torch.device], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.states or self.normals)
@@ -57,8 +58,11 @@ class Step:
         self.start = start
         self.device = device
         # Keys are identities, which only hold while the objects live: each entry keeps its own.
-        self._states: dict[int, tuple[States, State]] = {}
-        self._samples: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
+        self._states: dict[tuple[int, torch.device], tuple[States, State]] = {}
+        # The state as it was drawn, of each that was brought to another device.
+        self._drawn: dict[int, State] = {}
+        # By the state as it was drawn; on each device where they were asked for.
+        self._samples: dict[tuple[int, int], tuple[nn.Module, State, dict[torch.device, Tensor]]] = {}
         self._graphs: dict[tuple[int, int], tuple[nn.Module, State, Tensor]] = {}
         self._whole = {} if whole is None else whole
         self._normals: dict[tuple[str, tuple[int, ...]], Tensor] = {}
@@ -66,7 +70,7 @@ class Step:
         # collector.
         self._unnamed: Step | None = None
         self._asked_states: dict[int, States] = {}
-        self._asked_normals: dict[tuple[str, tuple[int, ...]], None] = {}
+        self._asked_normals: dict[tuple[str, tuple[int, ...]], torch.device] = {}
 
     @classmethod
     def portions(cls, key: Key, rows: int, start: int, parts: int, device: torch.device = CPU) -> list[Step]:
@@ -86,6 +90,16 @@ class Step:
         view.key, view._unnamed = replace(self._root.key, owner=name), self._root
         return view
 
+    def on(self, device: torch.device) -> Step:
+        """The same step for a phase whose network is on another device: states and samples are made
+        where they always are, and brought there once. The step itself on its own device.
+        """
+        if device == self.device:
+            return self
+        view = copy.copy(self)
+        view.device, view._unnamed = device, self._root
+        return view
+
     @property
     def _root(self) -> Step:
         return self._unnamed or self
@@ -101,20 +115,29 @@ class Step:
 
     def state(self, states: States) -> State:
         """The draw of ``states`` at this step, made once."""
-        key = id(states)
+        key = id(states), self.device
         if states.ahead:
-            self._asked_states[key] = states
-        if key not in self._states:
+            self._asked_states[id(states)] = states
+        if key not in self._states and self.device == self._root.device:
             self._states[key] = states, states.draw(self._root)
+        elif key not in self._states:
+            drawn = self._root.state(states)
+            self._states[key] = states, drawn.to(self.device)
+            self._drawn[id(self._states[key][1])] = drawn
         return self._states[key][1]
 
     def sample(self, model: nn.Module, state: State) -> Tensor:
         """The model's samples (B, *D) at a state, without gradient: what was kept, or made now."""
-        key = (id(model), id(state))
-        if key not in self._samples:
+        drawn, here = self._drawn.get(id(state), state), state.x.device
+        made = self._samples.setdefault((id(model), id(drawn)), (model, drawn, {}))[2]
+        if not made:
+            # Of the state on both sides, the one where the model is need not travel.
+            at = state if given_place(model) == here else drawn
             with torch.no_grad():
-                self._samples[key] = model, state, model(state.x, state.t, state.condition)
-        return self._samples[key][2]
+                made[at.x.device] = model(at.x, at.t, at.condition)
+        if here not in made:
+            made[here] = next(iter(made.values())).to(here)
+        return made[here]
 
     def run(self, model: nn.Module, state: State) -> Tensor:
         """The model's samples (B, *D) at a state with their graph, made once for all terms of a
@@ -157,26 +180,28 @@ class Step:
         """Hands the model's samples at a state to later phases of this step, without their
         graph.
         """
-        self._samples[id(model), id(state)] = model, state, samples.detach()
+        drawn = self._drawn.get(id(state), state)
+        self._samples[id(model), id(drawn)] = model, drawn, {state.x.device: samples.detach()}
 
     def noise_like(self, purpose: str, x: Tensor) -> Tensor:
         """Standard normals of x's shape (B, *D), type and device."""
         key = (self.key.purpose_of(purpose), tuple(x.shape))
-        self._asked_normals[key] = None
+        self._asked_normals[key] = x.device
         made = self._normals.pop(key, None)
         return (self.key.normal(purpose, x.shape, self.start) if made is None else made).to(x.device, x.dtype)
 
     @property
     def asked(self) -> Asked:
         """What it was asked for so far, apart from what was prepared and not asked for."""
-        return Asked(tuple(self._asked_states.values()), tuple(self._asked_normals))
+        normals = tuple((*key, device) for key, device in self._asked_normals.items())
+        return Asked(tuple(self._asked_states.values()), normals)
 
     def prepare(self, asked: Asked) -> None:
         """Makes what ``asked`` names, so that it is there when it is asked for: the same numbers,
         whoever makes them.
         """
-        for purpose, shape in asked.normals:
-            self._normals[purpose, shape] = self.key.normal(purpose, shape, self.start).to(self.device)
+        for purpose, shape, device in asked.normals:
+            self._normals[purpose, shape] = self.key.normal(purpose, shape, self.start).to(device)
         # A draw takes its normals from those.
         for states in asked.states:
             self.state(states)

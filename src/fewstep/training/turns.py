@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fewstep.denoisers import Averaged
+from fewstep.networks.elsewhere import given_place
 from fewstep.states import Step
 from fewstep.system import distributed
 from fewstep.training.layout import Layout
@@ -22,7 +23,8 @@ from fewstep.training.settings import Settings
 
 
 class Turns:
-    """Takes the turns of a stage's phases on ``device``; ``average`` follows ``model``.
+    """Takes the turns of a stage's phases on ``device``, or where their networks were placed;
+    ``average`` follows ``model``.
 
     From the first step on that is not finite nothing moves.
     """
@@ -33,7 +35,7 @@ class Turns:
         self._device = device
         self._model = model
         self._average = average
-        self._soundness = Soundness(device)
+        self._soundness = Soundness()
         self._losses: dict[str, nn.Module] = {}
 
     @property
@@ -59,12 +61,12 @@ class Turns:
         most = float("inf") if phase.optimizer.clip is None else phase.optimizer.clip
         norm = nn.utils.clip_grad_norm_(phase.trained.parameters(), most)
         report.end(distributed.whole(norm))
-        self._soundness.judge(report)
+        lost = self._soundness.judge(report)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        step_unless(optimizer, self._soundness.lost)
+        step_unless(optimizer, lost)
         for average in (*([self._average] if phase.network is self._model else []), *phase.averages):
-            average.update(phase.network, self._soundness.lost)
+            average.update(phase.network, lost)
         return report
 
     def to_blame(self, report: Report) -> Sequence[Term]:
@@ -72,11 +74,14 @@ class Turns:
         return to_blame(report, lambda phase: self._backward(phase, report.steps, self._layout.prepared(phase)))
 
     def _backward(self, phase: Phase, steps: Sequence[Step], loss: nn.Module, report: Report | None = None) -> None:
-        """Adds up the gradients of a phase's loss over the portions of a step."""
+        """Adds up the gradients of a phase's loss over the portions of a step, where the phase's
+        network is.
+        """
+        place = given_place(phase.network) or self._device
         with self._layout.holding(phase):
-            for number, step in enumerate(steps, 1):
+            for number, step in enumerate([step.on(place) for step in steps], 1):
                 with self._layout.accumulating(phase, loss) if number < len(steps) else contextlib.nullcontext():
-                    with torch.autocast(self._device.type, torch.bfloat16, enabled=self._halved):
+                    with torch.autocast(place.type, torch.bfloat16, enabled=self._halved):
                         total, losses, figures, reductions = loss(step)
                     if report is not None:
                         report.add(losses, figures, reductions)

@@ -50,6 +50,7 @@ def plan_table(plan: dict[str, Any], memory: float | None) -> str:
             if plan["carried"]
             else []
         ),
+        *([f"state by device: {_by_device(plan['by_device'])}"] if plan["by_device"] else []),
         *plan["notes"],
     ]
     lines = [
@@ -62,11 +63,20 @@ def plan_table(plan: dict[str, Any], memory: float | None) -> str:
     return "\n".join(lines)
 
 
+def _by_device(state: dict[str, int]) -> str:
+    return ", ".join(f"{name} {shown_bytes(size)}" for name, size in state.items())
+
+
 def _parts(parts: list[dict[str, Any]]) -> str:
+    apart = any(each["device"] for each in parts)
     return grid(
-        [*left("", ""), *right("", "")],
+        [*left("", ""), *right("", ""), *(left("") if apart else [])],
         [
-            [each["role"], each["kind"], f"{shown_count(each['parameters'])} parameters", shown_bytes(each["bytes"])]
+            [
+                *(each["role"], each["kind"]),
+                *(f"{shown_count(each['parameters'])} parameters", shown_bytes(each["bytes"])),
+                *([each["device"]] if apart else []),
+            ]
             for each in parts
         ],
     )
@@ -123,5 +133,6 @@ def _advice(setting: dict[str, Any]) -> str:
         *(["--set training.recompute=true"] if setting["recompute"] else []),
         *(["--set training.offload=true"] if setting["offload"] else []),
     ]
-    gpus = "one GPU" if setting["gpus"] == 1 else f"{setting['gpus']} GPUs by {setting['mode']}"
+    by = "as placed" if setting["mode"] == "placed" else f"by {setting['mode']}"
+    gpus = "one GPU" if setting["gpus"] == 1 else f"{setting['gpus']} GPUs {by}"
     return f"{gpus}, {' '.join(options)}"

@@ -35,6 +35,7 @@ from torch.nn import functional
 from fewstep.condition import Condition
 from fewstep.denoisers.denoiser import frozen
 from fewstep.errors import UserError
+from fewstep.networks.elsewhere import Door
 from fewstep.objectives.loss import Loss, Objective
 from fewstep.schedule import Schedule
 from fewstep.states import State, States, Step
@@ -51,7 +52,7 @@ class Critic(Protocol):
         """Its weights."""
 
 
-class CleanCritic(nn.Module):
+class CleanCritic(nn.Module, Door):
     """A network on clean samples, ``network(x, condition) -> logits``, as a critic; it does not
     look at the time.
     """
@@ -62,7 +63,8 @@ class CleanCritic(nn.Module):
 
     def logits(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See ``Critic``."""
-        return self.network(x, condition)
+        logits: Tensor = self.network(self.brought(x), self.brought(condition))
+        return logits.to(x.device)
 
 
 @dataclass(frozen=True)

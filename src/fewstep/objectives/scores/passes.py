@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep import cost
-from fewstep.networks.calls import Asking, answered, answered_together
+from fewstep.networks.calls import Asking, answered_apart, answered_together
 from fewstep.resumable import Resumable
 from fewstep.system import distributed
 
@@ -42,10 +42,13 @@ class Passes(abc.ABC):
 
 @dataclass(frozen=True)
 class Separate(Passes):
-    """One pass after another."""
+    """One pass for each.
+
+    All are begun before the first is brought back from the device of its network.
+    """
 
     def estimates(self, *asked: Callable[[], Asking]) -> list[Tensor]:
-        return [answered(each()) for each in asked]
+        return answered_apart([each() for each in asked])
 
 
 @dataclass(frozen=True)

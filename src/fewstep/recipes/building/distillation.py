@@ -13,7 +13,7 @@ from torch import nn
 
 from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
-from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected
+from fewstep.denoisers import Averaged, Denoiser, Generator, NetworkDenoiser, Reflected, device_of
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
 from fewstep.networks import Codec, DenoisingNetwork
@@ -23,9 +23,10 @@ from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
 from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
+from fewstep.recipes.building.placement import Places, place_roles
 from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_nodes, check_passes, check_reach, check_switch, reach_check
-from fewstep.recipes.kit.context import Context
+from fewstep.recipes.kit.context import Context, RoleDevices
 from fewstep.recipes.legality import check, is_generator
 from fewstep.recipes.methods import Built, Method
 from fewstep.recipes.recipe import DistillRecipe
@@ -75,14 +76,14 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     """
     check_parts(recipe, begun)
     data, device = data_of(recipe.data), resolve_device(recipe.training.device)
-    building = building_device(recipe.training, recipe.distributed, device)
+    places, building = place_roles(recipe, device), building_device(recipe.training, recipe.distributed, device)
     teacher = open_teacher(recipe, data, building, device if recipe.training.offload else building)
-    features = build_features(recipe.evaluation.features, teacher.pictured, device)
+    features = build_features(recipe.evaluation.features, teacher.pictured, places.get("features", device))
     if not begun:
         schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps
         fitting_grid(recipe.evaluation.solver, schedule, "evaluation.solver", steps)
         check_guidance(recipe.evaluation, teacher.conditions.count)
-    context = build_context(recipe, folder, teacher, features, device)
+    context = build_context(recipe, folder, teacher, features, device, places)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
@@ -141,17 +142,20 @@ def build_context(
     opened: Teacher,
     features: Features,
     device: torch.device,
+    places: Places | None = None,
 ) -> Context:
     """What the method's builder is given: ``features`` is the space of perceptual distances; the
-    run works on the device ``device``.
+    run works on the device ``device``, and networks of some roles are at ``places``, None for none.
     """
     method, roles, original = recipe.method, _roles(recipe), opened.denoiser
+    devices = RoleDevices(device_of(original), places or {})
+    devices.placed("teacher", original)
     threshold = recipe.reflected.threshold(opened.bound)
     if recipe.training.frozen == "bf16":
         shorten(original.network)
     base = AdaptedBase(original.network)
     student, prior = build_student(
-        recipe.student, method, original, base, opened.conditions, threshold if "student" in roles else None
+        recipe.student, method, original, base, opened.conditions, threshold if "student" in roles else None, devices
     )
     _check_guidable(recipe, opened.conditions)
     teacher = recipe.target.guidance.guided(original, opened.conditions, degraded=0.0)
@@ -174,6 +178,7 @@ def build_context(
         threshold=threshold,
         roles=frozenset(roles),
         device=device,
+        devices=devices,
     )
 
 

@@ -29,6 +29,7 @@ from fewstep.objectives import (
 )
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.parts import check_guidance, fitting_grid
+from fewstep.recipes.building.placement import check_unplaced
 from fewstep.recipes.building.untrained_students import generator_prior
 from fewstep.recipes.recipe import (
     ClassificationPretraining,
@@ -76,6 +77,7 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
         recipe.method,
         building_device(recipe.training, recipe.distributed, resolve_device(recipe.training.device)),
     )
+    check_unplaced(recipe)
     if recipe.evaluation.reference is not None:
         raise UserError(
             "'evaluation.reference.kind: teacher' is for a distillation, and this recipe has no teacher; leave it out."

@@ -9,14 +9,14 @@ from dataclasses import replace
 from torch import nn
 
 from fewstep.condition import Classes, Conditions
-from fewstep.denoisers import Generator, NetworkDenoiser, Reflected, device_of
+from fewstep.denoisers import Generator, NetworkDenoiser, Reflected
 from fewstep.denoisers.threshold import StraightThrough, Threshold
 from fewstep.networks.adapters import AdaptedBase
 from fewstep.recipes import config
 from fewstep.recipes.config.adapter_sections import LowRankSection
 from fewstep.recipes.config.models import build_generator
 from fewstep.recipes.config.starts import started
-from fewstep.recipes.kit.context import Student
+from fewstep.recipes.kit.context import RoleDevices, Student
 from fewstep.recipes.methods import Method
 from fewstep.recipes.reading.places import named_in
 from fewstep.recipes.recipe import DistillRecipe
@@ -31,8 +31,9 @@ def build_student(
     base: AdaptedBase,
     conditions: Conditions,
     threshold: Threshold | None,
+    devices: RoleDevices,
 ) -> tuple[Student, Prior]:
-    """The student, on the teacher's device, and its prior.
+    """The student, on the device of its role, and its prior.
 
     ``base``: the teacher's network, for adapters; ``conditions``: what the teacher is asked for;
     ``threshold``: of the student's own estimates, None for none.
@@ -41,13 +42,12 @@ def build_student(
     """
     if isinstance(choice, config.GeneratorStudent):
         generator = build_generator(choice, teacher.shape, teacher.classes, choice.seed, "student.kind")
-        return Student(started(generator, choice.start).to(device_of(teacher))), generator_prior(
-            generator, teacher.schedule
-        )
+        placed = devices.placed("student", started(generator, choice.start))
+        return Student(placed), generator_prior(generator, teacher.schedule)
     network = method.grown(choice.denoiser(teacher, base))
     student = method.wrapped(network if threshold is None else Reflected(network, StraightThrough(threshold)))
     prior = method.prior(student, choice.first_time(teacher.schedule))
-    return Student(student), replace(prior, conditions=conditions)
+    return Student(devices.placed("student", student)), replace(prior, conditions=conditions)
 
 
 def remarks_of_starts(recipe: DistillRecipe, network: nn.Module) -> tuple[str, ...]:

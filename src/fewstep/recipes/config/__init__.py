@@ -57,7 +57,15 @@ from fewstep.recipes.config.prompt_sources import (
     PromptsChoice,
     ScenePrompts,
 )
-from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, TeacherReference, Training
+from fewstep.recipes.config.run import (
+    TEACHER_STEPS,
+    Distributed,
+    Evaluation,
+    PlacedRole,
+    Placement,
+    TeacherReference,
+    Training,
+)
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
@@ -138,6 +146,8 @@ __all__ = [
     "PerBatchStates",
     "PerceptualDistance",
     "PipelineTeacher",
+    "PlacedRole",
+    "Placement",
     "PriorStates",
     "PromptsChoice",
     "ReaderFeatures",

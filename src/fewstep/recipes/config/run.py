@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+import torch
+from pydantic import AfterValidator, Field
 
 from fewstep.denoisers import HalfLife
 from fewstep.denoisers.average import Decay
@@ -15,6 +17,42 @@ from fewstep.values import Count, Few, Later, NotNegative
 
 TEACHER_STEPS = 35
 """A teacher's steps where nothing says how many."""
+
+
+PlacedRole = Literal["teacher", "fake", "student", "critic", "features"]
+"""What a run has networks for, each of which may have a device of its own."""
+
+
+def _device_name(name: str) -> str:
+    # Of a large number, torch takes the last bits.
+    if not re.fullmatch(r"cpu|cuda:(0|[1-9]\d?)", name):
+        raise ValueError(f"'{name}' is no place for networks; use 'cpu', or a GPU by its number, such as 'cuda:1'")
+    return name
+
+
+_Place = Annotated[str, AfterValidator(_device_name)]
+
+
+class Placement(Section):
+    """The devices of the networks of each role, 'cpu' or a GPU by its number, 'cuda:1'; roles that
+    are not named are on the run's device.
+
+    ``teacher``: with the target's node of a path, and critics on its features. ``fake``: the fake
+    score, with a critic on its features, and the network that a path is recorded of. ``student``:
+    with its averages. ``critic``: one on networks of its own. ``features``: those that samples are
+    compared in.
+    """
+
+    teacher: Annotated[_Place | None, Later()] = None
+    fake: Annotated[_Place | None, Later()] = None
+    student: Annotated[_Place | None, Later()] = None
+    critic: Annotated[_Place | None, Later()] = None
+    features: Annotated[_Place | None, Later()] = None
+
+    def devices(self) -> dict[PlacedRole, torch.device]:
+        """The device of each role that is named."""
+        named = {role: getattr(self, role) for role in get_args(PlacedRole)}
+        return {role: torch.device(name) for role, name in named.items() if name is not None}
 
 
 class Training(Section):
@@ -29,6 +67,7 @@ class Training(Section):
     the type in which the weights of linear and convolutional layers are kept that nothing trains,
     those of the teacher and of a path's node in use; copies that are trained are in float32.
     ``offload``: networks that a phase does not use wait in the host's memory, with their moments.
+    ``placement``: devices of the roles, where these are several.
     """
 
     steps: Count
@@ -46,6 +85,7 @@ class Training(Section):
     health_every: Count = 200
     frozen: Annotated[Literal["fp32", "bf16"], Later()] = "fp32"
     offload: Annotated[bool, Later()] = False
+    placement: Annotated[Placement, Later()] = Placement()
 
 
 class Distributed(Section):

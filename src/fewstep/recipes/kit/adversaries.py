@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +42,8 @@ class _Adversary(config.Section):
     ``r1``: the factor of R1 on what the critic sees. ``width``: of the critic's hidden layer.
     """
 
+    apart: ClassVar[bool] = False
+    """Whether it has its features from networks of its own."""
     weight: Positive = 0.01
     loss: Literal["non-saturating", "hinge"] = "non-saturating"
     r1: float = Field(0.0, ge=0)
@@ -72,6 +74,7 @@ class ClassifierTrunk(_Adversary):
     trained so looks better there than it is.
     """
 
+    apart: ClassVar[bool] = True
     kind: Annotated[Literal["classifier-features"], config.Names("shipped", file="digits-features")]
     optimizer: config.OptimizerChoice = Adam()
 
@@ -135,8 +138,9 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
             network = digit_features()
             with torch.no_grad():
                 channels = [features.shape[1] for features in network.stages(context.data.take(context.data.head(1)))]
-            critic = ProjectedCritic(network.to(context.building_device).stages, channels, classes, choice.width)
-            return CleanCritic(critic.to(context.building_device)), Clean()
+            stages = context.devices.placed("critic", network).stages
+            critic = ProjectedCritic(stages, channels, classes, choice.width)
+            return context.devices.placed("critic", CleanCritic(critic)), Clean()
     view = Noised(context.original.schedule, choice.times)
     head = head_on_teacher(context, choice.width, f"method.adversarial.kind: {choice.kind}")
     if isinstance(choice, TeacherTrunk):
@@ -153,7 +157,7 @@ def _critic(choice: AdversarialChoice, context: Context, phases: Sequence[Phase]
             "'method.adversarial.kind: fake-trunk' needs a fake score that is trained; use 'method.fake.kind: learned' "
             "or 'lora', or 'adversarial.kind: teacher-trunk'."
         )
-    return Headed(fake, head), view
+    return context.devices.placed("fake", Headed(fake, head)), view
 
 
 def head_on_teacher(context: Context, width: int, setting: str) -> FeatureHead:
@@ -170,4 +174,4 @@ def head_on_teacher(context: Context, width: int, setting: str) -> FeatureHead:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.training.seed)
-        return FeatureHead(trunk.bottleneck, context.original.classes, width).to(context.building_device)
+        return context.devices.placed("teacher", FeatureHead(trunk.bottleneck, context.original.classes, width))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import nn
 
 from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
-from fewstep.denoisers import Averaged, Denoiser, Generator, Guided, NetworkDenoiser, Reflected, device_of
+from fewstep.denoisers import Averaged, Denoiser, Generator, Guided, NetworkDenoiser, Reflected
 from fewstep.denoisers.threshold import Threshold
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features
 from fewstep.networks.adapters import AdaptedBase
+from fewstep.networks.elsewhere import placed_on
 from fewstep.recipes import config
 from fewstep.schedule import Schedule
 from fewstep.solvers import FlowMap
@@ -23,6 +26,27 @@ from fewstep.states import Prior
 
 if TYPE_CHECKING:
     from fewstep.recipes.methods.method import Method
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class RoleDevices:
+    """``usual``: where networks are unless their role is ``named``."""
+
+    usual: torch.device
+    named: Mapping[config.PlacedRole, torch.device] = field(default_factory=dict)
+
+    def of(self, role: config.PlacedRole) -> torch.device:
+        """The device of a role."""
+        return self.named.get(role, self.usual)
+
+    def placed(self, role: config.PlacedRole, model: Model) -> Model:
+        """The model, in place, on the device of its role.
+
+        Where any role is named, every network may be called from the others' devices.
+        """
+        return placed_on(model, self.of(role)) if self.named else model.to(self.usual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +65,8 @@ class Context:
     ``space``: what samples look like; ``found``: the recipe's data, None where it has none
     (``data`` is for what cannot do without). ``prior`` is where the student's samples start,
     ``sampling`` how they go on; ``average`` follows ``student.model`` and is the run's result.
-    ``features``: the evaluation's feature space.
+    ``features``: the evaluation's feature space. The run works on ``device``; ``devices`` puts
+    networks where those of their role are built.
     """
 
     method: Method
@@ -62,6 +87,7 @@ class Context:
     threshold: Threshold | None
     roles: frozenset[str]
     device: torch.device
+    devices: RoleDevices
 
     @property
     def data(self) -> Dataset:
@@ -79,11 +105,6 @@ class Context:
                 "and must know what each sample shows; set 'prompts.kind: captions', or leave out what needs data."
             )
         return self.found
-
-    @property
-    def building_device(self) -> torch.device:
-        """Where networks are built: the teacher's place."""
-        return device_of(self.original)
 
     @property
     def conditions(self) -> Conditions:

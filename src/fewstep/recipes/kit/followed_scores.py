@@ -80,7 +80,7 @@ class Fake(config.Section, abc.ABC):
 
 def _apart(score: FakeScore, context: Context, times: TimeDistribution) -> FakeParts:
     """Of a score that is not learned: a copy of the teacher is degraded for a path."""
-    degraded = copy_of(context.original)
+    degraded = context.devices.placed("fake", copy_of(context.original))
     return FakeParts(score, degraded, ScoreMatching(degraded, context.student.model, times, EDMWeight()))
 
 
@@ -119,13 +119,13 @@ class LearnedFake(_TrainedFake):
     start: FakePath = "teacher"
 
     def parts(self, context: Context, states: States, times: TimeDistribution) -> FakeParts:
-        network = self._network(context)
+        network = context.devices.placed("fake", self._network(context))
         learning = self._learning(network, context)
         score, phase = Learned(context.reflected(network, "fake")), self._phase(learning, states)
         if self.start != "random":
             # It starts as a degraded path does, and is degraded itself.
             return FakeParts(score, network, learning, learning, phase, network)
-        degraded = copy_of(context.original)
+        degraded = context.devices.placed("fake", copy_of(context.original))
         return FakeParts(score, degraded, replace(learning, fake=degraded), learning, phase)
 
     def _network(self, context: Context) -> NetworkDenoiser:
@@ -135,7 +135,7 @@ class LearnedFake(_TrainedFake):
         model = context.original
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.training.seed)
-            network = build(describe_network(model.network)).to(context.building_device)
+            network = build(describe_network(model.network))
         return in_network(model, network)
 
 
@@ -158,15 +158,15 @@ class LowRankFake(_TrainedFake, LowRankSection):
     def parts(self, context: Context, states: States, times: TimeDistribution) -> FakeParts:
         path = context.target.backtracked
         copied = path is not None and path.recorded_as == "copy" and path.nodes > 1
-        start = freeze(copy_of(context.original)) if copied else context.original
-        base = AdaptedBase(start.network) if copied else context.base
-        network = self.role(base, context.original, context.training.seed)
+        own = context.devices.placed("fake", freeze(copy_of(context.original))) if copied else None
+        base = context.base if own is None else AdaptedBase(own.network)
+        network = context.devices.placed("fake", self.role(base, context.original, context.training.seed))
         learning = self._learning(network, context)
         score, phase = Learned(context.reflected(network, "fake")), self._phase(learning, states)
         if path is not None and path.recorded_as == "lora":
             return FakeParts(score, network, learning, learning, phase, network)
-        degraded = copy_of(context.original)
-        return FakeParts(score, degraded, replace(learning, fake=degraded), learning, phase, start if copied else None)
+        degraded = context.devices.placed("fake", copy_of(context.original))
+        return FakeParts(score, degraded, replace(learning, fake=degraded), learning, phase, own)
 
 
 class DeltaFake(Fake):
@@ -269,6 +269,10 @@ class FollowsScores(Method, abc.ABC):
     @property
     def learns_fake(self) -> bool:
         return self.own_score.learned
+
+    @property
+    def judged_apart(self) -> bool:
+        return self.critic is not None and self.critic.apart
 
     @property
     def adapts_fake(self) -> bool:

@@ -91,6 +91,13 @@ class Method(config.Section, abc.ABC):
         return False
 
     @property
+    def judged_apart(self) -> bool:
+        """Whether it trains a critic on networks of its own, neither on the teacher nor on the
+        fake score.
+        """
+        return False
+
+    @property
     def guiding(self) -> tuple[str, ...]:
         """The settings by which its estimates are guided, for which the teacher must know
         conditions.

@@ -60,13 +60,15 @@ class Report:
             there, self.values = self.values, torch.empty_like(self.values, device="cpu", pin_memory=True)
             self.values.copy_(there, non_blocking=True)
             self._arrives = torch.cuda.Event()
-            self._arrives.record()
+            # Of the device that copies, which need not be the current one.
+            self._arrives.record(torch.cuda.current_stream(there.device))
 
     def arrived(self) -> Tensor:
-        """The values, waited for where they were sent and are still on their way."""
+        """The values on the host, waited for where they were sent and are still on their way."""
         if self._arrives is not None:
             self._arrives.synchronize()
-        return self.values
+        # Reports of phases on several devices are read together.
+        return self.values.cpu()
 
     @property
     def sound(self) -> Tensor:
@@ -102,13 +104,20 @@ class Report:
 
 
 class Soundness:
-    """A flag on the device, the same in all processes: 0 while every loss and gradient was finite,
-    and 1 from the first step on that had another.
+    """A flag on each device where phases work, the same in all processes: 0 while every loss and
+    gradient was finite, and 1 from the first step on that had another.
     """
 
-    def __init__(self, device: torch.device):
-        self.lost = torch.zeros((), device=device)
+    def __init__(self) -> None:
+        self._lost: dict[torch.device, Tensor] = {}
 
-    def judge(self, report: Report) -> None:
-        """Raises the flag where the report is not sound; nobody waits for the device."""
-        self.lost = torch.maximum(self.lost, distributed.largest_of((~report.sound).to(self.lost)))
+    def judge(self, report: Report) -> Tensor:
+        """Raises the flag where the report is not sound, or where a phase's on another device was
+        not: the flag, a float32 scalar on the report's device. The host waits for no device.
+        """
+        lost = distributed.largest_of((~report.sound).to(torch.float32))
+        # A device waits for the others in the turns of its own phases alone.
+        for known in self._lost.values():
+            lost = torch.maximum(known.to(lost.device), lost)
+        self._lost[lost.device] = lost
+        return lost

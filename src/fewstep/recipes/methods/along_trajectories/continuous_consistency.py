@@ -68,7 +68,7 @@ class ContinuousMethod(Method):
         teacher = teacher_transition(context.teacher, 2, context)
         transitions = Transitions(times, context.student_map, teacher, lambda: diffused, whole=True, anywhere=True)
         states = build_states(context, diffused, transitions)
-        weight = LogWeight().to(context.building_device)
+        weight = context.devices.placed("student", LogWeight())
         objective = ContinuousConsistency(
             student, Fixed(context.teacher), weight, self.sigma_data, self.tangent_warmup, self.tangent_constant
         )

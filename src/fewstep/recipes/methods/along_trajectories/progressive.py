@@ -188,7 +188,7 @@ class ProgressiveMethod(Method):
         if prepares:
             states = forward_states(context, context.student_times(self.start))
             stages.append(self._imitates(context, "prepare", Fixed(teacher), states, lengths.pop(0)))
-        slot = freeze(copy_of(context.averaged))
+        slot = context.devices.placed("teacher", freeze(copy_of(context.averaged)))
         for index, (steps, length, split) in enumerate(zip(rounds, lengths, parts, strict=True)):
             first = index == 0 and not prepares
             # The average is what the round before has made: it becomes teacher, and the student

@@ -82,6 +82,10 @@ class TrajectoryMethod(LearnsJumps):
     }
 
     @property
+    def judged_apart(self) -> bool:
+        return self.adversarial is not None and self.adversarial.apart
+
+    @property
     def sampling(self) -> Sampling:
         return Sampling("gamma", self.grid, self.steps, self.gamma)
 
