@@ -71,7 +71,7 @@ class ContinuousTerm(ConsistencyTerm):
         objective = ContinuousConsistency(
             context.denoising_student,
             Fixed(context.teacher),
-            LogWeight().to(context.building_device) if self.log_weight == "learned" else None,
+            context.devices.placed("student", LogWeight()) if self.log_weight == "learned" else None,
             self.sigma_data,
             self.tangent_warmup,
             self.tangent_constant,
