@@ -91,16 +91,22 @@ def plan_on_gpus(
     target, codec = recipe.target.backtracked, opened.codec
     slot = 0 if built.path is None else bytes_of(built.path.blank())
     beside = 0 if codec is None else bytes_of(codec)
+    # A copy of the student, which checkpoints hold too.
+    best = 0 if recipe.training.keep_best is None else bytes_of(context.student.model)
     steps = _steps(recipe, built)
     open_ended = open_end(recipe.target, recipe.method.student_every, recipe.training.steps)
     waiting = _waiting(recipe, context, built, codec)
-    measured = _measured(recipe, context, built, steps, slot + beside, waiting.state)
+    measured = _measured(recipe, context, built, steps, slot + beside + best, waiting.state)
     memory = None if memory_gb is None else int(memory_gb * GIB)
     settings = ways_to_run(recipe.training, measured, gpus, memory, tflops * 1e12 * reached)
     fitting = [setting for setting in settings if setting.fits(memory)]
     return Plan(
         recipe=name,
-        parts=[*parts_of(context, built, slot), *([] if codec is None else [part_of("codec", codec, beside)])],
+        parts=[
+            *parts_of(context, built, slot),
+            *([] if codec is None else [part_of("codec", codec, beside)]),
+            *([part_of("best student", context.student.model, best)] if best else []),
+        ],
         steps=steps,
         batch=recipe.training.batch,
         evaluations=measured.evaluations,
@@ -109,7 +115,8 @@ def plan_on_gpus(
         largest=measured.largest,
         graphs=measured.rehearsal.graphs,
         path_bytes=0 if target is None else (target.nodes - 1) * slot,
-        checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values())
+        checkpoint_bytes=best
+        + sum(bytes_of(network) for network in named_networks(built.stages).values())
         + max(map(moments_of, built.stages)),
         settings=settings,
         cheapest=min(fitting, key=_cost) if fitting else None,

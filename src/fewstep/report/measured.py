@@ -39,9 +39,8 @@ class Table:
 
 def title(row: Evaluated) -> str:
     """Student, 4 steps."""
-    return f"{row.model.capitalize()}, {count(row.steps, 'step')}" + (
-        f", guided by {row.guidance}" if row.guidance else ""
-    )
+    model = f"best {row.model}" if row.best else row.model
+    return f"{model.capitalize()}, {count(row.steps, 'step')}" + (f", guided by {row.guidance}" if row.guidance else "")
 
 
 def distance(row: Evaluated) -> str:
@@ -53,7 +52,7 @@ def evaluated_table(run: Run) -> Table | None:
     """The table of ``evaluation.json``, the halves of the data last for reference; columns of
     breadth only where it was measured. None without figures.
     """
-    evaluated = (*run.evaluated, *run.guided)
+    evaluated = (*run.evaluated, *run.of_best, *run.guided)
     breadth = [name for name in BREADTH if any(is_number(row.figures.get(name)) for row in evaluated)]
     prompted = [(name, of) for name, of in _PROMPTED if any(is_number(of(row.figures)) for row in evaluated)]
     columns = (

@@ -81,6 +81,26 @@ def facts(run: Run) -> list[tuple[str, str]]:
         word = _word(section) if isinstance(section, dict) and "kind" in section else ""
         if word and word != usual:
             found.append((label, word))
+    return found + _best(run)
+
+
+def _best(run: Run) -> list[tuple[str, str]]:
+    """The best student that the run kept, and whether it ended the run."""
+    kept = next((entry for entry in reversed(run.history.best) if entry.get("kept")), None)
+    if kept is None:
+        return []
+    section = _sought(run.recipe, "keep_best")
+    measure = section.get("measure", "fd") if isinstance(section, dict) else "fd"
+    found = [
+        (
+            "Best student",
+            f"of step {kept['step']:,}, {measure} {number(kept.get('figure'))} on noise that did not choose it",
+        )
+    ]
+    last = run.history.best[-1]
+    if last.get("ends"):
+        missed = count(int(last.get("misses", 0)), "measurement")
+        found.append(("Ended early", f"at step {last['step']:,}, after {missed} without a better student"))
     return found
 
 

@@ -14,7 +14,7 @@ from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
 from fewstep.keeping.origins import measured_origins
-from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder, Which
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
 from fewstep.random import Key
@@ -44,9 +44,12 @@ def evaluate(
     *,
     data: Dataset | None = None,
     features: FeatureSpace | None = None,
+    which: Which = "last",
 ) -> dict[str, Any]:
     """Quality, breadth, network evaluations and milliseconds an image, by model and number of
-    steps; also written to ``evaluation.json``.
+    steps; also written to ``evaluation.json``. ``which``: the last student, or the best that the
+    run kept; that one's figures are in ``evaluation.best.json``, with ``result["best"]`` of it. The
+    noise is not that by which the best was chosen.
 
     ``data`` and ``features``: of a run that was given them as objects, where this process was not.
     Steps, draws and ``samples`` a draw default to the recipe's; they have its bounds. A figure that
@@ -66,7 +69,7 @@ def evaluate(
     )
     data = data_of(recipe.data)
     plain = teacher_of(recipe, data)
-    student = load_beside(folder.path, plain)
+    student = load_beside(folder.path, plain, which=which)
     teacher = plain.guided(recipe.evaluation.guidance)
     look = student.pictured.space if data is None else data.space
     space = choice.features.space(look, device_of(student.model))
@@ -75,6 +78,8 @@ def evaluate(
     announce(data, listener)
     origins = measured_origins(folder, recipe, data, listener.say)
     result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": origins, "reference": {}}
+    if which == "best":
+        result["best"] = folder.read_best()
     if teacher is not plain:
         result["teacher_guidance"] = recipe.evaluation.guidance
     jobs = [MeasuredModel("teacher", teacher.pictured, steps, result["teacher"]) for steps in choice.teacher_steps]
@@ -104,8 +109,10 @@ def evaluate(
             result["mismatch"] = _mismatch(plain.denoiser, student, evaluator.data)
         else:
             result["left_out"]["mismatch"] = "the teacher works in latents, and the data are pictures"
-        result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, listener.say)
-    folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", listener.say)
+        result["worst"] = write_worst(
+            folder, student, evaluator.data, evaluator.features, evaluator.seed, listener.say, which
+        )
+    folder.write(folder.evaluation_of(which), json.dumps(result, indent=2) + "\n", listener.say)
     return result
 
 

@@ -12,18 +12,29 @@ from fewstep.errors import one_line
 
 def comparison_table(comparison: dict[str, Any]) -> str:
     """A line a run, and below a line a level at which one is sooner than another."""
+    kept = any("best" in entry for entry in comparison.values())
     rows = [
         [
             one_line(name),
             f"{entry['level']:.2f}",
+            *([_best(entry.get("best"))] if kept else []),
             str(entry["steps"]),
             str(entry["evaluations"]),
             "; ".join(_reached(other, found) for other, found in entry["reaches"].items()),
         ]
         for name, entry in comparison.items()
     ]
-    headings = [*left("run"), *right("level", "steps", "evaluations"), *left("reaches")]
+    headings = [
+        *left("run"),
+        *right("level", *(["best student"] if kept else []), "steps", "evaluations"),
+        *left("reaches"),
+    ]
     return "\n".join([grid(headings, rows), *_speed_ups(comparison)])
+
+
+def _best(found: dict[str, Any] | None) -> str:
+    """The distance of the best student that a run kept, and of which step it is."""
+    return "-" if found is None else f"{found['fd']:.2f} at {found['step']}"
 
 
 def _reached(other: str, found: dict[str, Any] | None) -> str:

@@ -46,7 +46,9 @@ def quality_table(result: dict[str, Any]) -> str:
     rows = [[label, *(column.shown(entry) for column in columns)] for label, entry in entries]
     if "halves_fd" in reference:
         rows.append(["two halves of the data", f"{reference['halves_fd']:.2f}"])
+    best = result.get("best")
     lines = [
+        *([] if best is None else [f"the student is the best that the run kept, of step {best['step']}"]),
         grid([*left(""), *right(*(column.heading for column in columns))], rows),
         f"{reference['samples']} samples a draw, {shown_draws(reference['draws'])}",
         *_compared_with(reference),

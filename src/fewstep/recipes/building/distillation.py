@@ -22,7 +22,7 @@ from fewstep.networks.precision import shorten
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
-from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
+from fewstep.recipes.building.parts import check_guidance, check_kept_best, data_of, fitting_grid
 from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_nodes, check_passes, check_reach, check_switch, reach_check
 from fewstep.recipes.kit.context import Context
@@ -77,12 +77,13 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     data, device = data_of(recipe.data), resolve_device(recipe.training.device)
     building = building_device(recipe.training, recipe.distributed, device)
     teacher = open_teacher(recipe, data, building, device if recipe.training.offload else building)
-    features = build_features(recipe.evaluation.features, teacher.pictured, device)
+    space = recipe.evaluation.features.space(teacher.pictured, device)
+    check_kept_best(recipe.training.keep_best, recipe.evaluation, data, teacher.conditions, space)
     if not begun:
         schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps
         fitting_grid(recipe.evaluation.solver, schedule, "evaluation.solver", steps)
         check_guidance(recipe.evaluation, teacher.conditions.count)
-    context = build_context(recipe, folder, teacher, features, device)
+    context = build_context(recipe, folder, teacher, space.extract, device)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
 from fewstep.metrics.features import Features, FeatureSpace
@@ -44,6 +45,31 @@ def check_guidance(evaluation: config.Evaluation, conditions: int) -> None:
     if key is not None and not conditions:
         raise UserError(
             f"'{key}' needs a teacher with classes or prompts to be guided to; leave it out, or use another teacher."
+        )
+
+
+def check_kept_best(
+    choice: config.KeepBest | None,
+    evaluation: config.Evaluation,
+    data: Dataset | None,
+    conditions: Conditions,
+    space: FeatureSpace,
+) -> None:
+    """Raises ``UserError`` where a recipe cannot measure by what its best student is to be kept."""
+    if choice is None:
+        return
+    lacking = {"fd": "", "prompt-accuracy": "", "diversity": ""}
+    if evaluation.reference is None and (data is None or len(data) < 2):
+        lacking["fd"] = "there are no two samples of data to compare with; give 'data' or 'evaluation.reference'"
+    if not conditions.texts:
+        lacking["prompt-accuracy"] = "the student is told no prompts; name another measure"
+    elif space.readings is None:
+        lacking["prompt-accuracy"] = (
+            "the feature space tells no attributes of pictures; set 'evaluation.features.kind' to 'reader'"
+        )
+    if lacking[choice.measure]:
+        raise UserError(
+            f"'training.keep_best.measure: {choice.measure}' cannot be measured: {lacking[choice.measure]}."
         )
 
 

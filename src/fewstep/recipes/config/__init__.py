@@ -57,7 +57,7 @@ from fewstep.recipes.config.prompt_sources import (
     PromptsChoice,
     ScenePrompts,
 )
-from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, TeacherReference, Training
+from fewstep.recipes.config.run import TEACHER_STEPS, Distributed, Evaluation, KeepBest, TeacherReference, Training
 from fewstep.recipes.config.section import ByName, Kinds, Names, Section, Seed
 from fewstep.recipes.config.shared_choices import (
     DenoisingWeighting,
@@ -124,6 +124,7 @@ __all__ = [
     "HuggingFacePrompts",
     "ImagesData",
     "InceptionFeatures",
+    "KeepBest",
     "Kinds",
     "ListedPrompts",
     "LowRankStudent",
