@@ -89,6 +89,20 @@ def test_runs_are_compared_by_their_best(made, tmp_path):
     step = RunFolder(made).read_best()["step"]
     assert [run.kept and run.kept[0] for run in found.runs] == [step, step]
     assert found.runs[0].level < compare([made, other]).runs[0].level
+    assert (
+        "was not evaluated, so that the diversity" in called("compare", made, other, "--out", tmp_path / "p.png").stdout
+    )
+    entry = evaluate(other, [1], [1], 1)["student"]["1"]
+    breadth = {
+        "recall": entry["recall"],
+        "coverage": entry["coverage"],
+        "diversity_ratio": entry["class_diversity_ratio"],
+    }
+    assert compare([made, other]).as_json()[str(other)]["breadth"] == breadth
+    shown = called("compare", made, other, "--out", tmp_path / "p.png").stdout
+    assert all(f"{value:.3f}" in shown for value in breadth.values())
+    (other / "evaluation.json").write_text("[1, 2")
+    assert compare([made, other]).as_json()[str(other)]["breadth"] == {}
     table = called("compare", made, other, "--best", "--out", tmp_path / "plot.png")
     assert f"at {step}" in table.stdout
     assert f"of step {step}" in table.stderr

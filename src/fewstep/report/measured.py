@@ -15,7 +15,9 @@ _SHARED = (
     ("accuracy", "Class accuracy"),
     ("prompt_accuracy", "Prompt accuracy"),
     ("recall", "Recall"),
+    ("coverage", "Coverage"),
     ("diversity", "Diversity"),
+    ("diversity_ratio", "Diversity, over the teacher's"),
 )
 
 
@@ -96,7 +98,16 @@ def _prompt_accuracy(figures: Mapping[str, Any]) -> Any:
 _PROMPTED: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = (
     ("Prompt accuracy", _prompt_accuracy),
     ("Diversity a prompt, over the teacher's", lambda figures: figures.get("prompt_diversity_ratio")),
+    ("Diversity a class, over the teacher's", lambda figures: figures.get("class_diversity_ratio")),
 )
+
+
+def teacher_share(row: Evaluated) -> float | None:
+    """The distance within a prompt or class as a share of the teacher's, None where it was not
+    measured.
+    """
+    found = next((value for _, of in _PROMPTED[1:] if is_number(value := of(row.figures))), None)
+    return None if found is None else float(found)
 
 
 def mismatch_rows(run: Run) -> list[dict[str, Any]]:
