@@ -34,8 +34,10 @@ from fewstep.solvers.sampling import Sampling
 from fewstep.states import Generated, Prior, States, WithGuidance
 from fewstep.targets import Backtracked, DegradationPath, NoGuidance
 from fewstep.training import Monitor, Stage
+from fewstep.training.health.fake_score_health import FakeScoreLag, FakeScoreMoves, Gap
+from fewstep.training.health.sample_levels import Contrast, MeanShift, OwnLevels
 from fewstep.training.layout import is_sharded
-from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
+from fewstep.training.monitors import Check, GradientNorm, Mismatch, Saturation, Spread
 from fewstep.values import name_of
 
 
@@ -230,12 +232,16 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
         checks.append(
             Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps")
         )
+        checks.append(FakeScoreMoves(built.fake.fake))
     if data is not None:
         # A field of the samples of one prompt, of which there is one, says nothing.
         if not context.conditions.texts:
             checks.append(Mismatch(context.original, samples, data.subset(data.head(rows))))
         checks.append(Spread(samples, data))
         checks.append(Saturation(samples, data, advice=_against_saturation(context)))
+        checks += [MeanShift(samples, data), Contrast(samples, data, advice=_against_saturation(context))]
+    else:
+        checks.append(OwnLevels(samples))
     if clip is not None:
         checks.append(GradientNorm("student", clip))
     checks += reach_check(context.target, context.method.student_every, context.training.steps, target)
