@@ -32,6 +32,7 @@ from fewstep.recipes.building.parts import build_evaluator
 from fewstep.report import write_run_report
 from fewstep.report.words import number
 from fewstep.runs import distill, evaluate, load, load_guided, load_teacher
+from fewstep.runs.evaluate import _worse_with_more
 from fewstep.runs.loading import guided_samplers
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import EULER, solve
@@ -351,6 +352,22 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
     assert "Diversity a class, over the teacher&#39;s" in page
     assert f"{number(share)} times as diverse as the teacher&#39;s" in page
     assert "2 draws" in table
+
+
+def test_a_student_of_several_steps_is_measured_in_more_and_what_is_worse_is_said(halved, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(halved, run)
+    found = evaluate(run, teacher_steps=[1], samples=60)
+    assert list(found["student"]) == ["1", "2", "4", "8"]
+    assert list(evaluate(run, teacher_steps=[1], student_steps=[2], samples=60)["student"]) == ["2"]
+    rising = {str(steps): {**found["student"]["2"], "fd": float(steps), "fd_spread": 0.1} for steps in (1, 2, 4)}
+    worse = _worse_with_more(rising, 3)
+    assert [(each["more"], each["fewer"]) for each in worse["worse_with_more_steps"]] == [(2, 1), (4, 1)]
+    told = "more steps are worse: 4 steps have a Frechet distance of 4.00, and 1 step has 1.00"
+    assert told in quality_table({**found, **worse})
+    (run / "evaluation.json").write_text(json.dumps({**found, **worse}))
+    assert f"M{told[1:]}" in write_run_report(run).read_text()
+    assert _worse_with_more(rising, 1) == {}
 
 
 def test_the_mismatch_is_that_of_the_students_usual_steps(halved):

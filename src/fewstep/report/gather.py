@@ -59,6 +59,7 @@ class Run:
     mismatch: Mapping[str, Any]
     guided: tuple[Evaluated, ...]
     of_best: tuple[Evaluated, ...]
+    worse_with_more: tuple[str, ...]
     shift: Mapping[str, Any]
     student_steps: int | None
     backtracked: bool
@@ -98,6 +99,7 @@ def gather(folder: Path) -> Run:
         reference=reference if isinstance(reference, dict) else {},
         mismatch=mismatch if isinstance(mismatch, dict) else {},
         guided=_guided(evaluation.get("guidance")),
+        worse_with_more=_sentences(evaluation.get("worse_with_more_steps")),
         of_best=tuple(
             replace(row, best=True)
             for row in _evaluated(_json(folder / "evaluation.best.json", "best", "", {}))
@@ -169,6 +171,12 @@ def _evaluated(evaluation: Mapping[str, Any], guidance: str = "") -> tuple[Evalu
         ]
         found += sorted(known, key=lambda row: -row.steps)
     return tuple(found)
+
+
+def _sentences(found: Any) -> tuple[str, ...]:
+    """The sentences in a list of findings."""
+    listed = found if isinstance(found, list) else ()
+    return tuple(str(each["sentence"]) for each in listed if isinstance(each, dict) and "sentence" in each)
 
 
 def _guided(by_scale: Any) -> tuple[Evaluated, ...]:

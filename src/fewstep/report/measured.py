@@ -151,6 +151,8 @@ def reading_of_table(run: Run) -> str:
         reading += f"{number(teacher.get('steps'))} steps" + (
             f", guided by {number(teacher['guidance'])}." if is_number(teacher.get("guidance")) else "."
         )
+    for sentence in run.worse_with_more:
+        reading += f" {sentence[:1].upper()}{sentence[1:]}"
     if any(is_number(row.figures.get("recall")) for row in run.evaluated):
         reading += (
             " Precision and density say how much of what is generated is like data, recall and coverage "

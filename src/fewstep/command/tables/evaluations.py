@@ -53,6 +53,7 @@ def quality_table(result: dict[str, Any]) -> str:
         f"{reference['samples']} samples a draw, {shown_draws(reference['draws'])}",
         *_compared_with(reference),
         *(says for key, says in _WITHIN.items() if any(key in entry for _, entry in entries)),
+        *(each["sentence"] for each in result.get("worse_with_more_steps", [])),
         *_left_out(result),
         *_mismatch(result.get("mismatch", {})),
     ]
