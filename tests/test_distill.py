@@ -17,7 +17,8 @@ from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation
 from fewstep.solvers import Renoise
 from fewstep.states import Generated, Prior, State, States, Step
-from fewstep.training.monitors import Gap, Saturation, Spread
+from fewstep.training.health.fake_score_health import Gap
+from fewstep.training.monitors import Saturation, Spread
 from fewstep.training.reporting.log import read_log
 
 SHORT = ["training.batch=32", "evaluation.samples=1000", "training.health_every=1000", "training.average.steps=10"]

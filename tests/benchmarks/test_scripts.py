@@ -17,6 +17,7 @@ FEW = ("--set", "evaluation.samples=60", "--set", "training.batch=8", "--set", "
 # By name, what is before a comma is the script: arguments, and the JSON file that must be there
 # afterwards.
 SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "alarms": (("--runs", "1", "--steps", "20", "--places", "plane", "--ways", "rate times 30"), "alarms.json"),
     "adapters": (
         (
             *("--only", "copies", "all 16", "--pictures", "20"),

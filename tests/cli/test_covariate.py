@@ -30,7 +30,9 @@ from fewstep.recipes import shipped_text
 from fewstep.recipes.building.frozen_teachers import build_teacher
 from fewstep.recipes.building.parts import build_evaluator
 from fewstep.report import write_run_report
+from fewstep.report.words import number
 from fewstep.runs import distill, evaluate, load, load_guided, load_teacher
+from fewstep.runs.evaluate import _worse_with_more
 from fewstep.runs.loading import guided_samplers
 from fewstep.schedule import RectifiedFlow
 from fewstep.solvers import EULER, solve
@@ -38,6 +40,7 @@ from fewstep.studies import measure_shift
 from fewstep.studies.covariate import build_relay
 from fewstep.studies.shift import Stochastic, mixed_sampler
 
+WITHIN = ("class_diversity", "class_diversity_ratio")
 BREADTH = ("precision", "recall", "density", "coverage", "diversity")
 PLANE = {"kind": "random-mixture", "components": 10, "half_width": 4.0, "std": 0.3, "samples": 300, "seed": 0}
 
@@ -129,7 +132,18 @@ def test_the_tables_have_their_rows_and_figures(halved):
         assert [row["time"] for row in found[table]] == found["times"]
     for row in (*found["mixing"], *found["teacher_then_student"], *found["student_then_teacher"]):
         # The plane has no classifier, so there is no accuracy.
-        assert set(row) - {"probability", "time"} == {"fd", "fd_spread", "recall", "diversity"}
+        assert set(row) - {"probability", "time"} == {
+            "fd",
+            "fd_spread",
+            "recall",
+            "coverage",
+            "diversity",
+            "diversity_ratio",
+        }
+    # The teacher makes all of the last mixture.
+    assert found["mixing"][-1]["diversity_ratio"] == 1.0
+    alone = found["mixing"][0]
+    assert alone["diversity_ratio"] == pytest.approx(alone["diversity"] / found["mixing"][-1]["diversity"])
     assert set(found["sensitivity"]) == {"times", "student_once", "teacher_once", "student", "samples"}
     assert found["sensitivity"]["times"] == found["times"][:-1]
 
@@ -312,7 +326,7 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
     found = evaluate(halved)
     assert json.loads((halved / "evaluation.json").read_text())["student"] == found["student"]
     for entry in (found["teacher"]["6"], found["student"]["2"]):
-        assert set(entry) == {"fd", "fd_spread", *BREADTH, "nfe", "ms_per_image"}
+        assert set(entry) == {"fd", "fd_spread", *BREADTH, *WITHIN, "nfe", "ms_per_image"}
     assert found["student"]["2"]["fd_spread"] > 0
     recipe, student = RunFolder(halved).read_distill_recipe(), load(halved)
     evaluator = build_evaluator(recipe.evaluation, recipe.data.open())
@@ -324,8 +338,36 @@ def test_evaluate_tells_breadth_of_the_first_draw(halved):
     )
     table = quality_table(found)
     (line,) = [each for each in table.splitlines() if each.startswith("student, 2 steps ")]
-    assert line.split()[-4:-2] == [f"{found['student']['2'][name]:.3f}" for name in ("recall", "diversity")]
+    shown = ("class_diversity_ratio", "recall", "coverage", "diversity")
+    assert line.split()[-6:-2] == [f"{found['student']['2'][name]:.3f}" for name in shown]
+    # Five hundred samples without classes, on noise of their own.
+    points = evaluator.features(student.draw(Key(0, "class-diversity"), 500, None, 2).clamp(student.low, student.high))
+    apart = torch.cdist(points.double(), points.double()).sum() / (500 * 499)
+    assert found["student"]["2"]["class_diversity"] == pytest.approx(float(apart), rel=1e-6)
+    teacher = found["teacher"]["6"]
+    assert teacher["class_diversity_ratio"] == 1.0
+    share = found["student"]["2"]["class_diversity"] / teacher["class_diversity"]
+    assert found["student"]["2"]["class_diversity_ratio"] == pytest.approx(share)
+    page = write_run_report(halved).read_text()
+    assert "Diversity a class, over the teacher&#39;s" in page
+    assert f"{number(share)} times as diverse as the teacher&#39;s" in page
     assert "2 draws" in table
+
+
+def test_a_student_of_several_steps_is_measured_in_more_and_what_is_worse_is_said(halved, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(halved, run)
+    found = evaluate(run, teacher_steps=[1], samples=60)
+    assert list(found["student"]) == ["1", "2", "4", "8"]
+    assert list(evaluate(run, teacher_steps=[1], student_steps=[2], samples=60)["student"]) == ["2"]
+    rising = {str(steps): {**found["student"]["2"], "fd": float(steps), "fd_spread": 0.1} for steps in (1, 2, 4)}
+    worse = _worse_with_more(rising, 3)
+    assert [(each["more"], each["fewer"]) for each in worse["worse_with_more_steps"]] == [(2, 1), (4, 1)]
+    told = "more steps are worse: 4 steps have a Frechet distance of 4.00, and 1 step has 1.00"
+    assert told in quality_table({**found, **worse})
+    (run / "evaluation.json").write_text(json.dumps({**found, **worse}))
+    assert f"M{told[1:]}" in write_run_report(run).read_text()
+    assert _worse_with_more(rising, 1) == {}
 
 
 def test_the_mismatch_is_that_of_the_students_usual_steps(halved):
@@ -357,7 +399,7 @@ def test_guidance_scales_are_measured_of_teacher_and_student(guided, halved, com
     assert set(found["guidance"]) == {"1.0", "2.5"}
     for models in found["guidance"].values():
         assert {name: set(entries) for name, entries in models.items()} == {"teacher": {"2"}, "student": {"2"}}
-        assert set(models["student"]["2"]) == {"fd", "fd_spread", "accuracy", *BREADTH, "nfe", "ms_per_image"}
+        assert set(models["student"]["2"]) == {"fd", "fd_spread", "accuracy", *BREADTH, *WITHIN, "nfe", "ms_per_image"}
     assert found["guidance"]["1.0"]["teacher"]["2"]["fd"] == found["teacher"]["2"]["fd"]
     assert [found["guidance"][scale]["teacher"]["2"]["nfe"] for scale in ("1.0", "2.5")] == [2, 4]
     recipe, student = RunFolder(guided).read_distill_recipe(), load(guided, 2.5)

@@ -40,6 +40,9 @@ KINDS = (
     "pairs.safetensors",
     "student.safetensors",
     "adapter.safetensors",
+    "student.best.safetensors",
+    "adapter.best.safetensors",
+    "evaluation.best.json",
     "evaluation.json",
     "samples/final.png",
     "samples/step-00000040.png",
@@ -77,9 +80,11 @@ def made(tmp_path_factory) -> Path:
     values["student"] = {"kind": "lora", "rank": 2, "first_sigma": 3.0}
     values["method"]["regression"] = {"pairs": 32, "steps": 2}
     values["evaluation"]["samples"] = 50
+    values["training"]["keep_best"] = {"measure": "fd"}
     recipe.write_text(yaml.safe_dump(values))
     folder = distill(recipe, (), base / "run")
     evaluate(folder, [1], [1], 1)
+    evaluate(folder, [1], [1], 1, which="best")
     write_run_report(folder)
     return folder
 
@@ -130,7 +135,13 @@ def test_what_is_empty_or_missing_is_a_problem_unless_the_run_does_without(run, 
     """All of them at once, but those by which the others are known."""
     known = {"recipe.yaml", "checkpoints/step-00000040.safetensors", "samples/final.png"}
     there = (
-        {"evaluation.json", "samples/step-00000040.png", "report.html", "checkpoints/step-00000036.safetensors"}
+        {
+            "evaluation.json",
+            "evaluation.best.json",
+            "samples/step-00000040.png",
+            "report.html",
+            "checkpoints/step-00000036.safetensors",
+        }
         if damage is Path.unlink
         else set()
     )

@@ -23,7 +23,7 @@ from fewstep.networks import Classifier, ImageClassifier, build
 from fewstep.networks.kinds.network_files import load_network, save_network
 from fewstep.random import Key
 from fewstep.recipes import config, load_recipe, shipped_text
-from fewstep.recipes.building.parts import build_evaluator, build_features
+from fewstep.recipes.building.parts import build_evaluator
 from fewstep.recipes.building.pretrain import build_pretraining
 from fewstep.runs import RunFolder, Workers, distill, load, load_teacher, measure_many, write_reference
 from fewstep.runs.sampler import BATCH
@@ -223,7 +223,7 @@ def test_a_trained_classifier_is_a_feature_space_and_judges(tmp_path):
     images = data.take(torch.arange(7))
     assert torch.equal(space.extract(images), network.features(images))
     assert torch.equal(space.classify(images), network(images))
-    assert torch.equal(build_features(choice, data)(images), network.features(images))
+    assert torch.equal(choice.space(data, "cpu").extract(images), network.features(images))
     assert space.labelled
     evaluator = build_evaluator(config.Evaluation(features=choice, samples=50), data)
     found = evaluator.measure(lambda key, n, labels: data.take(torch.arange(n)), 1)

@@ -356,10 +356,13 @@ def test_the_spread_of_samples_is_not_taken_within_captions() -> None:
     assert reading.value == pytest.approx(spread(x) / spread(own))
 
 
-def test_what_has_no_range_does_not_leave_it() -> None:
+def test_what_has_no_range_has_that_of_the_datas_own_values() -> None:
     x = 100 * Key(0).normal("samples", (30, 4, 2, 2))
     unbounded = InMemory(x, None, 0, -math.inf, math.inf)
-    assert Saturation(Given(x), unbounded).read(Step(Key(0), 30), {}) is None
+    for scale, saturates in ((1, False), (4, True)):
+        reading = Saturation(Given(scale * x), unbounded).read(Step(Key(0), 30), {})
+        assert reading is not None
+        assert bool(reading.warning) is saturates
     reading = Saturation(Given(x), InMemory(x / 1000, None, 0)).read(Step(Key(0), 30), {})
     assert reading is not None
     assert reading.value > 0.9

@@ -24,7 +24,9 @@ from torch import distributed as dist
 from torch import nn
 
 from fewstep.cost import metered
+from fewstep.denoisers import load_model
 from fewstep.errors import SharedError, UserError
+from fewstep.keeping.run_folder import RunFolder
 from fewstep.objectives import Loss, Objective
 from fewstep.recipes import load_recipe
 from fewstep.recipes.building.distillation import build_distillation
@@ -37,6 +39,7 @@ from fewstep.system.locks import locked
 from fewstep.targets import RecordByDistance, SwitchAtPlateau
 from fewstep.training import Trainer
 from fewstep.training.dealing import deal
+from fewstep.training.reporting.log import read_log
 from fewstep.training.saving.run_checkpoints import Checkpoints
 from fewstep.training.settings import Settings
 from interrupt_kit import Interrupted, Interrupter
@@ -247,6 +250,7 @@ def small_things(folder: Path) -> dict[str, Any]:
     answers["evaluations"] = meter.evaluations
     distill("mixture2d-diff-instruct", EVALUATED, folder / "evaluated")
     answers["evaluation"] = evaluate(folder / "evaluated")
+    answers["best"] = [kept_best(folder / f"best-{mode}", mode) for mode in MODES]
     settings = (
         "training.steps=2",
         "training.batch=8",
@@ -261,6 +265,26 @@ def small_things(folder: Path) -> dict[str, Any]:
     ).is_file()
     answers["samples of one"] = distributed.together(lambda: sampler(1300, seed=3).double().sum().item())
     return answers
+
+
+def kept_best(folder: Path, mode: str) -> dict[str, Any]:
+    """The best student of a short run, and how long the run was, which its patience ends."""
+    settings = (
+        "training.steps=24",
+        "training.batch=16",
+        "training.health_every=1000",
+        "training.checkpoint_every=7",
+        "evaluation.samples=600",
+        "evaluation.every=3",
+        "method.optimizer.lr=0.3",
+        "training.keep_best={measure: fd, patience: 2}",
+        f"distributed.mode={mode}",
+    )
+    distill("mixture2d-diff-instruct", settings, folder)
+    model, extra = load_model(RunFolder(folder).best)
+    weights = sum(float(value.double().sum()) for value in model.state_dict().values())
+    steps = [entry["step"] for entry in read_log(RunFolder(folder).log) if "stage" in entry]
+    return {**extra["best"], "weights": weights, "measured": RunFolder(folder).read_best()["step"], "lines": steps}
 
 
 def rules(rank: int) -> dict[str, Any]:

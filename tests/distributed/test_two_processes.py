@@ -167,6 +167,15 @@ def test_what_the_processes_agree_on(folder, tmp_path):
     assert [each.pop("evaluations") for each in answers] == [800, 500]
     found = [pair.untimed(each.pop("evaluation")) for each in answers]
     assert found[0] == found[1] == pair.untimed(json.loads(json.dumps(evaluate(folder / "evaluated"))))
+    best = [each.pop("best") for each in answers]
+    assert best[0] == best[1]
+    for found, mode in zip(best[0], pair.MODES, strict=True):
+        alone_found = pair.kept_best(tmp_path / mode, mode)
+        assert {key: found[key] for key in ("step", "measured", "lines")} == {
+            key: alone_found[key] for key in ("step", "measured", "lines")
+        }
+        for key in ("first", "second", "figure", "weights"):
+            assert found[key] == pytest.approx(alone_found[key], rel=1e-3), key
     assert answers[0].pop("samples") == answers[0]["samples of one"] == answers[1].pop("samples")
     assert answers[0] == answers[1]
     # In one process' gradient only, of one of two terms: both say the same.

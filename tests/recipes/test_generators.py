@@ -335,7 +335,8 @@ def test_the_monitors_read_a_generator_of_images(tmp_path: Path) -> None:
         for reading in parts.monitor.read(Step(Key(0, "monitor"), 20), {"fake.denoising": 1.0, "student.gap": 0.5})
     }
     norms = {"mismatch_norm", "mismatch_norm_deviation", "mismatch_norm_on_data"}
-    assert set(readings) == {"fake_score_lag", "gap", "mismatch_over_bound", *norms, "spread_over_data", "saturation"}
+    levels = ("spread_over_data", "saturation", "mean_shift", "contrast_over_data")
+    assert set(readings) == {"fake_score_lag", "gap", "fake_score_norm", "mismatch_over_bound", *norms, *levels}
     # Tanh stays in the data's range.
     assert readings["saturation"] == 0.0
 

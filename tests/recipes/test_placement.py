@@ -105,6 +105,16 @@ def test_a_placed_run_is_the_run_on_one_device_bit_for_bit(name, places, tmp_pat
     assert_same(here, distill(name, (*TINY, *MEASURED, *set_to(places)), tmp_path / "there"))
 
 
+def test_a_placed_run_keeps_the_same_best_student(tmp_path, request):
+    keep = ("training.keep_best={}", "evaluation.every=2")
+    here = on_one_device("mixture2d-disback", tmp_path / "here", *keep)
+    request.getfixturevalue("cards")
+    there = distill("mixture2d-disback", (*TINY, *MEASURED, *set_to(APART), *keep), tmp_path / "there")
+    assert_same(here, there)
+    best = "student.best.safetensors"
+    assert (here / best).read_bytes() == (there / best).read_bytes()
+
+
 IMAGES = [
     ("digits-dmd2", {**APART, "features": "cpu"}),
     ("digits-ctm", {"student": "cuda:1", "features": "cuda:1"}),
@@ -382,6 +392,17 @@ def test_a_plan_counts_the_state_of_each_device_by_hand():
     assert {setting.batch for setting in plan.settings} == {alone.batch}
     assert not alone.by_device
     assert {part.device for part in alone.parts} == {""}
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_plan_counts_the_best_student_where_the_student_is():
+    for places in (APART, {"student": "cuda:1"}):
+        kept = plan_recipe("mixture2d-diff-instruct", [*set_to(places), "training.keep_best={}"], memory_gb=80.0)
+        plain = plan_recipe("mixture2d-diff-instruct", list(set_to(places)), memory_gb=80.0)
+        parts = {part.role: part for part in kept.parts}
+        assert parts["best student"].device == parts["student"].device == places.get("student", "cuda:0")
+        more = {name: kept.by_device[name] - plain.by_device[name] for name in plain.by_device}
+        assert more == {name: parts["student"].bytes * (name == parts["student"].device) for name in more}
 
 
 @pytest.mark.usefixtures("counted")

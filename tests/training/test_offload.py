@@ -27,8 +27,9 @@ from fewstep.targets.path_probes import Probes
 from fewstep.targets.record import RecordByDistance
 from fewstep.times import LogNormalTimes
 from fewstep.training import SGD, Adam8bit, Diverged, Phase, Probe, Settings, Stage, Term, Trainer
+from fewstep.training.health.fake_score_health import FakeScoreLag
 from fewstep.training.layout import units
-from fewstep.training.monitors import FakeScoreLag, Monitor
+from fewstep.training.monitors import Monitor
 from fewstep.training.offload import Tight, build_room, check_offload
 from fewstep.training.reporting.log import read_log
 from fewstep.training.turns import Turns

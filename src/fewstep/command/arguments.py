@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from fewstep.keeping.run_folder import Which
     from fewstep.training import Listener
 
 MOST_SAMPLES, MOST_STEPS = 1_000_000, 10_000
@@ -29,6 +30,10 @@ ResumeOption = Annotated[
 ]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+BestOption = Annotated[
+    bool,
+    typer.Option("--best", help="Of the best student that the run kept ('training.keep_best'), not of the last."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 TrackOption = Annotated[
     list[str],
@@ -49,6 +54,24 @@ def listeners(tracks: Sequence[str] = ()) -> list[Listener]:
 
     opened = [open_track(name) for name in dict.fromkeys(tracks)]
     return [Bar(), *opened] if os.environ.get("RANK", "0") == "0" else []
+
+
+def which_student(best: bool, run: Path | None) -> Which:
+    """Which of a run's students is meant; which step the best is of is said.
+
+    Raises ``UserError`` where the run kept none, and for the best of no run.
+    """
+    if not best:
+        return "last"
+    from fewstep.errors import UserError
+    from fewstep.keeping.run_folder import RunFolder
+
+    if run is None:
+        raise UserError("--best: is a student of a run, and --base names no run; leave one of them out.")
+    found = RunFolder(run).read_best()
+    figure = f"{found['measure']} {found['figure']:.4g} on noise that did not choose it"
+    typer.echo(f"{RunFolder(run).best}: the student of step {found['step']}, {figure}.", err=True)
+    return "best"
 
 
 def use_threads(threads: int | None) -> None:

@@ -161,15 +161,24 @@ def _results(folder: RunFolder, recipe: Recipe | None, resume: str) -> Iterator[
     """What a run leaves when it ends."""
     again = f"Make it again from the newest checkpoint: '{resume}'."
     ended = any(path.is_file() for path in (folder.student, folder.samples / "final.png", folder.evaluation))
+    keeps = isinstance(recipe, DistillRecipe) and recipe.training.keep_best is not None and ended
     if folder.student.is_file():
         # By its folder, since a student of prompts needs its teacher's text encoder.
         yield _checked(folder.student, lambda _: load(folder.path), "is a student that can be sampled.", again)
+    if folder.best.is_file():
+        # Loading it reads of which step it is, too.
+        best = "is the best student that the run kept."
+        yield _checked(folder.best, lambda _: load(folder.path, which="best"), best, again)
+    elif keeps:
+        yield problem(folder.best, "there is no such file, though the run keeps its best student.", again)
     if folder.model.is_file():
         yield _checked(folder.model, inspect, "is a model that can be loaded.", again)
-    if folder.adapter.is_file():
-        yield _checked(folder.adapter, load_adapter, "is an adapter that can be loaded.", again)
-    elif isinstance(recipe, DistillRecipe) and recipe.student.leaves_adapter and ended:
-        yield problem(folder.adapter, "there is no such file, though the student is one.", again)
+    leaves = isinstance(recipe, DistillRecipe) and recipe.student.leaves_adapter
+    for adapter, there in ((folder.adapter, ended), (folder.adapter_of("best"), keeps)):
+        if adapter.is_file():
+            yield _checked(adapter, load_adapter, "is an adapter that can be loaded.", again)
+        elif leaves and there:
+            yield problem(adapter, "there is no such file, though the student is one.", again)
     result = folder.student if isinstance(recipe, DistillRecipe) else folder.model
     if recipe is None or result.is_file():
         return

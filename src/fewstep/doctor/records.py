@@ -68,7 +68,12 @@ def check_records(folder: RunFolder, resume: str) -> Iterator[Finding]:
     """The findings of results, pictures and report, of those that are there; ``resume``: the
     command that ends the run again.
     """
-    for path, command in ((folder.evaluation, "evaluate"), (folder.path / "shift.json", "shift")):
+    results = {
+        folder.evaluation: "evaluate",
+        folder.evaluation_of("best"): "evaluate --best",
+        folder.path / "shift.json": "shift",
+    }
+    for path, command in results.items():
         if path.is_file():
             yield _object(path, f"Measure it again: 'fewstep {command} {folder.path}'.")
     for path in sorted(each for each in folder.path.glob("measured-*.json") if not is_set_aside(each)):

@@ -34,7 +34,7 @@ from fewstep.training.saving.shard_folder import is_folder_of_shards
 State = Literal["whole", "damaged", "foreign", "unreadable", "not finite"]
 # What only the holder of the run's lock writes; reports and measurements are written without it.
 _HELD = {
-    "": r"recipe\.yaml|origins\.json|metrics\.jsonl|(student|adapter|model|pairs[\w-]*)\.safetensors",
+    "": r"recipe\.yaml|origins\.json|metrics\.jsonl|((student|adapter)(\.best)?|model|pairs[\w-]*)\.safetensors",
     "path": r"manifest\.json|node-\d+\.safetensors",
     "checkpoints": r"step-\d{8}\.safetensors",
 }

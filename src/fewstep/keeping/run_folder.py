@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from fewstep.denoisers.model_files import PRETRAINED, STUDENT
 from fewstep.errors import UserError
 from fewstep.recipes import DistillRecipe, Recipe
 from fewstep.recipes.reading.source import load_saved
-from fewstep.system.files import write_text
+from fewstep.system.files import read_metadata, write_text
 from fewstep.system.ledger import keeping, print_sentence
+from fewstep.training.saving.best_student import NAME
 from fewstep.training.saving.checkpoint import CHECKPOINTS
+
+Which = Literal["last", "best"]
+"""Which of a run's students: the one that it ended with, or the best that it had."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,39 @@ class RunFolder:
     def student(self) -> Path:
         """The averaged student, with what is needed to rebuild it."""
         return self.path / STUDENT
+
+    @property
+    def best(self) -> Path:
+        """The best student, of a run that keeps it ('training.keep_best'), in the same form."""
+        return self.student.with_stem(f"{self.student.stem}.best")
+
+    def student_of(self, which: Which) -> Path:
+        """The file of the last student or of the best."""
+        return self.best if which == "best" else self.student
+
+    def adapter_of(self, which: Which) -> Path:
+        """The adapter alone of the last student or of the best."""
+        return self.adapter.with_stem(f"{self.adapter.stem}.best") if which == "best" else self.adapter
+
+    def evaluation_of(self, which: Which) -> Path:
+        """What ``evaluate`` found of the last student or of the best."""
+        return self.evaluation.with_stem(f"{self.evaluation.stem}.best") if which == "best" else self.evaluation
+
+    def read_best(self) -> dict[str, Any]:
+        """What the file of the best student says of it: its ``step``, the ``measure`` by which it
+        was kept, and the ``figure`` of the draw that chose nothing.
+
+        Raises ``UserError`` where there is no such file.
+        """
+        if not self.best.is_file():
+            raise UserError(
+                f"{self.path}: has no {self.best.name}; a run keeps its best student where its recipe has "
+                "'training.keep_best'."
+            )
+        found = read_metadata(self.best).get(NAME)
+        if not isinstance(found, dict) or not {"step", "measure", "figure"} <= found.keys():
+            raise UserError(f"{self.best}: does not say of which step it is; it is not a best student's file.")
+        return found
 
     @property
     def teacher(self) -> Path:

@@ -144,15 +144,19 @@ class Evaluator:
         for draw in range(draws):
             generated = sample(Key(self.seed, "evaluation", draw), self.samples, labels)
             if "fd" not in lacking:
-                distances.append(
-                    frechet_distance(FeatureStatistics.of(features_of(generated, self.features)), self._reference)
-                )
+                distances.append(self.distance(generated))
             if self.classifier is not None and labels is not None and "accuracy" not in lacking:
                 hits.append(self._accuracy(generated, labels))
         spread = (statistics.stdev(distances) if draws > 1 else 0.0) if distances else None
         return Quality(
             statistics.fmean(distances) if distances else None, spread, statistics.fmean(hits) if hits else None
         )
+
+    def distance(self, samples: Tensor) -> float:
+        """The Frechet distance of samples (N, *D) to the reference; only where ``lacking`` has no
+        'fd'.
+        """
+        return frechet_distance(FeatureStatistics.of(features_of(samples, self.features)), self._reference)
 
     def breadth(self, sample: Sample) -> Breadth:
         """The breadth of the first draw."""

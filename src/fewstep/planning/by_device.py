@@ -24,6 +24,8 @@ from fewstep.recipes.building.placement import meant_places
 from fewstep.training.phase import Stage
 
 _SKETCHED = "meta"
+BEST = "best student"
+"""The role of the copy that ``training.keep_best`` keeps, which is where the student is."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,14 @@ class HeldByDevice:
         return [replace(part, device=self.of_parts.get(part.role, own)) for part in parts]
 
 
-def held_by_device(recipe: DistillRecipe, opened: Teacher, slot: int, beside: int) -> HeldByDevice | None:
+def held_by_device(
+    recipe: DistillRecipe, opened: Teacher, slot: int, beside: int, best: int = 0
+) -> HeldByDevice | None:
     """What a run around a sketched teacher holds on each device; None where no role is placed.
 
     ``slot``: bytes of the target's slot, which is on the teacher's device; ``beside``: of what is
-    on the run's device besides. The run's device is the first GPU unless the recipe says the CPU.
+    on the run's device besides; ``best``: of the best student. The run's device is the first GPU
+    unless the recipe says the CPU.
     """
     own = torch.device("cpu") if recipe.training.device == "cpu" else torch.device("cuda", 0)
     places = meant_places(recipe, own)
@@ -71,16 +76,16 @@ def held_by_device(recipe: DistillRecipe, opened: Teacher, slot: int, beside: in
     context, built = sketch_around(recipe, Path("plan"), apart, marked)
     networks = networks_of(context, built)
     of_parts = {role: names[given_place(network)] for role, network in networks.items()}
-    teacher = names[given_place(context.original)]
+    teacher, student = (names[given_place(network)] for network in (context.original, context.student.model))
     state = dict.fromkeys([str(own), *map(str, others)], 0)
     weights: dict[str, dict[int, Tensor]] = {name: {} for name in state}
     for role, network in networks.items():
         weights[of_parts[role]] |= {id(value): value for value in (*network.parameters(), *network.buffers())}
     for name, tensors in weights.items():
         trained = max(_to_train(stage, name, names) for stage in built.stages)
-        besides = (slot if name == teacher else 0) + (beside if name == str(own) else 0)
+        besides = sum(size for where, size in ((teacher, slot), (str(own), beside), (student, best)) if where == name)
         state[name] = sum(map(_bytes, tensors.values())) + trained + besides
-    return HeldByDevice(state, {**of_parts, "target's slot": teacher})
+    return HeldByDevice(state, {**of_parts, "target's slot": teacher, BEST: student})
 
 
 def _to_train(stage: Stage, device: str, names: dict[torch.device | None, str]) -> int:

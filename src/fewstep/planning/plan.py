@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.planning.by_device import held_by_device
+from fewstep.planning.by_device import BEST, held_by_device
 from fewstep.planning.footprint import bytes_of, moments_of, state_bytes
 from fewstep.planning.gpu_settings import GIB, Demands, PlacedGpus, Setting, ways_to_run
 from fewstep.planning.rehearsal import Rehearsal, as_trained, footprint_of, only_adapters, prior_of, rehearse
@@ -94,16 +94,22 @@ def plan_on_gpus(
     target, codec = recipe.target.backtracked, opened.codec
     slot = 0 if built.path is None else bytes_of(built.path.blank())
     beside = 0 if codec is None else bytes_of(codec)
+    # A copy of the student, which checkpoints hold too.
+    best = 0 if recipe.training.keep_best is None else bytes_of(context.student.model)
     steps = _steps(recipe, built)
     open_ended = open_end(recipe.target, recipe.method.student_every, recipe.training.steps)
     waiting = _waiting(recipe, context, built, codec)
-    measured = _measured(recipe, context, built, steps, slot + beside, waiting.state)
+    measured = _measured(recipe, context, built, steps, slot + beside + best, waiting.state)
     memory = None if memory_gb is None else int(memory_gb * GIB)
-    held = held_by_device(recipe, opened, slot, beside)
+    held = held_by_device(recipe, opened, slot, beside, best)
     placed = None if held is None else PlacedGpus(held.gpus, held.largest)
     settings = ways_to_run(recipe.training, measured, gpus, memory, tflops * 1e12 * reached, placed)
     fitting = [setting for setting in settings if setting.fits(memory)]
-    parts = [*parts_of(context, built, slot), *([] if codec is None else [part_of("codec", codec, beside)])]
+    parts = [
+        *parts_of(context, built, slot),
+        *([] if codec is None else [part_of("codec", codec, beside)]),
+        *([part_of(BEST, context.student.model, best)] if best else []),
+    ]
     return Plan(
         recipe=name,
         parts=parts if held is None else held.told(parts),
@@ -115,7 +121,8 @@ def plan_on_gpus(
         largest=measured.largest,
         graphs=measured.rehearsal.graphs,
         path_bytes=0 if target is None else (target.nodes - 1) * slot,
-        checkpoint_bytes=sum(bytes_of(network) for network in named_networks(built.stages).values())
+        checkpoint_bytes=best
+        + sum(bytes_of(network) for network in named_networks(built.stages).values())
         + max(map(moments_of, built.stages)),
         settings=settings,
         cheapest=min(fitting, key=_cost) if fitting else None,

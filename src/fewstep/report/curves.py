@@ -45,6 +45,24 @@ _READINGS = {
         "The samples' over the data's: below 1 the student collapses, above it scatters.",
         1.0,
     ),
+    "mean_shift": (
+        "Shift of the mean",
+        "By how many of the data's deviations the samples' mean is off, in the worst channel.",
+        0.0,
+    ),
+    "contrast_over_data": (
+        "Contrast",
+        "The deviation of the samples' values over the data's: below 1 they fade, above it they glare.",
+        1.0,
+    ),
+    "sample_spread": ("Spread of the samples", "Root mean square distance from their mean.", None),
+    "sample_mean": ("Mean of the samples", "Of all their values.", None),
+    "sample_deviation": ("Deviation of the samples", "Of their values, over samples and pixels.", None),
+    "fake_score_norm": (
+        "Norm of the fake score",
+        "Of its weights: where it stays the same the fake score is not trained.",
+        None,
+    ),
     "saturation": ("Saturation", "The fraction of values outside the data's range.", None),
 }
 

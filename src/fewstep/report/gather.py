@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ _IN_STRIP = 8
 @dataclass(frozen=True)
 class Evaluated:
     """One row of ``evaluation.json``: a model at a number of steps, and at a scale of guidance
-    where there is one; figures are as the file has them.
+    where there is one; figures are as the file has them. ``best``: whether it is of the best
+    student that the run kept, from ``evaluation.best.json``.
     """
 
     model: str
     steps: int
     figures: Mapping[str, Any]
     guidance: str = ""
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Run:
     reference: Mapping[str, Any]
     mismatch: Mapping[str, Any]
     guided: tuple[Evaluated, ...]
+    of_best: tuple[Evaluated, ...]
+    worse_with_more: tuple[str, ...]
     shift: Mapping[str, Any]
     student_steps: int | None
     backtracked: bool
@@ -95,6 +99,12 @@ def gather(folder: Path) -> Run:
         reference=reference if isinstance(reference, dict) else {},
         mismatch=mismatch if isinstance(mismatch, dict) else {},
         guided=_guided(evaluation.get("guidance")),
+        worse_with_more=_sentences(evaluation.get("worse_with_more_steps")),
+        of_best=tuple(
+            replace(row, best=True)
+            for row in _evaluated(_json(folder / "evaluation.best.json", "best", "", {}))
+            if row.model == "student"
+        ),
         shift=shift,
         student_steps=_student_steps(folder / "recipe.yaml"),
         backtracked=bool(manifest) or picture is not None or bool(history.switches()) or not _is_fixed(recipe),
@@ -161,6 +171,12 @@ def _evaluated(evaluation: Mapping[str, Any], guidance: str = "") -> tuple[Evalu
         ]
         found += sorted(known, key=lambda row: -row.steps)
     return tuple(found)
+
+
+def _sentences(found: Any) -> tuple[str, ...]:
+    """The sentences in a list of findings."""
+    listed = found if isinstance(found, list) else ()
+    return tuple(str(each["sentence"]) for each in listed if isinstance(each, dict) and "sentence" in each)
 
 
 def _guided(by_scale: Any) -> tuple[Evaluated, ...]:

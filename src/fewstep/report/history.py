@@ -68,14 +68,15 @@ class Warned:
 
 @dataclass(frozen=True)
 class History:
-    """The log by kind of line, each in order: training, and the probes ``evaluation``, ``health``
-    and ``samples``.
+    """The log by kind of line, each in order: training, and the probes ``evaluation``, ``health``,
+    ``samples`` and ``best``.
     """
 
     training: tuple[Entry, ...]
     evaluation: tuple[Entry, ...]
     health: tuple[Entry, ...]
     samples: tuple[Entry, ...]
+    best: tuple[Entry, ...] = ()
 
     @classmethod
     def of(cls, entries: Iterable[Any]) -> History:
@@ -94,6 +95,7 @@ class History:
             probes("evaluation"),
             probes("health"),
             probes("samples"),
+            probes("best"),
         )
 
     def names(self) -> list[str]:

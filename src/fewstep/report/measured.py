@@ -15,7 +15,9 @@ _SHARED = (
     ("accuracy", "Class accuracy"),
     ("prompt_accuracy", "Prompt accuracy"),
     ("recall", "Recall"),
+    ("coverage", "Coverage"),
     ("diversity", "Diversity"),
+    ("diversity_ratio", "Diversity, over the teacher's"),
 )
 
 
@@ -39,9 +41,8 @@ class Table:
 
 def title(row: Evaluated) -> str:
     """Student, 4 steps."""
-    return f"{row.model.capitalize()}, {count(row.steps, 'step')}" + (
-        f", guided by {row.guidance}" if row.guidance else ""
-    )
+    model = f"best {row.model}" if row.best else row.model
+    return f"{model.capitalize()}, {count(row.steps, 'step')}" + (f", guided by {row.guidance}" if row.guidance else "")
 
 
 def distance(row: Evaluated) -> str:
@@ -53,7 +54,7 @@ def evaluated_table(run: Run) -> Table | None:
     """The table of ``evaluation.json``, the halves of the data last for reference; columns of
     breadth only where it was measured. None without figures.
     """
-    evaluated = (*run.evaluated, *run.guided)
+    evaluated = (*run.evaluated, *run.of_best, *run.guided)
     breadth = [name for name in BREADTH if any(is_number(row.figures.get(name)) for row in evaluated)]
     prompted = [(name, of) for name, of in _PROMPTED if any(is_number(of(row.figures)) for row in evaluated)]
     columns = (
@@ -97,7 +98,16 @@ def _prompt_accuracy(figures: Mapping[str, Any]) -> Any:
 _PROMPTED: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = (
     ("Prompt accuracy", _prompt_accuracy),
     ("Diversity a prompt, over the teacher's", lambda figures: figures.get("prompt_diversity_ratio")),
+    ("Diversity a class, over the teacher's", lambda figures: figures.get("class_diversity_ratio")),
 )
+
+
+def teacher_share(row: Evaluated) -> float | None:
+    """The distance within a prompt or class as a share of the teacher's, None where it was not
+    measured.
+    """
+    found = next((value for _, of in _PROMPTED[1:] if is_number(value := of(row.figures))), None)
+    return None if found is None else float(found)
 
 
 def mismatch_rows(run: Run) -> list[dict[str, Any]]:
@@ -141,6 +151,8 @@ def reading_of_table(run: Run) -> str:
         reading += f"{number(teacher.get('steps'))} steps" + (
             f", guided by {number(teacher['guidance'])}." if is_number(teacher.get("guidance")) else "."
         )
+    for sentence in run.worse_with_more:
+        reading += f" {sentence[:1].upper()}{sentence[1:]}"
     if any(is_number(row.figures.get("recall")) for row in run.evaluated):
         reading += (
             " Precision and density say how much of what is generated is like data, recall and coverage "

@@ -8,7 +8,7 @@ from typing import Any
 
 from fewstep.report.gather import Evaluated, Run
 from fewstep.report.history import History, StageCost
-from fewstep.report.measured import distance, title
+from fewstep.report.measured import distance, teacher_share, title
 from fewstep.report.words import count, duration, is_number, listed, number, percent
 
 
@@ -81,6 +81,26 @@ def facts(run: Run) -> list[tuple[str, str]]:
         word = _word(section) if isinstance(section, dict) and "kind" in section else ""
         if word and word != usual:
             found.append((label, word))
+    return found + _best(run)
+
+
+def _best(run: Run) -> list[tuple[str, str]]:
+    """The best student that the run kept, and whether it ended the run."""
+    kept = next((entry for entry in reversed(run.history.best) if entry.get("kept")), None)
+    if kept is None:
+        return []
+    section = _sought(run.recipe, "keep_best")
+    measure = section.get("measure", "fd") if isinstance(section, dict) else "fd"
+    found = [
+        (
+            "Best student",
+            f"of step {kept['step']:,}, {measure} {number(kept.get('figure'))} on noise that did not choose it",
+        )
+    ]
+    last = run.history.best[-1]
+    if last.get("ends"):
+        missed = count(int(last.get("misses", 0)), "measurement")
+        found.append(("Ended early", f"at step {last['step']:,}, after {missed} without a better student"))
     return found
 
 
@@ -117,7 +137,9 @@ def summary(run: Run) -> str:
             f" ({others})" if others else ""
         )
         beside = listed([f"{distance(row)} in {count(row.steps, 'step')}" for row in teachers])
-        return f"{reached}; the teacher has {beside}." if beside else f"{reached}."
+        share = teacher_share(usual)
+        varied = "" if share is None else f" Its samples are {number(share)} times as diverse as the teacher's."
+        return (f"{reached}; the teacher has {beside}." if beside else f"{reached}.") + varied
     checked = _checked(run.history)
     if checked:
         return (
@@ -231,8 +253,12 @@ def _usual(run: Run, students: list[Evaluated]) -> Evaluated:
 
 
 def _detail(row: Evaluated) -> str:
-    accuracy = row.figures.get("accuracy")
-    return "Frechet distance" + (f"; {percent(accuracy)} of the classes right" if is_number(accuracy) else "")
+    accuracy, share = row.figures.get("accuracy"), teacher_share(row)
+    return (
+        "Frechet distance"
+        + (f"; {percent(accuracy)} of the classes right" if is_number(accuracy) else "")
+        + ("" if share is None or row.model == "teacher" else f"; {percent(share)} of the teacher's diversity")
+    )
 
 
 def _checked(history: History) -> list[tuple[int, float]]:

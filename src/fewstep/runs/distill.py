@@ -10,16 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.condition import Classes, Conditions
+from fewstep.condition import Classes
 from fewstep.data import Dataset, SampleSpace
-from fewstep.data.prompts.conditions import PromptConditions
 from fewstep.data.scenes.scene_latents import SceneLatents
 from fewstep.denoisers import (
     Denoiser,
     Generator,
     NetworkDenoiser,
     adapter_of,
-    device_of,
     merged,
     save_adapter,
     save_model,
@@ -27,13 +25,11 @@ from fewstep.denoisers import (
 from fewstep.errors import all_without_secrets
 from fewstep.keeping.objects import Objects
 from fewstep.keeping.origins import settle_origins
-from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder, Which
 from fewstep.keeping.run_identity import run_of
 from fewstep.keeping.settling import held_for_run, settle, write_recipe
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import FeatureStatistics
-from fewstep.metrics.prompted import caption_rises
-from fewstep.metrics.quality import Evaluator
 from fewstep.networks.adapters import apart, bases_of
 from fewstep.networks.kinds.network_files import load_strictly, save_network
 from fewstep.random import Key
@@ -50,6 +46,7 @@ from fewstep.runs.pictures.gallery import write_path_picture
 from fewstep.runs.pictures.image_sets import announce
 from fewstep.runs.pictures.plane import DATA, GENERATED, write_directions
 from fewstep.runs.pictures.sample_files import captions_below, write_captions, write_samples
+from fewstep.runs.probing.student_figures import BestFigure, quality_figures, words_probe
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
 from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.solvers.sampling import Sampling
@@ -59,8 +56,8 @@ from fewstep.system.launch import restarted
 from fewstep.training import Listener, Monitor, Probe, Settings, Trainer
 from fewstep.training.layout import is_sharded
 from fewstep.training.listeners import Several
+from fewstep.training.saving.best_student import BestStudent
 
-WORDS_ROWS = 128
 WITHOUT_DATA = (
     "the recipe has no data: distances to it (Frechet, spread, mismatch degree) and saturation are not measured."
 )
@@ -105,7 +102,7 @@ def distill(
         sharded = is_sharded(recipe.distributed.mode) and bool(bases_of(parts.student))
         whole = apart(parts.average.average) if sharded else None
         origins = settle_origins(folder, recipe, parts.data, resume)
-        trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), heard)
+        trainer = _trainer(folder, recipe, parts, replace(_settings(recipe), origins=origins), heard, whole)
         write_recipe(folder, recipe)
         announce(parts.data, heard, folder.passed_over)
         for remark in (*recipe.teacher.remarks(), *remarks_of_starts(recipe, parts.teacher.network)):
@@ -149,13 +146,13 @@ def pretrain(
         announce(parts.data, heard, folder.passed_over)
         probes = []
         if isinstance(parts.data, SceneLatents):
-            probes.append(_words_probe(parts.data, lambda: trainer.average.average, recipe.evaluation.every))
+            probes.append(words_probe(parts.data, lambda: trainer.average.average, recipe.evaluation.every))
         elif isinstance(parts.model, (NetworkDenoiser, Generator)):
             evaluator = build_evaluator(recipe.evaluation, parts.data, resolve_device(recipe.training.device))
 
             def measure(_step: int) -> Mapping[str, float]:
                 sampler, steps = _pretrained_sampler(trainer.average.average, recipe, parts)
-                return _quality(
+                return quality_figures(
                     evaluator, lambda key, n, labels: sampler.draw(key, n, labels, steps), parts.data.space, 1
                 )
 
@@ -181,23 +178,6 @@ def pretrain(
     return folder.path
 
 
-def _words_probe(data: SceneLatents, model: Callable[[], nn.Module], every: int) -> Probe:
-    """Measures which words of captions a denoiser has learnt, on scenes of the data."""
-    index = data.head(WORDS_ROWS)
-
-    def measure(_step: int) -> Mapping[str, float]:
-        denoiser = model()
-        assert isinstance(denoiser, Denoiser)
-
-        def conditions(texts: Sequence[str]) -> Conditions:
-            return PromptConditions(data.embedded(texts))
-
-        x0 = data.take(index).to(device_of(denoiser))
-        return caption_rises(denoiser, x0, data.scenes.words(index), conditions, Key(0, "words"))
-
-    return Probe("words", every, measure)
-
-
 def _folder(source: str | Path, out: Path | str | None) -> RunFolder:
     return RunFolder(Path(out) if out is not None else Path("runs") / Path(str(source)).stem)
 
@@ -208,7 +188,12 @@ def _heard(listeners: Sequence[Listener]) -> Listener:
 
 
 def _trainer(
-    folder: RunFolder, recipe: DistillRecipe, parts: Distillation, settings: Settings, heard: Listener
+    folder: RunFolder,
+    recipe: DistillRecipe,
+    parts: Distillation,
+    settings: Settings,
+    heard: Listener,
+    whole: nn.Module | None,
 ) -> Trainer:
     device = resolve_device(recipe.training.device)
     space = recipe.evaluation.features.space(parts.pictured, place_roles(recipe, device).get("features", device))
@@ -223,7 +208,7 @@ def _trainer(
         return _sampler(recipe, parts, student)
 
     def measure(_step: int) -> Mapping[str, float]:
-        return _quality(
+        return quality_figures(
             evaluator,
             lambda key, n, labels: sampler().pictured.draw(key, n, labels, parts.sampling.steps),
             parts.pictured,
@@ -245,7 +230,30 @@ def _trainer(
         Probe("samples", every, picture, pictured),
         parts.monitor,
     ]
-    return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard])
+    best = _best(
+        folder, recipe, parts, BestFigure("", evaluator, lambda: sampler().pictured, parts.sampling.steps), whole
+    )
+    return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard], best=best)
+
+
+def _best(
+    folder: RunFolder, recipe: DistillRecipe, parts: Distillation, figure: BestFigure, whole: nn.Module | None
+) -> BestStudent | None:
+    """What keeps the best student, by a ``figure`` whose name the recipe says; None where it asks
+    for none. ``whole`` as in ``_save``.
+    """
+    choice = recipe.training.keep_best
+    if choice is None:
+        return None
+
+    def write(student: nn.Module, said: Mapping[str, Any]) -> None:
+        assert isinstance(student, (Denoiser, Generator))
+        _save(folder, recipe, student, parts, whole, "best", said)
+
+    compared = [] if recipe.evaluation.reference is None else [parts.teacher]
+    uses = [*([] if parts.codec is None else [parts.codec]), *compared]
+    measure = replace(figure, name=choice.measure).measure
+    return BestStudent(parts.average, measure, write, recipe.evaluation.every, choice.patience, uses)
 
 
 def _reference(
@@ -273,13 +281,6 @@ def _settings(recipe: Recipe) -> Settings:
         run=run_of(recipe),
         device=resolve_device(recipe.training.device),
     )
-
-
-def _quality(
-    evaluator: Evaluator, draw: Callable[[Key, int, Tensor | None], Tensor], space: SampleSpace, draws: int
-) -> dict[str, float]:
-    quality = evaluator.measure(lambda key, n, labels: draw(key, n, labels).clamp(space.low, space.high), draws)
-    return {name: value for name, value in (("fd", quality.fd), ("accuracy", quality.accuracy)) if value is not None}
 
 
 def _sampler(recipe: DistillRecipe, parts: Distillation, student: Denoiser | Generator) -> StudentSampler:
@@ -323,11 +324,14 @@ def _save(
     student: Denoiser | Generator,
     parts: Distillation,
     whole: nn.Module | None,
+    which: Which = "last",
+    said: Mapping[str, Any] | None = None,
 ) -> None:
-    """The student with how it is sampled; of an adapted one also the adapter alone, for another
-    teacher of the same shape. ``whole``: a copy of one that is sharded, from before it was.
+    """The student with how it is sampled, and what is ``said`` of it; of an adapted one also the
+    adapter alone, for another teacher of the same shape. ``whole``: a copy of one that is sharded,
+    from before it was.
     """
-    extra = _how_it_samples(parts.prior, parts.space, parts.sampling)
+    extra = {**_how_it_samples(parts.prior, parts.space, parts.sampling), **(said or {})}
     if isinstance(recipe.student, LowRankStudent):
         if whole is not None:
             assert isinstance(whole, Denoiser)
@@ -335,12 +339,12 @@ def _save(
             load_strictly(whole, values, "the student")
             student = whole
         save_adapter(
-            folder.adapter,
+            folder.adapter_of(which),
             adapter_of(student),
             {"teacher": all_without_secrets(without_folders(recipe.teacher).model_dump(mode="json")), **extra},
         )
         student = merged(student)
-    save_model(folder.student, student, extra)
+    save_model(folder.student_of(which), student, extra)
 
 
 def _how_it_samples(prior: Prior, space: SampleSpace, sampling: Sampling) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, device_of
 from fewstep.errors import UserError
 from fewstep.keeping.origins import measured_origins
-from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder, Which
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.mismatch import assessed_mismatch, comparable_means, comparable_norms, training_mismatch
+from fewstep.metrics.step_counts import STEPS, worse_with_more
 from fewstep.random import Key
 from fewstep.recipes import config
 from fewstep.recipes.building.parts import data_of, evaluator_in
@@ -44,12 +45,17 @@ def evaluate(
     *,
     data: Dataset | None = None,
     features: FeatureSpace | None = None,
+    which: Which = "last",
 ) -> dict[str, Any]:
     """Quality, breadth, network evaluations and milliseconds an image, by model and number of
-    steps; also written to ``evaluation.json``.
+    steps; also written to ``evaluation.json``. ``which``: the last student, or the best that the
+    run kept; that one's figures are in ``evaluation.best.json``, with ``result["best"]`` of it. The
+    noise is not that by which the best was chosen.
 
     ``data`` and ``features``: of a run that was given them as objects, where this process was not.
-    Steps, draws and ``samples`` a draw default to the recipe's; they have its bounds. A figure that
+    Steps, draws and ``samples`` a draw default to the recipe's; they have its bounds. A student of
+    several steps is measured in 1, 2, 4 and 8 besides, unless steps are given, and
+    ``result["worse_with_more_steps"]`` says where more of them are worse. A figure that
     cannot be had is left out, with its reason in ``result["left_out"]``. The student's worst
     samples are shown in ``samples/worst.png``.
 
@@ -66,7 +72,7 @@ def evaluate(
     )
     data = data_of(recipe.data)
     plain = teacher_of(recipe, data)
-    student = load_beside(folder.path, plain)
+    student = load_beside(folder.path, plain, which=which)
     teacher = plain.guided(recipe.evaluation.guidance)
     look = student.pictured.space if data is None else data.space
     space = choice.features.space(look, device_of(student.model))
@@ -75,10 +81,15 @@ def evaluate(
     announce(data, listener)
     origins = measured_origins(folder, recipe, data, listener.say)
     result: dict[str, Any] = {"teacher": {}, "student": {}, "origins": origins, "reference": {}}
+    steps_of_student, unfit = (
+        (choice.student_steps, {}) if student_steps else _steps_measured(student, choice.student_steps)
+    )
+    if which == "best":
+        result["best"] = folder.read_best()
     if teacher is not plain:
         result["teacher_guidance"] = recipe.evaluation.guidance
     jobs = [MeasuredModel("teacher", teacher.pictured, steps, result["teacher"]) for steps in choice.teacher_steps]
-    jobs += [MeasuredModel("student", student.pictured, steps, result["student"]) for steps in choice.student_steps]
+    jobs += [MeasuredModel("student", student.pictured, steps, result["student"]) for steps in steps_of_student]
     if recipe.evaluation.reference is not None:
         moments = teacher_moments(recipe, plain, space, data, listener.say)
         # Before anything is measured, whose evaluations and time these are not.
@@ -88,12 +99,13 @@ def evaluate(
     no_halves = evaluator.why_no_halves()
     result["reference"] |= {} if no_halves else {"halves_fd": evaluator.halves()}
     result["reference"] |= {"samples": evaluator.samples, "draws": choice.draws}
-    result["left_out"] = {"halves_fd": no_halves} if no_halves else {}
+    result["left_out"] = {**({"halves_fd": no_halves} if no_halves else {}), **unfit}
     if guidance:
         most = max(choice.teacher_steps, default=teacher.usual_steps)
         steps, result["guidance"] = {"teacher": most, "student": student.usual_steps}, {}
         jobs += _guided_jobs(guided_samplers(plain, student, guidance), steps, result["guidance"])
     work_off(jobs, evaluator, choice.draws, listener)
+    result.update(_worse_with_more(result["student"], choice.draws))
     result.update(said_of(evaluator.data))
     for job in jobs:
         result["left_out"] |= job.left_out
@@ -104,9 +116,34 @@ def evaluate(
             result["mismatch"] = _mismatch(plain.denoiser, student, evaluator.data)
         else:
             result["left_out"]["mismatch"] = "the teacher works in latents, and the data are pictures"
-        result["worst"] = write_worst(folder, student, evaluator.data, evaluator.features, evaluator.seed, listener.say)
-    folder.write(folder.evaluation, json.dumps(result, indent=2) + "\n", listener.say)
+        result["worst"] = write_worst(
+            folder, student, evaluator.data, evaluator.features, evaluator.seed, listener.say, which
+        )
+    folder.write(folder.evaluation_of(which), json.dumps(result, indent=2) + "\n", listener.say)
     return result
+
+
+def _worse_with_more(by_steps: Mapping[str, Mapping[str, Any]], draws: int) -> dict[str, Any]:
+    """Where a student's distances rise with its steps, for a result; nothing where they do not."""
+    distances = {int(steps): (entry["fd"], entry["fd_spread"]) for steps, entry in by_steps.items() if "fd" in entry}
+    worse = worse_with_more(distances, draws)
+    return {"worse_with_more_steps": [{**asdict(each), "sentence": each.sentence} for each in worse]} if worse else {}
+
+
+def _steps_measured(student: StudentSampler, asked: Sequence[int]) -> tuple[list[int], dict[str, str]]:
+    """The numbers of steps at which a student is measured: those that the recipe asks for, and of a
+    student of several steps also 1, 2, 4 and 8; why any of these is left out, by its name.
+    """
+    if student.usual_steps == 1 and max(asked, default=1) == 1:
+        return list(asked), {}
+    found, unfit = set(asked), {}
+    for steps in STEPS:
+        try:
+            student.sampling.times(student.schedule, student.prior.time, steps)
+            found.add(steps)
+        except UserError as error:
+            unfit[f"student at {steps} steps"] = str(error).removesuffix(".")
+    return sorted(found), {name: why for name, why in unfit.items() if int(name.split()[2]) not in found}
 
 
 def _guided_jobs(

@@ -15,7 +15,7 @@ from fewstep.data import Dataset
 from fewstep.denoisers import Denoiser, Generator, NetworkDenoiser, TrajectoryDenoiser, freeze, load_model
 from fewstep.denoisers.denoiser import Model
 from fewstep.errors import UserError
-from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder, Which
 from fewstep.networks.precision import long_copy
 from fewstep.recipes import DistillRecipe
 from fewstep.recipes.building.device import DeviceName, resolve_device
@@ -40,15 +40,17 @@ def load(
     device: DeviceName = "auto",
     *,
     prompts: Sequence[str] | None = None,
+    which: Which = "last",
 ) -> StudentSampler:
     """The student of a run (or of a ``student.safetensors``) as a sampler; ``guidance``: the scale
-    for a student that was conditioned on one, its usual one unless given.
+    for a student that was conditioned on one, its usual one unless given. ``which``: of the run,
+    the last student or the best that it kept.
 
     ``prompts``: what the classes of a text-to-image student are, by number; those that the run was
     trained on unless given. It works on ``device``, a GPU where there is one unless told otherwise,
     wherever it was trained.
     """
-    student = load_alone(run, device)
+    student = load_alone(run, device, which)
     if guidance is not None:
         student = student.guided(guidance)
     if not asked_of(student.model):
@@ -67,11 +69,13 @@ def load(
     return student.told(around.conditions(student.model), around.codec, recipe.evaluation.batch)
 
 
-def load_beside(run: Path | str, teacher: TeacherSampler, device: DeviceName = "auto") -> StudentSampler:
+def load_beside(
+    run: Path | str, teacher: TeacherSampler, device: DeviceName = "auto", which: Which = "last"
+) -> StudentSampler:
     """The student of a run beside its teacher, as ``load_teacher`` or ``teacher_of`` gave it:
-    prompts and codec are the teacher's, and nothing is opened anew.
+    prompts and codec are the teacher's, and nothing is opened anew. ``which`` as in ``load``.
     """
-    student = load_alone(run, device)
+    student = load_alone(run, device, which)
     if asked_of(student.model) or teacher.codec is not None:
         return student.told(teacher.conditions, teacher.codec, teacher.batch)
     return student
@@ -88,12 +92,17 @@ def _of_classes(run: Path, student: StudentSampler, device: DeviceName) -> Stude
     return student if codec is None else student.told(student.prior.conditions, codec, recipe.evaluation.batch)
 
 
-def load_alone(run: Path | str, device: DeviceName = "auto") -> StudentSampler:
+def load_alone(run: Path | str, device: DeviceName = "auto", which: Which = "last") -> StudentSampler:
     """The student of a run (or of a ``student.safetensors``) by what its file holds: a
-    text-to-image student has neither prompts nor a codec, and draws nothing.
+    text-to-image student has neither prompts nor a codec, and draws nothing. ``which`` as in
+    ``load``.
     """
     path = Path(run)
-    path = RunFolder(path).student if path.is_dir() else path
+    if which == "best":
+        if not path.is_dir():
+            raise UserError(f"{run}: is no folder of a run, whose best student could be meant; leave --best out.")
+        RunFolder(path).read_best()
+    path = RunFolder(path).student_of(which) if path.is_dir() else path
     if not path.is_file():
         raise UserError(
             f"{run}: has no student.safetensors; the run may not have ended, or is a pretraining: go on "
@@ -198,11 +207,13 @@ def guided_samplers(
     return found
 
 
-def load_guided(run: Path | str, guidance: float | None = None, prompts: Sequence[str] | None = None) -> StudentSampler:
+def load_guided(
+    run: Path | str, guidance: float | None = None, prompts: Sequence[str] | None = None, which: Which = "last"
+) -> StudentSampler:
     """A run's student at a guidance scale; raises ``UserError`` where it was not conditioned on
-    one, unless the scale is 1, which asks for nothing. ``prompts`` as in ``load``.
+    one, unless the scale is 1, which asks for nothing. ``prompts`` and ``which`` as in ``load``.
     """
-    student = load(run, prompts=prompts)
+    student = load(run, prompts=prompts, which=which)
     if guidance is None or (guidance == 1.0 and student.sampling.guidance is None):
         return student
     if student.sampling.guidance is None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fewstep.cost import metered
-from fewstep.metrics.prompted import PromptedFigures, PromptedMeasures, protocol
+from fewstep.metrics.diversity import class_diversity
+from fewstep.metrics.frechet import features_of
+from fewstep.metrics.prompted import PromptedFigures, PromptedMeasures, protocol, several_of_each
 from fewstep.metrics.quality import Evaluator
 from fewstep.random import Key
 from fewstep.runs.sampler import Sampler
@@ -24,7 +26,8 @@ from fewstep.training import Listener
 @dataclass
 class MeasuredModel:
     """A model to be measured at a number of steps; ``into`` takes what is found, ``left_out`` the
-    reasons of what could not be, ``prompted`` what is found of prompts, where there are prompts.
+    reasons of what could not be, ``prompted`` what is found of prompts, where there are prompts,
+    ``within`` the distance within a class where there are none.
     """
 
     name: str
@@ -33,6 +36,7 @@ class MeasuredModel:
     into: dict[str, Any]
     left_out: dict[str, str] = field(default_factory=dict)
     prompted: PromptedFigures | None = None
+    within: float = 0.0
 
 
 def work_off(jobs: Sequence[MeasuredModel], evaluator: Evaluator, draws: int, listener: Listener) -> None:
@@ -54,6 +58,8 @@ def work_off(jobs: Sequence[MeasuredModel], evaluator: Evaluator, draws: int, li
         if job.prompted is not None:
             job.into[str(job.steps)] |= job.prompted.beside(teachers[-1].prompted if teachers else None)
             job.left_out.update(job.prompted.left_out)
+        else:
+            job.into[str(job.steps)] |= _beside(job.within, teachers[-1].within if teachers else 0.0)
 
 
 def _measure(evaluator: Evaluator, job: MeasuredModel, draws: int, report: Callable[[], None]) -> None:
@@ -84,6 +90,22 @@ def _measure(evaluator: Evaluator, job: MeasuredModel, draws: int, report: Calla
     job.into[str(job.steps)] = {name: value for name, value in figures.items() if value is not None}
     job.left_out.update(found.left_out)
     job.prompted = measured_prompts(evaluator, sampler, job.steps, *first[0])
+    if job.prompted is None:
+        job.within = _within_classes(evaluator, sampler, job.steps)
+
+
+def _beside(own: float, teacher: float) -> dict[str, float]:
+    """The mean distance within a class, and its share of the teacher's where that is not zero."""
+    return {"class_diversity": own, **({"class_diversity_ratio": own / teacher} if teacher > 0 else {})}
+
+
+def _within_classes(evaluator: Evaluator, sampler: Sampler, steps: int) -> float:
+    """The mean distance between ten samples of a class, over at most fifty classes; between as many
+    samples in all where there are no classes. Their noise is the same for all models.
+    """
+    rows, numbers = several_of_each(sampler.classes)
+    samples = sampler.draw(Key(evaluator.seed, "class-diversity"), rows, numbers, steps)
+    return class_diversity(features_of(samples.clamp(sampler.low, sampler.high), evaluator.features), numbers)
 
 
 def measured_prompts(

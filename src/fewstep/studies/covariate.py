@@ -143,17 +143,19 @@ def _tables(relay: Relay, evaluator: Evaluator, draws: int, listener: Listener) 
     down = switched(TeacherFirst, student, teacher, "teacher, then student")
     up = switched(StudentFirst, teacher, student, "student, then teacher")
     return {
-        "mixing": [_entry(found, "probability") for found in mixing],
-        "teacher_then_student": [_entry(found, "time") for found in down],
-        "student_then_teacher": [_entry(found, "time") for found in up],
+        "mixing": [_entry(found, "probability", teacher) for found in mixing],
+        "teacher_then_student": [_entry(found, "time", teacher) for found in down],
+        "student_then_teacher": [_entry(found, "time", teacher) for found in up],
     }
 
 
-def _entry(found: ShiftRow, setting: str) -> dict[str, Any]:
-    """A row as plain values, its setting by its own name; without a classifier there is no
-    accuracy.
+def _entry(found: ShiftRow, setting: str, teacher: ShiftRow) -> dict[str, Any]:
+    """A row as plain values, its setting by its own name, and its diversity as a share of the
+    teacher's; without a classifier there is no accuracy.
     """
     values = {name: value for name, value in asdict(found).items() if name != "setting" and value is not None}
+    if found.diversity is not None and teacher.diversity:
+        values["diversity_ratio"] = found.diversity / teacher.diversity
     return {setting: found.setting, **values}
 
 

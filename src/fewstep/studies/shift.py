@@ -212,6 +212,7 @@ class ShiftRow:
     fd_spread: float | None
     accuracy: float | None
     recall: float | None
+    coverage: float | None
     diversity: float | None
     prompt_accuracy: float | None = None
 
@@ -236,6 +237,7 @@ def shift_row(relay: Relay, evaluator: Evaluator, selection: Selection, setting:
         quality.fd_spread,
         quality.accuracy,
         breadth.recall,
+        breadth.coverage,
         breadth.diversity,
         _prompt_accuracy(evaluator, relay.prior.conditions.texts, *first[0]),
     )

@@ -3,15 +3,17 @@
 Loss curves of distribution matching say little: the student's has no meaning as a number, and the
 fake score's falls whether or not the student collapses. These readings do not depend on the losses.
 A monitor is a list of checks; a check gets a step of its own (draws are a function of place, so
-readings are repeatable) and the means of what training reported lately.
+readings are repeatable) and the means of what training reported lately. Its reading may be held
+against those before it, which the log remembers: what falls is seen before it is low.
 """
 
 from __future__ import annotations
 
 import abc
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -28,7 +30,6 @@ from fewstep.metrics.mismatch import (
     comparable_norms,
     training_mismatch,
 )
-from fewstep.objectives import ScoreMatching
 from fewstep.random import Key
 from fewstep.states import States, Step
 
@@ -53,6 +54,12 @@ class Check(abc.ABC):
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         """The reading, None when there is nothing to read yet."""
 
+    def against(self, reading: Reading, past: Sequence[float]) -> str:
+        """What is wrong with a reading beside the ``past`` values, the newest last, as a sentence;
+        nothing unless a class compares them.
+        """
+        return ""
+
 
 @dataclass(frozen=True, eq=False)
 class Monitor:
@@ -67,54 +74,17 @@ class Monitor:
     name: str = "health"
 
     @torch.no_grad()
-    def read(self, step: Step, recent: Mapping[str, float]) -> list[Reading]:
-        """The readings of one moment."""
-        found = [reading for check in self.checks if (reading := check.read(step, recent)) is not None]
-        return [each for reading in found for each in (reading, *reading.beside)]
-
-
-@dataclass(frozen=True, eq=False)
-class FakeScoreLag(Check):
-    """The fake score's loss on samples made now over its loss in training: above ``limit`` it
-    trails the student and its gradients mislead.
-    """
-
-    objective: ScoreMatching
-    states: States
-    phase: str = "fake"
-    limit: float = 1.5
-
-    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
-        trained = recent.get(f"{self.phase}.denoising")
-        if not trained:
-            return None
-        ratio = float(self.objective.lag(step, step.state(self.states))) / trained
-        warning = (
-            f"the fake score trails the student (loss {ratio:.2f} times that in training): update it more "
-            "often, or lower the student's rate."
-        )
-        return Reading("fake_score_lag", ratio, warning if ratio > self.limit else "")
-
-
-@dataclass(frozen=True, eq=False)
-class Gap(Check):
-    """The relative squared distance between fake and target score (``relative_gap``): above
-    ``limit`` the student is far from everything the target knows.
-    """
-
-    phase: str = "student"
-    limit: float = 2.0
-    advice: str = "a lower rate helps"
-
-    def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
-        gap = recent.get(f"{self.phase}.gap")
-        if gap is None:
-            return None
-        warning = (
-            f"the scores of student and target are far apart (relative gap {gap:.2f}): the target is out of its "
-            f"depth on these samples; {self.advice}."
-        )
-        return Reading("gap", gap, warning if gap > self.limit else "")
+    def read(
+        self, step: Step, recent: Mapping[str, float], past: Mapping[str, Sequence[float]] | None = None
+    ) -> list[Reading]:
+        """The readings of one moment; ``past``: earlier ones by name, the newest last."""
+        found = []
+        for check in self.checks:
+            reading = check.read(step, recent)
+            if reading is not None:
+                warning = reading.warning or check.against(reading, (past or {}).get(reading.name, ()))
+                found += [replace(reading, warning=warning), *reading.beside]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +107,8 @@ class Mismatch(Check):
         degree, bound = comparable_means(assessed, self._bound)
         ratio = degree / bound
         warning = (
-            f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data)."
+            f"the teacher does not recognise the student's samples (mismatch degree {ratio:.1f} times that of data, "
+            f"bound {self.limit:g}); a lower rate of the student helps."
         )
         norm, bound_norm = comparable_norms(assessed, self._bound)
         figures = {
@@ -157,13 +128,15 @@ class Mismatch(Check):
 @dataclass(frozen=True, eq=False)
 class Spread(Check):
     """The samples' spread within their classes over the data's: below ``low`` the student
-    collapses, above ``high`` it scatters.
+    collapses, above ``high`` it scatters. Below ``fall`` of the median of the last readings its
+    diversity falls.
     """
 
     samples: States
     data: Dataset
     low: float = 0.75
     high: float = 1.35
+    fall: float = 0.75
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         state = step.state(self.samples)
@@ -176,22 +149,37 @@ class Spread(Check):
         warning = ""
         if ratio < self.low:
             warning = (
-                f"the samples' spread is {ratio:.2f} of the data's: the student may be collapsing; a lower rate "
-                "or a data term helps."
+                f"the samples' spread is {ratio:.2f} of the data's (bound {self.low:g}): the student may be "
+                "collapsing; a lower rate or a data term helps."
             )
         elif ratio > self.high:
-            warning = f"the samples' spread is {ratio:.2f} times the data's: the student scatters."
+            warning = (
+                f"the samples' spread is {ratio:.2f} times the data's (bound {self.high:g}): the student scatters; a "
+                "lower rate helps."
+            )
         return Reading("spread_over_data", ratio, warning)
+
+    def against(self, reading: Reading, past: Sequence[float]) -> str:
+        usual = statistics.median(past) if len(past) >= 3 else 0.0
+        if reading.value >= self.fall * usual:
+            return ""
+        bound = self.fall * usual
+        return (
+            f"the samples' spread is {reading.value:.2f} of the data's and was {usual:.2f} (bound {bound:.2f}): "
+            "diversity falls; a lower rate or a data term helps."
+        )
 
     @cached_property
     def _own(self) -> float:
-        some = _some(self.data)
+        some = some_of(self.data)
         return spread(some.take(torch.arange(len(some))), some.labels)
 
 
 @dataclass(frozen=True, eq=False)
 class Saturation(Check):
     """The fraction of values outside the data's range by more than ``margin`` of it.
+
+    What has no range, such as latents, has that of the data's own values.
 
     Where the data's own values stand at the range's ends (ink on paper), any even-handed error puts
     half of these outside. The student saturates where more than ``limit`` of the values are outside
@@ -206,21 +194,26 @@ class Saturation(Check):
 
     def read(self, step: Step, recent: Mapping[str, float]) -> Reading | None:
         samples: Tensor = step.state(self.samples).x
-        # What has no range, such as latents, does not leave it.
-        if not math.isfinite(self.data.high - self.data.low):
-            return None
-        fraction = outside(samples, self.data.low, self.data.high, self.margin)
+        fraction, bound = outside(samples, *self._range, self.margin), self.limit + 0.5 * self._at_the_ends
         warning = (
-            f"{fraction:.0%} of the samples' values lie outside the data's range: the student "
+            f"{fraction:.0%} of the samples' values lie outside the data's range (bound {bound:.0%}): the student "
             f"saturates{f'; {self.advice}' if self.advice else ''}."
         )
-        return Reading("saturation", fraction, warning if fraction > self.limit + 0.5 * self._at_the_ends else "")
+        return Reading("saturation", fraction, warning if not fraction <= bound else "")
+
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        if math.isfinite(self.data.high - self.data.low):
+            return self.data.low, self.data.high
+        data = some_of(self.data)
+        values = data.take(torch.arange(len(data)))
+        return float(values.min()), float(values.max())
 
     @cached_property
     def _at_the_ends(self) -> float:
         """The share of the data's values within the margin of an end of the range."""
-        data = _some(self.data)
-        return outside(data.take(torch.arange(len(data))), data.low, data.high, -self.margin)
+        data = some_of(self.data)
+        return outside(data.take(torch.arange(len(data))), *self._range, -self.margin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +239,6 @@ class GradientNorm(Check):
         )
 
 
-def _some(data: Dataset) -> Dataset:
+def some_of(data: Dataset) -> Dataset:
     """As many samples as fit in 64 MiB: all of a small set."""
     return data.subset(data.head(max(1, SPREAD_VALUES // prod(data.shape))))

@@ -74,6 +74,7 @@ class ProbeRounds:
             return probe.measure(step)
         self._room.take_in(probe)
         own = Step(Key(self._seed, "monitor", step), probe.rows, device=self._device)
-        readings = probe.read(own, self._journal.recent)
+        readings = probe.read(own, self._journal.recent, self._journal.past)
+        self._journal.remember({reading.name: reading.value for reading in readings})
         warnings = [reading.warning for reading in readings if reading.warning and step >= probe.warn_from]
         return {**{reading.name: reading.value for reading in readings}, "warnings": warnings}

@@ -58,6 +58,7 @@ from fewstep.training.probes import Probe, ProbeRounds
 from fewstep.training.reporting.inbox import Inbox
 from fewstep.training.reporting.journal import Journal, noted
 from fewstep.training.reporting.reports import Report
+from fewstep.training.saving.best_student import NAME, BestStudent
 from fewstep.training.saving.checkpoint import CHECKPOINTS
 from fewstep.training.saving.saver import Saver
 from fewstep.training.saving.snapshots import CheckpointContent, Optimizers, Snapshots
@@ -70,7 +71,7 @@ class Trainer:
     ``Averaged`` which the phases move themselves.
 
     ``fit`` returns the averaged model. The folder holds ``metrics.jsonl``, ``checkpoints/`` and a
-    lock.
+    lock. ``best`` keeps the best student beside the last, and may end the last stage.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Trainer:
         decay: Decay | None = None,
         probes: Sequence[Probe | Monitor] = (),
         listeners: Sequence[Listener] = (),
+        best: BestStudent | None = None,
     ):
         self.folder = Path(folder)
         self.stages = list(stages)
@@ -94,6 +96,9 @@ class Trainer:
         if not any(self.average is network for network in self.networks.values()):
             self.networks["average"] = self.average
         self._stateful = find_resumable(self.stages)
+        self._best = best
+        if best is not None:
+            self.networks[NAME], self._stateful[NAME], probes = best.model, best, [*probes, best.probe]
         self._device = self.settings.device or device_of(self.average)
         halved = self.settings.precision == "bf16" and not computes_in_full(self.stages)
         self._layout = build_layout(self.settings.mode, self.settings.replicas, self._device.type, halved)
@@ -128,6 +133,8 @@ class Trainer:
             else:
                 self.progress, self._optimizers = found
                 self.listener.began(self.folder, self.progress.step)
+                if self._best is not None:
+                    self._best.write_again()
             try:
                 for stage in self.stages[self.progress.stage :]:
                     self._run_stage(stage, stop)
@@ -180,9 +187,9 @@ class Trainer:
         self._optimizers = self._optimizers or build_optimizers(stage)
         self._turns.prepare(stage)
         self.listener.stage(stage.name, stage.total, progress.stage_step)
-        while not stage.finished(progress.stage_step):
+        while not self._ended(stage):
             self._step(stage, stop)
-            if stage.finished(progress.stage_step):
+            if self._ended(stage):
                 break
             if stop.signal or progress.step % self.settings.checkpoint_every == 0:
                 self._save()
@@ -195,8 +202,14 @@ class Trainer:
         self._save()
         self._stop_if_asked(stop)
 
+    def _ended(self, stage: Stage) -> bool:
+        """Whether a stage ends here; the last one also where no better student comes any more."""
+        return stage.finished(self.progress.stage_step) or (self._best is not None and self._best.out_of_patience)
+
     def _begin(self, stage: Stage) -> None:
         """Runs the stage's actions, which count."""
+        if self._best is not None and stage is self.stages[-1]:
+            self._best.begin_last_stage()
         self._room.take_in(stage.begin)
         with metered() as meter:
             for action in stage.begin:
@@ -214,6 +227,8 @@ class Trainer:
         if self._journal.pending:
             self._journal.write(self.progress, stage.name)
         self._probes.take(self.progress, last=True)
+        if self._best is not None and self._best.out_of_patience:
+            self.listener.say(self._best.ending)
         self.listener.finished()
 
     def _step(self, stage: Stage, stop: StopRequest) -> None:

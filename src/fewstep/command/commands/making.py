@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.command.arguments import (
+    BestOption,
     JsonOption,
     OutOption,
     RecipeArgument,
@@ -18,6 +19,7 @@ from fewstep.command.arguments import (
     TrackOption,
     listeners,
     use_threads,
+    which_student,
 )
 from fewstep.command.tables.prospects import matrix_table
 
@@ -84,13 +86,15 @@ def distill_recipe(
     """
     use_threads(threads)
     from fewstep.report import write_run_report
-    from fewstep.runs import distill
+    from fewstep.runs import RunFolder, distill
 
     folder = distill(recipe, settings, out, resume, listeners(track))
     write_run_report(folder)
+    kept = RunFolder(folder)
+    best = f"; {kept.best.name} is the best, of step {kept.read_best()['step']}" if kept.best.is_file() else ""
     typer.echo(
         f"{folder}: student.safetensors, samples/final.png and report.html are there; 'fewstep evaluate "
-        f"{folder}' measures them."
+        f"{folder}' measures them{best}."
     )
 
 
@@ -109,6 +113,7 @@ def export_run(
             help="Write the adapter alone, for diffusers (peft), A1111 (kohya) or ComfyUI; OUT is a file.",
         ),
     ] = None,
+    best: BestOption = False,
 ) -> None:
     """Writes the student of a text-to-image run as a folder that diffusers opens, with a card that
     says how to sample it; or with --lora the adapter of a run whose student is one.
@@ -118,7 +123,8 @@ def export_run(
     from fewstep.runs import export
     from fewstep.runs.export import export_adapter
 
+    which = which_student(best, run)
     if lora is not None:
-        typer.echo(str(export_adapter(run, out, lora)))
+        typer.echo(str(export_adapter(run, out, lora, which)))
         return
-    typer.echo(f"{export(run, out, dtype)}: README.md has the call that samples it.")
+    typer.echo(f"{export(run, out, dtype, which)}: README.md has the call that samples it.")

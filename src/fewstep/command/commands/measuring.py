@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from fewstep.command.arguments import MOST_SAMPLES, MOST_STEPS, JsonOption, RunArgument, listeners
+from fewstep.command.arguments import (
+    MOST_SAMPLES,
+    MOST_STEPS,
+    BestOption,
+    JsonOption,
+    RunArgument,
+    listeners,
+    which_student,
+)
 from fewstep.command.tables.comparisons import comparison_table
 from fewstep.command.tables.evaluations import quality_table
 from fewstep.command.tables.shifts import shift_table
@@ -36,6 +44,7 @@ def evaluate_run(
     guidance: Annotated[
         list[float], typer.Option("--guidance", min=0, metavar="W", help="Also at this guidance scale; repeatable.")
     ] = [],  # noqa: B006
+    best: BestOption = False,
 ) -> None:
     """Measures teacher and student: Frechet distance, class accuracy, recall, diversity, network
     evaluations and milliseconds an image.
@@ -45,7 +54,9 @@ def evaluate_run(
     from fewstep.report import write_run_report
     from fewstep.runs import evaluate
 
-    result = evaluate(run, teacher_steps, student_steps, draws, listeners(), guidance, samples)
+    result = evaluate(
+        run, teacher_steps, student_steps, draws, listeners(), guidance, samples, which=which_student(best, run)
+    )
     write_run_report(run)
     typer.echo(json.dumps(result) if as_json else quality_table(result))
 
@@ -90,6 +101,7 @@ def compare_runs(
     ] = [],  # noqa: B006
     as_json: JsonOption = False,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The plot.")] = Path("comparison.png"),
+    best: BestOption = False,
 ) -> None:
     """Shows how many steps and network evaluations each run needs to reach the others' level and
     fixed ones, with a plot.
@@ -102,7 +114,9 @@ def compare_runs(
     from fewstep.system.caches import output
 
     check_picture(out)
-    comparison = compare(runs, level)
+    comparison = compare(runs, level, "best" if best else "last")
+    for run in runs:
+        which_student(best, run)
     for note in comparison.notes:
         typer.echo(note, err=True)
     curves = [DistanceCurve(run.name, run.steps, run.evaluations, run.fd) for run in comparison.runs]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.command.arguments import MOST_STEPS, listeners
+from fewstep.command.arguments import MOST_STEPS, BestOption, listeners, which_student
 
 group = typer.Typer()
 
@@ -126,6 +126,7 @@ def sample_run(
     out: PictureFile = None,
     npz: ArrayFile = None,
     folder: PicturesFolder = None,
+    best: BestOption = False,
 ) -> None:
     """Draws samples into a PNG grid, and optionally an .npz; or pictures of prompts into a folder.
 
@@ -150,7 +151,7 @@ def sample_run(
     called = {"--timesteps": timesteps, "--sigmas": sigmas}
     of_base = {"--model": model, **called, "--revision": revision, "--variant": variant}
     check_source(run, base, of_base, {"--teacher": teacher, "--compare": compare, "--class": class_id is not None})
-    student: PublishedStudent | None = None
+    student, which = None, which_student(best, run)
     if base is not None:
         place = PipelinePlace(base, revision, variant)
         called_at = timesteps_said(timesteps), guidance, sigmas_said(sigmas)
@@ -158,9 +159,9 @@ def sample_run(
         sampler = student.pictured(said)
     else:
         assert run is not None
-        sampler = pictured_by(run, teacher, compare, guidance, said, adapters)
+        sampler = pictured_by(run, teacher, compare, guidance, said, adapters, which)
     if folder is not None:
-        made = what_draws(student, run, teacher, guidance, adapters)
+        made = what_draws(student, run, teacher, guidance, adapters, which)
         PromptPictures(sampler, made, seed, 1 if n is None else n, steps).draw(folder, Several(listeners()))
         typer.echo(str(folder))
         return

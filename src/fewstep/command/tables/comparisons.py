@@ -6,24 +6,45 @@ from itertools import islice
 from typing import Any
 
 from fewstep.command.grid import grid, left, right
-from fewstep.command.tables.figures import shown_factor
+from fewstep.command.tables.figures import shown_factor, shown_figure
 from fewstep.errors import one_line
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
     """A line a run, and below a line a level at which one is sooner than another."""
+    kept = any("best" in entry for entry in comparison.values())
+    breadth = [name for name in _BREADTH if any(name in entry.get("breadth", {}) for entry in comparison.values())]
     rows = [
         [
             one_line(name),
             f"{entry['level']:.2f}",
+            *([_best(entry.get("best"))] if kept else []),
+            *(shown_figure(entry.get("breadth", {}), key) for key in breadth),
             str(entry["steps"]),
             str(entry["evaluations"]),
             "; ".join(_reached(other, found) for other, found in entry["reaches"].items()),
         ]
         for name, entry in comparison.items()
     ]
-    headings = [*left("run"), *right("level", "steps", "evaluations"), *left("reaches")]
-    return "\n".join([grid(headings, rows), *_speed_ups(comparison)])
+    found = ("level", *(["best student"] if kept else []), *(_BREADTH[key] for key in breadth))
+    headings = [*left("run"), *right(*found, "steps", "evaluations"), *left("reaches")]
+    unknown = [
+        f"{one_line(name)}: was not evaluated, so that the diversity of its samples is not known; 'fewstep evaluate' "
+        "measures it."
+        for name, entry in comparison.items()
+        if not entry.get("breadth")
+    ]
+    says = [_SHARE] if "diversity_ratio" in breadth else []
+    return "\n".join([grid(headings, rows), *says, *unknown, *_speed_ups(comparison)])
+
+
+_BREADTH = {"recall": "recall", "coverage": "coverage", "diversity_ratio": "of the teacher's diversity"}
+_SHARE = "of the teacher's diversity: the mean distance within a prompt or class, over the teacher's, by 'evaluate'"
+
+
+def _best(found: dict[str, Any] | None) -> str:
+    """The distance of the best student that a run kept, and of which step it is."""
+    return "-" if found is None else f"{found['fd']:.2f} at {found['step']}"
 
 
 def _reached(other: str, found: dict[str, Any] | None) -> str:

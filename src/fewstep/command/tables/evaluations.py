@@ -46,11 +46,14 @@ def quality_table(result: dict[str, Any]) -> str:
     rows = [[label, *(column.shown(entry) for column in columns)] for label, entry in entries]
     if "halves_fd" in reference:
         rows.append(["two halves of the data", f"{reference['halves_fd']:.2f}"])
+    best = result.get("best")
     lines = [
+        *([] if best is None else [f"the student is the best that the run kept, of step {best['step']}"]),
         grid([*left(""), *right(*(column.heading for column in columns))], rows),
         f"{reference['samples']} samples a draw, {shown_draws(reference['draws'])}",
         *_compared_with(reference),
-        *([_DIVERSITY] if any("prompt_diversity_ratio" in entry for _, entry in entries) else []),
+        *(says for key, says in _WITHIN.items() if any(key in entry for _, entry in entries)),
+        *(each["sentence"] for each in result.get("worse_with_more_steps", [])),
         *_left_out(result),
         *_mismatch(result.get("mismatch", {})),
     ]
@@ -72,16 +75,25 @@ _COLUMNS = (
     _Column("prompt accuracy", lambda entry: shown_share(entry.get("prompt_accuracy", {}), "all")),
     _Column("diversity a prompt", lambda entry: shown_figure(entry, "prompt_diversity_ratio")),
     _Column("class accuracy", lambda entry: shown_share(entry, "accuracy")),
+    _Column("diversity a class", lambda entry: shown_figure(entry, "class_diversity_ratio")),
     _Column("recall", lambda entry: shown_figure(entry, "recall")),
+    _Column("coverage", lambda entry: shown_figure(entry, "coverage")),
     _Column("diversity", lambda entry: shown_figure(entry, "diversity")),
     _Column("evaluations", lambda entry: f"{entry['nfe']:.0f}"),
     _Column("ms/image", lambda entry: f"{entry['ms_per_image']:.2f}"),
 )
 
 
-_DIVERSITY = (
-    "diversity a prompt is the mean distance between pictures of one prompt, over the teacher's at its most steps"
-)
+_WITHIN = {
+    "prompt_diversity_ratio": (
+        "diversity a prompt is the mean distance between pictures of one prompt, over the teacher's at its most steps"
+    ),
+    "class_diversity_ratio": (
+        "diversity a class is the mean distance between ten samples of one class (of all samples where there are no "
+        "classes), over the teacher's at its most steps"
+    ),
+}
+"""What a column of diversity says, by the figure that it shows."""
 
 
 def _compared_with(reference: dict[str, Any]) -> list[str]:

@@ -38,14 +38,19 @@ def _shared(title: str, rows: list[tuple[str, dict[str, Any]]]) -> str:
     share = "prompt" if any("prompt_accuracy" in entry for _, entry in rows) else "class"
     key = "prompt_accuracy" if share == "prompt" else "accuracy"
     return grid(
-        [*left(title), *right("Frechet distance", f"{share} accuracy", "recall", "diversity")],
+        [
+            *left(title),
+            *right("Frechet distance", f"{share} accuracy", "recall", "coverage", "diversity", "of the teacher's"),
+        ],
         [
             [
                 setting,
                 shown_distance(entry),
                 shown_share(entry, key),
                 shown_figure(entry, "recall"),
+                shown_figure(entry, "coverage"),
                 shown_figure(entry, "diversity"),
+                shown_figure(entry, "diversity_ratio"),
             ]
             for setting, entry in rows
         ],

@@ -84,3 +84,11 @@ def protocol(count: int, prompts: int = PROMPTS, seeds: int = SEEDS) -> Tensor:
     at most ``prompts``, evenly spaced, ``seeds`` times each.
     """
     return spaced(count, prompts).repeat_interleave(seeds)
+
+
+def several_of_each(count: int) -> tuple[int, Tensor | None]:
+    """How many samples tell the distance within a condition, and their numbers (n,) as ``protocol``
+    has them of ``count`` conditions; as many of no condition where there are none.
+    """
+    numbers = protocol(count) if count else None
+    return (PROMPTS * SEEDS if numbers is None else len(numbers)), numbers

@@ -22,7 +22,7 @@ from fewstep.networks.precision import shorten
 from fewstep.recipes import config
 from fewstep.recipes.building.device import building_device, resolve_device
 from fewstep.recipes.building.frozen_teachers import Teacher, open_teacher
-from fewstep.recipes.building.parts import build_features, check_guidance, data_of, fitting_grid
+from fewstep.recipes.building.parts import check_guidance, check_kept_best, data_of, fitting_grid
 from fewstep.recipes.building.placement import Places, place_roles
 from fewstep.recipes.building.untrained_students import build_student
 from fewstep.recipes.kit.backtracking import check_nodes, check_passes, check_reach, check_switch, reach_check
@@ -35,8 +35,10 @@ from fewstep.solvers.sampling import Sampling
 from fewstep.states import Generated, Prior, States, WithGuidance
 from fewstep.targets import Backtracked, DegradationPath, NoGuidance
 from fewstep.training import Monitor, Stage
+from fewstep.training.health.fake_score_health import FakeScoreLag, FakeScoreMoves, Gap
+from fewstep.training.health.sample_levels import Contrast, MeanShift, OwnLevels
 from fewstep.training.layout import is_sharded
-from fewstep.training.monitors import Check, FakeScoreLag, Gap, GradientNorm, Mismatch, Saturation, Spread
+from fewstep.training.monitors import Check, GradientNorm, Mismatch, Saturation, Spread
 from fewstep.values import name_of
 
 
@@ -78,12 +80,13 @@ def build_distillation(recipe: DistillRecipe, folder: Path, begun: bool = False)
     data, device = data_of(recipe.data), resolve_device(recipe.training.device)
     places, building = place_roles(recipe, device), building_device(recipe.training, recipe.distributed, device)
     teacher = open_teacher(recipe, data, building, device if recipe.training.offload else building)
-    features = build_features(recipe.evaluation.features, teacher.pictured, places.get("features", device))
+    space = recipe.evaluation.features.space(teacher.pictured, places.get("features", device))
+    check_kept_best(recipe.training.keep_best, recipe.evaluation, data, teacher.conditions, space)
     if not begun:
         schedule, steps = teacher.denoiser.schedule, recipe.evaluation.teacher_steps
         fitting_grid(recipe.evaluation.solver, schedule, "evaluation.solver", steps)
         check_guidance(recipe.evaluation, teacher.conditions.count)
-    context = build_context(recipe, folder, teacher, features, device, places)
+    context = build_context(recipe, folder, teacher, space.extract, device, places)
     built = recipe.method.build(context)
     recompute([phase.network for stage in built.stages for phase in stage.phases], recipe.training.recompute)
     fake = None if built.fake is None else built.fake.fake
@@ -234,12 +237,16 @@ def _monitor(context: Context, built: Built, target: Backtracked | None) -> Moni
         checks.append(
             Gap(advice="a lower rate helps" if built.path is not None else "a degradation path or a lower rate helps")
         )
+        checks.append(FakeScoreMoves(built.fake.fake))
     if data is not None:
         # A field of the samples of one prompt, of which there is one, says nothing.
         if not context.conditions.texts:
             checks.append(Mismatch(context.original, samples, data.subset(data.head(rows))))
         checks.append(Spread(samples, data))
         checks.append(Saturation(samples, data, advice=_against_saturation(context)))
+        checks += [MeanShift(samples, data), Contrast(samples, data, advice=_against_saturation(context))]
+    else:
+        checks.append(OwnLevels(samples))
     if clip is not None:
         checks.append(GradientNorm("student", clip))
     checks += reach_check(context.target, context.method.student_every, context.training.steps, target)

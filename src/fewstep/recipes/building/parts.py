@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 
+from fewstep.condition import Conditions
 from fewstep.data import Dataset, SampleSpace
 from fewstep.errors import UserError
-from fewstep.metrics.features import Features, FeatureSpace
+from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.quality import Evaluator
 from fewstep.recipes import config
 from fewstep.schedule import Schedule
@@ -47,6 +48,31 @@ def check_guidance(evaluation: config.Evaluation, conditions: int) -> None:
         )
 
 
+def check_kept_best(
+    choice: config.KeepBest | None,
+    evaluation: config.Evaluation,
+    data: Dataset | None,
+    conditions: Conditions,
+    space: FeatureSpace,
+) -> None:
+    """Raises ``UserError`` where a recipe cannot measure by what its best student is to be kept."""
+    if choice is None:
+        return
+    lacking = {"fd": "", "prompt-accuracy": "", "diversity": ""}
+    if evaluation.reference is None and (data is None or len(data) < 2):
+        lacking["fd"] = "there are no two samples of data to compare with; give 'data' or 'evaluation.reference'"
+    if not conditions.texts:
+        lacking["prompt-accuracy"] = "the student is told no prompts; name another measure"
+    elif space.readings is None:
+        lacking["prompt-accuracy"] = (
+            "the feature space tells no attributes of pictures; set 'evaluation.features.kind' to 'reader'"
+        )
+    if lacking[choice.measure]:
+        raise UserError(
+            f"'training.keep_best.measure: {choice.measure}' cannot be measured: {lacking[choice.measure]}."
+        )
+
+
 def build_settings(training: config.Training, spread: config.Distributed | None = None) -> Settings:
     """The loop's settings; ``spread``: over processes, as usual unless given."""
     spread = spread or config.Distributed()
@@ -66,13 +92,6 @@ def build_settings(training: config.Training, spread: config.Distributed | None 
 def data_of(choice: config.DataChoice | None) -> Dataset | None:
     """The data set of a recipe that may have none."""
     return None if choice is None else choice.open()
-
-
-def build_features(
-    choice: config.FeaturesChoice, data: Dataset | SampleSpace, device: torch.device | str = "cpu"
-) -> Features:
-    """The feature space in which samples are compared, its network on a device."""
-    return choice.space(data, device).extract
 
 
 def build_evaluator(

@@ -82,6 +82,10 @@ def build_pretraining(recipe: PretrainRecipe) -> Pretraining:
         raise UserError(
             "'evaluation.reference.kind: teacher' is for a distillation, and this recipe has no teacher; leave it out."
         )
+    if recipe.training.keep_best is not None:
+        raise UserError(
+            "'training.keep_best' keeps a student, and a pretraining has none; leave it out, or use 'fewstep distill'."
+        )
     if _TRAINS[method.kind] != recipe.model.kind:
         fits = ", ".join(f"'{name}' trains a '{kind}'" for name, kind in _TRAINS.items())
         raise UserError(f"'method.kind: {method.kind}' and 'model.kind: {recipe.model.kind}' do not fit: {fits}.")

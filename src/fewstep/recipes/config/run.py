@@ -55,6 +55,19 @@ class Placement(Section):
         return {role: torch.device(name) for role, name in named.items() if name is not None}
 
 
+class KeepBest(Section):
+    """The best student that a run had, kept beside the last (see ``training.saving.best_student``).
+
+    ``measure``: by what it is the best, on held-out noise, every ``evaluation.every`` steps: the
+    Frechet distance, the share of pictures that show what their prompts ask for, or the mean
+    distance within a prompt or class. ``patience``: the run ends after so many measurements of its
+    last stage without a better student; never where null.
+    """
+
+    measure: Literal["fd", "prompt-accuracy", "diversity"] = "fd"
+    patience: Count | None = None
+
+
 class Training(Section):
     """``steps``: of all stages together.
 
@@ -68,6 +81,7 @@ class Training(Section):
     those of the teacher and of a path's node in use; copies that are trained are in float32.
     ``offload``: networks that a phase does not use wait in the host's memory, with their moments.
     ``placement``: devices of the roles, where these are several.
+    ``keep_best``: the best student is kept beside the last; only the last where null.
     """
 
     steps: Count
@@ -86,6 +100,7 @@ class Training(Section):
     frozen: Annotated[Literal["fp32", "bf16"], Later()] = "fp32"
     offload: Annotated[bool, Later()] = False
     placement: Annotated[Placement, Later()] = Placement()
+    keep_best: Annotated[KeepBest | None, Later()] = None
 
 
 class Distributed(Section):

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.condition import Conditions
 from fewstep.data.prompts import read_prompts
 from fewstep.errors import UserError
-from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder, Which
 from fewstep.random import Key
 from fewstep.runs.loading import adapted_student, adapted_teacher, load_beside, load_guided, load_teacher
 from fewstep.runs.pictures.sample_files import write_captioned, write_samples
@@ -44,23 +44,27 @@ def pictured_by(
     guidance: float | None,
     prompts: Sequence[str] | None,
     adapters: Sequence[AddedAdapter] = (),
+    which: Which = "last",
 ) -> Sampler:
-    """What a command line asks to draw with: a run's student, its ``teacher``, or (``compare``)
-    the student below the teacher. The scale ``guidance`` guides the teacher (1 unless given), and
-    is told to a student that was conditioned on scales. ``adapters`` are added to the student, or
-    to the teacher where that is asked for.
+    """What a command line asks to draw with: a run's student, ``which`` of its two, its
+    ``teacher``, or (``compare``) the student below the teacher. The scale ``guidance`` guides the
+    teacher (1 unless given), and is told to a student that was conditioned on scales. ``adapters``
+    are added to the student, or to the teacher where that is asked for.
 
-    Raises ``UserError`` for both ``teacher`` and ``compare``, and for what loading refuses.
+    Raises ``UserError`` for both ``teacher`` and ``compare``, for the best student beside
+    ``teacher``, and for what loading refuses.
     """
+    if which == "best" and teacher:
+        raise UserError("--best and --teacher: the teacher has no best student; leave one of them out.")
     if compare and teacher:
         raise UserError("--compare and --teacher: --compare shows both; leave one of them out.")
     if compare and adapters:
         raise UserError("--compare and --lora: adapters are added to the student or to the teacher; leave one out.")
     scale = 1.0 if guidance is None else guidance
     if compare:
-        return beside_teacher(run, scale, prompts)
+        return beside_teacher(run, scale, prompts, which)
     if not teacher:
-        student = load_guided(run, guidance, prompts)
+        student = load_guided(run, guidance, prompts, which)
         return (adapted_student(student, adapters) if adapters else student).pictured
     if not adapters:
         return load_teacher(run, scale, prompts=prompts).pictured
@@ -115,14 +119,14 @@ class BesideTeacher(Sampler):
         return torch.cat([above, torch.full_like(above[:, :, :1], self.high), below], dim=2)
 
 
-def beside_teacher(run: Path, guidance: float, prompts: Sequence[str] | None) -> Sampler:
+def beside_teacher(run: Path, guidance: float, prompts: Sequence[str] | None, which: Which = "last") -> Sampler:
     """A run's student below its teacher, guided by a scale, in the first of the steps at which the
     recipe measures it.
 
     Raises ``UserError`` for samples that are no pictures.
     """
     opened = load_teacher(run, guidance, prompts=prompts)
-    student, teacher = load_beside(run, opened).pictured, opened.pictured
+    student, teacher = load_beside(run, opened, which=which).pictured, opened.pictured
     if len(student.shape) != 3:
         raise UserError("--compare: sets pictures side by side, and these samples are points; leave it out.")
     measured = RunFolder(run).read_distill_recipe().evaluation.teacher_steps

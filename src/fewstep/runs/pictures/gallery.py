@@ -13,7 +13,7 @@ import torch
 
 from fewstep.condition import Conditions
 from fewstep.data import Dataset
-from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder, Which
 from fewstep.metrics.features import Features
 from fewstep.metrics.frechet import features_of
 from fewstep.metrics.manifold import farthest
@@ -35,10 +35,17 @@ MOST_DATA = 5000
 
 @torch.no_grad()
 def write_worst(
-    folder: RunFolder, student: StudentSampler, data: Dataset, features: Features, seed: int, say: Callable[[str], None]
+    folder: RunFolder,
+    student: StudentSampler,
+    data: Dataset,
+    features: Features,
+    seed: int,
+    say: Callable[[str], None],
+    which: Which = "last",
 ) -> dict[str, Any]:
-    """Writes ``samples/worst.png``: of ``ROWS`` samples the ``SHOWN`` farthest from all of at most
-    ``MOST_DATA`` samples of the data, the farthest first; images with their captions.
+    """Writes ``samples/worst.png``, of the best student ``samples/worst-best.png``: of ``ROWS``
+    samples the ``SHOWN`` farthest from all of at most ``MOST_DATA`` samples of the data, the
+    farthest first; images with their captions.
 
     Returns their indices among the samples of ``Key(seed, "worst")``, classes and distances.
     """
@@ -49,7 +56,7 @@ def write_worst(
     real = torch.cat([features(block).cpu() for block in some.blocks()])
     found = farthest(real, features_of(samples, features).cpu(), SHOWN)
     shown = samples[found.indices]
-    picture = folder.samples / "worst.png"
+    picture = folder.samples / ("worst-best.png" if which == "best" else "worst.png")
     with keeping(folder.path, say):
         write_samples(
             picture,

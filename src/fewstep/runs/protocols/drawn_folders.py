@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fewstep.data.tree import CAPTIONS
 from fewstep.errors import UserError
-from fewstep.keeping.run_folder import RunFolder
+from fewstep.keeping.run_folder import RunFolder, Which
 from fewstep.metrics.inception import as_bytes
 from fewstep.random import GENERATOR, Key
 from fewstep.recipes.building.checksums import origins_of
@@ -141,15 +141,16 @@ def what_draws(
     teacher: bool,
     guidance: float | None,
     adapters: Sequence[AddedAdapter],
+    which: Which = "last",
 ) -> dict[str, Any]:
     """What draws pictures, by content: a ``student`` without a run, of whose base an id of the hub
-    is taken by its revision, or a run's student or its ``teacher``.
+    is taken by its revision, or a run's student, ``which`` of its two, or its ``teacher``.
     """
     shared = {"guidance": guidance, "adapters": [[content_digest(each.path), each.weight] for each in adapters]}
     if student is None:
         assert run is not None
         folder = RunFolder(run)
-        own = {} if teacher else {"student": content_digest(folder.student)}
+        own = {} if teacher else {"student": content_digest(folder.student_of(which))}
         return {"teacher": origins_of(folder.read_distill_recipe(), ("teacher",)), **own, **shared}
     place = student.place
     local = Path(place.source).expanduser()

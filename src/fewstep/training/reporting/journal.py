@@ -15,6 +15,9 @@ from fewstep.training.listeners.listener import Listener
 from fewstep.training.reporting.log import Log
 from fewstep.training.settings import Progress
 
+REMEMBERED = 8
+"""How many health readings of a name are kept to hold the next one against."""
+
 
 class Journal:
     """The log in ``path`` and the running means of its next line; ``listener`` is told what a line
@@ -25,6 +28,7 @@ class Journal:
         self.log = Log(path)
         self.recent: dict[str, float] = {}
         self.figures: dict[str, float] = {}
+        self.past: dict[str, list[float]] = {}
         self._listener = listener
         self._sums: dict[str, list[float]] = {}
         self._unsaid: set[str] = set()
@@ -59,6 +63,14 @@ class Journal:
         self._sums.clear()
         self._listener.figures(progress.step, {"evaluations": progress.evaluations, **self.recent, **self.figures})
 
+    def remember(self, readings: Mapping[str, float]) -> None:
+        """Keeps health readings beside the last ones of their names; what is not finite is not
+        kept.
+        """
+        for name, value in readings.items():
+            if math.isfinite(value):
+                self.past[name] = [*self.past.get(name, []), value][-REMEMBERED:]
+
     def write_measured(self, progress: Progress, probe: str, figures: Mapping[str, Any]) -> None:
         """A line of a probe, without the figures that are not finite, which are said."""
         left_out = [name for name, value in figures.items() if first_number_not_finite(value, name)]
@@ -73,11 +85,19 @@ class Journal:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"sums": self._sums, "recent": self.recent, "figures": self.figures, "log_lines": self.log.lines}
+        return {
+            "sums": self._sums,
+            "recent": self.recent,
+            "figures": self.figures,
+            "past": self.past,
+            "log_lines": self.log.lines,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Returns to what ``state`` gave; the log is cut to the lines that it had."""
         self._sums, self.recent, self.figures = state["sums"], state["recent"], state["figures"]
+        # Earlier versions did not remember readings.
+        self.past = state.get("past", {})
         self.log.cut(state["log_lines"], self._listener.say)
 
 
