@@ -60,7 +60,11 @@ class Forked:
 
 
 def _entered(arguments: list[str], environment: Mapping[str, str]) -> None:
+    import torch
+
     os.environ.update(environment)
+    # The threads were begun in the process that forked this one, which may have had more of them.
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = ["fewstep", *arguments]
     faults_entry.main()
 

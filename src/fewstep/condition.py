@@ -147,7 +147,13 @@ class Conditions(abc.ABC):
 
     def draw(self, key: Key, rows: int, start: int = 0) -> Condition:
         """Conditions of ``rows`` samples, uniform over the set: a function of the place."""
-        return self.of(key.integers("prior-class", rows, self.count, start) if self.count else None)
+        return self.of(self.numbers(key, rows, start))
+
+    def numbers(self, key: Key, rows: int, start: int = 0) -> Tensor | None:
+        """The numbers (``rows``,) int64 of the conditions that ``draw`` gives there; None where the
+        set has none.
+        """
+        return key.integers("prior-class", rows, self.count, start) if self.count else None
 
 
 @dataclass(frozen=True)

@@ -171,12 +171,13 @@ def test_a_run_saves_when_its_terminal_is_closed(tmp_path):
         process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while lines_of(run) < 6 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
         os.close(theirs)
         os.close(ours)
+    assert lines_of(run) >= 6, "the run did not come to its sixth line"
     assert process.wait(120) == 128 + signal.SIGHUP
     assert len(Checkpoints(run / "checkpoints").paths()) == 1
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep.system import files
 
 SECONDS = 240
@@ -105,9 +107,17 @@ def killed_while_it_fills(fill_and_hang: Callable[..., None], cache: Path, folde
 
 
 def _started(target: Any, *arguments: Any) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_in_threads, args=(torch.get_num_threads(), target, *arguments)
+    )
     process.start()
     return process
+
+
+def _in_threads(threads: int, target: Any, *arguments: Any) -> None:
+    # What a network emits may differ in its last bit with the number of threads.
+    torch.set_num_threads(threads)
+    target(*arguments)
 
 
 def _await(path: Path, *processes: Any) -> None:

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from conftest import small_teacher
 from fewstep import cost
+from fewstep.condition import Condition, Conditions
 from fewstep.denoisers import Averaged, HalfLife, NetworkDenoiser, adapter_of, copy_of, in_network
 from fewstep.networks import AdaptedBase, AdaptedNetwork, Form
 from fewstep.objectives import L1, EndpointRegression, Loss, Objective, SquaredL2
 from fewstep.random import Key
 from fewstep.resumable import Resumable, untouched
-from fewstep.solvers import RULES, Solver
+from fewstep.schedule import KarrasVE
+from fewstep.solvers import RULES, FlowMap, Solver
 from fewstep.states import Pairs, Prior, State, States, Step
 from fewstep.system.files import read_tensors
 from fewstep.training import Adam, Copy, Phase, Settings, Stage, Term, Trainer
@@ -243,6 +245,48 @@ def test_pairs_made_twice_have_equal_bytes_and_are_a_function_of_their_seed_and_
         ends = Solver(teacher, 3)(state.x, prior_of(teacher).time, 0.0)
     assert state.x0 is not None
     torch.testing.assert_close(state.x0, ends)
+
+
+@dataclass(frozen=True)
+class Spoken(Conditions):
+    """Five texts, whose embedding is their number: a condition holds no number."""
+
+    count, identity = 5, ""
+
+    def of(self, numbers: Tensor | None) -> Condition:
+        assert numbers is not None
+        return Condition(context={"text": numbers[:, None].float()})
+
+    def null(self, condition: Condition) -> Condition:
+        return Condition(context={"text": torch.zeros_like(condition.context["text"])})
+
+    def sketch(self, rows: int) -> Condition:
+        return Condition(context={"text": torch.zeros(rows, 1)})
+
+
+@dataclass(frozen=True, eq=False)
+class Saying(FlowMap):
+    """Ends where its text says."""
+
+    def __call__(self, x: Tensor, t: Any, s: Any, condition: Any = None) -> Tensor:
+        said: Tensor = condition.context["text"].expand_as(x)
+        return said
+
+    def at(self, key: Key, start: int = 0) -> Saying:
+        return self
+
+
+def test_a_pair_of_a_prompt_is_asked_with_the_prompt_that_it_was_made_of(tmp_path):
+    prior = Prior(KarrasVE(), (2,), 0.5, conditions=Spoken())
+    MakePairs(Saying(), prior, 40, tmp_path / "pairs", batch=7).run()
+    state = Pairs(tmp_path / "pairs", prior.schedule, prior.time, prior.conditions).draw(Step(Key(0), 30))
+    assert state.x0 is not None
+    assert len(state.x0.unique()) == 5
+    assert torch.equal(state.x0, state.condition.context["text"].expand_as(state.x0))
+    # The same as the prior's own draw, in one portion as in several.
+    whole = prior.draw(Step(Key(0, "pairs"), 7))
+    stored = read_tensors(tmp_path / "pairs")[0]["labels"]
+    assert torch.equal(whole.condition.context["text"][:, 0], stored[:7].float())
 
 
 @dataclass(frozen=True, eq=False)

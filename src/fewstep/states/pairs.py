@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition
+from fewstep.condition import LABELS, Conditions
 from fewstep.errors import UserError
 from fewstep.schedule import Schedule
 from fewstep.states.state import State, States
@@ -28,8 +28,9 @@ from fewstep.system.files import read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Pairs(States):
-    """Pairs drawn with replacement from the file ``path``: State(x, ``time``, labels where stored,
-    x0), x scaled as it was when stored.
+    """Pairs drawn with replacement from the file ``path``: State(x, ``time``, the condition, x0), x
+    scaled as it was when stored. The file holds the numbers of ``conditions`` as its labels, where
+    there are any.
 
     The file is read at the first draw, so that this can be built before the file is made. Raises
     ``UserError`` for a time outside the schedule's trained range, and at the first draw when the
@@ -40,6 +41,7 @@ class Pairs(States):
     path: Path
     schedule: Schedule
     time: float
+    conditions: Conditions = LABELS
 
     def __post_init__(self) -> None:
         if not self.schedule.t_min <= self.time <= self.schedule.t_max:
@@ -67,9 +69,9 @@ class Pairs(States):
     def draw(self, step: Step) -> State:
         stored = self._stored
         index = step.key.integers("pair-index", step.rows, len(stored["x"]), step.start)
-        labels = stored["labels"][index] if "labels" in stored else None
+        condition = self.conditions.of(stored["labels"][index] if "labels" in stored else None)
         t = torch.full((step.rows,), float(self.time), dtype=torch.float64)
-        return State(stored["x"][index], t, Condition(labels=labels), x0=stored["x0"][index]).to(step.device)
+        return State(stored["x"][index], t, condition, x0=stored["x0"][index]).to(step.device)
 
 
 def write_pairs(path: Path, x: Tensor, x0: Tensor, labels: Tensor | None, metadata: Mapping[str, Any]) -> str:

@@ -149,8 +149,10 @@ class MakePairs(Action):
         for begin in begins:
             state = self._drawn(key, begin)
             starts.append(state.x)
-            if state.condition.labels is not None:
-                labels.append(state.condition.labels)
+            # Of prompts the embeddings are their owner's; a pair remembers which prompt it is of.
+            numbers = self.prior.conditions.numbers(key, len(state.x), begin)
+            if numbers is not None:
+                labels.append(numbers)
 
         def end(begin: int) -> Tensor:
             state = self._drawn(key, begin)

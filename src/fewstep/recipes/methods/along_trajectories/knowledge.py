@@ -114,7 +114,7 @@ class KnowledgeMethod(Method):
             ]
             term = Term(
                 EndpointRegression(student, distance),
-                Pairs(path, context.schedule, context.prior.time),
+                Pairs(path, context.schedule, context.prior.time, context.conditions),
                 name="regression",
             )
             return Built([Stage("distill", context.training.steps, [student_phase(context, [term])], begin)])

@@ -120,7 +120,7 @@ class RectifiedFlowMethod(FlowMethod):
 
     def _couple(self, context: Context, flow_map: FlowMap, name: str, length: int) -> tuple[Pairs, MakePairs]:
         path, count = context.folder / f"{name}.safetensors", drawn(self.pairs, length, context.training)
-        return Pairs(path, context.schedule, 1.0), MakePairs(
+        return Pairs(path, context.schedule, 1.0, context.conditions), MakePairs(
             flow_map, context.prior, count, path, context.training.seed, name, device=context.device
         )
 

@@ -137,4 +137,4 @@ class DistributionMatchingMethod(FollowsScores):
 
     def _pairs(self, followed: Followed) -> Pairs:
         context = followed.context
-        return Pairs(context.folder / "pairs.safetensors", context.schedule, context.prior.time)
+        return Pairs(context.folder / "pairs.safetensors", context.schedule, context.prior.time, context.conditions)
