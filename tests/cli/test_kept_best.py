@@ -90,7 +90,8 @@ def test_runs_are_compared_by_their_best(made, tmp_path):
     assert [run.kept and run.kept[0] for run in found.runs] == [step, step]
     assert found.runs[0].level < compare([made, other]).runs[0].level
     assert (
-        "was not evaluated, so that the diversity" in called("compare", made, other, "--out", tmp_path / "p.png").stdout
+        "has no evaluation that can be read, so that the diversity"
+        in called("compare", made, other, "--out", tmp_path / "p.png").stdout
     )
     entry = evaluate(other, [1], [1], 1)["student"]["1"]
     breadth = {

@@ -31,7 +31,7 @@ class Measured:
     ``kept``: the step of the best student that the run kept and its distance on the curve, whose
     noise did not choose it; None where the run kept none. ``of_best``: whether that distance is the
     run's level. ``breadth``: recall, coverage and share of the teacher's diversity of its student
-    as ``evaluate`` found them; empty where it was not evaluated.
+    as ``evaluate`` found them; empty where there is nothing that can be read.
     """
 
     name: str

@@ -30,6 +30,7 @@ from fewstep.keeping.run_identity import run_of
 from fewstep.keeping.settling import held_for_run, settle, write_recipe
 from fewstep.metrics.features import FeatureSpace
 from fewstep.metrics.frechet import FeatureStatistics
+from fewstep.metrics.quality import Evaluator
 from fewstep.networks.adapters import apart, bases_of
 from fewstep.networks.kinds.network_files import load_strictly, save_network
 from fewstep.random import Key
@@ -46,7 +47,7 @@ from fewstep.runs.pictures.gallery import write_path_picture
 from fewstep.runs.pictures.image_sets import announce
 from fewstep.runs.pictures.plane import DATA, GENERATED, write_directions
 from fewstep.runs.pictures.sample_files import captions_below, write_captions, write_samples
-from fewstep.runs.probing.student_figures import BestFigure, quality_figures, words_probe
+from fewstep.runs.probing.student_figures import best_measure, quality_figures, words_probe
 from fewstep.runs.sampler import Sampler, StudentSampler, TeacherSampler, labels_for
 from fewstep.runs.teacher_reference import teacher_moments
 from fewstep.solvers.sampling import Sampling
@@ -230,17 +231,20 @@ def _trainer(
         Probe("samples", every, picture, pictured),
         parts.monitor,
     ]
-    best = _best(
-        folder, recipe, parts, BestFigure("", evaluator, lambda: sampler().pictured, parts.sampling.steps), whole
-    )
+    best = _best(folder, recipe, parts, evaluator, lambda: sampler().pictured, whole)
     return Trainer(folder.path, parts.stages, parts.average, settings, probes=probes, listeners=[heard], best=best)
 
 
 def _best(
-    folder: RunFolder, recipe: DistillRecipe, parts: Distillation, figure: BestFigure, whole: nn.Module | None
+    folder: RunFolder,
+    recipe: DistillRecipe,
+    parts: Distillation,
+    evaluator: Evaluator,
+    sampler: Callable[[], Sampler],
+    whole: nn.Module | None,
 ) -> BestStudent | None:
-    """What keeps the best student, by a ``figure`` whose name the recipe says; None where it asks
-    for none. ``whole`` as in ``_save``.
+    """What keeps the best student, as ``sampler`` gives it; None where the recipe asks for none.
+    ``whole`` as in ``_save``.
     """
     choice = recipe.training.keep_best
     if choice is None:
@@ -252,7 +256,7 @@ def _best(
 
     compared = [] if recipe.evaluation.reference is None else [parts.teacher]
     uses = [*([] if parts.codec is None else [parts.codec]), *compared]
-    measure = replace(figure, name=choice.measure).measure
+    measure = best_measure(choice.measure, evaluator, sampler, parts.sampling.steps)
     return BestStudent(parts.average, measure, write, recipe.evaluation.every, choice.patience, uses)
 
 

@@ -136,14 +136,16 @@ def _steps_measured(student: StudentSampler, asked: Sequence[int]) -> tuple[list
     """
     if student.usual_steps == 1 and max(asked, default=1) == 1:
         return list(asked), {}
-    found, unfit = set(asked), {}
+    found, unfit = list(asked), {}
     for steps in STEPS:
+        if steps in asked:
+            continue
         try:
             student.sampling.times(student.schedule, student.prior.time, steps)
-            found.add(steps)
+            found.append(steps)
         except UserError as error:
             unfit[f"student at {steps} steps"] = str(error).removesuffix(".")
-    return sorted(found), {name: why for name, why in unfit.items() if int(name.split()[2]) not in found}
+    return sorted(set(found)), unfit
 
 
 def _guided_jobs(

@@ -29,8 +29,8 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     found = ("level", *(["best student"] if kept else []), *(_BREADTH[key] for key in breadth))
     headings = [*left("run"), *right(*found, "steps", "evaluations"), *left("reaches")]
     unknown = [
-        f"{one_line(name)}: was not evaluated, so that the diversity of its samples is not known; 'fewstep evaluate' "
-        "measures it."
+        f"{one_line(name)}: has no evaluation that can be read, so that the diversity of its samples is not known; "
+        "'fewstep evaluate' measures it."
         for name, entry in comparison.items()
         if not entry.get("breadth")
     ]

@@ -27,11 +27,6 @@ from fewstep.training.saving.best_student import Draw, StudentMeasure
 
 WORDS_ROWS = 128
 _DRAWS: dict[Draw, int] = {"proposes": 0, "decides": 1, "tells": 2}
-_BEST = {
-    "fd": ("Frechet distance", True),
-    "prompt-accuracy": ("prompt accuracy", False),
-    "diversity": ("mean distance within a condition", False),
-}
 
 
 def quality_figures(
@@ -60,39 +55,53 @@ def words_probe(data: SceneLatents, model: Callable[[], Any], every: int) -> Pro
 
 
 @dataclass(frozen=True, eq=False)
-class BestFigure:
-    """A figure of the student that ``sampler`` gives, in ``steps`` steps, on noise of its own for
-    each draw; ``name`` as in ``training.keep_best.measure``.
+class Drawn:
+    """Where figures of a student come from: samples (N, *D) of ``sampler`` in ``steps`` steps, on
+    noise of their own for each draw, measured as ``evaluator`` measures.
     """
 
-    name: str
     evaluator: Evaluator
-    sampler: Callable[[], Sampler]
+    sampler: Sampler
     steps: int
+    draw: Draw
 
-    @property
-    def measure(self) -> StudentMeasure:
-        """The figure by its name, with its words."""
-        words, least = _BEST[self.name]
-        return StudentMeasure(self.name, words, least, self)
+    def samples(self, rows: int, numbers: Tensor | None) -> Tensor:
+        """Samples of the conditions of these numbers (rows,)."""
+        key = Key(self.evaluator.seed, "best-student", _DRAWS[self.draw])
+        drawn = self.sampler.draw(key, rows, numbers, self.steps)
+        return drawn.clamp(self.sampler.low, self.sampler.high)
 
-    def __call__(self, draw: Draw) -> float:
-        sampler, evaluator = self.sampler(), self.evaluator
-        key = Key(evaluator.seed, "best-student", _DRAWS[draw])
-        rows, numbers = several_of_each(sampler.classes)
-        if self.name != "diversity":
-            rows, numbers = evaluator.samples, evaluator.labels
-        samples = sampler.draw(key, rows, numbers, self.steps).clamp(sampler.low, sampler.high)
-        if self.name == "fd":
-            return evaluator.distance(samples)
-        if self.name == "diversity":
-            return class_diversity(features_of(samples, evaluator.features), numbers)
-        texts = sampler.owner.texts
-        assert texts
-        assert numbers is not None
-        return self._accuracy(samples, [texts[number] for number in numbers.tolist()])
 
-    @torch.no_grad()
-    def _accuracy(self, samples: Tensor, prompts: Sequence[str]) -> float:
-        assert self.evaluator.readings is not None
-        return prompt_accuracy(self.evaluator.readings, samples, prompts)["all"]
+def _distance(drawn: Drawn) -> float:
+    evaluator = drawn.evaluator
+    return evaluator.distance(drawn.samples(evaluator.samples, evaluator.labels))
+
+
+@torch.no_grad()
+def _prompt_accuracy(drawn: Drawn) -> float:
+    evaluator, texts = drawn.evaluator, drawn.sampler.owner.texts
+    assert evaluator.readings is not None
+    assert evaluator.labels is not None
+    samples = drawn.samples(evaluator.samples, evaluator.labels)
+    return prompt_accuracy(evaluator.readings, samples, [texts[number] for number in evaluator.labels.tolist()])["all"]
+
+
+def _diversity(drawn: Drawn) -> float:
+    rows, numbers = several_of_each(drawn.sampler.classes)
+    return class_diversity(features_of(drawn.samples(rows, numbers), drawn.evaluator.features), numbers)
+
+
+_BEST: Mapping[str, tuple[str, bool, Callable[[Drawn], float]]] = {
+    "fd": ("Frechet distance", True, _distance),
+    "prompt-accuracy": ("prompt accuracy", False, _prompt_accuracy),
+    "diversity": ("mean distance within a condition", False, _diversity),
+}
+"""By the name in ``training.keep_best.measure``: what it is called, whether less is better, and how
+it is taken.
+"""
+
+
+def best_measure(name: str, evaluator: Evaluator, sampler: Callable[[], Sampler], steps: int) -> StudentMeasure:
+    """The measure of that name, of the student that ``sampler`` gives when it is measured."""
+    words, least, taken = _BEST[name]
+    return StudentMeasure(name, words, least, lambda draw: taken(Drawn(evaluator, sampler(), steps, draw)))
