@@ -120,6 +120,18 @@ def test_every_command_of_the_readme_exists():
     assert used <= set(known)
 
 
+def test_classes_that_the_pages_name_are_there():
+    """In the pages that a newcomer reads first."""
+    there = {name for module in sorted(vars(fs)["_MODULES"]) for name in dir(getattr(fs, module))}
+    seen = 0
+    for page in (page for room in ("start", "howto", "concepts") for page in (ROOT / "docs" / room).glob("*.md")):
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for name in re.findall(r"`([A-Z][A-Za-z]*[a-z][A-Za-z]*)`", prose):
+            assert name in there, f"{page.name}: {name}"
+            seen += 1
+    assert seen > 10
+
+
 def test_every_method_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     pages = [path.name for path in (ROOT / "docs" / "methods").glob("*.md") if path.name != "README.md"]

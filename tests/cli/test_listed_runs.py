@@ -28,6 +28,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "begun" / "student.safetensors").unlink()
     shutil.copytree(finished, folder / "damaged")
     (folder / "damaged" / "recipe.yaml").write_text("task: [", encoding="utf-8")
+    # What a run keeps inside is its own: here a copy of itself.
+    shutil.copytree(finished, finished / "kept")
     (folder / "notes").mkdir()
     (folder / "loop").symlink_to(folder)
     return folder

@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fewstep.condition import LABELS
+from fewstep.data import InMemory
 from fewstep.denoisers import Averaged, HalfLife
+from fewstep.metrics.quality import Evaluator
+from fewstep.random import Key
+from fewstep.runs.probing.student_figures import best_measure
 from fewstep.system.files import read_tensors
 from fewstep.training import Silent, Trainer
 from fewstep.training.reporting.log import read_log
@@ -188,3 +193,30 @@ def test_patience_ends_the_last_stage_and_a_finished_run_stays_ended(small_run):
     again.fit(resume=True)
     assert again.progress.step == ended
     assert same(found, written)
+
+
+class Noise:
+    """A sampler whose samples are the noise of the place where it is asked."""
+
+    low, high, classes, owner = -10.0, 10.0, 0, LABELS
+
+    def draw(self, key: Key, rows: int, numbers: Any, steps: int) -> Tensor:
+        return key.normal("noise", (rows, 2))
+
+
+def test_each_draw_has_noise_of_its_own_and_none_is_that_of_an_evaluation():
+    """Of a figure that changes with the noise alone, the first number of the first sample."""
+    data = InMemory(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), None, 0)
+    evaluator = Evaluator(data, lambda x: x, samples=40, seed=3, conditional=False)
+    noise = Noise()
+    for name in ("fd", "diversity"):
+        measure = best_measure(name, evaluator, lambda: noise, 1)
+        figures = [measure.take(draw) for draw in ("proposes", "decides", "tells")]
+        assert len(set(figures)) == 3
+        assert figures == [measure.take(draw) for draw in ("proposes", "decides", "tells")]
+    taken = [best_measure("fd", evaluator, lambda: noise, 1).take(draw) for draw in get_args(Draw)]
+    evaluated = evaluator.measure(lambda key, n, labels: noise.draw(key, n, labels, 1), 3)
+    assert evaluated.fd is not None
+    each = [evaluator.distance(noise.draw(Key(3, "evaluation", draw), 40, None, 1)) for draw in range(3)]
+    assert evaluated.fd == pytest.approx(sum(each) / 3)
+    assert not set(taken) & set(each)
