@@ -100,6 +100,8 @@ def test_runs_are_compared_by_their_best(made, tmp_path):
         "diversity_ratio": entry["class_diversity_ratio"],
     }
     assert compare([made, other]).as_json()[str(other)]["breadth"] == breadth
+    # What was found of the last student says nothing of the best.
+    assert compare([made, other], which="best").as_json()[str(other)]["breadth"] == {}
     shown = called("compare", made, other, "--out", tmp_path / "p.png").stdout
     assert all(f"{value:.3f}" in shown for value in breadth.values())
     (other / "evaluation.json").write_text("[1, 2")
