@@ -14,6 +14,19 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _seeded_module() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights that nobody seeds are the same in every order of tests: of forty FastGANs of 256
+    pixels, one has a tanh that rounds to 1.
+    """
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
     """The signals that end a process do so: under ``nohup``, which ignores SIGHUP, and in the

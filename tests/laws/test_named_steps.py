@@ -87,7 +87,8 @@ def test_a_named_steps_wishes_are_the_steps_own() -> None:
     for name in ("A", "B"):
         named = step.named(name)
         named.noise_like("noise", named.state(PRIOR).x)
-    assert [purpose for purpose, _ in step.asked.normals if not purpose.startswith("prior")] == ["A.noise", "B.noise"]
+    wished = [purpose for purpose, _, _ in step.asked.normals if not purpose.startswith("prior")]
+    assert wished == ["A.noise", "B.noise"]
     after.prepare(step.asked)
     for name in ("A", "B"):
         assert torch.equal(
